@@ -1,0 +1,25 @@
+"""audiovq learns to make music from a folder of music: waveform ↔ codes (VQ-VAE), codes → codes (transformers).
+
+>>> from audiovq import Tokenizer, Generator
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audiovq.api import Generator, Tokenizer
+    from audiovq.data.codes import Codes
+
+__version__ = "0.1.0"
+__all__ = ["Codes", "Generator", "Tokenizer"]
+_HOME = {"Tokenizer": "audiovq.api", "Generator": "audiovq.api", "Codes": "audiovq.data.codes"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load torch only when something that needs it is asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'audiovq' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

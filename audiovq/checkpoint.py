@@ -1,0 +1,197 @@
+"""Folder ↔ model and folder ↔ training state. JSON and safetensors only; whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from audiovq import config as conf
+from audiovq.data.audio import file_sha256
+from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
+from audiovq.recipe import PickConfig
+from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
+
+CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder atomically: fill a temporary one, checksum and flush it, then rename."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / SUMS).write_text(json.dumps(sums, indent=1))
+        for path in temporary.iterdir():
+            _flush(path)
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(f"{folder}: cannot be written ({error}); free some space or choose another --out") from None
+
+
+def is_whole(folder: Path) -> bool:
+    """True if every file is there with the content it was written with."""
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        return all(file_sha256(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises ValueError for a missing or damaged file."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_hash(network: VQVAE) -> str:
+    """Identity of a tokenizer's codes: SHA-256 of its config and of the weights that encode and decode."""
+    digest = hashlib.sha256(network.config.model_dump_json().encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        if not name.endswith((".counts", ".sums")):  # training statistics do not change a code
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_model(folder: Path, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """config.json and model.safetensors; floating-point weights as `dtype` if given."""
+    state = {
+        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+
+    def fill(temporary: Path) -> None:
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1))
+        safetensors.torch.save_file(state, temporary / WEIGHTS)
+
+    write_folder(folder, fill)
+
+
+def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = None) -> None:
+    save_model(folder, {"kind": "tokenizer", "model": network.config.model_dump()}, network, dtype)
+
+
+def save_prior(folder: Path, network: Prior, sampling: PickConfig, dtype: torch.dtype | None = None) -> None:
+    config = {
+        "kind": "prior", "model": network.config.model_dump(), "spec": vars(network.spec), "sampling": sampling.model_dump(),
+    }  # fmt: skip
+    save_model(folder, config, network, dtype)
+
+
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """config.json of a model folder of this kind; ValueError if there is none."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {kind} there ({CONFIG} is missing)")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error})") from None
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise ValueError(
+            f"{path}: expected a {kind}, found {content.get('kind') if isinstance(content, dict) else content!r}"
+        )
+    return content
+
+
+def _load_weights(folder: Path, network: nn.Module) -> None:
+    state = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_tensors(folder / WEIGHTS).items()
+    }
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS}: weights do not fit the config: {str(error).splitlines()[1].strip()}"
+        ) from None
+    network.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> VQVAE:
+    """Raises ValueError if there is none, or a damaged one."""
+    network = VQVAE(conf.build(VQVAEConfig, read_config(folder, "tokenizer")["model"], str(folder / CONFIG)))
+    _load_weights(folder, network)
+    return network
+
+
+def load_prior(folder: Path) -> tuple[Prior, PickConfig]:
+    """The network and the sampling settings its recipe recommends."""
+    content = read_config(folder, "prior")
+    config = conf.build(PriorConfig, content["model"], str(folder / CONFIG))
+    network = Prior(config, PriorSpec(**content["spec"]))
+    _load_weights(folder, network)
+    return network, conf.build(PickConfig, content["sampling"], str(folder / CONFIG))
+
+
+# --- training state ---------------------------------------------------------------------------------------------------
+
+
+def save_training(folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """One checkpoint `step-00000123` below `folder`; older ones are pruned after the new one is safe."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    moments: dict[str, Tensor] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            moments[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+    def fill(temporary: Path) -> None:
+        safetensors.torch.save_file(weights, temporary / WEIGHTS)
+        safetensors.torch.save_file(moments, temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step}))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}"
+    write_folder(target, fill)
+    for old in folder.glob("step-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_training(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole."""
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def load_training(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore weights, buffers and optimizer moments exactly; returns the number of steps done."""
+    network.load_state_dict(read_tensors(folder / WEIGHTS))
+    parameters = dict(network.named_parameters())
+    for name, value in read_tensors(folder / "optimizer.safetensors").items():
+        key, _, parameter_name = name.partition("/")
+        parameter = parameters[parameter_name]
+        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    return int(json.loads((folder / "state.json").read_text())["step"])

@@ -1,0 +1,170 @@
+"""Strict configuration: a mapping becomes a frozen object, or one readable error that names the place.
+
+Every component declares its own `Config` beside its class; `recipe.py` composes them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def one_of(table: dict[str, Any]) -> Any:
+    """The config type of a table of components: `kind` picks the entry, each entry has a `Config`."""
+    configs = tuple(entry.Config for entry in table.values())
+    if len(configs) == 1:
+        return configs[0]
+    return Annotated[Union[configs], Field(discriminator="kind")]  # noqa: UP007 - built at run time
+
+
+def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> ConfigT:
+    """Validate `mapping` (as YAML gives it) into `config_class`.
+
+    Raises:
+        ValueError: one line with the source, the dotted path, what was expected and what was found.
+    """
+    try:
+        return config_class.model_validate(_lists_to_tuples(mapping))
+    except ValidationError as error:
+        lines = [_explain(config_class, detail) for detail in error.errors()]
+        raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+# Whole numbers stay integers: the integer rule must be asked before ours.
+for _first, _rules in _Loader.yaml_implicit_resolvers.items():
+    _Loader.yaml_implicit_resolvers[_first] = sorted(_rules, key=lambda rule: rule[0] != "tag:yaml.org,2002:int")
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text; a syntax error becomes a one-line ValueError."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{source}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a YAML text file, found binary data") from None
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """`override` laid over `base`: mappings merge key by key (unless their `kind` differs), all else replaces."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        same_kind = (
+            isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        )
+        merged[key] = merge(old, value) if same_kind else value  # type: ignore[arg-type]
+    return merged
+
+
+def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
+    """Set `a.b.0.c` in nested mappings and lists, making missing mappings on the way."""
+    *parents, last = path.split(".")
+    place: Any = mapping
+    for i, part in enumerate(parents):
+        if isinstance(place, dict) and place.get(part) is None:
+            place[part] = {}
+        place = place[_index(place, part, ".".join(parents[: i + 1]))]
+    place[_index(place, last, path)] = value
+
+
+def _index(place: Any, part: str, path: str) -> Any:
+    if isinstance(place, dict):
+        return part
+    if isinstance(place, list):
+        if part.isdigit() and int(part) < len(place):
+            return int(part)
+        raise ValueError(f"{path}: expected an index below {len(place)}, found {part!r}")
+    raise ValueError(f"{path}: expected a mapping or list above {part!r}, found the value {place!r}")
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _explain(config_class: type[Config], detail: Any) -> str:
+    """One pydantic error as one sentence with the YAML path."""
+    location = [part for part in detail["loc"] if not (isinstance(part, str) and "[" in part)]
+    owner, visible = _walk(config_class, location[:-1])
+    path = ".".join([*visible, *(str(part) for part in location[-1:])]) or "top"
+    if detail["type"] == "extra_forbidden" and owner is not None:
+        close = difflib.get_close_matches(str(location[-1]), owner.model_fields, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(owner.model_fields)}"
+        return f"{path}: unknown key, {hint}"
+    if detail["type"] == "missing":
+        return f"{path}: required, but missing"
+    if detail["type"] == "value_error":
+        return f"{path}: {detail['ctx']['error']}"
+    message = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
+    return f"{path}: {message}, found {detail.get('input')!r}"
+
+
+def _walk(config_class: Any, location: list[Any]) -> tuple[type[Config] | None, list[str]]:
+    """Follow an error's location to the config class that holds it, dropping the union tags pydantic adds."""
+    owner: Any = config_class
+    visible: list[str] = []
+    for part in location:
+        candidates = _configs(owner)
+        field = next((c.model_fields[part] for c in candidates if part in c.model_fields), None)
+        if field is not None:
+            owner = field.annotation
+            visible.append(str(part))
+        elif isinstance(part, int):
+            visible.append(str(part))
+        else:  # the tag of a discriminated union
+            owner = next((c for c in candidates if _kind(c) == part), owner)
+    return next(iter(_configs(owner)), None), visible
+
+
+def _configs(annotation: Any) -> list[type[Config]]:
+    """The config classes in a type annotation such as `tuple[A | B, ...] | None`."""
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, Config)
+    ):
+        return [annotation]
+    return [c for a in get_args(annotation) for c in _configs(a)] if get_origin(annotation) else []
+
+
+def _kind(config_class: type[Config]) -> Any:
+    field = config_class.model_fields.get("kind")
+    return field.default if field else None

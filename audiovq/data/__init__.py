@@ -1,0 +1,1 @@
+"""Everything that touches audio or codes on disk."""

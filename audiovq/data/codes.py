@@ -1,0 +1,202 @@
+"""Codes on disk: a codes file for one track, and memory-mapped shards for a data set. Integers and JSON, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from audiovq.data.tracks import Track
+
+FORMAT = "audiovq-codes-1"
+SHARD_CODES = 1 << 26  # codes a level in one shard file, at most (a track is never split)
+
+
+@dataclass
+class Codes:
+    """One track as integers, coarse to fine, with all it takes to decode it."""
+
+    levels: list[Tensor]  # int64 [ceil(n_samples / hop)] a level
+    n_samples: int  # of the waveform, at sample_rate
+    sample_rate: int
+    hop_lengths: list[int]
+    codebook_size: int
+    channels: int
+    tokenizer_hash: str
+    source_sha256: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return self.n_samples / self.sample_rate
+
+    @property
+    def bits_per_second(self) -> float:
+        """Raw rate: every code costs log2(codebook_size) bits."""
+        return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file with the JSON header under `audiovq`; atomic."""
+        path = Path(path)
+        dtype = torch.int16 if self.codebook_size <= 32768 else torch.int32
+        header = {k: v for k, v in asdict(self).items() if k != "levels"} | {"format": FORMAT}
+        tensors = {f"level.{i}": level.to(dtype).contiguous() for i, level in enumerate(self.levels)}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(tensors, temporary, metadata={"audiovq": json.dumps(header)})
+            os.replace(temporary, path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{path}: cannot be written ({error})") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: Path | str) -> Codes:
+        """Read a codes file.
+
+        Raises:
+            ValueError: not a codes file, damaged, or lengths that contradict its header.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path}: no such codes file")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("audiovq", "{}"))
+                levels = [file.get_tensor(f"level.{i}").long() for i in range(len(file.keys()))]
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
+        if header.pop("format", None) != FORMAT:
+            raise ValueError(f"{path}: expected a codes file of format {FORMAT}, found other safetensors")
+        try:
+            codes = Codes(levels=levels, **header)
+        except TypeError as error:
+            raise ValueError(f"{path}: codes file with an unknown header ({error})") from None
+        expected = [-(-codes.n_samples // hop) for hop in codes.hop_lengths[: len(levels)]]
+        found = [len(level) for level in levels]
+        if not levels or expected != found:
+            raise ValueError(f"{path}: expected {expected} codes a level, found {found}")
+        return codes
+
+
+@dataclass(frozen=True)
+class ShardTrack:
+    """Where a track's codes lie, and where they came from."""
+
+    path: str
+    sha256: str
+    split: str
+    labels: dict[str, str]
+    n_samples: int  # at the tokenizer's rate
+    shard: int
+    offsets: list[int]  # first code within the shard's file, a level
+    lengths: list[int]  # codes, a level
+
+
+@dataclass
+class ShardIndex:
+    """index.json: provenance of all shards in a folder."""
+
+    tokenizer_hash: str
+    sample_rate: int
+    hop_lengths: list[int]
+    codebook_size: int
+    n_shards: int = 0
+    tracks: list[ShardTrack] = field(default_factory=list)
+
+
+class ShardWriter:
+    """Appends tracks; index.json is written last, so that a folder with one is complete."""
+
+    def __init__(self, folder: Path, index: ShardIndex):
+        self.folder, self.index = folder, index
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
+        self.buffers: list[list[np.ndarray]] = [[] for _ in index.hop_lengths]
+
+    def add(self, track: Track, codes: Codes) -> None:
+        if sum(map(len, self.buffers[-1])) + len(codes.levels[-1]) > SHARD_CODES and self.buffers[-1]:
+            self._flush()
+        offsets = [sum(map(len, buffer)) for buffer in self.buffers]
+        for buffer, level in zip(self.buffers, codes.levels, strict=True):
+            buffer.append(level.numpy().astype(self.dtype))
+        lengths = [len(level) for level in codes.levels]
+        self.index.tracks.append(
+            ShardTrack(
+                track.path,
+                track.sha256,
+                track.split,
+                track.labels,
+                codes.n_samples,
+                self.index.n_shards,
+                offsets,
+                lengths,
+            )
+        )
+
+    def _flush(self) -> None:
+        for level, buffer in enumerate(self.buffers):
+            np.save(shard_path(self.folder, self.index.n_shards, level), np.concatenate(buffer))
+        self.index.n_shards += 1
+        self.buffers = [[] for _ in self.index.hop_lengths]
+
+    def finish(self) -> None:
+        if self.buffers[0]:
+            self._flush()
+        temporary = self.folder / "index.tmp"
+        temporary.write_text(json.dumps(asdict(self.index)))
+        temporary.replace(self.folder / "index.json")
+
+
+def shard_path(folder: Path, shard: int, level: int) -> Path:
+    return folder / f"shard-{shard:05d}-level-{level}.npy"
+
+
+class Shards:
+    """Memory-mapped codes of a whole data set.
+
+    Raises:
+        ValueError: no shards, damaged ones, or those of another tokenizer.
+    """
+
+    def __init__(self, folder: Path, tokenizer_hash: str | None = None):
+        self.folder = folder
+        path = folder / "index.json"
+        if not path.is_file():
+            raise ValueError(f"{folder}: no codes there; run the codes stage first")
+        content: dict[str, Any] = json.loads(path.read_text())
+        tracks = [ShardTrack(**track) for track in content.pop("tracks")]
+        self.index = ShardIndex(**content, tracks=tracks)
+        if tokenizer_hash is not None and self.index.tokenizer_hash != tokenizer_hash:
+            raise ValueError(
+                f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of {self.index.tokenizer_hash[:12]}; "
+                "delete the folder and run the codes stage again"
+            )
+        self._maps: dict[tuple[int, int], np.ndarray] = {}
+        for shard in range(self.index.n_shards):
+            for level in range(len(self.index.hop_lengths)):
+                self._maps[shard, level] = self._open(shard_path(folder, shard, level))
+
+    @staticmethod
+    def _open(path: Path) -> np.ndarray:
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path}: shard missing or damaged ({error}); delete its folder and run the codes stage again"
+            ) from None
+
+    def codes(self, track: ShardTrack, level: int, start: int = 0, end: int | None = None) -> np.ndarray:
+        """Codes [start, end) of one level of a track, as int64."""
+        length = track.lengths[level]
+        end = length if end is None else min(end, length)
+        first = track.offsets[level]
+        return self._maps[track.shard, level][first + start : first + end].astype(np.int64)

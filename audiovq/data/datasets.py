@@ -1,0 +1,144 @@
+"""Training examples: waveform crops and code windows. Example i is a pure function of (seed, i), so resuming is one integer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from audiovq.data import audio
+from audiovq.data.codes import Shards, ShardTrack
+from audiovq.data.tracks import Track
+
+
+class WaveformCrops(Dataset[Tensor]):
+    """Random crops [channels, crop_samples] of a list of tracks, each moment of music equally likely.
+
+    A data set that fits into `cache_gigabytes` is decoded once and kept; a larger one is read crop by crop. Which of
+    the two depends on its total length alone, never on what was read before, so crops are the same in every run.
+    """
+
+    def __init__(
+        self, folder: Path, tracks: list[Track], sample_rate: int, channels: int, crop_samples: int, seed: int,
+        cache_gigabytes: float,
+    ):  # fmt: skip
+        if not tracks:
+            raise ValueError(f"{folder}: no tracks to take crops from")
+        self.folder, self.tracks, self.sample_rate, self.channels = folder, tracks, sample_rate, channels
+        self.crop_samples, self.seed = crop_samples, seed
+        seconds = np.array([track.seconds for track in tracks])
+        self.ends = np.cumsum(seconds) / seconds.sum()
+        self.fits = seconds.sum() * sample_rate * channels * 4 <= cache_gigabytes * 2**30
+        self.cache: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, index: int) -> Tensor:
+        random = np.random.default_rng([self.seed, index])
+        track = min(int(np.searchsorted(self.ends, random.random(), side="right")), len(self.tracks) - 1)
+        position = random.random()
+        waveform = self._whole(track, position) if self.fits else self._part(self.tracks[track], position)
+        return torch.nn.functional.pad(waveform, (0, self.crop_samples - waveform.shape[-1]))
+
+    def _whole(self, track: int, position: float) -> Tensor:
+        if track not in self.cache:
+            path = self.folder / self.tracks[track].path
+            self.cache[track], _ = audio.read_audio(path, self.sample_rate, self.channels)
+        waveform = self.cache[track]
+        start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
+        return waveform[:, start : start + self.crop_samples]
+
+    def _part(self, track: Track, position: float) -> Tensor:
+        wanted = -(-self.crop_samples * track.sample_rate // self.sample_rate)
+        start = int(position * max(0, track.samples - wanted + 1))
+        waveform, _ = audio.read_audio(self.folder / track.path, self.sample_rate, self.channels, start, wanted)
+        return waveform[:, : self.crop_samples]
+
+
+class CodeWindows(Dataset[dict[str, Tensor]]):
+    """Random windows of one level's codes, with the coarser levels' codes around them.
+
+    An example is a dict of
+        codes [context]: what is to be predicted; `codebook_size` past the track's end (not counted in the loss);
+        previous [context]: the code before each, `codebook_size` before the track's start;
+        coarser [n_coarser, context / ratio + 2·halo]: all coarser levels at the rate of the next coarser one,
+            `codebook_size` outside the track;
+        position (): index of the first code in the track; n_samples (): length of the track;
+        labels [n_labels]: index into each vocabulary, 0 for unknown.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        split: str,
+        level: int,
+        context: int,
+        halo: int,
+        vocabularies: dict[str, list[str]],
+        seed: int,
+    ):
+        self.shards, self.level, self.context, self.halo, self.seed = shards, level, context, halo, seed
+        self.tracks = [track for track in shards.index.tracks if track.split == split]
+        if not self.tracks:
+            raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
+        self.vocabularies = vocabularies
+        hops = shards.index.hop_lengths
+        self.ratio = hops[level - 1] // hops[level] if level else 1
+        lengths = np.array([track.lengths[level] for track in self.tracks], dtype=np.float64)
+        self.ends = np.cumsum(lengths) / lengths.sum()
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        random = np.random.default_rng([self.seed, index])
+        track = self.tracks[min(int(np.searchsorted(self.ends, random.random(), side="right")), len(self.tracks) - 1)]
+        last = max(0, track.lengths[self.level] - self.context)
+        # Half a window of overhang at both ends, then clamped: starts and endings are heard often enough to be learned.
+        start = int(np.clip(random.integers(-(self.context // 2), last + self.context // 2 + 1), 0, last))
+        return self.window(track, -(-start // self.ratio) * self.ratio)
+
+    def window(self, track: ShardTrack, start: int) -> dict[str, Tensor]:
+        """The example of a track that starts at code `start`, a multiple of the ratio to the next coarser level."""
+        codes = self._padded(track, self.level, start - 1, start + self.context)
+        coarse_start = start // self.ratio - self.halo
+        n_coarse = -(-self.context // self.ratio) + 2 * self.halo
+        coarser = [self._at_rate_above(track, level, coarse_start, n_coarse) for level in range(self.level)]
+        return {
+            "codes": torch.from_numpy(codes[1:]),
+            "previous": torch.from_numpy(codes[:-1]),
+            "coarser": torch.from_numpy(np.stack(coarser)) if coarser else torch.zeros(0, 0, dtype=torch.int64),
+            "position": torch.tensor(start),
+            "n_samples": torch.tensor(track.n_samples),
+            "labels": torch.tensor([label_index(v, track.labels.get(k)) for k, v in self.vocabularies.items()]),
+        }
+
+    def _at_rate_above(self, track: ShardTrack, level: int, start: int, n: int) -> np.ndarray:
+        """Codes of a coarser level, each repeated to the rate of the level just above ours."""
+        hops = self.shards.index.hop_lengths
+        repeat = hops[level] // hops[self.level - 1]
+        index = np.arange(start, start + n) // repeat
+        codes = self._padded(track, level, int(index[0]), int(index[-1]) + 1)
+        return codes[index - index[0]]
+
+    def _padded(self, track: ShardTrack, level: int, start: int, end: int) -> np.ndarray:
+        """Codes [start, end) with `codebook_size` wherever there is no track."""
+        result = np.full(end - start, self.shards.index.codebook_size, dtype=np.int64)
+        low, high = max(start, 0), min(end, track.lengths[level])
+        if high > low:
+            result[low - start : high - start] = self.shards.codes(track, level, low, high)
+        return result
+
+
+def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
+    """The values each label takes in the training tracks, sorted. Index 0 is kept for unknown."""
+    tracks = [track for track in shards.index.tracks if track.split == "train"]
+    return {name: sorted({track.labels[name] for track in tracks if name in track.labels}) for name in names}
+
+
+def label_index(vocabulary: list[str], value: str | None) -> int:
+    return vocabulary.index(value) + 1 if value in vocabulary else 0

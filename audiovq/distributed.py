@@ -1,0 +1,48 @@
+"""The few collectives we need, as no-ops on a single process.
+
+Every function here is called unconditionally by all ranks: a collective behind a rank-local branch hangs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def all_reduce_(tensor: Tensor) -> Tensor:
+    """Sum over all ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_(tensor: Tensor) -> Tensor:
+    """Rank 0's values for everyone, in place."""
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank if it is true on one: how ranks agree to stop or to save."""
+    if not is_distributed():
+        return flag
+    return bool(all_reduce_(torch.tensor(float(flag), device=device)).item() > 0)
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()

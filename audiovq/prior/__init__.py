@@ -1,0 +1,1 @@
+"""Pure networks, codes → logits."""

@@ -1,0 +1,141 @@
+"""One class for the top prior and every upsampler: codes so far, coarser codes and conditions -> logits of the next.
+
+Ancestral order is coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox, arXiv:2005.00341, section 4).
+A level sees the codes of all coarser levels, a few of them ahead of its own time, and its own codes in a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiovq.config import Config, one_of
+from audiovq.prior.conditioners import CONDITIONERS, Conditions, Stream
+from audiovq.prior.kv_cache import KVCache
+from audiovq.prior.transformer import Transformer, TransformerConfig
+
+
+class PriorConfig(Config):
+    transformer: TransformerConfig = TransformerConfig()
+    halo: int = Field(4, ge=0)  # coarser codes seen to either side of the current one
+    conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _check(self) -> PriorConfig:
+        names = [getattr(c, "name", c.kind) for c in self.conditioners]
+        if len(set(names)) < len(names):
+            raise ValueError(f"conditioners: each once, found {', '.join(names)}")
+        return self
+
+    @property
+    def label_names(self) -> list[str]:
+        return [c.name for c in self.conditioners if c.kind == "label"]
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """What a prior must know of its codes; saved beside its weights."""
+
+    level: int
+    hop_lengths: list[int]
+    sample_rate: int
+    codebook_size: int
+    tokenizer_hash: str
+    vocabularies: dict[str, list[str]]
+
+    @property
+    def code_rate(self) -> float:
+        return self.sample_rate / self.hop_lengths[self.level]
+
+    @property
+    def ratio(self) -> int:
+        """Codes of this level for one code of the next coarser level."""
+        return self.hop_lengths[self.level - 1] // self.hop_lengths[self.level] if self.level else 1
+
+
+class CoarserCodes(nn.Module):
+    """Codes of all coarser levels -> one vector for each code of this level.
+
+    Codes [b, n_coarser, t + 2·halo] at the rate of the next coarser level -> [b, t · ratio, dim]. The halo is real
+    context, not padding, so any piece of a track gets the vectors that the whole track gets.
+    """
+
+    def __init__(self, spec: PriorSpec, dim: int, halo: int):
+        super().__init__()
+        self.ratio = spec.ratio
+        self.embeddings = nn.ModuleList(nn.Embedding(spec.codebook_size + 1, dim) for _ in range(spec.level))
+        self.around = nn.Conv1d(dim, dim, kernel_size=2 * halo + 1)
+        self.norm = nn.LayerNorm(dim)
+        self.mix = nn.Linear(dim, dim)
+        self.halo = halo
+        self.phase = nn.Parameter(0.02 * torch.randn(self.ratio, dim))  # which of the `ratio` codes it is
+        for embedding in self.embeddings:
+            nn.init.normal_(embedding.weight, std=0.5 / spec.level**0.5)  # type: ignore[arg-type]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = torch.stack([e(codes[:, i]) for i, e in enumerate(self.embeddings)]).sum(dim=0)
+        centre = x[:, self.halo : x.shape[1] - self.halo]
+        around = rearrange(self.around(rearrange(x, "b t d -> b d t")), "b d t -> b t d")
+        x = centre + self.mix(F.gelu(self.norm(around)))
+        return repeat(x, "b t d -> b (t r) d", r=self.ratio) + self.phase.repeat(x.shape[1], 1)
+
+
+class Prior(nn.Module):
+    """Pure network; `codebook_size` as an input code means "outside the track"."""
+
+    def __init__(self, config: PriorConfig, spec: PriorSpec):
+        super().__init__()
+        self.config, self.spec = config, spec
+        dim = config.transformer.dim
+        self.embedding = nn.Embedding(spec.codebook_size + 1, dim)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        self.coarser = CoarserCodes(spec, dim, config.halo) if spec.level else None
+        stream = Stream(spec.hop_lengths[spec.level], spec.sample_rate, spec.vocabularies)
+        self.conditioners = nn.ModuleList(CONDITIONERS[c.kind](c, dim, stream) for c in config.conditioners)
+        self.dropout = nn.Dropout(config.transformer.dropout)
+        self.transformer = Transformer(config.transformer)
+        self.head = nn.Linear(dim, spec.codebook_size, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def context(self, coarser: Tensor, conditions: Conditions, n_codes: int) -> Tensor:
+        """All that is known before the codes themselves: [b, n_codes, dim], to be added to their embeddings.
+
+        Args:
+            coarser: int64 [b, level, ceil(n_codes / ratio) + 2·halo], at the rate of the next coarser level; the first
+                code of the window begins a code of that level. Ignored by the top prior.
+        """
+        total = torch.zeros(1, n_codes, self.config.transformer.dim, device=conditions.position.device)
+        if self.coarser is not None:
+            total = total + self.coarser(coarser)[:, :n_codes]
+        for conditioner in self.conditioners:
+            total = total + conditioner(conditions, n_codes)
+        return total
+
+    def forward(self, previous: Tensor, context: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Codes before each position, int64 [b, t], and `context` [b, t, dim] -> logits [b, t, codebook_size]."""
+        x = self.dropout(self.embedding(previous) + context)
+        return self.head(self.transformer(x, cache))
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Summed negative log-likelihood in nats, and how many codes it is of, over an example batch of `CodeWindows`."""
+        labels = dict(zip(self.spec.vocabularies, batch["labels"].T, strict=True))
+        conditions = Conditions(labels, batch["n_samples"], batch["position"])
+        logits = self(batch["previous"], self.context(batch["coarser"], conditions, batch["codes"].shape[1]))
+        counted = batch["codes"] != self.spec.codebook_size
+        nll = F.cross_entropy(
+            logits.float().flatten(0, 1),
+            batch["codes"].flatten(),
+            ignore_index=self.spec.codebook_size,
+            reduction="sum",
+        )
+        return nll, counted.sum()
+
+    def new_cache(self, batch: int) -> KVCache:
+        weight = self.head.weight
+        return self.transformer.new_cache(batch, weight.device, weight.dtype)

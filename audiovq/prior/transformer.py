@@ -1,0 +1,152 @@
+"""A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped KV heads, sliding-window attention."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiovq.config import Config
+from audiovq.prior.kv_cache import KVCache
+
+
+class TransformerConfig(Config):
+    dim: int = Field(256, ge=8)
+    n_layers: int = Field(6, ge=1)
+    n_heads: int = Field(4, ge=1)
+    n_kv_heads: int | None = None  # fewer than n_heads shares keys and values (arXiv:2305.13245); null: as many
+    mlp_ratio: float = Field(2.667, gt=0)  # hidden width of SwiGLU over dim
+    context: int = Field(512, ge=2)  # codes in a training window
+    attention_window: int | None = Field(None, ge=1)  # codes a position sees, itself included; null: the context
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformerConfig:
+        if self.dim % self.n_heads or (self.dim // self.n_heads) % 2:
+            raise ValueError(f"dim: expected an even multiple of n_heads {self.n_heads}, found {self.dim}")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_kv_heads: expected a divisor of n_heads {self.n_heads}, found {self.n_kv_heads}")
+        if self.window > self.context:
+            raise ValueError(f"attention_window: expected at most the context {self.context}, found {self.window}")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def window(self) -> int:
+        return self.attention_window or self.context
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+def rotary(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [t, head_dim / 2] of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2)."""
+    frequencies = 10000 ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    angles = positions.float()[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the two halves of each head [b, h, t, head_dim] by the position's angles."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+def window_mask(n_new: int, n_past: int, window: int, device: torch.device) -> Tensor:
+    """True where a new position may look: bool [n_new, n_past + n_new], causal, at most `window` back with itself."""
+    query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
+    key = torch.arange(n_past + n_new, device=device)[None]
+    return (key <= query) & (key > query - window)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        width = (config.n_heads + 2 * config.kv_heads) * config.head_dim
+        self.qkv = nn.Linear(config.dim, width, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        causal: bool,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        c = self.config
+        heads = rearrange(self.qkv(x), "b t (h d) -> b h t d", d=c.head_dim)
+        q, k, v = heads.split([c.n_heads, c.kv_heads, c.kv_heads], dim=1)
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        dropout = c.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=c.kv_heads != c.n_heads
+        )
+        return self.out(rearrange(y, "b h t d -> b t (h d)"))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        hidden = int(config.mlp_ratio * config.dim + 7) // 8 * 8
+        self.attention_norm = nn.RMSNorm(config.dim)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.dim)
+        self.gate_up = nn.Linear(config.dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        causal: bool,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), angles, mask, causal, cache, layer))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.dropout(self.down(F.silu(gate) * up))  # SwiGLU, arXiv:2002.05202
+
+
+class Transformer(nn.Module):
+    """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:  # outputs of the residual branches start smaller (GPT-2, section 2.3)
+                branch = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * config.n_layers) ** 0.5 if branch else 0.02)
+
+    def new_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+        c = self.config
+        return KVCache(c.n_layers, batch, c.kv_heads, c.window, c.head_dim, device, dtype)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        t, past = x.shape[1], cache.n_past if cache else 0
+        start = cache.length if cache else 0
+        angles = rotary(torch.arange(start, start + t, device=x.device), self.config.head_dim)
+        mask, causal = None, False
+        if t > 1:
+            causal = past == 0 and t <= self.config.window
+            mask = None if causal else window_mask(t, past, self.config.window, x.device)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, angles, mask, causal, cache, i)
+        if cache is not None:
+            cache.advance(t)
+        return self.norm(x)

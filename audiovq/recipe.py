@@ -1,0 +1,205 @@
+"""A recipe: one YAML file that says everything about a run. Composes the components' own configs."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from audiovq import config as conf
+from audiovq.config import Config
+from audiovq.data.tracks import DataConfig
+from audiovq.prior.prior import PriorConfig
+from audiovq.tokenizer.losses import LossConfig
+from audiovq.tokenizer.vqvae import VQVAEConfig
+
+
+class TrainingConfig(Config):
+    """How one network is trained."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(8, ge=1)  # examples a step, over all devices together
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    final_fraction: float = Field(0.0, ge=0, le=1)  # of the learning rate, at the end of the cosine
+    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    gradient_clip: float = Field(1.0, gt=0)
+    log_steps: int = Field(25, ge=1)
+    evaluate_steps: int = Field(250, ge=1)  # between two looks at the held-out tracks
+    evaluate_batches: int = Field(4, ge=1)
+    checkpoint_seconds: float = Field(60.0, ge=0)  # between two checkpoints; 0 after every step
+
+
+class TokenizerStage(Config):
+    model: VQVAEConfig = VQVAEConfig()
+    losses: LossConfig = LossConfig()
+    crop_seconds: float = Field(0.68, gt=0)
+    training: TrainingConfig = TrainingConfig()
+
+    @property
+    def crop_samples(self) -> int:
+        """The crop, rounded to whole codes of the top level, at least one."""
+        hop = self.model.hop_lengths[0]
+        return max(1, round(self.crop_seconds * self.model.sample_rate / hop)) * hop
+
+
+class CodesStage(Config):
+    shifts: int = Field(
+        1, ge=1
+    )  # the training tracks are encoded this often, each time a bit later: more codes of the same music
+
+
+class PickConfig(Config):
+    """How a code is drawn from the logits; the command line may override each."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_k: int = Field(0, ge=0)  # 0 keeps all
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class PriorStage(Config):
+    model: PriorConfig = PriorConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: PickConfig = PickConfig()
+
+
+class SamplesConfig(Config):
+    """What the run leaves in its samples/ folder after each stage."""
+
+    seconds: float = Field(10.0, gt=0)
+    n: int = Field(2, ge=1)
+
+
+class Recipe(Config):
+    name: str
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerStage = TokenizerStage()
+    codes: CodesStage = CodesStage()
+    priors: tuple[PriorStage, ...] = (PriorStage(),)  # one a level, coarse to fine; a single one serves all levels
+    samples: SamplesConfig = SamplesConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        n_levels = self.tokenizer.model.n_levels
+        if len(self.priors) not in {1, n_levels}:
+            raise ValueError(f"priors: expected 1 or {n_levels} (one a level), found {len(self.priors)}")
+        longest = max(self.tokenizer.losses.mel_windows) if self.tokenizer.losses.mel else 0
+        if self.tokenizer.crop_samples < longest:
+            raise ValueError(
+                f"tokenizer.crop_seconds: expected at least the longest mel window, {longest} samples, "
+                f"found {self.tokenizer.crop_samples} samples"
+            )
+        return self
+
+    def prior(self, level: int) -> PriorStage:
+        return self.priors[level] if len(self.priors) > 1 else self.priors[0]
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(_plain(self.model_dump()), sort_keys=False, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def recipe_folders() -> list[Path]:
+    """Where named recipes are looked for: the repository's (or the installed package's) recipes/."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
+
+
+def find_recipe(name: str) -> Path:
+    """A path, or the name of a recipe that comes with audiovq.
+
+    Raises:
+        ValueError: neither; names the known recipes.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in recipe_folders():
+        candidate = folder / f"{path.name.removesuffix('.yaml')}.yaml"
+        if candidate.is_file() and path.parent in {Path(), Path("recipes")}:
+            return candidate
+    known = sorted(p.stem for folder in recipe_folders() for p in folder.glob("*.yaml"))
+    raise ValueError(f"{name}: no such recipe; known recipes: {', '.join(known)}")
+
+
+def header(path: Path) -> dict[str, str]:
+    """The facts in a recipe's leading comment, `# Key: text`, by lower-case key; text may go on over lines."""
+    facts: dict[str, str] = {}
+    key = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.lstrip("#").strip()
+        first, colon, rest = text.partition(":")
+        if colon and first and " " not in first:
+            key = first.lower()
+            facts[key] = rest.strip()
+        elif key:
+            facts[key] = f"{facts[key]} {text}".strip()
+    return facts
+
+
+def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's mapping with everything it `extends` laid beneath it; `data.folder` relative to its file."""
+    path = path.resolve()
+    if path in seen:
+        raise ValueError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
+    mapping = conf.read_yaml(path)
+    base = mapping.pop("extends", None)
+    data = mapping.get("data")
+    if isinstance(data, dict) and isinstance(data.get("folder"), str):
+        data["folder"] = os.path.normpath(path.parent / data["folder"])
+    if base is None:
+        return mapping
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise ValueError(f"{path}: extends: expected the name of a recipe beside it, found {base!r}")
+    return conf.merge(read_mapping(path.parent / base, (*seen, path)), mapping)
+
+
+def load_recipe(name: str, data: str | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe; `data` replaces its music folder; `overrides` are `a.b=value` with values as YAML.
+
+    Raises:
+        ValueError: unknown recipe, key or type; the message names the key's path and the nearest known key.
+    """
+    path = find_recipe(name)
+    mapping = copy.deepcopy(read_mapping(path))
+    mapping.setdefault("name", path.stem)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {override}: expected key=value, such as tokenizer.training.steps=100")
+        conf.set_path(mapping, key.strip(), conf.parse_yaml(value, f"--set {key}"))
+    if data is not None:
+        conf.set_path(mapping, "data.folder", str(Path(data).resolve()))
+    return conf.build(Recipe, mapping, str(path))
+
+
+def load_saved_recipe(path: Path) -> Recipe:
+    """The recipe that a run folder keeps, complete."""
+    return conf.build(Recipe, conf.read_yaml(path), str(path))
+
+
+def first_difference(a: Any, b: Any, path: str = "") -> str | None:
+    """The first key in which two recipes' mappings differ, as `path: a → b`; None if they agree."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        pairs = [(str(key), a.get(key), b.get(key)) for key in keys]
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        pairs = [(str(i), x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    else:
+        return None if a == b else f"{path}: {a!r} → {b!r}"
+    return next((d for key, x, y in pairs if (d := first_difference(x, y, f"{path}.{key}".lstrip(".")))), None)

@@ -1,0 +1,210 @@
+"""A run: one folder, one recipe, all stages in order. Whatever is finished is not done again.
+
+run/recipe.yaml              complete, as it was run
+run/data/                    tracks.jsonl, quarantine.jsonl, report.json
+run/tokenizer/               config.json, model.safetensors (a model folder)
+run/codes/                   index.json and memory-mapped shards
+run/prior-0/ …               a model folder a level, coarse to fine
+run/training/<stage>/        checkpoints and metrics.jsonl
+run/samples/<stage>/         audio of every level, and spectrograms
+run/report.json              what was reached
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from audiovq import api, checkpoint, distributed
+from audiovq.config import read_yaml
+from audiovq.data import audio
+from audiovq.data.codes import Shards
+from audiovq.data.tracks import Scan, scan
+from audiovq.evaluation.evaluate import code_statistics, held_out_bits
+from audiovq.evaluation.pictures import draw_spectrograms
+from audiovq.recipe import Recipe, first_difference, load_saved_recipe
+from audiovq.terminal import say
+from audiovq.training.encode_stage import encode_data_set
+from audiovq.training.loop import train
+from audiovq.training.prior_task import PriorTask
+from audiovq.training.tokenizer_task import TokenizerTask
+
+STAGES = ("tokenizer", "codes", "priors")
+
+
+class Run:
+    """The stages of a recipe in a folder. Each method does its stage, or nothing if it is done."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+        self.accelerator = Accelerator(mixed_precision="bf16" if _use_bf16(recipe) else "no")
+        self.main = distributed.rank() == 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def done(self, stage: str) -> bool:
+        folder = self.folder
+        if stage == "tokenizer":
+            return (folder / "tokenizer" / checkpoint.CONFIG).is_file()
+        if stage == "codes":
+            return (folder / "codes" / "index.json").is_file()
+        return len(api.prior_folders(folder)) == self.recipe.tokenizer.model.n_levels
+
+    def go(self, stages: tuple[str, ...] = STAGES) -> None:
+        """Do the stages that are not done; raises ValueError or `training.loop.Interrupted`."""
+        self._claim_folder()
+        if all(self.done(stage) for stage in stages):
+            say(f"{self.folder}: finished, nothing to do") if self.main else None
+            return
+        for stage in stages:
+            if not self.done(stage):
+                began = time.monotonic()
+                getattr(self, stage)()
+                say(f"{stage}: done in {time.monotonic() - began:.0f} s") if self.main else None
+        self.report()
+
+    def _claim_folder(self) -> None:
+        """Save the recipe in a new folder; refuse one that holds another recipe's run."""
+        path = self.folder / "recipe.yaml"
+        if self.main:
+            audio.check_folder(self.folder)
+            if not path.exists():
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text(self.recipe.to_yaml())
+                temporary.replace(path)
+        distributed.barrier()
+        saved = load_saved_recipe(path)
+        difference = first_difference(saved.model_dump(), self.recipe.model_dump())
+        if difference:
+            raise ValueError(
+                f"{self.folder}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
+            )
+
+    def scan(self) -> Scan:
+        """The data set as it was when the run began."""
+        place = self.folder / "data"
+        if not (place / "tracks.jsonl").is_file() and self.main:
+            data = self.recipe.data
+            if not data.folder:
+                raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
+            result = scan(Path(data.folder), data)
+            result.save(place)
+            report = result.report()
+            say(
+                f"data: {report['train_tracks']} training and {report['valid_tracks']} held-out tracks, "
+                f"{report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside"
+                + (f" (see {place / 'quarantine.jsonl'})" if report["quarantined"] else "")
+            )
+        distributed.barrier()
+        return Scan.load(place)
+
+    def tokenizer(self) -> None:
+        data = self.scan()
+        stage = self.recipe.tokenizer
+        task = TokenizerTask(stage, self.recipe.data, data, self.recipe.seed)
+        self._train(task, "tokenizer", stage.training)
+        if self.main:
+            self._reconstruct_samples(api.Tokenizer(task.network, self.device), data)
+            checkpoint.save_tokenizer(self.folder / "tokenizer", task.network)
+        distributed.barrier()
+
+    def codes(self) -> None:
+        self._need("tokenizer", "codes")
+        if self.main:
+            network = checkpoint.load_tokenizer(self.folder / "tokenizer")
+            encode_data_set(self.folder / "codes", self.scan(), network, self.recipe.codes.shifts, self.device)
+        else:
+            self.scan()
+        distributed.barrier()
+
+    def priors(self) -> None:
+        self._need("tokenizer", "priors")
+        self._need("codes", "priors")
+        tokenizer = api.Tokenizer.from_pretrained(self.folder, self.device)
+        shards = Shards(self.folder / "codes", tokenizer.hash)
+        for level in range(len(api.prior_folders(self.folder)), self.recipe.tokenizer.model.n_levels):
+            stage = self.recipe.prior(level)
+            task = PriorTask(stage, shards, level, self.recipe.seed)
+            self._train(task, f"prior-{level}", stage.training)
+            if self.main:
+                checkpoint.save_prior(self.folder / f"prior-{level}", task.network, stage.sampling)
+                self._generate_samples()
+            distributed.barrier()
+
+    def _need(self, earlier: str, stage: str) -> None:
+        if not self.done(earlier):
+            raise ValueError(f"{self.folder}: stage {stage} needs stage {earlier}, which is not done; run it first")
+
+    def _train(self, task: Any, title: str, config: Any) -> None:
+        folder = self.folder / "training" / title
+        train(task, title, folder, config, self.recipe.seed, self.recipe.data.workers, self.accelerator)
+
+    def _reconstruct_samples(self, tokenizer: api.Tokenizer, data: Scan) -> None:
+        """Source and every level prefix of a few held-out tracks."""
+        folder = self.folder / "samples" / "tokenizer"
+        for track in (data.split("valid") or data.split("train"))[: self.recipe.samples.n]:
+            n = int(self.recipe.samples.seconds * track.sample_rate)
+            source, rate = audio.read_audio(
+                data.folder / track.path, tokenizer.sample_rate, tokenizer.config.channels, 0, n
+            )
+            codes = tokenizer.encode(source, rate)
+            waveforms = {"source": source}
+            waveforms |= {f"levels-{k}": tokenizer.decode(codes, k) for k in range(1, len(codes.levels) + 1)}
+            for name, waveform in waveforms.items():
+                audio.write_audio(folder / f"{Path(track.path).stem}-{name}.wav", waveform, rate)
+            draw_spectrograms(waveforms, rate, folder / f"{Path(track.path).stem}.png")
+
+    def _generate_samples(self) -> None:
+        """New music with the levels trained so far."""
+        generator = api.Generator.from_pretrained(self.folder, self.device)
+        wanted = self.recipe.samples
+        folder = self.folder / "samples" / f"prior-{len(generator.priors) - 1}"
+        pieces = generator.sample(wanted.seconds, seed=0, n=wanted.n, progress=True)
+        for i, piece in enumerate(pieces):
+            audio.write_audio(folder / f"item-{i}.wav", piece, generator.sample_rate)
+        draw_spectrograms({f"item {i}": p for i, p in enumerate(pieces)}, generator.sample_rate, folder / "items.png")
+
+    def report(self) -> None:
+        """report.json: codebook use of the data set, and bits of each finished prior on held-out tracks."""
+        if not self.main or not self.done("codes"):
+            return
+        shards = Shards(self.folder / "codes")
+        split = "valid" if any(track.split == "valid" for track in shards.index.tracks) else "train"
+        levels: list[dict[str, Any]] = code_statistics(shards, split)
+        for level, folder in enumerate(api.prior_folders(self.folder)):
+            levels[level] |= held_out_bits(checkpoint.load_prior(folder)[0], shards, split)
+        (self.folder / "report.json").write_text(json.dumps({"split": split, "levels": levels}, indent=2))
+        finished = [level for level in levels if "bits_per_second" in level]
+        for i, level in enumerate(finished):
+            say(
+                f"level {i}: {level['bits_per_code']:.2f} bits a code on held-out tracks "
+                f"(unigram {level['unigram_bits_per_code']:.2f}), {level['bits_per_second']:.0f} bits a second"
+            )
+
+
+def _use_bf16(recipe: Recipe) -> bool:
+    if recipe.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return recipe.precision == "bf16"
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """What `audiovq info` says of a run folder."""
+    recipe = read_yaml(folder / "recipe.yaml")
+    facts: dict[str, Any] = {"run": str(folder), "recipe": recipe["name"]}
+    for name in ("data/report.json", "report.json"):
+        if (folder / name).is_file():
+            facts[Path(name).parent.name or "reached"] = json.loads((folder / name).read_text())
+    facts["finished"] = [
+        name
+        for name in ("tokenizer", "codes", *(path.name for path in api.prior_folders(folder)))
+        if (folder / name).is_dir()
+    ]
+    return facts

@@ -1,0 +1,21 @@
+"""Counter-based noise: a pure function of (seed, item, level, position), whatever the batch and wherever one starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def gumbel_noise(seed: int, item: int, level: int, start: int, end: int, size: int) -> Tensor:
+    """Standard Gumbel noise for positions [start, end), float32 [end - start, size].
+
+    Philox (Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3") keyed by seed, item and level; the position
+    is the counter, so any position can be drawn without those before it.
+    """
+    mask = 2**64 - 1
+    blocks = -(-size // 4)  # one counter value gives four 64-bit words
+    bits = np.random.Philox(key=[seed & mask, (item << 8 | level) & mask], counter=[start * blocks, 0, 0, 0])
+    words = bits.random_raw((end - start) * blocks * 4).reshape(end - start, blocks * 4)[:, :size]
+    uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # strictly inside (0, 1)
+    return torch.from_numpy(-np.log(-np.log(uniform))).float()

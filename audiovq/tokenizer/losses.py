@@ -1,0 +1,97 @@
+"""What the tokenizer is trained to keep: terms between a waveform and its reconstruction, each with its weight."""
+
+from __future__ import annotations
+
+import torch
+import torchaudio
+from pydantic import Field
+from torch import Tensor, nn
+
+from audiovq.config import Config
+
+LOG_FLOOR = 1e-5  # amplitudes below count as silence
+
+
+class LossConfig(Config):
+    """Weights of the loss terms; a term of weight 0 is not computed."""
+
+    mel: float = Field(15.0, ge=0)
+    mel_windows: tuple[int, ...] = (512, 1024, 2048, 4096)  # samples
+    stft: float = Field(0.0, ge=0)
+    stft_windows: tuple[int, ...] = (512, 1024, 2048)
+    waveform_l1: float = Field(5.0, ge=0)
+    waveform_l2: float = Field(0.0, ge=0)
+    commitment: float = Field(0.25, ge=0)
+
+
+def stft_magnitude(waveform: Tensor, n_fft: int, window: Tensor) -> Tensor:
+    """Magnitudes with a quarter-window hop, [..., samples] -> [n, bins, frames], scaled so a full-scale sine is ~0.5."""
+    flat = waveform.reshape(-1, waveform.shape[-1])
+    spectrum = torch.stft(
+        flat, n_fft, n_fft // 4, window=window, center=True, pad_mode="constant", normalized=False, return_complex=True
+    )
+    power = spectrum.real.square() + spectrum.imag.square()
+    return (power + 1e-14).sqrt() / window.sum()
+
+
+class MelSpectrogram(nn.Module):
+    """Mel magnitudes of one window size; up to 320 bands, fewer for short windows, so that no band is empty."""
+
+    def __init__(self, sample_rate: int, n_fft: int):
+        super().__init__()
+        self.n_fft = n_fft
+        self.n_mels = max(5, min(320, int(n_fft / 6.4)))
+        filters = torchaudio.functional.melscale_fbanks(
+            n_fft // 2 + 1, 0.0, sample_rate / 2, self.n_mels, sample_rate, norm=None, mel_scale="slaney"
+        )
+        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> [n, mels, frames]
+        magnitude = stft_magnitude(waveform, self.n_fft, self.window)  # type: ignore[arg-type]
+        return torch.einsum("nft,fm->nmt", magnitude, self.filters)
+
+
+class ReconstructionLoss(nn.Module):
+    """The weighted terms of `LossConfig`, by name.
+
+    mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4).
+    stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2).
+    waveform_l1, waveform_l2: on samples; they decide whether phase is coded.
+    """
+
+    def __init__(self, config: LossConfig, sample_rate: int):
+        super().__init__()
+        self.config = config
+        self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n) for n in config.mel_windows if config.mel > 0)
+        for n in config.stft_windows if config.stft > 0 else ():
+            self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
+
+    def forward(self, reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """float [b, channels, samples] twice -> unweighted scalar terms (those with a weight)."""
+        c, terms = self.config, {}
+        with torch.autocast(target.device.type, enabled=False):
+            x, y = reconstruction.float(), target.float()
+            if c.mel > 0:
+                terms["mel"] = torch.stack([self._mel(x, y, mel) for mel in self.mels]).mean()
+            if c.stft > 0:
+                terms["stft"] = torch.stack([self._stft(x, y, n) for n in c.stft_windows]).mean()
+            if c.waveform_l1 > 0:
+                terms["waveform_l1"] = (x - y).abs().mean()
+            if c.waveform_l2 > 0:
+                terms["waveform_l2"] = (x - y).square().mean()
+        return terms
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """The terms (and "commitment") summed with their weights."""
+        return torch.stack([getattr(self.config, name) * value for name, value in terms.items()]).sum()
+
+    def _mel(self, x: Tensor, y: Tensor, mel: nn.Module) -> Tensor:
+        return (mel(x).clamp(min=LOG_FLOOR).log10() - mel(y).clamp(min=LOG_FLOOR).log10()).abs().mean()
+
+    def _stft(self, x: Tensor, y: Tensor, n_fft: int) -> Tensor:
+        window = getattr(self, f"window_{n_fft}")
+        a, b = stft_magnitude(x, n_fft, window), stft_magnitude(y, n_fft, window)
+        convergence = (a - b).norm() / b.norm().clamp(min=LOG_FLOOR)
+        log_difference = (a.clamp(min=LOG_FLOOR).log() - b.clamp(min=LOG_FLOOR).log()).abs().mean()
+        return convergence + log_difference

@@ -1,0 +1,267 @@
+"""The multi-resolution VQ-VAE: waveform ↔ one code sequence a level, coarse to fine.
+
+Two topologies share everything below:
+
+- `residual`: one encoder and one decoder. The top level is quantized first; each finer level quantizes what the
+  coarser ones left, so any prefix of levels decodes to music (two levels: VQ-VAE-2, arXiv:1906.00446).
+- `independent`: one autoencoder a level, as in Jukebox (arXiv:2005.00341, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from audiovq.config import Config, one_of
+from audiovq.tokenizer.convnet import DECODERS, Encoder, EncoderConfig, IstftDecoder, Upsample
+from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized
+
+
+class VQVAEConfig(Config):
+    sample_rate: int = Field(24000, ge=1000, le=384000)  # Hz
+    channels: int = Field(1, ge=1, le=2)
+    hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples a code, coarse to fine
+    topology: Literal["residual", "independent"] = "residual"
+    shared_codebook: bool = True
+    dim: int = Field(256, ge=8)  # width of the features that are quantized
+    level_dropout: float = Field(0.5, ge=0, le=1)  # residual: chance that an item trains with a prefix of the levels
+    encoder: EncoderConfig = EncoderConfig()
+    quantizer: one_of(QUANTIZERS) = EMAQuantizer.Config()  # type: ignore[valid-type]
+    decoder: one_of(DECODERS) = IstftDecoder.Config()  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _check(self) -> VQVAEConfig:
+        hops = self.hop_lengths
+        if not 1 <= len(hops) <= 5:
+            raise ValueError(f"expected 1 to 5 hop_lengths, found {len(hops)}")
+        if min(hops) < 2 or any(a <= b or a % b for a, b in zip(hops, hops[1:], strict=False)):
+            raise ValueError(f"hop_lengths: expected a falling list, each divisible by the next, found {list(hops)}")
+        return self
+
+    @property
+    def n_levels(self) -> int:
+        return len(self.hop_lengths)
+
+    @property
+    def code_rates(self) -> list[float]:
+        """Codes per second, a level."""
+        return [self.sample_rate / hop for hop in self.hop_lengths]
+
+    @property
+    def codebook_size(self) -> int:
+        return self.quantizer.codebook_size
+
+
+@dataclass
+class VQVAEOutput:
+    reconstructions: list[Tensor]  # float [b, channels, samples]: one (residual) or one a level (independent)
+    codes: list[Tensor]  # int64 [b, samples / hop], a level
+    commitment: Tensor  # scalar, mean over levels
+    latents: list[Tensor] = field(default_factory=list)
+
+
+class LevelGroup(nn.Module):
+    """Levels that are quantized one after the other within one encoder and decoder.
+
+    Works on feature sequences; the codebooks belong to the `VQVAE` and are handed in.
+    """
+
+    def __init__(self, config: VQVAEConfig, hop_lengths: list[int]):
+        super().__init__()
+        self.hop_lengths = hop_lengths
+        dim, codebook_dim = config.dim, config.quantizer.codebook_dim
+        self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
+        self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
+        self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
+        ratios = [a // b for a, b in zip(hop_lengths, hop_lengths[1:], strict=False)]
+        self.ups = nn.ModuleList(Upsample(dim, dim, ratio) for ratio in ratios)
+        self.decoder = DECODERS[config.decoder.kind](dim, config.channels, hop_lengths[-1], config.decoder)
+        up_radius = sum(up.radius * hop for up, hop in zip(self.ups, hop_lengths, strict=False))  # type: ignore[operator]
+        self.encoder_radius = self.encoder.radius_samples + up_radius
+        self.decoder_radius = self.decoder.radius * hop_lengths[-1] + up_radius
+
+    def quantize(
+        self, features: list[Tensor], quantizers: list[nn.Module] | None
+    ) -> tuple[list[Quantized], list[Tensor]]:
+        """Quantize each level's features less what the coarser levels already said.
+
+        Returns each level's `Quantized` and its contribution [b, dim, t]. Without quantizers the latents pass as they
+        are (to collect latents for k-means before there is a codebook).
+        """
+        total, results, steps = None, [], []
+        for i, feature in enumerate(features):
+            total = self.ups[i - 1](total) if total is not None else None
+            left = feature if total is None else feature - total
+            latents = self.projections_in[i](self.norms[i](rearrange(left, "b d t -> b t d")))
+            quantized = quantizers[i](latents) if quantizers else Quantized(latents, latents, latents, latents)
+            step = self.expand(quantized.vectors, i)
+            total = step if total is None else total + step
+            results.append(quantized)
+            steps.append(step)
+        return results, steps
+
+    def expand(self, vectors: Tensor, i: int) -> Tensor:  # [b, t, codebook_dim] -> [b, dim, t]
+        return rearrange(self.projections_out[i](vectors), "b t d -> b d t")
+
+    def decode(self, steps: list[Tensor]) -> Tensor:
+        """Contributions of a prefix of the levels -> waveform. Levels that are absent add nothing."""
+        total = steps[0]
+        for i, up in enumerate(self.ups, start=1):
+            total = up(total)
+            if i < len(steps):
+                total = total + steps[i]
+        return self.decoder(total)
+
+
+class VQVAE(nn.Module):
+    """Pure network: no resampling, files or chunks here (see `audiovq.Tokenizer`)."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.config = config
+        hops = list(config.hop_lengths)
+        groups = [hops] if config.topology == "residual" else [[hop] for hop in hops]
+        self.groups = nn.ModuleList(LevelGroup(config, group) for group in groups)
+        n_codebooks = 1 if config.shared_codebook else config.n_levels
+        self.codebooks = nn.ModuleList(QUANTIZERS[config.quantizer.kind](config.quantizer) for _ in range(n_codebooks))
+
+    @property
+    def encoder_radius(self) -> int:
+        """Samples to either side that a code depends on."""
+        return max(group.encoder_radius for group in self.groups)  # type: ignore[type-var]
+
+    @property
+    def decoder_radius(self) -> int:
+        """Samples to either side, in codes' time, that a decoded sample depends on."""
+        return max(group.decoder_radius for group in self.groups)  # type: ignore[type-var]
+
+    def quantizers(self) -> list[Any]:
+        """The codebook module of each level; one and the same for all if shared."""
+        return [self.codebooks[0 if self.config.shared_codebook else i] for i in range(self.config.n_levels)]
+
+    def _level_groups(self) -> list[tuple[Any, list[int]]]:
+        """Each group with the indexes of its levels."""
+        if self.config.topology == "residual":
+            return [(self.groups[0], list(range(self.config.n_levels)))]
+        return [(group, [i]) for i, group in enumerate(self.groups)]
+
+    def forward(self, waveform: Tensor) -> VQVAEOutput:
+        """One training step's view: reconstruct, and in training mode move the codebooks once.
+
+        Args:
+            waveform: float [b, channels, samples], samples a multiple of the top hop.
+        """
+        self._check_waveform(waveform)
+        quantizers = self.quantizers()
+        if self.training and not quantizers[0].initialised.item():
+            self._initialise(waveform)
+        reconstructions: list[Tensor] = []
+        results: list[Quantized] = []
+        for group, levels in self._level_groups():
+            quantized, steps = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels])
+            if self.training and len(levels) > 1 and self.config.level_dropout > 0:
+                steps = self._drop_levels(steps)
+            reconstructions.append(group.decode(steps))
+            results += quantized
+        if self.training:
+            for codebook in self.codebooks:
+                mine = [result for q, result in zip(quantizers, results, strict=True) if q is codebook]
+                codebook.update([r.latents.detach() for r in mine], [r.codes for r in mine])  # type: ignore[operator]
+        commitment = torch.stack([result.commitment for result in results]).mean()
+        return VQVAEOutput(reconstructions, [r.codes for r in results], commitment)
+
+    @torch.no_grad()
+    def _initialise(self, waveform: Tensor) -> None:
+        latents = [
+            quantized.latents
+            for group, _ in self._level_groups()
+            for quantized in group.quantize(group.encoder(waveform), None)[0]
+        ]
+        for codebook in self.codebooks:
+            codebook.initialise([x for q, x in zip(self.quantizers(), latents, strict=True) if q is codebook])  # type: ignore[operator]
+
+    def _drop_levels(self, steps: list[Tensor]) -> list[Tensor]:
+        """Per item, keep all levels or a random prefix (SoundStream, arXiv:2107.03312, section III-C)."""
+        batch, device, n = len(steps[0]), steps[0].device, len(steps)
+        prefix = torch.randint(1, n, (batch,), device=device)
+        kept = torch.where(torch.rand(batch, device=device) < self.config.level_dropout, prefix, n)
+        return [step * (kept > i).to(step.dtype)[:, None, None] for i, step in enumerate(steps)]
+
+    def encode(self, waveform: Tensor) -> list[Tensor]:
+        """Quantize audio into one code sequence a level, coarse to fine.
+
+        Args:
+            waveform: float [batch, channels, samples], in [-1, 1], at `config.sample_rate` Hz; padded here with zeros
+                to a multiple of the top hop.
+        Returns:
+            int64 [batch, ceil(samples / hop_lengths[i])] for level i, in [0, codebook_size).
+        Raises:
+            ValueError: wrong shape or channel count; the message has expected and received.
+        """
+        samples = waveform.shape[-1]
+        waveform = nn.functional.pad(waveform, (0, -samples % self.config.hop_lengths[0]))
+        self._check_waveform(waveform)
+        quantizers, codes = self.quantizers(), []
+        for group, levels in self._level_groups():
+            results, _ = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels])
+            codes += [result.codes for result in results]
+        hops = self.config.hop_lengths
+        return [level[:, : -(-samples // hop)] for level, hop in zip(codes, hops, strict=True)]
+
+    def decode(self, codes: list[Tensor], n_samples: int | None = None) -> Tensor:
+        """Codes of the first k levels -> waveform; k = all, or fewer for a coarser rendering.
+
+        Args:
+            codes: int64 [batch, ceil(n_samples / hop)] a level.
+            n_samples: length of the result; default is the top level's length times its hop.
+        Returns:
+            float [batch, channels, n_samples].
+        Raises:
+            ValueError: no level or too many, codes out of range, or lengths that do not belong together.
+        """
+        n_samples = codes[0].shape[1] * self.config.hop_lengths[0] if n_samples is None and codes else n_samples
+        assert n_samples is not None or not codes
+        self._check_codes(codes, n_samples or 0)
+        quantizers, hops = self.quantizers(), self.config.hop_lengths
+        if self.config.topology == "independent":  # the finest level at hand says it all
+            level = len(codes) - 1
+            group = self.groups[level]
+            steps = [group.expand(quantizers[level].embed(codes[level]), 0)]  # type: ignore[operator]
+        else:
+            group, steps = self.groups[0], []
+            for i, level_codes in enumerate(codes):
+                step = group.expand(quantizers[i].embed(level_codes), i)  # type: ignore[operator]
+                full = codes[0].shape[1] * (hops[0] // hops[i])
+                steps.append(nn.functional.pad(step, (0, full - step.shape[-1])))  # past the end: nothing to add
+        return group.decode(steps)[..., :n_samples]  # type: ignore[operator]
+
+    def _check_waveform(self, waveform: Tensor) -> None:
+        c = self.config
+        if waveform.ndim != 3 or waveform.shape[1] != c.channels or waveform.shape[-1] < 1:
+            raise ValueError(
+                f"waveform: expected [batch, {c.channels} channels, samples > 0], found {list(waveform.shape)}"
+            )
+        if waveform.shape[-1] % c.hop_lengths[0]:
+            raise ValueError(f"waveform: expected a multiple of {c.hop_lengths[0]} samples, found {waveform.shape[-1]}")
+
+    def _check_codes(self, codes: list[Tensor], n_samples: int) -> None:
+        hops = self.config.hop_lengths
+        if not 1 <= len(codes) <= len(hops):
+            raise ValueError(f"codes: expected 1 to {len(hops)} levels, found {len(codes)}")
+        for i, (level, hop) in enumerate(zip(codes, hops, strict=False)):
+            expected = -(-n_samples // hop)
+            if level.ndim != 2 or level.shape[1] != expected:
+                raise ValueError(
+                    f"codes of level {i}: expected [batch, {expected}] for {n_samples} samples, found {list(level.shape)}"
+                )
+            low, high = torch.aminmax(level)
+            if low < 0 or high >= self.config.codebook_size:
+                raise ValueError(
+                    f"codes of level {i}: expected 0 to {self.config.codebook_size - 1}, found {int(low)} to {int(high)}"
+                )

@@ -1,0 +1,50 @@
+"""Stage 2: a prior learns the codes of its level, given all coarser ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from audiovq.data.codes import Shards
+from audiovq.data.datasets import CodeWindows, vocabularies
+from audiovq.prior.prior import Prior, PriorSpec
+from audiovq.recipe import PriorStage
+from audiovq.training.loop import Task
+
+
+class PriorTask(Task):
+    """Cross-entropy, logged as bits a code and as bits a second of audio (which compares across rates)."""
+
+    network: Prior
+
+    def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stage, self.shards, self.level, self.seed = stage, shards, level, seed
+        index = shards.index
+        self.spec = PriorSpec(
+            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash,
+            vocabularies(shards, stage.model.label_names),
+        )  # fmt: skip
+        self.network = Prior(stage.model, self.spec)
+
+    def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
+        present = {track.split for track in self.shards.index.tracks}
+        context, halo = self.stage.model.transformer.context, self.stage.model.halo
+        return CodeWindows(
+            self.shards, split if split in present else "train", self.level, context, halo, self.spec.vocabularies,
+            self.seed + (split == "valid"),
+        )  # fmt: skip
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        nll, n_codes = self.network.loss(batch)
+        loss = nll / n_codes
+        bits = loss.detach() / math.log(2)
+        return loss, {"bits_per_code": bits, "bits_per_second": bits * self.spec.code_rate}
+
+    def describe(self, metrics: dict[str, float]) -> str:
+        return f"{metrics['bits_per_code']:.3f} bits a code, {metrics['bits_per_second']:.1f} bits a second"
