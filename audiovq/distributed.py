@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
 from torch import Tensor
 
 
@@ -26,6 +27,18 @@ def all_reduce_(tensor: Tensor) -> Tensor:
     """Sum over all ranks, in place."""
     if is_distributed():
         dist.all_reduce(tensor)
+    return tensor
+
+
+def mean_(tensor: Tensor) -> Tensor:
+    """Mean over all ranks, in place."""
+    return all_reduce_(tensor).div_(world_size())
+
+
+def mean_with_gradient(tensor: Tensor) -> Tensor:
+    """Mean over all ranks, through which gradients flow back to all ranks."""
+    if is_distributed():
+        return torch.distributed.nn.functional.all_reduce(tensor) / world_size()
     return tensor
 
 

@@ -71,14 +71,14 @@ class Run:
         self.report()
 
     def _claim_folder(self) -> None:
-        """Save the recipe in a new folder; refuse one that holds another recipe's run."""
+        """Look at the data and save the recipe in a new folder; refuse one that holds another recipe's run."""
         path = self.folder / "recipe.yaml"
-        if self.main:
+        if self.main and not path.exists():  # the recipe comes last: a folder with wrong data is not claimed
             audio.check_folder(self.folder)
-            if not path.exists():
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text(self.recipe.to_yaml())
-                temporary.replace(path)
+            self._scan()
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(self.recipe.to_yaml())
+            temporary.replace(path)
         distributed.barrier()
         saved = load_saved_recipe(path)
         difference = first_difference(saved.model_dump(), self.recipe.model_dump())
@@ -87,23 +87,22 @@ class Run:
                 f"{self.folder}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
             )
 
+    def _scan(self) -> None:
+        place, data = self.folder / "data", self.recipe.data
+        if not data.folder:
+            raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
+        result = scan(Path(data.folder), data)
+        result.save(place)
+        report = result.report()
+        say(
+            f"data: {report['train_tracks']} training and {report['valid_tracks']} held-out tracks, "
+            f"{report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside"
+            + (f" (see {place / 'quarantine.jsonl'})" if report["quarantined"] else "")
+        )
+
     def scan(self) -> Scan:
         """The data set as it was when the run began."""
-        place = self.folder / "data"
-        if not (place / "tracks.jsonl").is_file() and self.main:
-            data = self.recipe.data
-            if not data.folder:
-                raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
-            result = scan(Path(data.folder), data)
-            result.save(place)
-            report = result.report()
-            say(
-                f"data: {report['train_tracks']} training and {report['valid_tracks']} held-out tracks, "
-                f"{report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside"
-                + (f" (see {place / 'quarantine.jsonl'})" if report["quarantined"] else "")
-            )
-        distributed.barrier()
-        return Scan.load(place)
+        return Scan.load(self.folder / "data")
 
     def tokenizer(self) -> None:
         data = self.scan()
@@ -120,8 +119,6 @@ class Run:
         if self.main:
             network = checkpoint.load_tokenizer(self.folder / "tokenizer")
             encode_data_set(self.folder / "codes", self.scan(), network, self.recipe.codes.shifts, self.device)
-        else:
-            self.scan()
         distributed.barrier()
 
     def priors(self) -> None:

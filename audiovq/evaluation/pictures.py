@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - the backend is chosen first
+from matplotlib import pyplot
 
 
 def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path) -> None:

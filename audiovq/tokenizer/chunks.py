@@ -31,7 +31,7 @@ def decode_in_chunks(network: VQVAE, codes: list[Tensor], n_samples: int, chunk_
     """As `network.decode`, piece by piece: float [batch, channels, up to chunk_samples], `n_samples` in all."""
     hops = network.config.hop_lengths
     padded = codes[0].shape[1] * hops[0] if codes else 0
-    for start, end, low, high in _chunks(padded, chunk_samples, network.decoder_radius, hops[0]):
+    for start, end, low, high in _chunks(padded, chunk_samples, network.decoder_radius, network.period):
         stop = min(high, n_samples)  # at the end of the track, its finer levels may be shorter than the top's last code
         piece = network.decode(
             [level[:, low // hop : -(-stop // hop)] for level, hop in zip(codes, hops, strict=False)], stop - low
@@ -40,10 +40,10 @@ def decode_in_chunks(network: VQVAE, codes: list[Tensor], n_samples: int, chunk_
             yield piece[..., start - low : min(end, n_samples) - low]
 
 
-def _chunks(samples: int, chunk_samples: int, radius: int, hop: int) -> Iterator[tuple[int, int, int, int]]:
-    """(start, end, start with context, end with context), all multiples of the top hop."""
-    step = max(1, chunk_samples // hop) * hop
-    context = -(-radius // hop) * hop
+def _chunks(samples: int, chunk_samples: int, radius: int, period: int) -> Iterator[tuple[int, int, int, int]]:
+    """(start, end, start with context, end with context), all multiples of `period` but where the track ends."""
+    step = max(1, chunk_samples // period) * period
+    context = -(-radius // period) * period
     for start in range(0, samples, step):
         end = min(start + step, samples)
         yield start, end, max(0, start - context), min(samples, end + context)

@@ -27,6 +27,40 @@ class Quantized:
     commitment: Tensor  # scalar
 
 
+def unquantized(latents: Tensor) -> Quantized:
+    """Latents as they pass before there is a codebook: on the unit sphere, all with code 0."""
+    x = F.normalize(latents.float(), dim=-1)
+    return Quantized(x, torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device), x, x.new_zeros(()))
+
+
+class Standardise(nn.Module):
+    """Each channel to zero mean and unit variance: by the batch of all ranks in training, by running statistics after.
+
+    Batch normalisation (arXiv:1502.03167) without scale and shift. Without it the latents of a fresh encoder point
+    almost the same way, all fall to one code, and no gradient ever parts them.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.1):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> the same, float32
+        x = x.float()
+        mean, variance = self.mean, self.variance
+        if self.training:
+            moments = torch.stack([x.mean(dim=(0, 1)), x.square().mean(dim=(0, 1))])
+            mean, square = distributed.mean_with_gradient(moments)
+            variance = (square - mean.square()).clamp(min=0)
+            self.mean.lerp_(mean.detach(), self.momentum)
+            self.variance.lerp_(variance.detach(), self.momentum)
+        return (x - mean) * (variance + 1e-5).rsqrt()
+
+
 class EMAQuantizer(nn.Module):
     """Vector quantization with a codebook that follows the mean of its latents.
 
@@ -48,7 +82,6 @@ class EMAQuantizer(nn.Module):
     embedding: Tensor
     counts: Tensor
     sums: Tensor
-    initialised: Tensor
 
     def __init__(self, config: Config):
         super().__init__()
@@ -57,7 +90,6 @@ class EMAQuantizer(nn.Module):
         self.register_buffer("embedding", F.normalize(torch.randn(shape), dim=-1))
         self.register_buffer("counts", torch.ones(config.codebook_size))
         self.register_buffer("sums", self.embedding.clone())
-        self.register_buffer("initialised", torch.zeros(1, dtype=torch.uint8))
 
     def normalise(self, x: Tensor) -> Tensor:
         """To the unit sphere, in float32 whatever autocast says."""
@@ -95,7 +127,6 @@ class EMAQuantizer(nn.Module):
         self.embedding.copy_(distributed.broadcast_(centres.contiguous()))
         self.counts.fill_(len(x) * distributed.world_size() / size)
         self.sums.copy_(self.embedding * self.counts[:, None])
-        self.initialised.fill_(1)
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:

@@ -9,6 +9,8 @@ Two topologies share everything below:
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from audiovq.config import Config, one_of
 from audiovq.tokenizer.convnet import DECODERS, Encoder, EncoderConfig, IstftDecoder, Upsample
-from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized
+from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Standardise, unquantized
 
 
 class VQVAEConfig(Config):
@@ -29,6 +31,9 @@ class VQVAEConfig(Config):
     topology: Literal["residual", "independent"] = "residual"
     shared_codebook: bool = True
     dim: int = Field(256, ge=8)  # width of the features that are quantized
+    quantize_after: int = Field(
+        100, ge=0
+    )  # training steps; until then the latents pass as they are, to become worth coding
     level_dropout: float = Field(0.5, ge=0, le=1)  # residual: chance that an item trains with a prefix of the levels
     encoder: EncoderConfig = EncoderConfig()
     quantizer: one_of(QUANTIZERS) = EMAQuantizer.Config()  # type: ignore[valid-type]
@@ -39,7 +44,7 @@ class VQVAEConfig(Config):
         hops = self.hop_lengths
         if not 1 <= len(hops) <= 5:
             raise ValueError(f"expected 1 to 5 hop_lengths, found {len(hops)}")
-        if min(hops) < 2 or any(a <= b or a % b for a, b in zip(hops, hops[1:], strict=False)):
+        if min(hops) < 2 or any(a <= b or a % b for a, b in itertools.pairwise(hops)):
             raise ValueError(f"hop_lengths: expected a falling list, each divisible by the next, found {list(hops)}")
         return self
 
@@ -78,8 +83,9 @@ class LevelGroup(nn.Module):
         self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
         self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
+        self.standardise = nn.ModuleList(Standardise(codebook_dim) for _ in hop_lengths)
         self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
-        ratios = [a // b for a, b in zip(hop_lengths, hop_lengths[1:], strict=False)]
+        ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
         self.ups = nn.ModuleList(Upsample(dim, dim, ratio) for ratio in ratios)
         self.decoder = DECODERS[config.decoder.kind](dim, config.channels, hop_lengths[-1], config.decoder)
         up_radius = sum(up.radius * hop for up, hop in zip(self.ups, hop_lengths, strict=False))  # type: ignore[operator]
@@ -99,7 +105,8 @@ class LevelGroup(nn.Module):
             total = self.ups[i - 1](total) if total is not None else None
             left = feature if total is None else feature - total
             latents = self.projections_in[i](self.norms[i](rearrange(left, "b d t -> b t d")))
-            quantized = quantizers[i](latents) if quantizers else Quantized(latents, latents, latents, latents)
+            latents = self.standardise[i](latents)
+            quantized = quantizers[i](latents) if quantizers else unquantized(latents)
             step = self.expand(quantized.vectors, i)
             total = step if total is None else total + step
             results.append(quantized)
@@ -107,7 +114,8 @@ class LevelGroup(nn.Module):
         return results, steps
 
     def expand(self, vectors: Tensor, i: int) -> Tensor:  # [b, t, codebook_dim] -> [b, dim, t]
-        return rearrange(self.projections_out[i](vectors), "b t d -> b d t")
+        components = vectors * vectors.shape[-1] ** 0.5  # of a unit vector, brought to about 1
+        return rearrange(self.projections_out[i](components), "b t d -> b d t")
 
     def decode(self, steps: list[Tensor]) -> Tensor:
         """Contributions of a prefix of the levels -> waveform. Levels that are absent add nothing."""
@@ -122,6 +130,8 @@ class LevelGroup(nn.Module):
 class VQVAE(nn.Module):
     """Pure network: no resampling, files or chunks here (see `audiovq.Tokenizer`)."""
 
+    n_steps: Tensor
+
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
@@ -129,6 +139,7 @@ class VQVAE(nn.Module):
         groups = [hops] if config.topology == "residual" else [[hop] for hop in hops]
         self.groups = nn.ModuleList(LevelGroup(config, group) for group in groups)
         n_codebooks = 1 if config.shared_codebook else config.n_levels
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # training steps seen
         self.codebooks = nn.ModuleList(QUANTIZERS[config.quantizer.kind](config.quantizer) for _ in range(n_codebooks))
 
     @property
@@ -140,6 +151,13 @@ class VQVAE(nn.Module):
     def decoder_radius(self) -> int:
         """Samples to either side, in codes' time, that a decoded sample depends on."""
         return max(group.decoder_radius for group in self.groups)  # type: ignore[type-var]
+
+    @property
+    def period(self) -> int:
+        """Samples; a stretch that is decoded apart must begin at a multiple of it (and of the top hop) in the track."""
+        return math.lcm(
+            *(group.decoder.period * group.hop_lengths[-1] for group in self.groups), self.config.hop_lengths[0]
+        )  # type: ignore[operator,union-attr]
 
     def quantizers(self) -> list[Any]:
         """The codebook module of each level; one and the same for all if shared."""
@@ -158,33 +176,44 @@ class VQVAE(nn.Module):
             waveform: float [b, channels, samples], samples a multiple of the top hop.
         """
         self._check_waveform(waveform)
-        quantizers = self.quantizers()
-        if self.training and not quantizers[0].initialised.item():
-            self._initialise(waveform)
+        if self.training:
+            self._start(waveform)
+        quantizers = self.quantizers() if self.n_steps >= self.config.quantize_after else None
         reconstructions: list[Tensor] = []
         results: list[Quantized] = []
         for group, levels in self._level_groups():
-            quantized, steps = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels])
+            mine = [quantizers[i] for i in levels] if quantizers else None
+            quantized, steps = group.quantize(group.encoder(waveform), mine)
             if self.training and len(levels) > 1 and self.config.level_dropout > 0:
                 steps = self._drop_levels(steps)
             reconstructions.append(group.decode(steps))
             results += quantized
-        if self.training:
+        if self.training and quantizers:
             for codebook in self.codebooks:
                 mine = [result for q, result in zip(quantizers, results, strict=True) if q is codebook]
                 codebook.update([r.latents.detach() for r in mine], [r.codes for r in mine])  # type: ignore[operator]
+        if self.training:
+            self.n_steps += 1
         commitment = torch.stack([result.commitment for result in results]).mean()
         return VQVAEOutput(reconstructions, [r.codes for r in results], commitment)
 
     @torch.no_grad()
-    def _initialise(self, waveform: Tensor) -> None:
-        latents = [
-            quantized.latents
-            for group, _ in self._level_groups()
-            for quantized in group.quantize(group.encoder(waveform), None)[0]
-        ]
-        for codebook in self.codebooks:
-            codebook.initialise([x for q, x in zip(self.quantizers(), latents, strict=True) if q is codebook])  # type: ignore[operator]
+    def _start(self, waveform: Tensor) -> None:
+        """Take from the music what is better measured than learned: the decoder's mean spectrum at the first step, and
+        the codebooks, by k-means on latents that have become worth coding, at step `quantize_after`."""
+        step = int(self.n_steps)
+        if step == 0:
+            for group in self.groups:
+                group.encoder.front.initialise(waveform)  # type: ignore[operator,union-attr]
+                group.decoder.initialise(waveform)  # type: ignore[operator]
+        if step == self.config.quantize_after:
+            latents = [
+                quantized.latents
+                for group, _ in self._level_groups()
+                for quantized in group.quantize(group.encoder(waveform), None)[0]
+            ]
+            for codebook in self.codebooks:
+                codebook.initialise([x for q, x in zip(self.quantizers(), latents, strict=True) if q is codebook])  # type: ignore[operator]
 
     def _drop_levels(self, steps: list[Tensor]) -> list[Tensor]:
         """Per item, keep all levels or a random prefix (SoundStream, arXiv:2107.03312, section III-C)."""

@@ -1,0 +1,110 @@
+"""Run the README's first command and judge what it makes.
+
+    python benchmarks/quickstart.py --out /tmp/quickstart           # trains, samples, judges
+    python benchmarks/quickstart.py --out /tmp/quickstart --judge   # judges a run that is there
+
+Prints the wall time of each command, then the statistics of `audiovq.evaluation.metrics.music_statistics` for each training
+track (their range), and for each generated piece, and says for each criterion whether it holds. Draws spectrograms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from audiovq.data.audio import read_audio
+from audiovq.data.tracks import Scan
+from audiovq.evaluation.metrics import music_statistics
+from audiovq.evaluation.pictures import draw_spectrograms
+
+ROOT = Path(__file__).parent.parent
+SEEDS = range(4)
+
+
+def timed(*command: str) -> float:
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "audiovq", *command], check=True)
+    return time.monotonic() - began
+
+
+def make(out: Path) -> dict[str, float]:
+    seconds = {"train": timed("train", str(ROOT / "recipes" / "quickstart.yaml"), "--out", str(out))}
+    for seed in SEEDS:
+        piece = str(out / f"seed-{seed}.wav")
+        seconds[f"sample 20 s, seed {seed}"] = timed(
+            "sample", "--model", str(out), "--seconds", "20", "--seed", str(seed), "--out", piece
+        )
+    return seconds
+
+
+def criteria(piece: dict[str, float], tracks: list[dict[str, float]], n_samples: int, rate: int) -> dict[str, bool]:
+    """Music-like: within the range of the training tracks, widened by half of it to either side."""
+
+    def near(name: str, least: float = 0.0) -> bool:
+        low, high = min(t[name] for t in tracks), max(t[name] for t in tracks)
+        slack = max(0.5 * (high - low), least)
+        return low - slack <= piece[name] <= high + slack
+
+    mean_rms = sum(t["rms_db"] for t in tracks) / len(tracks)
+    return {
+        "length exact": n_samples == 20 * rate,
+        "level within 6 dB": abs(piece["rms_db"] - mean_rms) <= 6,
+        "no clipping": piece["clipped"] == 0 and piece["peak"] < 1,
+        "flatness near": near("flatness", 1e-3),
+        "chroma entropy near": near("chroma_entropy"),
+        "not constant": near("chroma_change") and piece["chroma_change"] > 0.1,
+        "onsets near": near("onsets_per_second"),
+    }
+
+
+def judge(out: Path) -> bool:
+    data = Scan.load(out / "data")
+    rate = 0
+    tracks = []
+    for track in data.split("train"):
+        config = json.loads((out / "tokenizer" / "config.json").read_text())["model"]
+        waveform, rate = read_audio(data.folder / track.path, config["sample_rate"], config["channels"])
+        tracks.append(music_statistics(waveform, rate))
+    names = list(tracks[0])
+    print(f"{'':22}" + "".join(f"{name:>19}" for name in names))
+    for label, choose in (("training tracks, min", min), ("training tracks, max", max)):
+        print(f"{label:22}" + "".join(f"{choose(t[name] for t in tracks):19.4f}" for name in names))
+    good, waveforms = True, {}
+    for seed in SEEDS:
+        waveform, rate = read_audio(out / f"seed-{seed}.wav")
+        waveforms[f"seed {seed}"] = waveform
+        piece = music_statistics(waveform, rate)
+        held = criteria(piece, tracks, waveform.shape[1], rate)
+        failed = [name for name, holds in held.items() if not holds]
+        print(
+            f"{f'seed {seed}':22}" + "".join(f"{piece[name]:19.4f}" for name in names),
+            "all hold" if not failed else f"NOT: {failed}",
+        )
+        good &= not failed
+    source, rate = read_audio(data.folder / data.split("train")[0].path, rate, 1, 0, None)
+    draw_spectrograms({data.split("train")[0].path: source[:, : 20 * rate], **waveforms}, rate, out / "judged.png")
+    print(f"spectrograms: {out / 'judged.png'}")
+    return good
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--judge", action="store_true")
+    arguments = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if not arguments.judge:
+        for name, seconds in make(arguments.out).items():
+            print(f"{name:22} {seconds:7.1f} s")
+    sys.exit(0 if judge(arguments.out) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Reading and writing audio files of every kind, and what is said of bad ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import TRACK, tones
+
+from audiovq.data.audio import audio_info, blocks, downmix, read_audio, resample, write_audio
+
+FORMATS = [
+    ("a.wav", "PCM_U8", 0.02), ("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_24", 1e-6), ("a.wav", "PCM_32", 1e-6),
+    ("a.wav", "FLOAT", 0.0), ("a.flac", "PCM_16", 1e-4), ("a.flac", "PCM_24", 1e-6), ("a.aiff", "PCM_16", 1e-4),
+    ("a.ogg", "VORBIS", 0.1), ("a.opus", "OPUS", 0.1), ("a.mp3", "MPEG_LAYER_III", 0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "subtype", "tolerance"), FORMATS)
+def test_reads_every_format(tmp_path: Path, name: str, subtype: str, tolerance: float) -> None:
+    wave = tones(1.0, 48000, channels=2)
+    kind = "OGG" if name.endswith("opus") else None
+    soundfile.write(tmp_path / name, wave, 48000, subtype=subtype, format=kind)
+    read, rate = read_audio(tmp_path / name)
+    assert rate == 48000
+    assert read.shape[0] == 2
+    n = min(read.shape[1], len(wave))
+    assert abs(read.shape[1] - len(wave)) <= 2400  # MP3 may be padded by a frame or two
+    error = (read[:, :n] - torch.from_numpy(wave[:n].T)).abs()
+    if name.endswith("mp3"):  # the encoder's delay moves it; the level stays
+        assert read.std() == pytest.approx(float(wave.std()), rel=0.05)
+    else:
+        assert float(error.max()) <= tolerance
+
+
+def test_surround_is_mixed_so_that_nothing_clips() -> None:
+    full = torch.ones(6, 10)
+    assert torch.allclose(downmix(full, 2), torch.ones(2, 10))
+    only_left = torch.zeros(6, 4)
+    only_left[0] = 1
+    mixed = downmix(only_left, 2)
+    assert mixed[0, 0] == pytest.approx(1 / (1 + 2 * 2**-0.5), rel=1e-6)
+    assert float(mixed[1].abs().max()) == 0
+    assert (
+        float(downmix(torch.eye(6)[3:4].T.expand(6, 4).clone() * 0 + torch.eye(6)[3][:, None], 2).abs().max()) == 0
+    )  # LFE
+    assert downmix(torch.tensor([[1.0], [0.0]]), 1).item() == 0.5
+    assert downmix(torch.ones(1, 3), 2).shape == (2, 3)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000, 96000])
+def test_resampling_keeps_pitch_level_and_length(rate: int) -> None:
+    t = torch.arange(rate) / rate
+    out = resample(torch.sin(2 * torch.pi * 440 * t)[None], rate, 24000)
+    assert out.shape[-1] == 24000
+    expected = torch.sin(2 * torch.pi * 440 * torch.arange(24000) / 24000)
+    assert float((out[0] - expected)[500:-500].abs().max()) < 2e-3
+
+
+def test_part_of_a_file_equals_the_same_part_of_the_whole(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", tones(3, 22050), 22050)
+    whole, _ = read_audio(tmp_path / "a.flac")
+    part, _ = read_audio(tmp_path / "a.flac", start=7000, n_samples=5000)
+    assert torch.equal(part, whole[:, 7000:12000])
+
+
+def test_real_music_is_read_at_the_asked_rate() -> None:
+    info = audio_info(TRACK)
+    waveform, rate = read_audio(TRACK, 24000, 1)
+    assert rate == 24000
+    assert waveform.shape == (1, -(-info.samples * 24000 // info.sample_rate))
+    assert 0.02 < float(waveform.std()) < 0.5
+
+
+def bad_file(folder: Path, kind: str) -> Path:
+    wave = tones(3, 44100)
+    path = folder / "bad.wav"
+    if kind == "text":
+        path.write_text("this is not audio\n" * 50)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "nan":
+        wave[1000] = np.nan
+        soundfile.write(path, wave, 44100, subtype="FLOAT")
+    elif kind == "truncated flac":
+        path = folder / "bad.flac"
+        soundfile.write(path, wave, 44100)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "truncated mp3":
+        path = folder / "bad.mp3"
+        soundfile.write(path, wave, 44100)
+        path.write_bytes(path.read_bytes()[:300])
+    elif kind == "noise bytes":
+        path = folder / "bad.ogg"
+        path.write_bytes(np.random.default_rng(0).bytes(5000))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    ("text", "not audio"), ("empty", "empty file"), ("nan", "not finite"), ("truncated flac", "truncated"),
+    ("truncated mp3", "bad.mp3"), ("noise bytes", "not audio"),
+])  # fmt: skip
+def test_bad_files_are_one_readable_error(tmp_path: Path, kind: str, message: str) -> None:
+    path = bad_file(tmp_path, kind)
+    with pytest.raises(ValueError, match=message) as error:
+        list(blocks(path)) or read_audio(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_mp3_cut_in_the_middle_gives_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp3"
+    soundfile.write(path, tones(3, 44100), 44100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    waveform, _ = read_audio(path)
+    assert 0.5 < waveform.shape[1] / 44100 < 2.5
+
+
+def test_missing_file_and_folder() -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        read_audio("/nowhere/at-all.wav")
+    with pytest.raises(ValueError, match="found a folder"):
+        read_audio("/tmp")
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_what_is_written_is_read_again(tmp_path: Path, suffix: str) -> None:
+    wave = torch.from_numpy(tones(0.5, 24000, channels=2).T.copy())
+    wave[:, 0] = 3.0  # clips
+    write_audio(tmp_path / f"a{suffix}", wave, 24000)
+    read, rate = read_audio(tmp_path / f"a{suffix}")
+    assert rate == 24000
+    assert read.shape == wave.shape
+    assert float((read - wave.clamp(-1, 1)).abs().max()) < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == [f"a{suffix}"]  # no temporary file stays
+
+
+def test_writing_where_one_cannot_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends in \.wav or \.flac, found \.mp3"):
+        write_audio(tmp_path / "a.mp3", torch.zeros(1, 10), 8000)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write there"):
+        write_audio(tmp_path / "file" / "a.wav", torch.zeros(1, 10), 8000)

@@ -1,0 +1,105 @@
+"""Recipes: strictness, helpful errors, inheritance, overrides."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, cli
+
+from audiovq import config as conf
+from audiovq.recipe import (
+    Recipe,
+    TrainingConfig,
+    first_difference,
+    header,
+    load_recipe,
+    load_saved_recipe,
+    read_mapping,
+)  # fmt: skip
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("tokenizer.model.quantizer.codebok_size=512", "tokenizer.model.quantizer.codebok_size: unknown key, did you mean 'codebook_size'?"),
+    ("tokenizer.trainng.steps=1", "tokenizer.trainng: unknown key, did you mean 'training'?"),
+    ("tokenizer.training.steps=many", "tokenizer.training.steps: expected a valid integer, found 'many'"),
+    ("tokenizer.training.steps=0", "tokenizer.training.steps: expected greater than or equal to 1, found 0"),
+    ("tokenizer.model.topology=flat", "tokenizer.model.topology: expected 'residual' or 'independent', found 'flat'"),
+    ("tokenizer.model.hop_lengths=[512, 500]", "each divisible by the next, found [512, 500]"),
+    ("tokenizer.model.hop_lengths=[64, 32, 16, 8, 4, 2]", "expected 1 to 5 hop_lengths, found 6"),
+    ("priors.0.model.transformer.n_heads=7", "expected an even multiple of n_heads 7"),
+    ("priors.0.model.conditioners=[{kind: colour}]", "priors.0.model.conditioners.0"),
+    ("nonsense", "expected key=value"),
+])  # fmt: skip
+def test_wrong_values_are_named_with_their_path(tiny_recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        load_recipe(str(tiny_recipe), overrides=(override,))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_floats_are_numbers_and_integers_stay_integers() -> None:
+    parsed = conf.parse_yaml("{a: 1e-3, b: 3, c: 2., d: 1E5, e: -4, f: 1.5}", "text")
+    assert parsed == {"a": 0.001, "b": 3, "c": 2.0, "d": 1e5, "e": -4, "f": 1.5}
+    assert isinstance(parsed["b"], int)
+    assert isinstance(parsed["a"], float)
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("data:\n  folder: [1, 2\nx: 3\n")
+    with pytest.raises(ValueError, match=r"bad\.yaml line 3: not valid YAML"):
+        load_recipe(str(path))
+
+
+def test_extends_merges_and_later_wins(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 1\ntokenizer: {training: {steps: 7, batch_size: 3}}\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\ntokenizer: {training: {steps: 9}}\ndata: {folder: tunes}\n")
+    recipe = load_recipe(str(tmp_path / "b.yaml"), overrides=("tokenizer.training.batch_size=5",))
+    assert (recipe.name, recipe.seed) == ("b", 1)
+    assert (recipe.tokenizer.training.steps, recipe.tokenizer.training.batch_size) == (9, 5)
+    assert recipe.data.folder == str(tmp_path / "tunes")  # relative to the recipe's file
+
+
+def test_another_kind_replaces_instead_of_merging() -> None:
+    base = {"decoder": {"kind": "istft", "overlap": 4}}
+    assert conf.merge(base, {"decoder": {"kind": "conv"}}) == {"decoder": {"kind": "conv"}}
+    assert conf.merge(base, {"decoder": {"dim": 8}}) == {"decoder": {"kind": "istft", "overlap": 4, "dim": 8}}
+
+
+def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ValueError, match="extends itself"):
+        read_mapping(tmp_path / "a.yaml")
+
+
+def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path, tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert load_saved_recipe(tmp_path / "recipe.yaml") == recipe
+    other = recipe.model_copy(update={"seed": 5})
+    assert first_difference(recipe.model_dump(), other.model_dump()) == "seed: 0 → 5"
+    assert first_difference(recipe.model_dump(), recipe.model_dump()) is None
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        TrainingConfig().steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
+    recipe = load_recipe(str(path))
+    assert isinstance(recipe, Recipe)
+    facts = header(path)
+    for key in ("purpose", "hardware", "time", "reached"):
+        assert facts.get(key), f"{path.name}: no `# {key.capitalize()}:` in its header"
+
+
+def test_recipes_command_lists_all_with_purpose() -> None:
+    result = cli("recipes")
+    assert result.exit_code == 0
+    for path in RECIPES:
+        line = next(line for line in result.output.splitlines() if line.startswith(path.stem))
+        assert header(path)["purpose"] in line

@@ -1,0 +1,181 @@
+"""Transformer, cache, conditioners and prior: every fast path against the naive one."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from audiovq.prior.conditioners import CONDITIONERS, Conditions, Stream
+from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
+from audiovq.prior.transformer import Transformer, TransformerConfig, rotary, rotate, window_mask
+
+CONFIG = TransformerConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, context=64, attention_window=12)
+HOPS = [256, 128, 32]
+
+
+def spec(level: int, size: int = 20) -> PriorSpec:
+    return PriorSpec(level, HOPS, 8000, size, "f" * 64, {"genre": ["folk", "rock"]})
+
+
+def make(level: int, **options: object) -> Prior:
+    torch.manual_seed(level)
+    conditioners = (CONDITIONERS["label"].Config(), CONDITIONERS["timing"].Config())
+    return Prior(PriorConfig(transformer=CONFIG, halo=2, conditioners=conditioners, **options), spec(level)).eval()  # type: ignore[arg-type]
+
+
+def conditions(batch: int, position: int = 0) -> Conditions:
+    full = lambda value: torch.full((batch,), value)  # noqa: E731
+    return Conditions({"genre": torch.arange(batch) % 3}, full(9000), full(position))
+
+
+def naive_attention_window(n: int, window: int) -> torch.Tensor:
+    return torch.tensor([[q - window < k <= q for k in range(n)] for q in range(n)])
+
+
+def test_window_mask_equals_its_definition() -> None:
+    assert torch.equal(window_mask(20, 0, 6, torch.device("cpu")), naive_attention_window(20, 6))
+    assert torch.equal(window_mask(5, 15, 6, torch.device("cpu")), naive_attention_window(20, 6)[15:])
+
+
+def test_rotary_makes_attention_depend_on_distance_alone() -> None:
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+
+    def score(i: int, j: int) -> float:
+        a = rotate(q, *rotary(torch.tensor([i]), 16))
+        return float((a * rotate(k, *rotary(torch.tensor([j]), 16))).sum())
+
+    assert score(7, 3) == pytest.approx(score(1007, 1003), abs=1e-3)
+    assert abs(score(7, 3) - score(7, 4)) > 1e-3
+
+
+@pytest.mark.parametrize("pieces", [[1] * 50, [50], [7, 1, 1, 20, 1, 20], [30, 1, 1, 1, 17], [12, 12, 1, 25], [13, 37]])
+def test_cache_and_ring_equal_the_whole_sequence(pieces: list[int]) -> None:
+    """50 positions through a window of 12: the ring goes round four times."""
+    model = Transformer(CONFIG).eval()
+    x = torch.randn(2, 50, 32)
+    with torch.no_grad():
+        whole = model(x)
+        cache = model.new_cache(2, torch.device("cpu"), torch.float32)
+        parts = [model(part, cache) for part in x.split(pieces, dim=1)]
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+    assert cache.keys.shape[3] == 12  # memory is the window's, whatever the length
+
+
+def test_sliding_window_equals_a_masked_full_attention() -> None:
+    """With one layer a position sees exactly the window: what lies before changes nothing."""
+    model = Transformer(CONFIG.model_copy(update={"n_layers": 1})).eval()
+    x = torch.randn(1, 40, 32)
+    changed = x.clone()
+    changed[:, :20] = torch.randn(1, 20, 32)
+    with torch.no_grad():
+        a, b = model(x), model(changed)
+    assert torch.allclose(a[:, 31:], b[:, 31:], atol=1e-6)
+    assert not torch.allclose(a[:, 30], b[:, 30], atol=1e-4)
+
+
+def test_grouped_heads_equal_repeated_ones() -> None:
+    grouped = Transformer(CONFIG).eval()
+    full = Transformer(CONFIG.model_copy(update={"n_kv_heads": None})).eval()
+    state = grouped.state_dict()
+    for name in [n for n in state if n.endswith("qkv.weight")]:
+        q, k, v = state[name].split([32, 16, 16])
+        wide = [w.reshape(2, 8, 32).repeat_interleave(2, 0).reshape(32, 32) for w in (k, v)]
+        state[name] = torch.cat([q, *wide])
+    full.load_state_dict(state)
+    x = torch.randn(2, 30, 32)
+    with torch.no_grad():
+        assert torch.allclose(grouped(x), full(x), atol=1e-5)
+
+
+def test_nothing_from_the_future_reaches_a_logit() -> None:
+    prior = make(0)
+    previous = torch.randint(0, 20, (1, 30))
+    context = prior.context(torch.zeros(1, 0, 0).long(), conditions(1), 30)
+    changed = previous.clone()
+    changed[:, 15:] = (changed[:, 15:] + 1) % 20
+    with torch.no_grad():
+        a, b = prior(previous, context), prior(changed, context)
+    assert torch.equal(a[:, :15], b[:, :15])
+    assert not torch.allclose(a[:, 15], b[:, 15])
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_context_of_a_window_is_that_of_the_whole_track(level: int) -> None:
+    prior = make(level)
+    ratio, halo, n = prior.spec.ratio, 2, 24
+    coarse = torch.randint(0, 20, (1, level, n))
+    padded = F.pad(coarse, (halo, halo), value=20)
+    with torch.no_grad():
+        whole = prior.context(padded, conditions(1), n * ratio)
+        for first, last in ((0, 5), (5, 13), (13, 24)):
+            part = prior.context(
+                padded[:, :, first : last + 2 * halo], conditions(1, first * ratio), (last - first) * ratio
+            )
+            assert torch.allclose(part, whole[:, first * ratio : last * ratio], atol=1e-5)
+
+
+def test_a_code_hears_the_coarser_code_of_its_own_time() -> None:
+    prior = make(1)
+    padded = F.pad(torch.randint(0, 20, (1, 1, 10)), (2, 2), value=20)
+    changed = padded.clone()
+    changed[0, 0, 2 + 4] = (changed[0, 0, 2 + 4] + 1) % 20
+    with torch.no_grad():
+        difference = (
+            (prior.context(padded, conditions(1), 20) - prior.context(changed, conditions(1), 20)).abs().sum(-1)[0]
+        )
+    touched = difference.nonzero().flatten().tolist()
+    assert touched == list(range(4, 14))  # coarse code 4 covers codes 8 and 9; a halo of 2 to either side
+    assert int(difference.argmax()) in (8, 9)
+
+
+def test_loss_is_the_cross_entropy_of_the_codes_within_the_track() -> None:
+    prior = make(0)
+    codes = torch.randint(0, 20, (2, 16))
+    codes[1, 10:] = 20
+    previous = torch.cat([torch.full((2, 1), 20), codes[:, :-1]], dim=1)
+    batch = {
+        "codes": codes, "previous": previous, "coarser": torch.zeros(2, 0, 0).long(), "position": torch.zeros(2).long(),
+        "n_samples": torch.full((2,), 9000), "labels": torch.tensor([[1], [2]]),
+    }  # fmt: skip
+    with torch.no_grad():
+        nll, n = prior.loss(batch)
+        given = Conditions({"genre": torch.tensor([1, 2])}, batch["n_samples"], batch["position"])
+        log_p = prior(previous, prior.context(batch["coarser"], given, 16)).log_softmax(-1)
+    by_hand = -sum(float(log_p[b, t, codes[b, t]]) for b, end in ((0, 16), (1, 10)) for t in range(end))
+    assert int(n) == 26
+    assert float(nll) == pytest.approx(by_hand, rel=1e-5)
+    assert float(nll) / 26 == pytest.approx(math.log(20), rel=0.15)  # untrained: about uniform
+
+
+@pytest.mark.parametrize("kind", CONDITIONERS)
+def test_contract_of_every_conditioner(kind: str) -> None:
+    stream = Stream(256, 8000, {"genre": ["folk", "rock"]})
+    conditioner = CONDITIONERS[kind](CONDITIONERS[kind].Config(dropout=1.0), 16, stream)
+    given = Conditions({"genre": torch.tensor([1, 2])}, torch.tensor([9000, 80000]), torch.tensor([0, 4]))
+    said = conditioner.eval()(given, 6)
+    assert said.shape in {(2, 1, 16), (2, 6, 16)}
+    assert not torch.allclose(said[0], said[1])
+    nothing = conditioner.train()(given, 6)  # always dropped: both items alike
+    assert torch.allclose(nothing[0], nothing[1])
+
+
+def test_timing_goes_on_where_the_window_before_ended() -> None:
+    timing = CONDITIONERS["timing"](CONDITIONERS["timing"].Config(), 16, Stream(256, 8000, {})).eval()
+    whole = timing(conditions(1), 20)
+    assert torch.allclose(timing(conditions(1, 12), 8), whole[:, 12:], atol=1e-5)
+
+
+def test_a_prior_learns_a_rule() -> None:
+    """Each code is the one before plus two: two hundred steps make it nearly certain."""
+    prior = make(0).train()
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
+    loss = torch.tensor(0.0)
+    for _ in range(200):
+        codes = (torch.randint(0, 20, (8, 1)) + 2 * torch.arange(17)) % 20
+        context = prior.context(torch.zeros(8, 0, 0).long(), conditions(8), 16)
+        loss = F.cross_entropy(prior(codes[:, :-1], context).flatten(0, 1), codes[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 0.05

@@ -1,0 +1,146 @@
+"""Noise, drawing a code, and generating: cached against naive, any batch, any length, prompts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_prior import make
+
+from audiovq.prior.conditioners import Conditions
+from audiovq.prior.prior import Prior
+from audiovq.recipe import PickConfig
+from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
+from audiovq.sampling.next_code import keep_top_k, keep_top_p, next_code
+from audiovq.sampling.noise import gumbel_noise
+
+HOPS = [256, 128, 32]
+
+
+def test_noise_of_a_position_does_not_depend_on_where_one_starts() -> None:
+    whole = gumbel_noise(7, 3, 1, 0, 50, 1023)
+    assert torch.equal(gumbel_noise(7, 3, 1, 20, 33, 1023), whole[20:33])
+    assert whole.shape == (50, 1023)
+    for other in (
+        gumbel_noise(8, 3, 1, 0, 50, 1023),
+        gumbel_noise(7, 4, 1, 0, 50, 1023),
+        gumbel_noise(7, 3, 2, 0, 50, 1023),
+    ):
+        assert abs(float(np.corrcoef(other.flatten(), whole.flatten())[0, 1])) < 0.02
+
+
+def test_noise_is_gumbel() -> None:
+    noise = gumbel_noise(0, 0, 0, 0, 200, 1024).flatten().double()
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, rel=0.02)
+    for q in (0.01, 0.5, 0.99):
+        assert float(noise.quantile(q)) == pytest.approx(-math.log(-math.log(q)), abs=0.05)
+
+
+def test_large_seeds_are_seeds_too() -> None:
+    assert not torch.equal(gumbel_noise(2**70 + 1, 0, 0, 0, 1, 16), gumbel_noise(2, 0, 0, 0, 1, 16))
+
+
+def test_codes_are_drawn_with_their_probabilities() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20000, 4)
+    noise = gumbel_noise(1, 0, 0, 0, 20000, 4)
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = next_code(logits, noise, temperature).bincount(minlength=4) / 20000
+        assert torch.allclose(drawn, (logits[0] / temperature).softmax(-1), atol=0.012)
+    assert next_code(logits[:5], noise[:5], 0).tolist() == [0] * 5
+
+
+def test_top_k_and_top_p_keep_what_they_say() -> None:
+    logits = torch.tensor([[0.5, 0.2, 0.1, 0.15, 0.05]]).log()
+    kept = lambda x: x.isfinite()[0].tolist()  # noqa: E731
+    assert kept(keep_top_k(logits, 2)) == [True, True, False, False, False]
+    assert kept(keep_top_k(logits, 0)) == [True] * 5
+    assert kept(keep_top_p(logits, 0.6)) == [True, True, False, False, False]
+    assert kept(keep_top_p(logits, 0.71)) == [True, True, False, True, False]
+    assert kept(keep_top_p(logits, 1e-6)) == [True, False, False, False, False]
+    assert torch.equal(keep_top_p(logits, 1.0), logits)
+
+
+def priors() -> list[Prior]:
+    return [make(level) for level in range(3)]
+
+
+def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), **labels: int) -> Request:
+    return Request(n_samples, list(items), 42, labels)
+
+
+def naive(models: list[Prior], picks: list[PickConfig], wanted: Request) -> list[torch.Tensor]:
+    """No cache, no blocks: the whole sequence anew for every code."""
+    levels: list[torch.Tensor] = []
+    batch = len(wanted.items)
+    for level, prior in enumerate(models):
+        n = -(-wanted.n_samples // HOPS[level])
+        around = coarser_at_rate_above(prior, levels, batch, n)
+        given = Conditions(
+            {"genre": torch.full((batch,), wanted.labels.get("genre", 0))}, torch.full((batch,), wanted.n_samples),
+            torch.zeros(batch, dtype=torch.int64),
+        )  # fmt: skip
+        context = prior.context(around, given, n).expand(batch, -1, -1)
+        codes = torch.full((batch, 1), 20)
+        noise = torch.stack([gumbel_noise(wanted.seed, item, level, 0, n, 20) for item in wanted.items])
+        for t in range(n):
+            logits = prior(codes, context[:, : t + 1])[:, -1]
+            drawn = next_code(logits, noise[:, t], picks[level].temperature, picks[level].top_k, picks[level].top_p)
+            codes = torch.cat([codes, drawn[:, None]], dim=1)
+        levels.append(codes[:, 1:])
+    return levels
+
+
+@torch.no_grad()
+def test_fast_generation_equals_naive_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
+    models, picks = priors(), [PickConfig(temperature=0.8), PickConfig(top_k=5), PickConfig(top_p=0.9)]
+    wanted = request(3000, genre=2)
+    fast = generate(models, picks, wanted)
+    for a, b in zip(fast, naive(models, picks, wanted), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_item_is_the_same_in_any_batch() -> None:
+    models, picks = priors(), [PickConfig()] * 3
+    together = generate(models, picks, request(items=(0, 1, 2, 3)))
+    alone = generate(models, picks, request(items=(2,)))
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a[2:3], b)
+    assert not torch.equal(together[0][0], together[0][1])
+
+
+@pytest.mark.parametrize("n_samples", [1, 31, 256, 257, 5000])
+def test_any_length_has_the_codes_that_decoding_needs(n_samples: int) -> None:
+    levels = generate(priors(), [PickConfig()] * 3, request(n_samples))
+    assert [level.shape for level in levels] == [(2, -(-n_samples // hop)) for hop in HOPS]
+    assert all(0 <= int(level.min()) <= int(level.max()) < 20 for level in levels)
+
+
+def test_a_prompt_is_kept_and_changes_what_follows() -> None:
+    models, picks, wanted = priors(), [PickConfig()] * 3, request(6000)
+    free = generate(models, picks, wanted)
+    prompt = [torch.randint(0, 20, (7 * (256 // hop),)) for hop in HOPS]
+    told = generate(models, picks, wanted, prompt)
+    for level, begin in zip(told, prompt, strict=True):
+        assert torch.equal(level[0, : len(begin)], begin)
+    assert [level.shape for level in told] == [level.shape for level in free]
+    assert not torch.equal(told[0][:, 7:], free[0][:, 7:])
+
+
+def test_its_own_beginning_as_prompt_gives_the_same_piece() -> None:
+    """Prefill in one pass and step by step lead to the same continuation."""
+    models, picks, wanted = priors(), [PickConfig()] * 3, request(20000, items=(0,))
+    free = generate(models, picks, wanted)
+    again = generate(
+        models, picks, wanted, [level[0, : 40 * (256 // hop)] for level, hop in zip(free, HOPS, strict=True)]
+    )
+    assert all(torch.equal(a, b) for a, b in zip(free, again, strict=True))
+
+
+def test_labels_change_the_music_and_progress_counts_every_position() -> None:
+    models, picks, counted = priors(), [PickConfig()] * 3, []
+    folk = generate(models, picks, request(genre=1), on_codes=counted.append)
+    rock = generate(models, picks, request(genre=2))
+    assert not torch.equal(folk[0], rock[0])
+    assert sum(counted) == sum(-(-5000 // hop) for hop in HOPS)
