@@ -54,7 +54,7 @@ def describe_model(path: Path) -> dict[str, Any]:
     if (path / checkpoint.CONFIG).is_file():
         content = json.loads((path / checkpoint.CONFIG).read_text())
         weights = checkpoint.read_tensors(path / checkpoint.WEIGHTS)
-        return {"model": str(path), **content, "parameters": sum(t.numel() for t in weights.values())}
+        return {"model": str(path), "config": content, "parameters": sum(t.numel() for t in weights.values())}
     tokenizer = api.Tokenizer.from_pretrained(path)
     c = tokenizer.config
     return {

@@ -1,6 +1,6 @@
 """Seconds that commands take, start-up included: median of five, and the real-time factors of encode and decode.
 
-    python benchmarks/startup.py [MODEL]
+python benchmarks/startup.py [MODEL]
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else str(api.bundled_model())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, model {model}")
     print(f"audiovq --help                 {command_seconds('--help'):6.2f} s")
-    twenty = command_seconds("sample", "--model", model, "--seconds", "20", "--seed", "0", "--out", "/tmp/startup.wav", n=3)
+    twenty = command_seconds(
+        "sample", "--model", model, "--seconds", "20", "--seed", "0", "--out", "/tmp/startup.wav", n=3
+    )
     print(f"audiovq sample --seconds 20    {twenty:6.2f} s, start-up included")
     generator = Generator.from_pretrained(model)
     n_codes = sum(map(len, generator.sample_codes(20, seed=0)[0].levels))

@@ -190,7 +190,7 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     for i, prior in enumerate(recipe.priors):
         heads = prior.model.transformer.n_heads
         small += [
-            f"priors.{i}.model.transformer.dim={4 * heads}", f"priors.{i}.model.transformer.n_layers=1",
+            f"priors.{i}.model.transformer.dim={max(8, 4 * heads)}", f"priors.{i}.model.transformer.n_layers=1",
             f"priors.{i}.model.transformer.context=32", f"priors.{i}.model.transformer.attention_window=16",
             f"priors.{i}.training.steps=2", f"priors.{i}.training.batch_size=2", f"priors.{i}.training.evaluate_steps=2",
             f"priors.{i}.training.evaluate_batches=1",

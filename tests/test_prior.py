@@ -46,7 +46,7 @@ def test_rotary_makes_attention_depend_on_distance_alone() -> None:
         return float((a * rotate(k, *rotary(torch.tensor([j]), 16))).sum())
 
     assert score(7, 3) == pytest.approx(score(1007, 1003), abs=1e-3)
-    assert abs(score(7, 3) - score(7, 4)) > 1e-3
+    assert abs(score(7, 3) - score(70, 3)) > 1e-2
 
 
 @pytest.mark.parametrize("pieces", [[1] * 50, [50], [7, 1, 1, 20, 1, 20], [30, 1, 1, 1, 17], [12, 12, 1, 25], [13, 37]])

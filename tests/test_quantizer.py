@@ -73,7 +73,7 @@ def test_one_update_pools_the_levels_and_decays_once() -> None:
 def test_dead_codes_are_revived_with_full_counts_and_live() -> None:
     quantizer = make(size=16, dim=4, revival_fraction=0.1)
     quantizer.counts[4:] = 1e-4  # planted: twelve codes that nobody uses
-    quantizer.embedding[4:] = -quantizer.embedding[:1]
+    quantizer.embedding[4:] = quantizer.embedding[:1]  # the first of equals is taken, so these never are
     x = F.normalize(torch.randn(1, 400, 4), dim=-1)
     before = quantizer.embedding.clone()
     quantizer.update([x], [quantizer.encode(x)])

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     tags.update({"artist": "Ann", "genre": "folk", "title": "One"})
     tags.save()
     shutil.copy(tmp_path / "good.wav", tmp_path / "zz-copy.wav")
-    soundfile.write(tmp_path / "zz-other-tags.flac", tones(2, 8000, seed=1), 8000, subtype="PCM_16")
+    soundfile.write(tmp_path / "zz-other-tags.flac", soundfile.read(tmp_path / "good.wav", dtype="int16")[0], 8000)
     (tmp_path / "text.wav").write_text("not audio")
     (tmp_path / "empty.flac").write_bytes(b"")
     soundfile.write(tmp_path / "silent.wav", np.zeros(20000), 8000)

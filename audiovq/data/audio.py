@@ -147,7 +147,8 @@ def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
     """
     path = Path(path)
     check_writable(path)
-    data = rearrange(waveform.detach().float().clamp(-1, 1).cpu(), "c n -> n c").numpy()
+    whole = (waveform.detach().float().clamp(-1, 1).cpu() * 32767).round().to(torch.int16)  # alike in every format
+    data = rearrange(whole, "c n -> n c").numpy()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # The suffix of the temporary name does not tell the format, so say it.

@@ -53,9 +53,8 @@ class Standardise(nn.Module):
         x = x.float()
         mean, variance = self.mean, self.variance
         if self.training:
-            moments = torch.stack([x.mean(dim=(0, 1)), x.square().mean(dim=(0, 1))])
-            mean, square = distributed.mean_with_gradient(moments)
-            variance = (square - mean.square()).clamp(min=0)
+            mean = distributed.mean_with_gradient(x.mean(dim=(0, 1)))
+            variance = distributed.mean_with_gradient((x - mean).square().mean(dim=(0, 1)))
             self.mean.lerp_(mean.detach(), self.momentum)
             self.variance.lerp_(variance.detach(), self.momentum)
         return (x - mean) * (variance + 1e-5).rsqrt()
