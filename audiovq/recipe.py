@@ -21,25 +21,25 @@ from audiovq.tokenizer.vqvae import VQVAEConfig
 class TrainingConfig(Config):
     """How one network is trained."""
 
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(8, ge=1)  # examples a step, over all devices together
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(50, ge=0)
-    final_fraction: float = Field(0.0, ge=0, le=1)  # of the learning rate, at the end of the cosine
-    weight_decay: float = Field(0.01, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.98, ge=0, lt=1)
-    gradient_clip: float = Field(1.0, gt=0)
-    log_steps: int = Field(25, ge=1)
-    evaluate_steps: int = Field(250, ge=1)  # between two looks at the held-out tracks
-    evaluate_batches: int = Field(4, ge=1)
-    checkpoint_seconds: float = Field(60.0, ge=0)  # between two checkpoints; 0 after every step
+    steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=8, ge=1)  # examples a step, over all devices together
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=50, ge=0)
+    final_fraction: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of the cosine
+    weight_decay: float = Field(default=0.01, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    log_steps: int = Field(default=25, ge=1)
+    evaluate_steps: int = Field(default=250, ge=1)  # between two looks at the held-out tracks
+    evaluate_batches: int = Field(default=4, ge=1)
+    checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0 after every step
 
 
 class TokenizerStage(Config):
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
-    crop_seconds: float = Field(0.68, gt=0)
+    crop_seconds: float = Field(default=0.68, gt=0)
     training: TrainingConfig = TrainingConfig()
 
     @property
@@ -50,17 +50,16 @@ class TokenizerStage(Config):
 
 
 class CodesStage(Config):
-    shifts: int = Field(
-        1, ge=1
-    )  # the training tracks are encoded this often, each time a bit later: more codes of the same music
+    # The training tracks are encoded this often, each time a bit later: more codes of the same music.
+    shifts: int = Field(default=1, ge=1)
 
 
 class PickConfig(Config):
     """How a code is drawn from the logits; the command line may override each."""
 
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(0, ge=0)  # 0 keeps all
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int = Field(default=0, ge=0)  # 0 keeps all
+    top_p: float = Field(default=1.0, gt=0, le=1)
 
 
 class PriorStage(Config):
@@ -72,13 +71,13 @@ class PriorStage(Config):
 class SamplesConfig(Config):
     """What the run leaves in its samples/ folder after each stage."""
 
-    seconds: float = Field(10.0, gt=0)
-    n: int = Field(2, ge=1)
+    seconds: float = Field(default=10.0, gt=0)
+    n: int = Field(default=2, ge=1)
 
 
 class Recipe(Config):
     name: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     data: DataConfig = DataConfig()
     tokenizer: TokenizerStage = TokenizerStage()
@@ -100,7 +99,7 @@ class Recipe(Config):
         return self
 
     def prior(self, level: int) -> PriorStage:
-        return self.priors[level] if len(self.priors) > 1 else self.priors[0]
+        return self.priors[level if len(self.priors) > 1 else 0]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.model_dump()), sort_keys=False, width=120)

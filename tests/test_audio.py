@@ -8,7 +8,7 @@ import soundfile
 import torch
 from conftest import TRACK, tones
 
-from audiovq.data.audio import audio_info, blocks, downmix, read_audio, resample, write_audio
+from audiovq.data.audio import audio_info, downmix, read_audio, resample, write_audio
 
 FORMATS = [
     ("a.wav", "PCM_U8", 0.02), ("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_24", 1e-6), ("a.wav", "PCM_32", 1e-6),
@@ -104,7 +104,7 @@ def bad_file(folder: Path, kind: str) -> Path:
 def test_bad_files_are_one_readable_error(tmp_path: Path, kind: str, message: str) -> None:
     path = bad_file(tmp_path, kind)
     with pytest.raises(ValueError, match=message) as error:
-        list(blocks(path)) or read_audio(path)
+        read_audio(path)
     assert "\n" not in str(error.value)
 
 

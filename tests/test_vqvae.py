@@ -122,11 +122,12 @@ def test_istft_head_inverts_the_spectrum_as_torch_does() -> None:
     decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0))
     signal = torch.randn(1, 1, 16 * 50)
     padded = torch.nn.functional.pad(signal, (24, 24))
-    frames = padded.unfold(-1, 64, 16) * decoder.window
+    window = decoder.get_buffer("window")
+    frames = padded.unfold(-1, 64, 16) * window
     spectrum = torch.fft.rfft(frames)
     back = torch.fft.irfft(spectrum, n=64)
-    envelope = decoder._overlap_add(decoder.window.square().expand(1, 1, 50, -1))
-    assert torch.allclose(decoder._overlap_add(back * decoder.window) / envelope, signal, atol=1e-5)
+    envelope = decoder._overlap_add(window.square().expand(1, 1, 50, -1))
+    assert torch.allclose(decoder._overlap_add(back * window) / envelope, signal, atol=1e-5)
 
 
 def test_constant_codes_hold_a_note_that_is_no_multiple_of_the_frame_rate() -> None:

@@ -26,10 +26,10 @@ CLIP = 0.999
 class DataConfig(Config):
     folder: str = ""  # searched recursively; relative to the recipe's file
     manifest: str | None = None  # JSONL, one track a line: {"path": …, labels…}; relative to the folder
-    valid_fraction: float = Field(0.1, ge=0, lt=1)  # of the tracks, at least one if there are two
-    min_seconds: float = Field(1.0, gt=0)  # shorter tracks are set aside
-    cache_gigabytes: float = Field(2.0, ge=0)  # data sets that fit are decoded once and kept in memory
-    workers: int = Field(0, ge=0)  # processes that prepare batches; 0 does it in the training process
+    valid_fraction: float = Field(default=0.1, ge=0, lt=1)  # of the tracks, at least one if there are two
+    min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside
+    cache_gigabytes: float = Field(default=2.0, ge=0)  # data sets that fit are decoded once and kept in memory
+    workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0 does it in the training process
 
 
 @dataclass(frozen=True)

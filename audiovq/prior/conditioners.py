@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from audiovq.config import Config
+from audiovq.config import Config as BaseConfig
 
 
 @dataclass
@@ -38,10 +38,10 @@ class Stream:
 class LabelConditioner(nn.Module):
     """One of the values that a label takes in the training tracks (Jukebox, arXiv:2005.00341, section 4.2)."""
 
-    class Config(Config):
+    class Config(BaseConfig):
         kind: Literal["label"] = "label"
         name: str = "genre"
-        dropout: float = Field(0.1, ge=0, le=1)
+        dropout: float = Field(default=0.1, ge=0, le=1)
 
     def __init__(self, config: Config, dim: int, stream: Stream):
         super().__init__()
@@ -60,9 +60,9 @@ class TimingConditioner(nn.Module):
     """Total length, time passed, time left and fraction passed at every code (Jukebox, section 4.2, has bins;
     here each is a few sines)."""
 
-    class Config(Config):
+    class Config(BaseConfig):
         kind: Literal["timing"] = "timing"
-        dropout: float = Field(0.1, ge=0, le=1)
+        dropout: float = Field(default=0.1, ge=0, le=1)
 
     def __init__(self, config: Config, dim: int, stream: Stream):
         super().__init__()

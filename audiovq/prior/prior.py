@@ -23,7 +23,7 @@ from audiovq.prior.transformer import Transformer, TransformerConfig
 
 class PriorConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
-    halo: int = Field(4, ge=0)  # coarser codes seen to either side of the current one
+    halo: int = Field(default=4, ge=0)  # coarser codes seen to either side of the current one
     conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
 
     @model_validator(mode="after")

@@ -13,14 +13,16 @@ from audiovq.prior.kv_cache import KVCache
 
 
 class TransformerConfig(Config):
-    dim: int = Field(256, ge=8)
-    n_layers: int = Field(6, ge=1)
-    n_heads: int = Field(4, ge=1)
+    dim: int = Field(default=256, ge=8)
+    n_layers: int = Field(default=6, ge=1)
+    n_heads: int = Field(default=4, ge=1)
     n_kv_heads: int | None = None  # fewer than n_heads shares keys and values (arXiv:2305.13245); null: as many
-    mlp_ratio: float = Field(2.667, gt=0)  # hidden width of SwiGLU over dim
-    context: int = Field(512, ge=2)  # codes in a training window
-    attention_window: int | None = Field(None, ge=1)  # codes a position sees, itself included; null: the context
-    dropout: float = Field(0.0, ge=0, lt=1)
+    mlp_ratio: float = Field(default=2.667, gt=0)  # hidden width of SwiGLU over dim
+    context: int = Field(default=512, ge=2)  # codes in a training window
+    attention_window: int | None = Field(
+        default=None, ge=1
+    )  # codes a position sees, itself included; null: the context
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:

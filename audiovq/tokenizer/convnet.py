@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq import distributed
-from audiovq.config import Config, one_of
+from audiovq.config import Config as BaseConfig
+from audiovq.config import one_of
 
 BlockKind = Literal["convnext", "dilated"]
 
@@ -100,14 +101,12 @@ def factor_strides(hop_length: int, max_stride: int) -> list[int]:
 class ConvFront(nn.Module):
     """Waveform -> features at the finest hop by learned strided convolutions, with residual blocks between them."""
 
-    class Config(Config):
+    class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "convnext"
-        base_dim: int = Field(
-            64, ge=4
-        )  # width after the first stride; doubles with each further one up to the features'
-        max_stride: int = Field(8, ge=2)  # the hop is split into strides of at most this
-        n_blocks: int = Field(1, ge=0)  # residual blocks after each stride
+        base_dim: int = Field(default=64, ge=4)  # width after the first stride; doubles with each further one
+        max_stride: int = Field(default=8, ge=2)  # the hop is split into strides of at most this
+        n_blocks: int = Field(default=1, ge=0)  # residual blocks after each stride
 
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config):
         super().__init__()
@@ -139,9 +138,9 @@ class StftFront(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    class Config(Config):
+    class Config(BaseConfig):
         kind: Literal["stft"] = "stft"
-        overlap: int = Field(4, ge=2)  # n_fft / finest hop
+        overlap: int = Field(default=4, ge=2)  # n_fft / finest hop
 
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config):
         super().__init__()
@@ -183,12 +182,12 @@ class StftFront(nn.Module):
 FRONTS = {"stft": StftFront, "conv": ConvFront}
 
 
-class EncoderConfig(Config):
+class EncoderConfig(BaseConfig):
     """From the waveform to one feature sequence a level."""
 
     front: one_of(FRONTS) = StftFront.Config()  # type: ignore[valid-type]
     block: BlockKind = "convnext"
-    n_blocks: int = Field(4, ge=0)  # residual blocks at each level's own rate
+    n_blocks: int = Field(default=4, ge=0)  # residual blocks at each level's own rate
 
 
 class Encoder(nn.Module):
@@ -235,11 +234,11 @@ class IstftDecoder(nn.Module):
     The reference repeats every `overlap` frames, so the first frame must be a multiple of it (`period`).
     """
 
-    class Config(Config):
+    class Config(BaseConfig):
         kind: Literal["istft"] = "istft"
-        dim: int = Field(256, ge=8)
-        n_blocks: int = Field(5, ge=0)
-        overlap: int = Field(4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
+        dim: int = Field(default=256, ge=8)
+        n_blocks: int = Field(default=5, ge=0)
+        overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
 
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config):
         super().__init__()
@@ -302,13 +301,15 @@ class ConvDecoder(nn.Module):
     [b, dim, frames] -> [b, channels, frames * hop].
     """
 
-    class Config(Config):
+    class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "dilated"
-        base_dim: int = Field(64, ge=4)  # width before the last stride; doubles towards the codes up to the latents'
-        max_stride: int = Field(8, ge=2)
-        n_stride_blocks: int = Field(2, ge=0)  # residual blocks after each stride
-        n_blocks: int = Field(4, ge=0)  # residual blocks at the rate of the codes
+        base_dim: int = Field(
+            default=64, ge=4
+        )  # width before the last stride; doubles towards the codes up to the latents'
+        max_stride: int = Field(default=8, ge=2)
+        n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
+        n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes
 
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config):
         super().__init__()

@@ -15,13 +15,13 @@ LOG_FLOOR = 1e-5  # amplitudes below count as silence
 class LossConfig(Config):
     """Weights of the loss terms; a term of weight 0 is not computed."""
 
-    mel: float = Field(15.0, ge=0)
+    mel: float = Field(default=15.0, ge=0)
     mel_windows: tuple[int, ...] = (512, 1024, 2048, 4096)  # samples
-    stft: float = Field(0.0, ge=0)
+    stft: float = Field(default=0.0, ge=0)
     stft_windows: tuple[int, ...] = (512, 1024, 2048)
-    waveform_l1: float = Field(5.0, ge=0)
-    waveform_l2: float = Field(0.0, ge=0)
-    commitment: float = Field(0.25, ge=0)
+    waveform_l1: float = Field(default=5.0, ge=0)
+    waveform_l2: float = Field(default=0.0, ge=0)
+    commitment: float = Field(default=0.25, ge=0)
 
 
 def stft_magnitude(waveform: Tensor, n_fft: int, window: Tensor) -> Tensor:

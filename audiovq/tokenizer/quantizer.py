@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq import distributed
-from audiovq.config import Config
+from audiovq.config import Config as BaseConfig
 
 
 @dataclass
@@ -70,13 +70,13 @@ class EMAQuantizer(nn.Module):
     section 3), but dead means below a fraction of mean usage, and a revived code starts with full counts.
     """
 
-    class Config(Config):
+    class Config(BaseConfig):
         kind: Literal["ema"] = "ema"
-        codebook_size: int = Field(1024, ge=2, le=65536)
-        codebook_dim: int = Field(16, ge=2)
-        decay: float = Field(0.99, gt=0, lt=1)
-        revival_fraction: float = Field(0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
-        kmeans_iterations: int = Field(10, ge=0)
+        codebook_size: int = Field(default=1024, ge=2, le=65536)
+        codebook_dim: int = Field(default=16, ge=2)
+        decay: float = Field(default=0.99, gt=0, lt=1)
+        revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
+        kmeans_iterations: int = Field(default=10, ge=0)
 
     embedding: Tensor
     counts: Tensor

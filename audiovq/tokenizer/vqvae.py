@@ -25,16 +25,17 @@ from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Sta
 
 
 class VQVAEConfig(Config):
-    sample_rate: int = Field(24000, ge=1000, le=384000)  # Hz
-    channels: int = Field(1, ge=1, le=2)
+    sample_rate: int = Field(default=24000, ge=1000, le=384000)  # Hz
+    channels: int = Field(default=1, ge=1, le=2)
     hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples a code, coarse to fine
     topology: Literal["residual", "independent"] = "residual"
     shared_codebook: bool = True
-    dim: int = Field(256, ge=8)  # width of the features that are quantized
-    quantize_after: int = Field(
-        100, ge=0
-    )  # training steps; until then the latents pass as they are, to become worth coding
-    level_dropout: float = Field(0.5, ge=0, le=1)  # residual: chance that an item trains with a prefix of the levels
+    dim: int = Field(default=256, ge=8)  # width of the features that are quantized
+    # Training steps; until then the latents pass as they are, to become worth coding.
+    quantize_after: int = Field(default=100, ge=0)
+    level_dropout: float = Field(
+        default=0.5, ge=0, le=1
+    )  # residual: chance that an item trains with a prefix of the levels
     encoder: EncoderConfig = EncoderConfig()
     quantizer: one_of(QUANTIZERS) = EMAQuantizer.Config()  # type: ignore[valid-type]
     decoder: one_of(DECODERS) = IstftDecoder.Config()  # type: ignore[valid-type]
@@ -155,9 +156,8 @@ class VQVAE(nn.Module):
     @property
     def period(self) -> int:
         """Samples; a stretch that is decoded apart must begin at a multiple of it (and of the top hop) in the track."""
-        return math.lcm(
-            *(group.decoder.period * group.hop_lengths[-1] for group in self.groups), self.config.hop_lengths[0]
-        )  # type: ignore[operator,union-attr]
+        groups: list[Any] = list(self.groups)
+        return math.lcm(self.config.hop_lengths[0], *(g.decoder.period * g.hop_lengths[-1] for g in groups))
 
     def quantizers(self) -> list[Any]:
         """The codebook module of each level; one and the same for all if shared."""

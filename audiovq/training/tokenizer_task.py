@@ -19,6 +19,8 @@ from audiovq.training.loop import Task
 class TokenizerTask(Task):
     """Reconstruction and commitment; logs each term and, a level, the perplexity and usage of its codes."""
 
+    network: VQVAE
+
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
         super().__init__()
         torch.manual_seed(seed)
