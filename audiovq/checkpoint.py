@@ -193,5 +193,5 @@ def load_training(folder: Path, network: nn.Module, optimizer: torch.optim.Optim
     for name, value in read_tensors(folder / "optimizer.safetensors").items():
         key, _, parameter_name = name.partition("/")
         parameter = parameters[parameter_name]
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value.to(parameter.device)  # "step" too: fused AdamW keeps it there
     return int(json.loads((folder / "state.json").read_text())["step"])

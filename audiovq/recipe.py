@@ -90,6 +90,11 @@ class Recipe(Config):
         n_levels = self.tokenizer.model.n_levels
         if len(self.priors) not in {1, n_levels}:
             raise ValueError(f"priors: expected 1 or {n_levels} (one a level), found {len(self.priors)}")
+        after, steps = self.tokenizer.model.quantize_after, self.tokenizer.training.steps
+        if after >= steps:
+            raise ValueError(
+                f"tokenizer.model.quantize_after: expected less than tokenizer.training.steps {steps}, found {after}"
+            )
         longest = max(self.tokenizer.losses.mel_windows) if self.tokenizer.losses.mel else 0
         if self.tokenizer.crop_samples < longest:
             raise ValueError(
