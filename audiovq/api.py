@@ -5,6 +5,7 @@ Around the pure networks: folders and hub ids, resampling, padding, chunks, seed
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 
 CHUNK_SECONDS = 20.0  # what the networks see at once
 ITEMS_AT_ONCE = 16
+SMALL_NETWORK = 20_000_000  # parameters times items
 MAX_SECONDS = 24 * 3600.0
 
 
@@ -90,6 +92,20 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def few_threads(priors: Sequence[Prior], batch: int) -> Iterator[None]:
+    """One thread while small networks sample on the CPU: a step's matrices are too small to share, and threads that
+    wait for each other at every layer cost up to ten times the work on a busy machine."""
+    before = torch.get_num_threads()
+    largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
+    if largest * batch < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Tokenizer:
@@ -270,7 +286,7 @@ class Generator:
         groups = [list(range(i, min(i + ITEMS_AT_ONCE, n))) for i in range(0, n, ITEMS_AT_ONCE)]
         hops = self.tokenizer.config.hop_lengths[: len(priors)]
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops)
-        with ProgressBar("sample", total, hidden=not progress) as bar:
+        with few_threads(priors, min(n, ITEMS_AT_ONCE)), ProgressBar("sample", total, hidden=not progress) as bar:
             for items in groups:
                 request = Request(n_samples, items, seed, indexes)
                 levels = generate(priors, picks, request, begun, bar.advance)
