@@ -132,7 +132,7 @@ def _explain(config_class: type[Config], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{path}: required, but missing"
     if detail["type"] == "value_error":
-        return f"{path}: {detail['ctx']['error']}"
+        return f"{path}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
     message = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
     return f"{path}: {message}, found {detail.get('input')!r}"
 

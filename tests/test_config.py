@@ -54,7 +54,9 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
 
 
 def test_extends_merges_and_later_wins(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("seed: 1\ntokenizer: {training: {steps: 7, batch_size: 3}}\n")
+    (tmp_path / "a.yaml").write_text(
+        "seed: 1\ntokenizer: {model: {quantize_after: 0}, training: {steps: 7, batch_size: 3}}\n"
+    )
     (tmp_path / "b.yaml").write_text("extends: a.yaml\ntokenizer: {training: {steps: 9}}\ndata: {folder: tunes}\n")
     recipe = load_recipe(str(tmp_path / "b.yaml"), overrides=("tokenizer.training.batch_size=5",))
     assert (recipe.name, recipe.seed) == ("b", 1)
