@@ -97,7 +97,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 @contextlib.contextmanager
 def few_threads(priors: Sequence[Prior], batch: int) -> Iterator[None]:
     """One thread while small networks sample on the CPU: a step's matrices are too small to share, and threads that
-    wait for each other at every layer cost up to ten times the work on a busy machine."""
+    wait for each other at every layer cost more than they do, most of all on a busy machine."""
     before = torch.get_num_threads()
     largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
     if largest * batch < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":

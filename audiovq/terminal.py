@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -67,7 +66,3 @@ def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             bar.advance()
-
-
-def on_terminal() -> bool:
-    return sys.stderr.isatty()

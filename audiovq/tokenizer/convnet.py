@@ -229,8 +229,7 @@ class IstftDecoder(nn.Module):
     to frame. Codes that stay the same then hold a note. A convolutional decoder without such a reference answers
     constant codes with a waveform that repeats every hop, that is with multiples of sample_rate / hop alone, and must
     spend its codes on phase to sound any other pitch.
-    Each bin begins with a random phase of its own, so that notes are not clicks: with the magnitudes of real music and
-    these phases alone, nothing learned, log-mel distance is 0.17 against 0.46 and more with zero phases.
+    Each bin begins with a random phase of its own, so that notes are not clicks.
     The reference repeats every `overlap` frames, so the first frame must be a multiple of it (`period`).
     """
 

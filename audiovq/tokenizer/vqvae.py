@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -68,7 +68,6 @@ class VQVAEOutput:
     reconstructions: list[Tensor]  # float [b, channels, samples]: one (residual) or one a level (independent)
     codes: list[Tensor]  # int64 [b, samples / hop], a level
     commitment: Tensor  # scalar, mean over levels
-    latents: list[Tensor] = field(default_factory=list)
 
 
 class LevelGroup(nn.Module):
