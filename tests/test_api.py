@@ -45,7 +45,7 @@ def test_chunks_do_not_show(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatc
     waveform = torch.from_numpy(tones(12, 8000).T.copy())
     whole = tokenizer.encode(waveform, 8000)
     decoded = tokenizer.decode(whole)
-    monkeypatch.setattr(api, "CHUNK_SECONDS", 1.0)
+    monkeypatch.setattr("audiovq.api.tokenizer.CHUNK_SECONDS", 1.0)
     parts = tokenizer.encode(waveform, 8000)
     assert all(torch.equal(a, b) for a, b in zip(whole.levels, parts.levels, strict=True))
     assert torch.allclose(tokenizer.decode(whole), decoded, atol=1e-5)

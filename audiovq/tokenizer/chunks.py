@@ -13,6 +13,8 @@ from torch import Tensor
 
 from audiovq.tokenizer.vqvae import VQVAE
 
+CHUNK_SECONDS = 20.0  # what the network sees at once, by default
+
 
 def encode_in_chunks(network: VQVAE, waveform: Tensor, chunk_samples: int) -> list[Tensor]:
     """As `network.encode`: float [batch, channels, samples] -> int64 [batch, ceil(samples / hop)] a level."""

@@ -12,10 +12,8 @@ from audiovq.data import audio
 from audiovq.data.codes import Codes, ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan
 from audiovq.terminal import track as progress
-from audiovq.tokenizer.chunks import encode_in_chunks
+from audiovq.tokenizer.chunks import CHUNK_SECONDS, encode_in_chunks
 from audiovq.tokenizer.vqvae import VQVAE
-
-CHUNK_SECONDS = 20.0
 
 
 @torch.inference_mode()

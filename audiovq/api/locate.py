@@ -1,0 +1,73 @@
+"""Where models are: a run, an exported folder, a hub id, the newest run, or the one that comes with audiovq."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub
+import torch
+
+from audiovq import checkpoint
+
+
+def resolve_model(source: str | Path) -> Path:
+    """A run, an exported folder or a hub id -> a folder that holds models.
+
+    Raises:
+        ValueError: nothing there, and not a hub id that can be fetched.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    text = str(source)
+    if path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise ValueError(f"{source}: no such model; expected a run folder, an exported folder or a hub id (owner/name)")
+    try:
+        return Path(huggingface_hub.snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub client raises many kinds; for the user they are one
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"{source}: no such folder, and not to be had from the hub ({reason[0] if reason else error!r})"
+        ) from None
+
+
+def prior_folders(folder: Path) -> list[Path]:
+    """The finished priors of a model, coarse to fine: as many as follow each other from the top."""
+    found = []
+    while (folder / f"prior-{len(found)}" / checkpoint.CONFIG).is_file():
+        found.append(folder / f"prior-{len(found)}")
+    return found
+
+
+def bundled_model() -> Path:
+    """The model that comes with audiovq."""
+    return Path(__file__).parent.parent / "models" / "default"
+
+
+def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, str]:
+    """What a command uses when no model is named, and which it is: the newest run, else the bundled model.
+
+    Args:
+        prior: only a run whose priors are all there will do (to generate); else one with a tokenizer.
+    """
+    last = f"prior-{{}}/{checkpoint.CONFIG}"
+    stamps = {}
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        tokenizer = folder / "tokenizer" / checkpoint.CONFIG
+        if tokenizer.is_file():
+            n_levels = len(checkpoint.read_config(folder / "tokenizer", "tokenizer")["model"]["hop_lengths"])
+            newest_file = folder / last.format(n_levels - 1) if prior else tokenizer
+            if newest_file.is_file():
+                stamps[folder] = newest_file.stat().st_mtime
+    if stamps:
+        newest = max(stamps, key=lambda folder: stamps[folder])
+        return newest, f"the newest run, {newest}"
+    return bundled_model(), "the bundled model"
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
