@@ -1,0 +1,190 @@
+"""Train tokenizers side by side: same music, same losses, same CPU-seconds, (nearly) the same bit rate.
+
+    python benchmarks/tokenizer_peers.py train --data MUSIC --test TEST_MUSIC --work WORK [--minutes 30] [--only NAME ...]
+    python benchmarks/tokenizer_peers.py table --work WORK
+
+Each candidate trains in a process of its own on one thread, two at a time; its clock is the process's CPU time, which
+other work on the machine does not move. The learning rate is the better of three after one CPU-minute each (not
+counted). What the test music sounds like after each prefix of levels is kept below WORK, and `table` judges that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import click
+import numpy as np
+import safetensors.torch
+import torch
+from candidates import CANDIDATES, SAMPLE_RATE, Candidate
+from torch import Tensor, nn
+
+from audiovq.data.audio import audio_info, read_audio
+from audiovq.terminal import track as progress
+from audiovq.tokenizer.losses import ReconstructionLoss
+
+BATCH, CROP_SAMPLES, LEARNING_RATES = 4, 24576, (5e-4, 1e-3, 2e-3)
+EXCERPT_SECONDS, MAX_EXCERPTS = 10.0, 20
+AUDIO = {".opus", ".ogg", ".flac", ".mp3", ".wav"}
+
+
+def prepare(data: Path, test: Path, work: Path) -> None:
+    """Training music as one int16 array, test music as excerpts of 10 s, one from the middle of each track."""
+    if (work / "test.npy").exists():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    parts, names, paths = [], [], music_files(data)
+    for path in progress(paths, "read music", len(paths)):
+        waveform, _ = read_audio(path, SAMPLE_RATE, 1)
+        parts.append(_int16(waveform[0]))
+        names.append(str(path.relative_to(data)))
+    excerpts, tested = [], []
+    paths = [path for path in music_files(test) if audio_info(path).seconds >= 30]
+    paths = paths[:: -(-len(paths) // MAX_EXCERPTS)]
+    n = int(EXCERPT_SECONDS * SAMPLE_RATE)
+    for path in progress(paths, "read test", len(paths)):
+        facts = audio_info(path)
+        start = facts.samples // 2
+        waveform, _ = read_audio(path, SAMPLE_RATE, 1, start, int((EXCERPT_SECONDS + 1) * facts.sample_rate))
+        if waveform[..., :n].shape[-1] == n and waveform.abs().max() > 0.02:
+            excerpts.append(_int16(waveform[0, :n]))
+            tested.append(str(path.relative_to(test)))
+    lengths = [len(part) for part in parts]
+    np.save(work / "train.npy", np.concatenate(parts))
+    (work / "music.json").write_text(json.dumps({"train": names, "lengths": lengths, "test": tested}, indent=1))
+    np.save(work / "test.npy", np.stack(excerpts))
+
+
+def music_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)
+
+
+def _int16(waveform: Tensor) -> np.ndarray:
+    return (waveform.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+
+
+def crops(music: np.ndarray, step: int, samples: int, seed: int) -> Tensor:
+    """The batch of a step, float [BATCH, 1, samples]: the same places for every candidate."""
+    starts = np.random.default_rng([seed, step]).integers(0, len(music) - samples, BATCH)
+    return torch.from_numpy(np.stack([music[s : s + samples] for s in starts])[:, None].astype(np.float32) / 32768)
+
+
+def fit(candidate: Candidate, music: np.ndarray, seconds: float, rate: float, note: Path | None = None) -> dict:
+    """Train for so many CPU-seconds; cosine learning rate over them. Returns what was reached in training."""
+    losses = ReconstructionLoss(candidate.losses, SAMPLE_RATE)
+    optimizer = torch.optim.AdamW(candidate.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    samples = CROP_SAMPLES // candidate.multiple * candidate.multiple
+    began, step, smooth = time.process_time(), 0, math.nan
+    candidate.train()
+    while (used := time.process_time() - began) < seconds:
+        passed = used / seconds
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, passed / 0.02) * 0.5 * (1 + math.cos(math.pi * passed))
+        waveform = crops(music, step, samples, 0)
+        reconstructions, auxiliary = candidate(waveform)
+        loss = sum(losses.weighted(losses(y, waveform)) for y in reconstructions) + auxiliary
+        assert torch.isfinite(loss), f"loss {loss} at step {step}"
+        loss.backward()
+        nn.utils.clip_grad_norm_(candidate.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        smooth = float(loss) if math.isnan(smooth) else 0.97 * smooth + 0.03 * float(loss)
+        step += 1
+        if note and step % 100 == 0:
+            note.write_text(f"step {step}, {used:.0f} of {seconds:.0f} CPU-seconds, loss {smooth:.3f}\n")
+    return {"steps": step, "cpu_seconds": used, "loss": smooth, "learning_rate": rate}
+
+
+@torch.inference_mode()
+def render(candidate: Candidate, excerpts: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Test music through each prefix of levels, int16 [levels, excerpts, samples], and its codes [excerpts, t] a level."""
+    candidate.eval()
+    rendered, codes = [], []
+    for excerpt in excerpts:
+        waveform = torch.from_numpy(excerpt.astype(np.float32) / 32768)[None, None]
+        waveform = nn.functional.pad(waveform, (0, -waveform.shape[-1] % candidate.multiple))
+        levels = candidate.encode(waveform)
+        prefixes = [candidate.decode(levels[: k + 1])[0, 0, : len(excerpt)] for k in range(len(levels))]
+        rendered.append(np.stack([_int16(prefix) for prefix in prefixes]))
+        codes.append([level[0].numpy().astype(np.int32) for level in levels])
+    return np.stack(rendered, axis=1), [np.stack(level) for level in zip(*codes, strict=True)]
+
+
+def train_one(name: str, make: object, work: Path, minutes: float) -> None:
+    """One candidate, in this process: probe the learning rate, train, render the test music, keep everything."""
+    torch.set_num_threads(1)
+    os.nice(10)
+    folder = work / name.replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    music = np.load(work / "train.npy", mmap_mode="r")
+    probes = {}
+    for rate in LEARNING_RATES:
+        torch.manual_seed(0)
+        probes[rate] = fit(make(), music, min(60.0, 6 * minutes), rate)["loss"]  # type: ignore[operator]
+    torch.manual_seed(0)
+    candidate = make()  # type: ignore[operator]
+    facts = fit(candidate, music, 60 * minutes, min(probes, key=lambda rate: probes[rate]), folder / "progress.txt")
+    safetensors.torch.save_model(candidate, str(folder / "model.safetensors"))
+    rendered, codes = render(candidate, np.load(work / "test.npy"))
+    np.save(folder / "rendered.npy", rendered)
+    np.savez(folder / "codes.npz", *codes)
+    facts |= {
+        "name": name, "probes": probes, "bits_per_second": candidate.bits_per_second,
+        "hop_lengths": candidate.hop_lengths, "codebook_size": candidate.codebook_size,
+        "parameters": sum(p.numel() for p in candidate.parameters()),
+    }  # fmt: skip
+    (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+
+
+def train_all(names: list[str], script: str, work: Path, minutes: float, jobs: int) -> None:
+    """Each candidate in a process of its own; those that are done are left alone."""
+
+    def one(name: str) -> None:
+        if not (work / name.replace("/", "-") / "facts.json").exists():
+            began = time.monotonic()
+            command = [sys.executable, script, "one", name, "--work", str(work), "--minutes", str(minutes)]
+            subprocess.run(command, check=True)
+            print(f"{name}: done in {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, names))
+
+
+@click.group()
+def main() -> None:
+    """Tokenizers side by side."""
+
+
+@main.command()
+@click.option("--data", type=Path, required=True, help="Music to train on.")
+@click.option("--test", type=Path, required=True, help="Other music to judge by.")
+@click.option("--work", type=Path, required=True, help="Where everything is kept.")
+@click.option("--minutes", default=30.0, help="CPU-minutes a candidate.")
+@click.option("--jobs", default=2, help="Candidates at a time, one thread each.")
+@click.option("--only", multiple=True, type=click.Choice(list(CANDIDATES)))
+def train(data: Path, test: Path, work: Path, minutes: float, jobs: int, only: tuple[str, ...]) -> None:
+    """Train the candidates that are not done."""
+    prepare(data, test, work)
+    train_all(list(only or CANDIDATES), __file__, work, minutes, jobs)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--work", type=Path, required=True)
+@click.option("--minutes", type=float, required=True)
+def one(name: str, work: Path, minutes: float) -> None:
+    """Train one candidate in this process."""
+    train_one(name, CANDIDATES[name], work, minutes)
+
+
+if __name__ == "__main__":
+    main()
