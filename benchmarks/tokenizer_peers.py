@@ -29,6 +29,7 @@ from candidates import CANDIDATES, SAMPLE_RATE, Candidate
 from torch import Tensor, nn
 
 from audiovq.data.audio import audio_info, read_audio
+from audiovq.evaluation.metrics import compare
 from audiovq.terminal import track as progress
 from audiovq.tokenizer.losses import ReconstructionLoss
 
@@ -68,6 +69,10 @@ def music_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)
 
 
+def _float(samples: np.ndarray) -> Tensor:
+    return torch.from_numpy(samples.astype(np.float32) / 32768)
+
+
 def _int16(waveform: Tensor) -> np.ndarray:
     return (waveform.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
 
@@ -75,7 +80,7 @@ def _int16(waveform: Tensor) -> np.ndarray:
 def crops(music: np.ndarray, step: int, samples: int, seed: int) -> Tensor:
     """The batch of a step, float [BATCH, 1, samples]: the same places for every candidate."""
     starts = np.random.default_rng([seed, step]).integers(0, len(music) - samples, BATCH)
-    return torch.from_numpy(np.stack([music[s : s + samples] for s in starts])[:, None].astype(np.float32) / 32768)
+    return _float(np.stack([music[s : s + samples] for s in starts]))[:, None]
 
 
 def fit(candidate: Candidate, music: np.ndarray, seconds: float, rate: float, note: Path | None = None) -> dict:
@@ -110,7 +115,7 @@ def render(candidate: Candidate, excerpts: np.ndarray) -> tuple[np.ndarray, list
     candidate.eval()
     rendered, codes = [], []
     for excerpt in excerpts:
-        waveform = torch.from_numpy(excerpt.astype(np.float32) / 32768)[None, None]
+        waveform = _float(excerpt)[None, None]
         waveform = nn.functional.pad(waveform, (0, -waveform.shape[-1] % candidate.multiple))
         levels = candidate.encode(waveform)
         prefixes = [candidate.decode(levels[: k + 1])[0, 0, : len(excerpt)] for k in range(len(levels))]
@@ -175,6 +180,72 @@ def train(data: Path, test: Path, work: Path, minutes: float, jobs: int, only: t
     """Train the candidates that are not done."""
     prepare(data, test, work)
     train_all(list(only or CANDIDATES), __file__, work, minutes, jobs)
+
+
+@main.command()
+@click.option("--work", type=Path, required=True)
+def table(work: Path) -> None:
+    """Quality of every prefix of levels on the test music, and speed on one core: as Markdown, and table.json in WORK."""
+    references = np.load(work / "test.npy")
+    rows = []
+    for path in sorted(work.glob("*/facts.json")):
+        facts = json.loads(path.read_text())
+        rendered = np.load(path.parent / "rendered.npy", mmap_mode="r")
+        facts["prefixes"] = [judge(level, references) for level in progress(rendered, facts["name"], len(rendered))]
+        rows.append(facts)
+    measure_speed(rows, references[0], work)
+    (work / "table.json").write_text(json.dumps(rows, indent=1))
+    print(markdown(rows, len(references)))
+
+
+def judge(rendered: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """Mean of each metric over the excerpts, int16 [excerpts, samples] twice."""
+    found = [compare(_float(a)[None], _float(b)[None], SAMPLE_RATE) for a, b in zip(rendered, references, strict=True)]
+    return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
+
+
+@torch.inference_mode()
+def measure_speed(rows: list[dict], excerpt: np.ndarray, work: Path, rounds: int = 5) -> None:
+    """Audio-seconds a CPU-second of one core for encoding and decoding; candidates take turns, the best round counts."""
+    torch.set_num_threads(1)
+    loaded = []
+    for facts in rows:
+        candidate = CANDIDATES[facts["name"]]().eval()
+        safetensors.torch.load_model(candidate, str(work / facts["name"].replace("/", "-") / "model.safetensors"))
+        loaded.append(candidate)
+        facts["encode_x"] = facts["decode_x"] = 0.0
+    for _ in range(rounds):
+        for facts, candidate in zip(rows, loaded, strict=True):
+            n = len(excerpt) // candidate.multiple * candidate.multiple
+            waveform = _float(excerpt[:n])[None, None]
+            began = time.process_time()
+            codes = candidate.encode(waveform)
+            encoded = time.process_time()
+            candidate.decode(codes)
+            decoded = time.process_time()
+            facts["encode_x"] = max(facts["encode_x"], n / SAMPLE_RATE / (encoded - began))
+            facts["decode_x"] = max(facts["decode_x"], n / SAMPLE_RATE / (decoded - encoded))
+
+
+def markdown(rows: list[dict], n_excerpts: int) -> str:
+    """One line a candidate, best mel distance first; in brackets each prefix of levels, coarse to fine."""
+    rows = sorted(rows, key=lambda facts: facts["prefixes"][-1]["mel_distance"])
+    lines = [
+        f"{n_excerpts} excerpts of {EXCERPT_SECONDS:.0f} s, {rows[0]['cpu_seconds'] / 60:.0f} CPU-minutes each\n",
+        "| tokenizer | kbps | codes/s | parameters, M | steps | mel ↓ (prefixes) | STFT ↓ | SI-SDR, dB ↑ | chroma ↓ | CQT ↓ "
+        "| encode, × real time, 1 core | decode |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for facts in rows:
+        last = facts["prefixes"][-1]
+        prefixes = " / ".join(f"{prefix['mel_distance']:.3f}" for prefix in facts["prefixes"])
+        rate = sum(SAMPLE_RATE / hop for hop in facts["hop_lengths"])
+        lines.append(
+            f"| {facts['name']} | {facts['bits_per_second'] / 1000:.2f} | {rate:.0f} | {facts['parameters'] / 1e6:.1f} "
+            f"| {facts['steps']} | {prefixes} | {last['stft_distance']:.2f} | {last['si_sdr']:.1f} "
+            f"| {last['chroma_distance']:.3f} | {last['cqt_distance']:.3f} | {facts['encode_x']:.0f} | {facts['decode_x']:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 @main.command()
