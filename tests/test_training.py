@@ -78,7 +78,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
     optimizer = make_optimizer(network, stage.training)
     for _ in range(3):
         out = network(0.3 * torch.randn(2, 1, 2048))
-        (out.reconstructions[0].square().mean() + out.commitment).backward()
+        (out.reconstructions[0].square().mean() + out.losses["commitment"]).backward()
         optimizer.step()
         optimizer.zero_grad()
     checkpoint.save_training(tmp_path, 3, network, optimizer)
