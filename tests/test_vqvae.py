@@ -199,26 +199,6 @@ def test_codes_of_one_hop_share_its_features_and_add_up() -> None:
     assert len(group.encoder.stacks) == 3  # one a hop  # type: ignore[union-attr,arg-type]
 
 
-def test_more_codes_at_a_hop_reconstruct_better() -> None:
-    """Eight directions of a code are few; four such codes that add up say more."""
-    errors = []
-    for n in (1, 4):
-        network = make(
-            hop_lengths=(32,) * n, shared_codebook=False, level_dropout=0.0,
-            quantizer={"kind": "ema", "codebook_size": 8, "codebook_dim": 4, "decay": 0.9},
-        ).train()  # fmt: skip
-        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-        waveform = 0.3 * torch.randn(2, 1, 512)
-        for _ in range(60):
-            out = network(waveform)
-            loss = (out.reconstructions[0] - waveform).square().mean()
-            optimizer.zero_grad()
-            (loss + 0.01 * out.losses["commitment"]).backward()
-            optimizer.step()
-        errors.append(float(loss.detach()))
-    assert errors[1] < 0.8 * errors[0]
-
-
 @pytest.mark.parametrize("kind", QUANTIZERS)
 @pytest.mark.parametrize("topology", ["residual", "independent"])
 def test_every_quantizer_works_in_every_topology(kind: str, topology: str) -> None:

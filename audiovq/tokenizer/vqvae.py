@@ -25,7 +25,6 @@ from audiovq.config import Config, one_of
 from audiovq.tokenizer.convnet import DECODERS, Encoder, EncoderConfig, IstftDecoder, Upsample
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer, Standardise
 
-
 MAX_LEVELS = 16
 
 
