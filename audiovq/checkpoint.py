@@ -76,8 +76,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tokenizer_hash(network: VQVAE) -> str:
-    """Identity of a tokenizer's codes: SHA-256 of its config and of the weights that encode and decode."""
-    digest = hashlib.sha256(network.config.model_dump_json().encode())
+    """Identity of a tokenizer's codes: SHA-256 of its config and of the weights that encode and decode.
+
+    Settings that have their default do not count, so a setting that is new leaves older tokenizers as they are.
+    """
+    digest = hashlib.sha256(network.config.model_dump_json(exclude_defaults=True).encode())
     for name, tensor in sorted(network.state_dict().items()):
         if not name.endswith((".counts", ".sums")):  # training statistics do not change a code
             digest.update(name.encode())

@@ -95,6 +95,12 @@ class Recipe(Config):
             raise ValueError(
                 f"tokenizer.model.quantize_after: expected less than tokenizer.training.steps {steps}, found {after}"
             )
+        quantizer = self.tokenizer.model.quantizer
+        if quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - after:
+            raise ValueError(
+                f"tokenizer.model.quantizer.temperature_steps: expected at most training.steps - quantize_after = "
+                f"{steps - after}, else the decoder never meets the codes it will get, found {quantizer.temperature_steps}"
+            )
         longest = max(self.tokenizer.losses.mel_windows) if self.tokenizer.losses.mel else 0
         if self.tokenizer.crop_samples < longest:
             raise ValueError(

@@ -204,4 +204,22 @@ def describe_run(folder: Path) -> dict[str, Any]:
         for name in ("tokenizer", "codes", *(path.name for path in api.prior_folders(folder)))
         if (folder / name).is_dir()
     ]
+    facts["codebooks"] = _codebook_use(folder)
     return facts
+
+
+def _codebook_use(folder: Path) -> dict[str, Any] | None:
+    """Each level's perplexity, usage and entropy: of all codes of the run, or of the last batch that was logged."""
+    if (folder / "codes" / "index.json").is_file():
+        return {"of": "all codes", "levels": code_statistics(Shards(folder / "codes"))}
+    path = folder / "training" / "tokenizer" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    logged = [line for line in lines if "perplexity_0" in line]
+    if not logged:
+        return None
+    last, names = logged[-1], ("unigram_bits_per_second", "perplexity", "usage")
+    n_levels = sum(key.startswith("perplexity_") for key in last)
+    return {
+        "of": f"the batch of training step {last['step']}",
+        "levels": [{name: last[f"{name}_{i}"] for name in names} for i in range(n_levels)],
+    }

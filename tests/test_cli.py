@@ -187,6 +187,8 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
         *SMALL,
         f"tokenizer.model.decoder.{'base_dim' if recipe.tokenizer.model.decoder.kind == 'conv' else 'dim'}=16",
     ]
+    if recipe.tokenizer.model.quantizer.kind == "gumbel":
+        small.append("tokenizer.model.quantizer.temperature_steps=2")
     for i, prior in enumerate(recipe.priors):
         heads = prior.model.transformer.n_heads
         small += [

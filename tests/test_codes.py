@@ -114,6 +114,27 @@ def test_a_window_is_what_slicing_by_hand_gives(shards: Shards, level: int) -> N
             assert coarse.tolist() == expected
 
 
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_windows_of_a_repeated_hop_have_the_codes_before_at_their_own_rate(tmp_path: Path, level: int) -> None:
+    hops = [128, 64, 64, 64]
+    writer = ShardWriter(tmp_path / "codes", ShardIndex("f" * 64, 8000, hops, 1024))
+    levels = [torch.randint(0, 1024, (-(-5000 // hop),)) for hop in hops]
+    writer.add(Track("0.wav", "0", 8000, 1, 5000), Codes(levels, 5000, 8000, hops, 1024, 1, "f" * 64, "a" * 64))
+    writer.finish()
+    shards = Shards(tmp_path / "codes")
+    data = CodeWindows(shards, "train", level, context=12, halo=3, vocabularies={}, seed=0)
+    ratio = hops[level - 1] // hops[level]
+    assert data.ratio == (2 if level == 1 else 1)
+    start = 6
+    window = data.window(shards.index.tracks[0], start)
+    assert window["codes"].tolist() == levels[level][start : start + 12].tolist()
+    assert window["coarser"].shape == (level, 12 // ratio + 6)
+    for row, coarse in enumerate(window["coarser"]):
+        rate = hops[row] // hops[level - 1]
+        times = range(start // ratio - 3, start // ratio - 3 + 12 // ratio + 6)
+        assert coarse.tolist() == [int(levels[row][t // rate]) for t in times]
+
+
 def test_examples_are_a_function_of_seed_and_index(shards: Shards) -> None:
     make = lambda seed: CodeWindows(shards, "train", 1, 12, 2, {}, seed)  # noqa: E731
     a, b = make(0), make(0)

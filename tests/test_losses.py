@@ -9,7 +9,9 @@ import torch
 from audiovq.evaluation.evaluate import entropy_bits, mean_rows
 from audiovq.evaluation.metrics import mel_distance, music_statistics, si_sdr
 from audiovq.tokenizer.losses import LossConfig, MelSpectrogram, ReconstructionLoss, stft_magnitude
-from audiovq.training.tokenizer_task import codebook_use
+from audiovq.tokenizer.quantizer import FSQuantizer, Quantized
+from audiovq.tokenizer.vqvae import VQVAEConfig
+from audiovq.training.tokenizer_task import code_metrics, codebook_use
 
 ALL = LossConfig(mel=1, mel_windows=(256, 512), stft=1, stft_windows=(256,), waveform_l1=1, waveform_l2=1)
 
@@ -57,6 +59,7 @@ def test_a_perfect_reconstruction_costs_nothing_and_weights_count() -> None:
     assert set(terms) == {"waveform_l1"}
     terms["commitment"] = torch.tensor(0.5)
     assert float(only.weighted(terms)) == pytest.approx(3 * float(x.abs().mean()) + 1.0, rel=1e-5)
+    assert float(only.weighted({})) == 0  # a quantizer without losses
 
 
 def test_no_mel_band_is_empty() -> None:
@@ -103,10 +106,25 @@ def test_music_statistics_tell_music_from_silence_noise_and_a_tone() -> None:
 
 def test_entropy_and_perplexity_of_known_frequencies() -> None:
     codes = np.array([0] * 50 + [1] * 25 + [2] * 25)
-    assert entropy_bits([codes], 8) == pytest.approx(1.5)
-    perplexity, usage = codebook_use(torch.from_numpy(codes), 8)
-    assert float(perplexity) == pytest.approx(2**1.5, rel=1e-5)
-    assert float(usage) == 3 / 8
+    assert entropy_bits([codes[:70], codes[70:]], 8) == pytest.approx(1.5)
+    assert entropy_bits([], 8) == 0
+    perplexities, usages = codebook_use([torch.from_numpy(codes), torch.zeros(2, 5, dtype=torch.int64)], 8)
+    assert perplexities.tolist() == pytest.approx([2**1.5, 1.0], rel=1e-5)
+    assert usages.tolist() == [3 / 8, 1 / 8]
+
+
+def test_bits_a_second_of_levels_and_of_their_kl() -> None:
+    config = VQVAEConfig(sample_rate=8000, hop_lengths=(200, 100), quantizer=FSQuantizer.Config(levels=(4, 2)))
+    codes = [torch.tensor([[0] * 4 + [1] * 2 + [7] * 2]), torch.tensor([[3] * 16])]
+    vectors = torch.zeros(1, 8, 2)
+    certain = code_metrics([Quantized(vectors, c, vectors, {}) for c in codes], config)
+    assert float(certain["unigram_bits_per_second_0"]) == pytest.approx(1.5 * 40, rel=1e-5)
+    assert float(certain["unigram_bits_per_second_1"]) == pytest.approx(0, abs=1e-4)
+    assert float(certain["kl_bits_per_second"]) == pytest.approx(3 * (40 + 80), rel=1e-5)  # log2 of 8 codes, constant
+    nats = [0.5, 1.25]
+    drawn = [Quantized(vectors, c, vectors, {"kl": torch.tensor(x)}) for c, x in zip(codes, nats, strict=True)]
+    expected = (0.5 * 40 + 1.25 * 80) / math.log(2)
+    assert float(code_metrics(drawn, config)["kl_bits_per_second"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_mean_rows_weigh_tracks_equally() -> None:

@@ -14,14 +14,16 @@ CONFIG = TransformerConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, context=
 HOPS = [256, 128, 32]
 
 
-def spec(level: int, size: int = 20) -> PriorSpec:
-    return PriorSpec(level, HOPS, 8000, size, "f" * 64, {"genre": ["folk", "rock"]})
+def spec(level: int, size: int = 20, hops: list[int] | None = None) -> PriorSpec:
+    return PriorSpec(level, hops or HOPS, 8000, size, "f" * 64, {"genre": ["folk", "rock"]})
 
 
-def make(level: int, **options: object) -> Prior:
+def make(level: int, hops: list[int] | None = None, **options: object) -> Prior:
     torch.manual_seed(level)
     conditioners = (CONDITIONERS["label"].Config(), CONDITIONERS["timing"].Config())
-    return Prior(PriorConfig(transformer=CONFIG, halo=2, conditioners=conditioners, **options), spec(level)).eval()  # type: ignore[arg-type]
+    return Prior(
+        PriorConfig(transformer=CONFIG, halo=2, conditioners=conditioners, **options), spec(level, hops=hops)
+    ).eval()  # type: ignore[arg-type]
 
 
 def conditions(batch: int, position: int = 0) -> Conditions:
@@ -100,9 +102,9 @@ def test_nothing_from_the_future_reaches_a_logit() -> None:
     assert not torch.allclose(a[:, 15], b[:, 15])
 
 
-@pytest.mark.parametrize("level", [1, 2])
-def test_context_of_a_window_is_that_of_the_whole_track(level: int) -> None:
-    prior = make(level)
+@pytest.mark.parametrize(("level", "hops"), [(1, HOPS), (2, HOPS), (2, [256, 128, 128]), (3, [64, 64, 64, 64])])
+def test_context_of_a_window_is_that_of_the_whole_track(level: int, hops: list[int]) -> None:
+    prior = make(level, hops)
     ratio, halo, n = prior.spec.ratio, 2, 24
     coarse = torch.randint(0, 20, (1, level, n))
     padded = F.pad(coarse, (halo, halo), value=20)
@@ -127,6 +129,19 @@ def test_a_code_hears_the_coarser_code_of_its_own_time() -> None:
     touched = difference.nonzero().flatten().tolist()
     assert touched == list(range(4, 14))  # coarse code 4 covers codes 8 and 9; a halo of 2 to either side
     assert int(difference.argmax()) in (8, 9)
+
+
+def test_codes_at_the_same_rate_are_heard_one_by_one() -> None:
+    """Ratio 1: the code before of the same hop says something about its own time and a halo of 2 to either side."""
+    prior = make(2, [256, 128, 128])
+    padded = F.pad(torch.randint(0, 20, (1, 2, 10)), (2, 2), value=20)
+    changed = padded.clone()
+    changed[0, 1, 2 + 4] = (changed[0, 1, 2 + 4] + 1) % 20
+    with torch.no_grad():
+        a, b = (prior.context(x, conditions(1), 10) for x in (padded, changed))
+    difference = (a - b).abs().sum(-1)[0]
+    assert difference.nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
+    assert int(difference.argmax()) == 4
 
 
 def test_loss_is_the_cross_entropy_of_the_codes_within_the_track() -> None:

@@ -61,8 +61,8 @@ def test_top_k_and_top_p_keep_what_they_say() -> None:
     assert torch.equal(keep_top_p(logits, 1.0), logits)
 
 
-def priors() -> list[Prior]:
-    return [make(level) for level in range(3)]
+def priors(hops: list[int] = HOPS) -> list[Prior]:
+    return [make(level, hops) for level in range(len(hops))]
 
 
 def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), **labels: int) -> Request:
@@ -74,7 +74,7 @@ def naive(models: list[Prior], picks: list[PickConfig], wanted: Request) -> list
     levels: list[torch.Tensor] = []
     batch = len(wanted.items)
     for level, prior in enumerate(models):
-        n = -(-wanted.n_samples // HOPS[level])
+        n = -(-wanted.n_samples // prior.spec.hop_lengths[level])
         around = coarser_at_rate_above(prior, levels, batch, n)
         given = Conditions(
             {"genre": torch.full((batch,), wanted.labels.get("genre", 0))}, torch.full((batch,), wanted.n_samples),
@@ -92,9 +92,10 @@ def naive(models: list[Prior], picks: list[PickConfig], wanted: Request) -> list
 
 
 @torch.no_grad()
-def test_fast_generation_equals_naive_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hops", [HOPS, [128, 128, 64], [128, 64, 64], [128, 128, 128]])
+def test_fast_generation_equals_naive_generation(monkeypatch: pytest.MonkeyPatch, hops: list[int]) -> None:
     monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
-    models, picks = priors(), [PickConfig(temperature=0.8), PickConfig(top_k=5), PickConfig(top_p=0.9)]
+    models, picks = priors(hops), [PickConfig(temperature=0.8), PickConfig(top_k=5), PickConfig(top_p=0.9)]
     wanted = request(3000, genre=2)
     fast = generate(models, picks, wanted)
     for a, b in zip(fast, naive(models, picks, wanted), strict=True):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import operator
 import os
 import random
@@ -11,11 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import ROOT, cli
 
 from audiovq import checkpoint
+from audiovq.data.codes import Shards
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.loop import _StepSampler, step_seed
@@ -78,7 +82,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
     optimizer = make_optimizer(network, stage.training)
     for _ in range(3):
         out = network(0.3 * torch.randn(2, 1, 2048))
-        (out.reconstructions[0].square().mean() + out.commitment).backward()
+        (out.reconstructions[0].square().mean() + out.losses["commitment"]).backward()
         optimizer.step()
         optimizer.zero_grad()
     checkpoint.save_training(tmp_path, 3, network, optimizer)
@@ -214,3 +218,48 @@ def test_two_processes_share_the_work_and_agree(tiny_recipe: Path, tmp_path: Pat
 
     assert first_loss("two") == pytest.approx(first_loss("one"), rel=1e-4)
     assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
+
+
+@pytest.mark.parametrize(("quantizer", "hops"), [
+    ("{kind: gumbel, codebook_size: 16, codebook_dim: 4, temperature_steps: 3}", [256, 128, 64]),
+    ("{kind: fsq, levels: [4, 3]}", [128, 128, 64, 64]),
+    ("{kind: ema, codebook_size: 16, codebook_dim: 4, gradient: rotation}", [256, 256]),
+])  # fmt: skip
+def test_other_quantizers_and_repeated_hops_go_the_whole_way(
+    tiny_recipe: Path, tmp_path: Path, quantizer: str, hops: list[int]
+) -> None:
+    out = tmp_path / "run"
+    options = ("--set", f"tokenizer.model.quantizer={quantizer}", "--set", f"tokenizer.model.hop_lengths={hops}")
+    options += ("--set", "tokenizer.losses.mel_windows=[256, 1024]")
+    result = cli("train", tiny_recipe, "--out", out, *options, "--stage", "tokenizer")
+    assert result.exit_code == 0, result.output
+    n = len(hops)
+    lines = [json.loads(x) for x in (out / "training" / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "loss" in line][-1]
+    size = 12 if "fsq" in quantizer else 16
+    raw = sum(8000 / hop for hop in hops) * math.log2(size)
+    losses = load_recipe(str(out / "recipe.yaml")).tokenizer.losses
+    extra = losses.commitment * last.get("commitment", 0) + losses.kl * last.get("kl", 0)
+    assert last["loss"] == pytest.approx(last["reconstruction"] + extra, rel=1e-5)
+    if "gumbel" in quantizer:
+        assert 0 < last["kl"] < math.log(size)
+        assert 0 < last["kl_bits_per_second"] < raw
+    else:
+        assert last["kl_bits_per_second"] == pytest.approx(raw)
+    early = json.loads(cli("info", out).output)["codebooks"]
+    assert early["of"] == "the batch of training step 4"
+    assert [level["perplexity"] for level in early["levels"]] == [last[f"perplexity_{i}"] for i in range(n)]
+    result = cli("train", tiny_recipe, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    whole = json.loads(cli("info", out).output)["codebooks"]
+    assert whole["of"] == "all codes"
+    shards = Shards(out / "codes")
+    for level, facts in enumerate(whole["levels"]):
+        codes = np.concatenate([shards.codes(track, level) for track in shards.index.tracks])
+        p = np.unique(codes, return_counts=True)[1] / len(codes)
+        assert facts["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+        assert facts["usage"] == len(p) / size
+        assert facts["unigram_bits_per_second"] == pytest.approx(-(p * np.log2(p)).sum() * 8000 / hops[level])
+    result = cli("sample", "--model", out, "--seconds", 1, "--seed", 0, "--out", tmp_path / "x.wav")
+    assert result.exit_code == 0, result.output
+    assert soundfile.info(tmp_path / "x.wav").frames == 8000

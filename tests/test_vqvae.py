@@ -19,6 +19,7 @@ from audiovq.tokenizer.convnet import (
     StftFront,
     factor_strides,
 )  # fmt: skip
+from audiovq.tokenizer.quantizer import QUANTIZERS
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 SMALL = {
@@ -49,13 +50,17 @@ def test_strides_multiply_to_the_hop(hop: int, most: int, expected: list[int]) -
     assert math.prod(expected) == hop
 
 
-@pytest.mark.parametrize("hops", [[60], [64, 32], [128, 64, 16], [96, 48, 24, 12], [64, 32, 16, 8, 4]])
 @pytest.mark.parametrize(
-    ("topology", "shared", "channels"), itertools.product(["residual", "independent"], [True, False], [1, 2])
+    "hops", [[60], [64, 32], [128, 64, 16], [96, 48, 24, 12], [64, 32, 16, 8, 4], [64, 32, 32, 32, 8]]
+)
+@pytest.mark.parametrize(
+    ("topology", "shared", "channels"), list(itertools.product(["residual", "independent"], [True, False], [1, 2]))
 )
 def test_lengths_for_any_levels_topology_and_channels(
     hops: list[int], topology: str, shared: bool, channels: int
 ) -> None:
+    if topology == "independent" and len(set(hops)) < len(hops):
+        pytest.skip("independent levels have hops of their own")
     network = trained_a_little(hop_lengths=tuple(hops), topology=topology, shared_codebook=shared, channels=channels)
     for samples in (1, hops[0] - 1, hops[0], 5 * hops[0] + 1):
         codes = network.encode(0.3 * torch.randn(2, channels, samples))
@@ -81,6 +86,19 @@ def test_chunks_equal_whole(front: str, decoder: str, topology: str) -> None:
             for k in (1, 2, 3):
                 decoded = torch.cat(list(decode_in_chunks(network, whole[:k], 9000, chunk)), dim=-1)
                 assert torch.allclose(decoded, network.decode(whole[:k], 9000), atol=1e-5)
+
+
+@pytest.mark.parametrize("hops", [(64, 32, 32, 16), (32, 32)])
+def test_chunks_equal_whole_with_repeated_hops(hops: tuple[int, ...]) -> None:
+    network = trained_a_little(hop_lengths=hops)
+    waveform = 0.3 * torch.randn(1, 1, 3000)
+    with torch.no_grad():
+        whole = network.encode(waveform)
+        parts = encode_in_chunks(network, waveform, 640)
+        assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
+        for k in range(1, len(hops) + 1):
+            decoded = torch.cat(list(decode_in_chunks(network, whole[:k], 3000, 640)), dim=-1)
+            assert torch.allclose(decoded, network.decode(whole[:k], 3000), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", FRONTS)
@@ -163,11 +181,56 @@ def test_the_decoder_begins_with_the_spectrum_of_the_music() -> None:
     assert int(spectrum.argmax()) == 16  # 1000 Hz of 128 bins to 8000 Hz
 
 
+def test_codes_of_one_hop_share_its_features_and_add_up() -> None:
+    network = trained_a_little(hop_lengths=(64, 32, 32, 32, 16), shared_codebook=False)
+    group, waveform = network.groups[0], 0.3 * torch.randn(1, 1, 640)
+    with torch.no_grad():
+        features = group.encoder(waveform)  # type: ignore[operator]
+        assert features[1] is features[2] is features[3]
+        results, steps = group.quantize(features, network.quantizers())  # type: ignore[operator]
+        total = group.ups[0](steps[0])  # type: ignore[operator,index]
+        for i in (1, 2, 3):  # each quantizes what those before it left of the same features
+            left = group.norms[i]((features[i] - total).transpose(1, 2))  # type: ignore[operator,index]
+            latents = group.standardise[i](group.projections_in[i](left))  # type: ignore[operator,index]
+            assert torch.equal(results[i].codes, network.quantizers()[i](latents).codes)
+            total = total + steps[i]
+        by_hand = group.decoder(group.ups[3](total) + steps[4])  # type: ignore[operator,index]
+        assert torch.allclose(network.decode([r.codes for r in results], 640), by_hand, atol=1e-5)
+    assert len(group.encoder.stacks) == 3  # one a hop  # type: ignore[union-attr,arg-type]
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("topology", ["residual", "independent"])
+def test_every_quantizer_works_in_every_topology(kind: str, topology: str) -> None:
+    size = {"levels": (4, 4)} if kind == "fsq" else {"codebook_size": 16, "codebook_dim": 4}
+    network = make(hop_lengths=(64, 32), topology=topology, quantize_after=1, quantizer={"kind": kind, **size}).train()
+    for passing in (True, False):
+        out = network(0.3 * torch.randn(2, 1, 1024))
+        (sum(r.square().sum() for r in out.reconstructions) + sum(out.losses.values())).backward()  # type: ignore[union-attr]
+        assert all((int(codes.max()) == 0) == passing for codes in out.codes)
+        without = [name for name, p in network.named_parameters() if p.grad is None]
+        assert not without
+    network.eval()
+    waveform = 0.3 * torch.randn(2, 1, 640)
+    with torch.no_grad():
+        out, codes = network(waveform), network.encode(waveform)
+        assert all(torch.equal(a, b) for a, b in zip(out.codes, codes, strict=True))
+        assert torch.allclose(out.reconstructions[-1], network.decode(codes), atol=1e-5)
+
+
+def test_a_shared_gumbel_temperature_counts_each_step_once() -> None:
+    quantizer = {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 4}
+    network = make(hop_lengths=(64, 32, 16), quantize_after=2, quantizer=quantizer).train()
+    for _ in range(5):
+        network(0.3 * torch.randn(2, 1, 1024))
+    assert int(network.codebooks[0].n_steps) == 3  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("topology", ["residual", "independent"])
 def test_every_parameter_gets_a_gradient(topology: str) -> None:
     network = make(hop_lengths=(64, 32), topology=topology, level_dropout=0.0).train()
     out = network(0.3 * torch.randn(2, 1, 1024))
-    (sum(r.square().sum() for r in out.reconstructions) + out.commitment).backward()  # type: ignore[union-attr]
+    (sum(r.square().sum() for r in out.reconstructions) + out.losses["commitment"]).backward()  # type: ignore[union-attr]
     without = [name for name, p in network.named_parameters() if p.grad is None or float(p.grad.abs().sum()) == 0]
     assert not without
 
@@ -199,9 +262,9 @@ def test_before_quantization_starts_latents_pass_and_no_code_moves() -> None:
     codebook = network.codebooks[0].embedding.clone()  # type: ignore[union-attr]
     for step in range(3):
         out = network(0.3 * torch.randn(2, 1, 2048))
-        assert float(out.commitment) == 0
+        assert float(out.losses["commitment"]) == 0
         assert torch.equal(network.codebooks[0].embedding, codebook), step  # type: ignore[arg-type]
-    assert float(network(0.3 * torch.randn(2, 1, 2048)).commitment) > 0
+    assert float(network(0.3 * torch.randn(2, 1, 2048)).losses["commitment"]) > 0
     assert not torch.equal(network.codebooks[0].embedding, codebook)  # type: ignore[arg-type]
 
 
@@ -234,6 +297,11 @@ def test_wrong_input_is_explained() -> None:
         network.decode([good[0], good[0]], 640)
     with pytest.raises(ValueError, match="level 0: expected 0 to 31, found 32 to 32"):
         network.decode([torch.full_like(good[0], 32)], 640)
+
+
+def test_independent_levels_have_hops_of_their_own() -> None:
+    with pytest.raises(ValueError, match=r"expected each once with topology independent .* use topology residual"):
+        make(hop_lengths=(64, 32, 32), topology="independent")
 
 
 def test_kinds_are_in_the_tables() -> None:

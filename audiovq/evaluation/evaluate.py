@@ -52,14 +52,15 @@ def mean_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return means
 
 
-def code_statistics(shards: Shards, split: str) -> list[dict[str, float]]:
-    """Of each level's codes in a split: unigram entropy (bits a code and a second), perplexity, share of codes used."""
+def code_statistics(shards: Shards, split: str | None = None) -> list[dict[str, float]]:
+    """Of each level's codes, in one split or in all: unigram entropy (bits a code and a second), perplexity, share of
+    codes used."""
     index = shards.index
+    tracks = [track for track in index.tracks if split in {None, track.split}]
     result = []
     for level, hop in enumerate(index.hop_lengths):
-        codes = [shards.codes(track, level) for track in index.tracks if track.split == split]
-        counts = np.bincount(np.concatenate(codes), minlength=index.codebook_size) if codes else np.zeros(1)
-        bits = entropy_bits(codes, index.codebook_size)
+        counts = count_codes((shards.codes(track, level) for track in tracks), index.codebook_size)
+        bits = entropy_of_counts(counts)
         result.append({
             "unigram_bits_per_code": bits,
             "unigram_bits_per_second": bits * index.sample_rate / hop,
@@ -69,12 +70,23 @@ def code_statistics(shards: Shards, split: str) -> list[dict[str, float]]:
     return result
 
 
-def entropy_bits(codes: list[np.ndarray], codebook_size: int) -> float:
+def entropy_bits(codes: Iterable[np.ndarray], codebook_size: int) -> float:
     """Entropy of the codes' own frequencies, bits a code."""
-    if not codes:
-        return 0.0
-    p = np.bincount(np.concatenate(codes), minlength=codebook_size) / sum(map(len, codes))
-    return float(-(p[p > 0] * np.log2(p[p > 0])).sum())
+    return entropy_of_counts(count_codes(codes, codebook_size))
+
+
+def count_codes(codes: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
+    """How often each code occurs, int64 [codebook_size]; one array after the other, never all at once."""
+    counts = np.zeros(codebook_size, dtype=np.int64)
+    for part in codes:
+        counts += np.bincount(part, minlength=codebook_size)
+    return counts
+
+
+def entropy_of_counts(counts: np.ndarray) -> float:
+    """In bits a code; 0 if nothing was counted."""
+    p = counts[counts > 0] / max(1, counts.sum())
+    return float(-(p * np.log2(p)).sum()) if len(p) else 0.0
 
 
 @torch.inference_mode()

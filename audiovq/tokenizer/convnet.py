@@ -193,7 +193,8 @@ class EncoderConfig(BaseConfig):
 class Encoder(nn.Module):
     """Waveform -> features at every hop, [b, channels, samples] -> list of [b, dim, samples / hop], coarse to fine.
 
-    The front goes down to the finest hop, the trunk on to the coarser ones; each level taps it at its own rate.
+    The front goes down to the finest hop, the trunk on to the coarser ones; each level taps it at its own rate. Levels
+    of the same hop share their features.
     """
 
     def __init__(self, channels: int, hop_lengths: list[int], dim: int, config: EncoderConfig):
@@ -202,7 +203,9 @@ class Encoder(nn.Module):
         self.front = FRONTS[config.front.kind](channels, rate, dim, config.front)
         self.radius_samples = self.front.radius_samples
         self.downs, self.stacks = nn.ModuleList(), nn.ModuleList()  # fine to coarse
-        for hop in reversed(hop_lengths):
+        hops = sorted(set(hop_lengths))
+        self.n_levels = [hop_lengths.count(hop) for hop in hops]  # of each hop
+        for hop in hops:
             down = Downsample(dim, dim, hop // rate) if hop > rate else nn.Identity()
             stack = Stack(config.block, dim, config.n_blocks)
             self.radius_samples += getattr(down, "radius", 0) * rate + stack.radius * hop
@@ -213,9 +216,9 @@ class Encoder(nn.Module):
     def forward(self, waveform: Tensor) -> list[Tensor]:
         x = self.front(waveform)
         features = []
-        for down, stack in zip(self.downs, self.stacks, strict=True):
+        for down, stack, n_levels in zip(self.downs, self.stacks, self.n_levels, strict=True):
             x = stack(down(x))
-            features.append(x)
+            features += [x] * n_levels
         return features[::-1]
 
 

@@ -21,7 +21,8 @@ class LossConfig(Config):
     stft_windows: tuple[int, ...] = (512, 1024, 2048)
     waveform_l1: float = Field(default=5.0, ge=0)
     waveform_l2: float = Field(default=0.0, ge=0)
-    commitment: float = Field(default=0.25, ge=0)
+    commitment: float = Field(default=0.25, ge=0)  # quantizer ema
+    kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
 
 
 def stft_magnitude(waveform: Tensor, n_fft: int, window: Tensor) -> Tensor:
@@ -83,8 +84,8 @@ class ReconstructionLoss(nn.Module):
         return terms
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """The terms (and "commitment") summed with their weights."""
-        return torch.stack([getattr(self.config, name) * value for name, value in terms.items()]).sum()
+        """The terms (or those of the quantizers) summed with their weights."""
+        return sum((getattr(self.config, name) * value for name, value in terms.items()), torch.zeros(()))
 
     def _mel(self, x: Tensor, y: Tensor, mel: nn.Module) -> Tensor:
         return (mel(x).clamp(min=LOG_FLOOR).log10() - mel(y).clamp(min=LOG_FLOOR).log10()).abs().mean()

@@ -3,7 +3,9 @@
 Two topologies share everything below:
 
 - `residual`: one encoder and one decoder. The top level is quantized first; each finer level quantizes what the
-  coarser ones left, so any prefix of levels decodes to music (two levels: VQ-VAE-2, arXiv:1906.00446).
+  coarser ones left, so any prefix of levels decodes to music (two levels: VQ-VAE-2, arXiv:1906.00446). A hop may be
+  repeated: several codes at the same rate, each for what those before left (residual vector quantization, SoundStream,
+  arXiv:2107.03312, section III-C), so `hop_lengths: [1024, 512, 512, 256]` has four levels, two of them at hop 512.
 - `independent`: one autoencoder a level, as in Jukebox (arXiv:2005.00341, section 3).
 """
 
@@ -21,13 +23,15 @@ from torch import Tensor, nn
 
 from audiovq.config import Config, one_of
 from audiovq.tokenizer.convnet import DECODERS, Encoder, EncoderConfig, IstftDecoder, Upsample
-from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Standardise, unquantized
+from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer, Standardise
+
+MAX_LEVELS = 16
 
 
 class VQVAEConfig(Config):
     sample_rate: int = Field(default=24000, ge=1000, le=384000)  # Hz
     channels: int = Field(default=1, ge=1, le=2)
-    hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples a code, coarse to fine
+    hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples a code, one a level, coarse to fine; residual: may repeat
     topology: Literal["residual", "independent"] = "residual"
     shared_codebook: bool = True
     dim: int = Field(default=256, ge=8)  # width of the features that are quantized
@@ -43,10 +47,17 @@ class VQVAEConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> VQVAEConfig:
         hops = self.hop_lengths
-        if not 1 <= len(hops) <= 5:
-            raise ValueError(f"expected 1 to 5 hop_lengths, found {len(hops)}")
-        if min(hops) < 2 or any(a <= b or a % b for a, b in itertools.pairwise(hops)):
-            raise ValueError(f"hop_lengths: expected a falling list, each divisible by the next, found {list(hops)}")
+        if not 1 <= len(hops) <= MAX_LEVELS:
+            raise ValueError(f"expected 1 to {MAX_LEVELS} hop_lengths, found {len(hops)}")
+        if min(hops) < 2 or any(a < b or a % b for a, b in itertools.pairwise(hops)):
+            raise ValueError(
+                f"hop_lengths: expected a list that never rises, each divisible by the next, found {list(hops)}"
+            )
+        if self.topology == "independent" and len(set(hops)) < len(hops):
+            raise ValueError(
+                f"hop_lengths: expected each once with topology independent (a second autoencoder at the same hop "
+                f"adds nothing), found {list(hops)}; use topology residual"
+            )
         return self
 
     @property
@@ -66,8 +77,18 @@ class VQVAEConfig(Config):
 @dataclass
 class VQVAEOutput:
     reconstructions: list[Tensor]  # float [b, channels, samples]: one (residual) or one a level (independent)
-    codes: list[Tensor]  # int64 [b, samples / hop], a level
-    commitment: Tensor  # scalar, mean over levels
+    levels: list[Quantized]
+
+    @property
+    def codes(self) -> list[Tensor]:
+        """int64 [b, samples / hop], a level."""
+        return [level.codes for level in self.levels]
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """The quantizers' losses by name, unweighted, each the mean over levels."""
+        names = self.levels[0].losses
+        return {name: torch.stack([level.losses[name] for level in self.levels]).mean() for name in names}
 
 
 class LevelGroup(nn.Module):
@@ -86,19 +107,19 @@ class LevelGroup(nn.Module):
         self.standardise = nn.ModuleList(Standardise(codebook_dim) for _ in hop_lengths)
         self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
-        self.ups = nn.ModuleList(Upsample(dim, dim, ratio) for ratio in ratios)
+        self.ups = nn.ModuleList(Upsample(dim, dim, ratio) if ratio > 1 else nn.Identity() for ratio in ratios)
         self.decoder = DECODERS[config.decoder.kind](dim, config.channels, hop_lengths[-1], config.decoder)
-        up_radius = sum(up.radius * hop for up, hop in zip(self.ups, hop_lengths, strict=False))  # type: ignore[operator]
+        up_radius = sum(getattr(up, "radius", 0) * hop for up, hop in zip(self.ups, hop_lengths, strict=False))
         self.encoder_radius = self.encoder.radius_samples + up_radius
         self.decoder_radius = self.decoder.radius * hop_lengths[-1] + up_radius
 
     def quantize(
-        self, features: list[Tensor], quantizers: list[nn.Module] | None
+        self, features: list[Tensor], quantizers: list[Quantizer], passing: bool = False
     ) -> tuple[list[Quantized], list[Tensor]]:
         """Quantize each level's features less what the coarser levels already said.
 
-        Returns each level's `Quantized` and its contribution [b, dim, t]. Without quantizers the latents pass as they
-        are (to collect latents for k-means before there is a codebook).
+        Returns each level's `Quantized` and its contribution [b, dim, t]. `passing` lets the latents pass as they are,
+        before there is a codebook.
         """
         total, results, steps = None, [], []
         for i, feature in enumerate(features):
@@ -106,7 +127,7 @@ class LevelGroup(nn.Module):
             left = feature if total is None else feature - total
             latents = self.projections_in[i](self.norms[i](rearrange(left, "b d t -> b t d")))
             latents = self.standardise[i](latents)
-            quantized = quantizers[i](latents) if quantizers else unquantized(latents)
+            quantized = quantizers[i].unquantized(latents) if passing else quantizers[i](latents)
             step = self.expand(quantized.vectors, i)
             total = step if total is None else total + step
             results.append(quantized)
@@ -114,7 +135,7 @@ class LevelGroup(nn.Module):
         return results, steps
 
     def expand(self, vectors: Tensor, i: int) -> Tensor:  # [b, t, codebook_dim] -> [b, dim, t]
-        components = vectors * vectors.shape[-1] ** 0.5  # of a unit vector, brought to about 1
+        components = vectors * vectors.shape[-1] ** 0.5  # of a vector of about unit length, brought to about 1
         return rearrange(self.projections_out[i](components), "b t d -> b d t")
 
     def decode(self, steps: list[Tensor]) -> Tensor:
@@ -158,9 +179,10 @@ class VQVAE(nn.Module):
         groups: list[Any] = list(self.groups)
         return math.lcm(self.config.hop_lengths[0], *(g.decoder.period * g.hop_lengths[-1] for g in groups))
 
-    def quantizers(self) -> list[Any]:
+    def quantizers(self) -> list[Quantizer]:
         """The codebook module of each level; one and the same for all if shared."""
-        return [self.codebooks[0 if self.config.shared_codebook else i] for i in range(self.config.n_levels)]
+        codebooks: list[Any] = list(self.codebooks)
+        return codebooks * self.config.n_levels if self.config.shared_codebook else codebooks
 
     def _level_groups(self) -> list[tuple[Any, list[int]]]:
         """Each group with the indexes of its levels."""
@@ -177,24 +199,22 @@ class VQVAE(nn.Module):
         self._check_waveform(waveform)
         if self.training:
             self._start(waveform)
-        quantizers = self.quantizers() if self.n_steps >= self.config.quantize_after else None
+        quantizers, passing = self.quantizers(), bool(self.n_steps < self.config.quantize_after)
         reconstructions: list[Tensor] = []
         results: list[Quantized] = []
         for group, levels in self._level_groups():
-            mine = [quantizers[i] for i in levels] if quantizers else None
-            quantized, steps = group.quantize(group.encoder(waveform), mine)
+            quantized, steps = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels], passing)
             if self.training and len(levels) > 1 and self.config.level_dropout > 0:
                 steps = self._drop_levels(steps)
             reconstructions.append(group.decode(steps))
             results += quantized
-        if self.training and quantizers:
+        if self.training and not passing:
             for codebook in self.codebooks:
                 mine = [result for q, result in zip(quantizers, results, strict=True) if q is codebook]
                 codebook.update([r.latents.detach() for r in mine], [r.codes for r in mine])  # type: ignore[operator]
         if self.training:
             self.n_steps += 1
-        commitment = torch.stack([result.commitment for result in results]).mean()
-        return VQVAEOutput(reconstructions, [r.codes for r in results], commitment)
+        return VQVAEOutput(reconstructions, results)
 
     @torch.no_grad()
     def _start(self, waveform: Tensor) -> None:
@@ -206,13 +226,12 @@ class VQVAE(nn.Module):
                 group.encoder.front.initialise(waveform)  # type: ignore[operator,union-attr]
                 group.decoder.initialise(waveform)  # type: ignore[operator]
         if step == self.config.quantize_after:
-            latents = [
-                quantized.latents
-                for group, _ in self._level_groups()
-                for quantized in group.quantize(group.encoder(waveform), None)[0]
-            ]
+            quantizers, latents = self.quantizers(), []
+            for group, levels in self._level_groups():
+                passed, _ = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels], passing=True)
+                latents += [level.latents for level in passed]
             for codebook in self.codebooks:
-                codebook.initialise([x for q, x in zip(self.quantizers(), latents, strict=True) if q is codebook])  # type: ignore[operator]
+                codebook.initialise([x for q, x in zip(quantizers, latents, strict=True) if q is codebook])  # type: ignore[operator]
 
     def _drop_levels(self, steps: list[Tensor]) -> list[Tensor]:
         """Per item, keep all levels or a random prefix (SoundStream, arXiv:2107.03312, section III-C)."""

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from audiovq import distributed
 from audiovq.data.datasets import WaveformCrops
 from audiovq.data.tracks import DataConfig, Scan
 from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.losses import ReconstructionLoss
-from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.tokenizer.quantizer import Quantized
+from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.loop import Task
 
 
 class TokenizerTask(Task):
-    """Reconstruction and commitment; logs each term and, a level, the perplexity and usage of its codes."""
+    """Reconstruction and the quantizers' losses, as the parts of the negative ELBO (van den Oord 2017, arXiv:1711.00937,
+    section 3.2).
+
+    Logged besides each term:
+        reconstruction: the weighted sum of the reconstruction's terms alone.
+        kl_bits_per_second: KL(q(codes | waveform) | uniform codes), all levels together. For quantizers without chance
+            (ema, fsq) it is the constant log2 codebook_size a code, the raw bit rate; for gumbel the real divergence.
+        perplexity_i, usage_i: 2^H of level i's codes in the batch, and the share of the codebook that occurs in it.
+        unigram_bits_per_second_i: H times the code rate, what level i's codes cost at their entropy.
+    Until `quantize_after` there are no codes, and these say nothing.
+    """
 
     network: VQVAE
 
@@ -41,12 +54,10 @@ class TokenizerTask(Task):
         # Independent autoencoders each have a reconstruction: their losses add up, as if trained apart.
         per_output = [self.losses(reconstruction, batch) for reconstruction in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
-        terms["commitment"] = output.commitment
-        metrics = {name: value.detach() for name, value in terms.items()}
-        for i, codes in enumerate(output.codes):
-            perplexity, usage = codebook_use(codes, self.stage.model.codebook_size)
-            metrics |= {f"perplexity_{i}": perplexity, f"usage_{i}": usage}
-        return self.losses.weighted(terms), metrics
+        reconstruction, losses = self.losses.weighted(terms), output.losses
+        metrics = {name: value.detach() for name, value in (terms | losses).items()}
+        metrics |= {"reconstruction": reconstruction.detach(), **code_metrics(output.levels, self.stage.model)}
+        return reconstruction + self.losses.weighted(losses), metrics
 
     def describe(self, metrics: dict[str, float]) -> str:
         perplexities = "/".join(f"{metrics[f'perplexity_{i}']:.0f}" for i in range(self.stage.model.n_levels))
@@ -54,9 +65,23 @@ class TokenizerTask(Task):
         return f"loss {metrics['loss']:.3f} {terms} perplexity {perplexities}"
 
 
-def codebook_use(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Perplexity 2^H of one batch's codes, and the share of the codebook that occurs in it."""
-    p = torch.bincount(codes.flatten(), minlength=codebook_size).float()
-    p = p / p.sum()
-    entropy = -(p * p.clamp(min=1e-12).log()).sum()
-    return entropy.exp(), (p > 0).float().mean()
+@torch.no_grad()
+def code_metrics(levels: list[Quantized], config: VQVAEConfig) -> dict[str, Tensor]:
+    """What `TokenizerTask` logs of the codes."""
+    perplexities, usages = codebook_use([level.codes for level in levels], config.codebook_size)
+    metrics: dict[str, Tensor] = {}
+    kl_bits_per_second = torch.zeros_like(perplexities[0])
+    for i, (level, rate) in enumerate(zip(levels, config.code_rates, strict=True)):
+        metrics[f"perplexity_{i}"], metrics[f"usage_{i}"] = perplexities[i], usages[i]
+        metrics[f"unigram_bits_per_second_{i}"] = perplexities[i].log2() * rate
+        kl_bits_per_second += level.losses.get("kl", math.log(config.codebook_size)) * rate / math.log(2)
+    return {"kl_bits_per_second": kl_bits_per_second, **metrics}
+
+
+def codebook_use(codes: list[Tensor], codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Perplexity 2^H of the codes of one batch on all ranks, and the share of the codebook that occurs; [levels] each."""
+    counts = torch.stack([torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]).float()
+    p = distributed.all_reduce_(counts)
+    p = p / p.sum(dim=1, keepdim=True)
+    entropy = -(p * p.clamp(min=1e-12).log()).sum(dim=1)
+    return entropy.exp(), (p > 0).float().mean(dim=1)

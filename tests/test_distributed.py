@@ -1,0 +1,95 @@
+"""Two processes on one machine (gloo): what is pooled over ranks is what one process finds in all the data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from audiovq.tokenizer.convnet import EncoderConfig, IstftDecoder
+from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer
+from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
+from audiovq.training.tokenizer_task import codebook_use
+
+SIZES = {"fsq": {"levels": (4, 4)}}
+
+
+def latents(rank: int) -> torch.Tensor:
+    return F.normalize(torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(rank)), dim=-1)
+
+
+def ema() -> EMAQuantizer:
+    torch.manual_seed(0)
+    return EMAQuantizer(EMAQuantizer.Config(codebook_size=8, codebook_dim=4, decay=0.5, revival_fraction=0.0))
+
+
+def network(kind: str) -> VQVAE:
+    torch.manual_seed(0)
+    size = SIZES.get(kind, {"codebook_size": 16, "codebook_dim": 4})
+    return VQVAE(
+        VQVAEConfig(
+            sample_rate=8000, hop_lengths=(64, 32, 32), dim=16, quantize_after=2, encoder=EncoderConfig(n_blocks=1),
+            decoder=IstftDecoder.Config(dim=16, n_blocks=1), quantizer=QUANTIZERS[kind].Config(**size),
+        )
+    ).train()  # fmt: skip
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two processes; what it found goes to `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    quantizer = ema()
+    quantizer.update([latents(rank)], [quantizer.encode(latents(rank))])
+    np.savez(f"{folder}/ema-{rank}.npz", **{k: v.numpy() for k, v in quantizer.state_dict().items()})
+    perplexities, usages = codebook_use([torch.full((1, 10), rank), torch.zeros(1, 4, dtype=torch.int64)], 4)
+    np.savez(f"{folder}/use-{rank}.npz", perplexities=perplexities.numpy(), usages=usages.numpy())
+    for kind in QUANTIZERS:
+        trained = network(kind)
+        model = DistributedDataParallel(trained)
+        optimizer = torch.optim.Adam(trained.parameters(), lr=1e-3)
+        for step in range(5):  # two before there are codes, three with them
+            torch.manual_seed(10 * step + rank)
+            out = model(0.3 * torch.randn(2, 1, 640))
+            torch.stack([out.reconstructions[0].square().mean(), *out.losses.values()]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        np.savez(f"{folder}/trained-{kind}-{rank}.npz", **{k: v.numpy() for k, v in trained.state_dict().items()})
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)  # type: ignore[attr-defined]
+    return folder
+
+
+def test_counts_and_sums_are_those_of_all_data(found: Path) -> None:
+    alone = ema()
+    together = [latents(rank) for rank in range(2)]
+    alone.update(together, [alone.encode(x) for x in together])
+    for rank in range(2):
+        state = np.load(found / f"ema-{rank}.npz")
+        for name, value in alone.state_dict().items():
+            assert np.allclose(state[name], value.numpy(), atol=1e-5), name
+
+
+def test_perplexity_and_usage_are_those_of_all_data(found: Path) -> None:
+    for rank in range(2):
+        use = np.load(found / f"use-{rank}.npz")
+        assert use["perplexities"] == pytest.approx([2.0, 1.0])
+        assert use["usages"] == pytest.approx([0.5, 0.25])
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_ranks_stay_equal_in_training(found: Path, kind: str) -> None:
+    one, two = (np.load(found / f"trained-{kind}-{rank}.npz") for rank in range(2))
+    assert one.files == two.files
+    assert all(np.array_equal(one[name], two[name]) for name in one.files)
+    start = network(kind).state_dict()
+    assert int(one["n_steps"]) == 5
+    learned = [name for name, _ in network(kind).named_parameters()]
+    assert not any(np.array_equal(one[name], start[name].numpy()) for name in learned)
