@@ -22,8 +22,12 @@ from audiovq.tokenizer.losses import LossConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 SAMPLE_RATE = 24000
-LOSSES = LossConfig(mel=5, mel_windows=(512, 2048), stft=10, stft_windows=(1024, 4096), waveform_l1=0)
-PHASE_LOCKED = LossConfig(mel=2, mel_windows=(512, 2048), stft=2, stft_windows=(1024, 4096), waveform_l1=60)
+LOSSES = LossConfig(
+    mel=5, mel_windows=(512, 2048), stft=10, stft_windows=(1024, 4096), waveform_l1=0, commitment=0.1, kl=0.01
+)
+PHASE_LOCKED = LossConfig(
+    mel=2, mel_windows=(512, 2048), stft=2, stft_windows=(1024, 4096), waveform_l1=60, commitment=0.1
+)
 Step = tuple[list[Tensor], Tensor]  # reconstructions, auxiliary loss (weighted)
 
 
@@ -56,7 +60,6 @@ class Ours(Candidate):
     def __init__(self, losses: LossConfig = LOSSES, **config: object):
         super().__init__()
         self.losses = losses
-        self.commitment = 0.1
         self.network = VQVAE(build(VQVAEConfig, {"sample_rate": SAMPLE_RATE, **config}, "candidate"))
         self.hop_lengths = list(self.network.config.hop_lengths)
         self.codebook_size = self.network.config.codebook_size
@@ -64,7 +67,8 @@ class Ours(Candidate):
 
     def forward(self, waveform: Tensor) -> Step:
         output = self.network(waveform)
-        return output.reconstructions, self.commitment * output.commitment
+        weighted = [getattr(self.losses, name) * value for name, value in output.losses.items()]
+        return output.reconstructions, torch.stack([*weighted, torch.zeros(())]).sum()
 
     def encode(self, waveform: Tensor) -> list[Tensor]:
         return self.network.encode(waveform)

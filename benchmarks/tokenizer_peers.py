@@ -175,11 +175,11 @@ def main() -> None:
 @click.option("--work", type=Path, required=True, help="Where everything is kept.")
 @click.option("--minutes", default=30.0, help="CPU-minutes a candidate.")
 @click.option("--jobs", default=2, help="Candidates at a time, one thread each.")
-@click.option("--only", multiple=True, type=click.Choice(list(CANDIDATES)))
+@click.option("--only", multiple=True, help="Names of candidates; default all.")
 def train(data: Path, test: Path, work: Path, minutes: float, jobs: int, only: tuple[str, ...]) -> None:
     """Train the candidates that are not done."""
     prepare(data, test, work)
-    train_all(list(only or CANDIDATES), __file__, work, minutes, jobs)
+    train_all(list(only or CANDIDATES), sys.argv[0], work, minutes, jobs)
 
 
 @main.command()
