@@ -102,14 +102,13 @@ def _number_list(kind: type) -> Any:
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
 @click.option("--prompt", metavar="CLIP", help="Audio or codes file to continue.")
-@click.option(
-    "--edit", "--codes", "source", metavar="FILE", help="Audio or codes file to change, as the next five say."
-)
+@click.option("--edit", "--codes", "source", metavar="FILE", help="Audio or codes file to change, as the next six say.")
 @click.option("--from", "start", type=float, metavar="SECONDS", help="Draw anew from here; default the beginning.")
 @click.option("--to", "end", type=float, metavar="SECONDS", help="Draw anew up to here; default the end.")
 @click.option("--before", type=float, default=0.0, metavar="SECONDS", help="New music before the piece.")
 @click.option("--after", type=float, default=0.0, metavar="SECONDS", help="New music after the piece.")
 @click.option("--keep-levels", type=int, help="Keep the first levels, draw all finer ones (within --from, --to).")
+@click.option("--keep-audio", is_flag=True, help="What is kept of the file keeps its own waveform; 50 ms cross-fades.")
 @click.option("--best", type=int, metavar="K", help="Of the --n pieces, keep those that the model ranks first.")
 @click.option("--stream", metavar="FILE", help="WAV to write while it is generated; - is standard output.")
 @click.option("--save-codes", is_flag=True, help="Write a .codes file beside each piece, for --edit.")

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.distributed import run as torchrun
 
 from audiovq import api, distributed
-from audiovq.api.stream import StreamDecoder
+from audiovq.api.live import StreamDecoder
+from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
 from audiovq.data.codes import Codes
+from audiovq.data.wav_stream import WavStream
 from audiovq.sampling.generate import Listener, nobody
 from audiovq.sampling.given import Given
 from audiovq.sampling.journal import JournalFolder
@@ -45,6 +47,7 @@ class SampleOptions:
     before: float
     after: float
     keep_levels: int | None
+    keep_audio: bool
     best: int | None
     stream: str | None
     save_codes: bool
@@ -77,8 +80,11 @@ class SampleOptions:
             "--edit and --prompt: expected one of them": self.source and self.prompt,
             "--edit: the piece has a length of its own; leave out --seconds (--before and --after make it longer)": self.source
             and self.seconds is not None,
+            "--keep-audio: expected an audio file in --edit or --prompt, whose waveform is kept": self.keep_audio
+            and Path(self.source or self.prompt or "x.codes").suffix == ".codes",
             "--stream: only one piece can be heard while it is made; leave out --n and --best": self.stream
             and (self.n > 1 or self.best or distributed.world_size() > 1),
+            "--stream and --keep-audio: expected one of them": self.stream and self.keep_audio,
         }
         for message, is_wrong in wrong.items():
             if is_wrong:
@@ -130,7 +136,7 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
             chosen = zip(mine, pieces, strict=True)
         for item, codes in chosen:
             path = paths[item - options.items[0]]
-            audio.write_audio(path, generator.tokenizer.decode_stream(codes), generator.sample_rate)
+            _write(path, generator.tokenizer, codes, given, options)
             if options.save_codes:
                 codes.save(path.with_suffix(".codes"))
             yield str(path)
@@ -149,6 +155,19 @@ def output_paths(options: SampleOptions, seed: int) -> tuple[Path, list[Path]]:
     if options.n == 1 and (options.item is None or named):
         return target, [target]
     return target, [target.with_stem(f"{target.stem}-{i}") for i in options.items]
+
+
+def _write(path: Path, tokenizer: api.Tokenizer, codes: Codes, given: Given | None, options: SampleOptions) -> None:
+    """Decode into a file at constant memory; with --keep-audio, the source's own waveform where it was kept."""
+    channels, rate = tokenizer.config.channels, tokenizer.sample_rate
+    pieces = tokenizer.decode_stream(codes)
+    if options.keep_audio and given:
+        source, _ = audio.read_audio(options.source or options.prompt or "", rate, channels)
+        kept = given.kept_stretches(codes.hop_lengths)
+        pieces = splice(pieces, source, given.source_start, kept, codes.n_samples, round(FADE_SECONDS * rate))
+    with audio.AudioWriter(path, rate, channels) as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 def read_piece(tokenizer: api.Tokenizer, path: str) -> Codes:
@@ -224,7 +243,7 @@ def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int,
     done: dict[int, Tensor] = {}  # finished levels
     decoder = StreamDecoder(network, n_samples)
     with _stream_file(options.stream) as file:
-        wav = audio.WavStream(file, n_samples, network.config.channels, rate)
+        wav = WavStream(file, n_samples, network.config.channels, rate)
 
         def listen(level: int, codes: Tensor, n_known: int) -> None:
             if level == len(generator.priors) - 1:
@@ -233,7 +252,9 @@ def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int,
             elif n_known == codes.shape[1]:
                 if level == 0 and level not in done:
                     preview = target.with_stem(f"{target.stem}-preview")
-                    audio.write_audio(preview, StreamDecoder(network, n_samples).feed([codes], n_known), rate)
+                    with audio.AudioWriter(preview, rate, network.config.channels) as whole:
+                        for piece in StreamDecoder(network, n_samples).feed([codes], n_known):
+                            whole.write(piece)
                     say(f"{preview}: the top level alone")
                 done[level] = codes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,19 +52,6 @@ def _advancing(bar: ProgressBar, on_codes: Listener) -> Listener:
         on_codes(level, codes, n_done)
 
     return listen
-
-
-def _facts(
-    priors: list[str], picks: Sequence[PickConfig], request: Request, given: list[Tensor] | None
-) -> dict[str, Any]:
-    """All that determines the codes of a request, for its journal."""
-    digest = hashlib.sha256()
-    for level in given or []:
-        digest.update(level.numpy().tobytes())
-    return {
-        **vars(request), "block": BLOCK, "picks": [pick.model_dump() for pick in picks], "priors": priors,
-        "given": given and digest.hexdigest(),
-    }  # fmt: skip
 
 
 def _rows(level: Tensor, group: range) -> Tensor:
@@ -191,7 +177,8 @@ class Generator:
             for group in groups:
                 request = Request(n_samples, [items[i] for i in group], seed, indexes)
                 told = [_rows(level, group) for level in given.levels] if given else None
-                journal = journals.open(_facts(hashes, picks, request, told)) if journals else None
+                facts = {**vars(request), "given": told, "picks": [p.model_dump() for p in picks], "block": BLOCK}
+                journal = journals.open({**facts, "priors": hashes}) if journals else None
                 if journal and journal.n_known and progress:
                     say(f"going on from {journal.n_known} codes an item of an interrupted run")
                 listener = _advancing(bar, on_codes)

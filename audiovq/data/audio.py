@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -142,62 +139,49 @@ def read_audio(
     return waveform.contiguous(), rate
 
 
-def to_int16(waveform: Tensor) -> np.ndarray:
-    """Float [channels, samples] -> int16 [samples, channels], alike in every format; beyond [-1, 1] it clips."""
-    whole = (waveform.detach().float().clamp(-1, 1).cpu() * 32767).round().to(torch.int16)
-    return rearrange(whole, "c n -> n c").contiguous().numpy()
-
-
-def write_audio(path: Path | str, waveform: Tensor | Iterable[Tensor], sample_rate: int) -> None:
-    """Write [channels, samples], whole or piece by piece at constant memory, as 16-bit WAV or FLAC, by suffix.
-
-    Never half a file.
+class AudioWriter:
+    """Writes 16-bit WAV or FLAC piece by piece, by suffix; beyond [-1, 1] it clips. The file appears when it is whole.
 
     Raises:
         ValueError: unknown suffix, or a folder that is missing or cannot be written.
     """
-    path = Path(path)
-    check_writable(path)
-    pieces = iter([waveform] if isinstance(waveform, Tensor) else waveform)
-    first = next(pieces)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # The suffix of the temporary name does not tell the format, so say it.
-        with soundfile.SoundFile(
-            temporary, "w", sample_rate, first.shape[0], WRITABLE[path.suffix.lower()], format=path.suffix[1:].upper()
-        ) as file:
-            for piece in itertools.chain([first], pieces):
-                file.write(to_int16(piece))
-        os.replace(temporary, path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise ValueError(f"{path}: cannot be written ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
-
-class WavStream:
-    """16-bit WAV to a pipe or a file, piece by piece. The header, which comes first, tells the whole length."""
-
-    def __init__(self, file: BinaryIO, n_samples: int, channels: int, sample_rate: int):
-        """Writes the header; with a length beyond WAV's 4 GiB it says "until the end", which players take, too."""
-        self.file = file
-        size = min(2 * channels * n_samples, 2**32 - 1 - 36)
-        riff = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE")
-        form = struct.pack(
-            "<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, 2 * channels * sample_rate, 2 * channels, 16
-        )
-        self._write(riff + form + struct.pack("<4sI", b"data", size))
+    def __init__(self, path: Path | str, sample_rate: int, channels: int):
+        self.path = Path(path)
+        check_writable(self.path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        kind, subtype = self.path.suffix[1:].upper(), WRITABLE[self.path.suffix.lower()]
+        try:  # the suffix of the temporary name does not tell the format, so say it
+            self.file = soundfile.SoundFile(self.temporary, "w", sample_rate, channels, subtype, format=kind)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"{self.path}: cannot be written ({error})") from None
 
     def write(self, waveform: Tensor) -> None:
-        """The next float [channels, samples]; at once in the reader's hands."""
-        self._write(to_int16(waveform).astype("<i2").tobytes())
-
-    def _write(self, content: bytes) -> None:
+        """float [channels, n] in [-1, 1]."""
+        whole = (waveform.detach().float().clamp(-1, 1).cpu() * 32767).round().to(torch.int16)  # alike in every format
         try:
-            self.file.write(content)
-            self.file.flush()
-        except BrokenPipeError:
-            raise ValueError("stream: whoever was reading it has stopped") from None
+            self.file.write(rearrange(whole, "c n -> n c").numpy())
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"{self.path}: cannot be written ({error})") from None
+
+    def __enter__(self) -> AudioWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.file.close()
+            if kind is None:
+                os.replace(self.temporary, self.path)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"{self.path}: cannot be written ({error})") from None
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
+    """Write [channels, samples] as 16-bit WAV or FLAC; see `AudioWriter`."""
+    with AudioWriter(path, sample_rate, waveform.shape[0]) as file:
+        file.write(waveform)
 
 
 def file_sha256(path: Path) -> str:

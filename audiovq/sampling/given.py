@@ -32,6 +32,17 @@ class Given:
         if all(bool((level >= 0).all()) for level in levels):
             raise ValueError("given codes: nothing is left to draw; give a stretch, a length or fewer levels to keep")
 
+    def kept_stretches(self, hop_lengths: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the codes of all levels are given to all items: (start, end) in samples."""
+        finest = hop_lengths[-1]
+        n = -(-self.n_samples // finest)
+        kept = torch.ones(n, dtype=torch.bool)
+        for level, hop in zip(self.levels, hop_lengths, strict=True):
+            told = (level >= 0) if level.ndim == 1 else (level >= 0).all(dim=0)
+            kept &= told.repeat_interleave(hop // finest)[:n]
+        edges = torch.diff(kept.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
+        return [(a * finest, min(b * finest, self.n_samples)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
 
 def begin_with(prompt: Codes, n_samples: int) -> Given:
     """A piece of `n_samples` that begins with the whole top codes of `prompt`.

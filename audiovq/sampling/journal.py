@@ -39,10 +39,16 @@ _HEAD, _SUM = struct.Struct("<III"), struct.Struct("<I")
 
 
 class Journal:
-    """The codes of one group of items. `facts` is all that determines them, JSON, with "items" the list of items."""
+    """The codes of one group of items.
+
+    Args:
+        facts: all that determines the codes, JSON and tensors; "items" is the list of items.
+    Raises:
+        ValueError: another process has it open, or the folder cannot be written.
+    """
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
-        header = json.dumps({"format": FORMAT, **facts}, sort_keys=True).encode() + b"\n"
+        header = json.dumps({"format": FORMAT, **facts}, sort_keys=True, default=_sha256).encode() + b"\n"
         stem = folder / hashlib.sha256(header).hexdigest()[:16]
         self.path, self.cache_path = stem.with_suffix(".codes"), stem.with_suffix(".cache")
         self.lock = FileLock(stem.with_suffix(".lock"))
@@ -167,6 +173,10 @@ class Journal:
             self.lock.release()
 
 
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
 class JournalFolder:
     """The journals of one command. `with` closes them; `remove` deletes them, when the result is safe elsewhere."""
 
@@ -183,11 +193,7 @@ class JournalFolder:
         self.journals = []
 
     def open(self, facts: dict[str, Any]) -> Journal:
-        """The journal of these facts, as an interrupted run left it, or a new one.
-
-        Raises:
-            ValueError: another process has it open, or the folder cannot be written.
-        """
+        """The journal of these facts, as an interrupted run left it, or a new one; see `Journal`."""
         self.journals.append(Journal(self.folder, facts))
         return self.journals[-1]
 
