@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from audiovq import api, distributed
 from audiovq.api.live import StreamDecoder
@@ -95,7 +96,7 @@ def sample(options: SampleOptions, arguments: Sequence[str], pick_model: Callabl
     """Make music as asked; yields the names of the files, each when it is written.
 
     Args:
-        arguments: of this program, to start it again on several GPUs.
+        arguments: of this program, to start it anew on several GPUs.
         pick_model: which model was meant; says so.
     Raises:
         ValueError: options that cannot be.
@@ -103,10 +104,18 @@ def sample(options: SampleOptions, arguments: Sequence[str], pick_model: Callabl
     if options.gpus > 1 and "WORLD_SIZE" not in os.environ:
         if options.gpus > torch.cuda.device_count():
             raise ValueError(f"--gpus {options.gpus}: expected at most the {torch.cuda.device_count()} that are here")
-        torchrun.main(["--standalone", "--nproc-per-node", str(options.gpus), "-m", "audiovq", *arguments])
+        _launch(options.gpus, arguments)
         return
     with distributed.processes():
         yield from _sample(options, pick_model)
+
+
+def _launch(n: int, arguments: Sequence[str]) -> None:
+    """This command again, on n processes, by torch's elastic launcher."""
+    try:  # "--" ends the launcher's own options, with which `--n` could be confused
+        torchrun.main(["--standalone", f"--nproc-per-node={n}", "-m", "--", "audiovq", *arguments])
+    except ChildFailedError:
+        raise ValueError(f"--gpus {n}: a process failed, as it says above; the same command goes on") from None
 
 
 def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[str]:

@@ -26,7 +26,7 @@ def splice(
     """
     at = 0
     for piece in decoded:
-        end = at + piece.shape[-1]
+        end, mixed = at + piece.shape[-1], piece.clone()
         for start, stop in kept:
             low, high = max(at, start), min(end, stop, source_start + source.shape[-1])
             if low < high:
@@ -36,7 +36,7 @@ def splice(
                 angle = torch.minimum(into, out).clamp(0, 1) * (math.pi / 2)
                 here = slice(low - at, high - at)
                 own = source[:, low - source_start : high - source_start]
-                mixed = angle.sin() * own + angle.cos() * piece[:, here]
-                piece[:, here] = torch.where(angle >= math.pi / 2, own, mixed)  # to the bit outside the fades
+                sum_ = angle.sin() * own + angle.cos() * piece[:, here]
+                mixed[:, here] = torch.where(angle >= math.pi / 2, own, sum_)  # to the bit outside the fades
         at = end
-        yield piece
+        yield mixed
