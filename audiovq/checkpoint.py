@@ -76,15 +76,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tokenizer_hash(network: VQVAE) -> str:
-    """Identity of a tokenizer's codes: SHA-256 of its config and of the weights that encode and decode.
+    """Identity of a tokenizer's codes: SHA-256 of what determines them in its config, and of the weights they come from.
 
-    Settings that have their default do not count, so a setting that is new leaves older tokenizers as they are.
+    A decoder that was tuned reads the same codes, and training statistics change none: neither counts. Settings that have
+    their default do not count either, so a setting that is new leaves older tokenizers as they are.
     """
-    digest = hashlib.sha256(network.config.model_dump_json(exclude_defaults=True).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        if not name.endswith((".counts", ".sums")):  # training statistics do not change a code
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    facts = network.config.model_dump_json(exclude_defaults=True, exclude={"decoder", "level_dropout", "quantize_after"})
+    tensors = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if ".decoder." not in name and not name.endswith((".counts", ".sums", "n_steps"))
+    }
+    return _sha256(facts, tensors)
+
+
+def prior_hash(network: Prior) -> str:
+    """Identity of what a prior generates: SHA-256 of its config, its spec and its weights."""
+    facts = network.config.model_dump_json() + json.dumps(vars(network.spec))
+    return _sha256(facts, network.state_dict())
+
+
+def _sha256(facts: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 import traceback
 from pathlib import Path
@@ -84,9 +83,10 @@ def _number_list(kind: type) -> Any:
 @click.option(
     "--model", metavar="MODEL", help="A run, a model folder or a hub id; default the newest run, else the bundled one."
 )
-@click.option("--seconds", type=float, default=20.0, show_default=True, help="Length of each piece, a prompt included.")
+@click.option("--seconds", type=float, help="Length of each piece, a prompt included; default 20.")
 @click.option("--seed", type=click.IntRange(min=0), help="Same seed, same music; default a new one, which is printed.")
 @click.option("--n", type=int, default=1, show_default=True, help="How many pieces.")
+@click.option("--item", type=click.IntRange(min=0), help="Number of the first piece: --item 3 is the fourth of --n 8.")
 @click.option(
     "--temperature",
     callback=_number_list(float),
@@ -102,32 +102,25 @@ def _number_list(kind: type) -> Any:
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
 @click.option("--prompt", metavar="CLIP", help="Audio or codes file to continue.")
+@click.option("--edit", "--codes", "source", metavar="FILE", help="Audio or codes file to change, as the next six say.")
+@click.option("--from", "start", type=float, metavar="SECONDS", help="Draw anew from here; default the beginning.")
+@click.option("--to", "end", type=float, metavar="SECONDS", help="Draw anew up to here; default the end.")
+@click.option("--before", type=float, default=0.0, metavar="SECONDS", help="New music before the piece.")
+@click.option("--after", type=float, default=0.0, metavar="SECONDS", help="New music after the piece.")
+@click.option("--keep-levels", type=int, help="Keep the first levels, draw all finer ones (within --from, --to).")
+@click.option("--keep-audio", is_flag=True, help="What is kept of the file keeps its own waveform; 50 ms cross-fades.")
+@click.option("--best", type=int, metavar="K", help="Of the --n pieces, keep those that the model ranks first.")
+@click.option("--stream", metavar="FILE", help="WAV to write while it is generated; - is standard output.")
+@click.option("--save-codes", is_flag=True, help="Write a .codes file beside each piece, for --edit.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, help="Share the pieces among so many GPUs.")
 @click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
-def sample(model: str | None, seconds: float, seed: int | None, n: int, labels: tuple[str, ...], prompt: str | None,
-           out: str | None, **picks: Any) -> None:  # fmt: skip
-    """Make new music."""
-    from audiovq import api
-    from audiovq.data import audio
-    from audiovq.terminal import say
+def sample(model: str | None, labels: tuple[str, ...], **options: Any) -> None:
+    """Make new music, or change some. Interrupted, the same command with the same seed goes on."""
+    from audiovq.sample_command import SampleOptions
+    from audiovq.sample_command import sample as run
 
-    seed = secrets.randbelow(10**6) if seed is None else seed
-    paths = _output_paths(out, seed, n)
-    for path in paths[:1]:
-        audio.check_writable(path)
-    generator = api.Generator.from_pretrained(_model(model))
-    begun = _prompt(generator.tokenizer, prompt) if prompt else None
-    say(f"seed {seed}, {n} × {seconds:g} s")
-    pieces = generator.sample_codes(seconds, seed, n, labels=_pairs(labels), prompt=begun, progress=True, **picks)
-    for path, codes in zip(paths, pieces, strict=True):
-        audio.write_audio(path, generator.tokenizer.decode(codes), generator.sample_rate)
-        click.echo(str(path))
-
-
-def _output_paths(out: str | None, seed: int, n: int) -> list[Path]:
-    target = Path(out or f"music-{seed}.wav")
-    if not target.suffix:
-        target = target / f"music-{seed}.wav"
-    return [target] if n <= 1 else [target.with_stem(f"{target.stem}-{i}") for i in range(n)]
+    for line in run(SampleOptions(model=model, labels=_pairs(labels), **options), sys.argv[1:], lambda: _model(model)):
+        click.echo(line, err=options["stream"] == "-")  # standard output may be the music
 
 
 def _pairs(labels: tuple[str, ...]) -> dict[str, str]:
@@ -150,12 +143,6 @@ def _model(name: str | None, prior: bool = True) -> Path:
     folder, which = api.default_model(prior=prior)
     say(f"model: {which}")
     return folder
-
-
-def _prompt(tokenizer: Any, path: str) -> Any:
-    from audiovq.data.codes import Codes
-
-    return Codes.load(path) if Path(path).suffix == ".codes" else tokenizer.encode_file(path)
 
 
 @main.command()

@@ -5,10 +5,30 @@ Every function here is called unconditionally by all ranks: a collective behind 
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Join the processes that torchrun or `accelerate launch` started, for as long as the block lasts; each takes its
+    own GPU if there are any. Nothing on a single process."""
+    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        yield
+    finally:
+        if joins:
+            dist.destroy_process_group()
 
 
 def is_distributed() -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_prior import make
+from torch.nn import functional as F
 
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
@@ -118,11 +119,17 @@ def test_any_length_has_the_codes_that_decoding_needs(n_samples: int) -> None:
     assert all(0 <= int(level.min()) <= int(level.max()) < 20 for level in levels)
 
 
+def beginning(prompt: list[torch.Tensor], n_samples: int) -> list[torch.Tensor]:
+    """Given codes: a prompt, and -1 to the end."""
+    wholes = [-(-n_samples // hop) for hop in HOPS]
+    return [F.pad(level, (0, n - len(level)), value=-1)[None] for level, n in zip(prompt, wholes, strict=True)]
+
+
 def test_a_prompt_is_kept_and_changes_what_follows() -> None:
     models, picks, wanted = priors(), [PickConfig()] * 3, request(6000)
     free = generate(models, picks, wanted)
     prompt = [torch.randint(0, 20, (7 * (256 // hop),)) for hop in HOPS]
-    told = generate(models, picks, wanted, prompt)
+    told = generate(models, picks, wanted, beginning(prompt, 6000))
     for level, begin in zip(told, prompt, strict=True):
         assert torch.equal(level[0, : len(begin)], begin)
     assert [level.shape for level in told] == [level.shape for level in free]
@@ -133,18 +140,20 @@ def test_its_own_beginning_as_prompt_gives_the_same_piece() -> None:
     """Prefill in one pass and step by step lead to the same continuation."""
     models, picks, wanted = priors(), [PickConfig()] * 3, request(20000, items=(0,))
     free = generate(models, picks, wanted)
-    again = generate(
-        models, picks, wanted, [level[0, : 40 * (256 // hop)] for level, hop in zip(free, HOPS, strict=True)]
-    )
+    prompt = [level[0, : 40 * (256 // hop)] for level, hop in zip(free, HOPS, strict=True)]
+    again = generate(models, picks, wanted, beginning(prompt, 20000))
     assert all(torch.equal(a, b) for a, b in zip(free, again, strict=True))
 
 
 @torch.no_grad()
 def test_labels_change_the_music_and_progress_counts_every_position() -> None:
-    models, picks, counted = priors(), [PickConfig()] * 3, []
+    models, picks = priors(), [PickConfig()] * 3
+    counted: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for model in models:
         model.conditioners[0].embedding.weight *= 50  # type: ignore[operator,union-attr]
-    folk = generate(models, picks, request(genre=1), on_codes=counted.append)
+    folk = generate(models, picks, request(genre=1), on_codes=lambda level, _, n: counted[level].append(n))
     rock = generate(models, picks, request(genre=2))
     assert not torch.equal(folk[0], rock[0])
-    assert sum(counted) == sum(-(-5000 // hop) for hop in HOPS)
+    for level, hop in enumerate(HOPS):
+        n = -(-5000 // hop)
+        assert counted[level] == [*range(1, n + 1), n]

@@ -17,8 +17,11 @@ from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
 from audiovq.prior.prior import Prior
 from audiovq.recipe import PickConfig
-from audiovq.sampling.generate import Request, generate
-from audiovq.terminal import ProgressBar
+from audiovq.sampling.generate import BLOCK, Listener, Request, generate, nobody
+from audiovq.sampling.given import Given, begin_with, redraw, surround, vary
+from audiovq.sampling.journal import JournalFolder
+from audiovq.sampling.likelihood import bits_per_second
+from audiovq.terminal import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
 SMALL_NETWORK = 20_000_000  # parameters times items
@@ -37,6 +40,23 @@ def few_threads(priors: Sequence[Prior], batch: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _advancing(bar: ProgressBar, on_codes: Listener) -> Listener:
+    """A listener that also moves the bar by the positions that are new."""
+    done: dict[int, int] = {}
+
+    def listen(level: int, codes: Tensor, n_done: int) -> None:
+        bar.advance(n_done - done.get(level, 0))
+        done[level] = n_done
+        on_codes(level, codes, n_done)
+
+    return listen
+
+
+def _rows(level: Tensor, group: range) -> Tensor:
+    """Given codes [n] or [items, n] -> those of a group of items, [1 or group, n]."""
+    return level[None] if level.ndim == 1 else level[group.start : group.stop]
 
 
 class Generator:
@@ -87,55 +107,131 @@ class Generator:
         """The values of each label that this model knows."""
         return self.priors[0].spec.vocabularies
 
-    def sample(self, seconds: float, seed: int = 0, n: int = 1, **options: Any) -> Tensor:
+    def sample(self, seconds: float | None = None, seed: int = 0, n: int = 1, **options: Any) -> Tensor:
         """New music, float [n, channels, samples] with round(seconds · sample_rate) samples; options as `sample_codes`."""
         return torch.stack([self.tokenizer.decode(codes) for codes in self.sample_codes(seconds, seed, n, **options)])
 
     def sample_codes(
+        self, seconds: float | None = None, seed: int = 0, n: int = 1, *, prompt: Codes | None = None,
+        given: Given | None = None, journal: str | Path | None = None, **options: Any,
+    ) -> list[Codes]:  # fmt: skip
+        """Generate the codes of `n` pieces; item i of a seed is the same piece whatever `n` is.
+
+        Args:
+            seconds: length of the whole piece, the prompt included; without, the length of `given`.
+            prompt: codes (of this tokenizer) of a clip to continue; the piece begins with it.
+            given: codes that are kept (see `keep`); all others are drawn.
+            journal: a folder; an interrupted call that is made again goes on from the codes it has there.
+            options: as `pieces`.
+        Raises:
+            ValueError: a length, label or setting that cannot be.
+        """
+        if n < 1:
+            raise ValueError(f"n: expected at least 1, found {n}")
+        if (seconds is None) == (given is None):
+            raise ValueError("seconds: expected a length, or given codes (which have one), not both")
+        n_samples = given.n_samples if given else self.n_samples(seconds or 0.0)
+        if prompt is not None:
+            given = self.begin_with(prompt, n_samples)
+        if journal is None:
+            return list(self.pieces(n_samples, seed, range(n), given=given, **options))
+        with JournalFolder(Path(journal)) as journals:
+            codes = list(self.pieces(n_samples, seed, range(n), given=given, journals=journals, **options))
+            journals.remove()
+        return codes
+
+    def pieces(
         self,
-        seconds: float,
-        seed: int = 0,
-        n: int = 1,
+        n_samples: int,
+        seed: int,
+        items: Sequence[int],
         *,
         temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int] | None = None,
         top_p: float | Sequence[float] | None = None,
         labels: Mapping[str, str] | None = None,
-        prompt: Codes | None = None,
+        given: Given | None = None,
         n_levels: int | None = None,
         progress: bool = False,
-    ) -> list[Codes]:
-        """Generate the codes of `n` pieces; item i of a seed is the same piece whatever `n` is.
+        journals: JournalFolder | None = None,
+        on_codes: Listener = nobody,
+    ) -> Iterator[Codes]:
+        """Generate the pieces `items` of a seed, one after the other as they are finished.
 
         Args:
-            seconds: length of the whole piece, the prompt included.
             temperature, top_k, top_p: one value, or one a level (coarse to fine); default: what the recipe recommends.
             labels: such as {"genre": "folk"}.
-            prompt: codes (of this tokenizer) of a clip to continue; the piece begins with it.
             n_levels: stop after so many levels; default all.
-        Raises:
-            ValueError: a length, label or setting that cannot be.
+            on_codes: see `sampling.generate`; also called for the codes that a journal had.
         """
-        n_samples = self._n_samples(seconds)
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, found {n}")
         priors = self.priors[:n_levels]
         picks = self._picks({"temperature": temperature, "top_k": top_k, "top_p": top_p})[: len(priors)]
-        begun = self._prompt(prompt, n_samples)
         indexes = self._label_indexes(labels or {})
-        codes: list[Codes] = []
-        groups = [list(range(i, min(i + ITEMS_AT_ONCE, n))) for i in range(0, n, ITEMS_AT_ONCE)]
-        hops = self.tokenizer.config.hop_lengths[: len(priors)]
-        total = len(groups) * sum(-(-n_samples // hop) for hop in hops)
-        with few_threads(priors, min(n, ITEMS_AT_ONCE)), ProgressBar("sample", total, hidden=not progress) as bar:
-            for items in groups:
-                request = Request(n_samples, items, seed, indexes)
-                levels = generate(priors, picks, request, begun, bar.advance)
-                rows = zip(*(level.cpu() for level in levels), strict=True)
-                codes += [self.tokenizer._codes(list(row), n_samples) for row in rows]
-        return codes
+        hops = self.tokenizer.config.hop_lengths
+        if given:
+            given.check(hops[: len(priors)], len(items))
+        hashes = [checkpoint.prior_hash(prior) for prior in priors] if journals else []
+        groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
+        total = len(groups) * sum(-(-n_samples // hop) for hop in hops[: len(priors)])
+        with ProgressBar("sample", total, hidden=not progress) as bar:
+            for group in groups:
+                request = Request(n_samples, [items[i] for i in group], seed, indexes)
+                told = [_rows(level, group) for level in given.levels] if given else None
+                facts = {**vars(request), "given": told, "picks": [p.model_dump() for p in picks], "block": BLOCK}
+                journal = journals.open({**facts, "priors": hashes}) if journals else None
+                if journal and journal.n_known and progress:
+                    say(f"going on from {journal.n_known} codes an item of an interrupted run")
+                listener = _advancing(bar, on_codes)
+                with few_threads(priors, len(group)):
+                    levels = generate(priors, picks, request, told, listener, journal)
+                for row in zip(*(level.cpu() for level in levels), strict=True):
+                    yield self.tokenizer._codes(list(row), n_samples)
 
-    def _n_samples(self, seconds: float) -> int:
+    def begin_with(self, prompt: Codes, n_samples: int) -> Given:
+        """A piece of `n_samples` that begins with `prompt`. Raises ValueError for a prompt that cannot be continued."""
+        self._check_tokenizer(prompt)
+        return begin_with(prompt, n_samples)
+
+    def keep(
+        self, piece: Codes, *, stretch: tuple[float, float] | None = None, before: float = 0, after: float = 0,
+        levels: int | None = None,
+    ) -> Given:  # fmt: skip
+        """What `sample_codes(given=...)` keeps of a piece. One of:
+
+        - all but a `stretch` (from, to) in seconds, and there nothing or the first `levels`;
+        - all of it, with `before` and `after` seconds of new music around it;
+        - the first `levels`.
+
+        Raises:
+            ValueError: codes of another tokenizer, or a choice that cannot be.
+        """
+        self._check_tokenizer(piece)
+        if (before or after) and (stretch or levels is not None):
+            raise ValueError("before, after: expected neither a stretch nor levels beside them")
+        if before or after:
+            return surround(piece, before, after)
+        if stretch:
+            return redraw(piece, *stretch, levels or 0)
+        return vary(piece, len(piece.levels) if levels is None else levels)
+
+    @torch.inference_mode()
+    def bits_per_second(self, pieces: Sequence[Codes], labels: Mapping[str, str] | None = None) -> list[float]:
+        """What the codes of each piece cost under the priors, all of one length: the likelier, the fewer."""
+        costs: list[float] = []
+        for i in range(0, len(pieces), ITEMS_AT_ONCE):
+            group = pieces[i : i + ITEMS_AT_ONCE]
+            request = Request(group[0].n_samples, list(range(len(group))), 0, self._label_indexes(labels or {}))
+            levels = [torch.stack(rows) for rows in zip(*(codes.levels for codes in group), strict=True)]
+            costs += bits_per_second(self.priors[: len(levels)], levels, request).tolist()
+        return costs
+
+    def _check_tokenizer(self, codes: Codes) -> None:
+        if codes.tokenizer_hash != self.tokenizer.hash:
+            raise ValueError(
+                "codes to keep: expected those of this model's tokenizer, found those of another; encode the audio again"
+            )
+
+    def n_samples(self, seconds: float) -> int:
         if not (math.isfinite(seconds) and 0 < seconds <= MAX_SECONDS):
             raise ValueError(f"seconds: expected a number above 0 and up to {MAX_SECONDS:.0f}, found {seconds:g}")
         return max(1, round(seconds * self.sample_rate))
@@ -154,26 +250,6 @@ class Generator:
             for pick, item in zip(chosen, values, strict=True):
                 pick[name] = item
         return [checkpoint.conf.build(PickConfig, pick, "sampling") for pick in chosen]
-
-    def _prompt(self, prompt: Codes | None, n_samples: int) -> list[Tensor] | None:
-        if prompt is None:
-            return None
-        if prompt.tokenizer_hash != self.tokenizer.hash:
-            raise ValueError(
-                "prompt: expected codes of this model's tokenizer, found those of another; encode the clip again"
-            )
-        hops = self.tokenizer.config.hop_lengths
-        n_top = prompt.n_samples // hops[0]
-        if n_top == 0:
-            raise ValueError(
-                f"prompt: expected at least {hops[0] / self.sample_rate:.3f} s, found {prompt.seconds:.3f} s"
-            )
-        if prompt.n_samples >= n_samples:
-            raise ValueError(
-                f"seconds: expected more than the prompt's {prompt.seconds:.3f} s (the piece begins with it), "
-                f"found {n_samples / self.sample_rate:.3f} s"
-            )
-        return [level[: n_top * (hops[0] // hop)] for level, hop in zip(prompt.levels, hops, strict=True)]
 
     def _label_indexes(self, labels: Mapping[str, str]) -> dict[str, int]:
         indexes = {}

@@ -139,27 +139,49 @@ def read_audio(
     return waveform.contiguous(), rate
 
 
-def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
-    """Write [channels, samples] as 16-bit WAV or FLAC, by suffix; beyond [-1, 1] it clips. Never half a file.
+class AudioWriter:
+    """Writes 16-bit WAV or FLAC piece by piece, by suffix; beyond [-1, 1] it clips. The file appears when it is whole.
 
     Raises:
         ValueError: unknown suffix, or a folder that is missing or cannot be written.
     """
-    path = Path(path)
-    check_writable(path)
-    whole = (waveform.detach().float().clamp(-1, 1).cpu() * 32767).round().to(torch.int16)  # alike in every format
-    data = rearrange(whole, "c n -> n c").numpy()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # The suffix of the temporary name does not tell the format, so say it.
-        soundfile.write(
-            temporary, data, sample_rate, subtype=WRITABLE[path.suffix.lower()], format=path.suffix[1:].upper()
-        )
-        os.replace(temporary, path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise ValueError(f"{path}: cannot be written ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def __init__(self, path: Path | str, sample_rate: int, channels: int):
+        self.path = Path(path)
+        check_writable(self.path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        kind, subtype = self.path.suffix[1:].upper(), WRITABLE[self.path.suffix.lower()]
+        try:  # the suffix of the temporary name does not tell the format, so say it
+            self.file = soundfile.SoundFile(self.temporary, "w", sample_rate, channels, subtype, format=kind)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"{self.path}: cannot be written ({error})") from None
+
+    def write(self, waveform: Tensor) -> None:
+        """float [channels, n] in [-1, 1]."""
+        whole = (waveform.detach().float().clamp(-1, 1).cpu() * 32767).round().to(torch.int16)  # alike in every format
+        try:
+            self.file.write(rearrange(whole, "c n -> n c").numpy())
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"{self.path}: cannot be written ({error})") from None
+
+    def __enter__(self) -> AudioWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.file.close()
+            if kind is None:
+                os.replace(self.temporary, self.path)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"{self.path}: cannot be written ({error})") from None
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
+    """Write [channels, samples] as 16-bit WAV or FLAC; see `AudioWriter`."""
+    with AudioWriter(path, sample_rate, waveform.shape[0]) as file:
+        file.write(waveform)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,0 +1,280 @@
+"""`audiovq sample`: what its options mean together, and the way from them to files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from audiovq import api, distributed
+from audiovq.api.live import StreamDecoder
+from audiovq.api.splice import FADE_SECONDS, splice
+from audiovq.data import audio
+from audiovq.data.codes import Codes
+from audiovq.data.wav_stream import WavStream
+from audiovq.sampling.generate import Listener, nobody
+from audiovq.sampling.given import Given
+from audiovq.sampling.journal import JournalFolder
+from audiovq.terminal import console, say
+
+SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """The command line, as it was typed."""
+
+    model: str | None
+    seconds: float | None
+    seed: int | None
+    n: int
+    item: int | None
+    labels: dict[str, str]
+    prompt: str | None
+    source: str | None  # of --edit
+    start: float | None
+    end: float | None
+    before: float
+    after: float
+    keep_levels: int | None
+    keep_audio: bool
+    best: int | None
+    stream: str | None
+    save_codes: bool
+    gpus: int
+    out: str | None
+    temperature: list[float] | None
+    top_k: list[int] | None
+    top_p: list[float] | None
+
+    @property
+    def items(self) -> range:
+        return range(self.item or 0, (self.item or 0) + self.n)
+
+    @property
+    def picks(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+    def check(self) -> None:
+        """Raises ValueError for what makes no sense together."""
+        changes = [self.start, self.end, self.before or None, self.after or None, self.keep_levels]
+        wrong = {
+            f"--n: expected at least 1, found {self.n}": self.n < 1,
+            f"--best: expected 1 to {self.n} (of --n), found {self.best}": self.best is not None
+            and not 1 <= self.best <= self.n,
+            "--from, --to, --before, --after and --keep-levels need a piece; give one with --edit": not self.source
+            and any(change is not None for change in changes),
+            "--edit: expected one of --from and --to, --before and --after, or --keep-levels beside it": self.source
+            and Path(self.source).suffix != ".codes"
+            and all(change is None for change in changes),
+            "--edit and --prompt: expected one of them": self.source and self.prompt,
+            "--edit: the piece has a length of its own; leave out --seconds (--before and --after make it longer)": self.source
+            and self.seconds is not None,
+            "--keep-audio: expected an audio file in --edit or --prompt, whose waveform is kept": self.keep_audio
+            and Path(self.source or self.prompt or "x.codes").suffix == ".codes",
+            "--stream: only one piece can be heard while it is made; leave out --n and --best": self.stream
+            and (self.n > 1 or self.best or distributed.world_size() > 1),
+            "--stream and --keep-audio: expected one of them": self.stream and self.keep_audio,
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(message)
+
+
+def sample(options: SampleOptions, arguments: Sequence[str], pick_model: Callable[[], Path]) -> Iterator[str]:
+    """Make music as asked; yields the names of the files, each when it is written.
+
+    Args:
+        arguments: of this program, to start it anew on several GPUs.
+        pick_model: which model was meant; says so.
+    Raises:
+        ValueError: options that cannot be.
+    """
+    if options.gpus > 1 and "WORLD_SIZE" not in os.environ:
+        if options.gpus > torch.cuda.device_count():
+            raise ValueError(f"--gpus {options.gpus}: expected at most the {torch.cuda.device_count()} that are here")
+        _launch(options.gpus, arguments)
+        return
+    with distributed.processes():
+        yield from _sample(options, pick_model)
+
+
+def _launch(n: int, arguments: Sequence[str]) -> None:
+    """This command again, on n processes, by torch's elastic launcher."""
+    try:  # "--" ends the launcher's own options, with which `--n` could be confused
+        torchrun.main(["--standalone", f"--nproc-per-node={n}", "-m", "--", "audiovq", *arguments])
+    except ChildFailedError:
+        raise ValueError(f"--gpus {n}: a process failed, as it says above; the same command goes on") from None
+
+
+def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[str]:
+    options.check()
+    first = distributed.rank() == 0
+    drawn = distributed.broadcast_(torch.tensor(secrets.randbelow(10**6)))  # by all ranks, whether needed or not
+    seed = int(drawn) if options.seed is None else options.seed
+    target, paths = output_paths(options, seed)
+    audio.check_writable(target)
+    generator = api.Generator.from_pretrained(pick_model())
+    given, n_samples = _given(generator, options)
+    mine = list(options.items)[distributed.rank() :: distributed.world_size()]
+    if first:
+        say(f"seed {seed}, {options.n} × {n_samples / generator.sample_rate:g} s")
+    with (
+        JournalFolder(target.with_name(f".{target.stem}.journal")) as journals,
+        _streaming(options, generator, n_samples, target) as on_codes,
+        _told_how_to_go_on(seed, journals),
+    ):
+        pieces = generator.pieces(
+            n_samples, seed, mine, labels=options.labels, given=given, progress=first, journals=journals,
+            on_codes=on_codes, **options.picks,
+        )  # fmt: skip
+        if options.best:
+            chosen = _best(generator, dict(zip(mine, pieces, strict=True)), options)
+        else:
+            chosen = zip(mine, pieces, strict=True)
+        for item, codes in chosen:
+            path = paths[item - options.items[0]]
+            _write(path, generator.tokenizer, codes, given, options)
+            if options.save_codes:
+                codes.save(path.with_suffix(".codes"))
+            yield str(path)
+        left = journals.remove()
+        if left and first and distributed.world_size() == 1:
+            say(f"{journals.folder}: still holds the unfinished work of {len(left)} other commands")
+
+
+def output_paths(options: SampleOptions, seed: int) -> tuple[Path, list[Path]]:
+    """The output's name without numbers, and the name of each item: numbered if they are several, or if one was asked for
+    by its number and not by a name."""
+    target = Path(options.out or f"music-{seed}.wav")
+    named = bool(options.out and target.suffix)
+    if not target.suffix:
+        target = target / f"music-{seed}.wav"
+    if options.n == 1 and (options.item is None or named):
+        return target, [target]
+    return target, [target.with_stem(f"{target.stem}-{i}") for i in options.items]
+
+
+def _write(path: Path, tokenizer: api.Tokenizer, codes: Codes, given: Given | None, options: SampleOptions) -> None:
+    """Decode into a file at constant memory; with --keep-audio, the source's own waveform where it was kept."""
+    channels, rate = tokenizer.config.channels, tokenizer.sample_rate
+    pieces = tokenizer.decode_stream(codes)
+    if options.keep_audio and given:
+        source, _ = audio.read_audio(options.source or options.prompt or "", rate, channels)
+        kept = given.kept_stretches(codes.hop_lengths)
+        pieces = splice(pieces, source, given.source_start, kept, codes.n_samples, round(FADE_SECONDS * rate))
+    with audio.AudioWriter(path, rate, channels) as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+def read_piece(tokenizer: api.Tokenizer, path: str) -> Codes:
+    """Codes of a codes file, or of an audio file."""
+    return Codes.load(path) if Path(path).suffix == ".codes" else tokenizer.encode_file(path)
+
+
+def _given(generator: api.Generator, options: SampleOptions) -> tuple[Given | None, int]:
+    """What is kept of a prompt or an edited piece, and the samples of the result."""
+    seconds = SECONDS if options.seconds is None else options.seconds
+    if options.source is None:
+        n_samples = generator.n_samples(seconds)
+        if options.prompt is None:
+            return None, n_samples
+        return generator.begin_with(read_piece(generator.tokenizer, options.prompt), n_samples), n_samples
+    piece = read_piece(generator.tokenizer, options.source)
+    stretch = None
+    if options.start is not None or options.end is not None:
+        stretch = options.start or 0.0, piece.seconds if options.end is None else options.end
+    given = generator.keep(
+        piece, stretch=stretch, before=options.before, after=options.after, levels=options.keep_levels
+    )
+    return given, given.n_samples
+
+
+def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOptions) -> Iterator[tuple[int, Codes]]:
+    """This process's pieces among the best of all, after a table of how the priors rank them.
+
+    Without labels by likelihood (DALL-E, arXiv:2102.12092, section 2.6, reranks by another network, CLIP); with labels
+    by how much likelier they make the codes, log p(codes | labels) - log p(codes) (VQ-VAE-2, arXiv:1906.00446, section
+    3.4, rejects by a classifier; here the prior itself is the classifier).
+    """
+    costs = torch.zeros(2, options.n, dtype=torch.float64)  # bits a second, without and with labels
+    mine = [item - options.items[0] for item in pieces]
+    costs[0, mine] = torch.tensor(generator.bits_per_second(list(pieces.values())), dtype=torch.float64)
+    if options.labels:
+        told = generator.bits_per_second(list(pieces.values()), options.labels)
+        costs[1, mine] = torch.tensor(told, dtype=torch.float64)
+    distributed.all_reduce_(costs)
+    score = costs[0] - costs[1] if options.labels else -costs[0]
+    order = score.argsort(descending=True, stable=True).tolist()
+    if distributed.rank() == 0:
+        _print_ranking(order, costs, options)
+    kept = {order[i] + options.items[0] for i in range(options.best or 0)}
+    return iter([(item, codes) for item, codes in pieces.items() if item in kept])
+
+
+def _print_ranking(order: list[int], costs: Tensor, options: SampleOptions) -> None:
+    table = Table("rank", "item", "bits/s", *(["bits/s with labels", "gain"] if options.labels else []), "")
+    for rank, i in enumerate(order):
+        numbers = [costs[0, i], costs[1, i], costs[0, i] - costs[1, i]][: 3 if options.labels else 1]
+        kept = "kept" if rank < (options.best or 0) else ""
+        table.add_row(str(rank + 1), str(options.items[i]), *(f"{float(x):.2f}" for x in numbers), kept)
+    console.print(table)
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(seed: int, journals: JournalFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"what is done is kept in {journals.folder}; the same command with --seed {seed} goes on from there")
+        raise
+
+
+@contextlib.contextmanager
+def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int, target: Path) -> Iterator[Listener]:
+    """A listener that writes the top level's preview when that level is done, and streams the finest as it grows."""
+    if options.stream is None:
+        yield nobody
+        return
+    network, rate = generator.tokenizer.network, generator.sample_rate
+    done: dict[int, Tensor] = {}  # finished levels
+    decoder = StreamDecoder(network, n_samples)
+    with _stream_file(options.stream) as file:
+        wav = WavStream(file, n_samples, network.config.channels, rate)
+
+        def listen(level: int, codes: Tensor, n_known: int) -> None:
+            if level == len(generator.priors) - 1:
+                for piece in decoder.feed([*done.values(), codes], n_known):
+                    wav.write(piece)
+            elif n_known == codes.shape[1]:
+                if level == 0 and level not in done:
+                    preview = target.with_stem(f"{target.stem}-preview")
+                    with audio.AudioWriter(preview, rate, network.config.channels) as whole:
+                        for piece in StreamDecoder(network, n_samples).feed([codes], n_known):
+                            whole.write(piece)
+                    say(f"{preview}: the top level alone")
+                done[level] = codes
+
+        yield listen
+
+
+@contextlib.contextmanager
+def _stream_file(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    audio.check_folder(Path(name).parent)
+    with Path(name).open("wb") as file:
+        yield file

@@ -1,0 +1,183 @@
+"""Given codes: what is kept stays, what is drawn is drawn as step by step, and how likely codes are."""
+
+import math
+
+import pytest
+import torch
+from test_prior import make
+from test_sampling import HOPS, naive, priors, request
+from torch.nn import functional as F
+
+from audiovq.api.splice import splice
+from audiovq.data.codes import Codes
+from audiovq.prior.conditioners import Conditions
+from audiovq.recipe import PickConfig
+from audiovq.sampling.generate import coarser_at_rate_above, generate
+from audiovq.sampling.given import Given, begin_with, redraw, surround, vary
+from audiovq.sampling.likelihood import bits_per_second, sequence_log_probability
+from audiovq.sampling.noise import gumbel_noise
+
+PICKS = [PickConfig(), PickConfig(top_k=5), PickConfig(top_p=0.9)]
+
+
+def piece(n_samples: int = 8000, n_levels: int = 3) -> Codes:
+    random = torch.Generator().manual_seed(1)
+    levels = [torch.randint(0, 20, (-(-n_samples // hop),), generator=random) for hop in HOPS[:n_levels]]
+    return Codes(levels, n_samples, 8000, HOPS, 20, 1, "f" * 64)
+
+
+def holes(n_samples: int, batch: int) -> list[torch.Tensor]:
+    """Random stretches given, some of them to one item only, at block boundaries and across them."""
+    random = torch.Generator().manual_seed(2)
+    given = []
+    for hop in HOPS:
+        n = -(-n_samples // hop)
+        level = torch.randint(0, 20, (batch, n), generator=random)
+        for row in range(batch):
+            for _ in range(3):
+                start = int(torch.randint(0, n, (), generator=random))
+                level[row, start : start + n // 5] = -1
+        level[:, n // 2 : n // 2 + 5] = -1
+        given.append(level)
+    return given
+
+
+def naive_with_given(models: list, wanted, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The whole sequence anew for every code, and a given code wherever there is one."""
+    levels: list[torch.Tensor] = []
+    batch = len(wanted.items)
+    for level, prior in enumerate(models):
+        n = given[level].shape[1]
+        conditions = Conditions({"genre": torch.zeros(batch, dtype=torch.int64)}, torch.full((batch,), wanted.n_samples), torch.zeros(batch, dtype=torch.int64))  # fmt: skip
+        context = prior.context(coarser_at_rate_above(prior, levels, batch, n), conditions, n).expand(batch, -1, -1)
+        codes = torch.full((batch, 1), 20)
+        noise = torch.stack([gumbel_noise(wanted.seed, item, level, 0, n, 20) for item in wanted.items])
+        for t in range(n):
+            logits = prior(codes, context[:, : t + 1])[:, -1]
+            drawn = (logits + noise[:, t]).argmax(dim=-1)
+            codes = torch.cat([codes, torch.where(given[level][:, t] < 0, drawn, given[level][:, t])[:, None]], dim=1)
+        levels.append(codes[:, 1:])
+    return levels
+
+
+@torch.no_grad()
+def test_any_mask_gives_what_step_by_step_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
+    wanted, given = request(3000), holes(3000, 2)
+    fast = generate(priors(), [PickConfig()] * 3, wanted, given)
+    for a, b in zip(fast, naive_with_given(priors(), wanted, given), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_given_stretches_go_through_in_one_pass_and_what_follows_the_last_draw_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes: list[tuple[str, int]] = []
+    from audiovq.sampling.steps import Steps
+
+    read, step = Steps.read, Steps.step
+    monkeypatch.setattr(Steps, "read", lambda *a: passes.append(("read", a[1].shape[1])) or read(*a))
+    monkeypatch.setattr(Steps, "step", lambda *a: passes.append(("step", 1)) or step(*a))
+    given = torch.arange(100)[None] % 20
+    given[0, [30, 31, 60]] = -1
+    generate([make(0)], [PickConfig()], request(25600, items=(0,)), [given])
+    assert passes == [("read", 30), ("step", 1), ("step", 1), ("read", 28), ("step", 1)]
+    passes.clear()
+    generate([make(0)], [PickConfig()], request(25600, items=(0,)), [given.clamp(min=0)])
+    assert passes == []
+
+
+def test_redrawing_keeps_all_outside_and_rounds_outward() -> None:
+    codes = piece()
+    given = redraw(codes, 0.3, 0.5)  # samples 2400 to 4000: top codes 9 to 15
+    for level, told, hop in zip(codes.levels, given.levels, HOPS, strict=True):
+        start, end = 9 * 256 // hop, 16 * 256 // hop
+        assert torch.equal(told[:start], level[:start])
+        assert (told[start:end] == -1).all()
+        assert torch.equal(told[end:], level[end:])
+    assert given.n_samples == 8000
+    assert given.kept_stretches(HOPS) == [(0, 9 * 256), (16 * 256, 8000)]
+    finer = redraw(codes, 0.3, 0.5, keep_levels=1)
+    assert torch.equal(finer.levels[0], codes.levels[0])
+    assert all(torch.equal(a, b) for a, b in zip(finer.levels[1:], given.levels[1:], strict=True))
+    whole = redraw(codes, 0, 1.0)
+    assert all((level == -1).all() for level in whole.levels)
+    assert whole.kept_stretches(HOPS) == []
+
+
+def test_surrounding_varying_and_continuing() -> None:
+    codes = piece(8000)  # 31.25 top codes
+    given = surround(codes, 0.1, 0.25)  # 800 samples before are rounded up to 4 top codes
+    assert given.n_samples == 1024 + 8000 + 2000
+    assert given.source_start == 1024
+    assert given.kept_stretches(HOPS) == [(1024, 1024 + 31 * 256)]
+    assert torch.equal(given.levels[2][32 : 32 + 31 * 8], codes.levels[2][: 31 * 8])
+    only_before = surround(codes, 0.1, 0)
+    assert only_before.kept_stretches(HOPS) == [(1024, 9024)]
+    assert [len(level) for level in only_before.levels] == [-(-9024 // hop) for hop in HOPS]
+    kept = vary(codes, 2)
+    assert torch.equal(kept.levels[1], codes.levels[1])
+    assert (kept.levels[2] == -1).all()
+    coarse = vary(piece(8000, n_levels=1), 1)  # a file of the top level alone
+    assert torch.equal(coarse.levels[0], codes.levels[0])
+    assert (coarse.levels[1] == -1).all()
+    begun = begin_with(codes, 20000)
+    assert begun.kept_stretches(HOPS) == [(0, 31 * 256)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: redraw(c, 0.5, 0.5), r"from, to: expected 0 <= from < to <= 1\.000 s, found 0\.5 and 0\.5"),
+        (lambda c: redraw(c, -1, 0.5), "from, to"), (lambda c: redraw(c, 0, 1.1), "from, to"),
+        (lambda c: redraw(c, 0, float("nan")), "from, to"),
+        (lambda c: redraw(c, 0, 1, 4), "keep-levels: expected 0 to 3, found 4"), (lambda c: vary(c, -1), "keep-levels"),
+        (lambda c: surround(c, -1, 2), "before, after"), (lambda c: surround(c, 0, float("inf")), "before, after"),
+        (lambda c: surround(piece(100), 0, 1), r"at least 0\.032 s"),
+        (lambda c: vary(c, 3).check(HOPS, 1), "nothing is left to draw"),
+        (lambda c: Given(8000, [level[1:] for level in c.levels]).check(HOPS, 1), r"expected \[32\] or \[1, 32\], found \[31\]"),
+        (lambda c: Given(8000, [level.expand(3, -1) for level in c.levels]).check(HOPS, 2), r"found \[3, 32\]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(piece())
+
+
+@torch.no_grad()
+def test_log_probability_is_that_of_the_stepwise_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiovq.sampling.likelihood.BLOCK", 16)
+    models, wanted = priors(), request(3000, genre=2)
+    levels = naive(models, PICKS, wanted)
+    costs = torch.zeros(2, dtype=torch.float64)
+    for level, prior in enumerate(models):
+        steps = prior.new_cache(2)
+        around, n = coarser_at_rate_above(prior, levels, 2, levels[level].shape[1]), levels[level].shape[1]
+        conditions = Conditions(
+            {"genre": torch.full((2,), 2)}, torch.full((2,), 3000), torch.zeros(2, dtype=torch.int64)
+        )
+        context = prior.context(around, conditions, n).expand(2, -1, -1)
+        before = F.pad(levels[level], (1, 0), value=20)
+        total = torch.zeros(2, dtype=torch.float64)
+        for t in range(n):
+            logits = prior(before[:, t : t + 1], context[:, t : t + 1], steps)[:, 0].double()
+            total += logits.log_softmax(-1)[[0, 1], levels[level][:, t]]
+        found = sequence_log_probability(prior, levels, wanted)
+        assert torch.allclose(found, total, rtol=1e-5)
+        costs -= total / math.log(2) / (3000 / 8000)
+    assert torch.allclose(bits_per_second(models, levels, wanted), costs, rtol=1e-5)
+
+
+def test_splicing_keeps_the_source_and_fades_at_the_edges() -> None:
+    source, decoded = torch.full((1, 600), 0.5), torch.full((1, 1000), -0.25)
+    pieces = splice((part.clone() for part in decoded.split(170, dim=1)), source, 200, [(200, 800)], 1000, 100)
+    mixed = torch.cat(list(pieces), dim=1)[0]
+    assert torch.equal(mixed[:200], decoded[0, :200])
+    assert torch.equal(mixed[300:700], source[0, :400])
+    assert torch.equal(mixed[800:], decoded[0, 800:])
+    for t in (0, 30, 99):
+        angle = (t + 0.5) / 100 * math.pi / 2
+        assert float(mixed[200 + t]) == pytest.approx(math.sin(angle) * 0.5 - math.cos(angle) * 0.25, abs=1e-6)
+        assert float(mixed[799 - t]) == pytest.approx(float(mixed[200 + t]), abs=1e-6)
+    whole = torch.cat(list(splice([decoded.clone()], torch.ones(1, 1000), 0, [(0, 1000)], 1000, 100)), dim=1)
+    assert torch.equal(whole, torch.ones(1, 1000))

@@ -1,0 +1,245 @@
+"""`audiovq sample`: editing, streaming, candidates, items over processes, any length."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, assert_one_line_error, cli, tones
+
+from audiovq import Codes, Generator, Tokenizer
+from audiovq.api.live import StreamDecoder
+
+HOPS = (256, 128, 64)
+
+
+def sample(run: Path, *options: object) -> str:
+    result = cli("sample", "--model", run, "--seed", 1, "--save-codes", *options)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def read(path: Path) -> np.ndarray:
+    return soundfile.read(path, dtype="int16")[0]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "clip.wav", tones(3, 8000, seed=4), 8000)
+    return tmp_path / "clip.wav"
+
+
+def test_editing_a_stretch_leaves_all_else_as_it_was(tiny_run: Path, tmp_path: Path, clip: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(tiny_run)
+    before = tokenizer.encode_file(clip)
+    sample(tiny_run, "--edit", clip, "--from", 1, "--to", 1.5, "--out", tmp_path / "a.wav")
+    after = Codes.load(tmp_path / "a.codes")
+    start, end = 8000 // 256 * 256, 12032  # 1 and 1.5 s, outward to the top hop
+    for a, b, hop in zip(before.levels, after.levels, HOPS, strict=True):
+        assert torch.equal(a[: start // hop], b[: start // hop])
+        assert torch.equal(a[end // hop :], b[end // hop :])
+        assert not torch.equal(a, b)
+    radius = tokenizer.network.decoder_radius
+    kept, edited = tokenizer.decode(before)[0], tokenizer.decode(after)[0]
+    assert len(edited) == 24000 == soundfile.info(tmp_path / "a.wav").frames
+    assert torch.allclose(kept[: start - radius], edited[: start - radius], atol=1e-5)
+    assert torch.allclose(kept[end + radius :], edited[end + radius :], atol=1e-5)
+    sample(tiny_run, "--edit", clip, "--from", 1, "--to", 1.5, "--keep-audio", "--out", tmp_path / "b.wav")
+    spliced, source = read(tmp_path / "b.wav"), read(clip)
+    assert np.abs(spliced[: start - 400].astype(int) - source[: start - 400]).max() <= 1  # 50 ms of cross-fade
+    assert np.abs(spliced[end + 400 :].astype(int) - source[end + 400 :]).max() <= 1
+    assert np.array_equal(spliced[start:end], read(tmp_path / "a.wav")[start:end])
+
+
+def test_varying_rendering_anew_and_going_on_both_ways(tiny_run: Path, tmp_path: Path, clip: Path) -> None:
+    sample(tiny_run, "--seconds", 2, "--out", tmp_path / "piece.wav")
+    piece = Codes.load(tmp_path / "piece.codes")
+    for k in (1, 2):
+        again = ("--codes", tmp_path / "piece.codes", "--keep-levels", k, "--out")
+        sample(tiny_run, *again, tmp_path / "same.wav")
+        sample(tiny_run, *again, tmp_path / "other.wav", "--seed", 2)
+        same, other = Codes.load(tmp_path / "same.codes"), Codes.load(tmp_path / "other.codes")
+        assert all(torch.equal(a, b) for a, b in zip(piece.levels, same.levels, strict=True))  # the seed it came from
+        for level, (a, b) in enumerate(zip(piece.levels, other.levels, strict=True)):
+            assert torch.equal(a, b) == (level < k)
+    options = ("--edit", clip, "--before", 1, "--after", 0.5, "--out", tmp_path / "both.wav")
+    sample(tiny_run, *options)
+    both, source = Codes.load(tmp_path / "both.codes"), Tokenizer.from_pretrained(tiny_run).encode_file(clip)
+    assert both.n_samples == 32 * 256 + 24000 + 4000
+    for a, b, hop in zip(source.levels, both.levels, HOPS, strict=True):
+        n, at = 93 * (256 // hop), 32 * 256 // hop
+        assert torch.equal(a[:n], b[at : at + n])
+
+
+def test_the_stream_is_the_file_and_the_preview_is_the_top_level(tiny_run: Path, tmp_path: Path) -> None:
+    options = ("--seconds", 7.3, "--stream", tmp_path / "live.wav", "--out", tmp_path / "x.wav")
+    sample(tiny_run, *options)
+    live, whole = read(tmp_path / "live.wav"), read(tmp_path / "x.wav")
+    assert len(live) == len(whole) == 58400
+    assert np.abs(live.astype(int) - whole).max() <= 1
+    tokenizer, codes = Tokenizer.from_pretrained(tiny_run), Codes.load(tmp_path / "x.codes")
+    top = (tokenizer.decode(codes, 1)[0] * 32767).round().short().numpy()
+    assert np.abs(read(tmp_path / "x-preview.wav").astype(int) - top).max() <= 1
+    command = [sys.executable, "-m", "audiovq", "sample", "--model", tiny_run, "--seconds", "7.3", "--seed", "1"]
+    piped = subprocess.run(
+        [*command, "--stream", "-", "--out", tmp_path / "y.wav"], capture_output=True, check=True, cwd=ROOT
+    )
+    assert piped.stdout == (tmp_path / "live.wav").read_bytes()
+    assert b"y.wav" in piped.stderr
+
+
+@pytest.mark.parametrize("n_levels", [1, 2, 3])
+def test_streamed_pieces_are_the_whole_and_come_early(tiny_run: Path, n_levels: int) -> None:
+    tokenizer = Tokenizer.from_pretrained(tiny_run)
+    codes = tokenizer.encode(torch.from_numpy(tones(9.1, 8000).T.copy()), 8000)
+    levels = [level[None] for level in codes.levels[:n_levels]]
+    decoder, pieces = StreamDecoder(tokenizer.network, codes.n_samples), []
+    hop = HOPS[n_levels - 1]
+    for n_known in range(0, levels[-1].shape[1] + 1, 7):
+        grown = levels[-1].clone()
+        grown[:, n_known:] = -1  # must not be looked at
+        pieces += decoder.feed([*levels[:-1], grown], n_known)
+        assert decoder.n_done > n_known * hop - decoder.step - decoder.context - 1
+    pieces += decoder.feed(levels, levels[-1].shape[1])
+    assert torch.allclose(torch.cat(pieces, dim=-1), tokenizer.decode(codes, n_levels), atol=1e-5)
+
+
+def test_a_streamed_piece_that_was_interrupted_is_streamed_whole(tiny_run: Path, tmp_path: Path) -> None:
+    generator = Generator.from_pretrained(tiny_run)
+    decoder, pieces = StreamDecoder(generator.tokenizer.network, 48000), []
+
+    def stop(level: int, codes: torch.Tensor, n_done: int) -> None:
+        if level == 2 and n_done == 600:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generator.sample_codes(6, seed=3, journal=tmp_path / "j", on_codes=stop)
+    done: dict[int, torch.Tensor] = {}
+
+    def listen(level: int, codes: torch.Tensor, n_done: int) -> None:
+        done[level] = codes
+        if level == 2:
+            pieces.extend(decoder.feed([done[0], done[1], codes], n_done))
+
+    (codes,) = generator.sample_codes(6, seed=3, journal=tmp_path / "j", on_codes=listen)
+    assert torch.allclose(torch.cat(pieces, dim=-1), generator.tokenizer.decode(codes), atol=1e-5)
+
+
+def test_items_by_number_and_the_names_of_files(tiny_run: Path, tmp_path: Path) -> None:
+    sample(tiny_run, "--seconds", 1, "--n", 3, "--out", tmp_path / "all.wav")
+    sample(tiny_run, "--seconds", 1, "--item", 2, "--out", tmp_path / "one.wav")
+    sample(tiny_run, "--seconds", 1, "--item", 1, "--n", 2, "--out", tmp_path / "two.wav")
+    sample(tiny_run, "--seconds", 1, "--item", 2, "--out", tmp_path / "folder")
+    for name in ("one.wav", "two-2.wav", "folder/music-1-2.wav"):
+        assert np.array_equal(read(tmp_path / "all-2.wav"), read(tmp_path / name))
+    assert np.array_equal(read(tmp_path / "all-1.wav"), read(tmp_path / "two-1.wav"))
+    assert not np.array_equal(read(tmp_path / "all-1.wav"), read(tmp_path / "all-2.wav"))
+
+
+def costs(generator: Generator, pieces: list[Codes], **labels: str) -> list[float]:
+    return generator.bits_per_second(pieces, labels)
+
+
+def test_the_best_are_those_the_model_finds_likeliest(tiny_run: Path, tmp_path: Path) -> None:
+    generator = Generator.from_pretrained(tiny_run)
+    pieces = generator.sample_codes(1, seed=1, n=5)
+    expected = np.argsort(costs(generator, pieces))[:2]
+    output = sample(tiny_run, "--seconds", 1, "--n", 5, "--best", 2, "--out", tmp_path / "x.wav")
+    assert {path.name for path in tmp_path.glob("*.wav")} == {f"x-{i}.wav" for i in expected}
+    ranks = re.findall(r"│ (\d) +│ (\d) +│ +([\d.]+)", output)
+    assert [int(item) for _, item, _ in ranks] == np.argsort(costs(generator, pieces)).tolist()
+    assert float(ranks[0][2]) == pytest.approx(min(costs(generator, pieces)), abs=0.006)
+    folk = generator.sample_codes(1, seed=1, n=5, labels={"genre": "folk"})
+    gain = np.array(costs(generator, folk)) - np.array(costs(generator, folk, genre="folk"))
+    label = ("--seconds", 1, "--n", 5, "--label", "genre=folk", "--best", 1, "--out")
+    sample(tiny_run, *label, tmp_path / "folk.wav")
+    assert [path.name for path in tmp_path.glob("folk*.wav")] == [f"folk-{gain.argmax()}.wav"]
+
+
+def test_two_processes_share_the_pieces_and_make_what_one_makes(tiny_run: Path, tmp_path: Path) -> None:
+    options = [str(o) for o in ("--model", tiny_run, "--seconds", 1, "--seed", 1, "--n", 5, "--best", 3, "--out")]
+    assert cli("sample", *options, tmp_path / "one" / "x.wav").exit_code == 0
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "audiovq", "sample"]
+    result = subprocess.run(
+        [sys.executable, "-m", *launcher, *options, str(tmp_path / "two" / "x.wav")],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("kept") == 3  # one table
+    ones, twos = sorted((tmp_path / "one").iterdir()), sorted((tmp_path / "two").iterdir())
+    assert [path.name for path in ones] == [path.name for path in twos]
+    assert len(ones) == 3
+    for one, two in zip(ones, twos, strict=True):
+        assert np.array_equal(read(one), read(two))
+
+
+def test_gpus_launches_as_many_processes(tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """On processes without GPUs: what is tested is the launch."""
+    arguments = ["sample", "--model", str(tiny_run), "--seconds", "1", "--seed", "1", "--n", "2", "--out"]
+    assert cli(*arguments, tmp_path / "one" / "x.wav").exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        patch.setattr("sys.argv", ["audiovq", *arguments, str(tmp_path / "two" / "x.wav"), "--gpus", "2"])
+        assert cli(*arguments, tmp_path / "two" / "x.wav", "--gpus", 2).exit_code == 0
+    for i in range(2):
+        assert np.array_equal(read(tmp_path / "one" / f"x-{i}.wav"), read(tmp_path / "two" / f"x-{i}.wav"))
+    assert len(re.findall(r"x-\d\.wav", capfd.readouterr().out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--from", 1), "--edit"), (("--keep-levels", 1), "--edit"),
+        (("--edit", "CLIP"), "--keep-levels"), (("--edit", "CLIP", "--from", 1, "--to", 9), "from, to"),
+        (("--edit", "CLIP", "--from", 2, "--to", 1), "from, to"),
+        (("--edit", "CLIP", "--from", 1, "--before", 1), "neither a stretch nor levels"),
+        (("--edit", "CLIP", "--before", -1), "before, after"),
+        (("--edit", "CLIP", "--keep-levels", 4), "expected 0 to 3, found 4"),
+        (("--edit", "CLIP", "--keep-levels", 3), "nothing is left to draw"),
+        (("--edit", "CLIP", "--to", 1, "--seconds", 5), "leave out --seconds"),
+        (("--edit", "CLIP", "--to", 1, "--prompt", "CLIP"), "expected one of them"),
+        (("--keep-audio",), "--edit or --prompt"), (("--edit", "CLIP", "--to", 1, "--keep-audio", "--stream", "x.wav"), "one of them"),
+        (("--n", 2, "--stream", "x.wav"), "only one piece"), (("--n", 2, "--best", 3), "expected 1 to 2"),
+        (("--best", 0), "expected 1 to 1"), (("--n", 0), "at least 1"), (("--item", -1), "--item"),
+        (("--gpus", 64), "expected at most the"), (("--edit", "OTHER", "--to", 1), "those of another"),
+        (("--edit", "none.wav", "--to", 1), "no such file"),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense(
+    tiny_run: Path, tmp_path: Path, clip: Path, options: tuple[object, ...], word: str
+) -> None:
+    if "OTHER" in options:
+        codes = Tokenizer.from_pretrained(tiny_run).encode_file(clip)
+        codes.tokenizer_hash = "0" * 64
+        codes.save(tmp_path / "other.codes")
+    places = {"CLIP": clip, "OTHER": tmp_path / "other.codes"}
+    told = [places.get(str(option), option) for option in options]
+    assert_one_line_error(cli("sample", "--model", tiny_run, *told, "--out", tmp_path / "x.wav"), word)
+    assert not (tmp_path / "x.wav").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from audiovq.sampling.steps import Steps
+
+    step, count = Steps.step, []
+
+    def stop(*arguments: object) -> torch.Tensor:
+        count.append(1)
+        if len(count) == 100:
+            raise KeyboardInterrupt
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Steps, "step", stop)
+    options = ("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
+    result = cli(*options)
+    assert result.exit_code == 130
+    assert "the same command with --seed 1 goes on" in result.output
+    again = cli(*options)
+    assert again.exit_code == 0
+    assert "going on from 99 codes" in again.output
+    assert not (tmp_path / ".x.journal").exists()
