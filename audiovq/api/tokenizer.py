@@ -159,7 +159,10 @@ class Tokenizer:
         step = stream.decoder.windows.step
         for start in range(0, codes.n_samples, step):
             yield stream.push(
-                [level[start // hop : (start + step) // hop] for level, hop in zip(levels, codes.hop_lengths, strict=False)]
+                [
+                    level[start // hop : (start + step) // hop]
+                    for level, hop in zip(levels, codes.hop_lengths, strict=False)
+                ]
             )
         yield stream.finish(codes.n_samples)
 

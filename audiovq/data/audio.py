@@ -159,7 +159,11 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 def stream_audio(
-    path: Path, sample_rate: int | None = None, channels: int | None = None, start: int = 0, n_samples: int | None = None
+    path: Path,
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    start: int = 0,
+    n_samples: int | None = None,
 ) -> Iterator[Tensor]:
     """As `read_audio`, in blocks of float32 [channels, samples] and in bounded memory."""
     with open_audio(path) as file:

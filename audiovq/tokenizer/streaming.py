@@ -90,9 +90,7 @@ class StreamingDecoder:
         n_samples = min(reach) if n_samples is None else n_samples
         expected = [-(-n_samples // hop) for hop in self.windows.hops]
         if self.windows.counts != expected:
-            raise ValueError(
-                f"codes: expected {expected} a level for {n_samples} samples, found {self.windows.counts}"
-            )
+            raise ValueError(f"codes: expected {expected} a level for {n_samples} samples, found {self.windows.counts}")
         last = self.windows.finish(n_samples)
         return decode_windows(self.network, [last])[0] if last else self._nothing(torch.zeros(1))
 
