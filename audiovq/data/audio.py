@@ -75,7 +75,9 @@ def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator
         ValueError: unreadable or truncated data, or samples that are not finite.
     """
     with open_audio(path) as file:
-        lossless_end = file.frames if file.format in {"WAV", "FLAC", "AIFF", "W64", "CAF", "AU"} else None
+        lossless_end = (
+            file.frames if file.format in {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"} else None
+        )
         try:
             if start:
                 file.seek(start)
@@ -251,7 +253,7 @@ class AudioWriter:
 
 def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
     """Write [channels, samples] with `AudioWriter`, and its errors."""
-    with AudioWriter(path, sample_rate, *waveform.shape) as file:
+    with AudioWriter(path, sample_rate, waveform.shape[0], waveform.shape[1]) as file:
         file.write(waveform)
 
 

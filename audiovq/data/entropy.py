@@ -19,6 +19,8 @@ from typing import Any
 import constriction
 import numpy as np
 
+stream: Any = constriction.stream  # type: ignore[attr-defined]  # a compiled module, which pyright cannot see
+
 CODING = "range-1"  # the name of all that follows: a change in any number makes a new one
 ONE = 1 << 16  # of weights
 LARGEST_CONTEXT = 4096  # codebook size up to which codes after each code are counted
@@ -96,7 +98,7 @@ def _walk(
             coarser = int(levels[i - 1][t * hop_lengths[i] // hop_lengths[i - 1]]) if i else 0
             contexts = (0, coarser, previous)[:n_contexts] if i else (0, previous)[:n_contexts]
             frequencies = model.frequencies(contexts).astype(np.float64)
-            previous = code_at(i, t, constriction.stream.model.Categorical(frequencies, perfect=False, lazy=True))
+            previous = code_at(i, t, stream.model.Categorical(frequencies, perfect=False, lazy=True))
             model.learn(contexts, previous)
             codes[t] = previous
         levels.append(codes)
@@ -105,7 +107,7 @@ def _walk(
 
 def compress(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], codebook_size: int) -> np.ndarray:
     """Codes of each level, coarse to fine -> uint8 [n]. Some ten thousand codes a second."""
-    coder = constriction.stream.queue.RangeEncoder()
+    coder = stream.queue.RangeEncoder()
 
     def code_at(level: int, t: int, model: Any) -> int:
         code = int(levels[level][t])
@@ -120,5 +122,5 @@ def decompress(
     data: np.ndarray, lengths: Sequence[int], hop_lengths: Sequence[int], codebook_size: int
 ) -> list[np.ndarray]:
     """The inverse of `compress`, int64 a level. Data that was not compressed so gives any codes, or an exception."""
-    coder = constriction.stream.queue.RangeDecoder(np.ascontiguousarray(data).view("<u4").astype(np.uint32))
+    coder = stream.queue.RangeDecoder(np.ascontiguousarray(data).view("<u4").astype(np.uint32))
     return _walk(lengths, hop_lengths, codebook_size, lambda level, t, model: int(coder.decode(model)))
