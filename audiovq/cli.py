@@ -163,7 +163,7 @@ def _prompt(tokenizer: Any, path: str) -> Any:
 @click.option(
     "-o", "--out", required=True, metavar="FILE", help="Codes file to write, such as song.codes; or a folder."
 )
-@click.option("--compress", is_flag=True, help="Code losslessly: a fifth to a quarter smaller, some seconds a minute.")
+@click.option("--compress", is_flag=True, help="Code losslessly, to about half the size; slower to write and read.")
 @click.option(
     "--model", metavar="MODEL", help="A run, a model folder or a hub id; default the newest run, else the bundled one."
 )
