@@ -81,7 +81,9 @@ def tokenizer_hash(network: VQVAE) -> str:
     A decoder that was tuned reads the same codes, and training statistics change none: neither counts. Settings that have
     their default do not count either, so a setting that is new leaves older tokenizers as they are.
     """
-    facts = network.config.model_dump_json(exclude_defaults=True, exclude={"decoder", "level_dropout", "quantize_after"})
+    facts = network.config.model_dump_json(
+        exclude_defaults=True, exclude={"decoder", "level_dropout", "quantize_after"}
+    )
     tensors = {
         name: tensor
         for name, tensor in network.state_dict().items()

@@ -146,42 +146,49 @@ def _model(name: str | None, prior: bool = True) -> Path:
 
 
 @main.command()
-@click.argument("audio_file")
-@click.option("-o", "--out", required=True, metavar="FILE", help="Codes file to write, such as song.codes.")
+@click.argument("source", metavar="AUDIO")
+@click.option(
+    "-o", "--out", required=True, metavar="FILE", help="Codes file to write, such as song.codes; or a folder."
+)
+@click.option("--compress", is_flag=True, help="Code losslessly, to about half the size; slower to write and read.")
 @click.option(
     "--model", metavar="MODEL", help="A run, a model folder or a hub id; default the newest run, else the bundled one."
 )
-def encode(audio_file: str, out: str, model: str | None) -> None:
-    """Turn an audio file into codes."""
+def encode(source: str, out: str, compress: bool, model: str | None) -> None:
+    """Turn an AUDIO file, or all of them below a folder, into codes."""
     from audiovq import api
+    from audiovq.convert import Encoding, convert_file, convert_folder
     from audiovq.data import audio
 
-    audio.check_folder(Path(out).parent)
-    waveform, rate = audio.read_audio(audio_file)
+    convert = convert_folder if Path(source).is_dir() else convert_file
+    if convert is convert_file:
+        audio.check_folder(Path(out).parent)
+        audio.audio_info(Path(source))  # what cannot be read fails at once
     tokenizer = api.Tokenizer.from_pretrained(_model(model, prior=False))
-    codes = tokenizer.encode(waveform, rate, audio.file_sha256(Path(audio_file)))
-    codes.save(out)
-    click.echo(f"{out}: {codes.seconds:.3f} s, {codes.bits_per_second / 1000:.2f} kbps raw")
+    click.echo(convert(Encoding(tokenizer, compress), Path(source), Path(out)))
 
 
 @main.command()
-@click.argument("codes_file")
-@click.option("-o", "--out", required=True, metavar="FILE", help="WAV or FLAC file to write.")
+@click.argument("source", metavar="CODES")
+@click.option("-o", "--out", required=True, metavar="FILE", help="WAV or FLAC file to write; or a folder.")
 @click.option("--levels", type=int, help="Decode only the first levels.")
+@click.option("--format", "suffix", type=click.Choice(["wav", "flac"]), default="wav", help="Of the files in a folder.")
 @click.option(
     "--model", metavar="MODEL", help="A run, a model folder or a hub id; default the newest run, else the bundled one."
 )
-def decode(codes_file: str, out: str, levels: int | None, model: str | None) -> None:
-    """Turn codes back into audio, as long as what was encoded."""
+def decode(source: str, out: str, levels: int | None, suffix: str, model: str | None) -> None:
+    """Turn a CODES file, or all of them below a folder, back into audio, as long as what was encoded."""
     from audiovq import api
+    from audiovq.convert import Decoding, convert_file, convert_folder
     from audiovq.data import audio
-    from audiovq.data.codes import Codes
+    from audiovq.data.codes import read_header
 
-    audio.check_writable(Path(out))
-    codes = Codes.load(codes_file)
+    convert = convert_folder if Path(source).is_dir() else convert_file
+    if convert is convert_file:
+        audio.check_writable(Path(out))
+        read_header(Path(source))
     tokenizer = api.Tokenizer.from_pretrained(_model(model, prior=False))
-    audio.write_audio(out, tokenizer.decode(codes, levels), tokenizer.sample_rate)
-    click.echo(f"{out}: {codes.n_samples} samples, {codes.seconds:.3f} s")
+    click.echo(convert(Decoding(tokenizer, levels, f".{suffix}"), Path(source), Path(out)))
 
 
 @main.command()

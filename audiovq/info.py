@@ -8,7 +8,7 @@ from typing import Any
 
 from audiovq import api, checkpoint
 from audiovq.data import audio
-from audiovq.data.codes import Codes
+from audiovq.data.codes import Codes, file_kbps, read_header
 from audiovq.data.tracks import read_tags
 from audiovq.run import describe_run
 
@@ -41,11 +41,13 @@ def _is_safetensors(path: Path) -> bool:
 
 def describe_codes(path: Path) -> dict[str, Any]:
     codes = Codes.load(path)
+    alone, whole = file_kbps(path, codes.seconds)
     return {
         "codes": str(path), "seconds": codes.seconds, "sample_rate": codes.sample_rate, "n_samples": codes.n_samples,
         "hop_lengths": codes.hop_lengths, "codes_a_level": [len(level) for level in codes.levels],
-        "codebook_size": codes.codebook_size, "kbps": codes.bits_per_second / 1000, "tokenizer": codes.tokenizer_hash,
-        "source_sha256": codes.source_sha256,
+        "codebook_size": codes.codebook_size, "coding": read_header(path).get("coding", "none"),
+        "kbps_raw": codes.bits_per_second / 1000, "kbps_stored": alone, "kbps_stored_with_header": whole,
+        "tokenizer": codes.tokenizer_hash, "source_sha256": codes.source_sha256,
     }  # fmt: skip
 
 

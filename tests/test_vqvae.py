@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from audiovq.tokenizer.chunks import decode_in_chunks, encode_in_chunks
 from audiovq.tokenizer.convnet import (
     DECODERS,
     FRONTS,
@@ -67,38 +66,6 @@ def test_lengths_for_any_levels_topology_and_channels(
         assert [c.shape[1] for c in codes] == [math.ceil(samples / hop) for hop in hops]
         for k in range(1, len(hops) + 1):
             assert network.decode(codes[:k], samples).shape == (2, channels, samples)
-
-
-@pytest.mark.parametrize("front", FRONTS)
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("topology", ["residual", "independent"])
-def test_chunks_equal_whole(front: str, decoder: str, topology: str) -> None:
-    network = trained_a_little(
-        hop_lengths=(64, 32, 16), topology=topology, encoder={"front": {"kind": front}, "n_blocks": 1},
-        decoder={"kind": decoder, "n_blocks": 1} | ({"base_dim": 8} if decoder == "conv" else {"dim": 16}),
-    )  # fmt: skip
-    waveform = 0.3 * torch.randn(1, 1, 9000)
-    with torch.no_grad():
-        whole = network.encode(waveform)
-        for chunk in (64, 1000, 4096):
-            parts = encode_in_chunks(network, waveform, chunk)
-            assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
-            for k in (1, 2, 3):
-                decoded = torch.cat(list(decode_in_chunks(network, whole[:k], 9000, chunk)), dim=-1)
-                assert torch.allclose(decoded, network.decode(whole[:k], 9000), atol=1e-5)
-
-
-@pytest.mark.parametrize("hops", [(64, 32, 32, 16), (32, 32)])
-def test_chunks_equal_whole_with_repeated_hops(hops: tuple[int, ...]) -> None:
-    network = trained_a_little(hop_lengths=hops)
-    waveform = 0.3 * torch.randn(1, 1, 3000)
-    with torch.no_grad():
-        whole = network.encode(waveform)
-        parts = encode_in_chunks(network, waveform, 640)
-        assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
-        for k in range(1, len(hops) + 1):
-            decoded = torch.cat(list(decode_in_chunks(network, whole[:k], 3000, 640)), dim=-1)
-            assert torch.allclose(decoded, network.decode(whole[:k], 3000), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", FRONTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,13 @@ import torchaudio
 from einops import rearrange
 from torch import Tensor
 
+from audiovq.windows import Window, Windows
+
 SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au"}
 WRITABLE = {".wav": "PCM_16", ".flac": "PCM_16"}
 BLOCK_FRAMES = 1 << 16
+RESAMPLE_SECONDS = 5.0  # of new audio that the resampler takes at once
+WAV_BYTES = (1 << 32) - 4096  # a WAV file's sizes are 32-bit numbers
 
 # How loud each channel of the usual layouts is in left and right (ITU-R BS.775-3, table 2; the LFE is left out).
 _CENTRE = 2**-0.5
@@ -70,7 +75,9 @@ def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator
         ValueError: unreadable or truncated data, or samples that are not finite.
     """
     with open_audio(path) as file:
-        lossless_end = file.frames if file.format in {"WAV", "FLAC", "AIFF", "W64", "CAF", "AU"} else None
+        lossless_end = (
+            file.frames if file.format in {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"} else None
+        )
         try:
             if start:
                 file.seek(start)
@@ -107,11 +114,71 @@ def downmix(waveform: Tensor, channels: int) -> Tensor:
     return waveform.expand(2, -1) if waveform.shape[0] == 1 else waveform
 
 
+class Resampler:
+    """To another rate by windowed sinc, for a waveform that comes in blocks of any size.
+
+    What is pushed and finished, put together, is [..., ceil(samples · to / from)]: torchaudio's resampling of the
+    whole, computed with the whole filter's context, and the same bits for any block sizes.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, chunk_seconds: float = RESAMPLE_SECONDS):
+        shared = math.gcd(from_rate, to_rate)
+        self.old, self.new = from_rate // shared, to_rate // shared  # so many samples become so many
+        self.kernel = torchaudio.transforms.Resample(from_rate, to_rate, lowpass_filter_width=16, dtype=torch.float32)
+        width = self.kernel.width if from_rate != to_rate else 0
+        chunk = max(1, int(chunk_seconds * from_rate) // self.old) * self.old
+        self.windows = Windows(chunk, -(-width // self.old) * self.old)
+
+    @property
+    def latency_samples(self) -> int:
+        """Samples at the old rate that must be known, from one on, until it comes at the new rate, at most."""
+        return self.windows.step + self.windows.context if self.old != self.new else 0
+
+    def push(self, waveform: Tensor) -> Tensor:
+        """float32 [..., any n] at the old rate -> [..., what is certain now] at the new rate, maybe nothing."""
+        if self.old == self.new:
+            return waveform
+        parts = [self._resample(window) for window in self.windows.push([waveform])]
+        return torch.cat(parts, dim=-1) if parts else waveform[..., :0]
+
+    def finish(self) -> Tensor | None:
+        """The rest, or None if there is none."""
+        last = self.windows.finish()
+        return self._resample(last) if last else None
+
+    def _resample(self, window: Window) -> Tensor:
+        waveform = window.sequences[0]
+        resampled = self.kernel.to(waveform.device)(waveform)
+        first = (window.start - window.low) // self.old * self.new
+        return resampled[..., first : -(-(window.end - window.low) * self.new // self.old)]
+
+
 def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """[..., samples] to another rate by windowed sinc, on the waveform's device; length ceil(samples · to / from)."""
-    if from_rate == to_rate:
-        return waveform
-    return torchaudio.functional.resample(waveform, from_rate, to_rate, lowpass_filter_width=16)
+    """float32 [..., samples] to another rate, on the waveform's device; length ceil(samples · to / from)."""
+    resampler = Resampler(from_rate, to_rate)
+    parts = [resampler.push(waveform), resampler.finish()]
+    return torch.cat([part for part in parts if part is not None], dim=-1)
+
+
+def stream_audio(
+    path: Path,
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    start: int = 0,
+    n_samples: int | None = None,
+) -> Iterator[Tensor]:
+    """As `read_audio`, in blocks of float32 [channels, samples] and in bounded memory."""
+    with open_audio(path) as file:
+        rate = file.samplerate
+    resampler, empty = Resampler(rate, sample_rate or rate), True
+    for block in blocks(path, start, n_samples):
+        waveform, empty = torch.from_numpy(block).T, False
+        yield resampler.push(downmix(waveform, channels or waveform.shape[0]))
+    if empty:
+        raise ValueError(f"{path}: holds no samples")
+    rest = resampler.finish()
+    if rest is not None:
+        yield rest
 
 
 def read_audio(
@@ -126,43 +193,49 @@ def read_audio(
         ValueError: unreadable, truncated, empty or non-finite audio.
     """
     path = Path(path)
-    parts = list(blocks(path, start, n_samples))
-    if not parts:
-        raise ValueError(f"{path}: holds no samples")
-    with open_audio(path) as file:
-        rate = file.samplerate
-    waveform = rearrange(torch.from_numpy(np.concatenate(parts)), "n c -> c n")
-    if channels is not None:
-        waveform = downmix(waveform, channels)
-    if sample_rate is not None:
-        waveform, rate = resample(waveform, rate, sample_rate), sample_rate
-    return waveform.contiguous(), rate
+    waveform = torch.cat(list(stream_audio(path, sample_rate, channels, start, n_samples)), dim=-1)
+    return waveform.contiguous(), sample_rate or audio_info(path).sample_rate
 
 
 class AudioWriter:
     """Writes 16-bit WAV or FLAC piece by piece, by suffix; beyond [-1, 1] it clips. The file appears when it is whole.
 
+    >>> with AudioWriter(path, 44100, channels=2) as file:
+    ...     file.write(waveform)  # [channels, any n]
+
+    Args:
+        n_samples: how many will come, if known: then what cannot be written fails before the work.
+        comment: goes into the file's own comment tag.
     Raises:
-        ValueError: unknown suffix, or a folder that is missing or cannot be written.
+        ValueError: unknown suffix, a folder that is missing or cannot be written, or more than a WAV file holds.
     """
 
-    def __init__(self, path: Path | str, sample_rate: int, channels: int):
-        self.path = Path(path)
+    def __init__(self, path: Path | str, sample_rate: int, channels: int, n_samples: int = 0, comment: str = ""):
+        self.path, self.channels, self.n_samples = Path(path), channels, 0
         check_writable(self.path)
+        self._check_size(n_samples)
         self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         kind, subtype = self.path.suffix[1:].upper(), WRITABLE[self.path.suffix.lower()]
         try:  # the suffix of the temporary name does not tell the format, so say it
             self.file = soundfile.SoundFile(self.temporary, "w", sample_rate, channels, subtype, format=kind)
+            if comment:
+                self.file.comment = comment
         except (OSError, soundfile.LibsndfileError) as error:
             raise ValueError(f"{self.path}: cannot be written ({error})") from None
 
     def write(self, waveform: Tensor) -> None:
         """float [channels, n] in [-1, 1]."""
+        self.n_samples += waveform.shape[-1]
+        self._check_size(self.n_samples)
         whole = (waveform.detach().float().clamp(-1, 1).cpu() * 32767).round().to(torch.int16)  # alike in every format
         try:
             self.file.write(rearrange(whole, "c n -> n c").numpy())
         except (OSError, soundfile.LibsndfileError) as error:
             raise ValueError(f"{self.path}: cannot be written ({error})") from None
+
+    def _check_size(self, n_samples: int) -> None:
+        if self.path.suffix.lower() == ".wav" and n_samples * self.channels * 2 > WAV_BYTES:
+            raise ValueError(f"{self.path}: a WAV file holds at most 4 GB, and this is more; write a .flac file")
 
     def __enter__(self) -> AudioWriter:
         return self
@@ -179,9 +252,15 @@ class AudioWriter:
 
 
 def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
-    """Write [channels, samples] as 16-bit WAV or FLAC; see `AudioWriter`."""
-    with AudioWriter(path, sample_rate, waveform.shape[0]) as file:
+    """Write [channels, samples] with `AudioWriter`, and its errors."""
+    with AudioWriter(path, sample_rate, waveform.shape[0], waveform.shape[1]) as file:
         file.write(waveform)
+
+
+def audio_comment(path: Path) -> str:
+    """The comment tag of an audio file."""
+    with open_audio(path) as file:
+        return file.comment
 
 
 def file_sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from audiovq.data import entropy
 from audiovq.data.tracks import Track
 
 FORMAT = "audiovq-codes-1"
@@ -42,12 +44,21 @@ class Codes:
         """Raw rate: every code costs log2(codebook_size) bits."""
         return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
 
-    def save(self, path: Path | str) -> None:
-        """Write a safetensors file with the JSON header under `audiovq`; atomic."""
+    def save(self, path: Path | str, compress: bool = False) -> None:
+        """Write a safetensors file with the JSON header under `audiovq`; atomic.
+
+        Args:
+            compress: code it losslessly (`data.entropy`); smaller, and slow to write and read.
+        """
         path = Path(path)
-        dtype = torch.int16 if self.codebook_size <= 32768 else torch.int32
         header = {k: v for k, v in asdict(self).items() if k != "levels"} | {"format": FORMAT}
+        dtype = torch.int16 if self.codebook_size <= 32768 else torch.int32
         tensors = {f"level.{i}": level.to(dtype).contiguous() for i, level in enumerate(self.levels)}
+        if compress:
+            levels = [level.numpy() for level in self.levels]
+            data = entropy.compress(levels, self.hop_lengths, self.codebook_size)
+            header |= {"coding": entropy.CODING, "n_levels": len(levels), "checksum": _checksum(levels)}
+            tensors = {"compressed": torch.from_numpy(data.copy())}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,31 +71,80 @@ class Codes:
 
     @staticmethod
     def load(path: Path | str) -> Codes:
-        """Read a codes file.
+        """Read a codes file, compressed or not.
 
         Raises:
             ValueError: not a codes file, damaged, or lengths that contradict its header.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: no such codes file")
+        header = read_header(path)
+        coding = {key: header.pop(key, None) for key in ("coding", "n_levels", "checksum")}
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("audiovq", "{}"))
-                levels = [file.get_tensor(f"level.{i}").long() for i in range(len(file.keys()))]
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
-        if header.pop("format", None) != FORMAT:
-            raise ValueError(f"{path}: expected a codes file of format {FORMAT}, found other safetensors")
-        try:
-            codes = Codes(levels=levels, **header)
+            codes = Codes(levels=[], **header)
         except TypeError as error:
             raise ValueError(f"{path}: codes file with an unknown header ({error})") from None
-        expected = [-(-codes.n_samples // hop) for hop in codes.hop_lengths[: len(levels)]]
-        found = [len(level) for level in levels]
-        if not levels or expected != found:
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                if coding["coding"] is None:
+                    codes.levels = [file.get_tensor(f"level.{i}").long() for i in range(len(file.keys()))]
+                else:
+                    codes.levels = _decompress(codes, coding, file.get_tensor("compressed").numpy())
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
+        expected, found = codes.lengths(len(codes.levels)), [len(level) for level in codes.levels]
+        if not found or expected != found:
             raise ValueError(f"{path}: expected {expected} codes a level, found {found}")
         return codes
+
+    def lengths(self, n_levels: int) -> list[int]:
+        """Codes that each of the first levels has."""
+        return [-(-self.n_samples // hop) for hop in self.hop_lengths[:n_levels]]
+
+
+def _decompress(codes: Codes, coding: dict[str, Any], data: np.ndarray) -> list[Tensor]:
+    if coding["coding"] != entropy.CODING:
+        raise ValueError(f"expected the coding {entropy.CODING}, found {coding['coding']}; update audiovq")
+    try:
+        levels = entropy.decompress(data, codes.lengths(coding["n_levels"]), codes.hop_lengths, codes.codebook_size)
+    except (AssertionError, TypeError, ValueError) as error:  # the coder met bits that nothing was coded into
+        raise ValueError(f"the compressed data cannot be decoded: {error}") from None
+    if _checksum(levels) != coding["checksum"]:
+        raise ValueError("the checksum of the compressed data is wrong")
+    return [torch.from_numpy(level) for level in levels]
+
+
+def _checksum(levels: list[np.ndarray]) -> str:
+    """Of the integers themselves: it finds damage, and arithmetic that is not what it was on the other machine."""
+    digest = hashlib.sha256()
+    for level in levels:
+        digest.update(level.astype("<i4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a codes file: the fields of `Codes` but for the levels, and of a compressed one its coding.
+
+    Raises:
+        ValueError: not a codes file, or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such codes file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("audiovq", "{}"))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
+        raise ValueError(f"{path}: expected a codes file of format {FORMAT}, found other safetensors")
+    return header
+
+
+def file_kbps(path: Path, seconds: float) -> tuple[float, float]:
+    """Kilobits per second of audio that a codes file takes: its codes alone, and all of it."""
+    with path.open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")  # the format's own definition
+    size = path.stat().st_size
+    return 8 * (size - header) / seconds / 1000, 8 * size / seconds / 1000
 
 
 @dataclass(frozen=True)

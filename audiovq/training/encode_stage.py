@@ -6,42 +6,73 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from audiovq import checkpoint
 from audiovq.data import audio
 from audiovq.data.codes import Codes, ShardIndex, ShardWriter
-from audiovq.data.tracks import Scan
+from audiovq.data.tracks import Scan, Track
 from audiovq.terminal import track as progress
-from audiovq.tokenizer.chunks import CHUNK_SECONDS, encode_in_chunks
+from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 
 
-@torch.inference_mode()
 def encode_data_set(folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device) -> None:
     """Encode every track into shards below `folder`, training tracks `shifts` times with a part of a top code cut off
     the beginning: codes depend on where the first one starts, and more of them mean less to learn by heart.
 
-    The folder appears when it is complete.
+    The folder appears when it is complete. Until then each finished track is kept in a folder beside it, so that a
+    run that was stopped goes on with the next track.
     """
     config = network.to(device).eval().config
     index = ShardIndex(
         checkpoint.tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size
     )
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, finished = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.tracks")
     shutil.rmtree(temporary, ignore_errors=True)
     writer = ShardWriter(temporary, index)
     for track in progress(scan.tracks, "encode", len(scan.tracks)):
-        waveform, _ = audio.read_audio(scan.folder / track.path, config.sample_rate, config.channels)
-        for shift in range(shifts if track.split == "train" else 1):
-            part = waveform[:, shift * config.hop_lengths[0] // shifts :]
-            if part.shape[-1] == 0:
-                continue
-            levels = encode_in_chunks(network, part[None].to(device), int(CHUNK_SECONDS * config.sample_rate))
-            codes = Codes(
-                [level[0].cpu() for level in levels], part.shape[-1], config.sample_rate, list(config.hop_lengths),
-                config.codebook_size, config.channels, index.tokenizer_hash, track.sha256,
-            )  # fmt: skip
-            writer.add(track, codes)
+        paths = [
+            finished / index.tokenizer_hash / f"{track.sha256}-{shift}.codes"
+            for shift in range(shifts if track.split == "train" else 1)
+        ]
+        if not paths[0].exists():  # it is written last
+            encoded = _encode(scan.folder / track.path, track, network, index.tokenizer_hash, len(paths), device)
+            for path, codes in reversed(list(zip(paths, encoded, strict=True))):
+                codes.save(path) if codes.n_samples else None
+        for path in paths:
+            if path.exists():  # not where a shift left nothing of the track
+                writer.add(track, Codes.load(path))
     writer.finish()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+    shutil.rmtree(finished, ignore_errors=True)
+
+
+@torch.inference_mode()
+def _encode(
+    path: Path, track: Track, network: VQVAE, tokenizer_hash: str, shifts: int, device: torch.device
+) -> list[Codes]:
+    """Codes of one track at each shift, in one pass over the file."""
+    config = network.config
+    hops = list(config.hop_lengths)
+    to_cut = [shift * hops[0] // shifts for shift in range(shifts)]  # samples still to be left out
+    counts = [0] * shifts
+    encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in to_cut]
+    parts: list[list[list[Tensor]]] = [[] for _ in to_cut]
+    for block in audio.stream_audio(path, config.sample_rate, config.channels):
+        for i, encoder in enumerate(encoders):
+            kept = block[None, :, to_cut[i] :]
+            to_cut[i] -= block.shape[-1] - kept.shape[-1]
+            counts[i] += kept.shape[-1]
+            parts[i].append(encoder.push(kept.to(device)))
+    found = []
+    for n_samples, encoder, levels in zip(counts, encoders, parts, strict=True):
+        whole = [torch.cat(level, dim=-1)[0].cpu() for level in zip(*levels, encoder.finish(), strict=True)]
+        found.append(
+            Codes(
+                whole, n_samples, config.sample_rate, hops, config.codebook_size, config.channels, tokenizer_hash,
+                track.sha256,
+            )
+        )  # fmt: skip
+    return found

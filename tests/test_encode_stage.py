@@ -1,0 +1,71 @@
+"""The data set into shards: what each track's waveform gives, and going on after an interruption."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tones
+
+from audiovq import Tokenizer, checkpoint
+from audiovq.data import audio
+from audiovq.data.audio import read_audio
+from audiovq.data.codes import Shards
+from audiovq.data.tracks import DataConfig, Scan, scan
+from audiovq.training.encode_stage import encode_data_set
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Scan:
+    """Four tracks at another rate than the tokenizer's; one is shorter than the largest shift."""
+    (tmp_path / "music").mkdir()
+    for i, seconds in enumerate((1.0, 2.5, 0.007, 1.2)):
+        soundfile.write(tmp_path / "music" / f"{i}.wav", tones(3, 22050, seed=i)[: int(seconds * 22050)], 22050)
+    return scan(tmp_path / "music", DataConfig(valid_fraction=0.25, min_seconds=0.001))
+
+
+def test_shards_hold_what_each_waveform_gives_at_each_shift(found: Scan, tiny_run: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(tiny_run, CPU)
+    encode_data_set(tmp_path / "codes", found, tokenizer.network, 4, CPU)
+    shards, at = Shards(tmp_path / "codes", tokenizer.hash), 0
+    for track in found.tracks:
+        waveform, _ = read_audio(found.folder / track.path, 8000, 1)
+        for shift in range(4 if track.split == "train" else 1):
+            part = waveform[:, shift * 64 :]
+            if part.shape[1] == 0:
+                continue
+            expected = tokenizer.encode(part, 8000)
+            entry = shards.index.tracks[at]
+            assert (entry.path, entry.sha256, entry.n_samples) == (track.path, track.sha256, part.shape[1])
+            for level, codes in enumerate(expected.levels):
+                assert np.array_equal(shards.codes(entry, level), codes.numpy())
+            at += 1
+    assert at == len(shards.index.tracks) == 4 * 2 + 1 + 1  # the shortest is all gone at the first shift
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "music"]
+
+
+def test_finished_tracks_are_kept_when_it_is_stopped(
+    found: Scan, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = checkpoint.load_tokenizer(tiny_run / "tokenizer")
+    encode_data_set(tmp_path / "whole", found, network, 2, CPU)
+    read, real = [], audio.stream_audio
+
+    def stop_at_the_third(path: Path, *options: int) -> Iterator[torch.Tensor]:
+        read.append(path.name)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return real(path, *options)
+
+    monkeypatch.setattr(audio, "stream_audio", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        encode_data_set(tmp_path / "codes", found, network, 2, CPU)
+    assert not (tmp_path / "codes").exists()
+    encode_data_set(tmp_path / "codes", found, network, 2, CPU)
+    assert read == ["0.wav", "1.wav", "2.wav", "2.wav", "3.wav"]
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "codes" / path.name).read_bytes()

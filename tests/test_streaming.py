@@ -1,0 +1,223 @@
+"""Streaming equals whole: windows, resampler, encoder and decoder, for any block sizes."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from conftest import TRACK
+from test_vqvae import trained_a_little
+from torch import Tensor
+
+from audiovq import Tokenizer, api
+from audiovq.data.audio import Resampler, read_audio, resample
+from audiovq.tokenizer.convnet import DECODERS, FRONTS
+from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
+from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.windows import Windows, compute_in_batches, cut
+
+
+def random_blocks(x: Tensor, seed: int, largest: int) -> list[Tensor]:
+    """Cut the last dimension into pieces of 0 to `largest`, small ones often."""
+    random, pieces, at = np.random.default_rng(seed), [], 0
+    while at < x.shape[-1]:
+        n = int(largest ** random.random()) if random.random() < 0.9 else 0
+        pieces.append(x[..., at : at + n])
+        at += n
+    return pieces
+
+
+def test_windows_depend_on_the_total_alone_and_cover_everything_once() -> None:
+    x = torch.arange(1000)
+    for step, context in ((10, 0), (64, 7), (300, 100), (1000, 10), (5000, 5)):
+        whole = cut(Windows(step, context), [x])
+        assert torch.cat([w.part(w.sequences[0], 1) for w in whole]).equal(x)
+        for window in whole:
+            assert window.low == max(0, window.start - context)
+            assert window.sequences[0].equal(x[window.low : window.low + len(window.sequences[0])])
+            assert len(window.sequences[0]) + window.low >= min(1000, window.end + context)
+            assert len(window.sequences[0]) <= step + 2 * context
+        for seed in range(3):
+            streamed = Windows(step, context)
+            found = [w for block in random_blocks(x, seed, 200) for w in streamed.push([block])]
+            found += [last] if (last := streamed.finish()) else []
+            assert [(w.low, w.start, w.end, w.sequences[0].tolist()) for w in found] == [
+                (w.low, w.start, w.end, w.sequences[0].tolist()) for w in whole
+            ]
+    assert cut(Windows(4, 2), [x[:0]]) == []
+
+
+def test_windows_of_several_items_share_batches_of_equal_shape() -> None:
+    items = [cut(Windows(10, 2), [torch.arange(n)]) for n in (35, 35, 50, 3)]
+    batches = []
+
+    def compute(windows: list) -> list[Tensor]:
+        batches.append(len(windows))
+        return [window.part(2 * window.sequences[0], 1) for window in windows]
+
+    results = compute_in_batches(items, 3, compute)  # type: ignore[arg-type]
+    for n, parts in zip((35, 35, 50, 3), results, strict=True):
+        assert torch.cat(parts).equal(2 * torch.arange(n))
+    assert max(batches) == 3
+    assert sum(batches) == sum(map(len, items))
+
+
+RATES = [(44100, 16000), (48000, 44100), (22050, 24000), (8000, 44100), (16000, 16000)]
+
+
+@pytest.mark.parametrize(("old", "new"), RATES)
+def test_resampling_in_blocks_equals_torchaudio_on_the_whole(old: int, new: int) -> None:
+    for n, chunk in ((1, 5.0), (500, 0.0), (30011, 0.0), (30000, 0.1), (old * 11 // 2, 5.0)):
+        waveform = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
+        whole = torchaudio.functional.resample(waveform, old, new, lowpass_filter_width=16)
+        for seed in range(2):
+            resampler = Resampler(old, new, chunk)
+            parts = [resampler.push(block) for block in random_blocks(waveform, seed, 9000)]
+            rest = resampler.finish()
+            streamed = torch.cat([*parts, rest] if rest is not None else parts, dim=-1)
+            assert streamed.shape == whole.shape == (2, -(-n * new // old))
+            assert float((streamed - whole).abs().max()) < 2e-6
+    assert torch.equal(resample(waveform, old, new), streamed)  # the same bits for any blocks
+
+
+def test_resampling_a_sample_at_a_time() -> None:
+    waveform, resampler = torch.randn(1, 700), Resampler(48000, 16000, 0)
+    parts = [resampler.push(waveform[:, i : i + 1]) for i in range(700)]
+    assert resampler.latency_samples == 3 + 51
+    assert sum(part.shape[-1] for part in parts) >= (700 - resampler.latency_samples) // 3
+    rest = resampler.finish()
+    assert rest is not None
+    whole = torchaudio.functional.resample(waveform, 48000, 16000, lowpass_filter_width=16)
+    assert torch.allclose(torch.cat([*parts, rest], dim=-1), whole, atol=2e-6)
+
+
+def test_long_resampling_has_the_exact_length() -> None:
+    """torchaudio computes the length in float32, which is off by one here."""
+    n = 20_000_001
+    assert resample(torch.zeros(1, n), 16000, 15000).shape[-1] == -(-n * 15 // 16) == 18_750_001
+
+
+def encode_blocks(network: VQVAE, blocks: list[Tensor], chunk: int) -> list[Tensor]:
+    encoder = StreamingEncoder(network, chunk)
+    parts = [encoder.push(block) for block in blocks]
+    return [torch.cat(level, dim=-1) for level in zip(*parts, encoder.finish(), strict=True)]
+
+
+def decode_blocks(network: VQVAE, codes: list[Tensor], n_samples: int, chunk: int, seed: int) -> Tensor:
+    """Each level in blocks of its own sizes."""
+    decoder = StreamingDecoder(network, len(codes), chunk)
+    blocks = [random_blocks(level, seed + i, 100) for i, level in enumerate(codes)]
+    parts = [
+        decoder.push([codes[0][:, :0] if block is None else block for block in step])
+        for step in itertools.zip_longest(*blocks)
+    ]
+    return torch.cat([*parts, decoder.finish(n_samples)], dim=-1)
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("topology", ["residual", "independent"])
+@torch.inference_mode()
+def test_streaming_equals_whole(front: str, decoder: str, topology: str) -> None:
+    network = trained_a_little(
+        hop_lengths=(64, 32, 16), topology=topology, encoder={"front": {"kind": front}, "n_blocks": 1},
+        decoder={"kind": decoder, "n_blocks": 1} | ({"base_dim": 8} if decoder == "conv" else {"dim": 16}),
+    )  # fmt: skip
+    waveform = 0.3 * torch.randn(1, 1, 4001)
+    whole = network.encode(waveform)
+    for seed, (chunk, largest) in enumerate([(0, 2000), (700, 300), (9000, 4001)]):
+        codes = encode_blocks(network, random_blocks(waveform, seed, largest), chunk)
+        assert all(torch.equal(a, b) for a, b in zip(codes, whole, strict=True))
+        for k in (1, 2, 3):
+            decoded = decode_blocks(network, whole[:k], 4001, chunk, seed)
+            assert decoded.shape == (1, 1, 4001)
+            assert torch.allclose(decoded, network.decode(whole[:k], 4001), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_sample_at_a_time_comes_as_early_as_promised() -> None:
+    network = trained_a_little(hop_lengths=(64, 32))
+    waveform = 0.3 * torch.randn(1, 1, 3000)
+    encoder, n_codes, parts = StreamingEncoder(network, 0), 0, []
+    for i in range(3000):
+        parts.append(encoder.push(waveform[..., i : i + 1]))
+        n_codes += parts[-1][0].shape[-1]
+        assert n_codes * 64 >= i + 1 - encoder.latency_samples
+    assert encoder.latency_samples <= network.encoder_radius + 2 * 64
+    levels = [torch.cat(level, dim=-1) for level in zip(*parts, encoder.finish(), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(levels, network.encode(waveform), strict=True))
+
+
+def test_a_stretch_of_nothing_and_wrong_lengths() -> None:
+    network = trained_a_little(hop_lengths=(64, 32))
+    encoder = StreamingEncoder(network, 0)
+    assert [level.shape for level in encoder.push(torch.zeros(1, 1, 0))] == [(1, 0), (1, 0)]
+    assert [level.shape for level in encoder.finish()] == [(1, 0), (1, 0)]
+    decoder = StreamingDecoder(network, 2, 0)
+    decoder.push([torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 7, dtype=torch.int64)])
+    with pytest.raises(ValueError, match=r"expected \[4, 8\] a level for 250 samples, found \[4, 7\]"):
+        decoder.finish(250)
+    assert decoder.finish().shape == (1, 1, 7 * 32)
+    with pytest.raises(ValueError, match="expected 2 levels, found 1"):
+        decoder.push([torch.zeros(1, 4, dtype=torch.int64)])
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Tokenizer:
+    return Tokenizer.from_pretrained(api.bundled_model(), "cpu")
+
+
+def test_live_streams_equal_whole_on_real_music(bundled: Tokenizer) -> None:
+    waveform, rate = read_audio(TRACK, n_samples=48000 * 5 + 7)
+    codes = bundled.encode(waveform, rate)
+    stream = bundled.stream(rate, chunk_seconds=0.5)
+    assert 1.376 < stream.latency_seconds < 1.376 + 0.5 + 3 * 1024 / 16000 + 0.6
+    parts = []
+    buffer = torch.zeros(2, 4096)  # one piece of memory for all blocks, as an audio callback has
+    for start in range(0, waveform.shape[1], 4096):
+        block = waveform[:, start : start + 4096]
+        buffer[:, : block.shape[1]] = block
+        parts.append(stream.push(buffer[:, : block.shape[1]]))
+    levels = [torch.cat(level) for level in zip(*parts, stream.finish(), strict=True)]
+    assert stream.n_samples == codes.n_samples
+    assert all(torch.equal(a, b) for a, b in zip(levels, codes.levels, strict=True))
+    decoder = bundled.decoder_stream(chunk_seconds=0.5)
+    pieces = [decoder.push([level[i * n : (i + 1) * n] for level, n in zip(levels, (5, 10, 20), strict=True)]) for i in range(18)]  # fmt: skip
+    pieces.append(decoder.finish(codes.n_samples))
+    assert torch.allclose(torch.cat(pieces, dim=-1), bundled.decode(codes), atol=1e-5)
+    assert decoder.latency_seconds < 0.512 + 0.5 + 2 * 2048 / 16000
+
+
+def test_a_batch_of_unequal_lengths_gives_each_what_it_gives_alone(
+    bundled: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiovq.api.tokenizer.CHUNK_SECONDS", 2.0)
+    waveform, rate = read_audio(TRACK, 16000, 1)
+    lengths = [100, 30000, 30100, 16000 * 9, 16000 * 8 + 3, 30720]
+    pieces = [waveform[:, i * 5000 : i * 5000 + n] for i, n in enumerate(lengths)]
+    alone = [bundled.encode(piece, rate) for piece in pieces]
+    for at_once in (None, 4):
+        together = bundled.encode_batch(pieces, rate, at_once)
+        for a, b in zip(alone, together, strict=True):
+            assert a.n_samples == b.n_samples
+            assert all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
+        decoded = bundled.decode_batch(together, windows_at_once=at_once)
+        for a, wave in zip(alone, decoded, strict=True):
+            one = bundled.decode(a)
+            assert torch.equal(one, wave) if at_once is None else torch.allclose(one, wave, atol=1e-5)
+
+
+@pytest.mark.parametrize("hops", [(64, 32, 32, 16), (32, 32)])
+def test_streams_equal_whole_with_repeated_hops(hops: tuple[int, ...]) -> None:
+    network = trained_a_little(hop_lengths=hops)
+    waveform = 0.3 * torch.randn(1, 1, 3000)
+    with torch.no_grad():
+        whole = network.encode(waveform)
+        encoder = StreamingEncoder(network, 640)
+        parts = [encoder.push(block) for block in random_blocks(waveform, 0, 500)] + [encoder.finish()]
+        assert all(torch.cat(level, dim=-1).equal(w) for level, w in zip(zip(*parts, strict=True), whole, strict=True))
+        for k in range(1, len(hops) + 1):
+            decoder = StreamingDecoder(network, k, 640)
+            decoded = torch.cat([decoder.push(whole[:k]), decoder.finish(3000)], dim=-1)
+            assert torch.allclose(decoded, network.decode(whole[:k], 3000), atol=1e-5)
