@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -76,10 +77,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tokenizer_hash(network: VQVAE) -> str:
-    """Identity of a tokenizer's codes: SHA-256 of its config and of the weights that encode and decode."""
+    """Identity of a tokenizer's codes: SHA-256 of its config and of the weights that they come from.
+
+    A decoder that was tuned reads the same codes, so its weights do not count.
+    """
     digest = hashlib.sha256(network.config.model_dump_json().encode())
     for name, tensor in sorted(network.state_dict().items()):
-        if not name.endswith((".counts", ".sums")):  # training statistics do not change a code
+        # Training statistics do not change a code either.
+        if ".decoder." not in name and not name.endswith((".counts", ".sums")):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -101,6 +106,26 @@ def save_model(folder: Path, config: dict[str, Any], network: nn.Module, dtype: 
 
 def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = None) -> None:
     save_model(folder, {"kind": "tokenizer", "model": network.config.model_dump()}, network, dtype)
+
+
+def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
+    """Replace a tokenizer by the same one with a decoder tuned for `steps` steps.
+
+    File by file, each atomically, and config.json with the mark of it last: whenever this is cut off, a whole
+    tokenizer for the same codes is there, and `tuning_steps` does not call it tuned before it is.
+    """
+    new = folder.with_name(f".{folder.name}.tuned")
+    content = {"kind": "tokenizer", "model": network.config.model_dump(), "decoder_tuning_steps": steps}
+    save_model(new, content, network)
+    for name in (WEIGHTS, SUMS, CONFIG):
+        (new / name).replace(folder / name)
+    _flush(folder)
+    new.rmdir()
+
+
+def tuning_steps(folder: Path) -> int:
+    """For how many steps the decoder of this tokenizer was tuned; 0 if it was not."""
+    return read_config(folder, "tokenizer").get("decoder_tuning_steps", 0)
 
 
 def save_prior(folder: Path, network: Prior, sampling: PickConfig, dtype: torch.dtype | None = None) -> None:
@@ -159,11 +184,11 @@ def load_prior(folder: Path) -> tuple[Prior, PickConfig]:
 # --- training state ---------------------------------------------------------------------------------------------------
 
 
-def save_training(folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_training(folder: Path, step: int, network: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     """One checkpoint `step-00000123` below `folder`; older ones are pruned after the new one is safe."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     moments: dict[str, Tensor] = {}
-    for parameter, state in optimizer.state.items():
+    for parameter, state in itertools.chain.from_iterable(optimizer.state.items() for optimizer in optimizers):
         for key, value in state.items():
             moments[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).detach().cpu().contiguous()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -186,12 +211,14 @@ def newest_training(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
-def load_training(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_training(folder: Path, network: nn.Module, *optimizers: torch.optim.Optimizer) -> int:
     """Restore weights, buffers and optimizer moments exactly; returns the number of steps done."""
     network.load_state_dict(read_tensors(folder / WEIGHTS))
     parameters = dict(network.named_parameters())
+    owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, value in read_tensors(folder / "optimizer.safetensors").items():
         key, _, parameter_name = name.partition("/")
         parameter = parameters[parameter_name]
-        optimizer.state[parameter][key] = value.to(parameter.device)  # "step" too: fused AdamW keeps it there
+        # "step" too: fused AdamW keeps it beside the parameter
+        owners[id(parameter)].state[parameter][key] = value.to(parameter.device)
     return int(json.loads((folder / "state.json").read_text())["step"])

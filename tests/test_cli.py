@@ -147,7 +147,7 @@ def test_wrong_recipes_and_data(tiny_recipe: Path, tmp_path: Path) -> None:
         cli("train", tiny_recipe, "--out", tmp_path / "run2", "--data", tmp_path / "empty"), "no audio found"
     )
     assert not (tmp_path / "run" / "recipe.yaml").exists()  # wrong data claims no folder
-    assert_one_line_error(cli("train", tiny_recipe, *out, "--stage", "prior"), "tokenizer, codes, priors")
+    assert_one_line_error(cli("train", tiny_recipe, *out, "--stage", "prior"), "tokenizer, decoder, codes, priors")
     assert_one_line_error(cli("train", tiny_recipe, *out, "--nonsense"), "--nonsense")
 
 
