@@ -195,6 +195,11 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
             f"priors.{i}.training.steps=2", f"priors.{i}.training.batch_size=2", f"priors.{i}.training.evaluate_steps=2",
             f"priors.{i}.training.evaluate_batches=1",
         ]  # fmt: skip
+    if recipe.decoder_tuning:
+        small += [
+            "decoder_tuning.adversarial.discriminators=[{kind: multi_period, dims: [4]}, {kind: multi_resolution, dim: 4}]",
+            "decoder_tuning.training={steps: 2, batch_size: 2, discriminator_steps: 1}",
+        ]
     options = [part for override in small for part in ("--set", override)]
     result = cli("train", path, "--data", music, "--out", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output

@@ -164,14 +164,14 @@ DISCRIMINATORS = {"multi_period": MultiPeriodDiscriminator, "multi_resolution": 
 
 
 class AdversarialConfig(BaseConfig):
-    """Who judges the decoder, and what their judgement weighs beside the reconstruction losses."""
+    """Who judges the decoder, and how much that counts: 1 pulls at it as strongly as all reconstruction losses."""
 
     discriminators: tuple[one_of(DISCRIMINATORS), ...] = (  # type: ignore[valid-type]
         MultiPeriodDiscriminator.Config(), MultiResolutionDiscriminator.Config(),
     )  # fmt: skip
     loss: Literal["hinge", "least_squares"] = "least_squares"
-    adversarial: float = Field(default=1.0, ge=0)  # weight of being taken for music
-    feature_matching: float = Field(default=2.0, ge=0)  # weight of looking like the original to every layer
+    adversarial: float = Field(default=0.5, ge=0)  # to be taken for music
+    feature_matching: float = Field(default=0.5, ge=0)  # to look like the original to every layer of a discriminator
 
     @model_validator(mode="after")
     def _check(self) -> AdversarialConfig:

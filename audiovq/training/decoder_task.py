@@ -5,12 +5,14 @@ Codes stay the same ones: shards and priors that were made of them remain valid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from audiovq import distributed
 from audiovq.data.tracks import DataConfig, Scan
 from audiovq.recipe import DecoderStage, DecoderTrainingConfig, TokenizerStage, TrainingConfig
 from audiovq.tokenizer.discriminators import (
@@ -77,7 +79,8 @@ class DecoderTask(Task):
         reconstructions = self.tokenizer(batch, drop_levels=self.training).reconstructions
         real = self.discriminators(batch)
         theirs = self.discriminator_loss(real, reconstructions)
-        mine, terms = self.decoder_loss(batch, real, reconstructions)
+        terms = self.decoder_terms(batch, real, reconstructions)
+        mine = self.decoder_loss(terms)
         metrics = {name: value.detach() for name, value in terms.items()}
         metrics["discriminator"] = theirs.detach()
         return mine + theirs, metrics
@@ -88,24 +91,44 @@ class DecoderTask(Task):
         losses = [discriminator_loss(real, self.discriminators(x.detach()), kind) for x in reconstructions]
         return torch.stack(losses).mean()
 
-    def decoder_loss(
-        self, batch: Tensor, real: list[Judgement], reconstructions: list[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """For the decoder alone: the weighted sum and its terms, those of independent autoencoders added up."""
-        c = self.stage.adversarial
+    def decoder_terms(self, batch: Tensor, real: list[Judgement], reconstructions: list[Tensor]) -> dict[str, Tensor]:
+        """Unweighted, for the decoder alone; those of independent autoencoders added up, as if tuned apart."""
         per_output = []
         for reconstruction in reconstructions:
             with frozen(self.discriminators):
                 fake = self.discriminators(reconstruction)
             terms = self.losses(reconstruction, batch)
-            terms["adversarial"] = adversarial_loss(fake, c.loss)
+            terms["adversarial"] = adversarial_loss(fake, self.stage.adversarial.loss)
             terms["feature_matching"] = feature_matching_loss(real, fake)
             per_output.append(terms)
-        terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
-        weights = self.tokenizer_stage.losses.model_dump() | c.model_dump()
-        return torch.stack([weights[name] * value for name, value in terms.items()]).sum(), terms
+        return {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
+
+    def decoder_loss(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum, with a gradient in which each adversarial term is as long as its weight times that of all
+        reconstruction terms together, over all weights of the decoder (VQGAN, arXiv:2012.09841, eq. 7, has the ratio at
+        the last layer). Discriminators' gradients grow a hundredfold while they learn: no fixed factor would do."""
+        weights = {name: getattr(self.stage.adversarial, name) for name in ("adversarial", "feature_matching")}
+        reconstruction = self.losses.weighted({k: v for k, v in terms.items() if k not in weights})
+        loss = reconstruction + sum(weight * terms[name] for name, weight in weights.items())
+        if not torch.is_grad_enabled():
+            return loss
+        parameters = [p for p in self.tokenizer.parameters() if p.requires_grad]
+        total = torch.autograd.grad(reconstruction, parameters, retain_graph=True)
+        length = norm(total)
+        for name, weight in weights.items():
+            gradient = torch.autograd.grad(terms[name], parameters, retain_graph=True)
+            scale = distributed.mean_(weight * length / norm(gradient).clamp(min=1e-12))
+            total = [a + scale * b for a, b in zip(total, gradient, strict=True)]
+        # Its derivative by each weight is what was found above, so the backward pass need not find it again.
+        linear = torch.stack([(p * g).sum() for p, g in zip(parameters, total, strict=True)]).sum()
+        return loss.detach() + linear - linear.detach()
 
     def describe(self, metrics: dict[str, float]) -> str:
         names = ("mel", "stft", "waveform_l1", "adversarial", "feature_matching", "discriminator")
         terms = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
         return f"loss {metrics['loss']:.3f} {terms}"
+
+
+def norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Of all gradients as one vector."""
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
