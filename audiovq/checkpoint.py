@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -124,6 +125,26 @@ def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = Non
     save_model(folder, {"kind": "tokenizer", "model": network.config.model_dump()}, network, dtype)
 
 
+def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
+    """Replace a tokenizer by the same one with a decoder tuned for `steps` steps.
+
+    File by file, each atomically, and config.json with the mark of it last: whenever this is cut off, a whole
+    tokenizer for the same codes is there, and `tuning_steps` does not call it tuned before it is.
+    """
+    new = folder.with_name(f".{folder.name}.tuned")
+    content = {"kind": "tokenizer", "model": network.config.model_dump(), "decoder_tuning_steps": steps}
+    save_model(new, content, network)
+    for name in (WEIGHTS, SUMS, CONFIG):
+        (new / name).replace(folder / name)
+    _flush(folder)
+    new.rmdir()
+
+
+def tuning_steps(folder: Path) -> int:
+    """For how many steps the decoder of this tokenizer was tuned; 0 if it was not."""
+    return read_config(folder, "tokenizer").get("decoder_tuning_steps", 0)
+
+
 def save_prior(folder: Path, network: Prior, sampling: PickConfig, dtype: torch.dtype | None = None) -> None:
     config = {
         "kind": "prior", "model": network.config.model_dump(), "spec": vars(network.spec), "sampling": sampling.model_dump(),
@@ -180,11 +201,11 @@ def load_prior(folder: Path) -> tuple[Prior, PickConfig]:
 # --- training state ---------------------------------------------------------------------------------------------------
 
 
-def save_training(folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_training(folder: Path, step: int, network: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     """One checkpoint `step-00000123` below `folder`; older ones are pruned after the new one is safe."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     moments: dict[str, Tensor] = {}
-    for parameter, state in optimizer.state.items():
+    for parameter, state in itertools.chain.from_iterable(optimizer.state.items() for optimizer in optimizers):
         for key, value in state.items():
             moments[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).detach().cpu().contiguous()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -207,12 +228,14 @@ def newest_training(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
-def load_training(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_training(folder: Path, network: nn.Module, *optimizers: torch.optim.Optimizer) -> int:
     """Restore weights, buffers and optimizer moments exactly; returns the number of steps done."""
     network.load_state_dict(read_tensors(folder / WEIGHTS))
     parameters = dict(network.named_parameters())
+    owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, value in read_tensors(folder / "optimizer.safetensors").items():
         key, _, parameter_name = name.partition("/")
         parameter = parameters[parameter_name]
-        optimizer.state[parameter][key] = value.to(parameter.device)  # "step" too: fused AdamW keeps it there
+        # "step" too: fused AdamW keeps it beside the parameter
+        owners[id(parameter)].state[parameter][key] = value.to(parameter.device)
     return int(json.loads((folder / "state.json").read_text())["step"])

@@ -53,7 +53,9 @@ def main(debug: bool) -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: a.b=value (repeatable)."
 )
-@click.option("--stage", "stages", multiple=True, metavar="STAGE", help="Only tokenizer, codes or priors (repeatable).")
+@click.option(
+    "--stage", "stages", multiple=True, metavar="STAGE", help="Only tokenizer, decoder, codes or priors (repeatable)."
+)
 def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
     from audiovq.recipe import load_recipe

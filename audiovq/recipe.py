@@ -14,6 +14,7 @@ from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.data.tracks import DataConfig
 from audiovq.prior.prior import PriorConfig
+from audiovq.tokenizer.discriminators import AdversarialConfig
 from audiovq.tokenizer.losses import LossConfig
 from audiovq.tokenizer.vqvae import VQVAEConfig
 
@@ -49,6 +50,31 @@ class TokenizerStage(Config):
         return max(1, round(self.crop_seconds * self.model.sample_rate / hop)) * hop
 
 
+class DecoderTrainingConfig(TrainingConfig):
+    """How the decoder and its discriminators are trained; what is not said apart holds for both."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    beta1: float = Field(default=0.8, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    discriminator_learning_rate: float = Field(default=2e-4, gt=0)
+    discriminator_steps: int = Field(default=0, ge=0)  # the first ones, in which the discriminators learn alone
+
+    @model_validator(mode="after")
+    def _check(self) -> DecoderTrainingConfig:
+        if self.discriminator_steps >= self.steps:
+            raise ValueError(
+                f"discriminator_steps: expected less than steps {self.steps}, found {self.discriminator_steps}"
+            )
+        return self
+
+
+class DecoderStage(Config):
+    """The decoder of a trained tokenizer learns against discriminators; the codes stay what they are."""
+
+    adversarial: AdversarialConfig = AdversarialConfig()
+    training: DecoderTrainingConfig = DecoderTrainingConfig()
+
+
 class CodesStage(Config):
     # The training tracks are encoded this often, each time a bit later: more codes of the same music.
     shifts: int = Field(default=1, ge=1)
@@ -81,6 +107,7 @@ class Recipe(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     data: DataConfig = DataConfig()
     tokenizer: TokenizerStage = TokenizerStage()
+    decoder_tuning: DecoderStage | None = None  # null leaves the decoder as the tokenizer stage made it
     codes: CodesStage = CodesStage()
     priors: tuple[PriorStage, ...] = (PriorStage(),)  # one a level, coarse to fine; a single one serves all levels
     samples: SamplesConfig = SamplesConfig()
@@ -105,6 +132,13 @@ class Recipe(Config):
         if self.tokenizer.crop_samples < longest:
             raise ValueError(
                 f"tokenizer.crop_seconds: expected at least the longest mel window, {longest} samples, "
+                f"found {self.tokenizer.crop_samples} samples"
+            )
+        discriminators = self.decoder_tuning.adversarial.discriminators if self.decoder_tuning else ()
+        longest = max((each.min_samples for each in discriminators), default=0)
+        if self.tokenizer.crop_samples < longest:
+            raise ValueError(
+                f"tokenizer.crop_seconds: expected at least what a discriminator looks at, {longest} samples, "
                 f"found {self.tokenizer.crop_samples} samples"
             )
         return self

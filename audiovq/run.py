@@ -2,7 +2,7 @@
 
 run/recipe.yaml              complete, as it was run
 run/data/                    tracks.jsonl, quarantine.jsonl, report.json
-run/tokenizer/               config.json, model.safetensors (a model folder)
+run/tokenizer/               config.json, model.safetensors (a model folder); with a tuned decoder if the recipe asks for it
 run/codes/                   index.json and memory-mapped shards
 run/prior-0/ …               a model folder a level, coarse to fine
 run/training/<stage>/        checkpoints and metrics.jsonl
@@ -29,12 +29,14 @@ from audiovq.evaluation.evaluate import code_statistics, held_out_bits
 from audiovq.evaluation.pictures import draw_spectrograms
 from audiovq.recipe import Recipe, first_difference, load_saved_recipe
 from audiovq.terminal import say
+from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.encode_stage import encode_data_set
 from audiovq.training.loop import train
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
 
-STAGES = ("tokenizer", "codes", "priors")
+STAGES = ("tokenizer", "decoder", "codes", "priors")
 
 
 class Run:
@@ -53,12 +55,21 @@ class Run:
         folder = self.folder
         if stage == "tokenizer":
             return (folder / "tokenizer" / checkpoint.CONFIG).is_file()
+        if stage == "decoder":
+            return not self.recipe.decoder_tuning or (
+                self.done("tokenizer") and checkpoint.tuning_steps(folder / "tokenizer") > 0
+            )
         if stage == "codes":
             return (folder / "codes" / "index.json").is_file()
         return len(api.prior_folders(folder)) == self.recipe.tokenizer.model.n_levels
 
     def go(self, stages: tuple[str, ...] = STAGES) -> None:
         """Do the stages that are not done; raises ValueError or `training.loop.Interrupted`."""
+        if stages == ("decoder",) and not self.recipe.decoder_tuning:
+            raise ValueError(
+                f"{self.recipe.name}: stage decoder needs decoder_tuning in the recipe, which is null; "
+                "set it, such as --set decoder_tuning.training.steps=10000"
+            )
         self._claim_folder()
         if all(self.done(stage) for stage in stages):
             say(f"{self.folder}: finished, nothing to do") if self.main else None
@@ -76,16 +87,25 @@ class Run:
         if self.main and not path.exists():  # the recipe comes last: a folder with wrong data is not claimed
             audio.check_folder(self.folder)
             self._scan()
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(self.recipe.to_yaml())
-            temporary.replace(path)
+            self._save_recipe(path)
         distributed.barrier()
         saved = load_saved_recipe(path)
+        added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
+        if added:  # may come later: all else in the folder stays valid
+            saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
         difference = first_difference(saved.model_dump(), self.recipe.model_dump())
         if difference:
             raise ValueError(
                 f"{self.folder}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
             )
+        distributed.barrier()
+        if self.main and added:
+            self._save_recipe(path)
+
+    def _save_recipe(self, path: Path) -> None:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(self.recipe.to_yaml())
+        temporary.replace(path)
 
     def _scan(self) -> None:
         place, data = self.folder / "data", self.recipe.data
@@ -110,8 +130,21 @@ class Run:
         task = TokenizerTask(stage, self.recipe.data, data, self.recipe.seed)
         self._train(task, "tokenizer", stage.training)
         if self.main:
-            self._reconstruct_samples(api.Tokenizer(task.network, self.device), data)
+            self._reconstruct_samples("tokenizer", task.network, data)
             checkpoint.save_tokenizer(self.folder / "tokenizer", task.network)
+        distributed.barrier()
+
+    def decoder(self) -> None:
+        self._need("tokenizer", "decoder")
+        data, stage, place = self.scan(), self.recipe.decoder_tuning, self.folder / "tokenizer"
+        assert stage is not None, "without decoder_tuning the stage counts as done"
+        network = checkpoint.load_tokenizer(place)
+        distributed.barrier()  # all have read it before one replaces it
+        task = DecoderTask(stage, self.recipe.tokenizer, self.recipe.data, data, network, self.recipe.seed)
+        self._train(task, "decoder", stage.training)
+        if self.main:
+            self._reconstruct_samples("decoder", network, data)
+            checkpoint.replace_by_tuned(place, network, stage.training.steps)
         distributed.barrier()
 
     def codes(self) -> None:
@@ -143,9 +176,9 @@ class Run:
         folder = self.folder / "training" / title
         train(task, title, folder, config, self.recipe.seed, self.recipe.data.workers, self.accelerator)
 
-    def _reconstruct_samples(self, tokenizer: api.Tokenizer, data: Scan) -> None:
+    def _reconstruct_samples(self, stage: str, network: VQVAE, data: Scan) -> None:
         """Source and every level prefix of a few held-out tracks."""
-        folder = self.folder / "samples" / "tokenizer"
+        folder, tokenizer = self.folder / "samples" / stage, api.Tokenizer(network, self.device)
         for track in (data.split("valid") or data.split("train"))[: self.recipe.samples.n]:
             n = int(self.recipe.samples.seconds * track.sample_rate)
             source, rate = audio.read_audio(
@@ -199,11 +232,10 @@ def describe_run(folder: Path) -> dict[str, Any]:
     for name in ("data/report.json", "report.json"):
         if (folder / name).is_file():
             facts[Path(name).parent.name or "reached"] = json.loads((folder / name).read_text())
-    facts["finished"] = [
-        name
-        for name in ("tokenizer", "codes", *(path.name for path in api.prior_folders(folder)))
-        if (folder / name).is_dir()
-    ]
+    stages = ("tokenizer", "codes", *(path.name for path in api.prior_folders(folder)))
+    facts["finished"] = [name for name in stages if (folder / name).is_dir()]
+    if "tokenizer" in facts["finished"] and checkpoint.tuning_steps(folder / "tokenizer"):
+        facts["finished"].insert(1, "decoder")
     facts["codebooks"] = _codebook_use(folder)
     return facts
 

@@ -147,7 +147,7 @@ def test_wrong_recipes_and_data(tiny_recipe: Path, tmp_path: Path) -> None:
         cli("train", tiny_recipe, "--out", tmp_path / "run2", "--data", tmp_path / "empty"), "no audio found"
     )
     assert not (tmp_path / "run" / "recipe.yaml").exists()  # wrong data claims no folder
-    assert_one_line_error(cli("train", tiny_recipe, *out, "--stage", "prior"), "tokenizer, codes, priors")
+    assert_one_line_error(cli("train", tiny_recipe, *out, "--stage", "prior"), "tokenizer, decoder, codes, priors")
     assert_one_line_error(cli("train", tiny_recipe, *out, "--nonsense"), "--nonsense")
 
 
@@ -197,6 +197,11 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
             f"priors.{i}.training.steps=2", f"priors.{i}.training.batch_size=2", f"priors.{i}.training.evaluate_steps=2",
             f"priors.{i}.training.evaluate_batches=1",
         ]  # fmt: skip
+    if recipe.decoder_tuning:
+        small += [
+            "decoder_tuning.adversarial.discriminators=[{kind: multi_period, dims: [4]}, {kind: multi_resolution, dim: 4}]",
+            "decoder_tuning.training={steps: 2, batch_size: 2, discriminator_steps: 1}",
+        ]
     options = [part for override in small for part in ("--set", override)]
     result = cli("train", path, "--data", music, "--out", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output

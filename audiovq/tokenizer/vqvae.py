@@ -190,21 +190,23 @@ class VQVAE(nn.Module):
             return [(self.groups[0], list(range(self.config.n_levels)))]
         return [(group, [i]) for i, group in enumerate(self.groups)]
 
-    def forward(self, waveform: Tensor) -> VQVAEOutput:
+    def forward(self, waveform: Tensor, drop_levels: bool | None = None) -> VQVAEOutput:
         """One training step's view: reconstruct, and in training mode move the codebooks once.
 
         Args:
             waveform: float [b, channels, samples], samples a multiple of the top hop.
+            drop_levels: whether an item may be reconstructed from a prefix of its levels; default in training mode.
         """
         self._check_waveform(waveform)
         if self.training:
             self._start(waveform)
+        drop_levels = self.training if drop_levels is None else drop_levels
         quantizers, passing = self.quantizers(), bool(self.n_steps < self.config.quantize_after)
         reconstructions: list[Tensor] = []
         results: list[Quantized] = []
         for group, levels in self._level_groups():
             quantized, steps = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels], passing)
-            if self.training and len(levels) > 1 and self.config.level_dropout > 0:
+            if drop_levels and len(levels) > 1 and self.config.level_dropout > 0:
                 steps = self._drop_levels(steps)
             reconstructions.append(group.decode(steps))
             results += quantized

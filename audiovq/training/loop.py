@@ -2,6 +2,10 @@
 
 Exact resume: the examples of a step are a function of (seed, step, rank) and the random state is set from the same at
 each step, so a run that was killed and started again ends in the very weights of one that was not.
+
+A task may train several networks against each other: its loss is then the sum of theirs, each reaching only its own,
+and every network has its optimizer and its gradient clipped. One backward pass serves all, so that with several
+processes every parameter has a gradient in every step.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,10 +32,27 @@ from audiovq.terminal import ProgressBar, say
 from audiovq.training.optimizer import learning_rate, make_optimizer
 
 
+@dataclass(frozen=True)
+class Part:
+    """A network with an optimizer of its own. It rests before `first_step`; its learning rate counts from there."""
+
+    network: nn.Module
+    config: TrainingConfig
+    first_step: int = 0
+    suffix: str = ""  # of what is logged of it
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(step - self.first_step, self.config) if step >= self.first_step else 0.0
+
+
 class Task(nn.Module):
     """A network with its loss. `forward(batch)` returns the loss and scalars to log; the loop trains `network`."""
 
-    network: nn.Module
+    network: nn.Module  # what checkpoints hold
+
+    def parts(self, config: TrainingConfig) -> list[Part]:
+        """What is trained, each part with an optimizer of its own."""
+        return [Part(self.network, config)]
 
     def dataset(self, split: str) -> Dataset[Any]:
         """Endless examples; index i is always the same one."""
@@ -147,10 +169,11 @@ def train(
     """
     device = accelerator.device
     task.to(device).train()
-    optimizer = make_optimizer(task.network, config)
+    parts = task.parts(config)
+    optimizers = [make_optimizer(part.network, part.config) for part in parts]
     checkpoints = folder / "checkpoints"
     newest = checkpoint.newest_training(checkpoints)
-    start = checkpoint.load_training(newest, task.network, optimizer) if newest else 0
+    start = checkpoint.load_training(newest, task.network, *optimizers) if newest else 0
     model = accelerator.prepare_model(task)
     log = MetricsLog(folder / "metrics.jsonl", start)
     loader = batches(task.dataset("train"), start, config.steps, config.batch_size, workers, device.type == "cuda")
@@ -161,13 +184,10 @@ def train(
     with StopSignal() as stop, bar:
         for step, batch in enumerate(loader, start=start):
             torch.manual_seed(step_seed(seed, title, step, distributed.rank()))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
             loss, metrics = model(to_device(batch, device))
             accelerator.backward(loss)
-            metrics["gradient_norm"] = nn.utils.clip_grad_norm_(task.network.parameters(), config.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for part, optimizer in zip(parts, optimizers, strict=True):
+                metrics |= update(part, optimizer, step)
             done = step + 1
             note = None
             if done % config.log_steps == 0 or done == config.steps:
@@ -176,7 +196,8 @@ def train(
                     raise ValueError(
                         f"{title}: the loss is {figures['loss']} at step {done}; try a lower learning_rate"
                     )
-                log.write(done, {**figures, "learning_rate": learning_rate(step, config)})
+                rates = {f"learning_rate{part.suffix}": part.learning_rate(step) for part in parts}
+                log.write(done, figures | rates)
                 note = task.describe(figures)
             if done % config.evaluate_steps == 0 or done == config.steps:
                 held_out = evaluate(task, config, device)
@@ -187,12 +208,23 @@ def train(
             due = distributed.any_rank(time.monotonic() - saved_at >= config.checkpoint_seconds, device)
             if interrupted or due or done == config.steps:
                 if distributed.rank() == 0:
-                    checkpoint.save_training(checkpoints, done, task.network, optimizer)
+                    checkpoint.save_training(checkpoints, done, task.network, *optimizers)
                 distributed.barrier()
                 saved_at = time.monotonic()
             if interrupted and done < config.steps:
                 raise Interrupted(stop.received or signal.SIGTERM, done)
     task.eval()
+
+
+def update(part: Part, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
+    """Clip the gradients of one part and, unless it rests, take its optimizer's step; the gradients' norm to log."""
+    norm = nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip)
+    if step >= part.first_step:
+        for group in optimizer.param_groups:
+            group["lr"] = part.learning_rate(step)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {f"gradient_norm{part.suffix}": norm}
 
 
 @torch.no_grad()

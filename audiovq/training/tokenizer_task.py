@@ -42,12 +42,7 @@ class TokenizerTask(Task):
         self.losses = ReconstructionLoss(stage.losses, stage.model.sample_rate)
 
     def dataset(self, split: str) -> Dataset[Tensor]:
-        tracks = self.scan.split(split) or self.scan.split("train")  # a single track is its own yardstick
-        model = self.stage.model
-        return WaveformCrops(
-            Path(self.scan.folder), tracks, model.sample_rate, model.channels, self.stage.crop_samples,
-            self.seed + (split == "valid"), self.data.cache_gigabytes,
-        )  # fmt: skip
+        return waveform_crops(self.stage, self.data, self.scan, split, self.seed + (split == "valid"))
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.network(batch)
@@ -63,6 +58,15 @@ class TokenizerTask(Task):
         perplexities = "/".join(f"{metrics[f'perplexity_{i}']:.0f}" for i in range(self.stage.model.n_levels))
         terms = " ".join(f"{name} {metrics[name]:.4g}" for name in ("mel", "stft", "waveform_l1") if name in metrics)
         return f"loss {metrics['loss']:.3f} {terms} perplexity {perplexities}"
+
+
+def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: str, seed: int) -> WaveformCrops:
+    """Crops of the tracks of a split, as the tokenizer is trained on."""
+    tracks = scan.split(split) or scan.split("train")  # a single track is its own yardstick
+    model = stage.model
+    return WaveformCrops(
+        Path(scan.folder), tracks, model.sample_rate, model.channels, stage.crop_samples, seed, data.cache_gigabytes
+    )
 
 
 @torch.no_grad()

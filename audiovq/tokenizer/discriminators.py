@@ -1,0 +1,239 @@
+"""Discriminators that tell music from its reconstruction, and the losses between them and the decoder.
+
+A new kind is one class and one line in `DISCRIMINATORS`. Each gives a `Judgement` for every view that it takes of the
+waveform (a period, a window size). Padding is with zeros: the gradient of reflection is not deterministic on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from audiovq.config import Config as BaseConfig
+from audiovq.config import one_of
+
+
+@dataclass
+class Judgement:
+    scores: Tensor  # [b, 1, height, width], one a patch of the view: high for music, low for a reconstruction
+    features: list[Tensor]  # what each layer saw, [b, dim, height, width]
+
+
+def conv(dim_in: int, dim_out: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> nn.Module:
+    """Convolution with normalised weights; without a stride the size stays."""
+    return weight_norm(nn.Conv2d(dim_in, dim_out, kernel, stride, padding=(kernel[0] // 2, kernel[1] // 2)))
+
+
+def features_of(layers: nn.ModuleList, x: Tensor) -> list[Tensor]:
+    """The output of each layer in turn, after its activation."""
+    features = []
+    for layer in layers:
+        x = F.leaky_relu(layer(x), 0.1)
+        features.append(x)
+    return features
+
+
+class MultiPeriodDiscriminator(nn.Module):
+    """Looks at every p-th sample, for some prime numbers p: at what repeats (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
+
+    class Config(BaseConfig):
+        kind: Literal["multi_period"] = "multi_period"
+        periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples
+        dims: tuple[int, ...] = (32, 128, 512, 1024)  # width after each stride of 3
+
+        @model_validator(mode="after")
+        def _check(self) -> MultiPeriodDiscriminator.Config:
+            if not self.periods or min(self.periods) < 1 or len(set(self.periods)) < len(self.periods):
+                raise ValueError(f"periods: expected different numbers from 1 on, found {list(self.periods)}")
+            if not self.dims or min(self.dims) < 1:
+                raise ValueError(f"dims: expected widths of at least 1, found {list(self.dims)}")
+            return self
+
+        @property
+        def min_samples(self) -> int:
+            """The shortest waveform that is a whole view."""
+            return max(self.periods)
+
+    def __init__(self, channels: int, config: Config):
+        super().__init__()
+        self.periods = config.periods
+        self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
+        for _ in config.periods:
+            pairs = itertools.pairwise((channels, *config.dims))
+            layers = [conv(a, b, (5, 1), (3, 1)) for a, b in pairs]
+            self.stacks.append(nn.ModuleList([*layers, conv(config.dims[-1], config.dims[-1], (5, 1))]))
+            self.heads.append(conv(config.dims[-1], 1, (3, 1)))
+
+    def forward(self, waveform: Tensor) -> list[Judgement]:  # [b, channels, samples] -> one a period
+        judgements = []
+        for period, layers, head in zip(self.periods, self.stacks, self.heads, strict=True):
+            padded = F.pad(waveform, (0, -waveform.shape[-1] % period))
+            features = features_of(layers, rearrange(padded, "b c (t p) -> b c t p", p=period))  # type: ignore[arg-type]
+            judgements.append(Judgement(head(features[-1]), features))
+        return judgements
+
+
+class MultiResolutionDiscriminator(nn.Module):
+    """Looks at spectrograms of several window sizes (UnivNet, arXiv:2106.07889), each cut into bands with
+    networks of their own (DAC, arXiv:2306.06546, section 3.3).
+
+    `complex` shows real and imaginary part, as DAC does, so that phase counts; `magnitude` hides it, as UnivNet does.
+    """
+
+    class Config(BaseConfig):
+        kind: Literal["multi_resolution"] = "multi_resolution"
+        windows: tuple[int, ...] = (2048, 1024, 512)  # samples
+        spectrum: Literal["complex", "magnitude"] = "complex"
+        bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # where they part, as shares of half the sample rate
+        dim: int = Field(default=32, ge=1)
+        n_strides: int = Field(default=3, ge=0)  # layers that halve the number of frequencies
+
+        @model_validator(mode="after")
+        def _check(self) -> MultiResolutionDiscriminator.Config:
+            if not self.windows or min(self.windows) < 8 or any(n % 4 for n in self.windows):
+                raise ValueError(f"windows: expected multiples of 4 from 8 on, found {list(self.windows)}")
+            edges = (0.0, *self.bands, 1.0)
+            if any(a >= b for a, b in itertools.pairwise(edges)):
+                raise ValueError(f"bands: expected rising numbers between 0 and 1, found {list(self.bands)}")
+            widths = [b - a for a, b in itertools.pairwise(self.edges(min(self.windows)))]
+            if min(widths) < 1:
+                raise ValueError(
+                    f"bands: expected a frequency in each, found bands of {widths} frequencies with a window of "
+                    f"{min(self.windows)}; use fewer bands or longer windows"
+                )
+            return self
+
+        def edges(self, window: int) -> list[int]:
+            """The bins at which bands begin, and the number of bins."""
+            n_bins = window // 2 + 1
+            return [0, *(round(share * n_bins) for share in self.bands), n_bins]
+
+        @property
+        def min_samples(self) -> int:
+            return max(self.windows)
+
+    def __init__(self, channels: int, config: Config):
+        super().__init__()
+        self.config = config
+        dim_in = channels * (2 if config.spectrum == "complex" else 1)
+        self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
+        for window in config.windows:
+            self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
+            self.stacks.append(nn.ModuleList(self._stack(dim_in, config) for _ in range(len(config.bands) + 1)))
+            self.heads.append(conv(config.dim, 1, (3, 3)))
+
+    def _stack(self, dim_in: int, config: Config) -> nn.ModuleList:
+        strided = [conv(config.dim, config.dim, (3, 9), (1, 2)) for _ in range(config.n_strides)]
+        return nn.ModuleList([conv(dim_in, config.dim, (3, 9)), *strided, conv(config.dim, config.dim, (3, 3))])
+
+    def forward(self, waveform: Tensor) -> list[Judgement]:  # [b, channels, samples] -> one a window
+        judgements = []
+        for window, stacks, head in zip(self.config.windows, self.stacks, self.heads, strict=True):
+            spectrum = self.spectrum(waveform, window)
+            edges = itertools.pairwise(self.config.edges(window))
+            bands = [features_of(s, spectrum[..., a:b]) for s, (a, b) in zip(stacks, edges, strict=True)]  # type: ignore[arg-type]
+            last = torch.cat([features[-1] for features in bands], dim=-1)
+            judgements.append(Judgement(head(last), [feature for features in bands for feature in features]))
+        return judgements
+
+    def spectrum(self, waveform: Tensor, window: int) -> Tensor:
+        """[b, channels, samples] -> float32 [b, channels (· 2), frames, bins], a quarter window apart."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            flat = rearrange(waveform.float(), "b c t -> (b c) t")
+            spectrum = torch.stft(
+                flat, window, window // 4, window=self.get_buffer(f"window_{window}"), pad_mode="constant",
+                normalized=True, return_complex=True,
+            )  # fmt: skip
+            parts = torch.view_as_real(spectrum)  # [b c, bins, frames, 2]
+            if self.config.spectrum == "magnitude":
+                parts = (parts.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
+        return rearrange(parts, "(b c) f t part -> b (c part) t f", c=waveform.shape[1])
+
+
+DISCRIMINATORS = {"multi_period": MultiPeriodDiscriminator, "multi_resolution": MultiResolutionDiscriminator}
+
+
+class AdversarialConfig(BaseConfig):
+    """Who judges the decoder, and how much that counts: 1 pulls at it as strongly as all reconstruction losses."""
+
+    discriminators: tuple[one_of(DISCRIMINATORS), ...] = (  # type: ignore[valid-type]
+        MultiPeriodDiscriminator.Config(), MultiResolutionDiscriminator.Config(),
+    )  # fmt: skip
+    loss: Literal["hinge", "least_squares"] = "least_squares"
+    adversarial: float = Field(default=0.5, ge=0)  # to be taken for music
+    feature_matching: float = Field(default=0.5, ge=0)  # to look like the original to every layer of a discriminator
+
+    @model_validator(mode="after")
+    def _check(self) -> AdversarialConfig:
+        if not self.discriminators:
+            raise ValueError(f"discriminators: expected at least one of {', '.join(DISCRIMINATORS)}, found none")
+        if self.adversarial == 0 == self.feature_matching:
+            raise ValueError("expected a weight above 0 for adversarial or feature_matching, found 0 for both")
+        return self
+
+
+class Discriminators(nn.Module):
+    """All discriminators of a config, each on the whole waveform."""
+
+    def __init__(self, channels: int, config: AdversarialConfig):
+        super().__init__()
+        self.each = nn.ModuleList(DISCRIMINATORS[c.kind](channels, c) for c in config.discriminators)
+
+    def forward(self, waveform: Tensor) -> list[Judgement]:
+        """float [b, channels, samples] -> one judgement a view."""
+        return [judgement for discriminator in self.each for judgement in discriminator(waveform)]
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within, gradients pass through the module and none reaches its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+# Each loss is the mean over views, so that one view more does not weigh more.
+
+
+def discriminator_loss(real: list[Judgement], fake: list[Judgement], kind: str) -> Tensor:
+    """What the discriminators learn: high scores for music, low ones for reconstructions.
+
+    least_squares: (1 − real)² + fake² (LSGAN, arXiv:1611.04076, section 3.2).
+    hinge: max(0, 1 − real) + max(0, 1 + fake) (arXiv:1705.02894).
+    """
+    pairs = [(r.scores.float(), f.scores.float()) for r, f in zip(real, fake, strict=True)]
+    if kind == "least_squares":
+        return _mean([(1 - r).square().mean() + f.square().mean() for r, f in pairs])
+    return _mean([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs])
+
+
+def adversarial_loss(fake: list[Judgement], kind: str) -> Tensor:
+    """What the decoder learns from the scores: least_squares (1 − fake)², hinge −fake."""
+    scores = [f.scores.float() for f in fake]
+    return _mean([(1 - f).square().mean() if kind == "least_squares" else -f.mean() for f in scores])
+
+
+def feature_matching_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
+    """Mean |Δ feature| / mean |feature of the music| over layers and views (EnCodec, arXiv:2210.13438, eq. 2)."""
+    pairs = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r.features, f.features, strict=True)]
+    return _mean([_relative_l1(r.detach().float(), f.float()) for r, f in pairs])
+
+
+def _relative_l1(target: Tensor, x: Tensor) -> Tensor:
+    return (x - target).abs().mean() / target.abs().mean().clamp(min=1e-6)
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
