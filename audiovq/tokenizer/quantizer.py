@@ -230,7 +230,7 @@ class GumbelQuantizer(Quantizer):
         temperature_start: float = Field(default=1.0, gt=0)
         temperature_end: float = Field(default=0.0625, gt=0)
         temperature_steps: int = Field(default=1000, ge=1)  # from start to end, counted from `quantize_after`
-        scale: float = Field(default=20.0, gt=0)  # of the cosines, to begin with
+        scale: float = Field(default=30.0, gt=0)  # of the cosines, to begin with
         kmeans_iterations: int = Field(default=10, ge=0)
 
     n_steps: Tensor
