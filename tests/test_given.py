@@ -16,6 +16,7 @@ from audiovq.sampling.generate import coarser_at_rate_above, generate
 from audiovq.sampling.given import Given, begin_with, redraw, surround, vary
 from audiovq.sampling.likelihood import bits_per_second, sequence_log_probability
 from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.steps import Steps
 
 PICKS = [PickConfig(), PickConfig(top_k=5), PickConfig(top_p=0.9)]
 
@@ -73,18 +74,29 @@ def test_given_stretches_go_through_in_one_pass_and_what_follows_the_last_draw_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     passes: list[tuple[str, int]] = []
-    from audiovq.sampling.steps import Steps
-
-    read, step = Steps.read, Steps.step
-    monkeypatch.setattr(Steps, "read", lambda *a: passes.append(("read", a[1].shape[1])) or read(*a))
+    prefill, step = Steps.prefill, Steps.step
+    monkeypatch.setattr(Steps, "prefill", lambda *a: passes.append(("prefill", a[1].shape[1])) or prefill(*a))
     monkeypatch.setattr(Steps, "step", lambda *a: passes.append(("step", 1)) or step(*a))
     given = torch.arange(100)[None] % 20
     given[0, [30, 31, 60]] = -1
     generate([make(0)], [PickConfig()], request(25600, items=(0,)), [given])
-    assert passes == [("read", 30), ("step", 1), ("step", 1), ("read", 28), ("step", 1)]
+    assert passes == [("prefill", 30), ("step", 1), ("step", 1), ("prefill", 28), ("step", 1)]
     passes.clear()
     generate([make(0)], [PickConfig()], request(25600, items=(0,)), [given.clamp(min=0)])
     assert passes == []
+
+
+def test_no_pass_is_longer_than_a_block_however_long_the_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    prefill = Steps.prefill
+    monkeypatch.setattr(Steps, "prefill", lambda *a: lengths.append(a[1].shape[1]) or prefill(*a))
+    given = torch.arange(10000)[None] % 20
+    given[0, -1] = -1
+    codes = generate([make(0)], [PickConfig()], request(2560000, items=(0,)), [given])[0]
+    assert (max(lengths), sum(lengths)) == (256, 9999)
+    lengths.clear()
+    sequence_log_probability(make(0), [codes], request(2560000, items=(0,)))
+    assert (max(lengths), sum(lengths)) == (256, 10000)
 
 
 def test_redrawing_keeps_all_outside_and_rounds_outward() -> None:

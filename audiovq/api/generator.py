@@ -130,6 +130,8 @@ class Generator:
             raise ValueError(f"n: expected at least 1, found {n}")
         if (seconds is None) == (given is None):
             raise ValueError("seconds: expected a length, or given codes (which have one), not both")
+        if prompt and given:
+            raise ValueError("prompt, given: expected one of them")
         n_samples = given.n_samples if given else self.n_samples(seconds or 0.0)
         if prompt is not None:
             given = self.begin_with(prompt, n_samples)

@@ -78,13 +78,13 @@ def generate_level(
     codes = torch.full((batch, n_codes + 1), prior.spec.codebook_size, dtype=torch.int64, device=device)
     codes[:, 1:] = given  # one later, so that codes[:, t] is what comes before position t
     steps = Steps(prior, batch)
-    n_known, fed = journal.resume(level, codes[:, 1:], steps) if journal else (0, 0)
+    n_known, fed = journal.resume(level, codes[:, 1:], steps.cache) if journal else (0, 0)
     around = coarser_at_rate_above(prior, coarser, batch, n_codes)
 
     def tell(n_done: int) -> None:
         on_codes(level, codes[:, 1:], n_done)
         if journal:
-            journal.note(level, codes[:, 1:], n_done, steps)
+            journal.note(level, codes[:, 1:], n_done, steps.cache)
 
     for block, runs in _passes(given, n_known, -(-BLOCK // prior.spec.ratio) * prior.spec.ratio):
         if block.stop <= fed:
@@ -93,14 +93,14 @@ def generate_level(
         for start, end, told in runs:
             here = context[:, start - block.start : end - block.start]
             if told and start >= fed:
-                steps.read(codes[:, start:end], here)
+                steps.prefill(codes[:, start:end], here)
                 tell(end)
             elif not told:
                 first = min(max(start, n_known), end)  # to be drawn; what is known is only fed
                 noise = _noise(prior, request, first, end).to(device)
                 mixed = bool((given[:, start:end] >= 0).any())  # given to some items and not to others
                 for t in range(max(start, fed), end):
-                    logits = steps.step(codes[:, t : t + 1], here[:, t - start : t - start + 1])
+                    logits = steps.step(codes[:, t], here[:, t - start])
                     if t >= first:
                         drawn = next_code(logits, noise[:, t - first], pick.temperature, pick.top_k, pick.top_p)
                         codes[:, t + 1] = torch.where(given[:, t] < 0, drawn, given[:, t]) if mixed else drawn

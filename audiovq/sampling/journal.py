@@ -7,8 +7,8 @@ determines their codes:
     <hash>.cache   the network's memory at some position, so that little is fed again; without it, everything is
     <hash>.lock    held by the process at work
 
-A record is level, first position and count (little-endian uint32), the codes (int32 [items, count]) and a CRC-32 of
-all that. The codes are the truth: they are fed through the network again just as they were when they were drawn (see
+A record is level, first position, count and rows (little-endian uint32), the codes (int32 [rows, count]) and a CRC-32
+of all that. The codes are the truth: they are fed through the network again just as they were when they were drawn (see
 `generate_level`), so on the same machine the rest comes out to the bit as if nothing had happened.
 """
 
@@ -30,19 +30,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from audiovq.sampling.steps import Steps
+from audiovq.prior.kv_cache import KVCache
 
 FORMAT = "audiovq-journal-1"
 FLUSH_SECONDS = 1.0  # between two writes
 CACHE_SHARE = 0.02  # of the time goes into saving the network's memory, at most
-_HEAD, _SUM = struct.Struct("<III"), struct.Struct("<I")
+_HEAD, _SUM = struct.Struct("<IIII"), struct.Struct("<I")
 
 
 class Journal:
     """The codes of one group of items.
 
     Args:
-        facts: all that determines the codes, JSON and tensors; "items" is the list of items.
+        facts: all that determines the codes, JSON and tensors.
     Raises:
         ValueError: another process has it open, or the folder cannot be written.
     """
@@ -52,8 +52,7 @@ class Journal:
         stem = folder / hashlib.sha256(header).hexdigest()[:16]
         self.path, self.cache_path = stem.with_suffix(".codes"), stem.with_suffix(".cache")
         self.lock = FileLock(stem.with_suffix(".lock"))
-        self.n_items = len(facts["items"])
-        self.known: dict[int, list[np.ndarray]] = {}  # found on disk: int32 [items, n] a record, a level
+        self.known: dict[int, list[np.ndarray]] = {}  # found on disk: int32 [rows, n] a record, a level
         self.counts: dict[int, int] = {}  # codes on disk, a level
         self.last: tuple[int, Tensor, int] | None = None  # noted, not yet written
         self.flush_due = self.cache_due = time.monotonic() + FLUSH_SECONDS
@@ -86,13 +85,13 @@ class Journal:
     def _read(self, content: bytes, at: int) -> int:
         """Records from byte `at` on -> the byte where the last whole one ends."""
         while at + _HEAD.size <= len(content):
-            level, start, n = _HEAD.unpack_from(content, at)
-            end = at + _HEAD.size + 4 * n * self.n_items
+            level, start, n, rows = _HEAD.unpack_from(content, at)
+            end = at + _HEAD.size + 4 * n * rows
             if end + _SUM.size > len(content) or start != self.counts.get(level, 0):
                 break
             if _SUM.unpack_from(content, end)[0] != zlib.crc32(content[at:end]):
                 break
-            codes = np.frombuffer(content, "<i4", n * self.n_items, at + _HEAD.size).reshape(self.n_items, n)
+            codes = np.frombuffer(content, "<i4", n * rows, at + _HEAD.size).reshape(rows, n)
             self.known.setdefault(level, []).append(codes)
             self.counts[level] = start + n
             at = end + _SUM.size
@@ -105,8 +104,8 @@ class Journal:
         os.fsync(self.file.fileno())
         self.end += len(content)
 
-    def resume(self, level: int, codes: Tensor, steps: Steps) -> tuple[int, int]:
-        """Put what is known into `codes` [items, n_codes] and the saved memory into `steps`.
+    def resume(self, level: int, codes: Tensor, cache: KVCache) -> tuple[int, int]:
+        """Put what is known into `codes` [rows, n_codes] and the saved memory into `cache`.
 
         Returns:
             How many positions are known, and how many of them need not be fed again.
@@ -116,9 +115,9 @@ class Journal:
             return 0, 0
         known = torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64))
         codes[:, : known.shape[1]] = known.to(codes.device)
-        return known.shape[1], self._restore(level, known.shape[1], steps)
+        return known.shape[1], self._restore(level, known.shape[1], cache)
 
-    def _restore(self, level: int, n_known: int, steps: Steps) -> int:
+    def _restore(self, level: int, n_known: int, cache: KVCache) -> int:
         try:
             content = self.cache_path.read_bytes()
             if _SUM.unpack_from(content)[0] != zlib.crc32(content[_SUM.size :]):
@@ -129,11 +128,13 @@ class Journal:
         of_level, n_fed = state.pop("place").tolist()
         if of_level != level or n_fed > n_known:
             return 0
-        steps.restore(state, n_fed)
+        cache.keys.copy_(state["keys"])
+        cache.values.copy_(state["values"])
+        cache.advance(n_fed - cache.length)
         return n_fed
 
-    def note(self, level: int, codes: Tensor, n_done: int, steps: Steps) -> None:
-        """`codes` [items, n_codes] are final up to `n_done`; written if the last time is long enough ago."""
+    def note(self, level: int, codes: Tensor, n_done: int, cache: KVCache) -> None:
+        """`codes` [rows, n_codes] are final up to `n_done`; written if the last time is long enough ago."""
         self.last = level, codes, n_done
         now = time.monotonic()
         if now < self.flush_due:
@@ -141,7 +142,7 @@ class Journal:
         self.write(level, codes, n_done)
         self.flush_due = time.monotonic() + FLUSH_SECONDS
         if now >= self.cache_due:
-            self._save_cache(level, steps)
+            self._save_cache(level, cache)
             spent = time.monotonic() - now
             self.cache_due = time.monotonic() + max(FLUSH_SECONDS, spent / CACHE_SHARE)
 
@@ -150,15 +151,15 @@ class Journal:
         start = self.counts.get(level, 0)
         if n_done > start:
             part = codes[:, start:n_done].cpu().numpy().astype("<i4")
-            record = _HEAD.pack(level, start, n_done - start) + part.tobytes()
+            record = _HEAD.pack(level, start, n_done - start, len(part)) + part.tobytes()
             self._append(record + _SUM.pack(zlib.crc32(record)))
             self.counts[level] = n_done
         self.last = None
 
-    def _save_cache(self, level: int, steps: Steps) -> None:
+    def _save_cache(self, level: int, cache: KVCache) -> None:
         """Replace the saved memory; it is checked when it is read, so it need not reach the disk at once."""
-        state = {name: tensor.cpu().contiguous() for name, tensor in steps.state().items()}
-        content = save({**state, "place": torch.tensor([level, steps.n_fed])})
+        state = {"keys": cache.keys.cpu().contiguous(), "values": cache.values.cpu().contiguous()}
+        content = save({**state, "place": torch.tensor([level, cache.length])})
         temporary = self.cache_path.with_suffix(".tmp")
         temporary.write_bytes(_SUM.pack(zlib.crc32(content)) + content)
         temporary.replace(self.cache_path)

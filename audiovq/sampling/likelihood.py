@@ -38,7 +38,7 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     for start in range(0, n_codes, block):
         end = min(start + block, n_codes)
         context = level_context(prior, around, request, batch, start, end)
-        logits = steps.read(previous[:, start:end], context).float()
+        logits = steps.prefill(previous[:, start:end], context).float()
         total -= F.cross_entropy(logits.mT, codes[:, start:end], reduction="none").double().sum(dim=1).cpu()
     return total
 
