@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from audiovq.data.codes import Codes, Shards
 from audiovq.data.datasets import CodeWindows
-from audiovq.evaluation.metrics import mel_distance, si_sdr
+from audiovq.evaluation.metrics import compare
 from audiovq.prior.prior import Prior
 
 Reconstruct = Callable[[Path], tuple[Tensor, list[Tensor], Codes]]  # source, one reconstruction a level prefix, codes
@@ -32,8 +32,7 @@ def evaluate_tracks(paths: Iterable[Path], reconstruct: Reconstruct) -> list[dic
                 "levels": n_levels,
                 "seconds": codes.seconds,
                 "samples": source.shape[-1],
-                "mel_distance": mel_distance(source, reconstruction, codes.sample_rate),
-                "si_sdr_db": si_sdr(source, reconstruction),
+                **compare(reconstruction, source, codes.sample_rate),
                 "kbps": sum(map(len, prefix)) * math.log2(codes.codebook_size) / codes.seconds / 1000,
                 "entropy_kbps": sum(len(x) * entropy_bits([x.numpy()], codes.codebook_size) for x in prefix)
                 / codes.seconds
