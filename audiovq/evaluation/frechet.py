@@ -10,9 +10,10 @@ A set is a list of arrays float [windows, dim], one a track, because windows of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from audiovq.evaluation.confidence import Estimate
 
 Tracks = Sequence[np.ndarray]
 
@@ -82,14 +83,6 @@ def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: 
         halves = [[reference[i] for i in part] for part in np.array_split(order, 2)]
         distances.append(frechet_distance(halves[0], halves[1], n_components))
     return float(np.mean(distances))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and the half-width of its 95 % confidence interval (None where one track allows none)."""
-
-    value: float
-    half_width: float | None
 
 
 def frechet_estimate(

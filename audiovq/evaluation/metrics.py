@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import librosa
 import numpy as np
@@ -174,11 +174,13 @@ def over_windows(metric: Metric, reconstruction: Tensor, reference: Tensor, samp
     return total / reference.shape[-1]
 
 
-def compare(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> dict[str, float]:
-    """Every metric of `METRICS`, by name: SI-SDR of the whole, the others over windows."""
+def compare(
+    reconstruction: Tensor, reference: Tensor, sample_rate: int, metrics: Mapping[str, Metric] = METRICS
+) -> dict[str, float]:
+    """Every metric, by name: SI-SDR of the whole, the others over windows."""
     return {
         name: metric(reconstruction, reference, sample_rate)
         if metric is si_sdr
         else over_windows(metric, reconstruction, reference, sample_rate)
-        for name, metric in METRICS.items()
+        for name, metric in metrics.items()
     }
