@@ -205,15 +205,24 @@ def info(place: str) -> None:
 @main.command("eval")
 @click.argument("model")
 @click.argument("data", required=False)
-@click.option("--json", "json_file", metavar="FILE", help="Also write every row as JSON.")
-def evaluate(model: str, data: str | None, json_file: str | None) -> None:
+@click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON; - prints it instead.")
+@click.option("--perceptual", is_flag=True, help="Add a mean opinion score; needs the extra audiovq[perceptual].")
+def evaluate(model: str, data: str | None, json_file: str | None, perceptual: bool) -> None:
     """Reconstruction quality of MODEL on the music in DATA (default: the run's own held-out tracks)."""
-    from audiovq.test_set import evaluate_model, print_table
+    from audiovq.test_set import evaluate_model, print_tables
 
-    rows = evaluate_model(model, data)
-    print_table(rows)
-    if json_file:
-        Path(json_file).write_text(json.dumps(rows, indent=2))
+    report = evaluate_model(model, data, perceptual)
+    if json_file != "-":
+        print_tables(report)
+    _write_json(json_file, report)
+
+
+def _write_json(file: str | None, report: dict[str, Any]) -> None:
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    if file == "-":
+        click.echo(text)
+    elif file:
+        Path(file).write_text(text + "\n", encoding="utf-8")
 
 
 @main.command()

@@ -3,7 +3,7 @@
     python benchmarks/quickstart.py --out /tmp/quickstart           # trains, samples, judges
     python benchmarks/quickstart.py --out /tmp/quickstart --judge   # judges a run that is there
 
-Prints the wall time of each command, then the statistics of `audiovq.evaluation.metrics.music_statistics` for each training
+Prints the wall time of each command, then the statistics of `audiovq.evaluation.music_statistics` for each training
 track (their range), and for each generated piece, and says for each criterion whether it holds. Draws spectrograms.
 """
 
@@ -21,7 +21,7 @@ import torch
 
 from audiovq.data.audio import read_audio
 from audiovq.data.tracks import Scan
-from audiovq.evaluation.metrics import music_statistics
+from audiovq.evaluation.music_statistics import music_statistics
 from audiovq.evaluation.pictures import draw_spectrograms
 
 ROOT = Path(__file__).parent.parent

@@ -1,55 +1,17 @@
-"""Reconstruction quality of a tokenizer on a test set, and bits of a prior on held-out tracks."""
+"""Use of the codes of a data set, and bits of a prior on held-out tracks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import default_collate
 
-from audiovq.data.codes import Codes, Shards
+from audiovq.data.codes import Shards
 from audiovq.data.datasets import CodeWindows
-from audiovq.evaluation.metrics import mel_distance, si_sdr
 from audiovq.prior.prior import Prior
-
-Reconstruct = Callable[[Path], tuple[Tensor, list[Tensor], Codes]]  # source, one reconstruction a level prefix, codes
-
-
-def evaluate_tracks(paths: Iterable[Path], reconstruct: Reconstruct) -> list[dict[str, Any]]:
-    """One row a track and level prefix: mel distance, SI-SDR, raw bit rate, entropy bit rate."""
-    rows = []
-    for path in paths:
-        source, reconstructions, codes = reconstruct(path)
-        for n_levels, reconstruction in enumerate(reconstructions, start=1):
-            prefix = codes.levels[:n_levels]
-            rows.append({
-                "track": path.name,
-                "levels": n_levels,
-                "seconds": codes.seconds,
-                "samples": source.shape[-1],
-                "mel_distance": mel_distance(source, reconstruction, codes.sample_rate),
-                "si_sdr_db": si_sdr(source, reconstruction),
-                "kbps": sum(map(len, prefix)) * math.log2(codes.codebook_size) / codes.seconds / 1000,
-                "entropy_kbps": sum(len(x) * entropy_bits([x.numpy()], codes.codebook_size) for x in prefix)
-                / codes.seconds
-                / 1000,
-            })  # fmt: skip
-    return rows
-
-
-def mean_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The mean over tracks of each level prefix, each track equally."""
-    means = []
-    for n_levels in sorted({row["levels"] for row in rows}):
-        group = [row for row in rows if row["levels"] == n_levels]
-        mean = {key: float(np.mean([row[key] for row in group])) for key in group[0] if key not in {"track", "levels"}}
-        means.append({"track": f"mean of {len(group)}", "levels": n_levels, **mean})
-    return means
 
 
 def code_statistics(shards: Shards, split: str | None = None) -> list[dict[str, float]]:

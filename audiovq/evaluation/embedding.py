@@ -1,0 +1,165 @@
+"""Music → vectors that music taggers learned: what the Fréchet distance compares.
+
+musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence), trained on MagnaTagATune: 50 tags from 3 s of music. Its
+penultimate layer is the embedding. It hears up to 8 kHz. The weights lie in PyPI's wheel, a TensorFlow checkpoint.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pooch
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiovq.data import audio
+from audiovq.evaluation.tf_checkpoint import read_checkpoint
+
+SAMPLE_RATE = 16000
+N_FFT, STFT_HOP, N_MELS = 512, 256, 96
+PATCH_FRAMES = 187  # 3 s, what it was trained on
+PATCH_SAMPLES = (PATCH_FRAMES - 1) * STFT_HOP  # frames are centred: the first sees sample 0
+DIM = 200
+BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default
+
+WHEEL = "musicnn-0.1.0-py3-none-any.whl"
+URL = f"https://files.pythonhosted.org/packages/1b/6f/38229e7d99c438e11114bbfa39c8c39185458c398011d0b6d7d7c7401617/{WHEEL}"
+SHA256 = "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa"
+
+
+def fetch_weights(folder: Path | None = None) -> Path:
+    """The wheel that holds the weights (29 MB), downloaded once into the user's cache folder and checked.
+
+    Raises:
+        ValueError: not there and not to be had; the message says how to get it by hand.
+    """
+    folder = folder or Path(pooch.os_cache("audiovq"))
+    try:
+        return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname=WHEEL, path=folder, progressbar=False))
+    except Exception as error:  # the network fails in many ways; for the user they are one
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{folder / WHEEL}: the music embedding's weights are not there and cannot be downloaded ({reason}); "
+            f"get them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"
+        ) from None
+
+
+class ConvNorm(nn.Module):
+    """Convolution, ReLU, batch norm: in this order. `padding` of the time axis, before and behind."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int], padding: tuple[int, int]):
+        super().__init__()
+        self.convolution = nn.Conv2d(n_in, n_out, kernel)
+        self.norm = nn.BatchNorm2d(n_out, BATCH_NORM_EPSILON)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n_in, time, frequency] -> [b, n_out, time, frequency']
+        return self.norm(F.relu(self.convolution(F.pad(x, (0, 0, *self.padding)))))
+
+
+class Musicnn(nn.Module):
+    """The network up to its penultimate layer: log-mel patches [b, 187, 96] -> [b, 200]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_in = nn.BatchNorm2d(1, BATCH_NORM_EPSILON)
+        # Timbre: wide in frequency (38 and 67 bands), 7 frames long. Rhythm: one band, 128 to 32 frames long.
+        fronts = [ConvNorm(1, 204, (7, width), (3, 3)) for width in (38, 67)]
+        fronts += [ConvNorm(1, 51, (length, 1), ((length - 1) // 2, length // 2)) for length in (128, 64, 32)]
+        self.fronts = nn.ModuleList(fronts)
+        widths = (2 * 204 + 3 * 51, 64, 64)  # 561 features from the fronts
+        self.middle = nn.ModuleList(ConvNorm(1, 64, (7, width), (3, 3)) for width in widths)
+        self.norm_pooled = nn.BatchNorm1d(2 * (widths[0] + 3 * 64), BATCH_NORM_EPSILON)
+        self.dense = nn.Linear(2 * (widths[0] + 3 * 64), DIM)
+        self.norm_out = nn.BatchNorm1d(DIM, BATCH_NORM_EPSILON)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        x = self.norm_in(patches[:, None])  # [b, 1, time, bands]
+        features = [torch.cat([front(x).amax(dim=3) for front in self.fronts], dim=1)]  # [b, 561, time]
+        for i, layer in enumerate(self.middle):
+            y = layer(rearrange(features[-1], "b d t -> b 1 t d")).squeeze(3)  # [b, 64, time]
+            features.append(y + features[-1] if i else y)
+        x = torch.cat(features, dim=1)  # [b, 753, time]
+        pooled = torch.stack([x.amax(dim=2), x.mean(dim=2)], dim=2).flatten(
+            1
+        )  # of each feature the maximum, then the mean
+        return self.norm_out(F.relu(self.dense(self.norm_pooled(pooled))))
+
+
+def load_weights(network: Musicnn, tensors: dict[str, np.ndarray]) -> None:
+    """TensorFlow numbers layers by kind in the order they were made."""
+    convolutions = [*network.fronts, *network.middle]
+    norms = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
+    state = {}
+    names = {module: name for name, module in network.named_modules()}
+    for i, layer in enumerate(convolutions):
+        source, target = _numbered("conv2d", i), f"{names[layer]}.convolution"
+        state[f"{target}.weight"] = rearrange(tensors[f"{source}/kernel"], "h w i o -> o i h w")
+        state[f"{target}.bias"] = tensors[f"{source}/bias"]
+    for i, norm in enumerate(norms):
+        source, target = _numbered("batch_normalization", i), names[norm]
+        for ours, theirs in (
+            ("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_variance")
+        ):  # fmt: skip
+            state[f"{target}.{ours}"] = tensors[f"{source}/{theirs}"]
+    state["dense.weight"], state["dense.bias"] = tensors["dense/kernel"].T, tensors["dense/bias"]
+    missing, extra = network.load_state_dict({k: torch.tensor(v.copy()) for k, v in state.items()}, strict=False)
+    unset = [name for name in missing if not name.endswith("num_batches_tracked")]  # a counter TensorFlow has not
+    assert not unset + extra, (unset, extra)
+
+
+def _numbered(name: str, i: int) -> str:
+    return name if i == 0 else f"{name}_{i}"
+
+
+class MusicEmbedding:
+    """Waveforms -> embeddings of 3 s windows.
+
+    >>> embed = MusicEmbedding()
+    >>> vectors = embed(waveform, sample_rate)  # float32 [windows, 200]
+    """
+
+    dim = DIM
+    window_seconds = PATCH_SAMPLES / SAMPLE_RATE
+
+    def __init__(self, device: str | torch.device | None = None, weights: Path | None = None):
+        """Args: device: default the CPU. weights: the wheel; default it is fetched, see `fetch_weights`."""
+        self.device = torch.device(device or "cpu")
+        with zipfile.ZipFile(weights or fetch_weights()) as wheel:
+            index, data = (wheel.read(f"musicnn/MTT_musicnn/{name}") for name in (".index", ".data-00000-of-00001"))
+        network = Musicnn()
+        load_weights(network, read_checkpoint(index, data))
+        self.network = network.to(self.device).eval()
+        filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS)
+        self.filters = torch.from_numpy(filters).to(self.device)
+        self.window = torch.hann_window(N_FFT, device=self.device)
+
+    @torch.inference_mode()
+    def __call__(self, waveform: Tensor, sample_rate: int, batch_size: int = 16) -> np.ndarray:
+        """float [channels, samples] -> float32 [windows, 200], windows of 3 s one after the other.
+
+        Raises:
+            ValueError: less than 3 s of audio.
+        """
+        mono = audio.resample(audio.downmix(waveform.float(), 1).to(self.device), sample_rate, SAMPLE_RATE)[0]
+        log_mel = self._log_mel(mono)  # [frames, 96]
+        n = len(log_mel) // PATCH_FRAMES
+        if n == 0:
+            seconds = waveform.shape[-1] / sample_rate
+            raise ValueError(
+                f"embedding: expected at least {self.window_seconds:.1f} s of audio, found {seconds:.1f} s"
+            )
+        patches = log_mel[: n * PATCH_FRAMES].view(n, PATCH_FRAMES, N_MELS)
+        return torch.cat([self.network(part) for part in patches.split(batch_size)]).cpu().numpy()
+
+    def _log_mel(self, mono: Tensor) -> Tensor:  # [samples] -> [frames, mels]
+        spectrum = torch.stft(
+            mono, N_FFT, STFT_HOP, window=self.window, pad_mode="constant", return_complex=True
+        )  # [bins, frames]
+        power = spectrum.real.square() + spectrum.imag.square()
+        return torch.log10(1 + 10000 * (self.filters @ power).T)

@@ -1,0 +1,41 @@
+"""Whether a piece of audio behaves like music: levels, pitch classes, note beginnings. Pure functions of waveforms."""
+
+from __future__ import annotations
+
+import math
+
+import librosa
+import numpy as np
+from torch import Tensor
+
+
+def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
+    """What tells music from silence, noise and a constant tone; float [channels, samples].
+
+    rms_db: level, dB below full scale. peak: largest sample. clipped: share of samples at full scale.
+    flatness: median spectral flatness over frames, 1 for white noise, near 0 for tones.
+    chroma_entropy: mean entropy of the 12 pitch classes a frame, bits; log2 12 = 3.58 for noise, 0 for one pitch class.
+    chroma_change: mean L1 distance of successive half-second mean chromas; 0 for a constant tone.
+    onsets_per_second: note beginnings, by librosa's onset detector.
+    """
+    mono = waveform.float().mean(dim=0).numpy()
+    rms = float(np.sqrt(np.mean(mono**2)))
+    frames = librosa.util.frame(mono, frame_length=2048, hop_length=512) if len(mono) >= 2048 else mono[:, None]
+    loud = np.sqrt((frames**2).mean(axis=0)) > 0.1 * rms
+    flatness = librosa.feature.spectral_flatness(y=mono, center=False)[0][: len(loud)]
+    chroma = librosa.feature.chroma_stft(y=mono, sr=sample_rate, n_fft=4096, hop_length=1024, tuning=0.0)
+    p = chroma / np.maximum(chroma.sum(axis=0, keepdims=True), 1e-9)
+    entropy = -(p * np.log2(np.maximum(p, 1e-9))).sum(axis=0)
+    half_seconds = max(1, round(0.5 * sample_rate / 1024))
+    slow = np.stack([p[:, i : i + half_seconds].mean(axis=1) for i in range(0, p.shape[1], half_seconds)])
+    change = np.abs(np.diff(slow, axis=0)).sum(axis=1)
+    onsets = librosa.onset.onset_detect(y=mono, sr=sample_rate)
+    return {
+        "rms_db": 20 * math.log10(max(rms, 1e-9)),
+        "peak": float(np.abs(mono).max()),
+        "clipped": float((waveform.abs() >= 0.999).float().mean()),
+        "flatness": float(np.median(flatness[loud])) if loud.any() else 1.0,
+        "chroma_entropy": float(entropy.mean()),
+        "chroma_change": float(change.mean()) if len(change) else 0.0,
+        "onsets_per_second": len(onsets) * sample_rate / len(mono),
+    }

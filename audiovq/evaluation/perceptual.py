@@ -1,0 +1,39 @@
+"""A mean opinion score by a model of hearing; needs the extra `audiovq[perceptual]`."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+from audiovq.data import audio
+
+try:
+    import zimtohrli
+except ImportError:
+    zimtohrli = None
+
+SAMPLE_RATE = 48000  # the only one the model hears
+SHORTEST = SAMPLE_RATE // 2  # samples: with less than 0.1 s zimtohrli 0.2.1 writes beyond its memory
+
+
+def check_installed() -> None:
+    """Raises ValueError if the extra is not installed."""
+    if zimtohrli is None:
+        raise ValueError("perceptual score: the package zimtohrli is missing; pip install 'audiovq[perceptual]'")
+
+
+def perceptual_score(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
+    """From 1 (bad) to 5 (no difference heard), mean over channels: Zimtohrli (github.com/google/zimtohrli).
+
+    A metric as those of `audiovq.evaluation.metrics`: float [channels, samples] twice. Both are resampled to 48 kHz,
+    so what the sample rate cannot hold is missing in both and costs nothing.
+    """
+    check_installed()
+    a, b = (_prepare(w, sample_rate) for w in (reconstruction, reference))
+    return float(np.mean([zimtohrli.mos_from_signals(y, x) for x, y in zip(a, b, strict=True)]))  # type: ignore[union-attr]
+
+
+def _prepare(waveform: Tensor, sample_rate: int) -> np.ndarray:
+    resampled = audio.resample(waveform.detach().float().cpu(), sample_rate, SAMPLE_RATE)
+    return functional.pad(resampled, (0, max(0, SHORTEST - resampled.shape[-1]))).numpy()
