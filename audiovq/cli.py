@@ -101,10 +101,17 @@ def _number_list(kind: type) -> Any:
     help="Draw from the likeliest codes that make up p. One value or one a level.",
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
+@click.option("--text", default="", help="A caption or lyrics, for a model that was trained with them.")
+@click.option("--chroma", metavar="SONG", help="A recording whose melody and harmony are followed.")
+@click.option(
+    "--guidance",
+    callback=_number_list(float),
+    help="How strongly label, text and chroma are followed; 1 as trained. One value or one a level.",
+)
 @click.option("--prompt", metavar="CLIP", help="Audio or codes file to continue.")
 @click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
 def sample(model: str | None, seconds: float, seed: int | None, n: int, labels: tuple[str, ...], prompt: str | None,
-           out: str | None, **picks: Any) -> None:  # fmt: skip
+           out: str | None, **options: Any) -> None:  # fmt: skip
     """Make new music."""
     from audiovq import api
     from audiovq.data import audio
@@ -117,7 +124,7 @@ def sample(model: str | None, seconds: float, seed: int | None, n: int, labels: 
     generator = api.Generator.from_pretrained(_model(model))
     begun = _prompt(generator.tokenizer, prompt) if prompt else None
     say(f"seed {seed}, {n} × {seconds:g} s")
-    pieces = generator.sample_codes(seconds, seed, n, labels=_pairs(labels), prompt=begun, progress=True, **picks)
+    pieces = generator.sample_codes(seconds, seed, n, labels=_pairs(labels), prompt=begun, progress=True, **options)
     for path, codes in zip(paths, pieces, strict=True):
         audio.write_audio(path, generator.tokenizer.decode(codes), generator.sample_rate)
         click.echo(str(path))

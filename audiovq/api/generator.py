@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from audiovq import checkpoint
+from audiovq.api.control import check_text, reference_chroma
 from audiovq.api.locate import pick_device, prior_folders, resolve_model
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
@@ -100,7 +101,10 @@ class Generator:
         temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int] | None = None,
         top_p: float | Sequence[float] | None = None,
+        guidance: float | Sequence[float] | None = None,
         labels: Mapping[str, str] | None = None,
+        text: str = "",
+        chroma: str | Path | None = None,
         prompt: Codes | None = None,
         n_levels: int | None = None,
         progress: bool = False,
@@ -109,8 +113,10 @@ class Generator:
 
         Args:
             seconds: length of the whole piece, the prompt included.
-            temperature, top_k, top_p: one value, or one a level (coarse to fine); default: what the recipe recommends.
+            temperature, top_k, top_p, guidance: one value, or one a level (coarse to fine); default: what the recipe recommends.
             labels: such as {"genre": "folk"}.
+            text: a caption or lyrics, for a model that was trained with them.
+            chroma: a recording whose melody and harmony are followed, for a model that was trained with chroma.
             prompt: codes (of this tokenizer) of a clip to continue; the piece begins with it.
             n_levels: stop after so many levels; default all.
         Raises:
@@ -120,16 +126,21 @@ class Generator:
         if n < 1:
             raise ValueError(f"n: expected at least 1, found {n}")
         priors = self.priors[:n_levels]
-        picks = self._picks({"temperature": temperature, "top_k": top_k, "top_p": top_p})[: len(priors)]
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        picks = self._picks(settings)[: len(priors)]
         begun = self._prompt(prompt, n_samples)
         indexes = self._label_indexes(labels or {})
+        check_text(self.priors, text)
+        melody = reference_chroma(self.priors, chroma) if chroma is not None else None
+        if guidance is not None and not (indexes or text or chroma):
+            raise ValueError("guidance: expected a label, text or chroma to be followed, found none of them")
         codes: list[Codes] = []
         groups = [list(range(i, min(i + ITEMS_AT_ONCE, n))) for i in range(0, n, ITEMS_AT_ONCE)]
         hops = self.tokenizer.config.hop_lengths[: len(priors)]
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops)
         with few_threads(priors, min(n, ITEMS_AT_ONCE)), ProgressBar("sample", total, hidden=not progress) as bar:
             for items in groups:
-                request = Request(n_samples, items, seed, indexes)
+                request = Request(n_samples, items, seed, indexes, text, melody)
                 levels = generate(priors, picks, request, begun, bar.advance)
                 rows = zip(*(level.cpu() for level in levels), strict=True)
                 codes += [self.tokenizer._codes(list(row), n_samples) for row in rows]

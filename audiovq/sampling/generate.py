@@ -9,9 +9,9 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.recipe import PickConfig
+from audiovq.sampling.guidance import GuidedPrior, piece_conditions
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
 
@@ -26,6 +26,8 @@ class Request:
     items: list[int]
     seed: int
     labels: dict[str, int]  # index in the prior's vocabulary, a label name
+    text: str = ""  # caption or lyrics
+    chroma: Tensor | None = None  # int64 [n_frames], a reference's pitch classes, one a top code
 
 
 def generate(
@@ -60,22 +62,24 @@ def generate_level(
     codes = torch.full((batch, n_codes + 1), prior.spec.codebook_size, dtype=torch.int64, device=device)
     n_begun = begun.shape[1]
     codes[:, 1 : n_begun + 1] = begun  # one later, so that codes[:, t] is what comes before position t
-    cache = prior.new_cache(batch)
+    told = piece_conditions(prior, batch, request.n_samples, request.labels, request.text, request.chroma)
+    guided = GuidedPrior(prior, told, pick.guidance)
+    cache = guided.new_cache()
     around = coarser_at_rate_above(prior, coarser, batch, n_codes)
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio
     for start in range(0, n_codes, block):
         end = min(start + block, n_codes)
-        context = _context(prior, around, request, batch, start, end)
-        told = min(max(n_begun - start, 0), end - start)  # positions whose code the prompt gives
-        if told:
-            prior(codes[:, start : start + told], context[:, :told], cache)
-            on_codes(told)
-        if start + told == end:
+        context = guided.context(around, start, end)
+        n_told = min(max(n_begun - start, 0), end - start)  # positions whose code the prompt gives
+        if n_told:
+            guided.logits(codes[:, start : start + n_told], context[:, :n_told], cache)
+            on_codes(n_told)
+        if start + n_told == end:
             continue
-        noise = _noise(prior, request, start + told, end).to(device)
-        for t in range(start + told, end):
-            logits = prior(codes[:, t : t + 1], context[:, t - start : t - start + 1], cache)[:, 0]
-            codes[:, t + 1] = next_code(logits, noise[:, t - start - told], pick.temperature, pick.top_k, pick.top_p)
+        noise = _noise(prior, request, start + n_told, end).to(device)
+        for t in range(start + n_told, end):
+            logits = guided.logits(codes[:, t : t + 1], context[:, t - start : t - start + 1], cache)[:, 0]
+            codes[:, t + 1] = next_code(logits, noise[:, t - start - n_told], pick.temperature, pick.top_k, pick.top_p)
             on_codes(1)
     return codes[:, 1:]
 
@@ -91,21 +95,6 @@ def coarser_at_rate_above(prior: Prior, coarser: list[Tensor], batch: int, n_cod
     if not rows:
         return torch.zeros(batch, 0, 0, dtype=torch.int64, device=prior.head.weight.device)
     return torch.nn.functional.pad(torch.stack(rows, dim=1), (halo, halo), value=spec.codebook_size)
-
-
-def _context(prior: Prior, around: Tensor, request: Request, batch: int, start: int, end: int) -> Tensor:
-    ratio, halo, device = prior.spec.ratio, prior.config.halo, around.device
-    window = around[:, :, start // ratio : -(-end // ratio) + 2 * halo]
-    labels = {
-        name: torch.full((batch,), request.labels.get(name, 0), dtype=torch.int64, device=device)
-        for name in prior.spec.vocabularies
-    }
-    conditions = Conditions(
-        labels,
-        torch.full((batch,), request.n_samples, dtype=torch.int64, device=device),
-        torch.full((batch,), start, dtype=torch.int64, device=device),
-    )
-    return prior.context(window, conditions, end - start).expand(batch, -1, -1)
 
 
 def _noise(prior: Prior, request: Request, start: int, end: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from audiovq import checkpoint
 from audiovq.data import audio
+from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan
 from audiovq.terminal import track as progress
@@ -17,15 +18,18 @@ from audiovq.tokenizer.vqvae import VQVAE
 
 
 @torch.inference_mode()
-def encode_data_set(folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device) -> None:
+def encode_data_set(
+    folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, chroma: bool = False
+) -> None:
     """Encode every track into shards below `folder`, training tracks `shifts` times with a part of a top code cut off
-    the beginning: codes depend on where the first one starts, and more of them mean less to learn by heart.
+    the beginning: codes depend on where the first one starts, and more of them mean less to learn by heart. With
+    `chroma`, each track's pitch classes at the times of its top codes lie beside them.
 
     The folder appears when it is complete.
     """
     config = network.to(device).eval().config
     index = ShardIndex(
-        checkpoint.tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size
+        checkpoint.tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size, chroma
     )
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -41,7 +45,8 @@ def encode_data_set(folder: Path, scan: Scan, network: VQVAE, shifts: int, devic
                 [level[0].cpu() for level in levels], part.shape[-1], config.sample_rate, list(config.hop_lengths),
                 config.codebook_size, config.channels, index.tokenizer_hash, track.sha256,
             )  # fmt: skip
-            writer.add(track, codes)
+            classes = chroma_classes(part, config.sample_rate, config.hop_lengths[0]) if chroma else None
+            writer.add(track, codes, classes)
     writer.finish()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
