@@ -10,7 +10,7 @@ from torch import nn
 
 from audiovq.data.chroma import SILENT, chroma_classes
 from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions
-from audiovq.prior.prior import Prior, PriorConfig
+from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import Transformer, TransformerConfig
 from audiovq.recipe import PickConfig
 from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
@@ -34,7 +34,7 @@ def make(level: int, conditioners: tuple = ALL) -> Prior:
 
 def ask(text: str = "", **options: object) -> Request:
     chroma = torch.randint(1, 14, (30,), generator=torch.Generator().manual_seed(1))
-    return Request(5000, [0, 1], 42, {"genre": 2}, text, chroma, **options)  # type: ignore[arg-type]
+    return Request(1500, [0, 1], 42, {"genre": 2}, text, chroma, **options)  # type: ignore[arg-type]
 
 
 # --- the prefix -------------------------------------------------------------------------------------------------------
@@ -145,11 +145,9 @@ def two_passes(models: list[Prior], picks: list[PickConfig], wanted: Request) ->
         unsaid = piece_conditions(prior, batch, wanted.n_samples, {})
         codes = torch.full((batch, 1), 20)
         noise = torch.stack([gumbel_noise(wanted.seed, item, level, 0, n, 20) for item in wanted.items])
+        told = [(prior.context(around, c, n).expand(batch, -1, -1), prior.prefix(c)) for c in (said, unsaid)]
         for t in range(n):
-            a, b = (
-                prior(codes, prior.context(around, told, n)[:, : t + 1].expand(batch, -1, -1), prefix=prior.prefix(told))[:, -1]
-                for told in (said, unsaid)
-            )  # fmt: skip
+            a, b = (prior(codes, context[:, : t + 1], prefix=prefix)[:, -1] for context, prefix in told)
             drawn = next_code(b + pick.guidance * (a - b), noise[:, t], pick.temperature, pick.top_k, pick.top_p)
             codes = torch.cat([codes, drawn[:, None]], dim=1)
         levels.append(codes[:, 1:])
@@ -186,7 +184,7 @@ def test_some_training_items_hear_none_of_the_conditions() -> None:
     prior = Prior(config, spec(0))
     heard: list[Conditions] = []
     prior.context, real = (lambda c, told, n: heard.append(told) or real(c, told, n)), prior.context  # type: ignore[method-assign]
-    n = 400
+    n = 200
     batch = {
         "codes": torch.zeros(n, 4).long(), "previous": torch.zeros(n, 4).long(), "coarser": torch.zeros(n, 0, 0).long(),
         "position": torch.zeros(n).long(), "n_samples": torch.full((n,), 9000), "labels": torch.full((n, 1), 2),
@@ -194,7 +192,7 @@ def test_some_training_items_hear_none_of_the_conditions() -> None:
     }  # fmt: skip
     prior.train().loss(batch)
     silent = heard[0].labels["genre"] == 0
-    assert 150 < int(silent.sum()) < 250
+    assert 70 < int(silent.sum()) < 130
     assert heard[0].text is not None
     assert heard[0].chroma is not None
     assert torch.equal(heard[0].text[:, 0] == 0, silent)
@@ -211,7 +209,7 @@ def sine(note: int, n: int, rate: int = 8000) -> np.ndarray:
     return 0.3 * np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * np.arange(n) / rate)
 
 
-@pytest.mark.parametrize("hop", [256, 1000, 2048])
+@pytest.mark.parametrize("hop", [500, 2048])
 def test_chroma_names_the_pitch_class_at_its_time(hop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Notes change at frames 20, 40, …: away from the window's blur there is exactly one answer, and the change is centred."""
     notes = [60, 64, 67, 57, 70]
@@ -281,7 +279,6 @@ def test_a_gap_is_heard_alike_with_and_without_cache_and_can_change_on_the_way()
         assert torch.allclose(torch.cat(stepwise, dim=1), whole(30)[:, :30], atol=1e-4)
         assert not torch.allclose(whole(30)[:, 0], whole(48)[:, 0], atol=1e-2)
         guided.tell_gap(codes, 48, cache)
-        assert torch.equal(cache.keys[:, :, :, -12:], cache.keys[:, :, :, -12:])
         fresh = GuidedPrior(prior, told)
         fresh.tell_gap(codes, 48)
         expected = prior.prefix(fresh.conditions)
@@ -307,21 +304,54 @@ def test_codes_behind_a_gap_are_not_counted() -> None:
     assert int(n) == 6 + 16 + 16
 
 
-class Mirrors:
-    """Stretches of 8 random codes and then the same backwards: what comes first is known by what follows."""
+def mirrors(random: np.random.Generator, n: int) -> dict[str, torch.Tensor]:
+    """Stretches of four random codes and then the same backwards: the first half of each is known only by its second."""
+    first = random.integers(0, 8, (n, 4, 4))
+    track = np.concatenate([first, first[:, :, ::-1]], axis=2).reshape(n, 32)
+    gap_end = 8 * random.integers(0, 3, n) + 4  # at the middle of a stretch
+    right = np.stack([row[end : end + 4] for row, end in zip(track, gap_end, strict=True)])
+    codes = torch.from_numpy(track[:, :24])
+    return {
+        "codes": codes, "previous": nn.functional.pad(codes[:, :-1], (1, 0), value=8), "coarser": torch.zeros(n, 0, 0).long(),
+        "position": torch.zeros(n).long(), "n_samples": torch.full((n,), 24 * 256), "labels": torch.zeros(n, 0).long(),
+        "right": torch.from_numpy(right), "gap_end": torch.from_numpy(gap_end),
+    }  # fmt: skip
 
-    def __init__(self, seed: int):
-        self.random = np.random.default_rng(seed)
 
-    def batch(self, n: int, infill: bool) -> dict[str, torch.Tensor]:
-        first = self.random.integers(0, 8, (n, 6, 4))
-        track = np.concatenate([first, first[:, :, ::-1]], axis=2).reshape(n, 48)
-        start, length = 0, 24
-        gap_end = 8 * self.random.integers(0, 3, n) + 4  # at the middle of a stretch
-        right = np.stack([row[end : end + 4] for row, end in zip(track, gap_end, strict=True)])
-        codes = torch.from_numpy(track[:, start : start + length])
-        return {
-            "codes": codes, "previous": nn.functional.pad(codes[:, :-1], (1, 0), value=8), "coarser": torch.zeros(n, 0, 0).long(),
-            "position": torch.zeros(n).long(), "n_samples": torch.full((n,), 9000), "labels": torch.zeros(n, 0).long(),
-            "right": torch.from_numpy(right), "gap_end": torch.from_numpy(gap_end) if infill else torch.full((n,), NO_GAP),
-        }  # fmt: skip
+@torch.no_grad()
+def fill(prior: Prior, codes: torch.Tensor, gap: tuple[int, int], told: bool) -> torch.Tensor:
+    """The likeliest codes of a gap [start, end), one after the other, after what is left of it."""
+    n = codes.shape[1]
+    guided = GuidedPrior(prior, piece_conditions(prior, len(codes), n * 256, {}))
+    if told:
+        guided.tell_gap(codes, gap[1])
+    cache = guided.new_cache()
+    context = guided.context(torch.zeros(len(codes), 0, 0).long(), 0, n)
+    previous = nn.functional.pad(codes, (1, 0), value=8)
+    previous[:, gap[0] + 1 :] = 8  # nothing of the gap and what follows is left in the sequence
+    guided.logits(previous[:, : gap[0]], context[:, : gap[0]], cache)
+    for t in range(*gap):
+        previous[:, t + 1] = guided.logits(previous[:, t : t + 1], context[:, t : t + 1], cache)[:, 0].argmax(-1)
+    return previous[:, gap[0] + 1 : gap[1] + 1]
+
+
+def test_a_gap_is_filled_by_what_follows_it() -> None:
+    transformer = TransformerConfig(dim=64, n_layers=2, n_heads=4, context=24)
+    config = PriorConfig(transformer=transformer, conditioners=(KINDS["infill"](n_codes=4, reach=32),))
+    prior = Prior(config, PriorSpec(0, [256], 8000, 8, "f", {})).train()
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3, betas=(0.9, 0.98))
+    random = np.random.default_rng(0)
+    for _ in range(120):
+        batch = mirrors(random, 32)
+        batch["gap_end"][::2] = NO_GAP  # a rate of a half
+        nll, n = prior.loss(batch)
+        optimizer.zero_grad()
+        (nll / n).backward()
+        optimizer.step()
+    prior.eval()
+    codes = mirrors(random, 64)["codes"]
+    with_right, without = (
+        float((fill(prior, codes, (8, 12), t) == codes[:, 8:12]).float().mean()) for t in (True, False)
+    )
+    assert with_right > 0.9
+    assert without < 0.3  # chance is an eighth

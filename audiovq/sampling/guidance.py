@@ -14,7 +14,7 @@ from torch import Tensor
 
 from audiovq.data.datasets import text_bytes
 from audiovq.prior.conditioners import NO_GAP, Conditions
-from audiovq.prior.kv_cache import KVCache
+from audiovq.prior.kv_cache import KVCache, Prefix
 from audiovq.prior.prior import Prior
 
 
@@ -43,47 +43,29 @@ def piece_conditions(
 
 
 class GuidedPrior:
-    """One level's prior while it generates a batch of pieces; takes codes of `batch` items, works on twice as many rows if guided."""
+    """One level's prior while it generates a batch of pieces: each item is one row of the network's batch, or, guided, two.
+
+    `rows` and `combine` lead from items to rows and back for whatever runs the network; `new_cache` and `logits` run it here.
+    """
 
     def __init__(self, prior: Prior, conditions: Conditions, guidance: float = 1.0):
+        """Args: conditions: of `piece_conditions`."""
         self.prior, self.guidance = prior, guidance
-        self.batch = len(conditions.position)
+        batch = len(conditions.position)
         said = any(bool(index.any()) for index in conditions.labels.values())
         said = said or conditions.text is not None or conditions.chroma is not None
-        self.n_rows = 2 * self.batch if said and guidance != 1 else self.batch
+        self.guided = said and guidance != 1
+        self.n_rows = 2 * batch if self.guided else batch
         both = _twice(conditions) if self.guided else conditions
-        said_rows = torch.arange(self.n_rows, device=conditions.position.device) < self.batch
-        self.conditions = both.only_where(said_rows)
+        self.conditions = both.only_where(torch.arange(self.n_rows, device=conditions.position.device) < batch)
 
-    @property
-    def guided(self) -> bool:
-        return self.n_rows > self.batch
+    def rows(self, items: Tensor) -> Tensor:
+        """[batch, ...] -> [n_rows, ...]."""
+        return torch.cat([items, items]) if self.guided else items
 
-    @property
-    def hears_gaps(self) -> bool:
-        """Whether the prior was trained to fill gaps (it has an infill conditioner)."""
-        return self.prior.config.beside["infill_codes"] > 0
-
-    def tell_gap(self, codes: Tensor, gap_end: int | None, cache: KVCache | None = None) -> None:
-        """Say what follows the gap that ends before code `gap_end`; None: no gap any more.
-
-        Args:
-            codes: int64 [batch, n_codes] of the whole piece, of which [gap_end, gap_end + n] are read.
-            cache: to be told, too, if it was made before.
-        """
-        n = self.prior.config.beside["infill_codes"]
-        assert n, "the prior has no infill conditioner"
-        right = codes[:, gap_end : gap_end + n] if gap_end is not None else codes[:, :0]
-        right = torch.nn.functional.pad(right, (0, n - right.shape[1]), value=self.prior.spec.codebook_size)
-        end = torch.full((self.n_rows,), NO_GAP if gap_end is None else gap_end, device=codes.device)
-        self.conditions = dataclasses.replace(self.conditions, right=self._rows(right), gap_end=end)
-        if cache is not None:
-            prefix = self.prior.prefix(self.conditions)
-            assert prefix is not None
-            cache.write_prefix(prefix)
-
-    def new_cache(self) -> KVCache:
-        return self.prior.new_cache(self.n_rows, self.conditions)
+    def combine(self, logits: Tensor) -> Tensor:
+        """[n_rows, ...] -> [batch, ...]."""
+        return guide(logits, self.guidance) if self.guided else logits
 
     def context(self, around: Tensor, start: int, end: int) -> Tensor:
         """Of codes [start, end) of the piece: float [n_rows, end - start, dim].
@@ -98,15 +80,40 @@ class GuidedPrior:
             per_frame = prior.spec.hop_lengths[0] // prior.spec.hop_lengths[prior.spec.level]
             now = dataclasses.replace(now, chroma=now.chroma[:, start // per_frame :])
         now = dataclasses.replace(now, position=torch.full_like(now.position, start))
-        return prior.context(self._rows(window), now, end - start).expand(self.n_rows, -1, -1)
+        return prior.context(self.rows(window), now, end - start).expand(self.n_rows, -1, -1)
+
+    def prefix(self) -> Prefix | None:
+        """What every code may attend to: text and the right side of a gap. None if the prior has no such conditioner."""
+        return self.prior.prefix(self.conditions)
+
+    def new_cache(self) -> KVCache:
+        return self.prior.new_cache(self.n_rows, self.conditions)
 
     def logits(self, previous: Tensor, context: Tensor, cache: KVCache) -> Tensor:
         """int64 [batch, t] and float [n_rows, t, dim] -> guided logits, float [batch, t, codebook_size]."""
-        logits = self.prior(self._rows(previous), context, cache)
-        return guide(logits, self.guidance) if self.guided else logits
+        return self.combine(self.prior(self.rows(previous), context, cache))
 
-    def _rows(self, items: Tensor) -> Tensor:
-        return torch.cat([items, items]) if self.guided else items
+    @property
+    def hears_gaps(self) -> bool:
+        """Whether the prior was trained to fill gaps (it has an infill conditioner)."""
+        return self.prior.config.beside["infill_codes"] > 0
+
+    def tell_gap(self, codes: Tensor, gap_end: int | None, cache: KVCache | None = None) -> None:
+        """Say what follows the gap that ends before code `gap_end`; None: no gap any more. Prefix and later contexts change.
+
+        Args:
+            codes: int64 [batch, n_codes] of the whole piece, of which [gap_end, gap_end + infill codes) are read.
+            cache: to be told, too, if it was made before.
+        """
+        n = self.prior.config.beside["infill_codes"]
+        assert n, "the prior has no infill conditioner"
+        right = codes[:, gap_end : gap_end + n] if gap_end is not None else codes[:, :0]
+        right = torch.nn.functional.pad(right, (0, n - right.shape[1]), value=self.prior.spec.codebook_size)
+        end = torch.full((self.n_rows,), NO_GAP if gap_end is None else gap_end, device=codes.device)
+        self.conditions = dataclasses.replace(self.conditions, right=self.rows(right), gap_end=end)
+        prefix = self.prefix()
+        if cache is not None and prefix is not None:
+            cache.write_prefix(prefix)
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:
