@@ -109,25 +109,28 @@ def _number_list(kind: type) -> Any:
     help="How strongly label, text and chroma are followed; 1 as trained. One value or one a level.",
 )
 @click.option("--prompt", metavar="CLIP", help="Audio or codes file to continue.")
+@click.option("--check-copies", is_flag=True, help="Say what each piece shares with the run's training tracks.")
 @click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
 def sample(model: str | None, seconds: float, seed: int | None, n: int, labels: tuple[str, ...], prompt: str | None,
-           out: str | None, **options: Any) -> None:  # fmt: skip
+           check_copies: bool, out: str | None, **options: Any) -> None:  # fmt: skip
     """Make new music."""
     from audiovq import api
     from audiovq.data import audio
+    from audiovq.evaluation.copies import copy_report, report_lines
     from audiovq.terminal import say
 
     seed = secrets.randbelow(10**6) if seed is None else seed
     paths = _output_paths(out, seed, n)
     for path in paths[:1]:
         audio.check_writable(path)
-    generator = api.Generator.from_pretrained(_model(model))
+    folder = _model(model)
+    generator = api.Generator.from_pretrained(folder)
     begun = _prompt(generator.tokenizer, prompt) if prompt else None
     say(f"seed {seed}, {n} × {seconds:g} s")
     pieces = generator.sample_codes(seconds, seed, n, labels=_pairs(labels), prompt=begun, progress=True, **options)
     for path, codes in zip(paths, pieces, strict=True):
         audio.write_audio(path, generator.tokenizer.decode(codes), generator.sample_rate)
-        click.echo(str(path))
+        click.echo("\n".join([str(path), *(report_lines(copy_report(codes, folder)) if check_copies else ())]))
 
 
 def _output_paths(out: str | None, seed: int, n: int) -> list[Path]:
@@ -225,6 +228,22 @@ def evaluate(model: str, data: str | None, json_file: str | None) -> None:
     print_table(rows)
     if json_file:
         Path(json_file).write_text(json.dumps(rows, indent=2))
+
+
+@main.command()
+@click.argument("piece")
+@click.argument("run")
+@click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON.")
+def copies(piece: str, run: str, json_file: str | None) -> None:
+    """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
+    from audiovq import api
+    from audiovq.evaluation.copies import copy_report, report_lines
+
+    tokenizer = api.Tokenizer.from_pretrained(run)
+    report = copy_report(_prompt(tokenizer, piece), api.resolve_model(run))
+    click.echo("\n".join(report_lines(report)))
+    if json_file:
+        Path(json_file).write_text(json.dumps(report, indent=2))
 
 
 @main.command()

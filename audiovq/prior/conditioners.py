@@ -31,7 +31,9 @@ class Conditions:
     position: Tensor  # int64 [b], index of the first code of this window in the piece
     text: Tensor | None = None  # int64 [b, n_bytes], UTF-8 bytes plus one, 0 after the end
     chroma: Tensor | None = None  # int64 [b, n_frames], pitch class plus one, from the frame of the first code on
-    right: Tensor | None = None  # int64 [b, n], the codes that follow a gap; `codebook_size` past the track's end
+    right: Tensor | None = (
+        None  # int64 [b, n], the codes that follow a gap; `codebook_size` past the track's end, -1 unknown
+    )
     gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`; NO_GAP if none is told
 
     def only_where(self, said: Tensor) -> Conditions:
@@ -220,7 +222,7 @@ class InfillConditioner(Conditioner):
         if right is None or gap_end is None:
             right = torch.full((len(conditions.position), self.n_prefix), self.untold, device=device)
         else:
-            right = right.masked_fill((gap_end == NO_GAP)[:, None], self.untold)
+            right = right.masked_fill((gap_end == NO_GAP)[:, None] | (right < 0), self.untold)
         return self.embedding(right) + self._distance(-torch.arange(self.n_prefix, device=device))
 
 
