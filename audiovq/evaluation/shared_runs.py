@@ -41,7 +41,7 @@ Longest = dict[tuple[str, str], SharedRun]  # by kind and measure; what is absen
 def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> list[Longest]:
     """Of each piece the longest runs that it shares with any of the tracks; integers [n] from 0 on.
 
-    "near" by changes is the one of most changes among the longest near runs of each alignment. Memory is that of the
+    "near" by changes is the one of most changes among the longest near runs around each exact one. Memory is that of the
     pieces, BLOCK symbols and AT_ONCE comparisons, however many tracks there are.
     """
     searches = [_Search(piece) for piece in pieces]
@@ -90,7 +90,7 @@ class _Search:
             if true.any():
                 starts, places, lengths = starts[true], places[true], lengths[true]
                 self._offer("exact", block, starts, places, lengths, lengths)
-                for found in self._near(block, np.unique(places - starts)):
+                for found in self._near(block, starts, places, lengths):
                     self._offer("near", block, *found)
 
     def _beginnings(self, block: _Block) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -105,21 +105,41 @@ class _Search:
             for index, within in _ranges(first, last):
                 yield index, block.order[within]
 
-    def _near(self, block: _Block, shifts: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-        """The longest near run of each alignment, place = start + shift: starts, places, lengths, equal symbols."""
-        n, n_rows = len(self.piece), max(1, AT_ONCE // len(self.piece))
+    def _near(
+        self, block: _Block, starts: np.ndarray, places: np.ndarray, lengths: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """The longest near run around each exact one: starts, places, lengths, equal symbols.
+
+        A near run whose longest exact part is of r < LOSS symbols has r // (LOSS - r) others at most, so it is looked for
+        that close to the exact one; with r >= LOSS it may be anywhere in the alignment, place = start + shift.
+        """
+        n = len(self.piece)
+        for r in range(SEED, LOSS):
+            reach = (r // (LOSS - r) + 1) * (r + 1) - 1
+            some = lengths == r
+            yield from self._near_within(block, starts[some] - reach, places[some] - starts[some], r + 2 * reach)
+        shifts = np.unique((places - starts)[lengths >= LOSS])
+        yield from self._near_within(block, np.zeros_like(shifts), shifts, n)
+
+    def _near_within(
+        self, block: _Block, begins: np.ndarray, shifts: np.ndarray, width: int
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """The longest near run of each alignment within [begin, begin + width) of the piece."""
+        n_rows = max(1, AT_ONCE // width)
         for i in range(0, len(shifts), n_rows):
-            shift = shifts[i : i + n_rows]
-            places = np.arange(n) + shift[:, None]
-            inside = (places >= 0) & (places < len(block.symbols))
-            equal = inside & (block.symbols[places.clip(0, len(block.symbols) - 1)] == self.piece)
-            starts, lengths = longest_near(equal)
+            begin, shift = begins[i : i + n_rows], shifts[i : i + n_rows]
+            here = begin[:, None] + np.arange(width)
+            there = here + shift[:, None]
+            inside = (here >= 0) & (here < len(self.piece)) & (there >= 0) & (there < len(block.symbols))
+            equal = inside & (self.piece.take(here, mode="clip") == block.symbols.take(there, mode="clip"))
+            first, lengths = longest_near(equal)
             row = np.flatnonzero(lengths >= NEAR_SYMBOLS)
             if len(row):
-                starts, lengths = starts[row], lengths[row]
+                first, lengths = first[row], lengths[row]
                 sums = np.pad(np.cumsum(equal[row], axis=1), ((0, 0), (1, 0)))
                 k = np.arange(len(row))
-                yield starts, starts + shift[row], lengths, sums[k, starts + lengths] - sums[k, starts]
+                starts = begin[row] + first
+                yield starts, starts + shift[row], lengths, sums[k, first + lengths] - sums[k, first]
 
     def _offer(
         self, kind: str, block: _Block, starts: np.ndarray, places: np.ndarray, lengths: np.ndarray, equal: np.ndarray
