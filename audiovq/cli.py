@@ -103,6 +103,13 @@ def _number_list(kind: type) -> Any:
     help="Draw from the likeliest codes that make up p. One value or one a level.",
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
+@click.option("--text", default="", help="A caption or lyrics, for a model that was trained with them.")
+@click.option("--chroma", metavar="SONG", help="A recording whose melody and harmony are followed.")
+@click.option(
+    "--guidance",
+    callback=_number_list(float),
+    help="How strongly label, text and chroma are followed; 1 as trained. One value or one a level.",
+)
 @click.option("--prompt", metavar="CLIP", help="Audio or codes file to continue.")
 @click.option("--edit", "--codes", "source", metavar="FILE", help="Audio or codes file to change, as the next six say.")
 @click.option("--from", "start", type=float, metavar="SECONDS", help="Draw anew from here; default the beginning.")
@@ -114,6 +121,7 @@ def _number_list(kind: type) -> Any:
 @click.option("--best", type=int, metavar="K", help="Of the --n pieces, keep those that the model ranks first.")
 @click.option("--stream", metavar="FILE", help="WAV to write while it is generated; - is standard output.")
 @click.option("--save-codes", is_flag=True, help="Write a .codes file beside each piece, for --edit.")
+@click.option("--check-copies", is_flag=True, help="Say what each piece shares with the run's training tracks.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Share the pieces among so many GPUs.")
 @click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
 def sample(model: str | None, labels: tuple[str, ...], **options: Any) -> None:
@@ -223,6 +231,22 @@ def _write_json(file: str | None, report: dict[str, Any]) -> None:
         click.echo(text)
     elif file:
         Path(file).write_text(text + "\n", encoding="utf-8")
+
+
+@main.command()
+@click.argument("piece")
+@click.argument("run")
+@click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON.")
+def copies(piece: str, run: str, json_file: str | None) -> None:
+    """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
+    from audiovq import api
+    from audiovq.evaluation.copies import copy_report, report_lines
+
+    tokenizer = api.Tokenizer.from_pretrained(run)
+    report = copy_report(_prompt(tokenizer, piece), api.resolve_model(run))
+    click.echo("\n".join(report_lines(report)))
+    if json_file:
+        Path(json_file).write_text(json.dumps(report, indent=2))
 
 
 @main.command()

@@ -86,6 +86,7 @@ class PickConfig(Config):
     temperature: float = Field(default=1.0, ge=0)
     top_k: int = Field(default=0, ge=0)  # 0 keeps all
     top_p: float = Field(default=1.0, gt=0, le=1)
+    guidance: float = Field(default=1.0, ge=0)  # how strongly label, text and chroma are followed; 1: as trained
 
 
 class PriorStage(Config):

@@ -151,7 +151,8 @@ class Run:
         self._need("tokenizer", "codes")
         if self.main:
             network = checkpoint.load_tokenizer(self.folder / "tokenizer")
-            encode_data_set(self.folder / "codes", self.scan(), network, self.recipe.codes.shifts, self.device)
+            chroma = any(stage.model.beside["chroma"] for stage in self.recipe.priors)
+            encode_data_set(self.folder / "codes", self.scan(), network, self.recipe.codes.shifts, self.device, chroma)
         distributed.barrier()
 
     def priors(self) -> None:

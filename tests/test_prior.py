@@ -165,18 +165,40 @@ def test_loss_is_the_cross_entropy_of_the_codes_within_the_track() -> None:
 
 @pytest.mark.parametrize("kind", CONDITIONERS)
 def test_contract_of_every_conditioner(kind: str) -> None:
-    stream = Stream(256, 8000, {"genre": ["folk", "rock"]})
-    conditioner = CONDITIONERS[kind](CONDITIONERS[kind].Config(dropout=1.0), 16, stream)
-    given = Conditions({"genre": torch.tensor([1, 2])}, torch.tensor([9000, 80000]), torch.tensor([0, 4]))
-    said = conditioner.eval()(given, 6)
-    assert said.shape in {(2, 1, 16), (2, 6, 16)}
+    stream = Stream(256, 8000, {"genre": ["folk", "rock"]}, 20, 2)
+    config = CONDITIONERS[kind].Config
+    always_dropped = {"dropout": 1.0} if "dropout" in config.model_fields else {}
+    conditioner = CONDITIONERS[kind](config(**always_dropped), 16, stream)
+    given = Conditions(
+        {"genre": torch.tensor([1, 2])}, torch.tensor([9000, 80000]), torch.tensor([0, 4]), text=torch.tensor([[98], [99]]),
+        chroma=torch.tensor([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]]), right=torch.tensor([list(range(16)), list(range(1, 17))]),
+        gap_end=torch.tensor([3, 10]),
+    )  # fmt: skip
+
+    def all_said(given: Conditions) -> torch.Tensor:
+        added = conditioner(given, 6)
+        assert added.shape in {(2, 1, 16), (2, 6, 16), (1, 1, 1)}
+        prefix = conditioner.prefix(given) if conditioner.n_prefix else torch.zeros(2, 0, 16)
+        assert prefix.shape == (2, conditioner.n_prefix, 16)
+        return torch.cat([added.expand(2, 6, 16), prefix], dim=1)
+
+    conditioner.eval()
+    said = all_said(given)
     assert not torch.allclose(said[0], said[1])
-    nothing = conditioner.train()(given, 6)  # always dropped: both items alike
-    assert torch.allclose(nothing[0], nothing[1])
+    if always_dropped:
+        dropped = conditioner.train() and all_said(given)
+        assert torch.allclose(dropped[0], dropped[1])
+        conditioner.eval()
+    nothing = Conditions({"genre": torch.tensor([0, 0])}, torch.tensor([9000, 9000]), torch.tensor([4, 4]))
+    unsaid = all_said(nothing)
+    assert torch.allclose(unsaid[0], unsaid[1])
+    if kind in {"label", "text", "chroma"}:  # what guidance steers by: dropped is the same as unsaid
+        assert torch.allclose(all_said(given.only_where(torch.tensor([False, False]))), unsaid)
+        assert torch.allclose(dropped, unsaid)
 
 
 def test_timing_goes_on_where_the_window_before_ended() -> None:
-    timing = CONDITIONERS["timing"](CONDITIONERS["timing"].Config(), 16, Stream(256, 8000, {})).eval()
+    timing = CONDITIONERS["timing"](CONDITIONERS["timing"].Config(), 16, Stream(256, 8000, {}, 20, 1)).eval()
     whole = timing(conditions(1), 20)
     assert torch.allclose(timing(conditions(1, 12), 8), whole[:, 12:], atol=1e-5)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from audiovq import checkpoint
+from audiovq.api.control import check_text, reference_chroma
 from audiovq.api.locate import pick_device, prior_folders, resolve_model
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
@@ -151,7 +152,10 @@ class Generator:
         temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int] | None = None,
         top_p: float | Sequence[float] | None = None,
+        guidance: float | Sequence[float] | None = None,
         labels: Mapping[str, str] | None = None,
+        text: str = "",
+        chroma: str | Path | None = None,
         given: Given | None = None,
         n_levels: int | None = None,
         progress: bool = False,
@@ -161,14 +165,21 @@ class Generator:
         """Generate the pieces `items` of a seed, one after the other as they are finished.
 
         Args:
-            temperature, top_k, top_p: one value, or one a level (coarse to fine); default: what the recipe recommends.
+            temperature, top_k, top_p, guidance: one value, or one a level (coarse to fine); default: what the recipe says.
             labels: such as {"genre": "folk"}.
+            text: a caption or lyrics, for a model that was trained with them.
+            chroma: a recording whose melody and harmony are followed, for a model that was trained with chroma.
             n_levels: stop after so many levels; default all.
             on_codes: see `sampling.generate`; also called for the codes that a journal had.
         """
         priors = self.priors[:n_levels]
-        picks = self._picks({"temperature": temperature, "top_k": top_k, "top_p": top_p})[: len(priors)]
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        picks = self._picks(settings)[: len(priors)]
         indexes = self._label_indexes(labels or {})
+        check_text(self.priors, text)
+        melody = reference_chroma(self.priors, chroma) if chroma is not None else None
+        if guidance is not None and not (indexes or text or chroma):
+            raise ValueError("guidance: expected a label, text or chroma to be followed, found none of them")
         hops = self.tokenizer.config.hop_lengths
         if given:
             given.check(hops[: len(priors)], len(items))
@@ -177,7 +188,7 @@ class Generator:
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops[: len(priors)])
         with ProgressBar("sample", total, hidden=not progress) as bar:
             for group in groups:
-                request = Request(n_samples, [items[i] for i in group], seed, indexes)
+                request = Request(n_samples, [items[i] for i in group], seed, indexes, text, melody)
                 told = [_rows(level, group) for level in given.levels] if given else None
                 facts = {**vars(request), "given": told, "picks": [p.model_dump() for p in picks], "block": BLOCK}
                 journal = journals.open({**facts, "priors": hashes}) if journals else None

@@ -169,6 +169,7 @@ class ShardIndex:
     sample_rate: int
     hop_lengths: list[int]
     codebook_size: int
+    chroma: bool = False  # whether there is one of each track beside its codes, see `data/chroma.py`
     n_shards: int = 0
     tracks: list[ShardTrack] = field(default_factory=list)
 
@@ -181,13 +182,19 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
         self.buffers: list[list[np.ndarray]] = [[] for _ in index.hop_lengths]
+        self.chroma: list[np.ndarray] = []
 
-    def add(self, track: Track, codes: Codes) -> None:
+    def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
+        """Args: chroma: uint8, one for each top code; needed if the index says that there is one."""
         if sum(map(len, self.buffers[-1])) + len(codes.levels[-1]) > SHARD_CODES and self.buffers[-1]:
             self._flush()
         offsets = [sum(map(len, buffer)) for buffer in self.buffers]
         for buffer, level in zip(self.buffers, codes.levels, strict=True):
             buffer.append(level.numpy().astype(self.dtype))
+        if self.index.chroma:
+            assert chroma is not None, "the index says that there is chroma"
+            assert len(chroma) == len(codes.levels[0]), "expected a chroma class of each top code"
+            self.chroma.append(chroma)
         lengths = [len(level) for level in codes.levels]
         self.index.tracks.append(
             ShardTrack(
@@ -205,6 +212,9 @@ class ShardWriter:
     def _flush(self) -> None:
         for level, buffer in enumerate(self.buffers):
             np.save(shard_path(self.folder, self.index.n_shards, level), np.concatenate(buffer))
+        if self.index.chroma:
+            np.save(chroma_path(self.folder, self.index.n_shards), np.concatenate(self.chroma))
+            self.chroma = []
         self.index.n_shards += 1
         self.buffers = [[] for _ in self.index.hop_lengths]
 
@@ -218,6 +228,10 @@ class ShardWriter:
 
 def shard_path(folder: Path, shard: int, level: int) -> Path:
     return folder / f"shard-{shard:05d}-level-{level}.npy"
+
+
+def chroma_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}-chroma.npy"
 
 
 class Shards:
@@ -241,9 +255,12 @@ class Shards:
                 "delete the folder and run the codes stage again"
             )
         self._maps: dict[tuple[int, int], np.ndarray] = {}
+        self._chroma: dict[int, np.ndarray] = {}
         for shard in range(self.index.n_shards):
             for level in range(len(self.index.hop_lengths)):
                 self._maps[shard, level] = self._open(shard_path(folder, shard, level))
+            if self.index.chroma:
+                self._chroma[shard] = self._open(chroma_path(folder, shard))
 
     @staticmethod
     def _open(path: Path) -> np.ndarray:
@@ -260,3 +277,8 @@ class Shards:
         end = length if end is None else min(end, length)
         first = track.offsets[level]
         return self._maps[track.shard, level][first + start : first + end].astype(np.int64)
+
+    def chroma(self, track: ShardTrack) -> np.ndarray:
+        """uint8, one a top code."""
+        first = track.offsets[0]
+        return self._chroma[track.shard][first : first + track.lengths[0]]

@@ -68,7 +68,13 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         coarser [n_coarser, context / ratio + 2·halo]: all coarser levels at the rate of the next coarser one,
             `codebook_size` outside the track;
         position (): index of the first code in the track; n_samples (): length of the track;
-        labels [n_labels]: index into each vocabulary, 0 for unknown.
+        labels [n_labels]: index into each vocabulary, 0 for unknown;
+    and, if asked for:
+        text [text_bytes]: see `text_bytes`;
+        chroma [frames]: class of each top code's time from the one of the first code on, 0 outside the track;
+        right [infill_codes], gap_end (): the codes that follow a gap, and where in the track they begin. Half of the gaps
+            end within the window, where the codes behind them are not counted; the others up to a window later. A share
+            `infill_rate` of the windows has one, else gap_end is -1.
     """
 
     def __init__(
@@ -80,8 +86,20 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         halo: int,
         vocabularies: dict[str, list[str]],
         seed: int,
+        *,
+        text_bytes: int = 0,
+        chroma: bool = False,
+        infill_codes: int = 0,
+        infill_rate: float = 0.0,
     ):
         self.shards, self.level, self.context, self.halo, self.seed = shards, level, context, halo, seed
+        self.text_bytes, self.chroma, self.infill_codes, self.infill_rate = (
+            text_bytes, chroma, infill_codes, infill_rate,
+        )  # fmt: skip
+        if chroma and not shards.index.chroma:
+            raise ValueError(
+                f"{shards.folder}: no chroma beside the codes; delete the folder and run the codes stage again"
+            )
         self.tracks = [track for track in shards.index.tracks if track.split == split]
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
@@ -100,10 +118,15 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         last = max(0, track.lengths[self.level] - self.context)
         # Half a window of overhang at both ends, then clamped: starts and endings are heard often enough to be learned.
         start = int(np.clip(random.integers(-(self.context // 2), last + self.context // 2 + 1), 0, last))
-        return self.window(track, -(-start // self.ratio) * self.ratio)
+        start = -(-start // self.ratio) * self.ratio
+        gap_end = None
+        if self.infill_codes and random.random() < self.infill_rate:
+            gap_end = min(start + int(random.integers(1, 2 * self.context + 1)), track.lengths[self.level])
+        return self.window(track, start, gap_end)
 
-    def window(self, track: ShardTrack, start: int) -> dict[str, Tensor]:
-        """The example of a track that starts at code `start`, a multiple of the ratio to the next coarser level."""
+    def window(self, track: ShardTrack, start: int, gap_end: int | None = None) -> dict[str, Tensor]:
+        """The example of a track that starts at code `start`, a multiple of the ratio to the next coarser level; with a
+        gap that ends before code `gap_end`, if given."""
         codes = self._padded(track, self.level, start - 1, start + self.context)
         coarse_start = start // self.ratio - self.halo
         n_coarse = -(-self.context // self.ratio) + 2 * self.halo
@@ -115,7 +138,26 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
             "position": torch.tensor(start),
             "n_samples": torch.tensor(track.n_samples),
             "labels": torch.tensor([label_index(v, track.labels.get(k)) for k, v in self.vocabularies.items()]),
+            **self._beside(track, start, gap_end),
         }
+
+    def _beside(self, track: ShardTrack, start: int, gap_end: int | None) -> dict[str, Tensor]:
+        """Text, chroma and the right side of a gap, as far as asked for."""
+        extra: dict[str, Tensor] = {}
+        if self.text_bytes:
+            extra["text"] = text_bytes(track_text(track.labels), self.text_bytes)
+        if self.chroma:
+            hops = self.shards.index.hop_lengths
+            codes_per_frame = hops[0] // hops[self.level]
+            frames = np.zeros(-(-self.context // codes_per_frame) + 1, dtype=np.int64)
+            found = self.shards.chroma(track)[start // codes_per_frame :][: len(frames)]
+            frames[: len(found)] = found
+            extra["chroma"] = torch.from_numpy(frames)
+        if self.infill_codes:
+            first = start if gap_end is None else gap_end
+            extra["right"] = torch.from_numpy(self._padded(track, self.level, first, first + self.infill_codes))
+            extra["gap_end"] = torch.tensor(-1 if gap_end is None else gap_end)
+        return extra
 
     def _at_rate_above(self, track: ShardTrack, level: int, start: int, n: int) -> np.ndarray:
         """Codes of a coarser level, each repeated to the rate of the level just above ours."""
@@ -142,3 +184,14 @@ def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
 
 def label_index(vocabulary: list[str], value: str | None) -> int:
     return vocabulary.index(value) + 1 if value in vocabulary else 0
+
+
+def track_text(labels: dict[str, str]) -> str:
+    """Caption or lyrics of a track: its `<name>.txt`, or `text` or `caption` among its labels."""
+    return labels.get("text") or labels.get("caption", "")
+
+
+def text_bytes(text: str, n: int) -> Tensor:
+    """The first `n` UTF-8 bytes plus one, 0 behind the end: int64 [n]."""
+    found = np.frombuffer(text.encode()[:n], dtype=np.uint8).astype(np.int64) + 1
+    return torch.from_numpy(np.pad(found, (0, n - len(found))))

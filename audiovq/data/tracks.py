@@ -163,7 +163,7 @@ def _look(path: Path, folder: Path, config: DataConfig, manifest: dict[str, dict
             return Rejected(name, f"too short: expected at least {config.min_seconds:g} s, found {found:.3f} s")
         if peak < SILENCE:
             return Rejected(name, "silent: never above -60 dBFS")
-        labels = read_tags(path) | manifest.get(name, {}) | _track_json(path)
+        labels = read_tags(path) | manifest.get(name, {}) | _track_json(path) | _text_file(path)
         split = labels.pop("split", "")
         if split not in {"", "train", "valid"}:
             return Rejected(name, f"split: expected train or valid, found {split!r}")
@@ -206,6 +206,18 @@ def _track_json(path: Path) -> dict[str, str]:
                 raise ValueError(f"{candidate.name}: not valid JSON ({error})") from None
             labels |= _as_labels(content, candidate.name)
     return labels
+
+
+def _text_file(path: Path) -> dict[str, str]:
+    """Caption or lyrics in `<name>.txt`, as the label `text`."""
+    candidate = path.with_suffix(".txt")
+    if not candidate.is_file():
+        return {}
+    try:
+        text = candidate.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{candidate.name}: expected text in UTF-8") from None
+    return {"text": text} if text else {}
 
 
 def _as_labels(content: Any, source: str) -> dict[str, str]:

@@ -55,7 +55,16 @@ def entropy_of_counts(counts: np.ndarray) -> float:
 def held_out_bits(prior: Prior, shards: Shards, split: str = "valid", windows_at_once: int = 8) -> dict[str, float]:
     """Bits a code and bits a second over every code of a split, window after window (each begins without a past)."""
     context = prior.config.transformer.context // prior.spec.ratio * prior.spec.ratio
-    data = CodeWindows(shards, split, prior.spec.level, context, prior.config.halo, prior.spec.vocabularies, seed=0)
+    data = CodeWindows(
+        shards,
+        split,
+        prior.spec.level,
+        context,
+        prior.config.halo,
+        prior.spec.vocabularies,
+        seed=0,
+        **prior.config.beside,
+    )
     windows = [(t, s) for t in data.tracks for s in range(0, t.lengths[prior.spec.level], context)]
     nll, n_codes = 0.0, 0
     device = prior.head.weight.device

@@ -1,11 +1,13 @@
 """What a prior is told besides codes. A new conditioner is one class and one line in `CONDITIONERS`.
 
-Each turns `Conditions` into vectors that are added at the transformer's input. In training each is left out at random
-for some items (`dropout`), so the prior also knows what music is like when nothing is said.
+Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix that every
+code may attend to. In training each is left out at random for some items (`dropout`), so the prior also knows what music
+is like when nothing is said.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +18,32 @@ from torch import Tensor, nn
 
 from audiovq.config import Config as BaseConfig
 
+N_CHROMA = 13  # twelve pitch classes and silence
+NO_GAP = -1
+
 
 @dataclass
 class Conditions:
-    """What is known of each item of a batch."""
+    """What is known of each item of a batch. In labels, text and chroma 0 means that nothing is said."""
 
-    labels: dict[str, Tensor]  # int64 [b] a label name; 0 is unknown
+    labels: dict[str, Tensor]  # int64 [b] a label name
     n_samples: Tensor  # int64 [b], length of the whole piece
     position: Tensor  # int64 [b], index of the first code of this window in the piece
+    text: Tensor | None = None  # int64 [b, n_bytes], UTF-8 bytes plus one, 0 after the end
+    chroma: Tensor | None = None  # int64 [b, n_frames], pitch class plus one, from the frame of the first code on
+    right: Tensor | None = (
+        None  # int64 [b, n], the codes that follow a gap; `codebook_size` past the track's end, -1 unknown
+    )
+    gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`; NO_GAP if none is told
+
+    def only_where(self, said: Tensor) -> Conditions:
+        """Labels, text and chroma only for the items where `said` (bool [b]) is true: what guidance steers by."""
+        return dataclasses.replace(
+            self,
+            labels={name: index * said for name, index in self.labels.items()},
+            text=None if self.text is None else self.text * said[:, None],
+            chroma=None if self.chroma is None else self.chroma * said[:, None],
+        )
 
 
 @dataclass(frozen=True)
@@ -33,9 +53,32 @@ class Stream:
     hop_length: int
     sample_rate: int
     vocabularies: dict[str, list[str]]  # values of each label; index 0 of its embedding is unknown
+    codebook_size: int
+    codes_per_frame: int  # codes of this level in one code of the top level, the frame of the chroma
 
 
-class LabelConditioner(nn.Module):
+class Conditioner(nn.Module):
+    """Base of all kinds: `forward` is added to the input, or `prefix` goes before the codes, by `n_prefix`."""
+
+    n_prefix = 0  # tokens it puts into the prefix
+    dropout = 0.0
+
+    def kept(self, n: int, device: torch.device) -> Tensor:
+        """Which of `n` items hear it, bool [n]: all but a random share in training."""
+        if not self.training:
+            return torch.ones(n, dtype=torch.bool, device=device)
+        return torch.rand(n, device=device) >= self.dropout
+
+    def forward(self, conditions: Conditions, n_codes: int) -> Tensor:
+        """Vectors [1 or b, 1 or n_codes, dim] to add at the input; a kind that is all prefix adds nothing."""
+        return torch.zeros(1, 1, 1, device=conditions.position.device)
+
+    def prefix(self, conditions: Conditions) -> Tensor:
+        """Tokens [b, n_prefix, dim]."""
+        raise NotImplementedError
+
+
+class LabelConditioner(Conditioner):
     """One of the values that a label takes in the training tracks (Jukebox, arXiv:2005.00341, section 4.2)."""
 
     class Config(BaseConfig):
@@ -45,18 +88,16 @@ class LabelConditioner(nn.Module):
 
     def __init__(self, config: Config, dim: int, stream: Stream):
         super().__init__()
-        self.config = config
+        self.config, self.dropout = config, config.dropout
         self.embedding = nn.Embedding(len(stream.vocabularies[config.name]) + 1, dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]
         index = conditions.labels[self.config.name]
-        if self.training:
-            index = index * (torch.rand(len(index), device=index.device) >= self.config.dropout)
-        return self.embedding(index)[:, None]
+        return self.embedding(index * self.kept(len(index), index.device))[:, None]
 
 
-class TimingConditioner(nn.Module):
+class TimingConditioner(Conditioner):
     """Total length, time passed, time left and fraction passed at every code (Jukebox, section 4.2, has bins;
     here each is a few sines)."""
 
@@ -66,7 +107,7 @@ class TimingConditioner(nn.Module):
 
     def __init__(self, config: Config, dim: int, stream: Stream):
         super().__init__()
-        self.config = config
+        self.dropout = config.dropout
         self.seconds_per_code = stream.hop_length / stream.sample_rate
         self.sample_rate = stream.sample_rate
         self.register_buffer("periods", 2.0 ** torch.arange(3, 13), persistent=False)  # 8 s to an hour
@@ -83,10 +124,112 @@ class TimingConditioner(nn.Module):
         fraction = (passed / total.clamp(min=1e-3))[..., None] * self.waves  # type: ignore[operator]
         angles = torch.cat([angles, fraction], dim=-1)
         vectors = self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
-        if self.training:
-            kept = torch.rand(len(index), device=index.device) >= self.config.dropout
-            vectors = vectors * kept[:, None, None].to(vectors.dtype)
-        return vectors
+        return vectors * self.kept(len(index), index.device)[:, None, None].to(vectors.dtype)
 
 
-CONDITIONERS = {"label": LabelConditioner, "timing": TimingConditioner}
+class TextConditioner(Conditioner):
+    """Caption or lyrics in front of the codes, in one stream with them (DALL-E, arXiv:2102.12092, section 2.2).
+
+    Differs: bytes instead of word pieces, so there is nothing to train or download; padding has one embedding and the
+    positions theirs. No text, dropped text and empty text are the same.
+    """
+
+    class Config(BaseConfig):
+        kind: Literal["text"] = "text"
+        max_bytes: int = Field(default=128, ge=1)  # longer texts of the training tracks are cut
+        dropout: float = Field(default=0.1, ge=0, le=1)
+
+    def __init__(self, config: Config, dim: int, stream: Stream):
+        super().__init__()
+        self.n_prefix, self.dropout = config.max_bytes, config.dropout
+        self.embedding = nn.Embedding(256 + 1, dim)
+        self.positions = nn.Parameter(0.1 * torch.randn(config.max_bytes, dim))
+        nn.init.normal_(self.embedding.weight, std=0.5)
+
+    def prefix(self, conditions: Conditions) -> Tensor:
+        batch, device = len(conditions.position), conditions.position.device
+        text = conditions.text
+        if text is None:
+            text = torch.zeros(batch, self.n_prefix, dtype=torch.int64, device=device)
+        text = nn.functional.pad(text, (0, self.n_prefix - text.shape[1])) * self.kept(batch, device)[:, None]
+        return self.embedding(text) + self.positions
+
+
+class ChromaConditioner(Conditioner):
+    """The strongest pitch class of a reference recording at each top code's time (MusicGen, arXiv:2306.05284,
+    section 2.3; `data/chroma.py` computes it)."""
+
+    class Config(BaseConfig):
+        kind: Literal["chroma"] = "chroma"
+        dropout: float = Field(default=0.2, ge=0, le=1)
+
+    def __init__(self, config: Config, dim: int, stream: Stream):
+        super().__init__()
+        self.dropout, self.codes_per_frame = config.dropout, stream.codes_per_frame
+        self.embedding = nn.Embedding(N_CHROMA + 1, dim)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+
+    def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]
+        batch, device = len(conditions.position), conditions.position.device
+        chroma = conditions.chroma
+        if chroma is None:
+            return self.embedding(torch.zeros(batch, 1, dtype=torch.int64, device=device))
+        ahead = torch.arange(n_codes, device=device) + conditions.position[:, None] % self.codes_per_frame
+        frames = chroma.gather(1, ahead // self.codes_per_frame)  # [b, n_codes]
+        return self.embedding(frames * self.kept(batch, device)[:, None])
+
+
+class InfillConditioner(Conditioner):
+    """The codes that follow a gap, so that what fills it leads over to them.
+
+    Training with the right side moved to the front is Bavarian 2022, arXiv:2207.14255; here it does not become part of
+    the sequence but of the prefix, and each code in the gap hears how far the gap's end is. So a gap may be of any length.
+    """
+
+    class Config(BaseConfig):
+        kind: Literal["infill"] = "infill"
+        n_codes: int = Field(default=16, ge=1)  # codes that are heard of what follows a gap
+        reach: int = Field(default=512, ge=8)  # codes; a gap's end that is farther away sounds like one that is so far
+        rate: float = Field(default=0.5, ge=0, le=1)  # training windows with a gap
+
+    def __init__(self, config: Config, dim: int, stream: Stream):
+        super().__init__()
+        self.n_prefix, self.reach = config.n_codes, config.reach
+        self.untold = stream.codebook_size + 1
+        self.embedding = nn.Embedding(stream.codebook_size + 2, dim)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        periods = 4.0 * (config.reach / 2) ** (torch.arange(16) / 15)  # codes: 4 to twice the reach
+        self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
+        self.project = nn.Linear(32, dim, bias=False)
+        nn.init.normal_(self.project.weight, std=0.1)
+
+    def _distance(self, codes: Tensor) -> Tensor:
+        """Codes until the gap's end, negative behind it, [...] -> [..., dim]."""
+        angles = codes.clamp(max=self.reach).float()[..., None] * self.frequencies  # type: ignore[operator]
+        return self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+    def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]
+        if conditions.gap_end is None:
+            return super().forward(conditions, n_codes)
+        index = torch.arange(n_codes, device=conditions.position.device) + conditions.position[:, None]
+        left = conditions.gap_end[:, None] - index
+        vectors = self._distance(left)
+        return vectors * (left > 0)[..., None].to(vectors.dtype)
+
+    def prefix(self, conditions: Conditions) -> Tensor:
+        device = conditions.position.device
+        right, gap_end = conditions.right, conditions.gap_end
+        if right is None or gap_end is None:
+            right = torch.full((len(conditions.position), self.n_prefix), self.untold, device=device)
+        else:
+            right = right.masked_fill((gap_end == NO_GAP)[:, None] | (right < 0), self.untold)
+        return self.embedding(right) + self._distance(-torch.arange(self.n_prefix, device=device))
+
+
+CONDITIONERS = {
+    "label": LabelConditioner,
+    "timing": TimingConditioner,
+    "text": TextConditioner,
+    "chroma": ChromaConditioner,
+    "infill": InfillConditioner,
+}

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.config import Config, one_of
-from audiovq.prior.conditioners import CONDITIONERS, Conditions, Stream
-from audiovq.prior.kv_cache import KVCache
+from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions, Stream
+from audiovq.prior.kv_cache import KVCache, Prefix
 from audiovq.prior.transformer import Transformer, TransformerConfig
 
 
@@ -25,17 +25,37 @@ class PriorConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
     halo: int = Field(default=4, ge=0)  # coarser codes seen to either side of the current one
     conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
+    # Share of the training items that hear neither label, text nor chroma, for guidance (arXiv:2207.12598, section 3.2).
+    unconditional_rate: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> PriorConfig:
         names = [getattr(c, "name", c.kind) for c in self.conditioners]
         if len(set(names)) < len(names):
             raise ValueError(f"conditioners: each once, found {', '.join(names)}")
+        if {"text", "infill"} & set(names) and self.transformer.head_dim < 4:
+            raise ValueError(
+                f"transformer.dim: expected at least 4 times n_heads with a text or infill conditioner, found {self.transformer.dim}"
+            )
         return self
 
     @property
     def label_names(self) -> list[str]:
         return [c.name for c in self.conditioners if c.kind == "label"]
+
+    def conditioner(self, kind: str) -> Any:
+        """The config of the conditioner of a kind, None if there is none."""
+        return next((c for c in self.conditioners if c.kind == kind), None)
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What training examples must have beside codes and labels: keyword arguments of `CodeWindows`."""
+        text, infill = self.conditioner("text"), self.conditioner("infill")
+        return {
+            "text_bytes": text.max_bytes if text else 0,
+            "chroma": self.conditioner("chroma") is not None,
+            "infill_codes": infill.n_codes if infill else 0,
+        }
 
 
 @dataclass(frozen=True)
@@ -96,10 +116,11 @@ class Prior(nn.Module):
         self.embedding = nn.Embedding(spec.codebook_size + 1, dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
         self.coarser = CoarserCodes(spec, dim, config.halo) if spec.level else None
-        stream = Stream(spec.hop_lengths[spec.level], spec.sample_rate, spec.vocabularies)
+        hop = spec.hop_lengths[spec.level]
+        stream = Stream(hop, spec.sample_rate, spec.vocabularies, spec.codebook_size, spec.hop_lengths[0] // hop)
         self.conditioners = nn.ModuleList(CONDITIONERS[c.kind](c, dim, stream) for c in config.conditioners)
         self.dropout = nn.Dropout(config.transformer.dropout)
-        self.transformer = Transformer(config.transformer)
+        self.transformer = Transformer(config.transformer, sum(c.n_prefix for c in self.conditioners))  # type: ignore[arg-type,misc]
         self.head = nn.Linear(dim, spec.codebook_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
 
@@ -117,25 +138,50 @@ class Prior(nn.Module):
             total = total + conditioner(conditions, n_codes)
         return total
 
-    def forward(self, previous: Tensor, context: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Codes before each position, int64 [b, t], and `context` [b, t, dim] -> logits [b, t, codebook_size]."""
+    def prefix(self, conditions: Conditions) -> Prefix | None:
+        """What every code may attend to: text and the codes behind a gap. None if no conditioner has any."""
+        tokens = [c.prefix(conditions) for c in self.conditioners if c.n_prefix]  # type: ignore[operator]
+        return self.transformer.read_prefix(torch.cat(tokens, dim=1)) if tokens else None
+
+    def forward(
+        self, previous: Tensor, context: Tensor, cache: KVCache | None = None, prefix: Prefix | None = None
+    ) -> Tensor:
+        """Codes before each position, int64 [b, t], and `context` [b, t, dim] -> logits [b, t, codebook_size].
+
+        Args:
+            prefix: of the items' conditions; with a cache it is in there.
+        """
         x = self.dropout(self.embedding(previous) + context)
-        return self.head(self.transformer(x, cache))
+        return self.head(self.transformer(x, cache, prefix))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Summed negative log-likelihood in nats, and how many codes it is of, over an example batch of `CodeWindows`."""
-        labels = dict(zip(self.spec.vocabularies, batch["labels"].T, strict=True))
-        conditions = Conditions(labels, batch["n_samples"], batch["position"])
-        logits = self(batch["previous"], self.context(batch["coarser"], conditions, batch["codes"].shape[1]))
-        counted = batch["codes"] != self.spec.codebook_size
-        nll = F.cross_entropy(
-            logits.float().flatten(0, 1),
-            batch["codes"].flatten(),
-            ignore_index=self.spec.codebook_size,
-            reduction="sum",
-        )
-        return nll, counted.sum()
+        """Summed negative log-likelihood in nats, and how many codes it is of, over an example batch of `CodeWindows`.
 
-    def new_cache(self, batch: int) -> KVCache:
+        Codes from a gap's end on are not counted: they are told.
+        """
+        labels = dict(zip(self.spec.vocabularies, batch["labels"].T, strict=True))
+        told = {name: batch.get(name) for name in ("text", "chroma", "right", "gap_end")}
+        conditions = Conditions(labels, batch["n_samples"], batch["position"], **told)
+        if self.training and self.config.unconditional_rate:
+            kept = torch.rand(len(conditions.position), device=conditions.position.device)
+            conditions = conditions.only_where(kept >= self.config.unconditional_rate)
+        codes, outside = batch["codes"], self.spec.codebook_size
+        context = self.context(batch["coarser"], conditions, codes.shape[1])
+        logits = self(batch["previous"], context, prefix=self.prefix(conditions))
+        if conditions.gap_end is not None:
+            index = torch.arange(codes.shape[1], device=codes.device) + conditions.position[:, None]
+            gap_end = conditions.gap_end[:, None]
+            codes = codes.masked_fill((index >= gap_end) & (gap_end != NO_GAP), outside)
+        nll = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), ignore_index=outside, reduction="sum")
+        return nll, (codes != outside).sum()
+
+    def new_cache(self, batch: int, conditions: Conditions | None = None) -> KVCache:
+        """An empty cache for `batch` items; their conditions are needed if they have a prefix (text, a gap)."""
         weight = self.head.weight
-        return self.transformer.new_cache(batch, weight.device, weight.dtype)
+        cache = self.transformer.new_cache(batch, weight.device, weight.dtype)
+        if self.transformer.n_prefix:
+            assert conditions is not None, "a prior with a prefix needs the conditions for its cache"
+            prefix = self.prefix(conditions)
+            assert prefix is not None
+            cache.write_prefix(prefix)
+        return cache

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.config import Config
-from audiovq.prior.kv_cache import KVCache
+from audiovq.prior.kv_cache import KVCache, Prefix
 
 
 class TransformerConfig(Config):
@@ -47,9 +47,14 @@ class TransformerConfig(Config):
         return self.dim // self.n_heads
 
 
-def rotary(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [t, head_dim / 2] of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2)."""
+def rotary(positions: Tensor, head_dim: int, n_still: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [t, head_dim / 2] of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2).
+
+    Args:
+        n_still: of the slowest pairs do not turn at all (p-RoPE, arXiv:2410.06205).
+    """
     frequencies = 10000 ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    frequencies[head_dim // 2 - n_still :] = 0
     angles = positions.float()[:, None] * frequencies
     return angles.cos(), angles.sin()
 
@@ -81,7 +86,7 @@ class Attention(nn.Module):
         angles: tuple[Tensor, Tensor],
         mask: Tensor | None,
         causal: bool,
-        cache: KVCache | None,
+        cache: KVCache | Prefix | None,
         layer: int,
     ) -> Tensor:
         c = self.config
@@ -114,7 +119,7 @@ class Layer(nn.Module):
         angles: tuple[Tensor, Tensor],
         mask: Tensor | None,
         causal: bool,
-        cache: KVCache | None,
+        cache: KVCache | Prefix | None,
         layer: int,
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), angles, mask, causal, cache, layer))
@@ -123,11 +128,17 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen."""
+    """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen.
 
-    def __init__(self, config: TransformerConfig):
+    With a prefix of `n_prefix` tokens, every position attends to all of them, however far it is, beside its window.
+    For that half of each head does not turn with the position, and the prefix speaks to that half alone: it sounds
+    the same from everywhere, so training windows are heard as any later place of a long piece is.
+    """
+
+    def __init__(self, config: TransformerConfig, n_prefix: int = 0):
         super().__init__()
-        self.config = config
+        self.config, self.n_prefix = config, n_prefix
+        self.n_still = config.head_dim // 4 if n_prefix else 0  # pairs
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim)
         for name, parameter in self.named_parameters():
@@ -137,18 +148,32 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> KVCache:
         c = self.config
-        return KVCache(c.n_layers, batch, c.kv_heads, c.window, c.head_dim, device, dtype)
+        return KVCache(c.n_layers, batch, c.kv_heads, c.window, c.head_dim, device, dtype, self.n_prefix)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def read_prefix(self, tokens: Tensor) -> Prefix:
+        """Keys and values of prefix tokens [b, n_prefix, dim], which attend to each other and to no code."""
+        prefix = Prefix()
+        still = (
+            torch.arange(self.config.head_dim // 2, device=tokens.device) >= self.config.head_dim // 2 - self.n_still
+        )
+        angles = (still.float()[None], torch.zeros_like(still).float()[None])  # the pairs that would turn become 0
+        for i, layer in enumerate(self.layers):
+            tokens = layer(tokens, angles, None, False, prefix, i)
+        return prefix
+
+    def forward(self, x: Tensor, cache: KVCache | None = None, prefix: Prefix | None = None) -> Tensor:
+        """Args: prefix: what is attended to besides; with a cache it is in there."""
+        assert cache is not None or (prefix is not None) == (self.n_prefix > 0), "expected the prefix of the config"
         t, past = x.shape[1], cache.n_past if cache else 0
         start = cache.length if cache else 0
-        angles = rotary(torch.arange(start, start + t, device=x.device), self.config.head_dim)
+        angles = rotary(torch.arange(start, start + t, device=x.device), self.config.head_dim, self.n_still)
         mask, causal = None, False
         if t > 1:
-            causal = past == 0 and t <= self.config.window
+            causal = past == 0 and t <= self.config.window and not self.n_prefix
             mask = None if causal else window_mask(t, past, self.config.window, x.device)
+            mask = F.pad(mask, (self.n_prefix, 0), value=True) if mask is not None else None
         for i, layer in enumerate(self.layers):
-            x = layer(x, angles, mask, causal, cache, i)
+            x = layer(x, angles, mask, causal, cache if cache is not None else prefix, i)
         if cache is not None:
             cache.advance(t)
         return self.norm(x)

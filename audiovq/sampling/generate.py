@@ -14,7 +14,6 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.recipe import PickConfig
 from audiovq.sampling.journal import Journal
@@ -34,6 +33,8 @@ class Request:
     items: list[int]
     seed: int
     labels: dict[str, int]  # index in the prior's vocabulary, a label name
+    text: str = ""  # caption or lyrics
+    chroma: Tensor | None = None  # int64 [n_frames], a reference's pitch classes, one a top code
 
 
 def nobody(level: int, codes: Tensor, n_done: int) -> None:

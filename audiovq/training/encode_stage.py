@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from audiovq import checkpoint
 from audiovq.data import audio
+from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track
 from audiovq.terminal import track as progress
@@ -17,16 +19,19 @@ from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 
 
-def encode_data_set(folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device) -> None:
+def encode_data_set(
+    folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, chroma: bool = False
+) -> None:
     """Encode every track into shards below `folder`, training tracks `shifts` times with a part of a top code cut off
-    the beginning: codes depend on where the first one starts, and more of them mean less to learn by heart.
+    the beginning: codes depend on where the first one starts, and more of them mean less to learn by heart. With
+    `chroma`, each track's pitch classes at the times of its top codes lie beside them.
 
     The folder appears when it is complete. Until then each finished track is kept in a folder beside it, so that a
     run that was stopped goes on with the next track.
     """
     config = network.to(device).eval().config
     index = ShardIndex(
-        checkpoint.tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size
+        checkpoint.tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size, chroma
     )
     temporary, finished = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.tracks")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,9 +45,10 @@ def encode_data_set(folder: Path, scan: Scan, network: VQVAE, shifts: int, devic
             encoded = _encode(scan.folder / track.path, track, network, index.tokenizer_hash, len(paths), device)
             for path, codes in reversed(list(zip(paths, encoded, strict=True))):
                 codes.save(path) if codes.n_samples else None
-        for path in paths:
+        for shift, path in enumerate(paths):
             if path.exists():  # not where a shift left nothing of the track
-                writer.add(track, Codes.load(path))
+                classes = _chroma(scan.folder / track.path, network, shift, shifts) if chroma else None
+                writer.add(track, Codes.load(path), classes)
     writer.finish()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
@@ -76,3 +82,11 @@ def _encode(
             )
         )  # fmt: skip
     return found
+
+
+def _chroma(path: Path, network: VQVAE, shift: int, shifts: int) -> np.ndarray:
+    """Pitch classes of a track that was encoded with a shift, one a top code."""
+    config = network.config
+    waveform, _ = audio.read_audio(path, config.sample_rate, config.channels)
+    top = config.hop_lengths[0]
+    return chroma_classes(waveform[:, shift * top // shifts :], config.sample_rate, top)

@@ -34,10 +34,11 @@ class PriorTask(Task):
 
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
         present = {track.split for track in self.shards.index.tracks}
-        context, halo = self.stage.model.transformer.context, self.stage.model.halo
+        model, infill = self.stage.model, self.stage.model.conditioner("infill")
         return CodeWindows(
-            self.shards, split if split in present else "train", self.level, context, halo, self.spec.vocabularies,
-            self.seed + (split == "valid"),
+            self.shards, split if split in present else "train", self.level, model.transformer.context, model.halo,
+            self.spec.vocabularies, self.seed + (split == "valid"), **model.beside,
+            infill_rate=infill.rate if infill and split == "train" else 0.0,
         )  # fmt: skip
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,38 @@
+"""Which pitch class is strongest, moment by moment: the melody of a recording as the prior hears it."""
+
+from __future__ import annotations
+
+import math
+
+import librosa
+import numpy as np
+from torch import Tensor
+
+SILENT = 13  # pitch classes C to B are 1 to 12; 0 is kept for unknown
+QUIET = 10 ** (-60 / 20)  # root mean square of a frame below which it is silent: -60 dBFS
+FRAMES_AT_ONCE = 1024
+
+
+def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
+    """Float [channels, samples] -> uint8 [ceil(samples / hop_length)], 1 to 13 each.
+
+    Frame i is about samples [i · hop_length, (i + 1) · hop_length): the transform's window is centred on them. So with the
+    top level's hop, frame i and top code i are of the same time. Computed in blocks, at bounded memory.
+    Source: MusicGen, arXiv:2306.05284, section 2.3 (the argmax of a chromagram). Differs: silence is a class.
+    """
+    mono = waveform.float().mean(dim=0).cpu().numpy()
+    n_frames = -(-len(mono) // hop_length)
+    n_fft = 1 << max(round(math.log2(0.2 * sample_rate)), (hop_length - 1).bit_length())  # about a fifth of a second
+    lead = (n_fft - hop_length) // 2
+    padded = np.pad(mono, (lead, n_fft + hop_length))
+    parts = []
+    for start in range(0, n_frames, FRAMES_AT_ONCE):
+        end = min(start + FRAMES_AT_ONCE, n_frames)
+        piece = padded[start * hop_length : (end - 1) * hop_length + n_fft]
+        bands = librosa.feature.chroma_stft(
+            y=piece, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, center=False, tuning=0.0, norm=None
+        )
+        own = padded[lead + start * hop_length : lead + end * hop_length].reshape(-1, hop_length)
+        quiet = np.sqrt((own**2).mean(axis=1)) < QUIET
+        parts.append(np.where(quiet, SILENT, bands[:, : end - start].argmax(axis=0) + 1))
+    return np.concatenate(parts).astype(np.uint8)
