@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def window_mask(n_new: int, n_past: int, window: int, device: torch.device) -> Tensor:
+    """True where a new position may look: bool [n_new, n_past + n_new], causal, at most `window` back with itself."""
+    query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
+    key = torch.arange(n_past + n_new, device=device)[None]
+    return (key <= query) & (key > query - window)
+
+
 class KVCache:
     """Preallocated ring buffers [layers, batch, kv_heads, window, head_dim]; slot = position modulo window."""
 
@@ -25,6 +32,14 @@ class KVCache:
         self.window = window
         self.length = 0  # positions seen so far; a Python integer, so the loop never waits for the device
 
+    def positions(self, n: int) -> Tensor:
+        """int64 [n], those of the next n codes."""
+        return torch.arange(self.length, self.length + n, device=self.keys.device)
+
+    def mask(self, n: int) -> Tensor | None:
+        """What the next n codes may see of what `extend` returns; None is all of it."""
+        return window_mask(n, self.n_past, self.window, self.keys.device) if n > 1 else None
+
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to.
 
@@ -32,8 +47,7 @@ class KVCache:
         old positions followed by the new ones, in order. Call `advance` after the last layer.
         """
         t = keys.shape[2]
-        ring = torch.arange(self.length, self.length + t, device=keys.device) % self.window if t > 1 else None
-        if ring is None:
+        if t == 1:
             slot = self.length % self.window
             self.keys[layer, :, :, slot] = keys[:, :, 0]
             self.values[layer, :, :, slot] = values[:, :, 0]
@@ -41,7 +55,7 @@ class KVCache:
             return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
         all_keys = torch.cat([self._past(self.keys[layer]), keys], dim=2)
         all_values = torch.cat([self._past(self.values[layer]), values], dim=2)
-        kept = ring[-self.window :]
+        kept = KVCache.positions(self, t)[-self.window :] % self.window
         self.keys[layer, :, :, kept] = keys[:, :, -self.window :]
         self.values[layer, :, :, kept] = values[:, :, -self.window :]
         return all_keys, all_values
@@ -57,3 +71,36 @@ class KVCache:
 
     def advance(self, n: int) -> None:
         self.length += n
+
+
+class DeviceKVCache(KVCache):
+    """A cache that finds the place of a single step from a tensor: the step can then be captured once, as a CUDA graph,
+    and replayed for every position. The whole ring is returned, with a mask of what is filled."""
+
+    def __init__(self, *shape: int, device: torch.device, dtype: torch.dtype):
+        super().__init__(*shape, device=device, dtype=dtype)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)  # equals `length`
+        self.slots = torch.arange(self.window, device=device)
+
+    def positions(self, n: int) -> Tensor:
+        return self.position if n == 1 else super().positions(n)
+
+    def mask(self, n: int) -> Tensor | None:
+        return (self.slots <= self.position)[None] if n == 1 else super().mask(n)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if keys.shape[2] > 1:
+            return super().extend(layer, keys, values)
+        slot = self.position % self.window
+        self.keys[layer].index_copy_(2, slot, keys)
+        self.values[layer].index_copy_(2, slot, values)
+        return self.keys[layer], self.values[layer]
+
+    def advance(self, n: int) -> None:
+        super().advance(n)
+        self.position += n
+
+    def forget(self) -> None:
+        """Begin anew; what the ring holds is out of sight until it is overwritten."""
+        self.length = 0
+        self.position.zero_()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.config import Config
-from audiovq.prior.kv_cache import KVCache
+from audiovq.prior.kv_cache import KVCache, window_mask
 
 
 class TransformerConfig(Config):
@@ -58,13 +58,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the two halves of each head [b, h, t, head_dim] by the position's angles."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
-
-
-def window_mask(n_new: int, n_past: int, window: int, device: torch.device) -> Tensor:
-    """True where a new position may look: bool [n_new, n_past + n_new], causal, at most `window` back with itself."""
-    query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
-    key = torch.arange(n_past + n_new, device=device)[None]
-    return (key <= query) & (key > query - window)
 
 
 class Attention(nn.Module):
@@ -140,13 +133,14 @@ class Transformer(nn.Module):
         return KVCache(c.n_layers, batch, c.kv_heads, c.window, c.head_dim, device, dtype)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        t, past = x.shape[1], cache.n_past if cache else 0
-        start = cache.length if cache else 0
-        angles = rotary(torch.arange(start, start + t, device=x.device), self.config.head_dim)
-        mask, causal = None, False
-        if t > 1:
-            causal = past == 0 and t <= self.config.window
-            mask = None if causal else window_mask(t, past, self.config.window, x.device)
+        t = x.shape[1]
+        causal = t > 1 and t <= self.config.window and (cache is None or cache.length == 0)
+        if cache is not None:
+            positions, mask = cache.positions(t), None if causal else cache.mask(t)
+        else:
+            positions = torch.arange(t, device=x.device)
+            mask = window_mask(t, 0, self.config.window, x.device) if t > self.config.window else None
+        angles = rotary(positions, self.config.head_dim)
         for i, layer in enumerate(self.layers):
             x = layer(x, angles, mask, causal, cache, i)
         if cache is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
+from audiovq.prior.stepper import new_stepper
 from audiovq.recipe import PickConfig
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
@@ -26,6 +27,7 @@ class Request:
     items: list[int]
     seed: int
     labels: dict[str, int]  # index in the prior's vocabulary, a label name
+    precision: str = "auto"  # of the prior's arithmetic: prior/stepper.py
 
 
 def generate(
@@ -60,7 +62,7 @@ def generate_level(
     codes = torch.full((batch, n_codes + 1), prior.spec.codebook_size, dtype=torch.int64, device=device)
     n_begun = begun.shape[1]
     codes[:, 1 : n_begun + 1] = begun  # one later, so that codes[:, t] is what comes before position t
-    cache = prior.new_cache(batch)
+    stepper = new_stepper(prior, batch, request.precision)
     around = coarser_at_rate_above(prior, coarser, batch, n_codes)
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio
     for start in range(0, n_codes, block):
@@ -68,13 +70,13 @@ def generate_level(
         context = _context(prior, around, request, batch, start, end)
         told = min(max(n_begun - start, 0), end - start)  # positions whose code the prompt gives
         if told:
-            prior(codes[:, start : start + told], context[:, :told], cache)
+            stepper.prefill(codes[:, start : start + told], context[:, :told])
             on_codes(told)
         if start + told == end:
             continue
         noise = _noise(prior, request, start + told, end).to(device)
         for t in range(start + told, end):
-            logits = prior(codes[:, t : t + 1], context[:, t - start : t - start + 1], cache)[:, 0]
+            logits = stepper.step(codes[:, t], context[:, t - start])
             codes[:, t + 1] = next_code(logits, noise[:, t - start - told], pick.temperature, pick.top_k, pick.top_p)
             on_codes(1)
     return codes[:, 1:]
