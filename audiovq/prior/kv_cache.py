@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -48,17 +50,25 @@ class KVCache:
         """
         t = keys.shape[2]
         if t == 1:
-            slot = self.length % self.window
-            self.keys[layer, :, :, slot] = keys[:, :, 0]
-            self.values[layer, :, :, slot] = values[:, :, 0]
-            filled = min(self.length + 1, self.window)
-            return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
+            self.keys[layer, :, :, self.slot] = keys[:, :, 0]
+            self.values[layer, :, :, self.slot] = values[:, :, 0]
+            return self.keys[layer, :, :, : self.n_seen], self.values[layer, :, :, : self.n_seen]
         all_keys = torch.cat([self._past(self.keys[layer]), keys], dim=2)
         all_values = torch.cat([self._past(self.values[layer]), values], dim=2)
-        kept = KVCache.positions(self, t)[-self.window :] % self.window
+        kept = torch.arange(self.length, self.length + t, device=keys.device)[-self.window :] % self.window
         self.keys[layer, :, :, kept] = keys[:, :, -self.window :]
         self.values[layer, :, :, kept] = values[:, :, -self.window :]
         return all_keys, all_values
+
+    @property
+    def slot(self) -> int:
+        """Where the next position goes."""
+        return self.length % self.window
+
+    @property
+    def n_seen(self) -> int:
+        """How many slots, from the first on, the next position sees when it is in its own."""
+        return min(self.length + 1, self.window)
 
     @property
     def n_past(self) -> int:
@@ -72,15 +82,22 @@ class KVCache:
     def advance(self, n: int) -> None:
         self.length += n
 
+    def row(self, index: int) -> KVCache:
+        """The cache of one item of the batch alone, in the same memory. Its length is its own."""
+        alone = copy.copy(self)
+        alone.keys, alone.values = self.keys[:, index : index + 1], self.values[:, index : index + 1]
+        return alone
+
 
 class DeviceKVCache(KVCache):
     """A cache that finds the place of a single step from a tensor: the step can then be captured once, as a CUDA graph,
     and replayed for every position. The whole ring is returned, with a mask of what is filled."""
 
-    def __init__(self, *shape: int, device: torch.device, dtype: torch.dtype):
-        super().__init__(*shape, device=device, dtype=dtype)
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)  # equals `length`
-        self.slots = torch.arange(self.window, device=device)
+    def __init__(self, cache: KVCache, dtype: torch.dtype):
+        self.keys, self.values = cache.keys.to(dtype), cache.values.to(dtype)
+        self.window, self.length = cache.window, cache.length
+        self.position = torch.full((1,), cache.length, dtype=torch.int64, device=self.keys.device)  # equals `length`
+        self.slots = torch.arange(self.keys.shape[3], device=self.keys.device)
 
     def positions(self, n: int) -> Tensor:
         return self.position if n == 1 else super().positions(n)
@@ -100,7 +117,7 @@ class DeviceKVCache(KVCache):
         super().advance(n)
         self.position += n
 
-    def forget(self) -> None:
-        """Begin anew; what the ring holds is out of sight until it is overwritten."""
-        self.length = 0
-        self.position.zero_()
+    def seek(self, length: int) -> None:
+        """Go on as if `length` positions had been seen; what later slots hold is out of sight until it is overwritten."""
+        self.length = length
+        self.position.fill_(length)

@@ -12,23 +12,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiovq.prior.kv_cache import DeviceKVCache
+from audiovq.prior.kv_cache import DeviceKVCache, KVCache
 from audiovq.prior.packed import PRECISIONS, Packed, available_precisions, choose_precision
 from audiovq.prior.prior import Prior
-from audiovq.prior.transformer import Layer, rotary
+from audiovq.prior.transformer import Layer
 
 ANGLES = 1024  # positions whose rotary angles are computed at once
 
 
 class Stepper(Protocol):
     precision: str
+    cache: KVCache  # all that is remembered of the positions so far
 
-    def prefill(self, previous: Tensor, context: Tensor) -> None:
-        """Take in positions whose codes are known: the codes before them int64 [batch, t] and context [batch, t, dim]."""
+    def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
+        """Positions whose codes are known, in one pass: the codes before each, int64 [batch, t], and context
+        [batch, t, dim] -> logits [batch, t, codebook_size]."""
         ...
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
-        """The codes before one position int64 [batch], and context [batch, dim] -> logits [batch, codebook_size].
+        """The codes before one position, int64 [batch], and context [batch, dim] -> logits [batch, codebook_size].
 
         The logits are a buffer that the next step overwrites.
         """
@@ -63,10 +65,11 @@ class PackedLayer:
 
     def __init__(self, layer: Layer, kind: type):
         c = layer.attention.config
-        widths = [c.n_heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim]
-        q, k, v = (layer.attention.qkv.weight * folded(layer.attention_norm)).split(widths)
-        q = paired(q, c.head_dim, dim=0) * c.head_dim**-0.5
-        self.qkv: Packed = kind(torch.cat([q, paired(k, c.head_dim, dim=0), v]))
+        qkv = layer.attention.qkv.weight * folded(layer.attention_norm)
+        qkv[: c.n_heads * c.head_dim] *= c.head_dim**-0.5
+        # The two numbers that a rotary angle turns become neighbours: one complex product turns them all.
+        pairs = qkv.unflatten(0, (-1, 2, c.head_dim // 2)).transpose(1, 2).flatten(0, 2)
+        self.qkv: Packed = kind(pairs)
         self.out: Packed = kind(layer.attention.out.weight)
         self.gate_up: Packed = kind(layer.gate_up.weight * folded(layer.mlp_norm))
         self.down: Packed = kind(layer.down.weight)
@@ -76,15 +79,33 @@ def folded(norm: torch.nn.RMSNorm) -> Tensor:
     return norm.weight * len(norm.weight) ** 0.5
 
 
-def paired(x: Tensor, head_dim: int, dim: int) -> Tensor:
-    """Reorder heads so that the two numbers which a rotary angle turns are neighbours: one complex product turns them."""
-    dim %= x.ndim
-    return x.unflatten(dim, (-1, 2, head_dim // 2)).transpose(dim + 1, dim + 2).flatten(dim, dim + 2)
+class Buffers:
+    """All that a step writes to, made once."""
 
-
-def unpaired(x: Tensor) -> Tensor:
-    """Back again, along the last dimension, which is one head."""
-    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    def __init__(self, prior: Prior, batch: int, rows: int, n_slots: int):
+        c = prior.config.transformer
+        hidden = prior.transformer.layers[0].down.weight.shape[1]  # type: ignore[union-attr,index]
+        # A column after the dim of the residual stream holds the norm's epsilon: the length of a row includes it.
+        self.stream = torch.zeros(rows, c.dim + 16)
+        self.stream[:, c.dim] = (c.dim * torch.finfo(torch.float32).eps) ** 0.5
+        self.x = self.stream[:, : c.dim]
+        self.length = torch.empty(rows, 1)
+        self.normed = torch.empty(rows, c.dim)
+        n_heads, pairs = c.n_heads + 2 * c.kv_heads, c.head_dim // 2
+        self.qkv = torch.empty(rows, n_heads * c.head_dim)
+        self.unturned = self.qkv[:batch].view(torch.complex64).view(batch, n_heads, pairs)
+        self.turned = torch.empty_like(self.unturned)
+        turned = torch.view_as_real(self.turned).transpose(2, 3)  # [batch, heads, 2, pairs]: halves, as in the cache
+        self.turned_q, self.turned_k, self.turned_v = turned.split([c.n_heads, c.kv_heads, c.kv_heads], dim=1)
+        self.q = torch.empty(batch * c.kv_heads, c.n_heads // c.kv_heads, c.head_dim)
+        self.q_halves = self.q.view(batch, c.n_heads, 2, pairs)
+        self.scores = torch.empty(batch * c.n_heads * n_slots)
+        self.attended = torch.zeros(rows, c.dim)
+        self.y = self.attended[:batch].view(self.q.shape)
+        self.gate_up = torch.empty(rows, 2 * hidden)
+        self.gate, self.up = self.gate_up.chunk(2, dim=1)
+        self.inner = torch.empty(rows, hidden)
+        self.logits = torch.empty(rows, prior.spec.codebook_size)
 
 
 class PackedStepper:
@@ -94,98 +115,77 @@ class PackedStepper:
     """
 
     def __init__(self, prior: Prior, batch: int, precision: str = "auto"):
-        c = prior.config.transformer
-        n_weights = sum(p.numel() for p in prior.transformer.parameters()) + prior.head.weight.numel()
+        c, transformer = prior.config.transformer, prior.transformer
+        n_weights = sum(p.numel() for p in transformer.parameters()) + prior.head.weight.numel()
         self.precision = choose_precision(n_weights) if precision == "auto" else precision
         kind = PRECISIONS[self.precision]
-        self.prior, self.config, self.batch, self.length = prior, c, batch, 0
-        rows, heads = max(batch, kind.rows), c.n_heads + 2 * c.kv_heads
+        self.prior, self.batch = prior, batch
+        self.cache = transformer.new_cache(batch, prior.head.weight.device, torch.float32)
         with torch.no_grad():
-            self.layers = [PackedLayer(layer, kind) for layer in prior.transformer.layers]  # type: ignore[arg-type]
-            self.head: Packed = kind(prior.head.weight * folded(prior.transformer.norm))
-        hidden = prior.transformer.layers[0].down.weight.shape[1]  # type: ignore[union-attr,index]
-        # A column after the dim of the residual stream holds the norm's epsilon: the norm of a row includes it.
-        self.stream = torch.zeros(rows, c.dim + 16)
-        self.stream[:, c.dim] = (c.dim * torch.finfo(torch.float32).eps) ** 0.5
-        self.x = self.stream[:, : c.dim]
-        self.size = torch.empty(rows, 1)
-        self.normed = torch.empty(rows, c.dim)
-        self.qkv = torch.empty(rows, heads * c.head_dim)
-        pairs = self.qkv.view(torch.complex64).view(rows, heads, c.head_dim // 2)
-        self.q_pairs = pairs[:, : c.n_heads]
-        self.kv_pairs = pairs[:, c.n_heads :].view(rows, 2, c.kv_heads, c.head_dim // 2)
-        q = torch.empty(rows * c.kv_heads, c.n_heads // c.kv_heads, c.head_dim)
-        self.turned = q.view(torch.complex64).view(rows, c.n_heads, c.head_dim // 2)
-        self.q, self.y = q, torch.empty_like(q)
-        self.attended = self.y.view(rows, c.dim)
-        self.scores = torch.empty(q.shape[0] * q.shape[1] * c.window)
-        self.gate_up = torch.empty(rows, 2 * hidden)
-        self.gate, self.up = self.gate_up.chunk(2, dim=1)
-        self.inner = torch.empty(rows, hidden)
-        self.logits = torch.empty(rows, prior.spec.codebook_size)
-        # Keys and values [layers, 2, rows · kv_heads, window, head_dim], keys in pairs.
-        self.ring = torch.zeros(c.n_layers, 2, rows * c.kv_heads, c.window, c.head_dim)
-        whole = self.ring.view(torch.complex64).view(c.n_layers, 2, rows, c.kv_heads, c.window, c.head_dim // 2)
-        self.ring_pairs = whole.transpose(1, 2)  # [layers, rows, 2, kv_heads, window, head_dim / 2]
-        self.filled: tuple[int, Tensor, list[Tensor], list[Tensor]] | None = None
-        self.angles = torch.empty(0)
+            self.layers = [PackedLayer(layer, kind) for layer in transformer.layers]  # type: ignore[arg-type]
+            self.head: Packed = kind(prior.head.weight * folded(transformer.norm))
+        n_slots = self.cache.keys.shape[3]
+        self.buffers = Buffers(prior, batch, max(batch, kind.rows), n_slots)
+        halves = (c.n_layers, batch, c.kv_heads, n_slots, 2, c.head_dim // 2)
+        self.slots = self.cache.keys.view(halves), self.cache.values.view(halves)
+        flat = (c.n_layers, batch * c.kv_heads, n_slots, c.head_dim)
+        self.ring = self.cache.keys.view(flat).transpose(2, 3), self.cache.values.view(flat)
+        self.seen: tuple[int, Tensor, list[Tensor], list[Tensor]] | None = None
+        self.turns, self.turns_start = torch.empty(0), -1
 
-    def prefill(self, previous: Tensor, context: Tensor) -> None:
+    def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
         """With the prior's own weights, whatever the precision, and row by row."""
-        c = self.config
-        rows = self.ring.view(c.n_layers, 2, -1, c.kv_heads, c.window, c.head_dim)
-        for row in range(self.batch):
-            cache = self.prior.new_cache(1)
-            cache.length = self.length
-            cache.keys.copy_(unpaired(rows[:, 0, row : row + 1]))
-            cache.values.copy_(rows[:, 1, row : row + 1])
-            self.prior(previous[row : row + 1], context[row : row + 1], cache)
-            last = row + 1 if self.batch > 1 else len(rows[0, 0])  # a single row may be computed as two
-            rows[:, 0, row:last] = paired(cache.keys, c.head_dim, dim=-1)
-            rows[:, 1, row:last] = cache.values
-        self.length += previous.shape[1]
-        self.filled = None
+        rows = [slice(row, row + 1) for row in range(self.batch)]
+        logits = [self.prior(previous[row], context[row], self.cache.row(row.start)) for row in rows]
+        self.cache.advance(previous.shape[1])
+        return torch.cat(logits)
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
-        slot, scores, keys, values = self._place()
-        turn_q, turn_kv = self.angles[0][self.length % ANGLES], self.angles[1][self.length % ANGLES]
-        slots = self.ring_pairs[:, :, :, :, slot].unbind(0)
-        self.x.copy_(F.embedding(previous, self.prior.embedding.weight) + context)
-        for layer, here, past_keys, past_values in zip(self.layers, slots, keys, values, strict=True):
-            layer.qkv.into(self._norm(), self.qkv)
-            torch.mul(self.q_pairs, turn_q, out=self.turned)
-            torch.mul(self.kv_pairs, turn_kv, out=here)
-            torch.bmm(self.q, past_keys, out=scores)
+        b, slot = self.buffers, self.cache.slot
+        scores, all_keys, all_values = self._seen()
+        turns = self._turns()
+        key_slots, value_slots = (halves[:, :, :, slot].unbind(0) for halves in self.slots)
+        b.x.copy_(F.embedding(previous, self.prior.embedding.weight) + context)
+        for i, layer in enumerate(self.layers):
+            layer.qkv.into(self._norm(), b.qkv)
+            torch.mul(b.unturned, turns, out=b.turned)
+            b.q_halves.copy_(b.turned_q)
+            key_slots[i].copy_(b.turned_k)
+            value_slots[i].copy_(b.turned_v)
+            torch.bmm(b.q, all_keys[i], out=scores)
             torch.softmax(scores, -1, out=scores)
-            torch.bmm(scores, past_values, out=self.y)
-            layer.out.add_to(self.attended, self.x)
-            layer.gate_up.into(self._norm(), self.gate_up)
-            torch.mul(F.silu(self.gate, inplace=True), self.up, out=self.inner)
-            layer.down.add_to(self.inner, self.x)
-        self.length += 1
-        return self.head.into(self._norm(), self.logits)[: self.batch]
+            torch.bmm(scores, all_values[i], out=b.y)
+            layer.out.add_to(b.attended, b.x)
+            layer.gate_up.into(self._norm(), b.gate_up)
+            torch.mul(F.silu(b.gate, inplace=True), b.up, out=b.inner)
+            layer.down.add_to(b.inner, b.x)
+        self.cache.advance(1)
+        return self.head.into(self._norm(), b.logits)[: self.batch]
 
     def _norm(self) -> Tensor:
-        torch.linalg.vector_norm(self.stream, dim=1, keepdim=True, out=self.size)
-        return torch.div(self.x, self.size, out=self.normed)
+        b = self.buffers
+        torch.linalg.vector_norm(b.stream, dim=1, keepdim=True, out=b.length)
+        return torch.div(b.x, b.length, out=b.normed)
 
-    def _place(self) -> tuple[int, Tensor, list[Tensor], list[Tensor]]:
-        """The slot of this position, room for scores, and each layer's keys (transposed) and values up to it."""
-        c = self.config
-        if self.length % ANGLES == 0 or len(self.angles) == 0:
-            self.angles = self._angles(self.length // ANGLES * ANGLES)
-        n = min(self.length + 1, c.window)
-        if self.filled is None or self.filled[0] != n:
-            seen = self.ring[:, :, :, :n]
-            keys, values = seen[:, 0].transpose(-1, -2).unbind(0), seen[:, 1].unbind(0)
-            count = self.q.shape[0] * self.q.shape[1] * n
-            self.filled = n, self.scores[:count].view(*self.q.shape[:2], n), list(keys), list(values)
-        return self.length % c.window, *self.filled[1:]
+    def _seen(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Room for scores, and each layer's keys (transposed) and values that this position sees."""
+        n = self.cache.n_seen
+        if self.seen is None or self.seen[0] != n:
+            keys, values = self.ring[0][..., :n].unbind(0), self.ring[1][:, :, :n].unbind(0)
+            count, per_key = self.buffers.q.shape[:2]
+            scores = self.buffers.scores[: count * per_key * n].view(count, per_key, n)
+            self.seen = n, scores, list(keys), list(values)
+        return self.seen[1:]
 
-    def _angles(self, start: int) -> tuple[Tensor, Tensor]:
-        """Turns [ANGLES, 1, head_dim / 2] of queries and [ANGLES, 2, 1, head_dim / 2] of keys and values (which stay)."""
-        turns = torch.complex(*rotary(torch.arange(start, start + ANGLES), self.config.head_dim))
-        return turns[:, None], torch.stack([turns, torch.ones_like(turns)], dim=1)[:, :, None]
+    def _turns(self) -> Tensor:
+        """Complex [heads, head_dim / 2]; values stay as they are."""
+        c, start = self.prior.config.transformer, self.cache.length // ANGLES * ANGLES
+        if start != self.turns_start:
+            positions = torch.arange(start, start + ANGLES)
+            turns = torch.complex(*self.prior.transformer.angles(positions))[:, None]
+            heads = [turns.expand(-1, c.n_heads + c.kv_heads, -1), torch.ones_like(turns).expand(-1, c.kv_heads, -1)]
+            self.turns, self.turns_start = torch.cat(heads, dim=1), start
+        return self.turns[self.cache.length % ANGLES]
 
 
 class GraphStepper:
@@ -196,15 +196,13 @@ class GraphStepper:
     """
 
     def __init__(self, prior: Prior, batch: int, precision: str = "fp32"):
-        weight, c = prior.head.weight, prior.config.transformer
+        weight, dim = prior.head.weight, prior.config.transformer.dim
         self.precision = precision
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.prior = prior if weight.dtype == dtype else copy.deepcopy(prior).to(dtype)
-        self.cache = DeviceKVCache(
-            c.n_layers, batch, c.kv_heads, c.window, c.head_dim, device=weight.device, dtype=dtype
-        )
+        self.cache = DeviceKVCache(prior.transformer.new_cache(batch, weight.device, dtype), dtype)
         self.previous = torch.zeros(batch, 1, dtype=torch.int64, device=weight.device)
-        self.context = torch.zeros(batch, 1, c.dim, dtype=dtype, device=weight.device)
+        self.context = torch.zeros(batch, 1, dim, dtype=dtype, device=weight.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         if weight.is_cuda:
             self._capture()
@@ -221,16 +219,13 @@ class GraphStepper:
         with torch.cuda.graph(graph):
             self.logits = self._forward()
         self.graph = graph
-        self.cache.forget()
+        self.cache.seek(0)
 
     def _forward(self) -> Tensor:
         return self.prior(self.previous, self.context, self.cache)[:, 0].float()
 
-    def prefill(self, previous: Tensor, context: Tensor) -> None:
-        if previous.shape[1] > 1:
-            self.prior(previous, context.to(self.context.dtype), self.cache)
-        elif previous.shape[1]:
-            self.step(previous[:, 0], context[:, 0])
+    def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
+        return self.prior(previous, context.to(self.context.dtype), self.cache).float()
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
         self.previous[:, 0] = previous

@@ -132,6 +132,10 @@ class Transformer(nn.Module):
         c = self.config
         return KVCache(c.n_layers, batch, c.kv_heads, c.window, c.head_dim, device, dtype)
 
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """How far queries and keys at `positions` [t] are turned: cosine and sine [t, head_dim / 2]."""
+        return rotary(positions, self.config.head_dim)
+
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         t = x.shape[1]
         causal = t > 1 and t <= self.config.window and (cache is None or cache.length == 0)
@@ -140,7 +144,7 @@ class Transformer(nn.Module):
         else:
             positions = torch.arange(t, device=x.device)
             mask = window_mask(t, 0, self.config.window, x.device) if t > self.config.window else None
-        angles = rotary(positions, self.config.head_dim)
+        angles = self.angles(positions)
         for i, layer in enumerate(self.layers):
             x = layer(x, angles, mask, causal, cache, i)
         if cache is not None:

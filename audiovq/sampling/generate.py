@@ -67,14 +67,14 @@ def generate_level(
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio
     for start in range(0, n_codes, block):
         end = min(start + block, n_codes)
-        context = _context(prior, around, request, batch, start, end)
+        context = context_of(prior, around, request, batch, start, end)
         told = min(max(n_begun - start, 0), end - start)  # positions whose code the prompt gives
         if told:
             stepper.prefill(codes[:, start : start + told], context[:, :told])
             on_codes(told)
         if start + told == end:
             continue
-        noise = _noise(prior, request, start + told, end).to(device)
+        noise = noise_of(prior, request, start + told, end).to(device)
         for t in range(start + told, end):
             logits = stepper.step(codes[:, t], context[:, t - start])
             codes[:, t + 1] = next_code(logits, noise[:, t - start - told], pick.temperature, pick.top_k, pick.top_p)
@@ -95,7 +95,7 @@ def coarser_at_rate_above(prior: Prior, coarser: list[Tensor], batch: int, n_cod
     return torch.nn.functional.pad(torch.stack(rows, dim=1), (halo, halo), value=spec.codebook_size)
 
 
-def _context(prior: Prior, around: Tensor, request: Request, batch: int, start: int, end: int) -> Tensor:
+def context_of(prior: Prior, around: Tensor, request: Request, batch: int, start: int, end: int) -> Tensor:
     ratio, halo, device = prior.spec.ratio, prior.config.halo, around.device
     window = around[:, :, start // ratio : -(-end // ratio) + 2 * halo]
     labels = {
@@ -110,7 +110,7 @@ def _context(prior: Prior, around: Tensor, request: Request, batch: int, start: 
     return prior.context(window, conditions, end - start).expand(batch, -1, -1)
 
 
-def _noise(prior: Prior, request: Request, start: int, end: int) -> Tensor:
+def noise_of(prior: Prior, request: Request, start: int, end: int) -> Tensor:
     """[items, end - start, codebook_size]."""
     spec = prior.spec
     return torch.stack(
