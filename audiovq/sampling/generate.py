@@ -15,6 +15,7 @@ from audiovq.prior.stepper import new_stepper
 from audiovq.recipe import PickConfig
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.segments import draw_segments, plan_segments
 
 BLOCK = 256  # codes whose context and noise are prepared at once
 
@@ -28,6 +29,7 @@ class Request:
     seed: int
     labels: dict[str, int]  # index in the prior's vocabulary, a label name
     precision: str = "auto"  # of the prior's arithmetic: prior/stepper.py
+    parallel: int = 1  # segments of a finer level that are generated at once: sampling/segments.py
 
 
 def generate(
@@ -48,7 +50,8 @@ def generate(
         device = prior.head.weight.device
         begun = prompt[level][:n_codes].to(device) if prompt else torch.zeros(0, dtype=torch.int64, device=device)
         begun = repeat(begun, "t -> b t", b=len(request.items))
-        levels.append(generate_level(prior, levels, begun, n_codes, pick, request, on_codes))
+        how = generate_level_in_segments if level and request.parallel > 1 else generate_level
+        levels.append(how(prior, levels, begun, n_codes, pick, request, on_codes))
     return levels
 
 
@@ -67,19 +70,42 @@ def generate_level(
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio
     for start in range(0, n_codes, block):
         end = min(start + block, n_codes)
-        context = context_of(prior, around, request, batch, start, end)
+        context = level_context(prior, around, request, batch, start, end)
         told = min(max(n_begun - start, 0), end - start)  # positions whose code the prompt gives
         if told:
             stepper.prefill(codes[:, start : start + told], context[:, :told])
             on_codes(told)
         if start + told == end:
             continue
-        noise = noise_of(prior, request, start + told, end).to(device)
+        noise = _noise(prior, request, start + told, end).to(device)
         for t in range(start + told, end):
             logits = stepper.step(codes[:, t], context[:, t - start])
             codes[:, t + 1] = next_code(logits, noise[:, t - start - told], pick.temperature, pick.top_k, pick.top_p)
             on_codes(1)
     return codes[:, 1:]
+
+
+@torch.inference_mode()
+def generate_level_in_segments(
+    prior: Prior, coarser: list[Tensor], begun: Tensor, n_codes: int, pick: PickConfig, request: Request,
+    on_codes: Callable[[int], None], only: int | None = None,
+) -> Tensor:  # fmt: skip
+    """As `generate_level`, in `request.parallel` segments at once; `only` one of them, alone: [b, plan.length]."""
+    batch, spec = len(begun), prior.spec
+    plan = plan_segments(n_codes, request.parallel, prior.config.transformer.window, spec.ratio)
+    starts = plan.starts if only is None else [plan.starts[only]]
+    given = torch.nn.functional.pad(begun, (0, n_codes - begun.shape[1]), value=-1)
+    around = coarser_at_rate_above(prior, coarser, batch, n_codes)
+    beyond = max(plan.starts[-1] + plan.length - n_codes, 0)
+    around = torch.nn.functional.pad(around, (0, -(-beyond // spec.ratio)), value=spec.codebook_size)
+    segments = draw_segments(
+        new_stepper(prior, len(starts) * batch, request.precision), plan, starts, given,
+        lambda start, end: level_context(prior, around, request, batch, start, end),
+        lambda start, end: _noise(prior, request, start, end).to(begun.device),
+        lambda logits, noise: next_code(logits, noise, pick.temperature, pick.top_k, pick.top_p),
+        lambda n: on_codes(n if only is None else 0), spec.codebook_size, spec.ratio,
+    )  # fmt: skip
+    return plan.join(list(segments)) if only is None else segments[0]
 
 
 def coarser_at_rate_above(prior: Prior, coarser: list[Tensor], batch: int, n_codes: int) -> Tensor:
@@ -95,7 +121,7 @@ def coarser_at_rate_above(prior: Prior, coarser: list[Tensor], batch: int, n_cod
     return torch.nn.functional.pad(torch.stack(rows, dim=1), (halo, halo), value=spec.codebook_size)
 
 
-def context_of(prior: Prior, around: Tensor, request: Request, batch: int, start: int, end: int) -> Tensor:
+def level_context(prior: Prior, around: Tensor, request: Request, batch: int, start: int, end: int) -> Tensor:
     ratio, halo, device = prior.spec.ratio, prior.config.halo, around.device
     window = around[:, :, start // ratio : -(-end // ratio) + 2 * halo]
     labels = {
@@ -110,7 +136,7 @@ def context_of(prior: Prior, around: Tensor, request: Request, batch: int, start
     return prior.context(window, conditions, end - start).expand(batch, -1, -1)
 
 
-def noise_of(prior: Prior, request: Request, start: int, end: int) -> Tensor:
+def _noise(prior: Prior, request: Request, start: int, end: int) -> Tensor:
     """[items, end - start, codebook_size]."""
     spec = prior.spec
     return torch.stack(
