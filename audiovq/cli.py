@@ -121,6 +121,8 @@ def _number_list(kind: type) -> Any:
 @click.option("--best", type=int, metavar="K", help="Of the --n pieces, keep those that the model ranks first.")
 @click.option("--stream", metavar="FILE", help="WAV to write while it is generated; - is standard output.")
 @click.option("--save-codes", is_flag=True, help="Write a .codes file beside each piece, for --edit.")
+@click.option("--precision", default="auto", show_default=True, help="fp32, fp16, bf16 or int8: see `audiovq bench`.")
+@click.option("--parallel", default=1, show_default=True, help="Segments of a finer level that are generated at once.")
 @click.option("--check-copies", is_flag=True, help="Say what each piece shares with the run's training tracks.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Share the pieces among so many GPUs.")
 @click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
@@ -241,9 +243,10 @@ def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
     from audiovq import api
     from audiovq.evaluation.copies import copy_report, report_lines
+    from audiovq.sample_command import read_piece
 
     tokenizer = api.Tokenizer.from_pretrained(run)
-    report = copy_report(_prompt(tokenizer, piece), api.resolve_model(run))
+    report = copy_report(read_piece(tokenizer, piece), api.resolve_model(run))
     click.echo("\n".join(report_lines(report)))
     if json_file:
         Path(json_file).write_text(json.dumps(report, indent=2))

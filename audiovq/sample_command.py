@@ -23,6 +23,7 @@ from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.data.wav_stream import WavStream
+from audiovq.evaluation.copies import copy_report, report_lines
 from audiovq.sampling.generate import Listener, nobody
 from audiovq.sampling.given import Given
 from audiovq.sampling.journal import JournalFolder
@@ -57,14 +58,26 @@ class SampleOptions:
     temperature: list[float] | None
     top_k: list[int] | None
     top_p: list[float] | None
+    guidance: list[float] | None
+    text: str
+    chroma: str | None
+    precision: str
+    parallel: int
+    check_copies: bool
 
     @property
     def items(self) -> range:
         return range(self.item or 0, (self.item or 0) + self.n)
 
     @property
-    def picks(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+    def asked(self) -> dict[str, Any]:
+        """What the pieces should follow."""
+        return {"labels": self.labels, "text": self.text, "chroma": self.chroma}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        names = ("temperature", "top_k", "top_p", "guidance", "precision", "parallel")
+        return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Raises ValueError for what makes no sense together."""
@@ -125,7 +138,8 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
     seed = int(drawn) if options.seed is None else options.seed
     target, paths = output_paths(options, seed)
     audio.check_writable(target)
-    generator = api.Generator.from_pretrained(pick_model())
+    folder = pick_model()
+    generator = api.Generator.from_pretrained(folder)
     given, n_samples = _given(generator, options)
     mine = list(options.items)[distributed.rank() :: distributed.world_size()]
     if first:
@@ -136,8 +150,8 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
         _told_how_to_go_on(seed, journals),
     ):
         pieces = generator.pieces(
-            n_samples, seed, mine, labels=options.labels, given=given, progress=first, journals=journals,
-            on_codes=on_codes, **options.picks,
+            n_samples, seed, mine, given=given, progress=first, journals=journals, on_codes=on_codes,
+            **options.asked, **options.settings,
         )  # fmt: skip
         if options.best:
             chosen = _best(generator, dict(zip(mine, pieces, strict=True)), options)
@@ -149,6 +163,8 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
             if options.save_codes:
                 codes.save(path.with_suffix(".codes"))
             yield str(path)
+            if options.check_copies:
+                yield from report_lines(copy_report(codes, folder))
         left = journals.remove()
         if left and first and distributed.world_size() == 1:
             say(f"{journals.folder}: still holds the unfinished work of {len(left)} other commands")
@@ -205,18 +221,19 @@ def _given(generator: api.Generator, options: SampleOptions) -> tuple[Given | No
 def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOptions) -> Iterator[tuple[int, Codes]]:
     """This process's pieces among the best of all, after a table of how the priors rank them.
 
-    Without labels by likelihood (DALL-E, arXiv:2102.12092, section 2.6, reranks by another network, CLIP); with labels
-    by how much likelier they make the codes, log p(codes | labels) - log p(codes) (VQ-VAE-2, arXiv:1906.00446, section
+    By likelihood (DALL-E, arXiv:2102.12092, section 2.6, reranks by another network, CLIP); where labels, a text or chroma
+    were asked for, by how much likelier they make the codes, log p(codes | asked) - log p(codes) (VQ-VAE-2, arXiv:1906.00446, section
     3.4, rejects by a classifier; here the prior itself is the classifier).
     """
     costs = torch.zeros(2, options.n, dtype=torch.float64)  # bits a second, without and with labels
     mine = [item - options.items[0] for item in pieces]
     costs[0, mine] = torch.tensor(generator.bits_per_second(list(pieces.values())), dtype=torch.float64)
-    if options.labels:
-        told = generator.bits_per_second(list(pieces.values()), options.labels)
+    asked = any(options.asked.values())
+    if asked:
+        told = generator.bits_per_second(list(pieces.values()), **options.asked)
         costs[1, mine] = torch.tensor(told, dtype=torch.float64)
     distributed.all_reduce_(costs)
-    score = costs[0] - costs[1] if options.labels else -costs[0]
+    score = costs[0] - costs[1] if asked else -costs[0]
     order = score.argsort(descending=True, stable=True).tolist()
     if distributed.rank() == 0:
         _print_ranking(order, costs, options)
@@ -225,9 +242,10 @@ def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOpt
 
 
 def _print_ranking(order: list[int], costs: Tensor, options: SampleOptions) -> None:
-    table = Table("rank", "item", "bits/s", *(["bits/s with labels", "gain"] if options.labels else []), "")
+    asked = any(options.asked.values())
+    table = Table("rank", "item", "bits/s", *(["bits/s as asked", "gain"] if asked else []), "")
     for rank, i in enumerate(order):
-        numbers = [costs[0, i], costs[1, i], costs[0, i] - costs[1, i]][: 3 if options.labels else 1]
+        numbers = [costs[0, i], costs[1, i], costs[0, i] - costs[1, i]][: 3 if asked else 1]
         kept = "kept" if rank < (options.best or 0) else ""
         table.add_row(str(rank + 1), str(options.items[i]), *(f"{float(x):.2f}" for x in numbers), kept)
     console.print(table)

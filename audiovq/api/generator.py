@@ -158,6 +158,8 @@ class Generator:
         chroma: str | Path | None = None,
         given: Given | None = None,
         n_levels: int | None = None,
+        precision: str = "auto",
+        parallel: int = 1,
         progress: bool = False,
         journals: JournalFolder | None = None,
         on_codes: Listener = nobody,
@@ -170,6 +172,8 @@ class Generator:
             text: a caption or lyrics, for a model that was trained with them.
             chroma: a recording whose melody and harmony are followed, for a model that was trained with chroma.
             n_levels: stop after so many levels; default all.
+            precision: of the priors' arithmetic, see `prior.stepper.new_stepper`.
+            parallel: segments of each finer level that are generated at once: sooner, and not the codes that 1 gives.
             on_codes: see `sampling.generate`; also called for the codes that a journal had.
         """
         priors = self.priors[:n_levels]
@@ -178,6 +182,8 @@ class Generator:
         indexes = self._label_indexes(labels or {})
         check_text(self.priors, text)
         melody = reference_chroma(self.priors, chroma) if chroma is not None else None
+        if parallel < 1:
+            raise ValueError(f"parallel: expected at least 1, found {parallel}")
         if guidance is not None and not (indexes or text or chroma):
             raise ValueError("guidance: expected a label, text or chroma to be followed, found none of them")
         hops = self.tokenizer.config.hop_lengths
@@ -188,7 +194,9 @@ class Generator:
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops[: len(priors)])
         with ProgressBar("sample", total, hidden=not progress) as bar:
             for group in groups:
-                request = Request(n_samples, [items[i] for i in group], seed, indexes, text, melody)
+                request = Request(
+                    n_samples, [items[i] for i in group], seed, indexes, text, melody, precision, parallel
+                )
                 told = [_rows(level, group) for level in given.levels] if given else None
                 facts = {**vars(request), "given": told, "picks": [p.model_dump() for p in picks], "block": BLOCK}
                 journal = journals.open({**facts, "priors": hashes}) if journals else None
@@ -228,12 +236,17 @@ class Generator:
         return vary(piece, len(piece.levels) if levels is None else levels)
 
     @torch.inference_mode()
-    def bits_per_second(self, pieces: Sequence[Codes], labels: Mapping[str, str] | None = None) -> list[float]:
+    def bits_per_second(
+        self, pieces: Sequence[Codes], labels: Mapping[str, str] | None = None, text: str = "",
+        chroma: str | Path | None = None,
+    ) -> list[float]:  # fmt: skip
         """What the codes of each piece cost under the priors, all of one length: the likelier, the fewer."""
         costs: list[float] = []
+        indexes = self._label_indexes(labels or {})
+        melody = reference_chroma(self.priors, chroma) if chroma is not None else None
         for i in range(0, len(pieces), ITEMS_AT_ONCE):
             group = pieces[i : i + ITEMS_AT_ONCE]
-            request = Request(group[0].n_samples, list(range(len(group))), 0, self._label_indexes(labels or {}))
+            request = Request(group[0].n_samples, list(range(len(group))), 0, indexes, text, melody)
             levels = [torch.stack(rows) for rows in zip(*(codes.levels for codes in group), strict=True)]
             costs += bits_per_second(self.priors[: len(levels)], levels, request).tolist()
         return costs

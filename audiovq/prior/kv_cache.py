@@ -5,8 +5,18 @@ Those of a prefix (text, or the codes behind a gap) lie before the ring and stay
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+
+def window_mask(n_new: int, n_past: int, window: int, device: torch.device) -> Tensor:
+    """True where a new position may look: bool [n_new, n_past + n_new], causal, at most `window` back with itself."""
+    query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
+    key = torch.arange(n_past + n_new, device=device)[None]
+    return (key <= query) & (key > query - window)
 
 
 class Prefix:
@@ -55,6 +65,17 @@ class KVCache:
             self.keys[layer, :, :, : self.n_prefix] = keys
             self.values[layer, :, :, : self.n_prefix] = values
 
+    def positions(self, n: int) -> Tensor:
+        """int64 [n], those of the next n codes."""
+        return torch.arange(self.length, self.length + n, device=self.keys.device)
+
+    def mask(self, n: int) -> Tensor | None:
+        """What the next n codes may see of what `extend` returns; None is all of it."""
+        if n == 1:
+            return None
+        mask = window_mask(n, self.n_past, self.window, self.keys.device)
+        return F.pad(mask, (self.n_prefix, 0), value=True)
+
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to.
 
@@ -62,19 +83,28 @@ class KVCache:
         window - 1 old positions followed by the new ones, in order. Call `advance` after the last layer.
         """
         t = keys.shape[2]
-        ring = torch.arange(self.length, self.length + t, device=keys.device) % self.window if t > 1 else None
-        if ring is None:
-            slot = self.n_prefix + self.length % self.window
-            self.keys[layer, :, :, slot] = keys[:, :, 0]
-            self.values[layer, :, :, slot] = values[:, :, 0]
-            filled = self.n_prefix + min(self.length + 1, self.window)
-            return self.keys[layer, :, :, :filled], self.values[layer, :, :, :filled]
+        if t == 1:
+            self.keys[layer, :, :, self.slot] = keys[:, :, 0]
+            self.values[layer, :, :, self.slot] = values[:, :, 0]
+            return self.keys[layer, :, :, : self.n_seen], self.values[layer, :, :, : self.n_seen]
         all_keys = torch.cat([self._past(self.keys[layer]), keys], dim=2)
         all_values = torch.cat([self._past(self.values[layer]), values], dim=2)
-        kept = self.n_prefix + ring[-self.window :]
+        kept = (
+            torch.arange(self.length, self.length + t, device=keys.device)[-self.window :] % self.window + self.n_prefix
+        )
         self.keys[layer, :, :, kept] = keys[:, :, -self.window :]
         self.values[layer, :, :, kept] = values[:, :, -self.window :]
         return all_keys, all_values
+
+    @property
+    def slot(self) -> int:
+        """Where the next position goes."""
+        return self.n_prefix + self.length % self.window
+
+    @property
+    def n_seen(self) -> int:
+        """How many slots, from the first on, the next position sees when it is in its own."""
+        return self.n_prefix + min(self.length + 1, self.window)
 
     @property
     def n_past(self) -> int:
@@ -89,3 +119,43 @@ class KVCache:
 
     def advance(self, n: int) -> None:
         self.length += n
+
+    def row(self, index: int) -> KVCache:
+        """The cache of one item of the batch alone, in the same memory. Its length is its own."""
+        alone = copy.copy(self)
+        alone.keys, alone.values = self.keys[:, index : index + 1], self.values[:, index : index + 1]
+        return alone
+
+
+class DeviceKVCache(KVCache):
+    """A cache that finds the place of a single step from a tensor: the step can then be captured once, as a CUDA graph,
+    and replayed for every position. The whole ring is returned, with a mask of what is filled."""
+
+    def __init__(self, cache: KVCache, dtype: torch.dtype):
+        self.keys, self.values = cache.keys.to(dtype), cache.values.to(dtype)
+        self.window, self.n_prefix, self.length = cache.window, cache.n_prefix, cache.length
+        self.position = torch.full((1,), cache.length, dtype=torch.int64, device=self.keys.device)  # equals `length`
+        self.slots = torch.arange(self.keys.shape[3], device=self.keys.device) - self.n_prefix
+
+    def positions(self, n: int) -> Tensor:
+        return self.position if n == 1 else super().positions(n)
+
+    def mask(self, n: int) -> Tensor | None:
+        return (self.slots <= self.position)[None] if n == 1 else super().mask(n)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if keys.shape[2] > 1:
+            return super().extend(layer, keys, values)
+        slot = self.n_prefix + self.position % self.window
+        self.keys[layer].index_copy_(2, slot, keys)
+        self.values[layer].index_copy_(2, slot, values)
+        return self.keys[layer], self.values[layer]
+
+    def advance(self, n: int) -> None:
+        super().advance(n)
+        self.position += n
+
+    def seek(self, length: int) -> None:
+        """Go on as if `length` positions had been seen; what later slots hold is out of sight until it is overwritten."""
+        self.length = length
+        self.position.fill_(length)

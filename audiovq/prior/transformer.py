@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.config import Config
-from audiovq.prior.kv_cache import KVCache, Prefix
+from audiovq.prior.kv_cache import KVCache, Prefix, window_mask
 
 
 class TransformerConfig(Config):
@@ -63,13 +63,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the two halves of each head [b, h, t, head_dim] by the position's angles."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
-
-
-def window_mask(n_new: int, n_past: int, window: int, device: torch.device) -> Tensor:
-    """True where a new position may look: bool [n_new, n_past + n_new], causal, at most `window` back with itself."""
-    query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
-    key = torch.arange(n_past + n_new, device=device)[None]
-    return (key <= query) & (key > query - window)
 
 
 class Attention(nn.Module):
@@ -161,17 +154,23 @@ class Transformer(nn.Module):
             tokens = layer(tokens, angles, None, False, prefix, i)
         return prefix
 
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """How far queries and keys at `positions` [t] are turned: cosine and sine [t, head_dim / 2]."""
+        return rotary(positions, self.config.head_dim, self.n_still)
+
     def forward(self, x: Tensor, cache: KVCache | None = None, prefix: Prefix | None = None) -> Tensor:
         """Args: prefix: what is attended to besides; with a cache it is in there."""
         assert cache is not None or (prefix is not None) == (self.n_prefix > 0), "expected the prefix of the config"
-        t, past = x.shape[1], cache.n_past if cache else 0
-        start = cache.length if cache else 0
-        angles = rotary(torch.arange(start, start + t, device=x.device), self.config.head_dim, self.n_still)
-        mask, causal = None, False
-        if t > 1:
-            causal = past == 0 and t <= self.config.window and not self.n_prefix
-            mask = None if causal else window_mask(t, past, self.config.window, x.device)
-            mask = F.pad(mask, (self.n_prefix, 0), value=True) if mask is not None else None
+        t, window = x.shape[1], self.config.window
+        causal = 1 < t <= window and not self.n_prefix and (cache is None or cache.length == 0)
+        if cache is not None:
+            positions, mask = cache.positions(t), None if causal else cache.mask(t)
+        else:
+            positions = torch.arange(t, device=x.device)
+            mask = (
+                None if causal or t == 1 else F.pad(window_mask(t, 0, window, x.device), (self.n_prefix, 0), value=True)
+            )
+        angles = self.angles(positions)
         for i, layer in enumerate(self.layers):
             x = layer(x, angles, mask, causal, cache if cache is not None else prefix, i)
         if cache is not None:

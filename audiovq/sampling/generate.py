@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import torch
 from einops import repeat
 from torch import Tensor
+from torch.nn import functional as F
 
 from audiovq.prior.prior import Prior
+from audiovq.prior.stepper import new_stepper
 from audiovq.recipe import PickConfig
+from audiovq.sampling.guidance import GuidedPrior, piece_conditions
 from audiovq.sampling.journal import Journal
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.steps import Steps
+from audiovq.sampling.segments import plan_segments
 
 BLOCK = 256  # codes whose context and noise are prepared at once, and the most that are fed in one pass
 Listener = Callable[[int, Tensor, int], None]  # a level, its codes [items, n_codes], how many of them are final
@@ -35,6 +38,8 @@ class Request:
     labels: dict[str, int]  # index in the prior's vocabulary, a label name
     text: str = ""  # caption or lyrics
     chroma: Tensor | None = None  # int64 [n_frames], a reference's pitch classes, one a top code
+    precision: str = "auto"  # of the prior's arithmetic: prior/stepper.py
+    parallel: int = 1  # segments of a finer level that are generated at once: sampling/segments.py
 
 
 def nobody(level: int, codes: Tensor, n_done: int) -> None:
@@ -66,96 +71,102 @@ def generate(
 @torch.inference_mode()
 def generate_level(
     prior: Prior, coarser: list[Tensor], given: Tensor, pick: PickConfig, request: Request, on_codes: Listener = nobody,
-    journal: Journal | None = None,
+    journal: Journal | None = None, only: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw what is -1 in `given` [b, n_codes], given the complete coarser levels.
+
+    A finer level is drawn in `request.parallel` segments at once, whose rows [segments · b] are one batch; `only` draws
+    one of them alone and returns [b, plan.length].
 
     Which positions go through the network together depends on `given` alone, never on where a run was interrupted: a
     pass over many positions and one over a single one differ in the last bits, which can tip a draw. So a resumed run
     repeats the passes after its last saved cache as they were, and ends in the same codes.
     """
+    level, ratio, device = prior.spec.level, prior.spec.ratio, given.device
     batch, n_codes = given.shape
-    level, device = prior.spec.level, given.device
-    codes = torch.full((batch, n_codes + 1), prior.spec.codebook_size, dtype=torch.int64, device=device)
+    plan = plan_segments(n_codes, request.parallel if level else 1, prior.config.transformer.window, ratio)
+    starts = plan.starts if only is None else [plan.starts[only]]
+    beyond = max(plan.starts[-1] + plan.length - n_codes, 0)
+    given = F.pad(given, (0, beyond), value=-1)
+    given = torch.cat([given[:, s : s + plan.length] for s in starts])  # a row for each item of each segment
+    around = coarser_rows(prior, coarser, batch, n_codes + beyond, starts, plan.length)
+    guided = GuidedPrior(prior, piece_conditions(prior, request, batch, starts), pick.guidance)
+    stepper = new_stepper(prior, guided.n_rows, request.precision)
+    guided.write_prefix(stepper.cache)
+    codes = torch.full((len(given), plan.length + 1), prior.spec.codebook_size, dtype=torch.int64, device=device)
     codes[:, 1:] = given  # one later, so that codes[:, t] is what comes before position t
-    steps = Steps(prior, batch)
-    n_known, fed = journal.resume(level, codes[:, 1:], steps.cache) if journal else (0, 0)
-    around = coarser_at_rate_above(prior, coarser, batch, n_codes)
+    n_known, fed = journal.resume(level, codes[:, 1:], stepper.cache) if journal else (0, 0)
 
     def tell(n_done: int) -> None:
-        on_codes(level, codes[:, 1:], n_done)
+        on_codes(level, codes[:batch, 1:], n_done)  # the first segment is a beginning of the whole
         if journal:
-            journal.note(level, codes[:, 1:], n_done, steps.cache)
+            journal.note(level, codes[:, 1:], n_done, stepper.cache)
 
-    for block, runs in _passes(given, n_known, -(-BLOCK // prior.spec.ratio) * prior.spec.ratio):
-        if block.stop <= fed:
+    for block, start, end, told in _passes(given, n_known, fed, -(-BLOCK // (len(starts) * ratio)) * ratio):
+        if len(starts) == 1:
+            guided.tell_what_follows(given, start, stepper.cache)
+        context = guided.context(around, block.start, block.stop)[:, start - block.start : end - block.start]
+        if told:
+            stepper.prefill(guided.rows(codes[:, start:end]), context)
+            tell(end)
             continue
-        context = level_context(prior, around, request, batch, block.start, block.stop)
-        for start, end, told in runs:
-            here = context[:, start - block.start : end - block.start]
-            if told and start >= fed:
-                steps.prefill(codes[:, start:end], here)
-                tell(end)
-            elif not told:
-                first = min(max(start, n_known), end)  # to be drawn; what is known is only fed
-                noise = _noise(prior, request, first, end).to(device)
-                mixed = bool((given[:, start:end] >= 0).any())  # given to some items and not to others
-                for t in range(max(start, fed), end):
-                    logits = steps.step(codes[:, t], here[:, t - start])
-                    if t >= first:
-                        drawn = next_code(logits, noise[:, t - first], pick.temperature, pick.top_k, pick.top_p)
-                        codes[:, t + 1] = torch.where(given[:, t] < 0, drawn, given[:, t]) if mixed else drawn
-                    tell(t + 1)
-    on_codes(level, codes[:, 1:], n_codes)
+        first = min(max(start, n_known), end)  # to be drawn; what is known is only fed
+        noise = torch.cat([_noise(prior, request, s + first, s + end) for s in starts]).to(device)
+        mixed = bool((given[:, start:end] >= 0).any())  # given to some items and not to others
+        for t in range(max(start, fed), end):
+            logits = guided.combine(stepper.step(guided.rows(codes[:, t]), context[:, t - start]))
+            if t >= first:
+                drawn = next_code(logits, noise[:, t - first], pick.temperature, pick.top_k, pick.top_p)
+                codes[:, t + 1] = torch.where(given[:, t] < 0, drawn, given[:, t]) if mixed else drawn
+            tell(t + 1)
     if journal:
-        journal.write(level, codes[:, 1:], n_codes)
-    return codes[:, 1:]
+        journal.write(level, codes[:, 1:], plan.length)
+    if only is not None:
+        return codes[:, 1:]
+    whole = plan.join(list(codes[:, 1:].unflatten(0, (len(starts), batch))))
+    on_codes(level, whole, n_codes)
+    return whole
 
 
-def _passes(given: Tensor, n_known: int, block: int) -> Iterator[tuple[range, list[tuple[int, int, bool]]]]:
-    """What is fed when: block after block, and in each the runs (start, end, whether all their codes are given).
+def _passes(given: Tensor, n_known: int, fed: int, block: int) -> Iterator[tuple[range, int, int, bool]]:
+    """What goes through the network, in order: (block, start, end, whether all these codes are given).
 
-    Stretches that are given to all items go through the network in one pass; after the last code to be drawn nothing is
-    fed. Time order is all that a causal prior can use: the codes after a gap are kept, not heard.
+    Stretches that are given to all rows go in one pass, block by block; after the last code to be drawn nothing is fed.
+    Left out is what was `fed` before.
     """
     told = (given >= 0).all(dim=0).tolist()
     n_fed = max((t + 1 for t, is_told in enumerate(told) if not is_told), default=0)
-    for start in range(0, n_fed if n_fed > n_known else 0, block):
-        end = min(start + block, n_fed)
-        groups = [(key, list(group)) for key, group in itertools.groupby(range(start, end), key=told.__getitem__)]
-        yield range(start, end), [(group[0], group[-1] + 1, key) for key, group in groups]
+    for begin in range(0, n_fed if n_fed > n_known else 0, block):
+        within = range(begin, min(begin + block, n_fed))
+        for key, group in itertools.groupby(within, key=told.__getitem__):
+            positions = list(group)
+            start, end = positions[0], positions[-1] + 1
+            if (start if key else end - 1) >= fed:
+                yield within, start, end, key
 
 
 def coarser_at_rate_above(prior: Prior, coarser: list[Tensor], batch: int, n_codes: int) -> Tensor:
-    """All coarser levels at the rate of the next coarser one, with `halo` codes of "outside" at both ends."""
+    """All coarser levels at the rate of the next coarser one, with `halo` codes of "outside" at both ends:
+    int64 [batch, level, ceil(n_codes / ratio) + 2·halo]."""
     spec, halo = prior.spec, prior.config.halo
     n = -(-n_codes // spec.ratio)
     rows = []
     for level in range(spec.level):
         repeats = spec.hop_lengths[level] // spec.hop_lengths[spec.level - 1]
-        rows.append(repeat(coarser[level], "b t -> b (t r)", r=repeats)[:, :n])
+        row = repeat(coarser[level], "b t -> b (t r)", r=repeats)[:, :n]
+        rows.append(F.pad(row, (halo, n - row.shape[1] + halo), value=spec.codebook_size))
     if not rows:
         return torch.zeros(batch, 0, 0, dtype=torch.int64, device=prior.head.weight.device)
-    return torch.nn.functional.pad(torch.stack(rows, dim=1), (halo, halo), value=spec.codebook_size)
+    return torch.stack(rows, dim=1)
 
 
-def level_context(prior: Prior, around: Tensor, request: Request, batch: int, start: int, end: int) -> Tensor:
-    """What the prior is told at positions [start, end) besides the codes before: [batch, end - start, dim].
-
-    `around` is of `coarser_at_rate_above`; `start` is a multiple of the prior's ratio.
-    """
-    ratio, halo, device = prior.spec.ratio, prior.config.halo, around.device
-    window = around[:, :, start // ratio : -(-end // ratio) + 2 * halo]
-    labels = {
-        name: torch.full((batch,), request.labels.get(name, 0), dtype=torch.int64, device=device)
-        for name in prior.spec.vocabularies
-    }
-    conditions = Conditions(
-        labels,
-        torch.full((batch,), request.n_samples, dtype=torch.int64, device=device),
-        torch.full((batch,), start, dtype=torch.int64, device=device),
-    )
-    return prior.context(window, conditions, end - start).expand(batch, -1, -1)
+def coarser_rows(
+    prior: Prior, coarser: list[Tensor], batch: int, n_codes: int, starts: Sequence[int], length: int
+) -> Tensor:
+    """`coarser_at_rate_above` of the segments of `length` codes that begin at `starts`: [segments · batch, level, n]."""
+    around, n = coarser_at_rate_above(prior, coarser, batch, n_codes), -(-length // prior.spec.ratio)
+    first = [start // prior.spec.ratio for start in starts]
+    return torch.cat([around[:, :, k : k + n + 2 * prior.config.halo] for k in first])
 
 
 def _noise(prior: Prior, request: Request, start: int, end: int) -> Tensor:

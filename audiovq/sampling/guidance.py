@@ -8,6 +8,8 @@ arXiv:2306.05284, section 3.1). 1 is the prior as it is and costs nothing; timin
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,34 +20,35 @@ from audiovq.prior.kv_cache import KVCache, Prefix
 from audiovq.prior.prior import Prior
 
 
-def piece_conditions(
-    prior: Prior, batch: int, n_samples: int, labels: dict[str, int], text: str = "", chroma: Tensor | None = None
-) -> Conditions:
-    """What is asked for, of `batch` whole pieces.
+class Wanted(Protocol):
+    """What `sampling.generate.Request` says of the pieces."""
 
-    Args:
-        labels: index in the prior's vocabulary, a label name; 0 or absent is unknown.
-        text: caption or lyrics; what is longer than the prior's `max_bytes` is cut.
-        chroma: int64 [n_frames] of a reference, one a top code of the piece from its beginning; 0, or past the end, is unknown.
-    """
-    device, beside = prior.head.weight.device, prior.config.beside
-    full = lambda value: torch.full((batch,), value, dtype=torch.int64, device=device)  # noqa: E731
-    conditions = Conditions(
-        {name: full(labels.get(name, 0)) for name in prior.spec.vocabularies}, full(n_samples), full(0)
-    )
-    if text and beside["text_bytes"]:
-        conditions.text = text_bytes(text, beside["text_bytes"]).to(device).expand(batch, -1)
-    if chroma is not None and beside["chroma"]:
-        n_frames = -(-n_samples // prior.spec.hop_lengths[0])
-        kept = chroma[:n_frames].to(device)
-        conditions.chroma = torch.nn.functional.pad(kept, (0, n_frames + 1 - len(kept))).expand(batch, -1)
+    n_samples: int
+    labels: dict[str, int]  # index in the prior's vocabulary, a label name; 0 or absent is unknown
+    text: str  # what is longer than the prior's `max_bytes` is cut
+    chroma: Tensor | None  # int64 [n_frames] of a reference, one a top code; 0, or past the end, is unknown
+
+
+def piece_conditions(prior: Prior, wanted: Wanted, batch: int, starts: Sequence[int] = (0,)) -> Conditions:
+    """What is asked for, a row for each of `batch` pieces from each of the codes `starts` on: [starts · batch]."""
+    device, beside, n_rows = prior.head.weight.device, prior.config.beside, batch * len(starts)
+    full = lambda value: torch.full((n_rows,), value, dtype=torch.int64, device=device)  # noqa: E731
+    position = torch.tensor(list(starts), device=device).repeat_interleave(batch)
+    labels = {name: full(wanted.labels.get(name, 0)) for name in prior.spec.vocabularies}
+    conditions = Conditions(labels, full(wanted.n_samples), position)
+    if wanted.text and beside["text_bytes"]:
+        conditions.text = text_bytes(wanted.text, beside["text_bytes"]).to(device).expand(n_rows, -1)
+    if wanted.chroma is not None and beside["chroma"]:
+        n_frames = -(-wanted.n_samples // prior.spec.hop_lengths[0])
+        kept = wanted.chroma[:n_frames].to(device)
+        conditions.chroma = torch.nn.functional.pad(kept, (0, n_frames + 1 - len(kept))).expand(n_rows, -1)
     return conditions
 
 
 class GuidedPrior:
     """One level's prior while it generates a batch of pieces: each item is one row of the network's batch, or, guided, two.
 
-    `rows` and `combine` lead from items to rows and back for whatever runs the network; `new_cache` and `logits` run it here.
+    `rows` and `combine` lead from items to rows and back for whatever runs the network.
     """
 
     def __init__(self, prior: Prior, conditions: Conditions, guidance: float = 1.0):
@@ -68,30 +71,35 @@ class GuidedPrior:
         return guide(logits, self.guidance) if self.guided else logits
 
     def context(self, around: Tensor, start: int, end: int) -> Tensor:
-        """Of codes [start, end) of the piece: float [n_rows, end - start, dim].
+        """Of codes [start, end) of each row, counted from its own first one: float [n_rows, end - start, dim].
 
         Args:
-            around: int64 [batch, level, n + 2·halo], the coarser levels of the whole piece (`coarser_at_rate_above`).
+            start: a multiple of the prior's ratio.
+            around: int64 [batch, level, n + 2·halo], the coarser levels from each row's first code on
+                (`coarser_at_rate_above`).
         """
         prior, now = self.prior, self.conditions
         ratio, halo = prior.spec.ratio, prior.config.halo
         window = around[:, :, start // ratio : -(-end // ratio) + 2 * halo]
+        now = dataclasses.replace(now, position=now.position + start)
         if now.chroma is not None:
             per_frame = prior.spec.hop_lengths[0] // prior.spec.hop_lengths[prior.spec.level]
-            now = dataclasses.replace(now, chroma=now.chroma[:, start // per_frame :])
-        now = dataclasses.replace(now, position=torch.full_like(now.position, start))
+            frames = torch.arange((end - start) // per_frame + 2, device=now.position.device)
+            frames = (now.position[:, None] // per_frame + frames).clamp(
+                max=now.chroma.shape[1] - 1
+            )  # the last: unknown
+            now = dataclasses.replace(now, chroma=now.chroma.gather(1, frames))
         return prior.context(self.rows(window), now, end - start).expand(self.n_rows, -1, -1)
 
     def prefix(self) -> Prefix | None:
         """What every code may attend to: text and the right side of a gap. None if the prior has no such conditioner."""
         return self.prior.prefix(self.conditions)
 
-    def new_cache(self) -> KVCache:
-        return self.prior.new_cache(self.n_rows, self.conditions)
-
-    def logits(self, previous: Tensor, context: Tensor, cache: KVCache) -> Tensor:
-        """int64 [batch, t] and float [n_rows, t, dim] -> guided logits, float [batch, t, codebook_size]."""
-        return self.combine(self.prior(self.rows(previous), context, cache))
+    def write_prefix(self, cache: KVCache) -> None:
+        """Put what every code may attend to into a cache of `n_rows`."""
+        prefix = self.prefix()
+        if prefix is not None:
+            cache.write_prefix(prefix)
 
     @property
     def hears_gaps(self) -> bool:
@@ -111,9 +119,22 @@ class GuidedPrior:
         right = torch.nn.functional.pad(right, (0, n - right.shape[1]), value=self.prior.spec.codebook_size)
         end = torch.full((self.n_rows,), NO_GAP if gap_end is None else gap_end, device=codes.device)
         self.conditions = dataclasses.replace(self.conditions, right=self.rows(right), gap_end=end)
-        prefix = self.prefix()
-        if cache is not None and prefix is not None:
-            cache.write_prefix(prefix)
+        if cache is not None:
+            self.write_prefix(cache)
+
+    def tell_what_follows(self, given: Tensor, position: int, cache: KVCache) -> None:
+        """Say what is given behind a gap that `position` lies in, if the prior hears gaps.
+
+        Args:
+            given: int64 [batch, n_codes] of the whole piece, -1 where codes are drawn.
+        """
+        if not self.hears_gaps:
+            return
+        told = (given >= 0).all(dim=0)
+        behind = told[position:].nonzero()
+        in_gap = not told[position] and len(behind) > 0
+        known = given.masked_fill(given < 0, self.prior.spec.codebook_size)
+        self.tell_gap(known, position + int(behind[0]) if in_gap else None, cache)
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiovq.prior.prior import Prior
-from audiovq.sampling.generate import BLOCK, Request, coarser_at_rate_above, level_context
-from audiovq.sampling.steps import Steps
+from audiovq.sampling.generate import BLOCK, Request, coarser_at_rate_above
+from audiovq.sampling.guidance import GuidedPrior, piece_conditions
 
 
 @torch.inference_mode()
@@ -32,13 +32,14 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     batch, n_codes = codes.shape
     previous = F.pad(codes, (1, 0), value=prior.spec.codebook_size)
     around = coarser_at_rate_above(prior, [coarser.to(device) for coarser in levels[:level]], batch, n_codes)
-    steps = Steps(prior, batch)
+    guided = GuidedPrior(prior, piece_conditions(prior, request, batch))
+    cache = prior.new_cache(batch, guided.conditions)
     total = torch.zeros(batch, dtype=torch.float64)
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio
     for start in range(0, n_codes, block):
         end = min(start + block, n_codes)
-        context = level_context(prior, around, request, batch, start, end)
-        logits = steps.prefill(previous[:, start:end], context).float()
+        context = guided.context(around, start, end)
+        logits = prior(previous[:, start:end], context, cache).float()
         total -= F.cross_entropy(logits.mT, codes[:, start:end], reduction="none").double().sum(dim=1).cpu()
     return total
 
