@@ -65,7 +65,7 @@ class Run:
 
     def go(self, stages: tuple[str, ...] = STAGES) -> None:
         """Do the stages that are not done; raises ValueError or `training.loop.Interrupted`."""
-        if stages == ("decoder",) and not self.recipe.decoder_tuning:
+        if stages != STAGES and "decoder" in stages and not self.recipe.decoder_tuning:
             raise ValueError(
                 f"{self.recipe.name}: stage decoder needs decoder_tuning in the recipe, which is null; "
                 "set it, such as --set decoder_tuning.training.steps=10000"

@@ -230,19 +230,18 @@ def test_priors_made_before_the_tuning_stay_valid(tiny_run: Path, tuned_run: Pat
     assert_one_line_error(refused, "another recipe (decoder_tuning.training.steps: 5 → 6)")
 
 
-def test_all_stages_in_one_go_are_the_same_as_tuning_afterwards(
+def test_both_phases_in_one_go_are_the_same_as_tuning_afterwards(
     tuned_run: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    result = cli("train", tiny_recipe, "--out", tmp_path / "run", *OPTIONS)
+    run = tmp_path / "run"
+    result = cli("train", tiny_recipe, "--out", run, *OPTIONS, "--stage", "tokenizer", "--stage", "decoder")
     assert result.exit_code == 0, result.output
-    for name in ("tokenizer", "prior-0", "prior-1", "prior-2"):
-        a, b = (checkpoint.read_tensors(run / name / checkpoint.WEIGHTS) for run in (tuned_run, tmp_path / "run"))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    assert (tmp_path / "run" / "recipe.yaml").read_text() == (tuned_run / "recipe.yaml").read_text()
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
+        assert (run / "tokenizer" / name).read_bytes() == (tuned_run / "tokenizer" / name).read_bytes()
+    assert (run / "recipe.yaml").read_text() == (tuned_run / "recipe.yaml").read_text()
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2])
+@pytest.mark.parametrize("moved", [1, 2])
 def test_cut_off_while_it_replaces_the_tokenizer(
     moved: int, tiny_run: Path, tuned_run: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -308,10 +307,10 @@ def test_killed_at_any_moment_the_stage_ends_in_the_same_weights(
     arguments = command(tiny_recipe, run, *options)
     dice = random.Random(0)
     metrics = run / "training" / "decoder" / "metrics.jsonl"
-    for lines in (1, 3, 6):  # killed shortly after so many lines of the log
+    for lines in (1, 4):  # killed shortly after so many lines of the log
         process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines):
-            time.sleep(0.005)
+            time.sleep(0.02)
         time.sleep(0.03 * dice.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -322,26 +321,26 @@ def test_killed_at_any_moment_the_stage_ends_in_the_same_weights(
     assert metrics.read_text() == (whole / "training" / "decoder" / "metrics.jsonl").read_text()
 
 
-def test_two_processes_share_the_work_and_agree(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_work_and_agree(
+    tiny_run: Path, tuned_run: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
     """gloo on one machine, close to one process."""
-    runs = {}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29873", "-m", "audiovq"]  # fmt: skip
-    options = (*OPTIONS, "--stage", "decoder")
-    for name, start in (("two", launch), ("one", [sys.executable, "-m", "audiovq"])):
-        run = tmp_path / name
-        shutil.copytree(tiny_run, run)
-        arguments = [*start, "train", str(tiny_recipe), "--out", str(run), *options]
-        subprocess.run(
-            arguments, env={**environment(), "ACCELERATE_USE_CPU": "true"}, check=True, capture_output=True, timeout=200
-        )
-        lines = (run / "training" / "decoder" / "metrics.jsonl").read_text().splitlines()
-        runs[name] = [json.loads(line) for line in lines]
-    two, one = runs["two"], runs["one"]
+    run = tmp_path / "two"
+    shutil.copytree(tiny_run, run)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29873", "-m", "audiovq",
+              "train", str(tiny_recipe), "--out", str(run), "--stage", "decoder", *OPTIONS]  # fmt: skip
+    subprocess.run(
+        launch, env={**environment(), "ACCELERATE_USE_CPU": "true"}, check=True, capture_output=True, timeout=200
+    )
+    two, one = (
+        [json.loads(line) for line in (folder / "training" / "decoder" / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run, tuned_run)
+    )
     assert len(two) == len(one) == 6
+    assert two[0]["discriminator"] == pytest.approx(one[0]["discriminator"], rel=1e-4)
     for key in ("valid_discriminator", "valid_adversarial", "valid_mel"):
         assert two[-1][key] == pytest.approx(one[-1][key], rel=1e-2)
-    assert two[0]["discriminator"] == pytest.approx(one[0]["discriminator"], rel=1e-4)
-    assert checkpoint.tuning_steps(tmp_path / "two" / "tokenizer") == 5
+    assert checkpoint.tuning_steps(run / "tokenizer") == 5
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -362,6 +361,10 @@ def test_senseless_recipes_are_refused(tiny_recipe: Path, override: str, message
 
 def test_the_stage_needs_its_recipe_and_a_tokenizer(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     without = cli("train", tiny_recipe, "--out", tiny_run, "--stage", "decoder")
-    assert_one_line_error(without, "stage decoder needs decoder_tuning in the recipe", "--set decoder_tuning")
+    advice = "decoder_tuning.training.steps=10000"
+    assert_one_line_error(without, "stage decoder needs decoder_tuning in the recipe", f"--set {advice}")
+    advised = load_recipe(str(tiny_recipe), overrides=(advice,)).decoder_tuning
+    assert advised is not None
+    assert advised.training.steps == 10000
     early = cli("train", tiny_recipe, "--out", tmp_path / "run", "--stage", "decoder", *OPTIONS)
     assert_one_line_error(early, "stage decoder needs stage tokenizer")
