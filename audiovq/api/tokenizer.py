@@ -13,7 +13,7 @@ from audiovq import checkpoint
 from audiovq.api.locate import pick_device, resolve_model
 from audiovq.api.stream import DecodeStream, EncodeStream, checked
 from audiovq.data import audio
-from audiovq.data.codes import Codes
+from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.tokenizer.streaming import (
     CHUNK_SECONDS,
     WINDOWS_AT_ONCE,
@@ -105,10 +105,11 @@ class Tokenizer:
         return self._encode(self.stream(rate, CHUNK_SECONDS), blocks(), audio.file_sha256(path))
 
     def _encode(self, stream: EncodeStream, blocks: Iterable[Tensor], source_sha256: str) -> Codes:
-        parts = [stream.push(block) for block in blocks]
-        parts.append(stream.finish())
-        levels = [torch.cat(level) for level in zip(*parts, strict=True)]
-        return self._codes(levels, stream.n_samples, source_sha256)
+        collected = LevelBuffers(self.config.n_levels)
+        for block in blocks:
+            collected.add(stream.push(block))
+        collected.add(stream.finish())
+        return self._codes(collected.levels(), stream.n_samples, source_sha256)
 
     @torch.inference_mode()
     def encode_batch(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,23 @@ class Codes:
     def lengths(self, n_levels: int) -> list[int]:
         """Codes that each of the first levels has."""
         return [-(-self.n_samples // hop) for hop in self.hop_lengths[:n_levels]]
+
+
+class LevelBuffers:
+    """Collects codes that come in blocks, in one piece of memory a level: thousands of small tensors among the large
+    ones that a network takes and gives back would keep the memory between them from being used again."""
+
+    def __init__(self, n_levels: int):
+        self.arrays = [array("i") for _ in range(n_levels)]
+
+    def add(self, levels: Sequence[Tensor]) -> None:
+        """The next codes, int64 [n] a level."""
+        for collected, level in zip(self.arrays, levels, strict=True):
+            collected.frombytes(level.to(torch.int32).contiguous().cpu().numpy().tobytes())
+
+    def levels(self) -> list[Tensor]:
+        """All codes, int64 [n] a level."""
+        return [torch.from_numpy(np.array(collected, dtype=np.int64)) for collected in self.arrays]
 
 
 def _decompress(codes: Codes, coding: dict[str, Any], data: np.ndarray) -> list[Tensor]:

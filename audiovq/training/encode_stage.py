@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from audiovq import checkpoint
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
-from audiovq.data.codes import Codes, ShardIndex, ShardWriter
+from audiovq.data.codes import Codes, LevelBuffers, ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track
 from audiovq.terminal import track as progress
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
@@ -65,20 +64,20 @@ def _encode(
     to_cut = [shift * hops[0] // shifts for shift in range(shifts)]  # samples still to be left out
     counts = [0] * shifts
     encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in to_cut]
-    parts: list[list[list[Tensor]]] = [[] for _ in to_cut]
+    collected = [LevelBuffers(len(hops)) for _ in to_cut]
     for block in audio.stream_audio(path, config.sample_rate, config.channels):
         for i, encoder in enumerate(encoders):
             kept = block[None, :, to_cut[i] :]
             to_cut[i] -= block.shape[-1] - kept.shape[-1]
             counts[i] += kept.shape[-1]
-            parts[i].append(encoder.push(kept.to(device)))
+            collected[i].add([level[0] for level in encoder.push(kept.to(device))])
     found = []
-    for n_samples, encoder, levels in zip(counts, encoders, parts, strict=True):
-        whole = [torch.cat(level, dim=-1)[0].cpu() for level in zip(*levels, encoder.finish(), strict=True)]
+    for n_samples, encoder, buffers in zip(counts, encoders, collected, strict=True):
+        buffers.add([level[0] for level in encoder.finish()])
         found.append(
             Codes(
-                whole, n_samples, config.sample_rate, hops, config.codebook_size, config.channels, tokenizer_hash,
-                track.sha256,
+                buffers.levels(), n_samples, config.sample_rate, hops, config.codebook_size, config.channels,
+                tokenizer_hash, track.sha256,
             )
         )  # fmt: skip
     return found
