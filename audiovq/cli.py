@@ -217,13 +217,20 @@ def info(place: str) -> None:
 @click.argument("data", required=False)
 @click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON; - prints it instead.")
 @click.option("--perceptual", is_flag=True, help="Add a mean opinion score; needs the extra audiovq[perceptual].")
-def evaluate(model: str, data: str | None, json_file: str | None, perceptual: bool) -> None:
+@click.option("--generated", type=int, metavar="N", help="Judge N generated pieces beside real music instead.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Length of each generated piece.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated pieces.")
+def evaluate(model: str, data: str | None, json_file: str | None, perceptual: bool, generated: int | None, seconds: float,
+             seed: int) -> None:  # fmt: skip
     """Reconstruction quality of MODEL on the music in DATA (default: the run's own held-out tracks)."""
-    from audiovq.test_set import evaluate_model, print_tables
+    from audiovq import generation_report, test_set
 
-    report = evaluate_model(model, data, perceptual)
+    if generated is None:
+        report = test_set.evaluate_model(model, data, perceptual)
+    else:
+        report = generation_report.evaluate_generated(model, data, generated, seconds, seed)
     if json_file != "-":
-        print_tables(report)
+        (test_set if generated is None else generation_report).print_tables(report)
     _write_json(json_file, report)
 
 

@@ -68,20 +68,20 @@ def _stack(tracks: Tracks) -> np.ndarray:
     return stacked
 
 
-def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: int = 8, seed: int = 0) -> float:
+def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: int = 8, seed: int = 0) -> float | None:
     """What the distance is between real and real: mean over random halves of the reference, split by track.
 
-    A single track is split into its first and second half.
+    A single track is split into its first and second half. None if a half has fewer than two windows.
     """
-    if len(reference) == 1:
-        half = len(reference[0]) // 2
-        return frechet_distance([reference[0][:half]], [reference[0][half:]], n_components)
     random = np.random.default_rng(seed)
+    parts = list(reference) if len(reference) > 1 else np.array_split(reference[0], 2)
     distances = []
-    for _ in range(n_splits):
-        order = random.permutation(len(reference))
-        halves = [[reference[i] for i in part] for part in np.array_split(order, 2)]
-        distances.append(frechet_distance(halves[0], halves[1], n_components))
+    for _ in range(n_splits if len(parts) > 2 else 1):
+        order = random.permutation(len(parts))
+        a, b = ([parts[i] for i in half] for half in np.array_split(order, 2))
+        if min(sum(map(len, a)), sum(map(len, b))) < 2:
+            return None
+        distances.append(frechet_distance(a, b, n_components))
     return float(np.mean(distances))
 
 

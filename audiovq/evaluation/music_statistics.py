@@ -8,6 +8,18 @@ import librosa
 import numpy as np
 from torch import Tensor
 
+# How well each of the 12 pitch classes fits a key on the first (Krumhansl and Kessler 1982, Psychol. Rev. 89:334).
+KEY_PROFILES = np.array([
+    [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],  # major
+    [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17],  # minor
+])  # fmt: skip
+
+
+def key_clarity(chroma: np.ndarray) -> float:
+    """Largest correlation of a chroma vector [12] with the profiles of the 24 keys: near 1 tonal, near 0 not."""
+    keys = np.stack([np.roll(profile, k) for profile in KEY_PROFILES for k in range(12)])
+    return float(np.corrcoef(chroma, keys)[0, 1:].max()) if chroma.std() > 1e-9 else 0.0
+
 
 def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
     """What tells music from silence, noise and a constant tone; float [channels, samples].
@@ -16,7 +28,9 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
     flatness: median spectral flatness over frames, 1 for white noise, near 0 for tones.
     chroma_entropy: mean entropy of the 12 pitch classes a frame, bits; log2 12 = 3.58 for noise, 0 for one pitch class.
     chroma_change: mean L1 distance of successive half-second mean chromas; 0 for a constant tone.
+    key_clarity: of the mean chroma, see above.
     onsets_per_second: note beginnings, by librosa's onset detector.
+    tempo: beats a minute, librosa's estimate from the autocorrelation of the onset strength; 0 if there are no onsets.
     """
     mono = waveform.float().mean(dim=0).numpy()
     rms = float(np.sqrt(np.mean(mono**2)))
@@ -29,7 +43,8 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
     half_seconds = max(1, round(0.5 * sample_rate / 1024))
     slow = np.stack([p[:, i : i + half_seconds].mean(axis=1) for i in range(0, p.shape[1], half_seconds)])
     change = np.abs(np.diff(slow, axis=0)).sum(axis=1)
-    onsets = librosa.onset.onset_detect(y=mono, sr=sample_rate)
+    strength = librosa.onset.onset_strength(y=mono, sr=sample_rate)
+    onsets = librosa.onset.onset_detect(onset_envelope=strength, sr=sample_rate)
     return {
         "rms_db": 20 * math.log10(max(rms, 1e-9)),
         "peak": float(np.abs(mono).max()),
@@ -37,5 +52,7 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
         "flatness": float(np.median(flatness[loud])) if loud.any() else 1.0,
         "chroma_entropy": float(entropy.mean()),
         "chroma_change": float(change.mean()) if len(change) else 0.0,
+        "key_clarity": key_clarity(p.mean(axis=1)),
         "onsets_per_second": len(onsets) * sample_rate / len(mono),
+        "tempo": float(librosa.feature.tempo(onset_envelope=strength, sr=sample_rate)[0]) if len(onsets) else 0.0,
     }

@@ -1,0 +1,122 @@
+"""Opus at its lowest rates beside a tokenizer, on the same music and with the same metrics.
+
+    python benchmarks/opus.py samples --seconds 10                        # the bundled model
+    python benchmarks/opus.py DIR --model runs/mine --kbps 6 12 24 --perceptual
+
+How it is kept fair: both get the same excerpt (the middle of each track) at the tokenizer's sample rate and channels, and what
+they give back is compared at that rate. Opus works at 48 kHz inside (and drops what its rate cannot hold), so the excerpt is
+resampled for it and back. libopus runs by ffmpeg with constrained variable rate, 60 ms packets and its highest effort; its kbps are those of
+its packets (container and headers left out). ffmpeg removes the encoder's delay; a rest of up to 20 ms is found by
+cross-correlation and removed, which only ever helps Opus. The tokenizer's kbps are raw, every code at log2(codebook size).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+from pathlib import Path
+
+import soundfile
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from audiovq import Tokenizer, api
+from audiovq.data import audio
+from audiovq.data.tracks import find_audio
+from audiovq.evaluation.confidence import mean_estimate
+from audiovq.evaluation.metrics import METRICS, compare
+from audiovq.evaluation.perceptual import check_installed, perceptual_score
+from audiovq.terminal import track as progress
+
+OPUS_RATE = 48000
+LAG_SECONDS = 0.02
+
+
+def opus(waveform: Tensor, sample_rate: int, kbps: float) -> tuple[Tensor, float]:
+    """Through Opus and back: [channels, samples] of the same length, and the kbps that the packets took."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, coded, decoded = (Path(folder) / name for name in ("source.wav", "coded.opus", "decoded.wav"))
+        soundfile.write(source, audio.resample(waveform, sample_rate, OPUS_RATE).T.numpy(), OPUS_RATE, subtype="FLOAT")
+        _run("ffmpeg", "-v", "error", "-i", str(source), "-c:a", "libopus", "-b:a", f"{kbps}k", "-vbr", "constrained",
+             "-frame_duration", "60", "-compression_level", "10", str(coded))  # fmt: skip
+        _run("ffmpeg", "-v", "error", "-i", str(coded), "-ar", str(OPUS_RATE), "-c:a", "pcm_f32le", str(decoded))
+        sizes = _run("ffprobe", "-v", "error", "-show_entries", "packet=size", "-of", "csv=p=0", str(coded))
+        result, _ = audio.read_audio(decoded, sample_rate)
+    n_bytes = sum(int(line.strip(",")) for line in sizes.split())
+    return align(result, waveform, round(LAG_SECONDS * sample_rate)), n_bytes * 8 / waveform.shape[
+        -1
+    ] * sample_rate / 1000
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def align(waveform: Tensor, reference: Tensor, largest_lag: int) -> Tensor:
+    """Shifted to where it correlates best with the reference, and as long."""
+    n = reference.shape[-1]
+    waveform = torch.nn.functional.pad(waveform[:, :n], (0, max(0, n - waveform.shape[-1])))
+    spectrum = torch.fft.rfft(waveform, 2 * n) * torch.fft.rfft(reference, 2 * n).conj()
+    correlation = torch.fft.irfft(spectrum.sum(dim=0))  # [lag]; negative lags at the end
+    lags = torch.cat([torch.arange(largest_lag + 1), torch.arange(-largest_lag, 0)])
+    lag = int(lags[correlation[lags].argmax()])
+    return torch.nn.functional.pad(waveform, (-lag, lag))  # negative: cut there
+
+
+def excerpts(folder: Path, tokenizer: Tokenizer, seconds: float) -> list[Tensor]:
+    found = []
+    for path in progress(find_audio(folder), "read", len(find_audio(folder))):
+        info = audio.audio_info(path)
+        n = min(info.samples, round(seconds * info.sample_rate))
+        waveform, _ = audio.read_audio(
+            path, tokenizer.sample_rate, tokenizer.config.channels, (info.samples - n) // 2, n
+        )
+        found.append(waveform)
+    return found
+
+
+def judge(
+    music: list[Tensor], tokenizer: Tokenizer, rates: list[float], perceptual: bool
+) -> dict[str, list[dict[str, float]]]:
+    """A row of metrics and kbps a track, for each coder."""
+    metrics = METRICS | ({"perceptual_score": perceptual_score} if perceptual else {})
+    sample_rate = tokenizer.sample_rate
+    rows: dict[str, list[dict[str, float]]] = {}
+    for source in progress(music, "judge", len(music)):
+        codes = tokenizer.encode(source, sample_rate)
+        coded = {}
+        for k in range(1, len(codes.levels) + 1):
+            kbps = codes.bits_per_second * sum(map(len, codes.levels[:k])) / sum(map(len, codes.levels)) / 1000
+            coded[f"tokenizer, {k} of {len(codes.levels)} levels"] = tokenizer.decode(codes, k), kbps
+        coded |= {f"Opus at {kbps:g} kbps": opus(source, sample_rate, kbps) for kbps in rates}
+        for name, (waveform, kbps) in coded.items():
+            rows.setdefault(name, []).append({"kbps": kbps, **compare(waveform, source, sample_rate, metrics)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", type=Path, default=api.bundled_model())
+    parser.add_argument("--kbps", type=float, nargs="+", default=[6, 8, 12, 16, 24])
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each track, from its middle")
+    parser.add_argument("--perceptual", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.perceptual:
+        check_installed()
+    tokenizer = Tokenizer.from_pretrained(arguments.model)
+    music = excerpts(arguments.data, tokenizer, arguments.seconds)
+    rows = judge(music, tokenizer, arguments.kbps, arguments.perceptual)
+    names = list(next(iter(rows.values()))[0])
+    table = Table("", *(name.replace("_", " ") for name in names))
+    table.title = f"{len(music)} excerpts at {tokenizer.sample_rate} Hz, mean ± 95 % confidence"
+    for coder, group in rows.items():
+        table.add_row(coder, *(str(mean_estimate([row[name] for row in group])) for name in names))
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
