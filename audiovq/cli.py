@@ -116,7 +116,8 @@ def sample(model: str | None, seconds: float, seed: int | None, n: int, labels: 
     """Make new music."""
     from audiovq import api
     from audiovq.data import audio
-    from audiovq.evaluation.copies import copy_report, report_lines
+    from audiovq.data.codes import Shards
+    from audiovq.evaluation.copies import copy_reports, report_lines
     from audiovq.terminal import say
 
     seed = secrets.randbelow(10**6) if seed is None else seed
@@ -124,13 +125,16 @@ def sample(model: str | None, seconds: float, seed: int | None, n: int, labels: 
     for path in paths[:1]:
         audio.check_writable(path)
     folder = _model(model)
+    shards = Shards(folder / "codes") if check_copies else None
     generator = api.Generator.from_pretrained(folder)
     begun = _prompt(generator.tokenizer, prompt) if prompt else None
     say(f"seed {seed}, {n} × {seconds:g} s")
     pieces = generator.sample_codes(seconds, seed, n, labels=_pairs(labels), prompt=begun, progress=True, **options)
     for path, codes in zip(paths, pieces, strict=True):
         audio.write_audio(path, generator.tokenizer.decode(codes), generator.sample_rate)
-        click.echo("\n".join([str(path), *(report_lines(copy_report(codes, folder)) if check_copies else ())]))
+        click.echo(str(path))
+    for path, report in zip(paths, copy_reports(pieces, shards) if shards else (), strict=False):
+        click.echo("\n".join(f"{path}: {line}" for line in report_lines(report)))
 
 
 def _output_paths(out: str | None, seed: int, n: int) -> list[Path]:
@@ -237,10 +241,11 @@ def evaluate(model: str, data: str | None, json_file: str | None) -> None:
 def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
     from audiovq import api
-    from audiovq.evaluation.copies import copy_report, report_lines
+    from audiovq.data.codes import Shards
+    from audiovq.evaluation.copies import copy_reports, report_lines
 
     tokenizer = api.Tokenizer.from_pretrained(run)
-    report = copy_report(_prompt(tokenizer, piece), api.resolve_model(run))
+    report = copy_reports([_prompt(tokenizer, piece)], Shards(api.resolve_model(run) / "codes"))[0]
     click.echo("\n".join(report_lines(report)))
     if json_file:
         Path(json_file).write_text(json.dumps(report, indent=2))
