@@ -249,11 +249,12 @@ def _write_json(file: str | None, report: dict[str, Any]) -> None:
 def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
     from audiovq import api
-    from audiovq.evaluation.copies import copy_report, report_lines
+    from audiovq.data.codes import Shards
+    from audiovq.evaluation.copies import copy_reports, report_lines
     from audiovq.sample_command import read_piece
 
     tokenizer = api.Tokenizer.from_pretrained(run)
-    report = copy_report(read_piece(tokenizer, piece), api.resolve_model(run))
+    report = copy_reports([read_piece(tokenizer, piece)], Shards(api.resolve_model(run) / "codes"))[0]
     click.echo("\n".join(report_lines(report)))
     if json_file:
         Path(json_file).write_text(json.dumps(report, indent=2))

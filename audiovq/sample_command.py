@@ -21,9 +21,9 @@ from audiovq import api, distributed
 from audiovq.api.live import StreamDecoder
 from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
-from audiovq.data.codes import Codes
+from audiovq.data.codes import Codes, Shards
 from audiovq.data.wav_stream import WavStream
-from audiovq.evaluation.copies import copy_report, report_lines
+from audiovq.evaluation.copies import copy_reports, report_lines
 from audiovq.sampling.generate import Listener, nobody
 from audiovq.sampling.given import Given
 from audiovq.sampling.journal import JournalFolder
@@ -139,7 +139,9 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
     target, paths = output_paths(options, seed)
     audio.check_writable(target)
     folder = pick_model()
+    shards = Shards(folder / "codes") if options.check_copies else None
     generator = api.Generator.from_pretrained(folder)
+    written: dict[Path, Codes] = {}
     given, n_samples = _given(generator, options)
     mine = list(options.items)[distributed.rank() :: distributed.world_size()]
     if first:
@@ -162,9 +164,10 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
             _write(path, generator.tokenizer, codes, given, options)
             if options.save_codes:
                 codes.save(path.with_suffix(".codes"))
+            written[path] = codes
             yield str(path)
-            if options.check_copies:
-                yield from report_lines(copy_report(codes, folder))
+        for path, report in zip(written, copy_reports(list(written.values()), shards) if shards else (), strict=False):
+            yield from (f"{path}: {line}" for line in report_lines(report))
         left = journals.remove()
         if left and first and distributed.world_size() == 1:
             say(f"{journals.folder}: still holds the unfinished work of {len(left)} other commands")

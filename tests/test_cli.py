@@ -21,7 +21,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 def test_help_does_not_load_torch_and_lists_the_commands() -> None:
     code = "import sys; from audiovq.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    for command in ("train", "sample", "encode", "decode", "info", "eval", "recipes"):
+    for command in ("train", "sample", "encode", "decode", "info", "eval", "copies", "recipes"):
         assert f"  {command} " in result.stdout
 
 

@@ -14,7 +14,7 @@ from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import Transformer, TransformerConfig
 from audiovq.recipe import PickConfig
 from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
-from audiovq.sampling.guidance import GuidedPrior, guide, piece_conditions
+from audiovq.sampling.guidance import GuidedPrior, gap_end_after, guide, piece_conditions
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
 
@@ -289,6 +289,13 @@ def test_a_gap_is_heard_alike_with_and_without_cache_and_can_change_on_the_way()
         untold = prior.prefix(told)
         assert untold is not None
         assert torch.allclose(cache.keys[0, :, :, : prior.transformer.n_prefix], untold.layers[0][0])
+
+
+def test_where_the_next_gap_ends() -> None:
+    given = torch.tensor([[1, 2, -1, -1, 3, 4, -1, 5, -1, -1], [1, 2, -1, 2, -1, 4, -1, 5, -1, -1]])
+    ends = [gap_end_after(given, start) for start in range(10)]
+    assert ends == [5, 5, 5, 5, 5, 7, 7, None, None, None]  # the last gap has nothing behind it
+    assert gap_end_after(given[:, :2], 0) is None
 
 
 def test_codes_behind_a_gap_are_not_counted() -> None:

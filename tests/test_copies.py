@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line_error, cli
+from conftest import ROOT, assert_one_line_error, cli
 
-from audiovq.data.codes import Codes, ShardIndex, ShardWriter
+from audiovq.data.codes import Codes, ShardIndex, Shards, ShardWriter
 from audiovq.data.tracks import Track
-from audiovq.evaluation.copies import copy_report, symbols_of
+from audiovq.evaluation.copies import copy_reports, symbols_of
 from audiovq.evaluation.shared_runs import NEAR_SYMBOLS, SEED, longest_near, longest_runs
 
 HOPS = [256, 128, 64]
@@ -158,7 +158,7 @@ def test_a_copied_stretch_is_found_with_its_track_and_time(run: Path) -> None:
     for i in range(3):  # top codes 30 to 54 of the shifted copy of b, of which three finer codes are changed
         begin = (350 + 30) * 2**i - (0 if i < 2 else 2)  # the shifted copy of b begins after 350 top codes
         piece[i][10 * 2**i : 35 * 2**i] = shards[i][begin : begin + 25 * 2**i] if i < 2 else piece[i][10 * 4 : 35 * 4]
-    report = copy_report(codes_of(piece, 60 * 256), run)
+    report = copy_reports([codes_of(piece, 60 * 256)], Shards(run / "codes"))[0]
     rows = {(row["symbols"], row["kind"], row["by"]): row for row in report["runs"]}
     assert report["n_stretches"] == 9  # of 60 codes each, every 30, in 300
     top = rows["top", "exact", "length"]
@@ -173,7 +173,8 @@ def test_a_copied_stretch_is_found_with_its_track_and_time(run: Path) -> None:
 
 def test_pieces_longer_than_the_held_out_tracks_have_no_p(run: Path) -> None:
     random = np.random.default_rng(3)
-    report = copy_report(codes_of([random.integers(0, 1024, 400 * 2**i) for i in range(3)], 400 * 256), run)
+    piece = codes_of([random.integers(0, 1024, 400 * 2**i) for i in range(3)], 400 * 256)
+    report = copy_reports([piece], Shards(run / "codes"))[0]
     assert report["n_stretches"] == 0
     assert all(row["p"] is None for row in report["runs"])
 
@@ -204,4 +205,9 @@ def test_what_copies_cannot_do(tiny_run: Path, music: Path, tmp_path: Path) -> N
     assert_one_line_error(cli("copies", tmp_path / "other.codes", tiny_run), "found those of another")
     assert_one_line_error(cli("copies", codes, tiny_run / "tokenizer"), "no codes there")
     assert_one_line_error(cli("copies", tmp_path / "none.wav", tiny_run), "no such file")
+    bundled = ROOT / "audiovq" / "models" / "default"
+    assert_one_line_error(
+        cli("sample", "--model", bundled, "--check-copies", "--out", tmp_path / "x.wav"), "no codes there"
+    )
+    assert not (tmp_path / "x.wav").exists()  # said before the work
     assert_one_line_error(cli("copies", codes, tmp_path / "none"), "no such model")

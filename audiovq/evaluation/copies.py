@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,47 +14,58 @@ from audiovq.evaluation.shared_runs import KINDS, MEASURES, NEAR_SYMBOLS, SEED, 
 MAX_STRETCHES = 100  # of the held-out tracks
 
 
-def copy_report(codes: Codes, folder: Path) -> dict[str, Any]:
-    """The longest runs that a piece shares with the training tracks of a run, and what held-out tracks share with them.
+def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]]:
+    """Of each piece, all of one length, the longest runs that it shares with the training tracks, and what held-out tracks
+    share with them.
 
     A symbol is what a piece is at one code of the top level: that code alone ("top"), or with all finer codes of its time
-    ("all"). Held-out tracks are cut into stretches as long as the piece (each begins half a stretch after the one
+    ("all"). Held-out tracks are cut into stretches as long as a piece (each begins half a stretch after the one
     before, at most MAX_STRETCHES are taken) and searched alike. `p` is the share of them, the piece counted in, whose
     longest run is at least as long; 95 % of them reach at most `held_out_95`. Both are None if no held-out track is so long.
 
     Args:
-        folder: of a run; its codes are searched, shifted copies of the tracks included.
+        shards: of the run; shifted copies of its tracks are searched, too.
     Returns:
         seconds, n_stretches, and runs, a list of dicts: symbols, kind, by, p, held_out_95, and if anything is shared
         length, changes, distinct, equal_share, seconds, start_seconds, track, track_seconds (see `shared_runs`).
     Raises:
-        ValueError: no codes there, no training tracks among them, or codes of another tokenizer.
+        ValueError: codes of another tokenizer, or no training tracks.
     """
-    shards = Shards(folder / "codes")
-    index = shards.index
-    if codes.tokenizer_hash != index.tokenizer_hash:
-        raise ValueError(
-            f"{folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of another "
-            f"({codes.tokenizer_hash[:12]}); encode the audio with --model {folder}"
-        )
-    train = [track for track in index.tracks if track.split == "train"]
-    if not train:
-        raise ValueError(f"{folder}: no training tracks among its codes")
-    rows: list[dict[str, Any]] = []
-    n_stretches = 0
-    for name, depth in (("top", 1), ("all", len(codes.levels)))[: len(codes.levels)]:
-        piece = symbols_of([level.numpy() for level in codes.levels[:depth]], index.hop_lengths, index.codebook_size)
-        stretches = list(_held_out_stretches(shards, depth, len(piece)))
-        n_stretches = len(stretches)
-        found, *chance = longest_runs([piece, *stretches], (_symbols(shards, track, depth) for track in train))
-        for kind in KINDS:
-            for measure in MEASURES:
-                run = found.get((kind, measure))
+    train = _training_tracks(pieces[0], shards)
+    reports: list[dict[str, Any]] = [{"seconds": piece.seconds, "n_stretches": 0, "runs": []} for piece in pieces]
+    n_levels = len(pieces[0].levels)
+    for name, depth in (("top", 1), ("all", n_levels))[:n_levels]:
+        symbols = [
+            symbols_of(
+                [level.numpy() for level in piece.levels[:depth]], shards.index.hop_lengths, shards.index.codebook_size
+            )
+            for piece in pieces
+        ]
+        stretches = list(_held_out_stretches(shards, depth, len(symbols[0])))
+        found = longest_runs([*symbols, *stretches], (_symbols(shards, track, depth) for track in train))
+        chance = found[len(pieces) :]
+        for report, piece, longest in zip(reports, symbols, found, strict=False):
+            report["n_stretches"] = len(stretches)
+            for kind, measure in itertools.product(KINDS, MEASURES):
+                run = longest.get((kind, measure))
                 others = [getattr(c[kind, measure], measure) if (kind, measure) in c else 0 for c in chance]
                 row = {"symbols": name, "kind": kind, "by": measure}
                 row |= _judged(getattr(run, measure) if run else 0, others)
-                rows.append(row | (_described(run, piece, train, shards) if run else {}))
-    return {"seconds": codes.seconds, "n_stretches": n_stretches, "runs": rows}
+                report["runs"].append(row | (_described(run, piece, train, shards) if run else {}))
+    return reports
+
+
+def _training_tracks(piece: Codes, shards: Shards) -> list[ShardTrack]:
+    index, folder = shards.index, shards.folder
+    if piece.tokenizer_hash != index.tokenizer_hash:
+        raise ValueError(
+            f"{folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of another "
+            f"({piece.tokenizer_hash[:12]}); encode the audio with the model of that run"
+        )
+    train = [track for track in index.tracks if track.split == "train"]
+    if not train:
+        raise ValueError(f"{folder}: no training tracks among the codes")
+    return train
 
 
 def symbols_of(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], outside: int) -> np.ndarray:

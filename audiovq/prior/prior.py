@@ -30,7 +30,7 @@ class PriorConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> PriorConfig:
-        names = [getattr(c, "name", c.kind) for c in self.conditioners]
+        names = [f"label {c.name}" if c.kind == "label" else c.kind for c in self.conditioners]
         if len(set(names)) < len(names):
             raise ValueError(f"conditioners: each once, found {', '.join(names)}")
         if {"text", "infill"} & set(names) and self.transformer.head_dim < 4:

@@ -143,6 +143,23 @@ def guide(logits: Tensor, guidance: float) -> Tensor:
     return unsaid + guidance * (said - unsaid)
 
 
+def gap_end_after(given: Tensor, start: int) -> int | None:
+    """Where the first gap ends that is open at `start` or later: the `gap_end` for `tell_gap`.
+
+    Args:
+        given: int64 [batch, n_codes], -1 where a code is to be drawn.
+    Returns:
+        The index of the first code behind the gap that all items are given; None if there is no gap, or nothing behind it.
+    """
+    told = (given >= 0).all(dim=0)
+    missing = (~told[start:]).nonzero()
+    if not len(missing):
+        return None
+    first = start + int(missing[0])
+    behind = told[first:].nonzero()
+    return first + int(behind[0]) if len(behind) else None
+
+
 def _twice(conditions: Conditions) -> Conditions:
     tensors = {name: torch.cat([x, x]) for name, x in vars(conditions).items() if isinstance(x, Tensor)}
     labels = {name: torch.cat([index, index]) for name, index in conditions.labels.items()}
