@@ -112,8 +112,14 @@ def test_too_narrow_heads_are_refused_for_a_prefix() -> None:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
+def told_of(
+    prior: Prior, batch: int, n_samples: int, labels: dict, text: str = "", chroma: torch.Tensor | None = None
+) -> Conditions:
+    return piece_conditions(prior, Request(n_samples, list(range(batch)), 0, labels, text, chroma), batch)
+
+
 def logits_of(prior: Prior, text: str) -> torch.Tensor:
-    told = piece_conditions(prior, 1, 9000, {}, text)
+    told = told_of(prior, 1, 9000, {}, text)
     previous = torch.arange(40)[None] % 20
     with torch.no_grad():
         return prior(previous, prior.context(torch.zeros(1, 0, 0).long(), told, 40), prefix=prior.prefix(told))
@@ -141,8 +147,8 @@ def two_passes(models: list[Prior], picks: list[PickConfig], wanted: Request) ->
     for level, (prior, pick) in enumerate(zip(models, picks, strict=True)):
         n = -(-wanted.n_samples // HOPS[level])
         around = coarser_at_rate_above(prior, levels, batch, n)
-        said = piece_conditions(prior, batch, wanted.n_samples, wanted.labels, wanted.text, wanted.chroma)
-        unsaid = piece_conditions(prior, batch, wanted.n_samples, {})
+        said = told_of(prior, batch, wanted.n_samples, wanted.labels, wanted.text, wanted.chroma)
+        unsaid = told_of(prior, batch, wanted.n_samples, {})
         codes = torch.full((batch, 1), 20)
         noise = torch.stack([gumbel_noise(wanted.seed, item, level, 0, n, 20) for item in wanted.items])
         told = [(prior.context(around, c, n).expand(batch, -1, -1), prior.prefix(c)) for c in (said, unsaid)]
@@ -169,9 +175,9 @@ def test_guided_generation_equals_two_passes(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_guidance_of_one_and_guidance_without_a_wish_double_nothing() -> None:
     prior = make(0)
-    assert GuidedPrior(prior, piece_conditions(prior, 2, 9000, {"genre": 1}), 1.0).n_rows == 2
-    assert GuidedPrior(prior, piece_conditions(prior, 2, 9000, {}), 3.0).n_rows == 2
-    assert GuidedPrior(prior, piece_conditions(prior, 2, 9000, {"genre": 1}), 3.0).n_rows == 4
+    assert GuidedPrior(prior, told_of(prior, 2, 9000, {"genre": 1}), 1.0).n_rows == 2
+    assert GuidedPrior(prior, told_of(prior, 2, 9000, {}), 3.0).n_rows == 2
+    assert GuidedPrior(prior, told_of(prior, 2, 9000, {"genre": 1}), 3.0).n_rows == 4
     both = torch.randn(4, 9)
     assert torch.equal(guide(both, 0.0), both[2:])
     assert torch.allclose(guide(both, 1.0), both[:2])
@@ -237,7 +243,7 @@ def test_each_code_hears_the_chroma_of_its_own_time(level: int) -> None:
     around = coarser_at_rate_above(prior, [torch.zeros(1, 20).long(), torch.zeros(1, 40).long()], 1, n)
 
     def context(chroma: torch.Tensor | None, start: int = 0, end: int = n) -> torch.Tensor:
-        return GuidedPrior(prior, piece_conditions(prior, 1, 5000, {}, chroma=chroma)).context(around, start, end)[0]
+        return GuidedPrior(prior, told_of(prior, 1, 5000, {}, chroma=chroma)).context(around, start, end)[0]
 
     with torch.no_grad():
         other = chroma.clone()
@@ -261,7 +267,7 @@ def test_a_gap_is_heard_alike_with_and_without_cache_and_can_change_on_the_way()
     prior = make(0)
     codes = torch.randint(0, 20, (2, 60))
     previous = torch.cat([torch.full((2, 1), 20), codes[:, :-1]], dim=1)
-    told = piece_conditions(prior, 2, 60 * 256, {"genre": 1})
+    told = told_of(prior, 2, 60 * 256, {"genre": 1})
     around = coarser_at_rate_above(prior, [], 2, 60)
 
     def whole(gap_end: int) -> torch.Tensor:
@@ -273,9 +279,9 @@ def test_a_gap_is_heard_alike_with_and_without_cache_and_can_change_on_the_way()
     guided = GuidedPrior(prior, told)
     with torch.no_grad():
         guided.tell_gap(codes, 30)
-        cache = guided.new_cache()
+        cache = prior.new_cache(guided.n_rows, guided.conditions)
         context = guided.context(around, 0, 60)
-        stepwise = [guided.logits(previous[:, t : t + 1], context[:, t : t + 1], cache) for t in range(30)]
+        stepwise = [prior(previous[:, t : t + 1], context[:, t : t + 1], cache) for t in range(30)]
         assert torch.allclose(torch.cat(stepwise, dim=1), whole(30)[:, :30], atol=1e-4)
         assert not torch.allclose(whole(30)[:, 0], whole(48)[:, 0], atol=1e-2)
         guided.tell_gap(codes, 48, cache)
@@ -329,16 +335,16 @@ def mirrors(random: np.random.Generator, n: int) -> dict[str, torch.Tensor]:
 def fill(prior: Prior, codes: torch.Tensor, gap: tuple[int, int], told: bool) -> torch.Tensor:
     """The likeliest codes of a gap [start, end), one after the other, after what is left of it."""
     n = codes.shape[1]
-    guided = GuidedPrior(prior, piece_conditions(prior, len(codes), n * 256, {}))
+    guided = GuidedPrior(prior, told_of(prior, len(codes), n * 256, {}))
     if told:
         guided.tell_gap(codes, gap[1])
-    cache = guided.new_cache()
+    cache = prior.new_cache(guided.n_rows, guided.conditions)
     context = guided.context(torch.zeros(len(codes), 0, 0).long(), 0, n)
     previous = nn.functional.pad(codes, (1, 0), value=8)
     previous[:, gap[0] + 1 :] = 8  # nothing of the gap and what follows is left in the sequence
-    guided.logits(previous[:, : gap[0]], context[:, : gap[0]], cache)
+    prior(previous[:, : gap[0]], context[:, : gap[0]], cache)
     for t in range(*gap):
-        previous[:, t + 1] = guided.logits(previous[:, t : t + 1], context[:, t : t + 1], cache)[:, 0].argmax(-1)
+        previous[:, t + 1] = prior(previous[:, t : t + 1], context[:, t : t + 1], cache)[:, 0].argmax(-1)
     return previous[:, gap[0] + 1 : gap[1] + 1]
 
 

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from audiovq.api.splice import splice
 from audiovq.data.codes import Codes
 from audiovq.prior.conditioners import Conditions
+from audiovq.prior.prior import Prior
+from audiovq.prior.stepper import PackedStepper
 from audiovq.recipe import PickConfig
 from audiovq.sampling.generate import coarser_at_rate_above, generate
 from audiovq.sampling.given import Given, begin_with, redraw, surround, vary
 from audiovq.sampling.likelihood import bits_per_second, sequence_log_probability
 from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.steps import Steps
 
 PICKS = [PickConfig(), PickConfig(top_k=5), PickConfig(top_p=0.9)]
 
@@ -74,9 +75,9 @@ def test_given_stretches_go_through_in_one_pass_and_what_follows_the_last_draw_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     passes: list[tuple[str, int]] = []
-    prefill, step = Steps.prefill, Steps.step
-    monkeypatch.setattr(Steps, "prefill", lambda *a: passes.append(("prefill", a[1].shape[1])) or prefill(*a))
-    monkeypatch.setattr(Steps, "step", lambda *a: passes.append(("step", 1)) or step(*a))
+    prefill, step = PackedStepper.prefill, PackedStepper.step
+    monkeypatch.setattr(PackedStepper, "prefill", lambda *a: passes.append(("prefill", a[1].shape[1])) or prefill(*a))
+    monkeypatch.setattr(PackedStepper, "step", lambda *a: passes.append(("step", 1)) or step(*a))
     given = torch.arange(100)[None] % 20
     given[0, [30, 31, 60]] = -1
     generate([make(0)], [PickConfig()], request(25600, items=(0,)), [given])
@@ -88,8 +89,8 @@ def test_given_stretches_go_through_in_one_pass_and_what_follows_the_last_draw_n
 
 def test_no_pass_is_longer_than_a_block_however_long_the_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = []
-    prefill = Steps.prefill
-    monkeypatch.setattr(Steps, "prefill", lambda *a: lengths.append(a[1].shape[1]) or prefill(*a))
+    forward = Prior.forward
+    monkeypatch.setattr(Prior, "forward", lambda *a: lengths.append(a[1].shape[1]) or forward(*a))
     given = torch.arange(10000)[None] % 20
     given[0, -1] = -1
     codes = generate([make(0)], [PickConfig()], request(2560000, items=(0,)), [given])[0]

@@ -224,9 +224,9 @@ def test_options_that_make_no_sense(
 
 
 def test_ctrl_c_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from audiovq.sampling.steps import Steps
+    from audiovq.prior.stepper import PackedStepper
 
-    step, count = Steps.step, []
+    step, count = PackedStepper.step, []
 
     def stop(*arguments: object) -> torch.Tensor:
         count.append(1)
@@ -234,7 +234,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: p
             raise KeyboardInterrupt
         return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Steps, "step", stop)
+    monkeypatch.setattr(PackedStepper, "step", stop)
     options = ("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
     result = cli(*options)
     assert result.exit_code == 130

@@ -7,8 +7,12 @@ from test_sampling import HOPS, priors, request
 
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.recipe import PickConfig
-from audiovq.sampling.generate import Request, generate, generate_level, generate_level_in_segments
+from audiovq.sampling.generate import Request, generate, generate_level
 from audiovq.sampling.segments import plan_segments
+
+
+def empty(n: int, n_codes: int) -> torch.Tensor:
+    return torch.full((n, n_codes), -1)
 
 
 def wanted(parallel: int, n_samples: int = 6000, items: tuple[int, ...] = (0, 1)) -> Request:
@@ -39,14 +43,13 @@ def test_segments_together_equal_each_alone_to_the_bit(level: int) -> None:
     prior, pick, asked = priors()[level], PickConfig(temperature=0.9, top_p=0.95), wanted(4)
     n_codes = -(-asked.n_samples // HOPS[level])
     coarser = [torch.randint(0, 20, (2, -(-asked.n_samples // hop))) for hop in HOPS[:level]]
-    begun = torch.zeros(2, 0, dtype=torch.int64)
-    told = (prior, coarser, begun, n_codes, pick, asked)
-    together = generate_level_in_segments(*told, lambda n: None)
+    told = (prior, coarser, empty(2, n_codes), pick, asked)
+    together = generate_level(*told)
     plan = plan_segments(n_codes, 4, 12, prior.spec.ratio)
     assert plan.n_segments == (2 if level == 1 else 4)
-    alone = [generate_level_in_segments(*told, lambda n: None, only=k) for k in range(plan.n_segments)]
+    alone = [generate_level(*told, only=k) for k in range(plan.n_segments)]
     assert torch.equal(together, plan.join(alone))
-    sequential = generate_level(*told, lambda n: None)
+    sequential = generate_level(*told[:-1], wanted(1))
     assert torch.equal(together[:, : plan.length], sequential[:, : plan.length])
 
 
@@ -59,14 +62,24 @@ def test_one_segment_is_the_sequential_level_and_an_item_is_the_same_in_any_batc
     assert all(torch.equal(a[2:3], b) for a, b in zip(together, alone, strict=True))
 
 
-def test_a_prompt_is_kept_and_steps_are_counted() -> None:
-    models, picks, counted = priors(), [PickConfig()] * 3, []
-    prompt = [torch.randint(0, 20, (16 * (256 // hop),)) for hop in HOPS]
-    told = generate(models, picks, wanted(3), prompt, counted.append)
-    assert [level.shape for level in told] == [(2, -(-6000 // hop)) for hop in HOPS]
-    for level, begin in zip(told, prompt, strict=True):
-        assert torch.equal(level[1, : len(begin)], begin)
-    assert sum(counted) == 24 + plan_segments(47, 3, 12, 2).length + plan_segments(188, 3, 12, 4).length
+def test_a_prompt_is_kept_and_positions_are_told() -> None:
+    models, picks, heard = priors(), [PickConfig()] * 3, {}
+    given = [empty(1, -(-6000 // hop)) for hop in HOPS]
+    for level, hop in zip(given, HOPS, strict=True):
+        level[:, : 16 * (256 // hop)] = torch.randint(0, 20, (1, 16 * (256 // hop)))
+
+    def listen(level: int, codes: torch.Tensor, n_done: int) -> None:
+        heard.setdefault(level, []).append((n_done, codes[:, :n_done].clone()))
+
+    made = generate(models, picks, wanted(3), given, listen)
+    assert [level.shape for level in made] == [(2, -(-6000 // hop)) for hop in HOPS]
+    for level, told in zip(made, given, strict=True):
+        assert torch.equal(level[told.expand(2, -1) >= 0], told.expand(2, -1)[told.expand(2, -1) >= 0])
+    for level, steps in heard.items():
+        counts = [n for n, _ in steps]
+        assert counts == sorted(counts)
+        assert counts[-1] == made[level].shape[1]
+        assert all(torch.equal(codes, made[level][:, :n]) for n, codes in steps)  # what was told as final is final
 
 
 def test_a_warm_up_as_long_as_the_model_sees_makes_a_segment_sequential() -> None:
@@ -76,8 +89,9 @@ def test_a_warm_up_as_long_as_the_model_sees_makes_a_segment_sequential() -> Non
     prior = Prior(PriorConfig(transformer=transformer, halo=2), spec(2)).eval()
     plan = plan_segments(188, 2, 12, 4)
     coarser = [torch.randint(0, 20, (2, -(-6000 // hop))) for hop in HOPS[:2]]
-    begun = torch.randint(0, 20, (2, plan.seams[0]))
-    told = (prior, coarser, begun, 188, PickConfig(), wanted(2))
-    together = generate_level_in_segments(*told, lambda n: None)
-    assert torch.equal(together, generate_level(*told, lambda n: None))
+    begun, given = torch.randint(0, 20, (2, plan.seams[0])), empty(2, 188)
+    given[:, : plan.seams[0]] = begun
+    told = (prior, coarser, given, PickConfig())
+    together = generate_level(*told, wanted(2))
+    assert torch.equal(together, generate_level(*told, wanted(1)))
     assert torch.equal(together[:, : plan.seams[0]], begun)

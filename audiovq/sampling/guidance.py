@@ -123,18 +123,15 @@ class GuidedPrior:
             self.write_prefix(cache)
 
     def tell_what_follows(self, given: Tensor, position: int, cache: KVCache) -> None:
-        """Say what is given behind a gap that `position` lies in, if the prior hears gaps.
+        """Say what is given behind the next gap from `position` on, if the prior hears gaps.
 
         Args:
             given: int64 [batch, n_codes] of the whole piece, -1 where codes are drawn.
         """
         if not self.hears_gaps:
             return
-        told = (given >= 0).all(dim=0)
-        behind = told[position:].nonzero()
-        in_gap = not told[position] and len(behind) > 0
         known = given.masked_fill(given < 0, self.prior.spec.codebook_size)
-        self.tell_gap(known, position + int(behind[0]) if in_gap else None, cache)
+        self.tell_gap(known, gap_end_after(given, position), cache)
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:
