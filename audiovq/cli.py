@@ -222,7 +222,7 @@ def info(place: str) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated pieces.")
 def evaluate(model: str, data: str | None, json_file: str | None, perceptual: bool, generated: int | None, seconds: float,
              seed: int) -> None:  # fmt: skip
-    """Reconstruction quality of MODEL on the music in DATA (default: the run's own held-out tracks)."""
+    """How well MODEL reconstructs the music in DATA (default: what its run holds out), or how like it MODEL generates."""
     from audiovq import generation_report, test_set
 
     if generated is None:

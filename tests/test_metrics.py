@@ -48,7 +48,7 @@ def test_every_metric_is_perfect_on_equals_and_refuses_unequal_shapes(name: str)
 def test_gains_cost_what_the_logarithms_say() -> None:
     x = 0.3 * torch.randn(1, RATE)  # loud at all frequencies: nothing at the floor
     assert mel_distance(2 * x, x, RATE) == pytest.approx(math.log10(2), rel=1e-3)
-    assert cqt_distance(2 * x, x, RATE) == pytest.approx(math.log10(2), rel=1e-2)
+    assert cqt_distance(2 * x, x, RATE) == pytest.approx(math.log10(2), rel=3e-2)
     assert chroma_distance(2 * x, x, RATE) == pytest.approx(0, abs=2e-3)
     tone = sine(440)
     assert 0 < mel_distance(0.9 * tone, tone, RATE) < mel_distance(0.3 * torch.randn_like(tone), tone, RATE)
@@ -110,9 +110,9 @@ def test_constant_q_hears_blurred_low_notes_that_mel_does_not() -> None:
     notes = (0, 3, 8)
     source = chord(*notes, seconds=4.0)
     blurred = chord(*(k + d for k in notes for d in (-0.7, 0.7)), seconds=4.0) / 2**0.5
-    assert low_cqt_distance(blurred, source, RATE) > 2 * mel_distance(blurred, source, RATE)
+    assert low_cqt_distance(blurred, source, RATE) > 1.5 * mel_distance(blurred, source, RATE)
     high = sine(1760, 4.0)
-    assert low_cqt_distance(0.5 * high, high, RATE) < 0.01 < cqt_distance(0.5 * high, high, RATE)
+    assert low_cqt_distance(0.5 * high, high, RATE) < 1e-3 < cqt_distance(0.5 * high, high, RATE)
 
 
 def test_the_floor_of_the_constant_q_distance_is_silence() -> None:

@@ -24,7 +24,8 @@ STFT_WINDOWS = (2048, 512)
 CQT_LOWEST = 32.703  # Hz: C1
 CQT_OCTAVES = 7  # up to C8, 4186 Hz; fewer at low sample rates
 CQT_BINS = 36  # an octave: three a semitone, so that half a semitone beside is another bin
-CQT_FLOOR = 1e-4  # 80 dB below full scale: fainter counts as silence
+CQT_FLOOR = 1e-3  # 54 dB below a full-scale sine: fainter counts as silence, or masked noise between notes would decide
+CHROMA_FLOOR = 1e-4  # added to every pitch class, so that silence is a uniform chroma
 WINDOW_SECONDS = 10.0
 
 
@@ -95,7 +96,7 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
         for w in _pair(reconstruction, reference)
     )
     loudness = b.sum(axis=-2)
-    p, q = ((chroma + CQT_FLOOR) / (chroma + CQT_FLOOR).sum(axis=-2, keepdims=True) for chroma in (a, b))
+    p, q = ((chroma + CHROMA_FLOOR) / (chroma + CHROMA_FLOOR).sum(axis=-2, keepdims=True) for chroma in (a, b))
     return float((0.5 * np.abs(p - q).sum(axis=-2) * loudness).sum() / max(loudness.sum(), 1e-9))
 
 
