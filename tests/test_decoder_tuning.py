@@ -276,7 +276,7 @@ def test_resumed_at_any_step_it_ends_in_the_same_bits(recipe: Recipe, tiny_run: 
     whole = new_task(recipe, tiny_run)
     tune(whole, tmp_path / "whole")
     end = tmp_path / "whole" / "checkpoints" / "step-00000005"
-    for step in (1, 2, 3):  # within the rest, at its end, after it
+    for step in (1, 3):  # while the decoder rests, and after
         left: Iterator[int] = iter(range(step, -1, -1))
         folder = tmp_path / f"broken-{step}"
         with pytest.raises(ZeroDivisionError):
@@ -349,6 +349,7 @@ def test_two_processes_share_the_work_and_agree(
 @pytest.mark.parametrize(("override", "message"), [
     ("decoder_tuning.training.discriminator_steps=5", "decoder_tuning.training: discriminator_steps: expected less than steps 5, found 5"),
     ("decoder_tuning.adversarial.discriminators=[{kind: multi_resolution, windows: [4096]}]", "tokenizer.crop_seconds: expected at least what a discriminator looks at, 4096 samples, found 2048"),
+    ("tokenizer.losses={mel: 0.0, waveform_l1: 0.0}", "decoder_tuning: expected a reconstruction loss above 0 in tokenizer.losses"),
     ("decoder_tuning.adversarial.discriminators.1.widows=[64]", "did you mean 'windows'?"),
     ("decoder_tuning.trainng.steps=3", "decoder_tuning.trainng: unknown key, did you mean 'training'?"),
 ])  # fmt: skip

@@ -106,7 +106,7 @@ class DecoderTask(Task):
     def decoder_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum, with a gradient in which each adversarial term is as long as its weight times that of all
         reconstruction terms together, over all weights of the decoder (VQGAN, arXiv:2012.09841, eq. 7, has the ratio at
-        the last layer). Discriminators' gradients grow a hundredfold while they learn: no fixed factor would do."""
+        the last layer). Discriminators' gradients grow by orders of magnitude while they learn: no fixed factor would do."""
         weights = {name: getattr(self.stage.adversarial, name) for name in ("adversarial", "feature_matching")}
         reconstruction = self.losses.weighted({k: v for k, v in terms.items() if k not in weights})
         loss = reconstruction + sum(weight * terms[name] for name, weight in weights.items())
@@ -116,12 +116,14 @@ class DecoderTask(Task):
         total = torch.autograd.grad(reconstruction, parameters, retain_graph=True)
         length = norm(total)
         for name, weight in weights.items():
+            if weight == 0:
+                continue
             gradient = torch.autograd.grad(terms[name], parameters, retain_graph=True)
             scale = distributed.mean_(weight * length / norm(gradient).clamp(min=1e-12))
             total = [a + scale * b for a, b in zip(total, gradient, strict=True)]
         # Its derivative by each weight is what was found above, so the backward pass need not find it again.
         linear = torch.stack([(p * g).sum() for p, g in zip(parameters, total, strict=True)]).sum()
-        return loss.detach() + linear - linear.detach()
+        return loss.detach() + (linear - linear.detach())
 
     def describe(self, metrics: dict[str, float]) -> str:
         names = ("mel", "stft", "waveform_l1", "adversarial", "feature_matching", "discriminator")
