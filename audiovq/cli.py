@@ -102,6 +102,8 @@ def _number_list(kind: type) -> Any:
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
 @click.option("--prompt", metavar="CLIP", help="Audio or codes file to continue.")
+@click.option("--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8: see `bench`.")
+@click.option("--parallel", default=1, show_default=True, help="Segments of a finer level that are generated at once.")
 @click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
 def sample(model: str | None, seconds: float, seed: int | None, n: int, labels: tuple[str, ...], prompt: str | None,
            out: str | None, **picks: Any) -> None:  # fmt: skip
@@ -218,6 +220,27 @@ def evaluate(model: str, data: str | None, json_file: str | None) -> None:
     print_table(rows)
     if json_file:
         Path(json_file).write_text(json.dumps(rows, indent=2))
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--batch", callback=_number_list(int), default="1,8", show_default=True, help="Pieces at once.")
+@click.option("--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8, auto, or all; or several.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default all.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write every figure as JSON.")
+def bench(model: str | None, batch: list[int], precision: str, threads: int | None, json_file: str | None) -> None:
+    """Codes and seconds of audio that MODEL generates a second, against what the memory allows."""
+    import torch
+
+    from audiovq import api
+    from audiovq.evaluation.bench import bench_priors, bench_table
+
+    generator = api.Generator.from_pretrained(_model(model))
+    torch.set_num_threads(threads or torch.get_num_threads())
+    result = bench_priors(generator.priors, batch, precision.split(","))
+    click.echo("\n".join(bench_table(result)))
+    if json_file:
+        Path(json_file).write_text(json.dumps(result, indent=2))
 
 
 @main.command()

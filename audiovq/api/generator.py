@@ -103,6 +103,8 @@ class Generator:
         labels: Mapping[str, str] | None = None,
         prompt: Codes | None = None,
         n_levels: int | None = None,
+        precision: str = "auto",
+        parallel: int = 1,
         progress: bool = False,
     ) -> list[Codes]:
         """Generate the codes of `n` pieces; item i of a seed is the same piece whatever `n` is.
@@ -113,12 +115,14 @@ class Generator:
             labels: such as {"genre": "folk"}.
             prompt: codes (of this tokenizer) of a clip to continue; the piece begins with it.
             n_levels: stop after so many levels; default all.
+            precision: of the priors' arithmetic, see `new_stepper`.
+            parallel: segments of each finer level that are generated at once; with other codes than 1 gives.
         Raises:
             ValueError: a length, label or setting that cannot be.
         """
         n_samples = self._n_samples(seconds)
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, found {n}")
+        if n < 1 or parallel < 1:
+            raise ValueError(f"n, parallel: expected at least 1, found {n} and {parallel}")
         priors = self.priors[:n_levels]
         picks = self._picks({"temperature": temperature, "top_k": top_k, "top_p": top_p})[: len(priors)]
         begun = self._prompt(prompt, n_samples)
@@ -129,7 +133,7 @@ class Generator:
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops)
         with few_threads(priors, min(n, ITEMS_AT_ONCE)), ProgressBar("sample", total, hidden=not progress) as bar:
             for items in groups:
-                request = Request(n_samples, items, seed, indexes)
+                request = Request(n_samples, items, seed, indexes, precision, parallel)
                 levels = generate(priors, picks, request, begun, bar.advance)
                 rows = zip(*(level.cpu() for level in levels), strict=True)
                 codes += [self.tokenizer._codes(list(row), n_samples) for row in rows]
