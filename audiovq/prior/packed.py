@@ -21,8 +21,8 @@ class Packed(Protocol):
         """x [rows, inputs] times the weight [outputs, inputs], into `out` [rows, outputs]."""
         ...
 
-    def add_to(self, x: Tensor, total: Tensor) -> None:
-        """The same, added to `total`."""
+    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
+        """The same, added to `total`; `room` is of its shape, to work in."""
         ...
 
 
@@ -38,7 +38,7 @@ class Float32:
     def into(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.mm(x, self.weight, out=out)
 
-    def add_to(self, x: Tensor, total: Tensor) -> None:
+    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
         total.addmm_(x, self.weight)
 
 
@@ -53,7 +53,7 @@ class Converted:
     def into(self, x: Tensor, out: Tensor) -> Tensor:
         return out.copy_(self.product(x))
 
-    def add_to(self, x: Tensor, total: Tensor) -> None:
+    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
         total.add_(self.product(x))
 
 
@@ -67,15 +67,12 @@ class Float16:
             warnings.simplefilter("ignore")
             self.weight = torch.fbgemm_pack_gemm_matrix_fp16(weight.contiguous())
             torch.fbgemm_linear_fp16_weight_fp32_activation(torch.zeros(1, weight.shape[1]), self.weight, None)
-        self.sum = torch.empty(0, len(weight))
 
     def into(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.ops.aten.fbgemm_linear_fp16_weight_fp32_activation.out(x, self.weight, None, output=out)
 
-    def add_to(self, x: Tensor, total: Tensor) -> None:
-        if len(self.sum) != len(x):
-            self.sum = torch.empty(len(x), self.sum.shape[1])
-        total.add_(self.into(x, self.sum))
+    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
+        total.add_(self.into(x, room))
 
 
 class BFloat16(Converted):
@@ -107,8 +104,8 @@ class Int8(Converted):
         self.scaled = torch.zeros(0)
 
     def product(self, x: Tensor) -> Tensor:
-        n = len(x)
-        if len(self.scaled) != n + 1:
+        n = x.shape[0]
+        if self.scaled.shape[0] != n + 1:
             self.scaled = torch.zeros(n + 1, x.shape[1])
             self.scaled[n, 0], self.scaled[n, 1] = -1, 1
         peak = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True).clamp_(min=1e-30)

@@ -102,7 +102,7 @@ class Prior(nn.Module):
         self.transformer = Transformer(config.transformer)
         self.head = nn.Linear(dim, spec.codebook_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
-        self.packed: Any = None  # prior/stepper.py keeps the weights here as it wants them
+        self.packed: dict[str, Any] = {}  # weights as prior/stepper.py wants them, a precision
 
     def context(self, coarser: Tensor, conditions: Conditions, n_codes: int) -> Tensor:
         """All that is known before the codes themselves: [b, n_codes, dim], to be added to their embeddings.

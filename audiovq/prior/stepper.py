@@ -76,7 +76,7 @@ class PackedLayer:
 
 
 class PackedPrior:
-    """A prior's matrices for steps on the CPU. Packing takes a while, so the prior keeps the last one."""
+    """A prior's matrices for steps on the CPU. Packing takes a while, so the prior keeps them."""
 
     def __init__(self, prior: Prior, kind: type):
         self.layers = [PackedLayer(layer, kind) for layer in prior.transformer.layers]  # type: ignore[arg-type]
@@ -87,10 +87,11 @@ class PackedPrior:
     def of(cls, prior: Prior, precision: str) -> PackedPrior:
         """Packed anew if any weight has changed since."""
         weights = [p.detach() for p in (*prior.transformer.parameters(), prior.head.weight)]
-        state = (precision, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights))
-        if prior.packed is None or prior.packed[0] != state:
-            prior.packed = state, cls(prior, PRECISIONS[precision])
-        return prior.packed[1]
+        state = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        kept = prior.packed.get(precision)
+        if kept is None or kept[0] != state:
+            kept = prior.packed[precision] = state, cls(prior, PRECISIONS[precision])
+        return kept[1]
 
     def __deepcopy__(self, memo: object) -> PackedPrior:
         return self  # FBGEMM's memory cannot be copied; the copy of a prior has other weights and packs them itself
@@ -123,6 +124,7 @@ class Buffers:
         self.scores = torch.empty(batch * c.n_heads * n_slots)
         self.attended = torch.zeros(rows, c.dim)
         self.y = self.attended[:batch].view(self.q.shape)
+        self.branch = torch.empty(rows, c.dim)
         self.gate_up = torch.empty(rows, 2 * hidden)
         self.gate, self.up = self.gate_up.chunk(2, dim=1)
         self.inner = torch.empty(rows, hidden)
@@ -172,10 +174,10 @@ class PackedStepper:
             torch.bmm(b.q, all_keys[i], out=scores)
             torch.softmax(scores, -1, out=scores)
             torch.bmm(scores, all_values[i], out=b.y)
-            layer.out.add_to(b.attended, b.x)
+            layer.out.add_to(b.attended, b.x, b.branch)
             layer.gate_up.into(self._norm(), b.gate_up)
             torch.mul(F.silu(b.gate, inplace=True), b.up, out=b.inner)
-            layer.down.add_to(b.inner, b.x)
+            layer.down.add_to(b.inner, b.x, b.branch)
         self.cache.advance(1)
         return self.packed.head.into(self._norm(), b.logits)[: self.batch]
 
