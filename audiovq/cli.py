@@ -245,7 +245,7 @@ def _write_json(file: str | None, report: dict[str, Any]) -> None:
 @main.command()
 @click.argument("piece")
 @click.argument("run")
-@click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON; - prints it instead.")
 def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
     from audiovq import api
@@ -255,9 +255,32 @@ def copies(piece: str, run: str, json_file: str | None) -> None:
 
     tokenizer = api.Tokenizer.from_pretrained(run)
     report = copy_reports([read_piece(tokenizer, piece)], Shards(api.resolve_model(run) / "codes"))[0]
-    click.echo("\n".join(report_lines(report)))
-    if json_file:
-        Path(json_file).write_text(json.dumps(report, indent=2))
+    if json_file != "-":
+        click.echo("\n".join(report_lines(report)))
+    _write_json(json_file, report)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--batch", callback=_number_list(int), default="1,8", show_default=True, help="Pieces at once.")
+@click.option(
+    "--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8, auto, or all; or several."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default all.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write every figure as JSON; - prints it instead.")
+def bench(model: str | None, batch: list[int], precision: str, threads: int | None, json_file: str | None) -> None:
+    """Codes and seconds of audio that MODEL generates a second, against what the memory allows."""
+    import torch
+
+    from audiovq import api
+    from audiovq.evaluation.bench import bench_priors, bench_table
+
+    generator = api.Generator.from_pretrained(_model(model))
+    torch.set_num_threads(threads or torch.get_num_threads())
+    result = bench_priors(generator.priors, batch, precision.split(","))
+    if json_file != "-":
+        click.echo("\n".join(bench_table(result)))
+    _write_json(json_file, result)
 
 
 @main.command()

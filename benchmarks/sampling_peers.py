@@ -2,7 +2,7 @@
 
 Random weights of the same width, depth, heads, vocabulary and MLP; the same number of codes from an empty beginning,
 drawn at temperature 1 from all codes. One thread, processor time of this process, all in turns within one run, and the
-median of the turns: other work on the machine slows all of them alike. MusicGen's decoder has one codebook here, no text to
+medians of the turns (of the multiples, too): other work on the machine slows all of them alike. MusicGen's decoder has one codebook here, no text to
 attend to, and an MLP of two matrices as large as the three of the others. Needs `pip install -e '.[peers]'`.
 
 python benchmarks/sampling_peers.py [--turns 5] [--codes 128] [--json FILE]
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from audiovq.prior.packed import available_precisions
+from audiovq.prior.packed import available_precisions, choose_precision
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.stepper import new_stepper
 from audiovq.prior.transformer import TransformerConfig
@@ -96,8 +96,8 @@ def theirs(model: transformers.GenerationMixin, batch: int, n: int) -> Callable[
     return lambda: model.generate(ids, max_new_tokens=n, min_new_tokens=n, **options)  # type: ignore[operator,return-value,arg-type]
 
 
-def in_turns(runs: dict[str, Callable[[], None]], turns: int, n: int) -> dict[str, float]:
-    """Median steps a second of processor time; one turn more comes first and is not counted."""
+def in_turns(runs: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:
+    """Seconds of processor time, a list of turns each; one turn more comes first and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
@@ -105,7 +105,7 @@ def in_turns(runs: dict[str, Callable[[], None]], turns: int, n: int) -> dict[st
             run()
             if turn:
                 seconds[name].append(time.process_time() - began)
-    return {name: n / statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 @torch.inference_mode()
@@ -118,11 +118,12 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     precisions = available_precisions()
+    print(f"default precision {choose_precision()}; ", end="")
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}"
     )
-    names = ["llama", "musicgen", "plain", *precisions, "auto"]
-    print("steps a second, and as a multiple of the Llama's".ljust(34) + "".join(name.rjust(15) for name in names))
+    names = ["llama", "musicgen", "plain", *precisions]
+    print("steps a second (× the Llama's)".ljust(34) + "".join(name.rjust(15) for name in names))
     rows = []
     for size in SIZES:
         prior = make_prior(*size, window=max(2 * given.codes, 256))
@@ -133,14 +134,25 @@ def main() -> None:
                 name: theirs(model, batch, given.codes) for name, model in (("llama", llama), ("musicgen", musicgen))
             }
             runs["plain"] = plain(prior, batch, given.codes)
-            runs |= {name: ours(prior, batch, given.codes, name) for name in [*precisions, "auto"]}
-            speed = in_turns(runs, given.turns, given.codes)
-            chosen = new_stepper(prior, 1).precision
-            cells = (f"{speed[name]:.0f} ({speed[name] / speed['llama']:.1f}×)".rjust(15) for name in names)
-            label = f"{size[0]} × {size[1]}, {millions:.1f} M, batch {batch}, auto {chosen}"
+            runs |= {name: ours(prior, batch, given.codes, name) for name in precisions}
+            seconds = in_turns(runs, given.turns)
+            speed = {name: given.codes / statistics.median(times) for name, times in seconds.items()}
+            ratio = {
+                name: statistics.median(a / b for a, b in zip(seconds["llama"], times, strict=True))
+                for name, times in seconds.items()
+            }
+            cells = (f"{speed[name]:.0f} ({ratio[name]:.1f}×)".rjust(15) for name in names)
+            label = f"{size[0]} × {size[1]}, {millions:.1f} M, batch {batch}"
             print(label.ljust(34) + "".join(cells), flush=True)
             rows.append(
-                {"dim": size[0], "layers": size[1], "millions": millions, "batch": batch, "steps_per_second": speed}
+                {
+                    "dim": size[0],
+                    "layers": size[1],
+                    "millions": millions,
+                    "batch": batch,
+                    "steps_per_second": speed,
+                    "ratio": ratio,
+                }
             )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2))

@@ -67,7 +67,7 @@ def priors(hops: list[int] = HOPS) -> list[Prior]:
 
 
 def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), **labels: int) -> Request:
-    return Request(n_samples, list(items), 42, labels)
+    return Request(n_samples, list(items), 42, labels, precision="fp32")  # as the plain network
 
 
 def naive(models: list[Prior], picks: list[PickConfig], wanted: Request) -> list[torch.Tensor]:

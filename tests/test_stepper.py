@@ -74,8 +74,8 @@ def test_steps_past_the_first_table_of_angles(monkeypatch: pytest.MonkeyPatch) -
     prior = make(0)
     previous, context = inputs(prior, 2)
     whole = prior(previous, context)
-    assert torch.allclose(run(PackedStepper(prior, 2), previous, context), whole, atol=1e-5)
-    assert torch.allclose(run(PackedStepper(prior, 2), previous, context, (21,)), whole[:, 21:], atol=1e-5)
+    assert torch.allclose(run(PackedStepper(prior, 2, "fp32"), previous, context), whole, atol=1e-5)
+    assert torch.allclose(run(PackedStepper(prior, 2, "fp32"), previous, context, (21,)), whole[:, 21:], atol=1e-5)
 
 
 @torch.inference_mode()
@@ -120,10 +120,24 @@ def test_an_item_gets_the_same_bits_in_any_batch(precision: str, sizes: tuple[in
         assert torch.equal(some, together[items]), items
 
 
-def test_the_default_is_exact_until_the_weights_outgrow_the_cache() -> None:
-    assert choose_precision(2_000_000) == "fp32"
-    assert choose_precision(30_000_000) == ("fp16" if "fp16" in available_precisions() else "fp32")
-    assert PackedStepper(make(0), 1).precision == "fp32"
+@torch.no_grad()
+def test_weights_are_packed_once_and_again_when_they_change() -> None:
+    prior = wide()
+    previous, context = inputs(prior, 1, 10)
+    first = PackedStepper(prior, 1, "fp32")
+    assert PackedStepper(prior, 2, "fp32").packed is first.packed
+    prior.transformer.layers[1].down.weight *= 2  # type: ignore[operator,union-attr,index]
+    assert torch.allclose(run(PackedStepper(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
+    prior.load_state_dict({name: 0.9 * tensor for name, tensor in prior.state_dict().items()})
+    assert torch.allclose(run(PackedStepper(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
+    fast = PackedStepper(prior, 1)
+    assert fast.packed is not first.packed
+    assert fast.precision == choose_precision()
+
+
+def test_the_default_is_what_this_machine_has() -> None:
+    assert PackedStepper(make(0), 1).precision == choose_precision() in available_precisions()
+    assert {"fp32"} <= set(available_precisions()) <= set(PRECISIONS)
 
 
 def test_a_precision_that_is_none_is_refused() -> None:

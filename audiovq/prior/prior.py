@@ -123,6 +123,7 @@ class Prior(nn.Module):
         self.transformer = Transformer(config.transformer, sum(c.n_prefix for c in self.conditioners))  # type: ignore[arg-type,misc]
         self.head = nn.Linear(dim, spec.codebook_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
+        self.packed: dict[str, Any] = {}  # weights as prior/stepper.py wants them, a precision
 
     def context(self, coarser: Tensor, conditions: Conditions, n_codes: int) -> Tensor:
         """All that is known before the codes themselves: [b, n_codes, dim], to be added to their embeddings.

@@ -75,6 +75,28 @@ class PackedLayer:
         self.down: Packed = kind(layer.down.weight)
 
 
+class PackedPrior:
+    """A prior's matrices for steps on the CPU. Packing takes a while, so the prior keeps them."""
+
+    def __init__(self, prior: Prior, kind: type):
+        self.layers = [PackedLayer(layer, kind) for layer in prior.transformer.layers]  # type: ignore[arg-type]
+        self.head: Packed = kind(prior.head.weight * folded(prior.transformer.norm))
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, prior: Prior, precision: str) -> PackedPrior:
+        """Packed anew if any weight has changed since."""
+        weights = [p.detach() for p in (*prior.transformer.parameters(), prior.head.weight)]
+        state = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        kept = prior.packed.get(precision)
+        if kept is None or kept[0] != state:
+            kept = prior.packed[precision] = state, cls(prior, PRECISIONS[precision])
+        return kept[1]
+
+    def __deepcopy__(self, memo: object) -> PackedPrior:
+        return self  # FBGEMM's memory cannot be copied; the copy of a prior has other weights and packs them itself
+
+
 def folded(norm: torch.nn.RMSNorm) -> Tensor:
     return norm.weight * len(norm.weight) ** 0.5
 
@@ -102,6 +124,7 @@ class Buffers:
         self.scores = torch.empty(batch * c.n_heads * n_slots)
         self.attended = torch.zeros(rows, c.dim)
         self.y = self.attended[:batch].view(self.q.shape)
+        self.branch = torch.empty(rows, c.dim)
         self.gate_up = torch.empty(rows, 2 * hidden)
         self.gate, self.up = self.gate_up.chunk(2, dim=1)
         self.inner = torch.empty(rows, hidden)
@@ -116,16 +139,12 @@ class PackedStepper:
 
     def __init__(self, prior: Prior, batch: int, precision: str = "auto"):
         c, transformer = prior.config.transformer, prior.transformer
-        n_weights = sum(p.numel() for p in transformer.parameters()) + prior.head.weight.numel()
-        self.precision = choose_precision(n_weights) if precision == "auto" else precision
-        kind = PRECISIONS[self.precision]
+        self.precision = choose_precision() if precision == "auto" else precision
         self.prior, self.batch = prior, batch
         self.cache = transformer.new_cache(batch, prior.head.weight.device, torch.float32)
-        with torch.no_grad():
-            self.layers = [PackedLayer(layer, kind) for layer in transformer.layers]  # type: ignore[arg-type]
-            self.head: Packed = kind(prior.head.weight * folded(transformer.norm))
+        self.packed = PackedPrior.of(prior, self.precision)
         n_slots = self.cache.keys.shape[3]
-        self.buffers = Buffers(prior, batch, max(batch, kind.rows), n_slots)
+        self.buffers = Buffers(prior, batch, max(batch, PRECISIONS[self.precision].rows), n_slots)
         halves = (c.n_layers, batch, c.kv_heads, n_slots, 2, c.head_dim // 2)
         self.slots = self.cache.keys.view(halves), self.cache.values.view(halves)
         flat = (c.n_layers, batch * c.kv_heads, n_slots, c.head_dim)
@@ -146,7 +165,7 @@ class PackedStepper:
         turns = self._turns()
         key_slots, value_slots = (halves[:, :, :, slot].unbind(0) for halves in self.slots)
         b.x.copy_(F.embedding(previous, self.prior.embedding.weight) + context)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.packed.layers):
             layer.qkv.into(self._norm(), b.qkv)
             torch.mul(b.unturned, turns, out=b.turned)
             b.q_halves.copy_(b.turned_q)
@@ -155,12 +174,12 @@ class PackedStepper:
             torch.bmm(b.q, all_keys[i], out=scores)
             torch.softmax(scores, -1, out=scores)
             torch.bmm(scores, all_values[i], out=b.y)
-            layer.out.add_to(b.attended, b.x)
+            layer.out.add_to(b.attended, b.x, b.branch)
             layer.gate_up.into(self._norm(), b.gate_up)
             torch.mul(F.silu(b.gate, inplace=True), b.up, out=b.inner)
-            layer.down.add_to(b.inner, b.x)
+            layer.down.add_to(b.inner, b.x, b.branch)
         self.cache.advance(1)
-        return self.head.into(self._norm(), b.logits)[: self.batch]
+        return self.packed.head.into(self._norm(), b.logits)[: self.batch]
 
     def _norm(self) -> Tensor:
         b = self.buffers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +18,18 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """-inf outside the smallest set of codes whose probability reaches p (nucleus sampling, arXiv:1904.09751)."""
+    """-inf outside the smallest set of codes whose probability reaches p (nucleus sampling, arXiv:1904.09751; ties with
+    the last stay)."""
     if p >= 1:
         return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
+    if logits.is_cpu:  # NumPy sorts with vector instructions, and without an index: some ten times faster here
+        ordered = torch.from_numpy(np.sort(logits.numpy(), axis=-1)).flip(-1)
+    else:
+        ordered = logits.sort(dim=-1, descending=True).values
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities  # of all more likely codes: the first is always kept
-    return torch.full_like(logits, -math.inf).scatter(-1, order, ordered.masked_fill(before >= p, -math.inf))
+    least = ordered.masked_fill(before >= p, math.inf).amin(dim=-1, keepdim=True)
+    return logits.masked_fill(logits < least, -math.inf)
 
 
 def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
