@@ -1,5 +1,7 @@
 """Losses against plain NumPy and known answers."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
