@@ -90,7 +90,8 @@ class LabelConditioner(Conditioner):
         super().__init__()
         self.config, self.dropout = config, config.dropout
         self.embedding = nn.Embedding(len(stream.vocabularies[config.name]) + 1, dim)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        # As loud as a code: only the first codes of a piece need the label, so from near zero it would be learned slowly.
+        nn.init.normal_(self.embedding.weight, std=0.5)
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]
         index = conditions.labels[self.config.name]
