@@ -135,7 +135,7 @@ class Recipe(Config):
                 f"tokenizer.crop_seconds: expected at least the longest mel window, {longest} samples, "
                 f"found {self.tokenizer.crop_samples} samples"
             )
-        weights = self.tokenizer.losses.model_dump(exclude={"commitment"})
+        weights = self.tokenizer.losses.model_dump(exclude={"commitment", "kl"})
         if self.decoder_tuning and not any(isinstance(weight, float) and weight > 0 for weight in weights.values()):
             raise ValueError(
                 "decoder_tuning: expected a reconstruction loss above 0 in tokenizer.losses, which the discriminators "
