@@ -225,7 +225,9 @@ def evaluate(model: str, data: str | None, json_file: str | None) -> None:
 @main.command()
 @click.argument("model", required=False)
 @click.option("--batch", callback=_number_list(int), default="1,8", show_default=True, help="Pieces at once.")
-@click.option("--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8, auto, or all; or several.")
+@click.option(
+    "--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8, auto, or all; or several."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default all.")
 @click.option("--json", "json_file", metavar="FILE", help="Also write every figure as JSON.")
 def bench(model: str | None, batch: list[int], precision: str, threads: int | None, json_file: str | None) -> None:

@@ -39,10 +39,9 @@ def make_prior(dim: int, n_layers: int, n_heads: int, window: int) -> Prior:
 
 def make_llama(prior: Prior) -> transformers.LlamaForCausalLM:
     c = prior.config.transformer
-    hidden = prior.transformer.layers[0].down.weight.shape[1]  # type: ignore[union-attr,index]
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=c.dim, intermediate_size=hidden, num_hidden_layers=c.n_layers,
+            vocab_size=VOCABULARY, hidden_size=c.dim, intermediate_size=c.hidden, num_hidden_layers=c.n_layers,
             num_attention_heads=c.n_heads, max_position_embeddings=2 * c.context,
         )
     ).eval()  # fmt: skip
@@ -50,10 +49,9 @@ def make_llama(prior: Prior) -> transformers.LlamaForCausalLM:
 
 def make_musicgen(prior: Prior) -> transformers.MusicgenForCausalLM:
     c = prior.config.transformer
-    hidden = prior.transformer.layers[0].down.weight.shape[1]  # type: ignore[union-attr,index]
     return transformers.MusicgenForCausalLM(
         transformers.MusicgenDecoderConfig(
-            vocab_size=VOCABULARY, hidden_size=c.dim, ffn_dim=3 * hidden // 2, num_hidden_layers=c.n_layers,
+            vocab_size=VOCABULARY, hidden_size=c.dim, ffn_dim=3 * c.hidden // 2, num_hidden_layers=c.n_layers,
             num_attention_heads=c.n_heads, num_codebooks=1, max_position_embeddings=2 * c.context, pad_token_id=VOCABULARY,
         )
     ).eval()  # fmt: skip
@@ -86,7 +84,9 @@ def plain(prior: Prior, batch: int, n: int) -> Callable[[], None]:
     return run
 
 
-def theirs(model: transformers.GenerationMixin, batch: int, n: int) -> Callable[[], None]:
+def theirs(
+    model: transformers.LlamaForCausalLM | transformers.MusicgenForCausalLM, batch: int, n: int
+) -> Callable[[], None]:
     ids = torch.zeros(batch, 1, dtype=torch.int64)
     model.generation_config.pad_token_id = model.config.pad_token_id or 0
     options: dict[str, object] = {"do_sample": True, "top_k": 0, "eos_token_id": None}
@@ -119,7 +119,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     precisions = available_precisions()
     print(f"default precision {choose_precision()}; ", end="")
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}")
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    )
     names = ["llama", "musicgen", "plain", *precisions]
     print("steps a second (× the Llama's)".ljust(34) + "".join(name.rjust(15) for name in names))
     rows = []
@@ -128,7 +130,9 @@ def main() -> None:
         millions = sum(p.numel() for p in prior.parameters()) / 1e6
         llama, musicgen = make_llama(prior), make_musicgen(prior)
         for batch in (1, 8):
-            runs = {name: theirs(model, batch, given.codes) for name, model in (("llama", llama), ("musicgen", musicgen))}
+            runs = {
+                name: theirs(model, batch, given.codes) for name, model in (("llama", llama), ("musicgen", musicgen))
+            }
             runs["plain"] = plain(prior, batch, given.codes)
             runs |= {name: ours(prior, batch, given.codes, name) for name in precisions}
             seconds = in_turns(runs, given.turns)
@@ -140,7 +144,16 @@ def main() -> None:
             cells = (f"{speed[name]:.0f} ({ratio[name]:.1f}×)".rjust(15) for name in names)
             label = f"{size[0]} × {size[1]}, {millions:.1f} M, batch {batch}"
             print(label.ljust(34) + "".join(cells), flush=True)
-            rows.append({"dim": size[0], "layers": size[1], "millions": millions, "batch": batch, "steps_per_second": speed, "ratio": ratio})
+            rows.append(
+                {
+                    "dim": size[0],
+                    "layers": size[1],
+                    "millions": millions,
+                    "batch": batch,
+                    "steps_per_second": speed,
+                    "ratio": ratio,
+                }
+            )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2))
 

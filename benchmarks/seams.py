@@ -89,7 +89,9 @@ def compare(
     change = flux(waveform, generator.sample_rate)
     for prior in generator.priors[1:]:
         level, hop = prior.spec.level, prior.spec.hop_lengths[prior.spec.level]
-        plan: Plan = plan_segments(levels[level].shape[1], n_segments, prior.config.transformer.window, prior.spec.ratio)
+        plan: Plan = plan_segments(
+            levels[level].shape[1], n_segments, prior.config.transformer.window, prior.spec.ratio
+        )
         here = at_seams(plan.n_codes, plan.seams, 0, AFTER)
         cost = bits(prior, levels, request)
         frames = at_seams(len(change), [seam * hop // 256 for seam in plan.seams], 4, 4)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from audiovq import Generator, Tokenizer, api
-from audiovq.data.audio import read_audio
+from audiovq.data.audio import read_audio, resample
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_pretrained(model)
     waveform = waveform.mean(dim=0, keepdim=True)
-    from_rate = api.audio.resample(waveform, rate, tokenizer.sample_rate)
+    from_rate = resample(waveform, rate, tokenizer.sample_rate)
     length = from_rate.shape[1] / tokenizer.sample_rate
     codes = tokenizer.encode(from_rate, tokenizer.sample_rate)
     encode = length / best_of(lambda: tokenizer.encode(from_rate, tokenizer.sample_rate))

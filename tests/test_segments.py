@@ -52,9 +52,7 @@ def test_segments_together_equal_each_alone_to_the_bit(level: int) -> None:
 
 def test_one_segment_is_the_sequential_level_and_an_item_is_the_same_in_any_batch() -> None:
     models, picks = priors(), [PickConfig()] * 3
-    for a, b in zip(
-        generate(models, picks, wanted(3, 400)), generate(models, picks, wanted(1, 400)), strict=True
-    ):
+    for a, b in zip(generate(models, picks, wanted(3, 400)), generate(models, picks, wanted(1, 400)), strict=True):
         assert torch.equal(a, b)  # too short for more than one segment
     together = generate(models, picks, wanted(3, items=(0, 1, 2, 3)))
     alone = generate(models, picks, wanted(3, items=(2,)))

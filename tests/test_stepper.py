@@ -17,7 +17,9 @@ def inputs(prior: Prior, batch: int, n: int = N) -> tuple[torch.Tensor, torch.Te
     return torch.randint(0, prior.spec.codebook_size, (batch, n)), 0.5 * torch.randn(batch, n, dim)
 
 
-def run(stepper: Stepper, previous: torch.Tensor, context: torch.Tensor, prefills: tuple[int, ...] = ()) -> torch.Tensor:
+def run(
+    stepper: Stepper, previous: torch.Tensor, context: torch.Tensor, prefills: tuple[int, ...] = ()
+) -> torch.Tensor:
     """Logits [batch, n - sum(prefills), size] of the positions that are not prefilled."""
     start = 0
     for n in prefills:
@@ -129,7 +131,7 @@ def test_weights_are_packed_once_and_again_when_they_change() -> None:
     prior.load_state_dict({name: 0.9 * tensor for name, tensor in prior.state_dict().items()})
     assert torch.allclose(run(PackedStepper(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
     fast = PackedStepper(prior, 1)
-    assert fast.packed is not first.packed and fast.precision == choose_precision()
+    assert fast.packed is not first.packed
 
 
 def test_the_default_is_what_this_machine_has() -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+
 class Packed(Protocol):
     rows: int  # the least number of rows that it wants
 
@@ -69,7 +70,7 @@ class Float16:
             torch.fbgemm_linear_fp16_weight_fp32_activation(torch.zeros(1, weight.shape[1]), self.weight, None)
 
     def into(self, x: Tensor, out: Tensor) -> Tensor:
-        return torch.ops.aten.fbgemm_linear_fp16_weight_fp32_activation.out(x, self.weight, None, output=out)
+        return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.weight, None, out)
 
     def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
         total.add_(self.into(x, room))
@@ -120,10 +121,13 @@ PRECISIONS: dict[str, type[Float32 | Float16 | BFloat16 | Int8]] = {
 
 
 def available_precisions() -> list[str]:
-    """Those that this CPU computes with instructions of its own; fp16 and int8 need FBGEMM (x86 with AVX2)."""
+    """Those that this CPU computes with instructions of its own; fp16 and int8 need FBGEMM (x86 with AVX2), fp16 also
+    a torch that lets it write into a buffer (2.11 does)."""
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
+    half = getattr(torch.ops.aten, "fbgemm_linear_fp16_weight_fp32_activation", None)
+    has_fp16 = fbgemm and half is not None and "out" in half.overloads()
     has_bf16 = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
-    return ["fp32"] + ["fp16"] * fbgemm + ["bf16"] * has_bf16 + ["int8"] * fbgemm
+    return ["fp32"] + ["fp16"] * has_fp16 + ["bf16"] * has_bf16 + ["int8"] * fbgemm
 
 
 def choose_precision() -> str:
