@@ -21,17 +21,18 @@ from audiovq.sampling.generate import Request, generate
 from audiovq.terminal import ProgressBar
 
 ITEMS_AT_ONCE = 16
-SMALL_NETWORK = 20_000_000  # parameters times items
+SMALL_NETWORK = 10_000_000  # parameters
 MAX_SECONDS = 24 * 3600.0
 
 
 @contextlib.contextmanager
-def few_threads(priors: Sequence[Prior], batch: int) -> Iterator[None]:
+def few_threads(priors: Sequence[Prior]) -> Iterator[None]:
     """One thread while small networks sample on the CPU: a step's matrices are too small to share, and threads that
-    wait for each other at every layer cost more than they do, most of all on a busy machine."""
+    wait for each other at every layer cost more than they do, most of all on a busy machine. The batch has no say:
+    the number of threads can change the last bits of a product, and an item is to be the same in any batch."""
     before = torch.get_num_threads()
     largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
-    if largest * batch < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
+    if largest < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
         torch.set_num_threads(1)
     try:
         yield
@@ -131,7 +132,7 @@ class Generator:
         groups = [list(range(i, min(i + ITEMS_AT_ONCE, n))) for i in range(0, n, ITEMS_AT_ONCE)]
         hops = self.tokenizer.config.hop_lengths[: len(priors)]
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops)
-        with few_threads(priors, min(n, ITEMS_AT_ONCE)), ProgressBar("sample", total, hidden=not progress) as bar:
+        with few_threads(priors), ProgressBar("sample", total, hidden=not progress) as bar:
             for items in groups:
                 request = Request(n_samples, items, seed, indexes, precision, parallel)
                 levels = generate(priors, picks, request, begun, bar.advance)
