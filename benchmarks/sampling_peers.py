@@ -39,10 +39,9 @@ def make_prior(dim: int, n_layers: int, n_heads: int, window: int) -> Prior:
 
 def make_llama(prior: Prior) -> transformers.LlamaForCausalLM:
     c = prior.config.transformer
-    hidden = prior.transformer.layers[0].down.weight.shape[1]  # type: ignore[union-attr,index]
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=c.dim, intermediate_size=hidden, num_hidden_layers=c.n_layers,
+            vocab_size=VOCABULARY, hidden_size=c.dim, intermediate_size=c.hidden, num_hidden_layers=c.n_layers,
             num_attention_heads=c.n_heads, max_position_embeddings=2 * c.context,
         )
     ).eval()  # fmt: skip
@@ -50,10 +49,9 @@ def make_llama(prior: Prior) -> transformers.LlamaForCausalLM:
 
 def make_musicgen(prior: Prior) -> transformers.MusicgenForCausalLM:
     c = prior.config.transformer
-    hidden = prior.transformer.layers[0].down.weight.shape[1]  # type: ignore[union-attr,index]
     return transformers.MusicgenForCausalLM(
         transformers.MusicgenDecoderConfig(
-            vocab_size=VOCABULARY, hidden_size=c.dim, ffn_dim=3 * hidden // 2, num_hidden_layers=c.n_layers,
+            vocab_size=VOCABULARY, hidden_size=c.dim, ffn_dim=3 * c.hidden // 2, num_hidden_layers=c.n_layers,
             num_attention_heads=c.n_heads, num_codebooks=1, max_position_embeddings=2 * c.context, pad_token_id=VOCABULARY,
         )
     ).eval()  # fmt: skip
@@ -86,7 +84,9 @@ def plain(prior: Prior, batch: int, n: int) -> Callable[[], None]:
     return run
 
 
-def theirs(model: transformers.GenerationMixin, batch: int, n: int) -> Callable[[], None]:
+def theirs(
+    model: transformers.LlamaForCausalLM | transformers.MusicgenForCausalLM, batch: int, n: int
+) -> Callable[[], None]:
     ids = torch.zeros(batch, 1, dtype=torch.int64)
     model.generation_config.pad_token_id = model.config.pad_token_id or 0
     options: dict[str, object] = {"do_sample": True, "top_k": 0, "eos_token_id": None}

@@ -25,17 +25,18 @@ from audiovq.sampling.likelihood import bits_per_second
 from audiovq.terminal import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
-SMALL_NETWORK = 20_000_000  # parameters times items
+SMALL_NETWORK = 10_000_000  # parameters
 MAX_SECONDS = 24 * 3600.0
 
 
 @contextlib.contextmanager
-def few_threads(priors: Sequence[Prior], batch: int) -> Iterator[None]:
+def few_threads(priors: Sequence[Prior]) -> Iterator[None]:
     """One thread while small networks sample on the CPU: a step's matrices are too small to share, and threads that
-    wait for each other at every layer cost more than they do, most of all on a busy machine."""
+    wait for each other at every layer cost more than they do, most of all on a busy machine. The batch has no say:
+    the number of threads can change the last bits of a product, and an item is to be the same in any batch."""
     before = torch.get_num_threads()
     largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
-    if largest * batch < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
+    if largest < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
         torch.set_num_threads(1)
     try:
         yield
@@ -203,7 +204,7 @@ class Generator:
                 if journal and journal.n_known and progress:
                     say(f"going on from {journal.n_known} codes an item of an interrupted run")
                 listener = _advancing(bar, on_codes)
-                with few_threads(priors, len(group)):
+                with few_threads(priors):
                     levels = generate(priors, picks, request, told, listener, journal)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
                     yield self.tokenizer._codes(list(row), n_samples)

@@ -52,9 +52,9 @@ class KVCache:
         dtype: torch.dtype,
         n_prefix: int = 0,
     ):
-        shape = (n_layers, batch, n_kv_heads, n_prefix + window, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (2, n_layers, batch, n_kv_heads, n_prefix + window, head_dim)
+        self.both = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = self.both
         self.window, self.n_prefix = window, n_prefix
         self.length = 0  # positions seen so far; a Python integer, so the loop never waits for the device
 
@@ -123,7 +123,8 @@ class KVCache:
     def row(self, index: int) -> KVCache:
         """The cache of one item of the batch alone, in the same memory. Its length is its own."""
         alone = copy.copy(self)
-        alone.keys, alone.values = self.keys[:, index : index + 1], self.values[:, index : index + 1]
+        alone.both = self.both[:, :, index : index + 1]
+        alone.keys, alone.values = alone.both
         return alone
 
 
@@ -132,7 +133,8 @@ class DeviceKVCache(KVCache):
     and replayed for every position. The whole ring is returned, with a mask of what is filled."""
 
     def __init__(self, cache: KVCache, dtype: torch.dtype):
-        self.keys, self.values = cache.keys.to(dtype), cache.values.to(dtype)
+        self.both = cache.both.to(dtype)
+        self.keys, self.values = self.both
         self.window, self.n_prefix, self.length = cache.window, cache.n_prefix, cache.length
         self.position = torch.full((1,), cache.length, dtype=torch.int64, device=self.keys.device)  # equals `length`
         self.slots = torch.arange(self.keys.shape[3], device=self.keys.device) - self.n_prefix

@@ -21,8 +21,13 @@ ANGLES = 1024  # positions whose rotary angles are computed at once
 
 
 class Stepper(Protocol):
-    precision: str
-    cache: KVCache  # all that is remembered of the positions so far
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def cache(self) -> KVCache:
+        """All that is remembered of the positions so far."""
+        ...
 
     def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
         """Positions whose codes are known, in one pass: the codes before each, int64 [batch, t], and context
@@ -106,7 +111,6 @@ class Buffers:
 
     def __init__(self, prior: Prior, batch: int, rows: int, n_slots: int):
         c = prior.config.transformer
-        hidden = prior.transformer.layers[0].down.weight.shape[1]  # type: ignore[union-attr,index]
         # A column after the dim of the residual stream holds the norm's epsilon: the length of a row includes it.
         self.stream = torch.zeros(rows, c.dim + 16)
         self.stream[:, c.dim] = (c.dim * torch.finfo(torch.float32).eps) ** 0.5
@@ -118,16 +122,17 @@ class Buffers:
         self.unturned = self.qkv[:batch].view(torch.complex64).view(batch, n_heads, pairs)
         self.turned = torch.empty_like(self.unturned)
         turned = torch.view_as_real(self.turned).transpose(2, 3)  # [batch, heads, 2, pairs]: halves, as in the cache
-        self.turned_q, self.turned_k, self.turned_v = turned.split([c.n_heads, c.kv_heads, c.kv_heads], dim=1)
+        self.turned_q, turned_kv = turned.split([c.n_heads, 2 * c.kv_heads], dim=1)
+        self.turned_kv = turned_kv.unflatten(1, (2, c.kv_heads)).transpose(0, 1)  # [2, batch, kv_heads, 2, pairs]
         self.q = torch.empty(batch * c.kv_heads, c.n_heads // c.kv_heads, c.head_dim)
         self.q_halves = self.q.view(batch, c.n_heads, 2, pairs)
         self.scores = torch.empty(batch * c.n_heads * n_slots)
         self.attended = torch.zeros(rows, c.dim)
         self.y = self.attended[:batch].view(self.q.shape)
         self.branch = torch.empty(rows, c.dim)
-        self.gate_up = torch.empty(rows, 2 * hidden)
+        self.gate_up = torch.empty(rows, 2 * c.hidden)
         self.gate, self.up = self.gate_up.chunk(2, dim=1)
-        self.inner = torch.empty(rows, hidden)
+        self.inner = torch.empty(rows, c.hidden)
         self.logits = torch.empty(rows, prior.spec.codebook_size)
 
 
@@ -145,10 +150,9 @@ class PackedStepper:
         self.packed = PackedPrior.of(prior, self.precision)
         n_slots = self.cache.keys.shape[3]
         self.buffers = Buffers(prior, batch, max(batch, PRECISIONS[self.precision].rows), n_slots)
-        halves = (c.n_layers, batch, c.kv_heads, n_slots, 2, c.head_dim // 2)
-        self.slots = self.cache.keys.view(halves), self.cache.values.view(halves)
-        flat = (c.n_layers, batch * c.kv_heads, n_slots, c.head_dim)
-        self.ring = self.cache.keys.view(flat).transpose(2, 3), self.cache.values.view(flat)
+        self.slots = self.cache.both.unflatten(-1, (2, c.head_dim // 2))
+        keys, values = self.cache.both.flatten(2, 3)  # [layers, batch · kv_heads, slots, head_dim]
+        self.ring = keys.transpose(2, 3), values
         self.seen: tuple[int, Tensor, list[Tensor], list[Tensor]] | None = None
         self.turns, self.turns_start = torch.empty(0), -1
 
@@ -163,14 +167,13 @@ class PackedStepper:
         b, slot = self.buffers, self.cache.slot
         scores, all_keys, all_values = self._seen()
         turns = self._turns()
-        key_slots, value_slots = (halves[:, :, :, slot].unbind(0) for halves in self.slots)
+        slots = self.slots[..., slot, :, :].unbind(1)
         b.x.copy_(F.embedding(previous, self.prior.embedding.weight) + context)
         for i, layer in enumerate(self.packed.layers):
             layer.qkv.into(self._norm(), b.qkv)
             torch.mul(b.unturned, turns, out=b.turned)
             b.q_halves.copy_(b.turned_q)
-            key_slots[i].copy_(b.turned_k)
-            value_slots[i].copy_(b.turned_v)
+            slots[i].copy_(b.turned_kv)
             torch.bmm(b.q, all_keys[i], out=scores)
             torch.softmax(scores, -1, out=scores)
             torch.bmm(scores, all_values[i], out=b.y)

@@ -46,6 +46,11 @@ class TransformerConfig(Config):
     def head_dim(self) -> int:
         return self.dim // self.n_heads
 
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP, a multiple of 8."""
+        return int(self.mlp_ratio * self.dim + 7) // 8 * 8
+
 
 def rotary(positions: Tensor, head_dim: int, n_still: int = 0) -> tuple[Tensor, Tensor]:
     """Cosine and sine [t, head_dim / 2] of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2).
@@ -98,12 +103,11 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        hidden = int(config.mlp_ratio * config.dim + 7) // 8 * 8
         self.attention_norm = nn.RMSNorm(config.dim)
         self.attention = Attention(config)
         self.mlp_norm = nn.RMSNorm(config.dim)
-        self.gate_up = nn.Linear(config.dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, config.dim, bias=False)
+        self.gate_up = nn.Linear(config.dim, 2 * config.hidden, bias=False)
+        self.down = nn.Linear(config.hidden, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
