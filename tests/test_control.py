@@ -297,6 +297,29 @@ def test_a_gap_is_heard_alike_with_and_without_cache_and_can_change_on_the_way()
         assert torch.allclose(cache.keys[0, :, :, : prior.transformer.n_prefix], untold.layers[0][0])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_generation_hears_what_follows_a_gap(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naively: for every code of the gap a pass over all before it, told what follows, from the first code on."""
+    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
+    prior, pick, wanted = make(0), PickConfig(guidance=guidance), Request(60 * 256, [0, 1], 7, {"genre": 1})
+    given = torch.randint(0, 20, (2, 60))
+    given[:, 20:40] = -1
+    made = generate([prior], [pick], wanted, [given])[0]
+    guided = GuidedPrior(prior, piece_conditions(prior, wanted, 2), guidance)
+    guided.tell_gap(given.clamp(min=0), 40)
+    prefix, context = prior.prefix(guided.conditions), guided.context(coarser_at_rate_above(prior, [], 2, 60), 0, 60)
+    noise = torch.stack([gumbel_noise(7, item, 0, 0, 60, 20) for item in (0, 1)])
+    codes = torch.cat([torch.full((2, 1), 20), given], dim=1)
+    for t in range(20, 40):
+        logits = prior(guided.rows(codes[:, : t + 1]), context[:, : t + 1], prefix=prefix)[:, -1]
+        codes[:, t + 1] = next_code(guided.combine(logits), noise[:, t], 1.0)
+    assert torch.equal(made, codes[:, 1:])
+    other = given.clone()
+    other[:, 40:] = (other[:, 40:] + 1) % 20
+    assert not torch.equal(generate([prior], [pick], wanted, [other])[0][:, 20:40], made[:, 20:40])
+
+
 def test_where_the_next_gap_ends() -> None:
     given = torch.tensor([[1, 2, -1, -1, 3, 4, -1, 5, -1, -1], [1, 2, -1, 2, -1, 4, -1, 5, -1, -1]])
     ends = [gap_end_after(given, start) for start in range(10)]

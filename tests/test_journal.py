@@ -249,20 +249,39 @@ def sample_until(arguments: list[str], folder: Path, n_bytes: int) -> bool:
 
 
 def check_killed_commands(tiny_run: Path, tmp_path: Path, n: int) -> None:
-    arguments = ["sample", "--model", tiny_run, "--seconds", "8", "--seed", "5", "--n", "2", "--save-codes", "--out"]
-    assert cli(*arguments, tmp_path / "whole.wav").exit_code == 0
-    command = [str(argument) for argument in arguments] + [str(tmp_path / "x.wav")]
+    """Kill `n` times, each time when the journal has grown by a random amount; piece after piece, as long as it takes."""
     chance, killed = random.Random(1), 0
-    total = 2 * 4 * sum(8 * 8000 // hop for hop in (256, 128, 64))
-    for _ in range(n):
-        killed += sample_until(command, tmp_path / ".x.journal", chance.randint(100, total))
-    assert killed > 0
-    assert cli(*arguments, tmp_path / "x.wav").exit_code == 0
-    assert not (tmp_path / ".x.journal").exists()
-    for i in range(2):
-        a, b = (soundfile.read(tmp_path / f"{name}-{i}.wav", dtype="int16")[0] for name in ("whole", "x"))
-        assert np.array_equal(a, b)
-        assert (tmp_path / f"whole-{i}.codes").read_bytes() == (tmp_path / f"x-{i}.codes").read_bytes()
+    total = 2 * 4 * sum(8 * 8000 // hop for hop in (256, 128, 64))  # bytes of two pieces of 8 s
+    for seed in range(4 * n):
+        arguments = [
+            "sample",
+            "--model",
+            tiny_run,
+            "--seconds",
+            "8",
+            "--seed",
+            seed,
+            "--n",
+            "2",
+            "--save-codes",
+            "--out",
+        ]
+        command, size = [str(argument) for argument in (*arguments, tmp_path / "x.wav")], 0
+        while killed < n and size < total:
+            size += chance.randint(100, total // 2)
+            if not sample_until(command, tmp_path / ".x.journal", size):
+                break
+            killed += 1
+        assert cli(*command).exit_code == 0
+        assert not (tmp_path / ".x.journal").exists()
+        assert cli(*arguments, tmp_path / "whole.wav").exit_code == 0
+        for i in range(2):
+            a, b = (soundfile.read(tmp_path / f"{name}-{i}.wav", dtype="int16")[0] for name in ("whole", "x"))
+            assert np.array_equal(a, b)
+            assert (tmp_path / f"whole-{i}.codes").read_bytes() == (tmp_path / f"x-{i}.codes").read_bytes()
+        if killed == n:
+            return
+    raise AssertionError(f"only {killed} of {n} could be killed before they were done")
 
 
 def test_kill_9_and_the_same_command_again(tiny_run: Path, tmp_path: Path) -> None:
