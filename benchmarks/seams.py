@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from audiovq import Generator, api
 from audiovq.prior.prior import Prior
 from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
+from audiovq.sampling.guidance import GuidedPrior, piece_conditions
 from audiovq.sampling.segments import Plan, plan_segments
 from audiovq.tokenizer.losses import MelSpectrogram
 

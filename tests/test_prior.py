@@ -1,6 +1,7 @@
 """Transformer, cache, conditioners and prior: every fast path against the naive one."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def spec(level: int, size: int = 20, hops: list[int] | None = None) -> PriorSpec
     return PriorSpec(level, hops or HOPS, 8000, size, "f" * 64, {"genre": ["folk", "rock"]})
 
 
-def make(level: int, hops: list[int] | None = None, **options: object) -> Prior:
+def make(level: int, hops: list[int] | None = None, **options: Any) -> Prior:
     torch.manual_seed(level)
     conditioners = (CONDITIONERS["label"].Config(), CONDITIONERS["timing"].Config())
     return Prior(

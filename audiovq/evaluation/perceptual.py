@@ -9,7 +9,7 @@ from torch.nn import functional
 from audiovq.data import audio
 
 try:
-    import zimtohrli
+    import zimtohrli  # pyright: ignore[reportMissingImports]  # of the extra "perceptual"
 except ImportError:
     zimtohrli = None
 
