@@ -271,7 +271,7 @@ def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int,
         return
     network, rate = generator.tokenizer.network, generator.sample_rate
     done: dict[int, Tensor] = {}  # finished levels
-    decoder = StreamDecoder(network, n_samples)
+    decoder = StreamDecoder(network, n_samples, len(generator.priors))
     with _stream_file(options.stream) as file:
         wav = WavStream(file, n_samples, network.config.channels, rate)
 
@@ -283,7 +283,7 @@ def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int,
                 if level == 0 and level not in done:
                     preview = target.with_stem(f"{target.stem}-preview")
                     with audio.AudioWriter(preview, rate, network.config.channels) as whole:
-                        for piece in StreamDecoder(network, n_samples).feed([codes], n_known):
+                        for piece in StreamDecoder(network, n_samples, 1).feed([codes], n_known):
                             whole.write(piece)
                     say(f"{preview}: the top level alone")
                 done[level] = codes

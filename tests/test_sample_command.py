@@ -98,20 +98,21 @@ def test_streamed_pieces_are_the_whole_and_come_early(tiny_run: Path, n_levels: 
     tokenizer = Tokenizer.from_pretrained(tiny_run)
     codes = tokenizer.encode(torch.from_numpy(tones(9.1, 8000).T.copy()), 8000)
     levels = [level[None] for level in codes.levels[:n_levels]]
-    decoder, pieces = StreamDecoder(tokenizer.network, codes.n_samples), []
+    decoder, pieces = StreamDecoder(tokenizer.network, codes.n_samples, n_levels), []
     hop = HOPS[n_levels - 1]
     for n_known in range(0, levels[-1].shape[1] + 1, 7):
         grown = levels[-1].clone()
         grown[:, n_known:] = -1  # must not be looked at
         pieces += decoder.feed([*levels[:-1], grown], n_known)
-        assert decoder.n_done > n_known * hop - decoder.step - decoder.context - 1
+        windows = decoder.decoder.windows
+        assert windows.start > n_known * hop - windows.step - windows.context - 1
     pieces += decoder.feed(levels, levels[-1].shape[1])
     assert torch.allclose(torch.cat(pieces, dim=-1), tokenizer.decode(codes, n_levels), atol=1e-5)
 
 
 def test_a_streamed_piece_that_was_interrupted_is_streamed_whole(tiny_run: Path, tmp_path: Path) -> None:
     generator = Generator.from_pretrained(tiny_run)
-    decoder, pieces = StreamDecoder(generator.tokenizer.network, 48000), []
+    decoder, pieces = StreamDecoder(generator.tokenizer.network, 48000, 3), []
 
     def stop(level: int, codes: torch.Tensor, n_done: int) -> None:
         if level == 2 and n_done == 600:

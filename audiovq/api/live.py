@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from audiovq.tokenizer.streaming import StreamingDecoder
 from audiovq.tokenizer.vqvae import VQVAE
 
 STREAM_SECONDS = 2.0  # decoded at once
 
 
 class StreamDecoder:
-    """Decodes a growing prefix of the codes; all pieces together are what decoding the whole gives."""
+    """Decodes a growing prefix of the finest of `n_levels` levels; all pieces together are what decoding the whole gives."""
 
-    def __init__(self, network: VQVAE, n_samples: int):
-        self.network, self.n_samples = network, n_samples
-        self.n_done = 0  # samples decoded so far
-        period = network.period
-        self.step = max(1, int(STREAM_SECONDS * network.config.sample_rate) // period) * period
-        self.context = -(-network.decoder_radius // period) * period  # whole periods, as decoding in chunks has
+    def __init__(self, network: VQVAE, n_samples: int, n_levels: int):
+        self.n_samples = n_samples
+        self.decoder = StreamingDecoder(network, n_levels, int(STREAM_SECONDS * network.config.sample_rate))
+        self.n_pushed = [0] * n_levels  # codes
+        self.finished = False
 
     @torch.inference_mode()
     def feed(self, levels: list[Tensor], n_known: int) -> Iterator[Tensor]:
@@ -30,14 +30,13 @@ class StreamDecoder:
             levels: int64 [1, ceil(n_samples / hop)] a level, complete but for the last, the finest.
             n_known: how many codes of the finest are final.
         """
-        hops = self.network.config.hop_lengths
-        known = n_known * hops[len(levels) - 1]
-        while self.n_done < self.n_samples:
-            end = min(self.n_done + self.step, self.n_samples)
-            low, high = max(0, self.n_done - self.context), min(end + self.context, self.n_samples)
-            if high > known:
-                return
-            codes = [level[:, low // hop : -(-high // hop)] for level, hop in zip(levels, hops, strict=False)]
-            piece = self.network.decode(codes, high - low)
-            yield piece[0, :, self.n_done - low : end - low].clamp(-1, 1).cpu()
-            self.n_done = end
+        if self.finished:
+            return
+        ends = [*(level.shape[1] for level in levels[:-1]), n_known]
+        blocks = [level[:, a:b] for level, a, b in zip(levels, self.n_pushed, ends, strict=True)]
+        self.n_pushed = ends
+        self.finished = n_known == levels[-1].shape[1]
+        pieces = [self.decoder.push(blocks)]
+        if self.finished:
+            pieces.append(self.decoder.finish(self.n_samples))
+        yield from (piece[0].clamp(-1, 1).cpu() for piece in pieces if piece.shape[-1])
