@@ -226,7 +226,8 @@ def test_ctrl_c_loses_nothing_finished(tiny_run: Path, tmp_path: Path) -> None:
     soundfile.write(folder / "0.wav", tones(1, 8000), 8000)
     long_file(folder / "1.wav", 3000, 16000)
     command = [sys.executable, "-m", "audiovq", "encode", str(folder), "-o", str(out), "--model", str(tiny_run)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # a job in the background inherits deafness
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heard)
     for _ in range(1200):
         if (out / "0.codes").exists():
             break
