@@ -164,7 +164,8 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
             _write(path, generator.tokenizer, codes, given, options)
             if options.save_codes:
                 codes.save(path.with_suffix(".codes"))
-            written[path] = codes
+            if shards:
+                written[path] = codes
             yield str(path)
         for path, report in zip(written, copy_reports(list(written.values()), shards) if shards else (), strict=False):
             yield from (f"{path}: {line}" for line in report_lines(report))

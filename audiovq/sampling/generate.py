@@ -97,8 +97,15 @@ def generate_level(
     codes[:, 1:] = given  # one later, so that codes[:, t] is what comes before position t
     n_known, fed = journal.resume(level, codes[:, 1:], stepper.cache) if journal else (0, 0)
 
+    whole = codes[:, 1:] if len(starts) == 1 else given.new_full((batch, n_codes), -1)
+    n_told = 0
+
     def tell(n_done: int) -> None:
-        on_codes(level, codes[:batch, 1:], n_done)  # the first segment is a beginning of the whole
+        nonlocal n_told
+        if len(starts) > 1:  # the first segment is a beginning of the whole
+            whole[:, n_told:n_done] = codes[:batch, n_told + 1 : n_done + 1]
+            n_told = n_done
+        on_codes(level, whole, n_done)
         if journal:
             journal.note(level, codes[:, 1:], n_done, stepper.cache)
 
