@@ -1,0 +1,269 @@
+"""Codes are for the prior: how well does one and the same small transformer learn the codes of each tokenizer?
+
+    python benchmarks/predictability.py --work WORK [--minutes 6] [--only NAME ...]
+
+WORK is what `tokenizer_peers.py train` left. Every tokenizer encodes the same hour of its training music, the codes of all
+levels become one stream (by time, coarser first), and a transformer of fixed size trains on it for so many CPU-minutes.
+Printed: bits per second of audio on tracks the transformer never saw, the share of what counting the codes of each level
+would take (unigram), and the Fréchet distance of what it generates from those tracks, beside yardsticks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import click
+import numpy as np
+import safetensors.torch
+import torch
+from candidates import CANDIDATES, SAMPLE_RATE, Candidate
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiovq.evaluation.embedding import MusicEmbedding
+from audiovq.evaluation.frechet import frechet_distance
+from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
+from audiovq.prior.stepper import new_stepper
+from audiovq.prior.transformer import TransformerConfig
+from audiovq.terminal import track as progress
+
+TRAIN_SECONDS, VALID_SECONDS, MOST_OF_A_TRACK = 3600, 720, 60.0
+PIECES, PIECE_SECONDS, COMPONENTS = 16, 12.0, 16
+BATCH, LEARNING_RATE = 4, 2e-3
+TRANSFORMER = TransformerConfig(dim=192, n_layers=4, n_heads=4, context=1024)
+
+
+def choose_music(work: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The middle minute of tracks, in a fixed random order: an hour to learn from, and other tracks to judge by."""
+    lengths = json.loads((work / "music.json").read_text())["lengths"]
+    music, ends = np.load(work / "train.npy", mmap_mode="r"), np.cumsum(lengths)
+    parts = []
+    for i in np.random.default_rng(0).permutation(len(lengths)):
+        n = min(lengths[i], int(MOST_OF_A_TRACK * SAMPLE_RATE))
+        start = ends[i] - lengths[i] + (lengths[i] - n) // 2
+        parts.append(np.asarray(music[start : start + n]))
+    n_valid = int(np.searchsorted(np.cumsum([len(part) for part in parts]), VALID_SECONDS * SAMPLE_RATE)) + 1
+    train = parts[n_valid:]
+    n_train = int(np.searchsorted(np.cumsum([len(part) for part in train]), TRAIN_SECONDS * SAMPLE_RATE)) + 1
+    return train[:n_train], parts[:n_valid]
+
+
+@dataclass
+class Streams:
+    """Codes of all levels as one sequence: of each top code's time the codes of all levels, coarse to fine, then the next.
+
+    Code c of level k is the symbol k · codebook_size + c.
+    """
+
+    candidate: Candidate
+
+    def __post_init__(self) -> None:
+        hops = self.candidate.hop_lengths
+        self.counts = [hops[0] // hop for hop in hops]  # codes a level and top code
+        self.n_symbols = len(hops) * self.candidate.codebook_size
+        self.rate = sum(SAMPLE_RATE / hop for hop in hops)
+        self.level_of = torch.tensor([k for k, n in enumerate(self.counts) for _ in range(n)])  # a place in the frame
+
+    def join(self, levels: list[Tensor]) -> Tensor:  # int64 [b, t] a level -> [b, frames * sum(counts)]
+        size = self.candidate.codebook_size
+        n_frames = min(level.shape[1] // n for level, n in zip(levels, self.counts, strict=True))
+        frames = [
+            rearrange(level[:, : n_frames * n] + k * size, "b (f n) -> b f n", n=n)
+            for k, (level, n) in enumerate(zip(levels, self.counts, strict=True))
+        ]
+        return torch.cat(frames, dim=2).flatten(1)
+
+    def split(self, stream: Tensor) -> list[Tensor]:
+        frames = rearrange(stream, "b (f n) -> b f n", n=sum(self.counts))
+        return [
+            (part - k * self.candidate.codebook_size).flatten(1)
+            for k, part in enumerate(frames.split(self.counts, dim=2))
+        ]
+
+    def allowed(self, place: int) -> slice:
+        """The symbols that can stand at a place of the stream."""
+        level, size = int(self.level_of[place % len(self.level_of)]), self.candidate.codebook_size
+        return slice(level * size, (level + 1) * size)
+
+    @torch.inference_mode()
+    def encode(self, tracks: list[np.ndarray], title: str) -> list[Tensor]:
+        streams = []
+        for track in progress(tracks, title, len(tracks)):
+            waveform = torch.from_numpy(track.astype(np.float32) / 32768)[None, None]
+            waveform = F.pad(waveform, (0, -waveform.shape[-1] % self.candidate.multiple))
+            streams.append(self.join(self.candidate.encode(waveform))[0])
+        return streams
+
+
+def new_prior(streams: Streams) -> Prior:
+    torch.manual_seed(0)
+    return Prior(PriorConfig(transformer=TRANSFORMER), PriorSpec(0, [1], SAMPLE_RATE, streams.n_symbols, "", {}))
+
+
+def bits(prior: Prior, windows: Tensor, begins: Tensor) -> Tensor:
+    """Summed negative log2-likelihood of windows [b, t]; `begins` [b] tells which start a track (nothing comes before)."""
+    before = torch.where(begins, prior.spec.codebook_size, windows[:, 0])
+    previous = torch.cat([before[:, None], windows[:, :-1]], dim=1)
+    logits = prior(previous, torch.zeros(1, windows.shape[1], TRANSFORMER.dim))
+    nll = F.cross_entropy(logits.flatten(0, 1), windows.flatten(), reduction="none").view_as(windows)
+    nll = torch.where(torch.arange(windows.shape[1]) == 0, nll * begins[:, None], nll)  # else the first is only heard
+    return nll.sum() / math.log(2)
+
+
+def train_prior(prior: Prior, streams: list[Tensor], seconds: float) -> int:
+    """For so many CPU-seconds; returns the steps made."""
+    length = TRANSFORMER.context + 1
+    long_enough = [stream for stream in streams if len(stream) >= length]
+    weights = np.array([len(stream) for stream in long_enough], dtype=float)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+    began, step = time.process_time(), 0
+    prior.train()
+    while (passed := (time.process_time() - began) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, passed / 0.05) * 0.5 * (1 + math.cos(math.pi * passed))
+        random = np.random.default_rng([1, step])
+        chosen = [long_enough[i] for i in random.choice(len(weights), BATCH, p=weights / weights.sum())]
+        starts = [int(random.integers(0, len(stream) - length + 1)) for stream in chosen]
+        windows = torch.stack([stream[s : s + length] for stream, s in zip(chosen, starts, strict=True)])
+        loss = bits(prior, windows, torch.tensor([s == 0 for s in starts])) / windows.numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+    prior.eval()
+    return step
+
+
+@torch.inference_mode()
+def held_out_bits(prior: Prior, streams: list[Tensor]) -> float:
+    """Bits of all held-out streams, read window by window; every code is counted once, all but the first after up to a
+    window of others."""
+    total = 0.0
+    for stream in streams:
+        for start in range(0, len(stream) - 1, TRANSFORMER.context):
+            window = stream[None, start : start + TRANSFORMER.context + 1]
+            total += float(bits(prior, window, torch.tensor([start == 0])))
+    return total
+
+
+def unigram_bits(train: list[Tensor], held_out: list[Tensor], streams: Streams) -> float:
+    """What each level's code frequencies in the training tracks say of the held-out ones."""
+    size = streams.candidate.codebook_size
+    counts = torch.bincount(torch.cat(train), minlength=streams.n_symbols).double().view(-1, size) + 1
+    cost = -(counts / counts.sum(dim=1, keepdim=True)).log2().flatten()
+    return float(cost[torch.cat(held_out)].sum())
+
+
+@torch.inference_mode()
+def generate(prior: Prior, streams: Streams) -> list[Tensor]:
+    """New music, float [1, samples] a piece."""
+    frame = len(streams.level_of)
+    n = math.ceil(PIECE_SECONDS * streams.rate / frame) * frame
+    generator = torch.Generator().manual_seed(0)
+    stepper, nothing = new_stepper(prior, PIECES, "auto"), torch.zeros(PIECES, TRANSFORMER.dim)
+    codes = torch.full((PIECES, n + 1), prior.spec.codebook_size)
+    for t in range(n):
+        logits = stepper.step(codes[:, t], nothing)
+        allowed = streams.allowed(t)
+        noise = -torch.empty(PIECES, allowed.stop - allowed.start).exponential_(generator=generator).log()
+        codes[:, t + 1] = (logits[:, allowed] + noise).argmax(dim=1) + allowed.start
+    decoded = [streams.candidate.decode(streams.split(row[None]))[0] for row in codes[:, 1:]]
+    return [waveform[:, : int(PIECE_SECONDS * SAMPLE_RATE)] for waveform in decoded]
+
+
+@torch.inference_mode()
+def reconstruct(streams: Streams, tracks: list[np.ndarray]) -> list[Tensor]:
+    waveforms = []
+    for track in tracks:
+        waveform = torch.from_numpy(track.astype(np.float32) / 32768)[None, None]
+        waveform = F.pad(waveform, (0, -waveform.shape[-1] % streams.candidate.multiple))
+        waveforms.append(streams.candidate.decode(streams.candidate.encode(waveform))[0, :, : len(track)])
+    return waveforms
+
+
+def excerpts(tracks: list[np.ndarray]) -> list[np.ndarray]:
+    """As many and as long as the generated pieces, from different tracks."""
+    n = int(PIECE_SECONDS * SAMPLE_RATE)
+    return [track[(len(track) - n) // 2 :][:n] for track in tracks if len(track) >= n][:PIECES]
+
+
+def one(name: str, work: Path, minutes: float) -> dict:
+    """Everything about one tokenizer's codes."""
+    train, held_out = choose_music(work)
+    candidate = CANDIDATES[name]().eval()
+    folder = work / name.replace("/", "-")
+    safetensors.torch.load_model(candidate, str(folder / "model.safetensors"))
+    streams = Streams(candidate)
+    learned, judged = streams.encode(train, f"{name}: encode"), streams.encode(held_out, f"{name}: held out")
+    prior = new_prior(streams)
+    steps = train_prior(prior, learned, 60 * minutes)
+    seconds = sum(len(stream) for stream in judged) / streams.rate
+    embed = MusicEmbedding()
+    real = [embed(_float(track), SAMPLE_RATE) for track in held_out if len(track) >= 4 * SAMPLE_RATE]
+
+    def distance(waveforms: list[Tensor]) -> float:
+        return frechet_distance([embed(waveform, SAMPLE_RATE) for waveform in waveforms], real, COMPONENTS)
+
+    facts = {
+        "name": name, "codes_per_second": streams.rate, "raw": candidate.bits_per_second, "steps": steps,
+        "bits": held_out_bits(prior, judged) / seconds, "unigram": unigram_bits(learned, judged, streams) / seconds,
+        "parameters": sum(p.numel() for p in prior.transformer.parameters()), "minutes": minutes,
+        "generated": distance(generate(prior, streams)),
+        "reconstructed": distance(reconstruct(streams, excerpts(train))),
+        "real": distance([_float(track) for track in excerpts(train)]),
+        "noise": distance([0.1 * torch.randn(1, len(t), generator=torch.Generator().manual_seed(0)) for t in excerpts(train)]),
+        "hours": sum(map(len, train)) / SAMPLE_RATE / 3600, "held_out_minutes": seconds / 60,
+    }  # fmt: skip
+    (folder / "predictability.json").write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def _float(track: np.ndarray) -> Tensor:
+    return torch.from_numpy(track.astype(np.float32) / 32768)[None]
+
+
+def markdown(rows: list[dict]) -> str:
+    """One line a tokenizer, fewest bits per second first."""
+    first = rows[0]
+    lines = [
+        f"Transformer of {first['parameters'] / 1e6:.1f} M, {first['minutes']:g} CPU-minutes on {first['hours']:.1f} h; "
+        f"{first['held_out_minutes']:.0f} held-out minutes. Fréchet distance (musicnn, {COMPONENTS} components) from these: "
+        f"real {first['real']:.1f}, white noise {first['noise']:.0f}\n",
+        "| tokenizer | codes/s | raw bits/s | unigram bits/s | **bits/s** ↓ | of unigram | Fréchet, generated ↓ | reconstructed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: row["bits"]):
+        lines.append(
+            f"| {row['name']} | {row['codes_per_second']:.0f} | {row['raw']:.0f} | {row['unigram']:.0f} "
+            f"| {row['bits']:.0f} | {row['bits'] / row['unigram']:.0%} | {row['generated']:.1f} | {row['reconstructed']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--work", type=Path, required=True, help="Where tokenizer_peers.py left its tokenizers.")
+@click.option("--minutes", default=6.0, show_default=True, help="CPU-minutes a transformer.")
+@click.option("--only", multiple=True, help="Names of tokenizers; default all that are there.")
+def main(work: Path, minutes: float, only: tuple[str, ...]) -> None:
+    """Bits per second of a fixed transformer on each tokenizer's codes; what is done is not done again."""
+    torch.set_num_threads(1)
+    os.nice(10)
+    there = [name for name in CANDIDATES if (work / name.replace("/", "-") / "facts.json").exists()]
+    rows = []
+    for name in only or there:
+        done = work / name.replace("/", "-") / "predictability.json"
+        rows.append(json.loads(done.read_text()) if done.exists() else one(name, work, minutes))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
