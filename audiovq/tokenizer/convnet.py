@@ -155,28 +155,34 @@ class StftFront(nn.Module):
     @torch.no_grad()
     def initialise(self, waveform: Tensor) -> None:
         """Mean and scale of each feature over a batch [b, channels, samples] of all ranks."""
-        features = self.features(waveform)
-        mean, square = distributed.mean_(torch.stack([features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2))]))
+        features = torch.stack(self.features(waveform), dim=2)  # [b, c, part, t, f]
+        mean, square = features.mean(dim=(0, 3)).flatten(), features.square().mean(dim=(0, 3)).flatten()
+        mean, square = distributed.mean_(torch.stack([mean, square]))
         self.mean.copy_(mean[:, None])
         self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
 
     def forward(self, waveform: Tensor) -> Tensor:
+        """The mix of (features - mean) * scale, with mean and scale drawn into its weights: the features are many."""
         with torch.autocast(waveform.device.type, enabled=False):
-            features = (self.features(waveform) - self.mean) * self.scale
-        return self.mix(features)
+            weight = self.mix.weight[:, :, 0] * self.scale[:, 0]  # [dim, features]
+            bias = self.mix.bias - weight @ self.mean[:, 0]
+            parts = rearrange(weight, "d (c part f) -> part d (c f)", c=waveform.shape[1], part=3)
+            features = [rearrange(feature, "b c t f -> b t (c f)") for feature in self.features(waveform)]
+            mixed = bias + sum(F.linear(feature, part) for feature, part in zip(features, parts, strict=True))
+            return rearrange(mixed, "b t d -> b d t")
 
-    def features(self, waveform: Tensor) -> Tensor:
-        """[b, channels, samples] -> float32 [b, channels * 3 * bins, samples / hop]."""
+    def features(self, waveform: Tensor) -> list[Tensor]:
+        """[b, channels, samples] -> logarithmic magnitude, real and imaginary part, float32 [b, channels, t, bins] each."""
         side = self.n_fft - self.hop_length  # frame t is centred on the middle of hop t
         with torch.autocast(waveform.device.type, enabled=False):
             padded = F.pad(waveform.float(), (side // 2, side - side // 2))
             frames = padded.unfold(-1, self.n_fft, self.hop_length)  # [b, c, t, n_fft]
-            spectrum = torch.fft.rfft(frames * self.window) / self.n_fft**0.5  # type: ignore[operator]
-            power = spectrum.real.square() + spectrum.imag.square() + 1e-9
-            log_magnitude = power.log10() / 4 + 1  # -40 dB is 0, full scale about 1
-            compressed = torch.view_as_real(spectrum) * power[..., None] ** -0.35
-            features = torch.cat([log_magnitude[..., None], compressed], dim=-1)
-        return rearrange(features, "b c t f part -> b (c part f) t")
+            spectrum = torch.fft.rfft(frames * self.window, norm="ortho")  # type: ignore[operator]
+            log_power = (spectrum.real.square() + spectrum.imag.square() + 1e-9).log()
+            compression = torch.exp(-0.35 * log_power)  # magnitude ** -0.7
+            # -40 dB is 0, full scale about 1
+            log_magnitude = log_power / (4 * math.log(10)) + 1
+            return [log_magnitude, spectrum.real * compression, spectrum.imag * compression]
 
 
 FRONTS = {"stft": StftFront, "conv": ConvFront}
@@ -278,14 +284,23 @@ class IstftDecoder(nn.Module):
             )
             magnitude = torch.exp(log_magnitude.clamp(max=math.log(1e3)))
             phase = phase + self._steady_phase(phase.shape[2], phase.device)
-            frames = torch.fft.irfft(torch.polar(magnitude, phase), n=self.n_fft)  # [b, c, t, n_fft]
+            spectrum = torch.complex(
+                magnitude * phase.cos(), magnitude * phase.sin()
+            )  # torch.polar takes three times as long
+            frames = torch.fft.irfft(spectrum, n=self.n_fft)  # [b, c, t, n_fft]
             envelope = self._overlap_add(self.window.square().expand(1, 1, frames.shape[2], -1))  # type: ignore[operator]
             return self._overlap_add(frames * self.window) / envelope  # type: ignore[operator]
 
     def _steady_phase(self, n_frames: int, device: torch.device) -> Tensor:
-        """Phase [t, bins] at the start of frame t of a sine at each bin's frequency that began at frame 0."""
-        turns = torch.arange(n_frames, device=device)[:, None] * torch.arange(self.n_fft // 2 + 1, device=device)
-        return (turns % self.overlap) * (2 * math.pi / self.overlap)
+        """Phase [t, bins] at the start of frame t of a sine at each bin's frequency that began at frame 0.
+
+        It repeats every `overlap` frames and every `overlap` bins.
+        """
+        turns = torch.arange(self.overlap, device=device)
+        period = (turns[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
+        n_bins = self.n_fft // 2 + 1
+        repeats = -(-n_frames // self.overlap), -(-n_bins // self.overlap)
+        return period.repeat(*repeats)[:n_frames, :n_bins]
 
     def _overlap_add(self, frames: Tensor) -> Tensor:  # [b, c, t, n_fft] -> [b, c, t * hop]
         n_frames = frames.shape[2]
