@@ -1,9 +1,7 @@
 """Checkpoints, resuming, several processes: nothing is lost and nothing differs."""
 
-import functools
 import json
 import math
-import operator
 import os
 import random
 import signal
@@ -22,8 +20,10 @@ from audiovq import checkpoint
 from audiovq.data.codes import Shards
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.training.loop import _StepSampler, step_seed
+from audiovq.training.averages import Averages
+from audiovq.training.batches import Plan, step_seed
 from audiovq.training.optimizer import learning_rate, make_optimizer
+from audiovq.training.saving import Checkpoints, newest
 
 MODELS = ("tokenizer", "prior-0", "prior-1", "prior-2")
 
@@ -56,12 +56,22 @@ def test_learning_rate_warms_up_and_falls_to_the_end() -> None:
     assert learning_rate(110, config) == pytest.approx(0.1)
 
 
-def test_examples_of_a_step_do_not_depend_on_the_number_of_processes() -> None:
-    alone = list(_StepSampler(3, 6, 8, 0, 1))
-    shared = [list(_StepSampler(3, 6, 8, rank, 4)) for rank in range(4)]
-    assert alone[0] == list(range(24, 32))
-    for step in range(3):
-        assert functools.reduce(operator.iadd, (part[step] for part in shared), []) == alone[step]
+@pytest.mark.parametrize(("batch_size", "at_once", "world_size"), [(8, None, 4), (7, 2, 2), (9, 1, 4), (3, 1, 2), (5, 8, 1)])
+def test_every_example_is_taken_once_whoever_takes_it(batch_size: int, at_once: int | None, world_size: int) -> None:
+    taken, portions = [], []
+    for rank in range(world_size):
+        mine = Plan(batch_size, at_once, rank, world_size).portions()
+        portions.append(len(mine))
+        assert all(1 <= p.n <= (at_once or batch_size) for p in mine)
+        taken += [p.first + i for p in mine if p.counts for i in range(p.n)]
+        assert all(p.first + p.n <= batch_size for p in mine)
+    assert taken == list(range(batch_size))
+    assert len(set(portions)) == 1  # they meet in collectives
+
+
+def test_more_processes_than_examples_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one example for each of the 4 processes, found 3; use fewer"):
+        Plan(3, None, 0, 4)
 
 
 def test_seeds_differ_by_every_part() -> None:
@@ -85,12 +95,15 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
         (out.reconstructions[0].square().mean() + out.losses["commitment"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    checkpoint.save_training(tmp_path, 3, network, optimizer)
+    averages = Averages(network, 0.9)
+    averages.tensors = {name: torch.randn_like(tensor) for name, tensor in averages.tensors.items()}
+    Checkpoints(tmp_path, network, [optimizer], averages, 0).save(3, note="x")
     other = VQVAE(stage.model)
-    fresh = make_optimizer(other, stage.training)
-    newest = checkpoint.newest_training(tmp_path)
-    assert newest is not None
-    assert checkpoint.load_training(newest, other, fresh) == 3
+    fresh, others = make_optimizer(other, stage.training), Averages(other, 0.9)
+    assert Checkpoints(tmp_path, other, [fresh], others, 0).load() == {"step": 3, "note": "x"}
+    assert all(torch.equal(averages.tensors[name], others.tensors[name]) for name in averages.tensors)
+    with pytest.raises(ValueError, match="expected the weights of this recipe's network"):
+        Checkpoints(tmp_path, other, [make_optimizer(other, stage.training)], Averages(other, None), 0).load()
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
     )
@@ -102,16 +115,17 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_whole_one(tmp_path: Path) -> None:
     network = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(network.parameters())
-    checkpoint.save_training(tmp_path / "a", 1, network, optimizer)
-    checkpoint.save_training(tmp_path / "b", 2, network, optimizer)
+    a, b = (Checkpoints(tmp_path / name, network, [optimizer], Averages(network, None), 0) for name in "ab")
+    a.save(1)
+    b.save(2)
     (tmp_path / "b" / "step-00000002").rename(tmp_path / "a" / "step-00000002")
-    assert checkpoint.newest_training(tmp_path / "a") == tmp_path / "a" / "step-00000002"
-    path = tmp_path / "a" / "step-00000002" / "optimizer.safetensors"
+    assert newest(tmp_path / "a") == tmp_path / "a" / "step-00000002"
+    path = tmp_path / "a" / "step-00000002" / "state.safetensors"
     path.write_bytes(path.read_bytes() + b"x")
-    assert checkpoint.newest_training(tmp_path / "a") == tmp_path / "a" / "step-00000001"
+    assert newest(tmp_path / "a") == tmp_path / "a" / "step-00000001"
     (tmp_path / "a" / ".step-00000003.tmp").mkdir()  # a save that was cut off
-    assert checkpoint.newest_training(tmp_path / "a") == tmp_path / "a" / "step-00000001"
-    checkpoint.save_training(tmp_path / "a", 3, network, optimizer)
+    assert newest(tmp_path / "a") == tmp_path / "a" / "step-00000001"
+    a.save(3)
     assert [p.name for p in sorted((tmp_path / "a").iterdir())] == ["step-00000003"]  # older ones are pruned after
 
 
@@ -190,9 +204,9 @@ def test_sigterm_ends_the_step_saves_and_says_how_to_go_on(tiny_recipe: Path, tm
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
-    newest = checkpoint.newest_training(tmp_path / "run" / "training" / "tokenizer" / "checkpoints")
-    assert newest is not None
-    assert int(newest.name.removeprefix("step-")) > 3
+    saved = newest(tmp_path / "run" / "training" / "tokenizer" / "checkpoints")
+    assert saved is not None
+    assert int(saved.name.removeprefix("step-")) > 3
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ class StftFront(nn.Module):
     def initialise(self, waveform: Tensor) -> None:
         """Mean and scale of each feature over a batch [b, channels, samples] of all ranks."""
         features = self.features(waveform)
-        mean, square = distributed.mean_(torch.stack([features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2))]))
+        mean, square = distributed.mean_(
+            torch.stack([features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2))]), len(features)
+        )
         self.mean.copy_(mean[:, None])
         self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
 
@@ -267,7 +269,7 @@ class IstftDecoder(nn.Module):
         a long way for a bias to learn step by step."""
         frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window  # type: ignore[operator]
         magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)
-        mean = distributed.mean_(magnitude.log().mean(dim=(0, 2)))  # [channels, bins]
+        mean = distributed.mean_(magnitude.log().mean(dim=(0, 2)), len(waveform))  # [channels, bins]
         rearrange(self.head.bias, "(c part f) -> part c f", c=self.channels, part=2)[0].copy_(mean)
 
     def forward(self, x: Tensor) -> Tensor:
