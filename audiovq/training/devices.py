@@ -39,8 +39,8 @@ def _shard(task: nn.Module, blocks: list[nn.Module], device: torch.device, bf16:
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     # Inputs are left to autocast: positions must not be rounded.
     policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
-    for block in [*blocks, task]:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+    for block in [*blocks, task]:  # the task, too, lets go of what it gathered: averages and checkpoints need the parts
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return task.to(device)
 
 
