@@ -39,9 +39,12 @@ class Stopping(PriorTask):
     """A prior in whose training one process gets a signal at step `STOP`."""
 
     stop_rank = -1
+    in_evaluation = False
     calls = 0
 
     def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if self.in_evaluation and not self.training:
+            signal.raise_signal(signal.SIGTERM)
         if self.training:
             self.calls += 1
             n_portions = 2 if distributed.world_size() > 1 else 3
@@ -50,12 +53,13 @@ class Stopping(PriorTask):
         return super().forward(batch)
 
 
-def prior(recipe: Path, run: Path, folder: Path, stop_rank: int = -1, **training: Any) -> dict[str, torch.Tensor]:
+def prior(recipe: Path, run: Path, folder: Path, stop_rank: int = -1, in_evaluation: bool = False, **training: Any) -> dict[str, torch.Tensor]:
     stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
     config = type(stage.training)(**{**BASE, **training})
     task = Stopping(stage, Shards(run / "codes"), 1, seed=0)
     task.stop_rank = stop_rank
-    if stop_rank >= 0:
+    task.in_evaluation = in_evaluation
+    if stop_rank >= 0 or in_evaluation:
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {STOP} of prior"):
             train(task, "prior", folder, config, 0, 0, Accelerator())
         return {}
@@ -149,6 +153,18 @@ def test_a_signal_to_one_process_stops_all_and_the_same_ones_go_on_to_the_same_b
     (saved,) = (found / "stopped" / "checkpoints").iterdir()
     assert saved.name == f"step-{STEPS:08d}"
     assert len(list(saved.glob("*.safetensors"))) == 2  # each wrote its own
+
+
+def test_a_signal_while_held_out_tracks_are_looked_at_loses_nothing(
+    found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    prior(tiny_recipe, tiny_run, tmp_path, in_evaluation=True)
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert json.loads((saved / "state.json").read_text()) == {"step": STOP, "to_evaluate": True}
+    prior(tiny_recipe, tiny_run, tmp_path)
+    assert metrics(tmp_path) == metrics(found / "prior-one")
+    left, right = (load_file(folder / "weights-0.safetensors") for folder in (tmp_path, found / "prior-one"))
+    assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 def test_averages_are_what_is_kept(found: Path) -> None:

@@ -215,23 +215,30 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tiny_recipe: Path, tmp_path
     assert "try a lower learning_rate" in result.output
 
 
-def test_two_processes_share_the_work_and_agree(tiny_recipe: Path, tmp_path: Path) -> None:
-    """gloo on one machine: the whole run, with one model as result, close to that of one process."""
-    options = ("--set", "tokenizer.model.level_dropout=0", "--set", "tokenizer.training.steps=3")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29871", "-m", "audiovq",
-              "train", str(tiny_recipe), "--out", str(tmp_path / "two"), *options]  # fmt: skip
-    subprocess.run(
-        launch, env={**environment(), "ACCELERATE_USE_CPU": "true"}, check=True, capture_output=True, timeout=200
-    )
-    subprocess.run(command(tiny_recipe, tmp_path / "one", *options), env=environment(), check=True, capture_output=True)
-
-    def first_loss(run: str) -> float:
-        return json.loads((tmp_path / run / "training" / "tokenizer" / "metrics.jsonl").read_text().splitlines()[0])[
-            "loss"
-        ]
-
-    assert first_loss("two") == pytest.approx(first_loss("one"), rel=1e-4)
-    assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
+def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """A process does nothing but save; it is killed at ten random moments."""
+    network = torch.nn.Linear(300, 300)
+    optimizer = torch.optim.AdamW(network.parameters())
+    checkpoints = Checkpoints(tmp_path, network, [optimizer], Averages(network, None), 0)
+    dice, first, cut = random.Random(0), 0, 0
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            for step in range(first, 10**6):
+                torch.nn.init.constant_(network.weight, step)
+                checkpoints.save(step)
+            os._exit(0)
+        while not (found := newest(tmp_path)) or int(found.name.removeprefix("step-")) < first:
+            time.sleep(0.002)
+        time.sleep(0.02 * dice.random())
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        cut += any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
+        step = checkpoints.load()["step"]
+        assert step >= first
+        assert torch.equal(network.weight, torch.full((300, 300), float(step)))
+        first = step + 1
+    assert cut > 0  # some were killed within a save
 
 
 @pytest.mark.parametrize(("quantizer", "hops"), [
