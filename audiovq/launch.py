@@ -66,7 +66,9 @@ def count(gpus: int | None, processes: int | None) -> int:
 
 
 def _launch(n: int, arguments: Sequence[str]) -> None:
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is said below, in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # what happened is said below, in one line
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=n, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0,
@@ -94,11 +96,9 @@ def join_slurm_step(environment: MutableMapping[str, str]) -> None:
     job, step = int(environment.get("SLURM_JOB_ID", "0")), int(environment.get("SLURM_STEP_ID", "0"))
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "localhost")))
     environment.setdefault("MASTER_PORT", str(20000 + (7919 * job + step) % 20000))
-    environment |= {
-        "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "WORLD_SIZE": str(n),
-    }
+    environment.update(
+        RANK=environment["SLURM_PROCID"], LOCAL_RANK=environment["SLURM_LOCALID"], WORLD_SIZE=str(n)
+    )  # fmt: skip
 
 
 def first_host(nodes: str) -> str:

@@ -53,7 +53,9 @@ class Stopping(PriorTask):
         return super().forward(batch)
 
 
-def prior(recipe: Path, run: Path, folder: Path, stop_rank: int = -1, in_evaluation: bool = False, **training: Any) -> dict[str, torch.Tensor]:
+def prior(
+    recipe: Path, run: Path, folder: Path, stop_rank: int = -1, in_evaluation: bool = False, **training: Any
+) -> dict[str, torch.Tensor]:
     stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
     config = type(stage.training)(**{**BASE, **training})
     task = Stopping(stage, Shards(run / "codes"), 1, seed=0)
@@ -69,7 +71,9 @@ def prior(recipe: Path, run: Path, folder: Path, stop_rank: int = -1, in_evaluat
 
 def tokenizer(recipe: Path, run: Path, folder: Path, **training: Any) -> dict[str, torch.Tensor]:
     stage = load_recipe(str(recipe), overrides=SETTINGS)
-    stage = stage.tokenizer.model_copy(update={"training": TrainingConfig(**{**BASE, "learning_rate": 1e-4, **training})})
+    stage = stage.tokenizer.model_copy(
+        update={"training": TrainingConfig(**{**BASE, "learning_rate": 1e-4, **training})}
+    )
     data = load_recipe(str(recipe)).data
     task = TokenizerTask(stage, data, Scan.load(run / "data"), seed=0)
     train(task, "tokenizer", folder, stage.training, 0, 0, Accelerator())
@@ -103,7 +107,9 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_run: Path) -> Path:
     """Everything trained once, by one process and by two."""
     folder = tmp_path_factory.mktemp("parallel")
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
     (folder / "port").write_text(str(store.port))
     del store
     tokenizer(tiny_recipe, tiny_run, folder / "tokenizer-one", ema_decay=0.5)
@@ -177,10 +183,45 @@ def test_averages_are_what_is_kept(found: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_few_examples_at_once_are_one_large_batch(found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path, at_once: int) -> None:
+def test_few_examples_at_once_are_one_large_batch(
+    found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path, at_once: int
+) -> None:
     prior(tiny_recipe, tiny_run, tmp_path / "prior", device_batch_size=at_once)
     assert_close(found / "prior-one", tmp_path / "prior")
     tokenizer(tiny_recipe, tiny_run, tmp_path / "tokenizer", device_batch_size=at_once, ema_decay=0.5)
+    assert_close(found / "tokenizer-one", tmp_path / "tokenizer")
+
+
+def half(rank: int, recipe: Path, run: Path, folder: Path) -> None:
+    """One of two processes, in bfloat16."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
+    with distributed.processes():
+        accelerator = Accelerator(mixed_precision="bf16")
+        for name, sharded in (("copied", False), ("sharded", True)):
+            stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
+            task = PriorTask(stage, Shards(run / "codes"), 1, seed=0)
+            config = type(stage.training)(**{**BASE, "sharded": sharded, "activation_checkpointing": sharded})
+            train(task, "prior", folder / name, config, 0, 0, accelerator)
+
+
+@pytest.mark.slow
+def test_bfloat16_copied_or_shared_out(found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "port").write_text(str(int((found / "port").read_text()) + 1))
+    torch.multiprocessing.spawn(half, (tiny_recipe, tiny_run, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    for name in ("copied", "sharded"):
+        for full, low in zip(metrics(found / "prior-one"), metrics(tmp_path / name), strict=True):
+            key = "loss" if "loss" in full else "valid_loss"
+            assert low[key] != full[key]
+            assert low[key] == pytest.approx(full[key], rel=0.01)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
+    prior(tiny_recipe, tiny_run, tmp_path / "prior", compile=True, activation_checkpointing=True)
+    assert_close(found / "prior-one", tmp_path / "prior")
+    tokenizer(tiny_recipe, tiny_run, tmp_path / "tokenizer", compile=True, ema_decay=0.5)
     assert_close(found / "tokenizer-one", tmp_path / "tokenizer")
 
 

@@ -17,31 +17,45 @@ from audiovq.terminal import track
 
 def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    done = []
-    with pytest.raises(Interrupted, match="^stopped by SIGTERM$"), listening(), listening():
-        poll()
-        for item in track(range(5), "work", 5):
-            signal.raise_signal(signal.SIGTERM) if item == 2 else None
-            signal.raise_signal(signal.SIGTERM) if item == 2 else None  # a launcher passes it on: not a second one
-            done.append(item)
+    done: list[int] = []
+
+    def work() -> None:
+        with listening(), listening():
+            poll()
+            for item in track(range(5), "work", 5):
+                signal.raise_signal(signal.SIGTERM) if item == 2 else None
+                signal.raise_signal(signal.SIGTERM) if item == 2 else None  # a launcher passes it on: not a second one
+                done.append(item)
+
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM$"):
+        work()
     assert done == [0, 1, 2]
     assert received() is None
     assert signal.getsignal(signal.SIGTERM) is before
     poll()
     monkeypatch.setattr(stopping, "REPEAT_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt), listening():
-        signal.raise_signal(signal.SIGINT)
-        assert received() == signal.SIGINT
-        time.sleep(0.001)
-        signal.raise_signal(signal.SIGINT)
+
+    def twice() -> None:
+        with listening():
+            signal.raise_signal(signal.SIGINT)
+            assert received() == signal.SIGINT
+            time.sleep(0.001)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
 
 
 def test_a_lost_connection_after_a_signal_is_the_signal() -> None:
-    with pytest.raises(RuntimeError, match="closed by peer"), listening():
-        raise RuntimeError("Connection closed by peer")
-    with pytest.raises(Interrupted, match="SIGINT"), listening():
-        signal.raise_signal(signal.SIGINT)
-        raise RuntimeError("Connection closed by peer")
+    def lose(after: signal.Signals | None) -> None:
+        with listening():
+            signal.raise_signal(after) if after else None
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        lose(None)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        lose(signal.SIGINT)
 
 
 def test_other_threads_may_work_without_hearing() -> None:
@@ -76,7 +90,10 @@ def test_a_task_of_srun_knows_its_place() -> None:
     other = {**step, "SLURM_PROCID": "3"}
     launch.join_slurm_step(other)
     assert other["MASTER_PORT"] == task["MASTER_PORT"]
-    for alone in ({**step, "SLURM_STEP_NUM_TASKS": "1"}, {**step, "WORLD_SIZE": "4", "RANK": "0"}):  # the latter is torchrun's
+    for alone in (
+        {**step, "SLURM_STEP_NUM_TASKS": "1"},
+        {**step, "WORLD_SIZE": "4", "RANK": "0"},
+    ):  # the latter is torchrun's
         assert launch.join_slurm_step(changed := dict(alone)) is None
         assert changed == alone
 

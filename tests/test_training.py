@@ -56,7 +56,9 @@ def test_learning_rate_warms_up_and_falls_to_the_end() -> None:
     assert learning_rate(110, config) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("batch_size", "at_once", "world_size"), [(8, None, 4), (7, 2, 2), (9, 1, 4), (3, 1, 2), (5, 8, 1)])
+@pytest.mark.parametrize(
+    ("batch_size", "at_once", "world_size"), [(8, None, 4), (7, 2, 2), (9, 1, 4), (3, 1, 2), (5, 8, 1)]
+)
 def test_every_example_is_taken_once_whoever_takes_it(batch_size: int, at_once: int | None, world_size: int) -> None:
     taken, portions = [], []
     for rank in range(world_size):
@@ -123,7 +125,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_whole_one(tmp_path: Pa
     path = tmp_path / "a" / "step-00000002" / "state.safetensors"
     path.write_bytes(path.read_bytes() + b"x")
     assert newest(tmp_path / "a") == tmp_path / "a" / "step-00000001"
-    (tmp_path / "a" / ".step-00000003.tmp").mkdir()  # a save that was cut off
+    (tmp_path / "a" / ".step-00000003.tmp").mkdir()  # saves that were cut off
+    (tmp_path / "a" / ".step-00000007.parts").mkdir()
     assert newest(tmp_path / "a") == tmp_path / "a" / "step-00000001"
     a.save(3)
     assert [p.name for p in sorted((tmp_path / "a").iterdir())] == ["step-00000003"]  # older ones are pruned after
@@ -161,6 +164,10 @@ def test_another_recipe_may_not_go_on_in_the_same_folder(tiny_run: Path, tiny_re
     result = cli("train", tiny_recipe, "--out", tiny_run, "--set", "tokenizer.training.steps=5")
     assert result.exit_code == 2
     assert "holds a run of another recipe (tokenizer.training.steps: 4 → 5)" in result.output
+    how = cli("train", tiny_recipe, "--out", tiny_run, "--set", "tokenizer.training.device_batch_size=1")
+    assert "finished, nothing to do" in how.output  # how it is computed may change
+    assert load_recipe(str(tiny_run / "recipe.yaml")).tokenizer.training.device_batch_size == 1
+    assert cli("train", tiny_recipe, "--out", tiny_run).exit_code == 0
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_weights(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from einops import rearrange
 from pydantic import Field, model_validator
@@ -183,8 +186,8 @@ class Transformer(nn.Module):
             # brought together in the backward pass only for a layer whose output is needed.
             x = x + 0 * prefix.output.sum()
         for i, layer in enumerate(self.layers):
-            arguments = (x, angles, mask, causal, cache if cache is not None else prefix, i)
-            x = checkpoint(layer, *arguments, use_reentrant=False) if self.recompute and self.training else layer(*arguments)
+            call: Any = partial(checkpoint, layer, use_reentrant=False) if self.recompute and self.training else layer
+            x = call(x, angles, mask, causal, cache if cache is not None else prefix, i)
         if cache is not None:
             cache.advance(t)
         return self.norm(x)

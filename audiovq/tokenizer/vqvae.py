@@ -197,9 +197,7 @@ class VQVAE(nn.Module):
             return [(self.groups[0], list(range(self.config.n_levels)))]
         return [(group, [i]) for i, group in enumerate(self.groups)]
 
-    def forward(
-        self, waveform: Tensor, drop_levels: bool | None = None, n_at_once: int | None = None
-    ) -> VQVAEOutput:
+    def forward(self, waveform: Tensor, drop_levels: bool | None = None, n_at_once: int | None = None) -> VQVAEOutput:
         """One training step's view: reconstruct, and in training mode move the codebooks once.
 
         Args:

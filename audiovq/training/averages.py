@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Averages:
         """After each step; the first steps decay faster, so that the beginning is soon forgotten."""
         if self.decay is not None:
             decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(_local(self.tensors), _local(self.weights), 1 - decay)
+            torch._foreach_lerp_(_local(self.tensors), _local(self.weights), 1 - decay)  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -48,6 +49,6 @@ class Averages:
             weight.copy_(value)
 
 
-def _local(tensors: dict[str, Tensor] | dict[str, nn.Parameter]) -> list[Tensor]:
+def _local(tensors: Mapping[str, Any]) -> list[Tensor]:
     """This rank's part of each."""
     return [t.detach().to_local() if isinstance(t, DTensor) else t.detach() for t in tensors.values()]

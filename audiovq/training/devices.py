@@ -58,7 +58,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_network(task: Any) -> nn.Module:
+def whole_network(task: Any) -> Any:
     """The task's network as one process has it, on the CPU if it was shared out; called by all ranks, complete on rank 0."""
     network = task.network
     if not any(isinstance(p, DTensor) for p in network.parameters()):

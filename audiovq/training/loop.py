@@ -175,9 +175,7 @@ class Training:
         """
         numbers = total(figures)
         if not math.isfinite(numbers["loss"]):
-            raise ValueError(
-                f"{self.title}: the loss is {numbers['loss']} at step {done}; try a lower learning_rate"
-            )
+            raise ValueError(f"{self.title}: the loss is {numbers['loss']} at step {done}; try a lower learning_rate")
         rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
         self.log.write(done, numbers | rates)
         return self.task.describe(numbers)

@@ -13,15 +13,18 @@ import json
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_together
+from torch.distributed.checkpoint.state_dict_saver import save as save_together
 from torch.distributed.tensor import DTensor
 
 from audiovq import checkpoint, distributed
@@ -33,7 +36,7 @@ class Checkpoints:
     """Those of one training, in a folder. All ranks call every method."""
 
     def __init__(
-        self, folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], averages: Averages,
+        self, folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], averages: Averages,
         seconds: float,
     ):  # fmt: skip
         self.folder, self.network, self.optimizers, self.averages = folder, network, optimizers, averages
@@ -65,7 +68,7 @@ class Checkpoints:
         elif distributed.rank() == 0:
             _write(target, tensors, content)
         if distributed.rank() == 0:
-            for old in self.folder.glob("step-*"):
+            for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:  # the latter were cut off
                 shutil.rmtree(old, ignore_errors=True) if old != target else None
         distributed.barrier()
         self.saved_at = time.monotonic()
@@ -92,7 +95,7 @@ class Checkpoints:
             )
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is but one process
-            dcp.load(tensors, storage_reader=reader, no_dist=not distributed.is_distributed())
+            load_together(tensors, storage_reader=reader, no_dist=not distributed.is_distributed())
         return json.loads((folder / "state.json").read_text())
 
     def _make_room(self, saved: set[str]) -> None:
@@ -129,8 +132,8 @@ def _write_together(target: Path, tensors: dict[str, Tensor], content: dict[str,
         parts.mkdir(parents=True)
     distributed.barrier()
     try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(parts), save_distributed=True))
-    except dcp.CheckpointException as error:  # type: ignore[attr-defined]
+        save_together(tensors, storage_writer=HuggingFaceStorageWriter(str(parts), save_distributed=True))
+    except CheckpointException as error:
         reasons = "; ".join(sorted({str(each[0]) for each in error.failures.values()}))
         raise ValueError(f"{target}: cannot be written ({reasons}); free some space") from None
     names = sorted(path.name for path in parts.iterdir())
