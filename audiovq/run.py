@@ -105,7 +105,7 @@ class Run:
                 f"{self.folder}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
             )
         distributed.barrier()
-        if self.main and saved != self.recipe:
+        if self.main and (added or saved != self.recipe):
             self._save_recipe(path)
 
     def _save_recipe(self, path: Path) -> None:

@@ -51,4 +51,4 @@ class Averages:
 
 def _local(tensors: Mapping[str, Any]) -> list[Tensor]:
     """This rank's part of each."""
-    return [t.detach().to_local() if isinstance(t, DTensor) else t.detach() for t in tensors.values()]
+    return [(t.to_local() if isinstance(t, DTensor) else t).detach() for t in tensors.values()]
