@@ -1,9 +1,8 @@
-"""Folder ↔ model and folder ↔ training state. JSON and safetensors only; whole or not there at all."""
+"""Folder ↔ model. JSON and safetensors only; whole or not there at all."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -25,14 +24,14 @@ from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder atomically: fill a temporary one, checksum and flush it, then rename."""
+def write_folder(folder: Path, fill: Callable[[Path], None], sums: dict[str, str] | None = None) -> None:
+    """Make a folder atomically: fill a temporary one, checksum and flush it, then rename. `sums` are those known already."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
-        sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+        sums = {p.name: (sums or {}).get(p.name) or file_sha256(p) for p in sorted(temporary.iterdir())}
         (temporary / SUMS).write_text(json.dumps(sums, indent=1))
         for path in temporary.iterdir():
             _flush(path)
@@ -196,46 +195,3 @@ def load_prior(folder: Path) -> tuple[Prior, PickConfig]:
     network = Prior(config, PriorSpec(**content["spec"]))
     _load_weights(folder, network)
     return network, conf.build(PickConfig, content["sampling"], str(folder / CONFIG))
-
-
-# --- training state ---------------------------------------------------------------------------------------------------
-
-
-def save_training(folder: Path, step: int, network: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
-    """One checkpoint `step-00000123` below `folder`; older ones are pruned after the new one is safe."""
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-    moments: dict[str, Tensor] = {}
-    for parameter, state in itertools.chain.from_iterable(optimizer.state.items() for optimizer in optimizers):
-        for key, value in state.items():
-            moments[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-    def fill(temporary: Path) -> None:
-        safetensors.torch.save_file(weights, temporary / WEIGHTS)
-        safetensors.torch.save_file(moments, temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step}))
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:08d}"
-    write_folder(target, fill)
-    for old in folder.glob("step-*"):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def newest_training(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole."""
-    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
-
-
-def load_training(folder: Path, network: nn.Module, *optimizers: torch.optim.Optimizer) -> int:
-    """Restore weights, buffers and optimizer moments exactly; returns the number of steps done."""
-    network.load_state_dict(read_tensors(folder / WEIGHTS))
-    parameters = dict(network.named_parameters())
-    owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    for name, value in read_tensors(folder / "optimizer.safetensors").items():
-        key, _, parameter_name = name.partition("/")
-        parameter = parameters[parameter_name]
-        # "step" too: fused AdamW keeps it beside the parameter
-        owners[id(parameter)].state[parameter][key] = value.to(parameter.device)
-    return int(json.loads((folder / "state.json").read_text())["step"])

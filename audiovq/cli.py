@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import click
+
+from audiovq.stopping import Interrupted
 
 
 class OneLineErrors(click.Group):
@@ -24,12 +27,14 @@ class OneLineErrors(click.Group):
             _fail("stopped", 130)
         except click.ClickException as error:
             _fail(error.format_message(), 2)
+        except Interrupted as error:
+            if os.environ.get("RANK", "0") == "0":  # of many processes one says it
+                click.echo(f"audiovq: {error}; the same command goes on from there", err=True)
+            sys.exit(128 + error.signal_number)
         except (ValueError, OSError) as error:
             traceback.print_exc() if debug else None
             _fail(str(error), 2)
         except Exception as error:
-            if type(error).__name__ == "Interrupted":
-                _fail(f"{error}; the same command goes on from there", 128 + error.signal_number)  # type: ignore[attr-defined]
             traceback.print_exc() if debug else None
             _fail(f"internal error: {type(error).__name__}: {error} (--debug shows where; please report it)", 1)
 
@@ -56,8 +61,13 @@ def main(debug: bool) -> None:
 @click.option(
     "--stage", "stages", multiple=True, metavar="STAGE", help="Only tokenizer, decoder, codes or priors (repeatable)."
 )
-def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
+@click.option("--gpus", type=click.IntRange(min=1), help="Use so many GPUs; default all.")
+@click.option("--processes", type=click.IntRange(min=1), help="Use so many processes on the CPU, and no GPU.")
+def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, ...], stages: tuple[str, ...],
+          gpus: int | None, processes: int | None) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
+    from audiovq import distributed
+    from audiovq.launch import run_on_several
     from audiovq.recipe import load_recipe
     from audiovq.run import STAGES, Run
 
@@ -65,8 +75,11 @@ def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, 
     if unknown:
         raise ValueError(f"--stage {unknown[0]}: expected one of {', '.join(STAGES)}")
     loaded = load_recipe(recipe, data, overrides)
-    run = Run(loaded, Path(out or Path("runs") / loaded.name))
-    run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
+    if run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
+        return
+    with distributed.processes():
+        run = Run(loaded, Path(out or Path("runs") / loaded.name))
+        run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
 
 
 def _number_list(kind: type) -> Any:
@@ -125,6 +138,7 @@ def _number_list(kind: type) -> Any:
 @click.option("--parallel", default=1, show_default=True, help="Segments of a finer level that are generated at once.")
 @click.option("--check-copies", is_flag=True, help="Say what each piece shares with the run's training tracks.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Share the pieces among so many GPUs.")
+@click.option("--processes", type=click.IntRange(min=1), help="Share them among so many processes on the CPU.")
 @click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
 def sample(model: str | None, labels: tuple[str, ...], **options: Any) -> None:
     """Make new music, or change some. Interrupted, the same command with the same seed goes on."""

@@ -24,6 +24,8 @@ class TrainingConfig(Config):
 
     steps: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=8, ge=1)  # examples a step, over all devices together
+    # Examples that a device has in memory together; null: all of its share. The step is the same, in several passes.
+    device_batch_size: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=50, ge=0)
     final_fraction: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of the cosine
@@ -35,6 +37,16 @@ class TrainingConfig(Config):
     evaluate_steps: int = Field(default=250, ge=1)  # between two looks at the held-out tracks
     evaluate_batches: int = Field(default=4, ge=1)
     checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0 after every step
+    # Decay a step of a moving average of the weights, which is what is evaluated and kept in the end; null: the weights.
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    compile: bool = False  # the repeated blocks by torch.compile: minutes at the start, faster steps on a GPU
+
+
+class PriorTrainingConfig(TrainingConfig):
+    """How a prior is trained; the last two are for priors that are too large for a device."""
+
+    sharded: bool = False  # weights, gradients and moments are shared out over the devices (FSDP2) instead of copied
+    activation_checkpointing: bool = False  # a layer's activations are computed again when they are needed
 
 
 class TokenizerStage(Config):
@@ -91,7 +103,7 @@ class PickConfig(Config):
 
 class PriorStage(Config):
     model: PriorConfig = PriorConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: PriorTrainingConfig = PriorTrainingConfig()
     sampling: PickConfig = PickConfig()
 
 
@@ -149,6 +161,12 @@ class Recipe(Config):
                 f"found {self.tokenizer.crop_samples} samples"
             )
         return self
+
+    @property
+    def smallest_batch(self) -> int:
+        """Of all stages: on more devices than that, one would have nothing to do."""
+        stages = [self.tokenizer, *self.priors, *([self.decoder_tuning] if self.decoder_tuning else [])]
+        return min(stage.training.batch_size for stage in stages)
 
     def prior(self, level: int) -> PriorStage:
         return self.priors[level if len(self.priors) > 1 else 0]
@@ -242,6 +260,17 @@ def load_recipe(name: str, data: str | None = None, overrides: tuple[str, ...] =
 def load_saved_recipe(path: Path) -> Recipe:
     """The recipe that a run folder keeps, complete."""
     return conf.build(Recipe, conf.read_yaml(path), str(path))
+
+
+# How a run is computed, not what: these may change when it goes on, perhaps on another machine.
+FREE = {"device_batch_size", "compile", "sharded", "activation_checkpointing", "checkpoint_seconds", "workers"}
+
+
+def fixed(value: Any) -> Any:
+    """A recipe's mapping without what may change from one start of a run to the next."""
+    if isinstance(value, dict):
+        return {key: fixed(item) for key, item in value.items() if key not in FREE}
+    return [fixed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def first_difference(a: Any, b: Any, path: str = "") -> str | None:

@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from audiovq import api, checkpoint, distributed
+from audiovq import api, checkpoint, distributed, stopping
 from audiovq.config import read_yaml
 from audiovq.data import audio
 from audiovq.data.codes import Shards
 from audiovq.data.tracks import Scan, scan
 from audiovq.evaluation.evaluate import code_statistics, held_out_bits
 from audiovq.evaluation.pictures import draw_spectrograms
-from audiovq.recipe import Recipe, first_difference, load_saved_recipe
+from audiovq.recipe import Recipe, first_difference, fixed, load_saved_recipe
 from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.decoder_task import DecoderTask
+from audiovq.training.devices import whole_network
 from audiovq.training.encode_stage import encode_data_set
 from audiovq.training.loop import train
 from audiovq.training.prior_task import PriorTask
@@ -64,22 +65,27 @@ class Run:
         return len(api.prior_folders(folder)) == self.recipe.tokenizer.model.n_levels
 
     def go(self, stages: tuple[str, ...] = STAGES) -> None:
-        """Do the stages that are not done; raises ValueError or `training.loop.Interrupted`."""
+        """Do the stages that are not done; raises ValueError or `stopping.Interrupted`."""
+        with stopping.listening():
+            self._go(stages)
+
+    def _go(self, stages: tuple[str, ...]) -> None:
         if stages != STAGES and "decoder" in stages and not self.recipe.decoder_tuning:
             raise ValueError(
                 f"{self.recipe.name}: stage decoder needs decoder_tuning in the recipe, which is null; "
                 "set it, such as --set decoder_tuning.training.steps=10000"
             )
         self._claim_folder()
-        if all(self.done(stage) for stage in stages):
-            say(f"{self.folder}: finished, nothing to do") if self.main else None
+        if distributed.from_first(all(self.done(stage) for stage in stages)):
+            say(f"{self.folder}: finished, nothing to do")
             return
         for stage in stages:
-            if not self.done(stage):
+            if not distributed.from_first(self.done(stage)):
                 began = time.monotonic()
                 getattr(self, stage)()
-                say(f"{stage}: done in {time.monotonic() - began:.0f} s") if self.main else None
+                say(f"{stage}: done in {time.monotonic() - began:.0f} s")
         self.report()
+        distributed.barrier()  # none leaves before all are done: launchers take that for a failure
 
     def _claim_folder(self) -> None:
         """Look at the data and save the recipe in a new folder; refuse one that holds another recipe's run."""
@@ -93,13 +99,13 @@ class Run:
         added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
         if added:  # may come later: all else in the folder stays valid
             saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
-        difference = first_difference(saved.model_dump(), self.recipe.model_dump())
+        difference = first_difference(fixed(saved.model_dump()), fixed(self.recipe.model_dump()))
         if difference:
             raise ValueError(
                 f"{self.folder}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
             )
         distributed.barrier()
-        if self.main and added:
+        if self.main and (added or saved != self.recipe):
             self._save_recipe(path)
 
     def _save_recipe(self, path: Path) -> None:
@@ -149,28 +155,28 @@ class Run:
 
     def codes(self) -> None:
         self._need("tokenizer", "codes")
-        if self.main:
-            network = checkpoint.load_tokenizer(self.folder / "tokenizer")
-            chroma = any(stage.model.beside["chroma"] for stage in self.recipe.priors)
-            encode_data_set(self.folder / "codes", self.scan(), network, self.recipe.codes.shifts, self.device, chroma)
-        distributed.barrier()
+        network = checkpoint.load_tokenizer(self.folder / "tokenizer")
+        chroma = any(stage.model.beside["chroma"] for stage in self.recipe.priors)
+        encode_data_set(self.folder / "codes", self.scan(), network, self.recipe.codes.shifts, self.device, chroma)
 
     def priors(self) -> None:
         self._need("tokenizer", "priors")
         self._need("codes", "priors")
         tokenizer = api.Tokenizer.from_pretrained(self.folder, self.device)
         shards = Shards(self.folder / "codes", tokenizer.hash)
-        for level in range(len(api.prior_folders(self.folder)), self.recipe.tokenizer.model.n_levels):
+        first = distributed.from_first(len(api.prior_folders(self.folder)))
+        for level in range(first, self.recipe.tokenizer.model.n_levels):
             stage = self.recipe.prior(level)
             task = PriorTask(stage, shards, level, self.recipe.seed)
             self._train(task, f"prior-{level}", stage.training)
+            network = whole_network(task)
             if self.main:
-                checkpoint.save_prior(self.folder / f"prior-{level}", task.network, stage.sampling)
+                checkpoint.save_prior(self.folder / f"prior-{level}", network, stage.sampling)
                 self._generate_samples()
             distributed.barrier()
 
     def _need(self, earlier: str, stage: str) -> None:
-        if not self.done(earlier):
+        if not distributed.from_first(self.done(earlier)):
             raise ValueError(f"{self.folder}: stage {stage} needs stage {earlier}, which is not done; run it first")
 
     def _train(self, task: Any, title: str, config: Any) -> None:
@@ -210,7 +216,7 @@ class Run:
         split = "valid" if any(track.split == "valid" for track in shards.index.tracks) else "train"
         levels: list[dict[str, Any]] = code_statistics(shards, split)
         for level, folder in enumerate(api.prior_folders(self.folder)):
-            levels[level] |= held_out_bits(checkpoint.load_prior(folder)[0], shards, split)
+            levels[level] |= held_out_bits(checkpoint.load_prior(folder)[0].to(self.device), shards, split)
         (self.folder / "report.json").write_text(json.dumps({"split": split, "levels": levels}, indent=2))
         finished = [level for level in levels if "bits_per_second" in level]
         for i, level in enumerate(finished):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,8 @@ from typing import Any, BinaryIO
 import torch
 from rich.table import Table
 from torch import Tensor
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from audiovq import api, distributed
+from audiovq import api, distributed, launch, stopping
 from audiovq.api.live import StreamDecoder
 from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
@@ -54,6 +51,7 @@ class SampleOptions:
     stream: str | None
     save_codes: bool
     gpus: int
+    processes: int | None
     out: str | None
     temperature: list[float] | None
     top_k: list[int] | None
@@ -113,22 +111,12 @@ def sample(options: SampleOptions, arguments: Sequence[str], pick_model: Callabl
         pick_model: which model was meant; says so.
     Raises:
         ValueError: options that cannot be.
+        Interrupted: a signal asked to stop; the journals are kept.
     """
-    if options.gpus > 1 and "WORLD_SIZE" not in os.environ:
-        if options.gpus > torch.cuda.device_count():
-            raise ValueError(f"--gpus {options.gpus}: expected at most the {torch.cuda.device_count()} that are here")
-        _launch(options.gpus, arguments)
-        return
-    with distributed.processes():
-        yield from _sample(options, pick_model)
-
-
-def _launch(n: int, arguments: Sequence[str]) -> None:
-    """This command again, on n processes, by torch's elastic launcher."""
-    try:  # "--" ends the launcher's own options, with which `--n` could be confused
-        torchrun.main(["--standalone", f"--nproc-per-node={n}", "-m", "--", "audiovq", *arguments])
-    except ChildFailedError:
-        raise ValueError(f"--gpus {n}: a process failed, as it says above; the same command goes on") from None
+    gpus = options.gpus if options.gpus > 1 or not options.processes else None
+    if not launch.run_on_several(arguments, gpus, options.processes, useful=options.n):
+        with distributed.processes(), stopping.listening():
+            yield from _sample(options, pick_model)
 
 
 def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[str]:
@@ -259,7 +247,7 @@ def _print_ranking(order: list[int], costs: Tensor, options: SampleOptions) -> N
 def _told_how_to_go_on(seed: int, journals: JournalFolder) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, stopping.Interrupted):
         say(f"what is done is kept in {journals.folder}; the same command with --seed {seed} goes on from there")
         raise
 

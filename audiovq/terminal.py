@@ -9,6 +9,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from audiovq import stopping
+
 T = TypeVar("T")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 LOG_SECONDS = 10.0  # between two plain lines
@@ -61,8 +63,9 @@ class ProgressBar:
 
 
 def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Iterate with a progress bar."""
+    """Iterate with a progress bar; between two items a signal to stop is heard."""
     with ProgressBar(title, total) as bar:
         for item in items:
+            stopping.poll()
             yield item
             bar.advance()

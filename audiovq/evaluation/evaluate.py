@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from audiovq import stopping
 from audiovq.data.codes import Shards
 from audiovq.data.datasets import CodeWindows
 from audiovq.prior.prior import Prior
+from audiovq.terminal import track as progress
 
 
 def code_statistics(shards: Shards, split: str | None = None) -> list[dict[str, float]]:
@@ -41,6 +43,7 @@ def count_codes(codes: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
     """How often each code occurs, int64 [codebook_size]; one array after the other, never all at once."""
     counts = np.zeros(codebook_size, dtype=np.int64)
     for part in codes:
+        stopping.poll()
         counts += np.bincount(part, minlength=codebook_size)
     return counts
 
@@ -68,7 +71,8 @@ def held_out_bits(prior: Prior, shards: Shards, split: str = "valid", windows_at
     windows = [(t, s) for t in data.tracks for s in range(0, t.lengths[prior.spec.level], context)]
     nll, n_codes = 0.0, 0
     device = prior.head.weight.device
-    for i in range(0, len(windows), windows_at_once):
+    first_windows = range(0, len(windows), windows_at_once)
+    for i in progress(first_windows, f"held-out bits of level {prior.spec.level}", len(first_windows)):
         batch = default_collate([data.window(track, start) for track, start in windows[i : i + windows_at_once]])
         part, count = prior.loss({key: value.to(device) for key, value in batch.items()})
         nll, n_codes = nll + float(part), n_codes + int(count)

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from audiovq import chance
 from audiovq.config import Config as BaseConfig
 
 N_CHROMA = 13  # twelve pitch classes and silence
@@ -67,7 +68,7 @@ class Conditioner(nn.Module):
         """Which of `n` items hear it, bool [n]: all but a random share in training."""
         if not self.training:
             return torch.ones(n, dtype=torch.bool, device=device)
-        return torch.rand(n, device=device) >= self.dropout
+        return chance.per_item(n, device) >= self.dropout
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:
         """Vectors [1 or b, 1 or n_codes, dim] to add at the input; a kind that is all prefix adds nothing."""

@@ -24,6 +24,7 @@ class Prefix:
 
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []
+        self.output: Tensor | None = None  # of the last layer
 
     def __len__(self) -> int:
         return self.layers[0][0].shape[2]

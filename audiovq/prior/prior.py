@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiovq import chance
 from audiovq.config import Config, one_of
 from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions, Stream
 from audiovq.prior.kv_cache import KVCache, Prefix
@@ -164,17 +165,23 @@ class Prior(nn.Module):
         told = {name: batch.get(name) for name in ("text", "chroma", "right", "gap_end")}
         conditions = Conditions(labels, batch["n_samples"], batch["position"], **told)
         if self.training and self.config.unconditional_rate:
-            kept = torch.rand(len(conditions.position), device=conditions.position.device)
+            kept = chance.per_item(len(conditions.position), conditions.position.device)
             conditions = conditions.only_where(kept >= self.config.unconditional_rate)
         codes, outside = batch["codes"], self.spec.codebook_size
         context = self.context(batch["coarser"], conditions, codes.shape[1])
         logits = self(batch["previous"], context, prefix=self.prefix(conditions))
-        if conditions.gap_end is not None:
-            index = torch.arange(codes.shape[1], device=codes.device) + conditions.position[:, None]
-            gap_end = conditions.gap_end[:, None]
-            codes = codes.masked_fill((index >= gap_end) & (gap_end != NO_GAP), outside)
-        nll = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), ignore_index=outside, reduction="sum")
-        return nll, (codes != outside).sum()
+        targets = self.targets(batch)
+        nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=outside, reduction="sum")
+        return nll, (targets != outside).sum()
+
+    def targets(self, batch: dict[str, Any]) -> Tensor:
+        """The codes [b, t] to be predicted, `codebook_size` where there is nothing to predict."""
+        codes, gap_end = batch["codes"], batch.get("gap_end")
+        if gap_end is None:
+            return codes
+        index = torch.arange(codes.shape[1], device=codes.device) + batch["position"][:, None]
+        told = (index >= gap_end[:, None]) & (gap_end[:, None] != NO_GAP)
+        return codes.masked_fill(told, self.spec.codebook_size)
 
     def new_cache(self, batch: int, conditions: Conditions | None = None) -> KVCache:
         """An empty cache for `batch` items; their conditions are needed if they have a prefix (text, a gap)."""

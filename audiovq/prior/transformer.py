@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from audiovq.config import Config
 from audiovq.prior.kv_cache import KVCache, Prefix, window_mask
@@ -136,6 +140,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.n_prefix = config, n_prefix
         self.n_still = config.head_dim // 4 if n_prefix else 0  # pairs
+        self.recompute = False  # in training, activations of a layer in the backward pass instead of keeping them
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim)
         for name, parameter in self.named_parameters():
@@ -156,6 +161,7 @@ class Transformer(nn.Module):
         angles = (still.float()[None], torch.zeros_like(still).float()[None])  # the pairs that would turn become 0
         for i, layer in enumerate(self.layers):
             tokens = layer(tokens, angles, None, False, prefix, i)
+        prefix.output = tokens
         return prefix
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,8 +181,13 @@ class Transformer(nn.Module):
                 None if causal or t == 1 else F.pad(window_mask(t, 0, window, x.device), (self.n_prefix, 0), value=True)
             )
         angles = self.angles(positions)
+        if self.training and prefix is not None and prefix.output is not None:
+            # Nothing else needs what the last layer makes of the prefix; weights that are shared out among devices are
+            # brought together in the backward pass only for a layer whose output is needed.
+            x = x + 0 * prefix.output.sum()
         for i, layer in enumerate(self.layers):
-            x = layer(x, angles, mask, causal, cache if cache is not None else prefix, i)
+            call: Any = partial(checkpoint, layer, use_reentrant=False) if self.recompute and self.training else layer
+            x = call(x, angles, mask, causal, cache if cache is not None else prefix, i)
         if cache is not None:
             cache.advance(t)
         return self.norm(x)

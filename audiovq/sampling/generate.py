@@ -15,6 +15,7 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from audiovq import stopping
 from audiovq.prior.prior import Prior
 from audiovq.prior.stepper import new_stepper
 from audiovq.recipe import PickConfig
@@ -102,6 +103,7 @@ def generate_level(
 
     def tell(n_done: int) -> None:
         nonlocal n_told
+        stopping.poll()
         if len(starts) > 1:  # the first segment is a beginning of the whole
             whole[:, n_told:n_done] = codes[:batch, n_told + 1 : n_done + 1]
             n_told = n_done

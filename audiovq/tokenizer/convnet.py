@@ -157,7 +157,7 @@ class StftFront(nn.Module):
         """Mean and scale of each feature over a batch [b, channels, samples] of all ranks."""
         features = torch.stack(self.features(waveform), dim=2)  # [b, c, part, t, f]
         mean, square = features.mean(dim=(0, 3)).flatten(), features.square().mean(dim=(0, 3)).flatten()
-        mean, square = distributed.mean_(torch.stack([mean, square]))
+        mean, square = distributed.mean_(torch.stack([mean, square]), len(features))
         self.mean.copy_(mean[:, None])
         self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
 
@@ -273,7 +273,7 @@ class IstftDecoder(nn.Module):
         a long way for a bias to learn step by step."""
         frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window  # type: ignore[operator]
         magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)
-        mean = distributed.mean_(magnitude.log().mean(dim=(0, 2)))  # [channels, bins]
+        mean = distributed.mean_(magnitude.log().mean(dim=(0, 2)), len(waveform))  # [channels, bins]
         rearrange(self.head.bias, "(c part f) -> part c f", c=self.channels, part=2)[0].copy_(mean)
 
     def forward(self, x: Tensor) -> Tensor:

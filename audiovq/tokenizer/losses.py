@@ -7,7 +7,9 @@ import torchaudio
 from pydantic import Field
 from torch import Tensor, nn
 
+from audiovq import distributed
 from audiovq.config import Config
+from audiovq.piecewise import piecewise
 
 LOG_FLOOR = 1e-5  # amplitudes below count as silence
 
@@ -68,20 +70,37 @@ class ReconstructionLoss(nn.Module):
         for n in config.stft_windows if config.stft > 0 else ():
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
-    def forward(self, reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """float [b, channels, samples] twice -> unweighted scalar terms (those with a weight)."""
-        c, terms = self.config, {}
+    def forward(self, reconstruction: Tensor, target: Tensor, n_at_once: int | None = None) -> dict[str, Tensor]:
+        """float [b, channels, samples] twice -> unweighted scalar terms (those with a weight).
+
+        The spectral convergence is that of all ranks' items together, the rest are means over this rank's.
+
+        Args:
+            n_at_once: items that are looked at together, to save memory; the result is the same.
+        """
+        c = self.config
         with torch.autocast(target.device.type, enabled=False):
-            x, y = reconstruction.float(), target.float()
-            if c.mel > 0:
-                terms["mel"] = torch.stack([self._mel(x, y, mel) for mel in self.mels]).mean()
+            pieces = piecewise(self._sums, n_at_once, reconstruction.float(), target.float())
+            sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}
+            terms = {name: value / len(target) for name, value in sums.items() if name != "squares"}
             if c.stft > 0:
-                terms["stft"] = torch.stack([self._stft(x, y, n) for n in c.stft_windows]).mean()
-            if c.waveform_l1 > 0:
-                terms["waveform_l1"] = (x - y).abs().mean()
-            if c.waveform_l2 > 0:
-                terms["waveform_l2"] = (x - y).square().mean()
+                difference, whole = distributed.sum_with_gradient(sums["squares"]).clamp(min=1e-20).sqrt()
+                terms["stft"] = terms["stft"] + (difference / whole.clamp(min=LOG_FLOOR)).mean()
         return terms
+
+    def _sums(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Each term's mean over the items, times the items; and for the convergence [2, windows] sums of squares."""
+        c, n, sums = self.config, len(x), {}
+        if c.mel > 0:
+            sums["mel"] = n * torch.stack([self._mel(x, y, mel) for mel in self.mels]).mean()
+        if c.stft > 0:
+            logs, squares = zip(*(self._stft(x, y, window) for window in c.stft_windows), strict=True)
+            sums["stft"], sums["squares"] = n * torch.stack(logs).mean(), torch.stack(squares, dim=1)
+        if c.waveform_l1 > 0:
+            sums["waveform_l1"] = n * (x - y).abs().mean()
+        if c.waveform_l2 > 0:
+            sums["waveform_l2"] = n * (x - y).square().mean()
+        return sums
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """The terms (or those of the quantizers) summed with their weights."""
@@ -90,9 +109,9 @@ class ReconstructionLoss(nn.Module):
     def _mel(self, x: Tensor, y: Tensor, mel: nn.Module) -> Tensor:
         return (mel(x).clamp(min=LOG_FLOOR).log10() - mel(y).clamp(min=LOG_FLOOR).log10()).abs().mean()
 
-    def _stft(self, x: Tensor, y: Tensor, n_fft: int) -> Tensor:
+    def _stft(self, x: Tensor, y: Tensor, n_fft: int) -> tuple[Tensor, Tensor]:
+        """Mean |Δ log magnitude|, and the sums of squares [2] of the magnitudes' difference and of the target's."""
         window = getattr(self, f"window_{n_fft}")
         a, b = stft_magnitude(x, n_fft, window), stft_magnitude(y, n_fft, window)
-        convergence = (a - b).norm() / b.norm().clamp(min=LOG_FLOOR)
         log_difference = (a.clamp(min=LOG_FLOOR).log() - b.clamp(min=LOG_FLOOR).log()).abs().mean()
-        return convergence + log_difference
+        return log_difference, torch.stack([(a - b).square().sum(), b.square().sum()])

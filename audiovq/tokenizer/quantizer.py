@@ -12,10 +12,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq import distributed
+from audiovq import chance, distributed
 from audiovq.config import Config as BaseConfig
 
 MAX_CODES = 65536  # of a codebook: a code fits into 16 bits
+LATENTS_PER_CODE = 64  # that k-means looks at, at most
 
 
 @dataclass
@@ -88,8 +89,8 @@ class Standardise(nn.Module):
         x = x.float()
         mean, variance = self.mean, self.variance
         if self.training:
-            mean = distributed.mean_with_gradient(x.mean(dim=(0, 1)))
-            variance = distributed.mean_with_gradient((x - mean).square().mean(dim=(0, 1)))
+            mean = distributed.mean_with_gradient(x.mean(dim=(0, 1)), len(x))
+            variance = distributed.mean_with_gradient((x - mean).square().mean(dim=(0, 1)), len(x))
             self.mean.lerp_(mean.detach(), self.momentum)
             self.variance.lerp_(variance.detach(), self.momentum)
         return (x - mean) * (variance + 1e-5).rsqrt()
@@ -116,11 +117,19 @@ GRADIENTS = {"straight_through": straight_through, "rotation": rotation}
 
 
 def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tensor:
-    """`size` unit vectors amid the latents [b, t, dim] of one batch, all levels pooled; rank 0 decides."""
-    x = torch.cat([rearrange(level, "b t d -> (b t) d") for level in latents])
-    picks = torch.randperm(len(x), device=x.device)[:size]
-    more = torch.randint(len(x), (size - len(picks),), device=x.device)
-    centres = torch.cat([x[picks], F.normalize(x[more] + 0.1 * torch.randn_like(x[more]), dim=-1)])
+    """`size` unit vectors amid the latents [b, t, dim] of one batch, all levels and ranks pooled; rank 0 decides.
+
+    Of very many latents a random part is looked at.
+    """
+    pool = distributed.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
+    n, device, chances = int(pool.size), latents[0].device, chance.source()
+    limit = size * LATENTS_PER_CODE
+    seen = torch.randint(n, (limit,), generator=chances, device=device) if n > limit else torch.arange(n, device=device)
+    x = pool.rows(seen)
+    picks = torch.randperm(len(x), generator=chances, device=device)[:size]
+    more = x[torch.randint(len(x), (size - len(picks),), generator=chances, device=device)]
+    noise = torch.randn(more.shape, generator=chances, device=device)
+    centres = torch.cat([x[picks], F.normalize(more + 0.1 * noise, dim=-1)])
     for _ in range(iterations):
         codes = (x @ centres.T).argmax(dim=-1)
         sums = torch.zeros_like(centres).index_add_(0, codes, x)
@@ -182,8 +191,8 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
         self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        n_latents = sum(level[..., 0].numel() for level in latents) * distributed.world_size()
-        self.counts.fill_(n_latents / self.codebook_size)
+        n_latents = torch.tensor(float(sum(level[..., 0].numel() for level in latents)), device=self.counts.device)
+        self.counts.copy_((distributed.all_reduce_(n_latents) / self.codebook_size).expand_as(self.counts))
         self.sums.copy_(self.embedding * self.counts[:, None])
 
     @torch.no_grad()
@@ -196,8 +205,10 @@ class EMAQuantizer(Quantizer):
         self.counts.lerp_(counts, 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         means = torch.where(self.sums.norm(dim=-1, keepdim=True) > 1e-6, self.normalise(self.sums), self.embedding)
-        # Drawn for every code and for every rank, used for the dead ones: no host sync, no rank-local branch.
-        candidates = distributed.broadcast_(x[torch.randint(len(x), (len(self.counts),), device=x.device)])
+        # Drawn for every code and from all ranks, used for the dead ones: no host sync, no rank-local branch.
+        pool = distributed.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
+        drawn = torch.rand(len(self.counts), generator=chance.source(), device=x.device, dtype=torch.float64)
+        candidates = pool.rows((drawn * pool.size).long())
         mean_usage = self.counts.mean()
         dead = self.counts < self.config.revival_fraction * mean_usage
         self.embedding.copy_(torch.where(dead[:, None], candidates, means))

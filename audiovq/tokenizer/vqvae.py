@@ -21,7 +21,9 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from audiovq import chance
 from audiovq.config import Config, one_of
+from audiovq.piecewise import piecewise
 from audiovq.tokenizer.convnet import DECODERS, Encoder, EncoderConfig, IstftDecoder, Upsample
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer, Standardise
 
@@ -148,6 +150,11 @@ class LevelGroup(nn.Module):
         return self.decoder(total)
 
 
+def encode_features(group: LevelGroup, waveform: Tensor, n_at_once: int | None) -> list[Tensor]:
+    """Each level's features [b, dim, t], some items at a time."""
+    return [torch.cat(level) for level in zip(*piecewise(group.encoder, n_at_once, waveform), strict=True)]
+
+
 class VQVAE(nn.Module):
     """Pure network: no resampling, files or chunks here (see `audiovq.Tokenizer`)."""
 
@@ -190,25 +197,27 @@ class VQVAE(nn.Module):
             return [(self.groups[0], list(range(self.config.n_levels)))]
         return [(group, [i]) for i, group in enumerate(self.groups)]
 
-    def forward(self, waveform: Tensor, drop_levels: bool | None = None) -> VQVAEOutput:
+    def forward(self, waveform: Tensor, drop_levels: bool | None = None, n_at_once: int | None = None) -> VQVAEOutput:
         """One training step's view: reconstruct, and in training mode move the codebooks once.
 
         Args:
             waveform: float [b, channels, samples], samples a multiple of the top hop.
             drop_levels: whether an item may be reconstructed from a prefix of its levels; default in training mode.
+            n_at_once: items that go through encoder and decoder together, to save memory; the result is the same.
         """
         self._check_waveform(waveform)
         if self.training:
-            self._start(waveform)
+            self._start(waveform, n_at_once)
         drop_levels = self.training if drop_levels is None else drop_levels
         quantizers, passing = self.quantizers(), bool(self.n_steps < self.config.quantize_after)
         reconstructions: list[Tensor] = []
         results: list[Quantized] = []
         for group, levels in self._level_groups():
-            quantized, steps = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels], passing)
+            features = encode_features(group, waveform, n_at_once)
+            quantized, steps = group.quantize(features, [quantizers[i] for i in levels], passing)
             if drop_levels and len(levels) > 1 and self.config.level_dropout > 0:
                 steps = self._drop_levels(steps)
-            reconstructions.append(group.decode(steps))
+            reconstructions.append(torch.cat(piecewise(lambda *s, g=group: g.decode(list(s)), n_at_once, *steps)))
             results += quantized
         if self.training and not passing:
             for codebook in self.codebooks:
@@ -219,7 +228,7 @@ class VQVAE(nn.Module):
         return VQVAEOutput(reconstructions, results)
 
     @torch.no_grad()
-    def _start(self, waveform: Tensor) -> None:
+    def _start(self, waveform: Tensor, n_at_once: int | None = None) -> None:
         """Take from the music what is better measured than learned: the decoder's mean spectrum at the first step, and
         the codebooks, by k-means on latents that have become worth coding, at step `quantize_after`."""
         step = int(self.n_steps)
@@ -230,7 +239,8 @@ class VQVAE(nn.Module):
         if step == self.config.quantize_after:
             quantizers, latents = self.quantizers(), []
             for group, levels in self._level_groups():
-                passed, _ = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels], passing=True)
+                features = encode_features(group, waveform, n_at_once)
+                passed, _ = group.quantize(features, [quantizers[i] for i in levels], passing=True)
                 latents += [level.latents for level in passed]
             for codebook in self.codebooks:
                 codebook.initialise([x for q, x in zip(quantizers, latents, strict=True) if q is codebook])  # type: ignore[operator]
@@ -238,8 +248,8 @@ class VQVAE(nn.Module):
     def _drop_levels(self, steps: list[Tensor]) -> list[Tensor]:
         """Per item, keep all levels or a random prefix (SoundStream, arXiv:2107.03312, section III-C)."""
         batch, device, n = len(steps[0]), steps[0].device, len(steps)
-        prefix = torch.randint(1, n, (batch,), device=device)
-        kept = torch.where(torch.rand(batch, device=device) < self.config.level_dropout, prefix, n)
+        prefix = 1 + (chance.per_item(batch, device) * (n - 1)).long()
+        kept = torch.where(chance.per_item(batch, device) < self.config.level_dropout, prefix, n)
         return [step * (kept > i).to(step.dtype)[:, None, None] for i, step in enumerate(steps)]
 
     def encode(self, waveform: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovq import checkpoint
+from audiovq import checkpoint, distributed, stopping
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, LevelBuffers, ShardIndex, ShardWriter
@@ -25,33 +25,63 @@ def encode_data_set(
     the beginning: codes depend on where the first one starts, and more of them mean less to learn by heart. With
     `chroma`, each track's pitch classes at the times of its top codes lie beside them.
 
-    The folder appears when it is complete. Until then each finished track is kept in a folder beside it, so that a
-    run that was stopped goes on with the next track.
+    All ranks call it, and each encodes its share of the tracks, longest first, so that they end at about the same time;
+    rank 0 then writes the shards. The folder appears when it is complete. Until then each finished track is kept in a
+    folder beside it, so that a run that was stopped goes on with the next track.
     """
     config = network.to(device).eval().config
+    rank, n_ranks = distributed.rank(), distributed.world_size()
     index = ShardIndex(
         checkpoint.tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size, chroma
     )
-    temporary, finished = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.tracks")
+    finished = folder.with_name(f".{folder.name}.tracks")
+
+    def paths(track: Track) -> list[Path]:
+        n = shifts if track.split == "train" else 1
+        return [finished / index.tokenizer_hash / f"{track.sha256}-{shift}.codes" for shift in range(n)]
+
+    mine = sorted(scan.tracks, key=lambda track: -track.seconds)[rank::n_ranks] if n_ranks > 1 else scan.tracks
+    for track in progress(mine, "encode", len(mine)):
+        if not paths(track)[0].exists():  # it is written last
+            _encode_to(paths(track), scan.folder / track.path, track, network, index.tokenizer_hash, device, chroma)
+    distributed.barrier()
+    if rank == 0:
+        _write_shards(folder, index, [(track, paths(track)) for track in scan.tracks])
+        shutil.rmtree(finished, ignore_errors=True)
+    distributed.barrier()
+
+
+def _write_shards(folder: Path, index: ShardIndex, tracks: list[tuple[Track, list[Path]]]) -> None:
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     writer = ShardWriter(temporary, index)
-    for track in progress(scan.tracks, "encode", len(scan.tracks)):
-        paths = [
-            finished / index.tokenizer_hash / f"{track.sha256}-{shift}.codes"
-            for shift in range(shifts if track.split == "train" else 1)
-        ]
-        if not paths[0].exists():  # it is written last
-            encoded = _encode(scan.folder / track.path, track, network, index.tokenizer_hash, len(paths), device)
-            for path, codes in reversed(list(zip(paths, encoded, strict=True))):
-                codes.save(path) if codes.n_samples else None
-        for shift, path in enumerate(paths):
+    for track, paths in progress(tracks, "shards", len(tracks)):
+        for path in paths:
             if path.exists():  # not where a shift left nothing of the track
-                classes = _chroma(scan.folder / track.path, network, shift, shifts) if chroma else None
+                classes = np.load(chroma_file(path), allow_pickle=False) if index.chroma else None
                 writer.add(track, Codes.load(path), classes)
     writer.finish()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    shutil.rmtree(finished, ignore_errors=True)
+
+
+def chroma_file(codes: Path) -> Path:
+    """Where a track's pitch classes are, beside its codes, until they are in the shards."""
+    return codes.with_suffix(".npy")
+
+
+def _encode_to(
+    paths: list[Path], source: Path, track: Track, network: VQVAE, tokenizer_hash: str, device: torch.device,
+    chroma: bool,
+) -> None:  # fmt: skip
+    """Codes of a track at each shift into a file each, the first one last."""
+    encoded = _encode(source, track, network, tokenizer_hash, len(paths), device)
+    for shift, (path, codes) in reversed(list(enumerate(zip(paths, encoded, strict=True)))):
+        if codes.n_samples:
+            if chroma:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(chroma_file(path), _chroma(source, network, shift, len(paths)))
+            codes.save(path)
 
 
 @torch.inference_mode()
@@ -66,6 +96,7 @@ def _encode(
     encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in to_cut]
     collected = [LevelBuffers(len(hops)) for _ in to_cut]
     for block in audio.stream_audio(path, config.sample_rate, config.channels):
+        stopping.poll()
         for i, encoder in enumerate(encoders):
             kept = block[None, :, to_cut[i] :]
             to_cut[i] -= block.shape[-1] - kept.shape[-1]

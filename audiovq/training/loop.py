@@ -1,7 +1,10 @@
 """One training loop for every stage. It knows no model: a `Task` brings network, examples and loss.
 
-Exact resume: the examples of a step are a function of (seed, step, rank) and the random state is set from the same at
-each step, so a run that was killed and started again ends in the very weights of one that was not.
+A step is its batch, whole: however many devices there are and however little fits on one, the loss is the mean over the
+batch's examples, each counted alike. Batches are shared out by `batches`, gradients gathered by `devices`.
+
+Exact resume: the examples of a step are a function of (seed, step) and the random state is set from the same at each
+step, so a run that was killed and started again ends in the very weights of one that was not.
 
 A task may train several networks against each other: its loss is then the sum of theirs, each reaching only its own,
 and every network has its optimizer and its gradient clipped. One backward pass serves all, so that with several
@@ -10,26 +13,27 @@ processes every parameter has a gradient in every step.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from audiovq import checkpoint, distributed
+from audiovq import chance, distributed, stopping
 from audiovq.recipe import TrainingConfig
 from audiovq.terminal import ProgressBar, say
+from audiovq.training.averages import Averages
+from audiovq.training.batches import Portion, plan_of_this_rank, step_seed, steps
+from audiovq.training.devices import forget_compiled, gather_gradients, spread, whole
+from audiovq.training.figures import MetricsLog
 from audiovq.training.optimizer import learning_rate, make_optimizer
+from audiovq.training.saving import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,23 @@ class Task(nn.Module):
     """A network with its loss. `forward(batch)` returns the loss and scalars to log; the loop trains `network`."""
 
     network: nn.Module  # what checkpoints hold
+    splits_batches = False  # it keeps to device_batch_size itself, because it needs all examples of a device together
 
     def parts(self, config: TrainingConfig) -> list[Part]:
-        """What is trained, each part with an optimizer of its own."""
+        """What is trained, each part with an optimizer of its own; weights are averaged of the first one."""
         return [Part(self.network, config)]
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated modules that make up most of the network: compiled, and shared out, one by one."""
+        return []
 
     def dataset(self, split: str) -> Dataset[Any]:
         """Endless examples; index i is always the same one."""
         raise NotImplementedError
+
+    def weight(self, batch: Any) -> Tensor | float:
+        """Of how many equal things the loss of this batch is the mean."""
+        return float(len(batch))
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         raise NotImplementedError
@@ -66,183 +79,150 @@ class Task(nn.Module):
         return f"loss {metrics['loss']:.3f}"
 
 
-class Interrupted(Exception):
-    """A signal asked to stop; everything up to `step` is saved."""
-
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
-        self.signal_number = signal_number
-
-
-class StopSignal:
-    """Within `with`, the first SIGINT or SIGTERM only raises a flag; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.old[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        say("stopping after this step; once more stops at once")
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-
-def step_seed(*parts: object) -> int:
-    """A 63-bit seed from anything printable."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-class _StepSampler:
-    """Yields the example indexes of each step for this rank, from `start` on."""
-
-    def __init__(self, start: int, end: int, batch_size: int, rank: int, world_size: int):
-        self.start, self.end, self.batch_size, self.rank = start, end, batch_size, rank
-        self.local = batch_size // world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.end):
-            first = step * self.batch_size + self.rank * self.local
-            yield list(range(first, first + self.local))
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-
-def batches(dataset: Dataset[Any], start: int, end: int, batch_size: int, workers: int, pin: bool) -> DataLoader[Any]:
-    """The batches of steps [start, end) for this rank."""
-    world_size = distributed.world_size()
-    if batch_size % world_size:
-        raise ValueError(f"batch_size: expected a multiple of the {world_size} processes, found {batch_size}")
-    sampler = _StepSampler(start, end, batch_size, distributed.rank(), world_size)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
-class MetricsLog:
-    """metrics.jsonl, one line a log step; a resumed run drops what its checkpoint does not know."""
-
-    def __init__(self, path: Path, start: int):
-        self.path = path
-        self.writes = distributed.rank() == 0
-        if self.writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            path.write_text("".join(line for line in lines if _step_of(line) <= start))
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        if self.writes:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # half a line, written when the power went
-
-
 def train(
     task: Task, title: str, folder: Path, config: TrainingConfig, seed: int, workers: int, accelerator: Accelerator
 ) -> None:
-    """Train `task.network` for `config.steps` steps, going on from the newest checkpoint below `folder`.
+    """Train `task.network` for `config.steps` steps, going on from the newest checkpoint below `folder`; in the end it
+    has the weights to keep.
 
     Raises:
         Interrupted: after a signal; the state is saved and the same call goes on.
         ValueError: the loss is not finite.
     """
-    device = accelerator.device
-    task.to(device).train()
-    parts = task.parts(config)
-    optimizers = [make_optimizer(part.network, part.config) for part in parts]
-    checkpoints = folder / "checkpoints"
-    newest = checkpoint.newest_training(checkpoints)
-    start = checkpoint.load_training(newest, task.network, *optimizers) if newest else 0
-    model = accelerator.prepare_model(task)
-    log = MetricsLog(folder / "metrics.jsonl", start)
-    loader = batches(task.dataset("train"), start, config.steps, config.batch_size, workers, device.type == "cuda")
-    saved_at = time.monotonic()
-    if start:
-        say(f"{title}: going on from step {start}")
-    bar = ProgressBar(title, config.steps, start, hidden=distributed.rank() > 0)
-    with StopSignal() as stop, bar:
-        for step, batch in enumerate(loader, start=start):
-            torch.manual_seed(step_seed(seed, title, step, distributed.rank()))
-            loss, metrics = model(to_device(batch, device))
-            accelerator.backward(loss)
-            for part, optimizer in zip(parts, optimizers, strict=True):
-                metrics |= update(part, optimizer, step)
-            done = step + 1
-            note = None
-            if done % config.log_steps == 0 or done == config.steps:
-                figures = {k: float(v) for k, v in mean_over_ranks({"loss": loss.detach(), **metrics}).items()}
-                if not math.isfinite(figures["loss"]):
-                    raise ValueError(
-                        f"{title}: the loss is {figures['loss']} at step {done}; try a lower learning_rate"
-                    )
-                rates = {f"learning_rate{part.suffix}": part.learning_rate(step) for part in parts}
-                log.write(done, figures | rates)
-                note = task.describe(figures)
-            if done % config.evaluate_steps == 0 or done == config.steps:
-                held_out = evaluate(task, config, device)
-                log.write(done, {f"valid_{key}": value for key, value in held_out.items()})
-                say(f"{title}: step {done}, held out: {task.describe(held_out)}") if log.writes else None
-            bar.advance(1, note)
-            interrupted = distributed.any_rank(stop.received is not None, device)
-            due = distributed.any_rank(time.monotonic() - saved_at >= config.checkpoint_seconds, device)
-            if interrupted or due or done == config.steps:
-                if distributed.rank() == 0:
-                    checkpoint.save_training(checkpoints, done, task.network, *optimizers)
-                distributed.barrier()
-                saved_at = time.monotonic()
-            if interrupted and done < config.steps:
-                raise Interrupted(stop.received or signal.SIGTERM, done)
-    task.eval()
+    with stopping.listening():
+        Training(task, title, folder, config, seed, workers, accelerator).run()
 
 
-def update(part: Part, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
-    """Clip the gradients of one part and, unless it rests, take its optimizer's step; the gradients' norm to log."""
-    norm = nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip)
+class Training:
+    """One stage at work."""
+
+    def __init__(
+        self, task: Task, title: str, folder: Path, config: TrainingConfig, seed: int, workers: int,
+        accelerator: Accelerator,
+    ):  # fmt: skip
+        self.task, self.title, self.config, self.seed, self.workers = task, title, config, seed, workers
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.model = spread(task.train(), config, self.device, accelerator.mixed_precision == "bf16")
+        self.parts = task.parts(config)
+        self.optimizers = [make_optimizer(part.network, part.config) for part in self.parts]
+        self.averages = Averages(self.parts[0].network, config.ema_decay)
+        self.plan = plan_of_this_rank(config.batch_size, None if task.splits_batches else config.device_batch_size)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", task.network, self.optimizers, self.averages, config.checkpoint_seconds
+        )
+        state = self.checkpoints.load()
+        self.start: int = state["step"]
+        self.to_evaluate: bool = state.get("to_evaluate", False)  # what a signal kept it from
+        self.log = MetricsLog(folder / "metrics.jsonl", self.start)
+
+    def run(self) -> None:
+        config, title = self.config, self.title
+        if self.start:
+            say(f"{title}: going on from step {self.start}")
+        if self.to_evaluate:
+            self.evaluate(self.start)
+        with ProgressBar(title, config.steps, self.start) as bar:
+            for step, batch in enumerate(self.steps("train", self.start, config.steps, self.workers), self.start):
+                figures = self.step(step, batch)
+                done = step + 1
+                bar.advance(1, self.report(done, figures) if self.every(config.log_steps, done) else None)
+                self.to_evaluate = self.every(config.evaluate_steps, done) and not self.evaluate(done)
+                stopped, due = distributed.any_rank(stopping.received() is not None, self.checkpoints.due)
+                if stopped or due or done == config.steps:
+                    self.checkpoints.save(done, to_evaluate=self.to_evaluate)
+                if stopped and (done < config.steps or self.to_evaluate):
+                    raise stopping.Interrupted(stopping.received() or signal.SIGTERM, f" after step {done} of {title}")
+        self.averages.keep()
+        forget_compiled(self.task.eval())
+
+    def every(self, n: int, done: int) -> bool:
+        return done % n == 0 or done == self.config.steps
+
+    def steps(self, split: str, start: int, end: int, workers: int = 0) -> Iterator[list[Any]]:
+        return steps(self.task.dataset(split), start, end, self.plan, self.device, workers)
+
+    def step(self, step: int, batch: list[Any]) -> dict[str, Tensor]:
+        """Learn from one batch; returns this rank's share of loss and metrics, to be added up over the ranks."""
+        torch.manual_seed(step_seed(self.seed, self.title, step, distributed.rank()))
+        figures: dict[str, Tensor] = {}
+        shares = self.shares(batch)
+        for i, (portion, examples) in enumerate(zip(self.plan.portions(), batch, strict=True)):
+            with gather_gradients(self.model, now=i == len(batch) - 1):
+                with self.chances(step, portion), self.accelerator.autocast():
+                    loss, metrics = self.model(examples)
+                # Gathering takes the mean over the ranks, so each counts its part as if the others had as much.
+                (loss * shares[i] * distributed.world_size()).backward()
+            add(figures, {"loss": loss, **metrics}, shares[i])
+        for part, optimizer in zip(self.parts, self.optimizers, strict=True):
+            figures[f"gradient_norm{part.suffix}"] = update(part, optimizer, step) / distributed.world_size()
+        self.averages.update(step)
+        return figures
+
+    def shares(self, batch: list[Any]) -> Tensor:
+        """Of the whole step's loss, what each of this rank's portions counts."""
+        weights = [self.task.weight(x) * p.counts for p, x in zip(self.plan.portions(), batch, strict=True)]
+        mine = torch.stack([torch.as_tensor(weight, dtype=torch.float32, device=self.device) for weight in weights])
+        return mine / distributed.all_reduce_(mine.sum())
+
+    def chances(self, step: int, portion: Portion) -> Any:
+        seed = step_seed(self.seed, self.title, step)
+        return chance.share(seed, portion.first, self.plan.batch_size, self.device)
+
+    def report(self, done: int, figures: dict[str, Tensor]) -> str:
+        """The one place where a training step's figures arrive: the whole batch's, as plain numbers, on every rank.
+
+        Returns what the progress bar says of them.
+        """
+        numbers = total(figures)
+        if not math.isfinite(numbers["loss"]):
+            raise ValueError(f"{self.title}: the loss is {numbers['loss']} at step {done}; try a lower learning_rate")
+        rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
+        self.log.write(done, numbers | rates)
+        return self.task.describe(numbers)
+
+    @torch.no_grad()
+    def evaluate(self, done: int) -> bool:
+        """Report loss and metrics of the first examples of the held-out tracks, the same ones every time. False if a
+        signal came, before all were looked at."""
+        self.task.eval()
+        sums: dict[str, Tensor] = {}
+        n = self.config.evaluate_batches
+        with self.averages.in_place():
+            for batch in self.steps("valid", 0, n):
+                if distributed.any_rank(stopping.received() is not None)[0]:
+                    break
+                for share, examples in zip(self.shares(batch), batch, strict=True):
+                    with self.accelerator.autocast():
+                        loss, metrics = self.task(examples)
+                    add(sums, {"loss": loss, **metrics}, share / n)
+            else:
+                numbers = total(sums)
+                self.log.write(done, {f"valid_{key}": value for key, value in numbers.items()})
+                say(f"{self.title}: step {done}, held out: {self.task.describe(numbers)}")
+                self.task.train()
+                return True
+        self.task.train()
+        return False
+
+
+def update(part: Part, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+    """Clip the gradients of one part and, unless it rests, take its optimizer's step; returns the gradients' norm."""
+    norm = whole(nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip))
     if step >= part.first_step:
         for group in optimizer.param_groups:
             group["lr"] = part.learning_rate(step)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {f"gradient_norm{part.suffix}": norm}
+    return norm
 
 
-@torch.no_grad()
-def mean_over_ranks(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every rank brings the same keys."""
-    stacked = torch.stack([value.detach().float() for value in metrics.values()])
-    return dict(zip(metrics, distributed.all_reduce_(stacked) / distributed.world_size(), strict=True))
+def add(sums: dict[str, Tensor], metrics: dict[str, Tensor], share: Tensor) -> None:
+    """Of metrics that are means over a part of a batch, what they contribute to those of the whole."""
+    for name, value in metrics.items():
+        sums[name] = sums.get(name, torch.zeros_like(share)) + value.detach().float() * share
 
 
-@torch.no_grad()
-def evaluate(task: Task, config: TrainingConfig, device: torch.device) -> dict[str, float]:
-    """Mean of loss and metrics over the first examples of the held-out tracks: the same ones every time."""
-    task.eval()
-    totals: dict[str, float] = {}
-    dataset = task.dataset("valid")
-    for batch in batches(dataset, 0, config.evaluate_batches, config.batch_size, 0, False):
-        loss, metrics = task(to_device(batch, device))
-        for key, value in mean_over_ranks({"loss": loss, **metrics}).items():
-            totals[key] = totals.get(key, 0.0) + float(value) / config.evaluate_batches
-    task.train()
-    return totals
+def total(figures: dict[str, Tensor]) -> dict[str, float]:
+    """Shares of all ranks, added up; every rank brings the same names."""
+    sums = distributed.all_reduce_(torch.stack(list(figures.values())))
+    return dict(zip(figures, sums.tolist(), strict=True))

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from audiovq.data.codes import Shards
@@ -30,7 +30,22 @@ class PriorTask(Task):
             level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash,
             vocabularies(shards, stage.model.label_names),
         )  # fmt: skip
-        self.network = Prior(stage.model, self.spec)
+        self.network = self.build()
+
+    def build(self) -> Prior:
+        """A new network of this kind."""
+        return Prior(self.stage.model, self.spec)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.network.transformer.layers)
+
+    def recompute_activations(self, wanted: bool) -> None:
+        """Whether a layer's activations are computed again in the backward pass instead of kept."""
+        self.network.transformer.recompute = wanted
+
+    def weight(self, batch: dict[str, Any]) -> Tensor:
+        """Of the codes that count."""
+        return (self.network.targets(batch) != self.spec.codebook_size).sum()
 
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
         present = {track.split for track in self.shards.index.tracks}

@@ -6,13 +6,14 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from audiovq import distributed
 from audiovq.data.datasets import WaveformCrops
 from audiovq.data.tracks import DataConfig, Scan
 from audiovq.recipe import TokenizerStage
+from audiovq.tokenizer.convnet import ConvNeXtBlock, DilatedBlock
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.quantizer import Quantized
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
@@ -33,6 +34,7 @@ class TokenizerTask(Task):
     """
 
     network: VQVAE
+    splits_batches = True  # statistics and codebooks are moved once a step, by all examples
 
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
         super().__init__()
@@ -44,10 +46,14 @@ class TokenizerTask(Task):
     def dataset(self, split: str) -> Dataset[Tensor]:
         return waveform_crops(self.stage, self.data, self.scan, split, self.seed + (split == "valid"))
 
+    def blocks(self) -> list[nn.Module]:
+        return [module for module in self.network.modules() if isinstance(module, ConvNeXtBlock | DilatedBlock)]
+
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.network(batch)
+        n_at_once = self.stage.training.device_batch_size
+        output = self.network(batch, n_at_once=n_at_once)
         # Independent autoencoders each have a reconstruction: their losses add up, as if trained apart.
-        per_output = [self.losses(reconstruction, batch) for reconstruction in output.reconstructions]
+        per_output = [self.losses(reconstruction, batch, n_at_once) for reconstruction in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
         reconstruction, losses = self.losses.weighted(terms), output.losses
         metrics = {name: value.detach() for name, value in (terms | losses).items()}

@@ -1,0 +1,136 @@
+"""The command itself on several processes: our launcher, torchrun on two nodes, srun, `accelerate launch`."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, cli
+
+from audiovq import checkpoint
+from audiovq.data.codes import Shards
+from audiovq.training.saving import newest
+
+TOKENIZER = ("steps=40", "batch_size=3", "evaluate_steps=20", "learning_rate=1e-4", "checkpoint_seconds=1e6")
+OPTIONS = [*(word for value in TOKENIZER for word in ("--set", f"tokenizer.training.{value}")),
+           "--set", "priors.0.training.sharded=true", "--set", "data.workers=1"]  # fmt: skip
+LAUNCHERS = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true",
+            "CUDA_VISIBLE_DEVICES": "", **more}  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = (run / "training" / "tokenizer" / "metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines) if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, float]:
+    """A run on two processes whose launcher got a SIGTERM; exit code, what it said, and how long it took to go."""
+    run = tmp_path_factory.mktemp("launch") / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "audiovq",
+        "train",
+        str(tiny_recipe),
+        "--out",
+        str(run),
+        *OPTIONS,
+        "--processes",
+        "2",
+    ]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    metrics, deadline = run / "training" / "tokenizer" / "metrics.jsonl", time.monotonic() + 100
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.02)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    return run, process.returncode, errors, time.monotonic() - began
+
+
+def test_sigterm_to_the_launcher_leaves_a_checkpoint(stopped: tuple[Path, int, str, float]) -> None:
+    run, code, errors, seconds = stopped
+    assert code == 128 + signal.SIGTERM, errors
+    assert seconds < 30
+    assert len(re.findall(r"stopped by SIGTERM after step \d+ of tokenizer; the same command goes on", errors)) == 1
+    assert "Traceback" not in errors
+    saved = newest(run / "training" / "tokenizer" / "checkpoints")
+    assert saved is not None
+    assert 3 < int(saved.name.removeprefix("step-")) < 40
+
+
+def test_two_nodes_go_on_and_end_near_one_process(
+    stopped: tuple[Path, int, str, float], tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """torchrun's line from the README, on two "nodes" of this machine, all stages; the prior's weights are shared out."""
+    run, port = stopped[0], free_port()
+    node = [*LAUNCHERS, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
+            "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "music", "-m", "audiovq", "train", str(tiny_recipe), "--out", str(run),
+            *OPTIONS]  # fmt: skip
+    nodes = [subprocess.Popen(node, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=200)[1] for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], said
+    assert sum("going on from step" in text for text in said) == 1  # the first rank speaks
+    alone = cli("train", tiny_recipe, "--out", tmp_path / "one", *OPTIONS, "--stage", "tokenizer", "--stage", "codes")
+    assert alone.exit_code == 0
+    two, one = losses(run), losses(tmp_path / "one")
+    assert list(two) == list(one)
+    assert [two[step] for step in two] == pytest.approx(list(one.values()), rel=0.02)
+    assert list(two.values())[:10] == pytest.approx(list(one.values())[:10], rel=1e-4)
+    entries = [[t.path for t in Shards(folder / "codes").index.tracks] for folder in (run, tmp_path / "one")]
+    assert entries[0] == entries[1]  # however the tracks were shared out
+    shards = Shards(run / "codes")
+    assert shards.index.tokenizer_hash == checkpoint.tokenizer_hash(checkpoint.load_tokenizer(run / "tokenizer"))
+    assert json.loads((run / "report.json").read_text())["levels"][2]["bits_per_code"] > 0
+    assert checkpoint.load_prior(run / "prior-2")[0].config.transformer.dim == 16
+
+
+@pytest.mark.slow
+def test_srun_and_accelerate_launch(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The same command; srun is played by its variables."""
+    command = [
+        "-m",
+        "audiovq",
+        "train",
+        str(tiny_recipe),
+        "--set",
+        "tokenizer.training.batch_size=3",
+        "--stage",
+        "tokenizer",
+        "--out",
+    ]
+    step = {
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+    }
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, *command, str(tmp_path / "srun")],
+            env=environment(**step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+        )
+        for rank in range(2)
+    ]
+    assert [task.wait(200) for task in tasks] == [0, 0]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                  "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]  # fmt: skip
+    subprocess.run([*accelerate, *command, str(tmp_path / "accelerate")], env=environment(), check=True, timeout=200)
+    assert losses(tmp_path / "srun") == losses(tmp_path / "accelerate")

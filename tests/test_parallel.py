@@ -1,0 +1,249 @@
+"""Two processes (gloo), uneven batches, few examples at once, weights shared out: all give what one process gives."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from audiovq import chance, distributed
+from audiovq.data.codes import Shards
+from audiovq.data.tracks import Scan
+from audiovq.piecewise import piecewise
+from audiovq.recipe import TrainingConfig, load_recipe
+from audiovq.stopping import Interrupted
+from audiovq.training.devices import whole_network
+from audiovq.training.loop import train
+from audiovq.training.prior_task import PriorTask
+from audiovq.training.tokenizer_task import TokenizerTask
+
+SETTINGS = (
+    "tokenizer.model.quantize_after=2", "tokenizer.losses.stft=1", "tokenizer.losses.stft_windows=[128, 512]",
+    "tokenizer.model.quantizer.revival_fraction=0.2",
+    "priors.0.model.conditioners=[{kind: label, name: genre}, {kind: timing}, {kind: text, max_bytes: 8}, {kind: infill, n_codes: 4}]",
+    "priors.0.model.transformer.n_layers=2",
+)  # fmt: skip
+STEPS, STOP = 6, 3
+BASE = {"steps": STEPS, "batch_size": 3, "log_steps": 1, "evaluate_steps": 3, "evaluate_batches": 2, "warmup_steps": 2,
+        "checkpoint_seconds": 1e6, "learning_rate": 3e-3}  # fmt: skip
+SHARDED = {"sharded": True, "activation_checkpointing": True, "device_batch_size": 1, "ema_decay": 0.5}
+
+
+class Stopping(PriorTask):
+    """A prior in whose training one process gets a signal at step `STOP`."""
+
+    stop_rank = -1
+    in_evaluation = False
+    calls = 0
+
+    def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if self.in_evaluation and not self.training:
+            signal.raise_signal(signal.SIGTERM)
+        if self.training:
+            self.calls += 1
+            n_portions = 2 if distributed.world_size() > 1 else 3
+            if self.calls == n_portions * (STOP - 1) + 1 and distributed.rank() == self.stop_rank:
+                signal.raise_signal(signal.SIGTERM)
+        return super().forward(batch)
+
+
+def prior(
+    recipe: Path, run: Path, folder: Path, stop_rank: int = -1, in_evaluation: bool = False, **training: Any
+) -> dict[str, torch.Tensor]:
+    stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
+    config = type(stage.training)(**{**BASE, **training})
+    task = Stopping(stage, Shards(run / "codes"), 1, seed=0)
+    task.stop_rank = stop_rank
+    task.in_evaluation = in_evaluation
+    if stop_rank >= 0 or in_evaluation:
+        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {STOP} of prior"):
+            train(task, "prior", folder, config, 0, 0, Accelerator())
+        return {}
+    train(task, "prior", folder, config, 0, 0, Accelerator())
+    return save(folder, whole_network(task))
+
+
+def tokenizer(recipe: Path, run: Path, folder: Path, **training: Any) -> dict[str, torch.Tensor]:
+    stage = load_recipe(str(recipe), overrides=SETTINGS)
+    stage = stage.tokenizer.model_copy(
+        update={"training": TrainingConfig(**{**BASE, "learning_rate": 1e-4, **training})}
+    )
+    data = load_recipe(str(recipe)).data
+    task = TokenizerTask(stage, data, Scan.load(run / "data"), seed=0)
+    train(task, "tokenizer", folder, stage.training, 0, 0, Accelerator())
+    return save(folder, task.network)
+
+
+def save(folder: Path, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / f"weights-{distributed.rank()}.safetensors")
+    return state
+
+
+def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
+    """One of two processes."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
+    with distributed.processes():
+        tokenizer(recipe, run, folder / "tokenizer-two", device_batch_size=1, ema_decay=0.5)
+        prior(recipe, run, folder / "prior-two", device_batch_size=1)
+        prior(recipe, run, folder / "sharded", **SHARDED)
+        prior(recipe, run, folder / "stopped", stop_rank=1, **SHARDED)
+        if rank == 0:
+            shutil.copytree(folder / "stopped", folder / "two-to-one")
+        distributed.barrier()
+        prior(recipe, run, folder / "stopped", **SHARDED)
+        prior(recipe, run, folder / "one-to-two", **SHARDED)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_run: Path) -> Path:
+    """Everything trained once, by one process and by two."""
+    folder = tmp_path_factory.mktemp("parallel")
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
+    (folder / "port").write_text(str(store.port))
+    del store
+    tokenizer(tiny_recipe, tiny_run, folder / "tokenizer-one", ema_decay=0.5)
+    prior(tiny_recipe, tiny_run, folder / "prior-one")
+    prior(tiny_recipe, tiny_run, folder / "averaged-one", ema_decay=0.5)
+    prior(tiny_recipe, tiny_run, folder / "one-to-two", stop_rank=0, device_batch_size=1, ema_decay=0.5)
+    torch.multiprocessing.spawn(work, (tiny_recipe, tiny_run, folder), nprocs=2)  # type: ignore[attr-defined]
+    prior(tiny_recipe, tiny_run, folder / "two-to-one", **SHARDED)
+    return folder
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(a: Path, b: Path) -> None:
+    """Weights, and every figure of every step."""
+    left, right = load_file(a / "weights-0.safetensors"), load_file(b / "weights-0.safetensors")
+    assert left.keys() == right.keys()
+    for name in left:
+        if "projections_in" in name and name.endswith("bias"):
+            continue  # what follows takes the mean away: their gradient is rounding, which Adam makes a step of
+        assert torch.allclose(left[name].float(), right[name].float(), atol=2e-3), name
+    assert len(metrics(a)) == STEPS + 2
+    for one, two in zip(metrics(a), metrics(b), strict=True):
+        assert one == pytest.approx(two, rel=2e-3), (one, two)
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("tokenizer-one", "tokenizer-two"), ("prior-one", "prior-two"), ("averaged-one", "sharded"),
+    ("averaged-one", "two-to-one"), ("averaged-one", "one-to-two"),
+])  # fmt: skip
+def test_two_processes_learn_what_one_learns(found: Path, one: str, other: str) -> None:
+    assert_close(found / one, found / other)
+
+
+@pytest.mark.parametrize("name", ["tokenizer-two", "prior-two"])
+def test_ranks_end_in_the_same_weights_and_codebooks(found: Path, name: str) -> None:
+    left, right = (load_file(found / name / f"weights-{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_a_signal_to_one_process_stops_all_and_the_same_ones_go_on_to_the_same_bits(found: Path) -> None:
+    left, right = (load_file(found / name / "weights-0.safetensors") for name in ("sharded", "stopped"))
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    assert metrics(found / "sharded") == metrics(found / "stopped")
+    (saved,) = (found / "stopped" / "checkpoints").iterdir()
+    assert saved.name == f"step-{STEPS:08d}"
+    assert len(list(saved.glob("*.safetensors"))) == 2  # each wrote its own
+
+
+def test_a_signal_while_held_out_tracks_are_looked_at_loses_nothing(
+    found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    prior(tiny_recipe, tiny_run, tmp_path, in_evaluation=True)
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert json.loads((saved / "state.json").read_text()) == {"step": STOP, "to_evaluate": True}
+    prior(tiny_recipe, tiny_run, tmp_path)
+    assert metrics(tmp_path) == metrics(found / "prior-one")
+    left, right = (load_file(folder / "weights-0.safetensors") for folder in (tmp_path, found / "prior-one"))
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_averages_are_what_is_kept(found: Path) -> None:
+    plain, averaged = (load_file(found / name / "weights-0.safetensors") for name in ("prior-one", "averaged-one"))
+    assert not torch.equal(plain["head.weight"], averaged["head.weight"])
+    (saved,) = (found / "averaged-one" / "checkpoints").iterdir()
+    state = load_file(saved / "state.safetensors")
+    assert torch.equal(state["average/head.weight"], averaged["head.weight"])
+    assert torch.equal(state["head.weight"], plain["head.weight"])  # they learn as if there were no averages
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_few_examples_at_once_are_one_large_batch(
+    found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path, at_once: int
+) -> None:
+    prior(tiny_recipe, tiny_run, tmp_path / "prior", device_batch_size=at_once)
+    assert_close(found / "prior-one", tmp_path / "prior")
+    tokenizer(tiny_recipe, tiny_run, tmp_path / "tokenizer", device_batch_size=at_once, ema_decay=0.5)
+    assert_close(found / "tokenizer-one", tmp_path / "tokenizer")
+
+
+def half(rank: int, recipe: Path, run: Path, folder: Path) -> None:
+    """One of two processes, in bfloat16."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
+    with distributed.processes():
+        accelerator = Accelerator(mixed_precision="bf16")
+        for name, sharded in (("copied", False), ("sharded", True)):
+            stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
+            task = PriorTask(stage, Shards(run / "codes"), 1, seed=0)
+            config = type(stage.training)(**{**BASE, "sharded": sharded, "activation_checkpointing": sharded})
+            train(task, "prior", folder / name, config, 0, 0, accelerator)
+
+
+@pytest.mark.slow
+def test_bfloat16_copied_or_shared_out(found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "port").write_text(str(int((found / "port").read_text()) + 1))
+    torch.multiprocessing.spawn(half, (tiny_recipe, tiny_run, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    for name in ("copied", "sharded"):
+        for full, low in zip(metrics(found / "prior-one"), metrics(tmp_path / name), strict=True):
+            key = "loss" if "loss" in full else "valid_loss"
+            assert low[key] != full[key]
+            assert low[key] == pytest.approx(full[key], rel=0.01)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
+    prior(tiny_recipe, tiny_run, tmp_path / "prior", compile=True, activation_checkpointing=True)
+    assert_close(found / "prior-one", tmp_path / "prior")
+    tokenizer(tiny_recipe, tiny_run, tmp_path / "tokenizer", compile=True, ema_decay=0.5)
+    assert_close(found / "tokenizer-one", tmp_path / "tokenizer")
+
+
+def test_pieces_have_the_values_and_gradients_of_the_whole() -> None:
+    layer, x = torch.nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    whole = layer(x).square()
+    whole.sum().backward()
+    expected = x.grad, layer.weight.grad
+    x.grad = layer.weight.grad = None
+    pieces = piecewise(lambda part: layer(part).square(), 2, x)
+    assert [len(piece) for piece in pieces] == [2, 2, 1]
+    assert torch.allclose(torch.cat(pieces), whole)
+    torch.cat(pieces).sum().backward()
+    assert torch.allclose(x.grad, expected[0])  # type: ignore[arg-type]
+    assert torch.allclose(layer.weight.grad, expected[1])  # type: ignore[arg-type]
+
+
+def test_chances_are_the_items_own() -> None:
+    cpu = torch.device("cpu")
+    with chance.share(5, 0, 6, cpu):
+        whole = chance.per_item(6, cpu), chance.per_item(6, cpu)
+    for first, n in ((0, 2), (2, 3), (5, 1)):
+        with chance.share(5, first, 6, cpu):
+            assert torch.equal(chance.per_item(n, cpu), whole[0][first : first + n])
+            assert torch.equal(chance.per_item(n, cpu), whole[1][first : first + n])

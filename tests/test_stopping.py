@@ -1,0 +1,142 @@
+"""Signals are remembered where work can be lost, and obeyed between two items."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import cli
+
+from audiovq import distributed, launch, stopping
+from audiovq.stopping import Interrupted, listening, poll, received
+from audiovq.terminal import track
+
+
+def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    done: list[int] = []
+
+    def work() -> None:
+        with listening(), listening():
+            poll()
+            for item in track(range(5), "work", 5):
+                signal.raise_signal(signal.SIGTERM) if item == 2 else None
+                signal.raise_signal(signal.SIGTERM) if item == 2 else None  # a launcher passes it on: not a second one
+                done.append(item)
+
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM$"):
+        work()
+    assert done == [0, 1, 2]
+    assert received() is None
+    assert signal.getsignal(signal.SIGTERM) is before
+    poll()
+    monkeypatch.setattr(stopping, "REPEAT_SECONDS", 0.0)
+
+    def twice() -> None:
+        with listening():
+            signal.raise_signal(signal.SIGINT)
+            assert received() == signal.SIGINT
+            time.sleep(0.001)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+
+
+def test_a_lost_connection_after_a_signal_is_the_signal() -> None:
+    def lose(after: signal.Signals | None) -> None:
+        with listening():
+            signal.raise_signal(after) if after else None
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        lose(None)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        lose(signal.SIGINT)
+
+
+def test_other_threads_may_work_without_hearing() -> None:
+    heard = []
+
+    def work() -> None:
+        with listening():
+            poll()
+            heard.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [True]
+
+
+@pytest.mark.parametrize(("nodes", "first"), [
+    ("localhost", "localhost"), ("a,b", "a"), ("gpu[003-005,9],login", "gpu003"), ("n[7,9-11]-ib", "n7-ib"), ("n12", "n12"),
+])  # fmt: skip
+def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
+    assert launch.first_host(nodes) == first
+
+
+def test_a_task_of_srun_knows_its_place() -> None:
+    step = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9",
+            "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[1-2]"}  # fmt: skip
+    task = dict(step)
+    launch.join_slurm_step(task)
+    assert {key: task[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")} == {
+        "RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "MASTER_ADDR": "gpu1",
+    }  # fmt: skip
+    other = {**step, "SLURM_PROCID": "3"}
+    launch.join_slurm_step(other)
+    assert other["MASTER_PORT"] == task["MASTER_PORT"]
+    for alone in (
+        {**step, "SLURM_STEP_NUM_TASKS": "1"},
+        {**step, "WORLD_SIZE": "4", "RANK": "0"},
+    ):  # the latter is torchrun's
+        assert launch.join_slurm_step(changed := dict(alone)) is None
+        assert changed == alone
+
+
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert launch.count(None, None) == 4  # all that are visible
+    assert launch.count(2, None) == 2
+    assert launch.count(None, 3) == 3
+    for gpus, processes, message in ((8, None, "expected at most the 4 that are here"), (1, 1, "expected one of them")):
+        with pytest.raises(ValueError, match=message):
+            launch.count(gpus, processes)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert launch.count(None, None) == launch.count(1, None) == 1
+
+
+def test_rows_of_the_pool_are_those_of_its_parts() -> None:
+    parts = [torch.arange(6.0).reshape(3, 2), torch.arange(10.0, 14.0).reshape(2, 2)]
+    pool = distributed.Pool(parts)
+    assert int(pool.size) == 5
+    index = torch.tensor([4, 0, 2, 3, 4])
+    assert torch.equal(pool.rows(index), torch.cat(parts)[index])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sampling_that_is_asked_to_stop_keeps_what_it_has(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    from audiovq.prior.stepper import PackedStepper
+
+    step, count = PackedStepper.step, []
+
+    def stop(*arguments: object) -> torch.Tensor:
+        count.append(1)
+        os.kill(os.getpid(), number) if len(count) == 100 else None
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PackedStepper, "step", stop)
+    options = ("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
+    result = cli(*options)
+    assert result.exit_code == 128 + number
+    assert f"audiovq: stopped by {number.name}; the same command goes on from there" in result.output
+    assert "the same command with --seed 1 goes on" in result.output
+    again = cli(*options)
+    assert again.exit_code == 0
+    assert "going on from 99 codes" in again.output
