@@ -49,6 +49,7 @@ class Task(nn.Module):
     """A network with its loss. `forward(batch)` returns the loss and scalars to log; the loop trains `network`."""
 
     network: nn.Module  # what checkpoints hold
+    example_seconds = 0.0  # of audio, to tell the speed
 
     def parts(self, config: TrainingConfig) -> list[Part]:
         """What is trained, each part with an optimizer of its own."""
@@ -180,7 +181,8 @@ def train(
     saved_at = time.monotonic()
     if start:
         say(f"{title}: going on from step {start}")
-    bar = ProgressBar(title, config.steps, start, hidden=distributed.rank() > 0)
+    seconds = task.example_seconds * config.batch_size
+    bar = ProgressBar(title, config.steps, start, distributed.rank() > 0, "audio-s" if seconds else "", seconds)
     with StopSignal() as stop, bar:
         for step, batch in enumerate(loader, start=start):
             torch.manual_seed(step_seed(seed, title, step, distributed.rank()))

@@ -31,6 +31,7 @@ class PriorTask(Task):
             vocabularies(shards, stage.model.label_names),
         )  # fmt: skip
         self.network = Prior(stage.model, self.spec)
+        self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
         present = {track.split for track in self.shards.index.tracks}
