@@ -81,8 +81,8 @@ class Run:
                 began = time.monotonic()
                 getattr(self, stage)()
                 say(f"{stage}: done in {time.monotonic() - began:.0f} s") if self.main else None
-        self.report()
-        self._page()
+                self.report()
+                self._page()
 
     def _claim_folder(self) -> None:
         """Look at the data and save the recipe in a new folder; refuse one that holds another recipe's run."""
@@ -135,7 +135,6 @@ class Run:
         if self.main:
             self._reconstruct_samples("tokenizer", task.network, data)
             checkpoint.save_tokenizer(self.folder / "tokenizer", task.network)
-            self._page()
         distributed.barrier()
 
     def decoder(self) -> None:
@@ -149,7 +148,6 @@ class Run:
         if self.main:
             self._reconstruct_samples("decoder", network, data)
             checkpoint.replace_by_tuned(place, network, stage.training.steps)
-            self._page()
         distributed.barrier()
 
     def codes(self) -> None:
@@ -172,7 +170,7 @@ class Run:
             if self.main:
                 checkpoint.save_prior(self.folder / f"prior-{level}", task.network, stage.sampling)
                 self._generate_samples()
-                self._page()
+                self._page() if level + 1 < self.recipe.tokenizer.model.n_levels else None  # `go` writes the last
             distributed.barrier()
 
     def _need(self, earlier: str, stage: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +99,9 @@ def _encode_all(heard: Sequence[Heard], max_bytes: int) -> tuple[str, float, lis
     """The format, the seconds of an excerpt at most, and the encoded sounds, whose base64 is within `max_bytes`."""
     seconds, kind = EXCERPT_SECONDS, "flac"
     while True:
-        sounds = [_encode(each.waveform[:, : round(seconds * each.sample_rate)], each.sample_rate, kind) for each in heard]
+        sounds = [
+            _encode(each.waveform[:, : round(seconds * each.sample_rate)], each.sample_rate, kind) for each in heard
+        ]
         size = sum(4 * (len(sound) // 3 + 1) for sound in sounds)
         if size <= max_bytes or seconds <= SHORTEST_SECONDS:
             return kind, seconds, sounds
@@ -136,7 +139,7 @@ def wave_path(waveform: Tensor) -> str:
     """The outline of float [channels, samples] as an SVG path, WAVE_COLUMNS wide, from -100 (the bottom) to 100."""
     mono = waveform.mean(dim=0)
     edges = torch.linspace(0, len(mono), WAVE_COLUMNS + 1).long().tolist()
-    columns = [mono[a : max(b, a + 1)] for a, b in zip(edges, edges[1:], strict=False)]
+    columns = [mono[a : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
     high = [max(1, round(100 * float(column.max()))) if len(column) else 1 for column in columns]
     low = [min(-1, round(100 * float(column.min()))) if len(column) else -1 for column in columns]
     there = "".join(f"L{x} {-y}" for x, y in enumerate(high))
