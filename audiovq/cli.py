@@ -58,7 +58,9 @@ def main(debug: bool) -> None:
 def _recipe_names() -> list[str]:
     from audiovq.config import recipe_folders
 
-    return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
+    return sorted(
+        {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")} - {"base"}
+    )  # which is there to be extended
 
 
 def _stage_names() -> tuple[str, ...]:

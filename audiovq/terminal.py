@@ -52,7 +52,7 @@ class ProgressBar:
     def __enter__(self) -> ProgressBar:
         if console.is_terminal and not self.hidden:
             self.rich = _NotedProgress(
-                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
                 TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console,
             )  # fmt: skip
             self.rich.start()

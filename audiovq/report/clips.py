@@ -84,10 +84,11 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
 def _read(clip: Clip) -> Heard:
     info = audio.audio_info(clip.path)
     start = min(round(clip.start * info.sample_rate), max(0, info.samples - round(EXCERPT_SECONDS * info.sample_rate)))
-    rate = next((rate for rate in RATES if rate >= info.sample_rate), RATES[-1])
+    wanted = clip.sample_rate or info.sample_rate
+    rate = next((rate for rate in RATES if rate >= wanted), RATES[-1])
     n_samples = round(EXCERPT_SECONDS * info.sample_rate)
     waveform, _ = audio.read_audio(clip.path, rate, min(info.channels, 2), start, n_samples)
-    placed = Clip(clip.name, clip.path, clip.note, start / info.sample_rate)
+    placed = dataclasses.replace(clip, start=start / info.sample_rate)
     return Heard(placed, waveform, rate, info.seconds, Gain(0.0, 0.0))
 
 

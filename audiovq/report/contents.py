@@ -21,6 +21,7 @@ class Clip:
     path: Path
     note: str = ""
     start: float = 0.0
+    sample_rate: int | None = None  # Hz, to be heard at; default the file's own
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
 
 MAX_BYTES = 14_500_000  # of the file
+PACKAGE = Path(__file__).resolve().parent.parent
 TEXT_BYTES = 1_500_000  # of it, for all that is neither sound nor picture
 
 
@@ -52,14 +53,16 @@ def report_pieces(
         start: second of the pieces from which on excerpts of long ones are taken.
         is_changed: the pieces are the source but for what was drawn anew, so they can be compared from `start` on.
     """
+    network = provenance.load_tokenizer(model)
     clips = [Clip(name, path, start=start) for name, path in pieces.items()]
     if source:
-        first = Clip("Source", source, start=start if is_changed else 0.0)
+        rate = network.config.sample_rate if network else None  # what is above it, the pieces cannot have
+        first = Clip("Source", source, start=start if is_changed else 0.0, sample_rate=rate)
         groups = [Group("", "pieces", [first, *clips], source=is_changed)]
     else:
         groups = [Group("", "pieces", clips)]
     page = {"title": out.stem, "kind": "pieces", "asked": asked or {}}
-    return _write(out, page, groups, model, provenance.load_tokenizer(model))
+    return _write(out, page, groups, model, network)
 
 
 def _write(
@@ -147,7 +150,7 @@ def _model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
         if (folder / checkpoint.SUMS).is_file():
             hashes[folder.name] = (provenance.read_json(folder / checkpoint.SUMS) or {}).get(checkpoint.WEIGHTS, "")
     return {
-        "name": model.resolve().name, "sample_rate": c.sample_rate, "channels": c.channels, "n_levels": c.n_levels,
+        "name": "the bundled model" if PACKAGE in model.resolve().parents else model.resolve().name, "sample_rate": c.sample_rate, "channels": c.channels, "n_levels": c.n_levels,
         "code_rates": c.code_rates, "codebook_size": c.codebook_size, "codes_per_second": codes,
         "kbps": codes * math.log2(c.codebook_size) / 1000, "hashes": hashes,
         "priors": len(hashes) - 1,

@@ -54,7 +54,7 @@
       if (current && current !== self && current.group === self.group && current.audio.currentTime < self.seconds - 0.1)
         moved(current.audio.currentTime);
       current = self;
-      return self.audio.play();
+      self.audio.play().catch(() => {});  // stopped before it began; what cannot be played says so by its own event
     };
     button.addEventListener("click", () => (self.audio.paused ? self.play() : self.audio.pause()));
     seek.addEventListener("input", () => moved(Number(seek.value)));
