@@ -23,7 +23,7 @@ def write_page(sampled: Sampled) -> str | None:
     facts = try_report(
         lambda: report_pieces(path, sampled.model, pieces, _asked(sampled), recording, start, is_changed)
     )
-    return facts and facts["report"]
+    return facts["report"] if facts else None
 
 
 def _asked(sampled: Sampled) -> dict[str, str]:

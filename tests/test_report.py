@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
@@ -16,13 +19,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import assert_one_line_error, cli, tones
+from conftest import ROOT, assert_one_line_error, cli, tones
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 from scipy.stats import binomtest
 
 from audiovq import Tokenizer
 from audiovq.report import report_pieces, report_run, try_report
-from audiovq.report.clips import MAX_CLIPS, choose, render, wave_path
+from audiovq.report.clips import MAX_CLIPS, PICTURE_BYTES, choose, render, wave_path
 from audiovq.report.contents import Clip, Group
 from audiovq.report.curves import MAX_POINTS, read_metrics, stage_curves, thin
 
@@ -103,7 +106,7 @@ def test_sounds_are_the_samples_equally_loud(run: Path, page_file: Path) -> None
 
 
 def test_a_page_is_never_too_big(tmp_path: Path) -> None:
-    random, reserved = np.random.default_rng(0), 3 * 80_000  # for pictures
+    random, reserved = np.random.default_rng(0), 3 * PICTURE_BYTES
     clips = []
     for i in range(3):
         soundfile.write(tmp_path / f"{i}.wav", random.uniform(-0.5, 0.5, 6 * 16000), 16000)
@@ -318,3 +321,10 @@ def test_without_scripts_there_are_plain_players(browser: Browser, page_file: Pa
     assert tab.locator("audio[controls]").first.is_visible()
     assert tab.locator(".play").first.is_hidden()
     context.close()
+
+
+def test_the_wheel_has_template_style_and_script(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert {f"audiovq/report/template/page.{suffix}" for suffix in ("html", "css", "js")} <= set(names)

@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,12 @@ from audiovq.report.contents import Clip, Group
 from audiovq.terminal import ProgressBar
 
 MAX_CLIPS = 40
-EXCERPT_SECONDS = 30.0
+PICTURE_BYTES = 56_000  # of a spectrogram of noise and an outline, as they stand in the page
+EXCERPT_SECONDS, TOTAL_SECONDS = 30.0, 360.0  # at most: of a clip, and of all together
 SHORTEST_SECONDS = 3.0
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, of MP3, which every browser plays
 FORMATS = {"flac": ("FLAC", "PCM_16", "audio/flac"), "mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg")}
+MP3: dict[str, Any] = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}  # about 160 kbps at 44.1 kHz
 WAVE_COLUMNS = 360
 
 
@@ -62,14 +65,16 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
     """
     clips = [clip for group in groups for clip in group.clips]
     heard, pictures = [], []
+    longest = min(EXCERPT_SECONDS, TOTAL_SECONDS / max(len(clips), 1))
     with ProgressBar("report", 2 * len(clips)) as bar:
         for clip in clips:
-            heard.append(_read(clip))
+            heard.append(_read(clip, longest))
             bar.advance(1, clip.path.name)
         for each, gain in zip(heard, _gains(heard), strict=True):
             each.gain = gain
             each.waveform = each.waveform * 10 ** (gain.decibels / 20)
-        kind, seconds, sounds = _encode_all(heard, max_bytes - len(clips) * 80_000)
+        bar.advance(0, "encoding")
+        kind, seconds, sounds = _encode_all(heard, longest, max_bytes - len(clips) * PICTURE_BYTES)
         for each in heard:
             each.waveform = each.waveform[:, : round(seconds * each.sample_rate)]
             pictures.append(spectrogram_picture(each.waveform, each.sample_rate))
@@ -81,12 +86,12 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
     return rendered, {"format": kind, "bytes": used, "excerpt_seconds": longest}
 
 
-def _read(clip: Clip) -> Heard:
+def _read(clip: Clip, longest: float) -> Heard:
     info = audio.audio_info(clip.path)
-    start = min(round(clip.start * info.sample_rate), max(0, info.samples - round(EXCERPT_SECONDS * info.sample_rate)))
+    n_samples = round(longest * info.sample_rate)
+    start = min(round(clip.start * info.sample_rate), max(0, info.samples - n_samples))
     wanted = clip.sample_rate or info.sample_rate
     rate = next((rate for rate in RATES if rate >= wanted), RATES[-1])
-    n_samples = round(EXCERPT_SECONDS * info.sample_rate)
     waveform, _ = audio.read_audio(clip.path, rate, min(info.channels, 2), start, n_samples)
     placed = dataclasses.replace(clip, start=start / info.sample_rate)
     return Heard(placed, waveform, rate, info.seconds, Gain(0.0, 0.0))
@@ -96,13 +101,13 @@ def _gains(heard: Sequence[Heard]) -> list[Gain]:
     return matching_gains([each.waveform for each in heard], [each.sample_rate for each in heard])
 
 
-def _encode_all(heard: Sequence[Heard], max_bytes: int) -> tuple[str, float, list[bytes]]:
+def _encode_all(heard: Sequence[Heard], seconds: float, max_bytes: int) -> tuple[str, float, list[bytes]]:
     """The format, the seconds of an excerpt at most, and the encoded sounds, whose base64 is within `max_bytes`."""
-    seconds, kind = EXCERPT_SECONDS, "flac"
+    kind = "flac"
     while True:
-        sounds = [
-            _encode(each.waveform[:, : round(seconds * each.sample_rate)], each.sample_rate, kind) for each in heard
-        ]
+        cut = [each.waveform[:, : round(seconds * each.sample_rate)] for each in heard]
+        with ThreadPoolExecutor() as pool:
+            sounds = list(pool.map(_encode, cut, [each.sample_rate for each in heard], itertools.repeat(kind)))
         size = sum(4 * (len(sound) // 3 + 1) for sound in sounds)
         if size <= max_bytes or seconds <= SHORTEST_SECONDS:
             return kind, seconds, sounds
@@ -117,7 +122,8 @@ def _encode(waveform: Tensor, sample_rate: int, kind: str) -> bytes:
     file = io.BytesIO()
     container, subtype, _ = FORMATS[kind]
     whole = (waveform.clamp(-1, 1).T.numpy() * 32767).round().astype(np.int16)
-    soundfile.write(file, whole, sample_rate, format=container, subtype=subtype)
+    settings = MP3 if kind == "mp3" else {}
+    soundfile.write(file, whole, sample_rate, format=container, subtype=subtype, **settings)
     return file.getvalue()
 
 

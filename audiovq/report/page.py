@@ -97,7 +97,7 @@ def _write(
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("audiovq.report", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("audiovq.report", "template"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"clock": clock, "signed": signed}
