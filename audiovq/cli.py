@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -11,6 +10,8 @@ from typing import Any
 
 import click
 
+from audiovq import shell
+from audiovq.shell import FILE, FOLDER, json_option, label_pairs, number_list, write_json
 from audiovq.stopping import Interrupted
 
 
@@ -18,9 +19,11 @@ class OneLineErrors(click.Group):
     """Whatever the user can mend is one line and exit code 2; `--debug` shows where it was raised."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        debug = "--debug" in (kwargs.get("args") or (args[0] if args and args[0] else sys.argv[1:]))
+        given = kwargs.pop("args", None) or (args[0] if args else None)
+        arguments = shell.arranged(sys.argv[1:] if given is None else given)
+        debug = "--debug" in arguments
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
+            return super().main(arguments, *args[1:], **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
@@ -31,12 +34,16 @@ class OneLineErrors(click.Group):
             if os.environ.get("RANK", "0") == "0":  # of many processes one says it
                 click.echo(f"audiovq: {error}; the same command goes on from there", err=True)
             sys.exit(128 + error.signal_number)
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         except (ValueError, OSError) as error:
             traceback.print_exc() if debug else None
             _fail(str(error), 2)
         except Exception as error:
             traceback.print_exc() if debug else None
-            _fail(f"internal error: {type(error).__name__}: {error} (--debug shows where; please report it)", 1)
+            how = "please report it with what the same command with --debug and `audiovq doctor` print"
+            _fail(f"internal error: {type(error).__name__}: {error}; {how}", 1)
 
 
 def _fail(message: str, code: int) -> None:
@@ -51,25 +58,52 @@ def main(debug: bool) -> None:
     """Learn to make music from a folder of music."""
 
 
+def _recipe_names() -> list[str]:
+    from audiovq.config import recipe_folders
+
+    return sorted(
+        {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")} - {"base"}
+    )  # which is there to be extended
+
+
+def _stage_names() -> tuple[str, ...]:
+    return "tokenizer", "decoder", "codes", "priors"
+
+
+report_option = click.option(
+    "--report/--no-report", "page", default=True, envvar="AUDIOVQ_REPORT",
+    help="Write a page to listen to, or not; AUDIOVQ_REPORT=0 is never.",
+)  # fmt: skip
+model_option = click.option(
+    "--model", type=FOLDER, metavar="MODEL",
+    help="A run, a model folder or a hub id; default the newest run, else the bundled one.",
+)  # fmt: skip
+
+
 @main.command()
-@click.argument("recipe")
-@click.option("--data", metavar="DIR", help="Folder of music; replaces the recipe's.")
-@click.option("--out", metavar="DIR", help="Run folder; default runs/<recipe name>.")
+@click.argument("recipe", type=shell.Name(_recipe_names))
+@click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder; default runs/<recipe name>.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: a.b=value (repeatable)."
 )
 @click.option(
-    "--stage", "stages", multiple=True, metavar="STAGE", help="Only tokenizer, decoder, codes or priors (repeatable)."
-)
+    "--stage", "stages", type=shell.Name(_stage_names), multiple=True, metavar="STAGE",
+    help="Only tokenizer, decoder, codes or priors (repeatable).",
+)  # fmt: skip
 @click.option("--gpus", type=click.IntRange(min=1), help="Use so many GPUs; default all.")
 @click.option("--processes", type=click.IntRange(min=1), help="Use so many processes on the CPU, and no GPU.")
-def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, ...], stages: tuple[str, ...],
-          gpus: int | None, processes: int | None) -> None:  # fmt: skip
+@report_option
+@json_option
+def train(
+    recipe: str, data: str | None, out: str | None, overrides: tuple[str, ...], stages: tuple[str, ...],
+    gpus: int | None, processes: int | None, page: bool, json_file: str | None,
+) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
     from audiovq import distributed
     from audiovq.launch import run_on_several
     from audiovq.recipe import load_recipe
-    from audiovq.run import STAGES, Run
+    from audiovq.run import STAGES, Run, describe_run
 
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -78,53 +112,43 @@ def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, 
     if run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
         return
     with distributed.processes():
-        run = Run(loaded, Path(out or Path("runs") / loaded.name))
+        run = Run(loaded, Path(out or Path("runs") / loaded.name), page)
         run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
-
-
-def _number_list(kind: type) -> Any:
-    """One value or one a level: `0.9` or `0.9,1,1`."""
-
-    def parse(context: click.Context, option: click.Parameter, text: str | None) -> list[Any] | None:
-        try:
-            return None if text is None else [kind(part) for part in text.split(",")]
-        except ValueError:
-            raise click.BadParameter(f"expected one number or one a level, such as 1,0.9,0.9; found {text!r}") from None
-
-    return parse
+        if json_file and run.main:
+            write_json(json_file, describe_run(run.folder))
 
 
 @main.command()
-@click.option(
-    "--model", metavar="MODEL", help="A run, a model folder or a hub id; default the newest run, else the bundled one."
-)
+@model_option
 @click.option("--seconds", type=float, help="Length of each piece, a prompt included; default 20.")
 @click.option("--seed", type=click.IntRange(min=0), help="Same seed, same music; default a new one, which is printed.")
 @click.option("--n", type=int, default=1, show_default=True, help="How many pieces.")
 @click.option("--item", type=click.IntRange(min=0), help="Number of the first piece: --item 3 is the fourth of --n 8.")
 @click.option(
     "--temperature",
-    callback=_number_list(float),
+    callback=number_list(float),
     help="Above 1 wilder, below 1 tamer; one value or one a level: 1,0.9,0.9.",
 )
 @click.option(
-    "--top-k", callback=_number_list(int), help="Draw from the k likeliest codes; 0 is all. One value or one a level."
+    "--top-k", callback=number_list(int), help="Draw from the k likeliest codes; 0 is all. One value or one a level."
 )
 @click.option(
     "--top-p",
-    callback=_number_list(float),
+    callback=number_list(float),
     help="Draw from the likeliest codes that make up p. One value or one a level.",
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
 @click.option("--text", default="", help="A caption or lyrics, for a model that was trained with them.")
-@click.option("--chroma", metavar="SONG", help="A recording whose melody and harmony are followed.")
+@click.option("--chroma", type=FILE, metavar="SONG", help="A recording whose melody and harmony are followed.")
 @click.option(
     "--guidance",
-    callback=_number_list(float),
+    callback=number_list(float),
     help="How strongly label, text and chroma are followed; 1 as trained. One value or one a level.",
 )
-@click.option("--prompt", metavar="CLIP", help="Audio or codes file to continue.")
-@click.option("--edit", "--codes", "source", metavar="FILE", help="Audio or codes file to change, as the next six say.")
+@click.option("--prompt", type=FILE, metavar="CLIP", help="Audio or codes file to continue.")
+@click.option(
+    "--edit", "--codes", "source", type=FILE, metavar="FILE", help="Audio or codes file to change, as the next six say."
+)
 @click.option("--from", "start", type=float, metavar="SECONDS", help="Draw anew from here; default the beginning.")
 @click.option("--to", "end", type=float, metavar="SECONDS", help="Draw anew up to here; default the end.")
 @click.option("--before", type=float, default=0.0, metavar="SECONDS", help="New music before the piece.")
@@ -132,31 +156,41 @@ def _number_list(kind: type) -> Any:
 @click.option("--keep-levels", type=int, help="Keep the first levels, draw all finer ones (within --from, --to).")
 @click.option("--keep-audio", is_flag=True, help="What is kept of the file keeps its own waveform; 50 ms cross-fades.")
 @click.option("--best", type=int, metavar="K", help="Of the --n pieces, keep those that the model ranks first.")
-@click.option("--stream", metavar="FILE", help="WAV to write while it is generated; - is standard output.")
+@click.option("--stream", type=FILE, metavar="FILE", help="WAV to write while it is generated; - is standard output.")
 @click.option("--save-codes", is_flag=True, help="Write a .codes file beside each piece, for --edit.")
 @click.option("--precision", default="auto", show_default=True, help="fp32, fp16, bf16 or int8: see `audiovq bench`.")
 @click.option("--parallel", default=1, show_default=True, help="Segments of a finer level that are generated at once.")
 @click.option("--check-copies", is_flag=True, help="Say what each piece shares with the run's training tracks.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Share the pieces among so many GPUs.")
 @click.option("--processes", type=click.IntRange(min=1), help="Share them among so many processes on the CPU.")
-@click.option("--out", metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here.")
-def sample(model: str | None, labels: tuple[str, ...], **options: Any) -> None:
+@click.option(
+    "--out", type=FILE, metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav here."
+)
+@report_option
+@json_option
+def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: str | None, **options: Any) -> None:
     """Make new music, or change some. Interrupted, the same command with the same seed goes on."""
-    from audiovq.sample_command import SampleOptions
+    from audiovq.sample_command import Sampled, SampleOptions
     from audiovq.sample_command import sample as run
 
-    for line in run(SampleOptions(model=model, labels=_pairs(labels), **options), sys.argv[1:], lambda: _model(model)):
-        click.echo(line, err=options["stream"] == "-")  # standard output may be the music
+    if json_file == "-" and options["stream"] == "-":
+        raise ValueError("--json, --stream: standard output can be one of them; name a file for the other")
+    several = options["gpus"] > 1 or (options["processes"] or 1) > 1 or os.environ.get("WORLD_SIZE", "1") != "1"
+    if json_file and options["check_copies"] and several:
+        raise ValueError("--json, --check-copies: expected one process; leave out one, or ask `audiovq copies` later")
 
+    def finished(sampled: Sampled) -> None:
+        facts = sampled.facts
+        if page:
+            from audiovq.sample_page import write_page
 
-def _pairs(labels: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for label in labels:
-        name, equals, value = label.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--label {label}: expected NAME=VALUE, such as genre=folk")
-        pairs[name] = value
-    return pairs
+            facts["report"] = write_page(sampled)
+        write_json(json_file, facts)
+
+    chosen = SampleOptions(model=model, labels=label_pairs(labels), **options)
+    for line in run(chosen, sys.argv[1:], lambda: _model(model), finished):
+        if json_file != "-":
+            click.echo(line, err=options["stream"] == "-")  # standard output may be the music
 
 
 def _model(name: str | None, prior: bool = True) -> Path:
@@ -172,15 +206,15 @@ def _model(name: str | None, prior: bool = True) -> Path:
 
 
 @main.command()
-@click.argument("source", metavar="AUDIO")
+@click.argument("source", type=FILE, metavar="AUDIO")
 @click.option(
-    "-o", "--out", required=True, metavar="FILE", help="Codes file to write, such as song.codes; or a folder."
-)
+    "-o", "--out", type=FILE, required=True, metavar="FILE",
+    help="Codes file to write, such as song.codes; or a folder.",
+)  # fmt: skip
 @click.option("--compress", is_flag=True, help="Code losslessly, to about half the size; slower to write and read.")
-@click.option(
-    "--model", metavar="MODEL", help="A run, a model folder or a hub id; default the newest run, else the bundled one."
-)
-def encode(source: str, out: str, compress: bool, model: str | None) -> None:
+@model_option
+@json_option
+def encode(source: str, out: str, compress: bool, model: str | None, json_file: str | None) -> None:
     """Turn an AUDIO file, or all of them below a folder, into codes."""
     from audiovq import api
     from audiovq.convert import Encoding, convert_file, convert_folder
@@ -191,18 +225,26 @@ def encode(source: str, out: str, compress: bool, model: str | None) -> None:
         audio.check_folder(Path(out).parent)
         audio.audio_info(Path(source))  # what cannot be read fails at once
     tokenizer = api.Tokenizer.from_pretrained(_model(model, prior=False))
-    click.echo(convert(Encoding(tokenizer, compress), Path(source), Path(out)))
+    _converted(convert(Encoding(tokenizer, compress), Path(source), Path(out)), json_file)
+
+
+def _converted(facts: dict[str, Any], json_file: str | None) -> None:
+    """Tell; raises ValueError if something could not be converted."""
+    write_json(json_file, facts)
+    if facts.get("set_aside"):
+        raise ValueError(facts["summary"])
+    if json_file != "-":
+        click.echo(facts["summary"])
 
 
 @main.command()
-@click.argument("source", metavar="CODES")
-@click.option("-o", "--out", required=True, metavar="FILE", help="WAV or FLAC file to write; or a folder.")
+@click.argument("source", type=FILE, metavar="CODES")
+@click.option("-o", "--out", type=FILE, required=True, metavar="FILE", help="WAV or FLAC file to write; or a folder.")
 @click.option("--levels", type=int, help="Decode only the first levels.")
 @click.option("--format", "suffix", type=click.Choice(["wav", "flac"]), default="wav", help="Of the files in a folder.")
-@click.option(
-    "--model", metavar="MODEL", help="A run, a model folder or a hub id; default the newest run, else the bundled one."
-)
-def decode(source: str, out: str, levels: int | None, suffix: str, model: str | None) -> None:
+@model_option
+@json_option
+def decode(source: str, out: str, levels: int | None, suffix: str, model: str | None, json_file: str | None) -> None:
     """Turn a CODES file, or all of them below a folder, back into audio, as long as what was encoded."""
     from audiovq import api
     from audiovq.convert import Decoding, convert_file, convert_folder
@@ -214,22 +256,25 @@ def decode(source: str, out: str, levels: int | None, suffix: str, model: str | 
         audio.check_writable(Path(out))
         read_header(Path(source))
     tokenizer = api.Tokenizer.from_pretrained(_model(model, prior=False))
-    click.echo(convert(Decoding(tokenizer, levels, f".{suffix}"), Path(source), Path(out)))
+    _converted(convert(Decoding(tokenizer, levels, f".{suffix}"), Path(source), Path(out)), json_file)
 
 
 @main.command()
-@click.argument("place")
-def info(place: str) -> None:
-    """Say what PLACE is: an audio file, a codes file, a model folder or a run folder."""
+@click.argument("place", type=FILE)
+@json_option
+def info(place: str, json_file: str | None) -> None:
+    """Say what PLACE is: an audio file, a codes file, a model folder or a run folder; always as JSON."""
     from audiovq.info import describe
 
-    click.echo(json.dumps(describe(Path(place)), indent=2, ensure_ascii=False))
+    facts = describe(Path(place))
+    for file in {"-", json_file or "-"}:
+        write_json(file, facts)
 
 
 @main.command("eval")
-@click.argument("model")
-@click.argument("data", required=False)
-@click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON; - prints it instead.")
+@click.argument("model", type=FOLDER)
+@click.argument("data", type=FOLDER, required=False)
+@json_option
 @click.option("--perceptual", is_flag=True, help="Add a mean opinion score; needs the extra audiovq[perceptual].")
 @click.option("--generated", type=int, metavar="N", help="Judge N generated pieces beside real music instead.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Length of each generated piece.")
@@ -245,21 +290,13 @@ def evaluate(model: str, data: str | None, json_file: str | None, perceptual: bo
         report = generation_report.evaluate_generated(model, data, generated, seconds, seed)
     if json_file != "-":
         (test_set if generated is None else generation_report).print_tables(report)
-    _write_json(json_file, report)
-
-
-def _write_json(file: str | None, report: dict[str, Any]) -> None:
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    if file == "-":
-        click.echo(text)
-    elif file:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+    write_json(json_file, report)
 
 
 @main.command()
-@click.argument("piece")
-@click.argument("run")
-@click.option("--json", "json_file", metavar="FILE", help="Also write the report as JSON; - prints it instead.")
+@click.argument("piece", type=FILE)
+@click.argument("run", type=FOLDER)
+@json_option
 def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
     from audiovq import api
@@ -271,17 +308,17 @@ def copies(piece: str, run: str, json_file: str | None) -> None:
     report = copy_reports([read_piece(tokenizer, piece)], Shards(api.resolve_model(run) / "codes"))[0]
     if json_file != "-":
         click.echo("\n".join(report_lines(report)))
-    _write_json(json_file, report)
+    write_json(json_file, report)
 
 
 @main.command()
-@click.argument("model", required=False)
-@click.option("--batch", callback=_number_list(int), default="1,8", show_default=True, help="Pieces at once.")
+@click.argument("model", type=FOLDER, required=False)
+@click.option("--batch", callback=number_list(int), default="1,8", show_default=True, help="Pieces at once.")
 @click.option(
     "--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8, auto, or all; or several."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default all.")
-@click.option("--json", "json_file", metavar="FILE", help="Also write every figure as JSON; - prints it instead.")
+@json_option
 def bench(model: str | None, batch: list[int], precision: str, threads: int | None, json_file: str | None) -> None:
     """Codes and seconds of audio that MODEL generates a second, against what the memory allows."""
     import torch
@@ -294,16 +331,67 @@ def bench(model: str | None, batch: list[int], precision: str, threads: int | No
     result = bench_priors(generator.priors, batch, precision.split(","))
     if json_file != "-":
         click.echo("\n".join(bench_table(result)))
-    _write_json(json_file, result)
+    write_json(json_file, result)
+
+
+@main.command("report")
+@click.argument("run", type=FOLDER, required=False)
+@click.option("--out", type=FILE, metavar="FILE", help="HTML file to write; default report.html in the run.")
+@json_option
+def listening_report(run: str | None, out: str | None, json_file: str | None) -> None:
+    """Write one HTML page that says and plays what RUN (default: the newest) has reached: sounds, blind test, curves."""
+    from audiovq.report import report_run
+
+    facts = report_run(_model(None, prior=False) if run is None else Path(run), Path(out) if out else None)
+    if json_file != "-":
+        click.echo(facts["report"])
+    write_json(json_file, facts)
 
 
 @main.command()
-def recipes() -> None:
+@json_option
+def recipes(json_file: str | None) -> None:
     """List the recipes that come with audiovq, with the purpose of each."""
     from audiovq.recipe import header, recipe_folders
 
-    for path in sorted({p.stem: p for folder in reversed(recipe_folders()) for p in folder.glob("*.yaml")}.values()):
-        click.echo(f"{path.stem:12} {header(path).get('purpose', '')}")
+    found = sorted({p.stem: p for folder in reversed(recipe_folders()) for p in folder.glob("*.yaml")}.values())
+    if json_file != "-":
+        click.echo("\n".join(f"{path.stem:12} {header(path).get('purpose', '')}" for path in found))
+    write_json(json_file, [{"name": path.stem, "file": str(path), **header(path)} for path in found])
+
+
+@main.command()
+@json_option
+def doctor(json_file: str | None) -> None:
+    """Look whether audiovq can work here, and try it; says what to do about each problem. Exit code 1 if it cannot."""
+    from audiovq.doctor import examine, is_broken
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if json_file != "-":
+            click.echo(finding.line)
+    write_json(json_file, {"works": not is_broken(findings), "findings": [vars(finding) for finding in findings]})
+    sys.exit(1 if is_broken(findings) else 0)
+
+
+@main.command()
+@click.argument("name", metavar="[bash|zsh|fish]", required=False, type=click.Choice(shell.SHELLS))
+def completion(name: str | None) -> None:
+    """Print what makes a shell complete commands, options, recipes and files; default for the shell you are in.
+
+    \b
+    bash:  mkdir -p ~/.local/share/bash-completion/completions
+           audiovq completion bash > ~/.local/share/bash-completion/completions/audiovq
+    zsh:   audiovq completion zsh > "${fpath[1]}/_audiovq"    (or another folder of $fpath)
+    fish:  audiovq completion fish > ~/.config/fish/completions/audiovq.fish
+
+    Then open a new shell.
+    """
+    found = name or Path(os.environ.get("SHELL", "")).name
+    if found not in shell.SHELLS:
+        raise ValueError(f"completion: expected one of {', '.join(shell.SHELLS)}, found {found or 'no $SHELL'}")
+    click.echo(shell.completion_script(main, found))
 
 
 if __name__ == "__main__":

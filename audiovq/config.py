@@ -15,6 +15,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
+def recipe_folders() -> list[Path]:
+    """Where named recipes are looked for: the repository's (or the installed package's) recipes/."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
+
+
 class Config(BaseModel):
     """Base of every configuration: immutable, strict about types, no unknown keys."""
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from audiovq import api
 from audiovq.data import audio
@@ -15,6 +16,7 @@ from audiovq.terminal import ProgressBar, say
 
 Job = tuple[Path, Path]  # source and target
 Progress = Callable[[float], None]  # is told seconds of audio
+Facts = dict[str, Any]  # what was done; `summary` says it in one line
 
 
 class Encoding:
@@ -39,15 +41,17 @@ class Encoding:
             and header.get("source_sha256") == audio.file_sha256(source)
         )
 
-    def convert(self, source: Path, target: Path, progress: Progress) -> str:
-        """Returns what was done in one line."""
+    def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = self.tokenizer.encode_file(source, progress)
         codes.save(target, self.compress)
         alone, whole = file_kbps(target, codes.seconds)
-        return (
-            f"{target}: {codes.seconds:.3f} s, {codes.bits_per_second / 1000:.2f} kbps raw, "
-            f"{'compressed' if self.compress else 'stored'} {alone:.2f} kbps, {whole:.2f} with the header"
-        )
+        raw, coding = codes.bits_per_second / 1000, "compressed" if self.compress else "stored"
+        return {
+            "file": str(target), "source": str(source), "seconds": codes.seconds, "kbps_raw": raw, "coding": coding,
+            "kbps_stored": alone, "kbps_stored_with_header": whole,
+            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps raw, {coding} {alone:.2f} kbps, "
+            f"{whole:.2f} with the header",
+        }  # fmt: skip
 
 
 class Decoding:
@@ -78,10 +82,13 @@ class Decoding:
     def _comment(self, source: Path) -> str:
         return f"audiovq codes={audio.file_sha256(source)} levels={self.n_levels or 'all'}"
 
-    def convert(self, source: Path, target: Path, progress: Progress) -> str:
+    def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = Codes.load(source)
         self.tokenizer.decode_file(codes, target, self.n_levels, self._comment(source), progress)
-        return f"{target}: {codes.n_samples} samples, {codes.seconds:.3f} s"
+        return {
+            "file": str(target), "source": str(source), "seconds": codes.seconds, "samples": codes.n_samples,
+            "summary": f"{target}: {codes.n_samples} samples, {codes.seconds:.3f} s",
+        }  # fmt: skip
 
 
 class Meter:
@@ -100,24 +107,24 @@ class Meter:
         self.bar.advance(max(0, int(done) - self.bar.done), f"{speed:.0f} audio-seconds a second")
 
 
-def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> str:
-    """Returns what was done in one line. Raises ValueError if the source or the place of the target is no good."""
+def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts:
+    """Raises ValueError if the source or the place of the target is no good."""
     with ProgressBar(f"{kind.title}, s", int(kind.seconds(source))) as bar:
         return kind.convert(source, target, Meter(bar).add)
 
 
-def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> str:
-    """Convert every file below a folder into the same place below `out`. Returns what was done in one line.
+def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
+    """Convert every file below a folder into the same place below `out`; `set_aside` says why which could not be.
 
     Raises:
-        ValueError: nothing there to convert; or, when all others are done, that some files could not be used.
+        ValueError: nothing there to convert.
     """
     sources = find_audio(folder) if isinstance(kind, Encoding) else find_codes(folder)
     if not sources:
         raise ValueError(f"{folder}: nothing there to {kind.title}")
     audio.check_folder(out)
     lengths = [_seconds(kind, source) for source in sources]
-    n_done = n_failed = 0
+    n_done, files, set_aside = 0, [], []
     with ProgressBar(f"{kind.title}, s", int(sum(lengths))) as bar:
         meter, end = Meter(bar), 0.0
         for (source, target), length in zip(mirrored(sources, folder, out, kind.suffix), lengths, strict=True):
@@ -126,16 +133,15 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> str:
                 if kind.is_done(source, target):
                     n_done += 1
                 else:
-                    kind.convert(source, target, meter.add)
+                    files.append(kind.convert(source, target, meter.add))
             except (ValueError, OSError) as error:
-                n_failed += 1
-                say(f"set aside: {' '.join(str(error).split())}")
+                set_aside.append(" ".join(str(error).split()))
+                say(f"set aside: {set_aside[-1]}")
             meter.reach(end)
-    n_converted = len(sources) - n_done - n_failed
-    summary = f"{out}: {n_converted} files {kind.title}d, {n_done} were done before"
-    if n_failed:
-        raise ValueError(f"{summary}, {n_failed} of {len(sources)} could not be {kind.title}d (each is named above)")
-    return summary
+    summary = f"{out}: {len(files)} files {kind.title}d, {n_done} were done before"
+    if set_aside:
+        summary += f", {len(set_aside)} of {len(sources)} could not be {kind.title}d (each is named above)"
+    return {"folder": str(out), "done_before": n_done, "files": files, "set_aside": set_aside, "summary": summary}
 
 
 def _seconds(kind: Encoding | Decoding, source: Path) -> float:

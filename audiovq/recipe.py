@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from audiovq import config as conf
-from audiovq.config import Config
+from audiovq.config import Config, recipe_folders
 from audiovq.data.tracks import DataConfig
 from audiovq.prior.prior import PriorConfig
 from audiovq.tokenizer.discriminators import AdversarialConfig
@@ -179,12 +179,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def recipe_folders() -> list[Path]:
-    """Where named recipes are looked for: the repository's (or the installed package's) recipes/."""
-    package = Path(__file__).parent
-    return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
 
 
 def find_recipe(name: str) -> Path:

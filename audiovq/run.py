@@ -8,6 +8,7 @@ run/prior-0/ …               a model folder a level, coarse to fine
 run/training/<stage>/        checkpoints and metrics.jsonl
 run/samples/<stage>/         audio of every level, and spectrograms
 run/report.json              what was reached
+run/report.html              all of this to listen to and to look at
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from audiovq.data.tracks import Scan, scan
 from audiovq.evaluation.evaluate import code_statistics, held_out_bits
 from audiovq.evaluation.pictures import draw_spectrograms
 from audiovq.recipe import Recipe, first_difference, fixed, load_saved_recipe
+from audiovq.report import report_run, try_report
 from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.decoder_task import DecoderTask
@@ -43,8 +45,8 @@ STAGES = ("tokenizer", "decoder", "codes", "priors")
 class Run:
     """The stages of a recipe in a folder. Each method does its stage, or nothing if it is done."""
 
-    def __init__(self, recipe: Recipe, folder: Path):
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: Recipe, folder: Path, pages: bool = True):
+        self.recipe, self.folder, self.pages = recipe, folder, pages
         self.accelerator = Accelerator(mixed_precision="bf16" if _use_bf16(recipe) else "no")
         self.main = distributed.rank() == 0
 
@@ -84,7 +86,8 @@ class Run:
                 began = time.monotonic()
                 getattr(self, stage)()
                 say(f"{stage}: done in {time.monotonic() - began:.0f} s")
-        self.report()
+                self.report()
+                self._page()
         distributed.barrier()  # none leaves before all are done: launchers take that for a failure
 
     def _claim_folder(self) -> None:
@@ -173,6 +176,7 @@ class Run:
             if self.main:
                 checkpoint.save_prior(self.folder / f"prior-{level}", network, stage.sampling)
                 self._generate_samples()
+                self._page() if level + 1 < self.recipe.tokenizer.model.n_levels else None  # `go` writes the last
             distributed.barrier()
 
     def _need(self, earlier: str, stage: str) -> None:
@@ -207,6 +211,11 @@ class Run:
         for i, piece in enumerate(pieces):
             audio.write_audio(folder / f"item-{i}.wav", piece, generator.sample_rate)
         draw_spectrograms({f"item {i}": p for i, p in enumerate(pieces)}, generator.sample_rate, folder / "items.png")
+
+    def _page(self) -> None:
+        """report.html, written anew."""
+        if self.pages and self.main:
+            try_report(lambda: report_run(self.folder))
 
     def report(self) -> None:
         """report.json: codebook use of the data set, and bits of each finished prior on held-out tracks."""

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,12 +103,37 @@ class SampleOptions:
                 raise ValueError(message)
 
 
-def sample(options: SampleOptions, arguments: Sequence[str], pick_model: Callable[[], Path]) -> Iterator[str]:
+@dataclass
+class Sampled:
+    """What came of it."""
+
+    options: SampleOptions
+    model: Path
+    seed: int
+    seconds: float  # of each piece
+    files: dict[int, Path]  # an item
+    first_new_second: float  # where the first code was drawn
+    copies: dict[Path, dict[str, Any]] = field(default_factory=dict)  # reports of this process's pieces
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For `--json`."""
+        pieces = [{"item": item, "file": str(path)} for item, path in self.files.items()]
+        for piece, path in zip(pieces, self.files.values(), strict=True):
+            piece |= {"copies": self.copies[path]} if path in self.copies else {}
+        return {"model": str(self.model), "seed": self.seed, "seconds": self.seconds, "pieces": pieces}
+
+
+def sample(
+    options: SampleOptions, arguments: Sequence[str], pick_model: Callable[[], Path],
+    finished: Callable[[Sampled], object] = lambda sampled: None,
+) -> Iterator[str]:  # fmt: skip
     """Make music as asked; yields the names of the files, each when it is written.
 
     Args:
         arguments: of this program, to start it anew on several GPUs.
         pick_model: which model was meant; says so.
+        finished: called once when all files are there, by the first process.
     Raises:
         ValueError: options that cannot be.
         Interrupted: a signal asked to stop; the journals are kept.
@@ -116,10 +141,12 @@ def sample(options: SampleOptions, arguments: Sequence[str], pick_model: Callabl
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if not launch.run_on_several(arguments, gpus, options.processes, useful=options.n):
         with distributed.processes(), stopping.listening():
-            yield from _sample(options, pick_model)
+            yield from _sample(options, pick_model, finished)
 
 
-def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[str]:
+def _sample(
+    options: SampleOptions, pick_model: Callable[[], Path], finished: Callable[[Sampled], object]
+) -> Iterator[str]:
     options.check()
     first = distributed.rank() == 0
     drawn = distributed.broadcast_(torch.tensor(secrets.randbelow(10**6)))  # by all ranks, whether needed or not
@@ -144,9 +171,11 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
             **options.asked, **options.settings,
         )  # fmt: skip
         if options.best:
-            chosen = _best(generator, dict(zip(mine, pieces, strict=True)), options)
+            drawn_pieces = dict(zip(mine, pieces, strict=True))
+            kept = _best(generator, drawn_pieces, options)
+            chosen = iter([(item, codes) for item, codes in drawn_pieces.items() if item in kept])
         else:
-            chosen = zip(mine, pieces, strict=True)
+            kept, chosen = list(options.items), zip(mine, pieces, strict=True)
         for item, codes in chosen:
             path = paths[item - options.items[0]]
             _write(path, generator.tokenizer, codes, given, options)
@@ -155,11 +184,17 @@ def _sample(options: SampleOptions, pick_model: Callable[[], Path]) -> Iterator[
             if shards:
                 written[path] = codes
             yield str(path)
-        for path, report in zip(written, copy_reports(list(written.values()), shards) if shards else (), strict=False):
+        reports = copy_reports(list(written.values()), shards) if shards else []
+        copies = dict(zip(written, reports, strict=False))
+        for path, report in copies.items():
             yield from (f"{path}: {line}" for line in report_lines(report))
         left = journals.remove()
         if left and first and distributed.world_size() == 1:
             say(f"{journals.folder}: still holds the unfinished work of {len(left)} other commands")
+    distributed.barrier()  # the files of all processes are there
+    if first:
+        files, rate = {item: paths[item - options.items[0]] for item in kept}, generator.sample_rate
+        finished(Sampled(options, folder, seed, n_samples / rate, files, _first_new(given, generator), copies))
 
 
 def output_paths(options: SampleOptions, seed: int) -> tuple[Path, list[Path]]:
@@ -210,8 +245,18 @@ def _given(generator: api.Generator, options: SampleOptions) -> tuple[Given | No
     return given, given.n_samples
 
 
-def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOptions) -> Iterator[tuple[int, Codes]]:
-    """This process's pieces among the best of all, after a table of how the priors rank them.
+def _first_new(given: Given | None, generator: api.Generator) -> float:
+    """Second of the first code that was drawn, of any level."""
+    if given is None:
+        return 0.0
+    hops = generator.tokenizer.config.hop_lengths
+    new = [(level < 0).reshape(-1, level.shape[-1]).any(dim=0).nonzero() for level in given.levels]
+    first = [float(where[0]) * hop for where, hop in zip(new, hops, strict=False) if len(where)]
+    return min(first, default=0.0) / generator.sample_rate
+
+
+def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
+    """The items that the priors rank first among those of all processes, after a table of their ranks.
 
     By likelihood (DALL-E, arXiv:2102.12092, section 2.6, reranks by another network, CLIP); where labels, a text or chroma
     were asked for, by how much likelier they make the codes, log p(codes | asked) - log p(codes) (VQ-VAE-2, arXiv:1906.00446, section
@@ -229,8 +274,7 @@ def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOpt
     order = score.argsort(descending=True, stable=True).tolist()
     if distributed.rank() == 0:
         _print_ranking(order, costs, options)
-    kept = {order[i] + options.items[0] for i in range(options.best or 0)}
-    return iter([(item, codes) for item, codes in pieces.items() if item in kept])
+    return [order[i] + options.items[0] for i in range(options.best or 0)]
 
 
 def _print_ranking(order: list[int], costs: Tensor, options: SampleOptions) -> None:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from audiovq import stopping
 
@@ -21,44 +22,72 @@ def say(message: str) -> None:
     console.print(message, markup=False)
 
 
-class ProgressBar:
-    """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`."""
+class _NotedProgress(Progress):
+    """A bar, and below it what there is to say of it, cut to one line."""
 
-    def __init__(self, title: str, total: int, start: int = 0, hidden: bool = False):
-        self.title, self.total, self.done, self.hidden = title, total, start, hidden
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.note:
+            yield Text(f"  {self.note}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
+class ProgressBar:
+    """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`.
+
+    Args:
+        start: steps that were done before; they do not count as work of now.
+        unit, per_step: what a step gets done, such as 2.5 of "audio-s"; its rate is shown then.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, unit: str = "", per_step: float = 1.0):
+        self.title, self.total, self.done = title, total, start
+        self.unit, self.per_step = unit, per_step
         self.note = ""
         self.began = self.printed = time.monotonic()
         self.first = start
-        self.rich: Progress | None = None
+        self.rich: _NotedProgress | None = None
 
     def __enter__(self) -> ProgressBar:
-        if console.is_terminal and not self.hidden:
-            self.rich = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
+        if console.is_terminal:
+            self.rich = _NotedProgress(
+                TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console,
             )  # fmt: skip
             self.rich.start()
-            self.task = self.rich.add_task(self.title, total=self.total, completed=self.done, note="")
+            self.task = self.rich.add_task(self.title, total=self.total, completed=self.done, rate="")
         return self
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
         self.done += n
         self.note = self.note if note is None else note
         if self.rich is not None:
-            self.rich.update(self.task, completed=self.done, note=self.note)
-        elif not self.hidden and time.monotonic() - self.printed >= LOG_SECONDS:
+            self.rich.note = self.note
+            self.rich.update(self.task, completed=self.done, rate=self.rate)
+        elif time.monotonic() - self.printed >= LOG_SECONDS:
             self._line()
+
+    @property
+    def steps_per_second(self) -> float:
+        return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
+
+    @property
+    def rate(self) -> str:
+        """Such as "12.3 audio-s/s"; nothing without a unit, or before there is any."""
+        rate = self.steps_per_second * self.per_step
+        return f"{rate:.{0 if rate >= 100 else 1 if rate >= 10 else 2}f} {self.unit}/s" if self.unit and rate else ""
 
     def _line(self) -> None:
         self.printed = time.monotonic()
-        rate = (self.done - self.first) / max(self.printed - self.began, 1e-9)
-        left = (self.total - self.done) / rate if rate > 0 else 0.0
-        say(f"{self.title}: {self.done}/{self.total}, {left:.0f} s left {self.note}".rstrip())
+        left = (self.total - self.done) / self.steps_per_second if self.done > self.first else 0.0
+        facts = [f"{self.done}/{self.total}", f"{left:.0f} s left", *([self.rate] if self.rate else [])]
+        say(f"{self.title}: {', '.join(facts)} {self.note}".rstrip())
 
     def __exit__(self, *exception: object) -> None:
         if self.rich is not None:
             self.rich.stop()
-        elif not self.hidden and self.printed > self.began:
+        elif self.printed > self.began:
             self._line()
 
 

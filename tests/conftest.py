@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run beside each other, a process a 
 os.environ["NUMBA_CACHE_DIR"] = str(
     Path(__file__).parent.parent / ".pytest_cache" / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 )
+os.environ["AUDIOVQ_REPORT"] = "0"  # tests of the page ask for it
 
 import numpy as np
 import pytest

@@ -8,14 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "audiovq"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
-    "config": 0, "stopping": 0, "terminal": 0, "windows": 0, "chance": 0, "piecewise": 0, "distributed": 0, "launch": 0,
+    "config": 0, "stopping": 0, "terminal": 0, "windows": 0, "chance": 0, "piecewise": 0, "distributed": 0, "launch": 0, "shell": 0,
     "data": 1, "tokenizer": 1, "prior": 1,
     "recipe": 2,
     "checkpoint": 3,
     "training": 4, "sampling": 4, "evaluation": 4,
-    "api": 5,
+    "api": 5, "report": 5,
     "run": 6, "test_set": 6, "sample_command": 6, "convert": 6, "generation_report": 6,
-    "info": 7,
+    "info": 7, "sample_page": 7, "doctor": 7,
     "cli": 8, "__main__": 9,
 }  # fmt: skip
 

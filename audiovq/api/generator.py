@@ -49,7 +49,7 @@ def _advancing(bar: ProgressBar, on_codes: Listener) -> Listener:
     done: dict[int, int] = {}
 
     def listen(level: int, codes: Tensor, n_done: int) -> None:
-        bar.advance(n_done - done.get(level, 0))
+        bar.advance(n_done - done.get(level, 0), f"level {level}")
         done[level] = n_done
         on_codes(level, codes, n_done)
 
@@ -193,7 +193,8 @@ class Generator:
         hashes = [checkpoint.prior_hash(prior) for prior in priors] if journals else []
         groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops[: len(priors)])
-        with ProgressBar("sample", total, hidden=not progress) as bar:
+        a_step = len(items) * n_samples / self.sample_rate / max(total, 1)
+        with ProgressBar("sample", total, hidden=not progress, unit="audio-s", per_step=a_step) as bar:
             for group in groups:
                 request = Request(
                     n_samples, [items[i] for i in group], seed, indexes, text, melody, precision, parallel

@@ -49,6 +49,7 @@ class DecoderTask(Task):
             group.decoder.requires_grad_(True)  # type: ignore[union-attr]
         self.network = nn.ModuleDict({"tokenizer": tokenizer, "discriminators": discriminators})
         self.losses = ReconstructionLoss(tokenizer_stage.losses, tokenizer.config.sample_rate)
+        self.example_seconds = tokenizer_stage.crop_samples / tokenizer.config.sample_rate
 
     @property
     def tokenizer(self) -> VQVAE:

@@ -54,6 +54,7 @@ class Task(nn.Module):
 
     network: nn.Module  # what checkpoints hold
     splits_batches = False  # it keeps to device_batch_size itself, because it needs all examples of a device together
+    example_seconds = 0.0  # of audio, to tell the speed
 
     def parts(self, config: TrainingConfig) -> list[Part]:
         """What is trained, each part with an optimizer of its own; weights are averaged of the first one."""
@@ -121,7 +122,8 @@ class Training:
             say(f"{title}: going on from step {self.start}")
         if self.to_evaluate:
             self.evaluate(self.start)
-        with ProgressBar(title, config.steps, self.start) as bar:
+        seconds = self.task.example_seconds * config.batch_size
+        with ProgressBar(title, config.steps, self.start, "audio-s" if seconds else "", seconds) as bar:
             for step, batch in enumerate(self.steps("train", self.start, config.steps, self.workers), self.start):
                 figures = self.step(step, batch)
                 done = step + 1

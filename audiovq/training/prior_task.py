@@ -31,6 +31,7 @@ class PriorTask(Task):
             vocabularies(shards, stage.model.label_names),
         )  # fmt: skip
         self.network = self.build()
+        self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
     def build(self) -> Prior:
         """A new network of this kind."""

@@ -41,6 +41,7 @@ class TokenizerTask(Task):
         torch.manual_seed(seed)
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
+        self.example_seconds = stage.crop_samples / stage.model.sample_rate
         self.losses = ReconstructionLoss(stage.losses, stage.model.sample_rate)
 
     def dataset(self, split: str) -> Dataset[Tensor]:
