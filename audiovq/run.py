@@ -1,7 +1,7 @@
 """A run: one folder, one recipe, all stages in order. Whatever is finished is not done again.
 
 run/recipe.yaml              complete, as it was run
-run/data/                    tracks.jsonl, quarantine.jsonl, report.json
+run/data/                    looks.jsonl, tracks.jsonl, quarantine.jsonl, report.json
 run/tokenizer/               config.json, model.safetensors (a model folder); with a tuned decoder if the recipe asks for it
 run/codes/                   index.json and memory-mapped shards
 run/prior-0/ …               a model folder a level, coarse to fine
@@ -111,7 +111,7 @@ class Run:
         place, data = self.folder / "data", self.recipe.data
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
-        result = scan(Path(data.folder), data)
+        result = scan(Path(data.folder), data, looks=place / "looks.jsonl")
         result.save(place)
         report = result.report()
         say(
