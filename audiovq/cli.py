@@ -49,6 +49,7 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("recipe")
 @click.option("--data", metavar="DIR", help="Folder of music; replaces the recipe's.")
+@click.option("--codes", metavar="URL", help="Codes of another run, a folder or URL: only the priors are trained.")
 @click.option("--out", metavar="DIR", help="Run folder; default runs/<recipe name>.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: a.b=value (repeatable)."
@@ -56,7 +57,8 @@ def main(debug: bool) -> None:
 @click.option(
     "--stage", "stages", multiple=True, metavar="STAGE", help="Only tokenizer, decoder, codes or priors (repeatable)."
 )
-def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
+def train(recipe: str, data: str | None, codes: str | None, out: str | None, overrides: tuple[str, ...],
+          stages: tuple[str, ...]) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
     from audiovq.recipe import load_recipe
     from audiovq.run import STAGES, Run
@@ -64,7 +66,7 @@ def train(recipe: str, data: str | None, out: str | None, overrides: tuple[str, 
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"--stage {unknown[0]}: expected one of {', '.join(STAGES)}")
-    loaded = load_recipe(recipe, data, overrides)
+    loaded = load_recipe(recipe, data, overrides, codes)
     run = Run(loaded, Path(out or Path("runs") / loaded.name))
     run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
 
@@ -249,12 +251,13 @@ def _write_json(file: str | None, report: dict[str, Any]) -> None:
 def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
     from audiovq import api
-    from audiovq.data.codes import Shards
+    from audiovq.data.shards import Shards
     from audiovq.evaluation.copies import copy_reports, report_lines
+    from audiovq.recipe import codes_place
     from audiovq.sample_command import read_piece
 
     tokenizer = api.Tokenizer.from_pretrained(run)
-    report = copy_reports([read_piece(tokenizer, piece)], Shards(api.resolve_model(run) / "codes"))[0]
+    report = copy_reports([read_piece(tokenizer, piece)], Shards(codes_place(api.resolve_model(run))))[0]
     if json_file != "-":
         click.echo("\n".join(report_lines(report)))
     _write_json(json_file, report)
