@@ -10,7 +10,7 @@ import soundfile
 import torch
 from conftest import TRACK, tones
 
-from audiovq.data.audio import audio_info, downmix, read_audio, resample, write_audio
+from audiovq.data.audio import audio_info, downmix, has_samples, read_audio, resample, write_audio
 
 FORMATS = [
     ("a.wav", "PCM_U8", 0.02), ("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_24", 1e-6), ("a.wav", "PCM_32", 1e-6),
@@ -89,6 +89,10 @@ def bad_file(folder: Path, kind: str) -> Path:
         path = folder / "bad.flac"
         soundfile.write(path, wave, 44100)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind in {"truncated wav", "truncated aiff"}:
+        path = folder / f"bad.{kind[10:]}"
+        soundfile.write(path, wave, 44100)
+        path.write_bytes(path.read_bytes()[:-2])
     elif kind == "truncated mp3":
         path = folder / "bad.mp3"
         soundfile.write(path, wave, 44100)
@@ -101,6 +105,7 @@ def bad_file(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(("kind", "message"), [
     ("text", "not audio"), ("empty", "empty file"), ("nan", "not finite"), ("truncated flac", "truncated"),
+    ("truncated wav", "truncated"), ("truncated aiff", "truncated"),
     ("truncated mp3", "bad.mp3"), ("noise bytes", "not audio"),
 ])  # fmt: skip
 def test_bad_files_are_one_readable_error(tmp_path: Path, kind: str, message: str) -> None:
@@ -108,6 +113,28 @@ def test_bad_files_are_one_readable_error(tmp_path: Path, kind: str, message: st
     with pytest.raises(ValueError, match=message) as error:
         read_audio(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("unknown", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x00"])
+def test_a_wav_from_a_pipe_that_did_not_know_its_length_is_read(tmp_path: Path, unknown: bytes) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tones(1, 8000), 8000)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + unknown + content[8:40] + b"\xff\xff\xff\xff" + content[44:])
+    assert read_audio(path)[0].shape == (1, 8000)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_file_has_its_samples_to_the_last(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_audio(path, torch.from_numpy(tones(2, 8000).T), 8000)
+    assert has_samples(path, 16000)
+    assert not has_samples(path, 15999)
+    assert not has_samples(path, 16001)
+    content = path.read_bytes()
+    for n in (len(content) - 2000, len(content) // 2, 50, 0):
+        path.write_bytes(content[:n])
+        assert not has_samples(path, 16000)
 
 
 def test_an_mp3_cut_in_the_middle_gives_what_is_there(tmp_path: Path) -> None:

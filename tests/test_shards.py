@@ -255,3 +255,11 @@ def test_a_run_killed_before_its_samples_or_report_makes_them_later(
         if gone.startswith("samples"):
             assert item.read_bytes() == (tiny_run / "samples" / "prior-2" / "item-0.wav").read_bytes()
         item.touch()
+
+
+def test_a_prior_that_lost_its_config_is_not_left_out(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    for name in ("prior-2", "prior-1"):
+        (tmp_path / "run" / name / "config.json").unlink()
+        result = cli("sample", "--model", tmp_path / "run", "--seconds", 1, "--out", tmp_path / "x.wav")
+        assert_one_line_error(result, f"{name}: damaged", "config.json is missing")

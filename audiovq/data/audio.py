@@ -26,6 +26,7 @@ SUFFIXES = {
 LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}  # their headers say how many samples there are
 WRITABLE = {".wav": "PCM_16", ".flac": "PCM_16"}
 BLOCK_FRAMES = 1 << 16
+UNKNOWN_BYTES = 0x7FFF0000  # from here on, a header written to a pipe only says that it did not know
 RESAMPLE_SECONDS = 5.0  # of new audio that the resampler takes at once
 WAV_BYTES = (1 << 32) - 4096  # a WAV file's sizes are 32-bit numbers
 
@@ -135,6 +136,20 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
             raise kind(f"{path}: truncated or damaged ({reason})") from None
         if n_samples is None and lossless and start + done < file.frames:
             raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {start + done} are there")
+    if n_samples is None and lossless:
+        _check_declared_bytes(path)
+
+
+def _check_declared_bytes(path: Path) -> None:
+    """soundfile takes what is there of a WAV or AIFF file and does not say that its end is missing."""
+    with path.open("rb") as file:
+        kind, size = file.read(4), file.read(4)
+    if kind not in {b"RIFF", b"FORM"}:
+        return
+    declared = int.from_bytes(size, "little" if kind == b"RIFF" else "big") + 8
+    found = path.stat().st_size
+    if found + 1 < declared < UNKNOWN_BYTES:  # a last padding byte is often left out
+        raise ValueError(f"{path}: truncated: the header says {declared} bytes, {found} are there")
 
 
 def downmix(waveform: Tensor, channels: int) -> Tensor:
@@ -300,6 +315,16 @@ def audio_comment(path: Path) -> str:
     """The comment tag of an audio file."""
     with open_audio(path) as file:
         return file.comment
+
+
+def has_samples(path: Path, n_samples: int) -> bool:
+    """True if the file has so many samples, to the last."""
+    try:
+        with open_audio(path) as file:
+            file.seek(max(0, n_samples - 1))
+            return file.frames == n_samples and len(file.read(1)) == min(1, n_samples)
+    except (ValueError, soundfile.LibsndfileError):
+        return False
 
 
 def file_sha256(path: Path) -> str:
