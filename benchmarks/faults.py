@@ -68,8 +68,8 @@ def make_music(folder: Path, n: int) -> None:
     folder.mkdir(parents=True)
     t = np.arange(20000) / 8000
     for i in range(n):
-        wave = sum(np.sin(2 * np.pi * 220 * 2 ** ((i + k) / 12) * t) * np.exp(-k * t) for k in range(1, 5))
-        soundfile.write(folder / f"{i}.wav", 0.2 * wave, 8000)
+        waves = [np.sin(2 * np.pi * 220 * 2 ** ((i + k) / 12) * t) * np.exp(-k * t) for k in range(1, 5)]
+        soundfile.write(folder / f"{i}.wav", 0.2 * np.sum(waves, axis=0), 8000)
         (folder / f"{i}.json").write_text(f'{{"genre": "{"folk" if i % 2 else "rock"}"}}')
 
 

@@ -198,10 +198,10 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
     """The values each label takes in the training tracks, sorted. Index 0 is kept for unknown."""
     found: dict[str, set[str]] = {name: set() for name in names}
-    for track in shards.index.tracks.of("train") if names else ():
+    for labels in shards.index.tracks.of("train").labels() if names else ():
         for name in names:
-            if name in track.labels:
-                found[name].add(track.labels[name])
+            if name in labels:
+                found[name].add(labels[name])
     return {name: sorted(values) for name, values in found.items()}
 
 

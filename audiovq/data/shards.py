@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -77,6 +77,11 @@ class TrackTable(Sequence[ShardTrack]):
         mine = self.columns[self.rows, SPLIT] == SPLITS.index(split)
         return TrackTable(self.lines, self.columns, self.rows[mine])
 
+    def labels(self) -> Iterator[dict[str, str]]:
+        """Of each track; much faster than to make all tracks."""
+        for line, n_bytes in self.columns[self.rows][:, [LINE, LINE_BYTES]].tolist():
+            yield json.loads(self.lines[line : line + n_bytes].tobytes())["labels"]
+
     def lengths(self, level: int) -> np.ndarray:
         """Codes of each track at a level, int64 [n]."""
         n_levels = (self.columns.shape[1] - COLUMNS) // 2
@@ -128,7 +133,7 @@ class _GrowingArray:
         _close_safely(self.file)
 
 
-def _close_safely(file: Any) -> None:
+def _close_safely(file: IO[Any]) -> None:
     """What the index speaks of is on the disk before the index is."""
     file.flush()
     os.fsync(file.fileno())
@@ -147,7 +152,8 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
         self.files: list[_GrowingArray] = []  # of the shard at hand: a level each, then chroma
-        self.lines, self.columns = (folder / "tracks.jsonl").open("wb"), array("q")
+        self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
+        self.columns = array("q")
 
     def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
         """Args: chroma: uint8, one for each top code; needed if the index says that there is one."""
@@ -246,7 +252,7 @@ class Shards:
                 raise ValueError(f"{self.folder}: expected shards of format {FORMAT}; update audiovq")
             self.sizes, sums = content.pop("sizes"), content.pop("crc32")
             lines, table = (self._checked(name, sums[name]) for name in ("tracks.jsonl", "tracks.npy"))
-            columns = np.load(io.BytesIO(table), allow_pickle=False)
+            columns = np.load(io.BytesIO(table.tobytes()), allow_pickle=False)
             assert content.pop("n_tracks") == len(columns), "both were written together"
             return ShardIndex(**content, tracks=TrackTable(np.asarray(lines), columns))
         except (KeyError, TypeError) as error:
@@ -258,7 +264,7 @@ class Shards:
             content = self.storage.bytes(name)
         except OSError as error:
             raise self._damaged(name, error) from None
-        if zlib.crc32(content) != crc32:
+        if zlib.crc32(content.data) != crc32:
             raise self._damaged(name, "its checksum is wrong")
         return content
 

@@ -161,7 +161,7 @@ def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
     seen: dict[str, str] = {}
     with LookBook(looks) as book:
         found = in_parallel(lambda name: _judge(name, folder, config, manifest, book), names)
-        for result, *new in progress(found, "scan", len(names)):
+        for result, new in progress(found, "scan", len(names)):
             book.keep(result.path, *new) if new else None
             if isinstance(result, Track) and result.audio_sha256 in seen:
                 result = Rejected(result.path, f"same audio as {seen[result.audio_sha256]}")
@@ -179,18 +179,18 @@ def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
 
 def _judge(
     name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], book: LookBook
-) -> tuple[Track | Rejected] | tuple[Track | Rejected, list[int], Look]:
+) -> tuple[Track | Rejected, tuple[list[int], Look] | None]:
     """One file -> its track, or the reason why not; and if the book does not know it, its stamp and the look."""
-    new: tuple[()] | tuple[list[int], Look] = ()
+    new = None
     try:
         stamp = stamp_of(folder / name)
         found = book.find(name, stamp)
         if found is None:
             found = look(folder / name)
             new = stamp, found
-        return _track(name, folder / name, found, config, manifest), *new
+        return _track(name, folder / name, found, config, manifest), new
     except (ValueError, OSError) as error:
-        return Rejected(name, str(error).removeprefix(f"{folder / name}: ")), *new
+        return Rejected(name, str(error).removeprefix(f"{folder / name}: ")), new
 
 
 def _track(
