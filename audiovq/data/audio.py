@@ -66,7 +66,8 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: empty file (0 bytes)")
     try:
-        return soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)  # type: ignore[arg-type] - bytes: names need not be UTF-8
+        name = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+        return soundfile.SoundFile(name)  # type: ignore[arg-type] - bytes are fine
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise NotReadable(f"{path}: not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF): {reason}") from None
