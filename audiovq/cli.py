@@ -83,6 +83,7 @@ model_option = click.option(
 @main.command()
 @click.argument("recipe", type=shell.Name(_recipe_names))
 @click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
+@click.option("--codes", metavar="URL", help="Codes of another run, a folder or URL: only the priors are trained.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Run folder; default runs/<recipe name>.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: a.b=value (repeatable)."
@@ -96,8 +97,8 @@ model_option = click.option(
 @report_option
 @json_option
 def train(
-    recipe: str, data: str | None, out: str | None, overrides: tuple[str, ...], stages: tuple[str, ...],
-    gpus: int | None, processes: int | None, page: bool, json_file: str | None,
+    recipe: str, data: str | None, codes: str | None, out: str | None, overrides: tuple[str, ...],
+    stages: tuple[str, ...], gpus: int | None, processes: int | None, page: bool, json_file: str | None,
 ) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
     from audiovq import distributed
@@ -108,7 +109,7 @@ def train(
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"--stage {unknown[0]}: expected one of {', '.join(STAGES)}")
-    loaded = load_recipe(recipe, data, overrides)
+    loaded = load_recipe(recipe, data, overrides, codes)
     if run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
         return
     with distributed.processes():
@@ -300,12 +301,13 @@ def evaluate(model: str, data: str | None, json_file: str | None, perceptual: bo
 def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
     from audiovq import api
-    from audiovq.data.codes import Shards
+    from audiovq.data.shards import Shards
     from audiovq.evaluation.copies import copy_reports, report_lines
+    from audiovq.recipe import codes_place
     from audiovq.sample_command import read_piece
 
     tokenizer = api.Tokenizer.from_pretrained(run)
-    report = copy_reports([read_piece(tokenizer, piece)], Shards(api.resolve_model(run) / "codes"))[0]
+    report = copy_reports([read_piece(tokenizer, piece)], Shards(codes_place(api.resolve_model(run))))[0]
     if json_file != "-":
         click.echo("\n".join(report_lines(report)))
     write_json(json_file, report)

@@ -67,7 +67,7 @@ class Decoding:
         return header["n_samples"] / header["sample_rate"]
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """True if the target says that it was decoded from just these codes; they name the tokenizer.
+        """True if the target is whole and says that it was decoded from just these codes; they name the tokenizer.
 
         Raises:
             ValueError: the target is somebody else's music.
@@ -77,7 +77,7 @@ class Decoding:
         comment = audio.audio_comment(target)
         if not comment.startswith("audiovq "):
             raise ValueError(f"{target}: exists, and was not decoded by audiovq; choose another --out")
-        return comment == self._comment(source)
+        return comment == self._comment(source) and audio.has_samples(target, read_header(source)["n_samples"])
 
     def _comment(self, source: Path) -> str:
         return f"audiovq codes={audio.file_sha256(source)} levels={self.n_levels or 'all'}"

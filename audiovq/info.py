@@ -9,7 +9,7 @@ from typing import Any
 from audiovq import api, checkpoint
 from audiovq.data import audio
 from audiovq.data.codes import Codes, file_kbps, read_header
-from audiovq.data.tracks import read_tags
+from audiovq.data.looks import read_tags
 from audiovq.run import describe_run
 
 

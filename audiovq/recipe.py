@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from audiovq import config as conf
 from audiovq.config import Config, recipe_folders
+from audiovq.data.storage import is_url
 from audiovq.data.tracks import DataConfig
 from audiovq.prior.prior import PriorConfig
 from audiovq.tokenizer.discriminators import AdversarialConfig
@@ -88,6 +89,9 @@ class DecoderStage(Config):
 
 
 class CodesStage(Config):
+    # Codes of another run, instead of music: a folder, or any URL that fsspec knows. The tokenizer beside it is taken,
+    # and only the priors are trained.
+    path: str | None = None
     # The training tracks are encoded this often, each time a bit later: more codes of the same music.
     shifts: int = Field(default=1, ge=1)
 
@@ -225,6 +229,9 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     data = mapping.get("data")
     if isinstance(data, dict) and isinstance(data.get("folder"), str):
         data["folder"] = os.path.normpath(path.parent / data["folder"])
+    codes = mapping.get("codes")
+    if isinstance(codes, dict) and isinstance(codes.get("path"), str) and not is_url(codes["path"]):
+        codes["path"] = os.path.normpath(path.parent / codes["path"])
     if base is None:
         return mapping
     if not isinstance(base, str) or not (path.parent / base).is_file():
@@ -232,8 +239,10 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return conf.merge(read_mapping(path.parent / base, (*seen, path)), mapping)
 
 
-def load_recipe(name: str, data: str | None = None, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe; `data` replaces its music folder; `overrides` are `a.b=value` with values as YAML.
+def load_recipe(
+    name: str, data: str | None = None, overrides: tuple[str, ...] = (), codes: str | None = None
+) -> Recipe:
+    """Read a recipe; `data` replaces its music folder, `codes` its codes; `overrides` are `a.b=value` with values as YAML.
 
     Raises:
         ValueError: unknown recipe, key or type; the message names the key's path and the nearest known key.
@@ -248,6 +257,8 @@ def load_recipe(name: str, data: str | None = None, overrides: tuple[str, ...] =
         conf.set_path(mapping, key.strip(), conf.parse_yaml(value, f"--set {key}"))
     if data is not None:
         conf.set_path(mapping, "data.folder", str(Path(data).resolve()))
+    if codes is not None:
+        conf.set_path(mapping, "codes.path", codes if is_url(codes) else str(Path(codes).resolve()))
     return conf.build(Recipe, mapping, str(path))
 
 
@@ -265,6 +276,12 @@ def fixed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: fixed(item) for key, item in value.items() if key not in FREE}
     return [fixed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def codes_place(run: Path) -> Path | str:
+    """Where the codes of a run are: in its folder, or where its recipe says."""
+    path = run / "recipe.yaml"
+    return (load_saved_recipe(path).codes.path if path.is_file() else None) or run / "codes"
 
 
 def first_difference(a: Any, b: Any, path: str = "") -> str | None:

@@ -1,9 +1,9 @@
 """A run: one folder, one recipe, all stages in order. Whatever is finished is not done again.
 
 run/recipe.yaml              complete, as it was run
-run/data/                    tracks.jsonl, quarantine.jsonl, report.json
+run/data/                    looks.jsonl, tracks.jsonl, quarantine.jsonl, report.json
 run/tokenizer/               config.json, model.safetensors (a model folder); with a tuned decoder if the recipe asks for it
-run/codes/                   index.json and memory-mapped shards
+run/codes/                   shards; none if the recipe names those of another run
 run/prior-0/ …               a model folder a level, coarse to fine
 run/training/<stage>/        checkpoints and metrics.jsonl
 run/samples/<stage>/         audio of every level, and spectrograms
@@ -24,11 +24,12 @@ from accelerate import Accelerator
 from audiovq import api, checkpoint, distributed, stopping
 from audiovq.config import read_yaml
 from audiovq.data import audio
-from audiovq.data.codes import Shards
+from audiovq.data.shards import Shards
+from audiovq.data.storage import is_url
 from audiovq.data.tracks import Scan, scan
 from audiovq.evaluation.evaluate import code_statistics, held_out_bits
 from audiovq.evaluation.pictures import draw_spectrograms
-from audiovq.recipe import Recipe, first_difference, fixed, load_saved_recipe
+from audiovq.recipe import Recipe, codes_place, first_difference, fixed, load_saved_recipe
 from audiovq.report import report_run, try_report
 from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
@@ -59,12 +60,13 @@ class Run:
         if stage == "tokenizer":
             return (folder / "tokenizer" / checkpoint.CONFIG).is_file()
         if stage == "decoder":
-            return not self.recipe.decoder_tuning or (
+            return bool(self.recipe.codes.path or not self.recipe.decoder_tuning) or (
                 self.done("tokenizer") and checkpoint.tuning_steps(folder / "tokenizer") > 0
             )
         if stage == "codes":
-            return (folder / "codes" / "index.json").is_file()
-        return len(api.prior_folders(folder)) == self.recipe.tokenizer.model.n_levels
+            return bool(self.recipe.codes.path) or (folder / "codes" / "index.json").is_file()
+        n_levels = self.recipe.tokenizer.model.n_levels
+        return len(api.prior_folders(folder)) == n_levels and self._sampled(n_levels - 1)
 
     def go(self, stages: tuple[str, ...] = STAGES) -> None:
         """Do the stages that are not done; raises ValueError or `stopping.Interrupted`."""
@@ -78,7 +80,8 @@ class Run:
                 "set it, such as --set decoder_tuning.training.steps=10000"
             )
         self._claim_folder()
-        if distributed.from_first(all(self.done(stage) for stage in stages)):
+        finished = all(self.done(stage) for stage in stages) and (self._reported() or not self.done("codes"))
+        if distributed.from_first(finished):
             say(f"{self.folder}: finished, nothing to do")
             return
         for stage in stages:
@@ -88,6 +91,9 @@ class Run:
                 say(f"{stage}: done in {time.monotonic() - began:.0f} s")
                 self.report()
                 self._page()
+        if self.main and not self._reported():  # a run was stopped between the last stage and its report
+            self.report()
+            self._page()
         distributed.barrier()  # none leaves before all are done: launchers take that for a failure
 
     def _claim_folder(self) -> None:
@@ -95,7 +101,7 @@ class Run:
         path = self.folder / "recipe.yaml"
         if self.main and not path.exists():  # the recipe comes last: a folder with wrong data is not claimed
             audio.check_folder(self.folder)
-            self._scan()
+            self._open_codes() if self.recipe.codes.path else self._scan()
             self._save_recipe(path)
         distributed.barrier()
         saved = load_saved_recipe(path)
@@ -111,6 +117,21 @@ class Run:
         if self.main and (added or saved != self.recipe):
             self._save_recipe(path)
 
+    def _open_codes(self, tokenizer_hash: str | None = None) -> Shards:
+        """The codes of this run, or those that its recipe names; raises ValueError if they do not fit the recipe."""
+        shards, model = (
+            Shards(self.recipe.codes.path or self.folder / "codes", tokenizer_hash),
+            self.recipe.tokenizer.model,
+        )
+        expected = model.sample_rate, list(model.hop_lengths), model.codebook_size
+        found = shards.index.sample_rate, shards.index.hop_lengths, shards.index.codebook_size
+        if found != expected:
+            raise ValueError(
+                f"{shards.folder}: expected codes as tokenizer.model says, sample_rate {expected[0]}, hop_lengths {expected[1]} "
+                f"and codebook_size {expected[2]}, found {found[0]}, {found[1]} and {found[2]}; change it to these"
+            )
+        return shards
+
     def _save_recipe(self, path: Path) -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(self.recipe.to_yaml())
@@ -120,7 +141,7 @@ class Run:
         place, data = self.folder / "data", self.recipe.data
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
-        result = scan(Path(data.folder), data)
+        result = scan(Path(data.folder), data, looks=place / "looks.jsonl")
         result.save(place)
         report = result.report()
         say(
@@ -134,6 +155,10 @@ class Run:
         return Scan.load(self.folder / "data")
 
     def tokenizer(self) -> None:
+        if self.recipe.codes.path:
+            self._take_tokenizer() if self.main else None
+            distributed.barrier()
+            return
         data = self.scan()
         stage = self.recipe.tokenizer
         task = TokenizerTask(stage, self.recipe.data, data, self.recipe.seed)
@@ -142,6 +167,25 @@ class Run:
             self._reconstruct_samples("tokenizer", task.network, data)
             checkpoint.save_tokenizer(self.folder / "tokenizer", task.network)
         distributed.barrier()
+
+    def _take_tokenizer(self) -> None:
+        """Copy the one that made the codes, which lies beside them."""
+        shards, place = self._open_codes(), self.folder / "tokenizer"
+        try:
+            files = {
+                name: shards.storage.read(f"../tokenizer/{name}") for name in (checkpoint.CONFIG, checkpoint.WEIGHTS)
+            }
+        except FileNotFoundError:
+            raise ValueError(
+                f"{shards.storage.path('../tokenizer')}: expected the tokenizer of the codes there; or copy it to {place}"
+            ) from None
+
+        def fill(temporary: Path) -> None:
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+            self._open_codes(checkpoint.tokenizer_hash(checkpoint.load_tokenizer(temporary)))
+
+        checkpoint.write_folder(place, fill)
 
     def decoder(self) -> None:
         self._need("tokenizer", "decoder")
@@ -166,18 +210,23 @@ class Run:
         self._need("tokenizer", "priors")
         self._need("codes", "priors")
         tokenizer = api.Tokenizer.from_pretrained(self.folder, self.device)
-        shards = Shards(self.folder / "codes", tokenizer.hash)
-        first = distributed.from_first(len(api.prior_folders(self.folder)))
-        for level in range(first, self.recipe.tokenizer.model.n_levels):
-            stage = self.recipe.prior(level)
-            task = PriorTask(stage, shards, level, self.recipe.seed)
-            self._train(task, f"prior-{level}", stage.training)
-            network = whole_network(task)
-            if self.main:
-                checkpoint.save_prior(self.folder / f"prior-{level}", network, stage.sampling)
+        shards = self._open_codes(tokenizer.hash)
+        n_done = distributed.from_first(len(api.prior_folders(self.folder)))
+        for level in range(self.recipe.tokenizer.model.n_levels):
+            if level >= n_done:
+                stage = self.recipe.prior(level)
+                task = PriorTask(stage, shards, level, self.recipe.seed)
+                self._train(task, f"prior-{level}", stage.training)
+                network = whole_network(task)
+                if self.main:
+                    checkpoint.save_prior(self.folder / f"prior-{level}", network, stage.sampling)
+            if self.main and level >= n_done - 1 and not self._sampled(level):
                 self._generate_samples()
                 self._page() if level + 1 < self.recipe.tokenizer.model.n_levels else None  # `go` writes the last
             distributed.barrier()
+
+    def _sampled(self, level: int) -> bool:
+        return (self.folder / "samples" / f"prior-{level}" / "items.png").is_file()
 
     def _need(self, earlier: str, stage: str) -> None:
         if not distributed.from_first(self.done(earlier)):
@@ -221,18 +270,28 @@ class Run:
         """report.json: codebook use of the data set, and bits of each finished prior on held-out tracks."""
         if not self.main or not self.done("codes"):
             return
-        shards = Shards(self.folder / "codes")
-        split = "valid" if any(track.split == "valid" for track in shards.index.tracks) else "train"
+        shards = self._open_codes()
+        split = "valid" if shards.index.tracks.of("valid") else "train"
         levels: list[dict[str, Any]] = code_statistics(shards, split)
         for level, folder in enumerate(api.prior_folders(self.folder)):
             levels[level] |= held_out_bits(checkpoint.load_prior(folder)[0].to(self.device), shards, split)
-        (self.folder / "report.json").write_text(json.dumps({"split": split, "levels": levels}, indent=2))
+        temporary = self.folder / "report.tmp"
+        temporary.write_text(json.dumps({"split": split, "levels": levels}, indent=2))
+        temporary.replace(self.folder / "report.json")
         finished = [level for level in levels if "bits_per_second" in level]
         for i, level in enumerate(finished):
             say(
                 f"level {i}: {level['bits_per_code']:.2f} bits a code on held-out tracks "
                 f"(unigram {level['unigram_bits_per_code']:.2f}), {level['bits_per_second']:.0f} bits a second"
             )
+
+    def _reported(self) -> bool:
+        """True if report.json speaks of all that is finished."""
+        try:
+            levels = json.loads((self.folder / "report.json").read_text())["levels"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return sum("bits_per_second" in level for level in levels) == len(api.prior_folders(self.folder))
 
 
 def _use_bf16(recipe: Recipe) -> bool:
@@ -258,8 +317,10 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 def _codebook_use(folder: Path) -> dict[str, Any] | None:
     """Each level's perplexity, usage and entropy: of all codes of the run, or of the last batch that was logged."""
-    if (folder / "codes" / "index.json").is_file():
-        return {"of": "all codes", "levels": code_statistics(Shards(folder / "codes"))}
+    place = codes_place(folder)
+    if is_url(place) or (Path(place) / "index.json").is_file():
+        split = "valid" if is_url(place) else None  # all would be fetched
+        return {"of": f"{split or 'all'} codes", "levels": code_statistics(Shards(place), split)}
     path = folder / "training" / "tokenizer" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     logged = [line for line in lines if "perplexity_0" in line]

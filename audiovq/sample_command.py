@@ -18,9 +18,11 @@ from audiovq import api, distributed, launch, stopping
 from audiovq.api.live import StreamDecoder
 from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
-from audiovq.data.codes import Codes, Shards
+from audiovq.data.codes import Codes
+from audiovq.data.shards import Shards
 from audiovq.data.wav_stream import WavStream
 from audiovq.evaluation.copies import copy_reports, report_lines
+from audiovq.recipe import codes_place
 from audiovq.sampling.generate import Listener, nobody
 from audiovq.sampling.given import Given
 from audiovq.sampling.journal import JournalFolder
@@ -154,7 +156,7 @@ def _sample(
     target, paths = output_paths(options, seed)
     audio.check_writable(target)
     folder = pick_model()
-    shards = Shards(folder / "codes") if options.check_copies else None
+    shards = Shards(codes_place(folder)) if options.check_copies else None
     generator = api.Generator.from_pretrained(folder)
     written: dict[Path, Codes] = {}
     given, n_samples = _given(generator, options)

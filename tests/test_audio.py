@@ -1,5 +1,7 @@
 """Reading and writing audio files of every kind, and what is said of bad ones."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import soundfile
 import torch
 from conftest import TRACK, tones
 
-from audiovq.data.audio import audio_info, downmix, read_audio, resample, write_audio
+from audiovq.data.audio import audio_info, downmix, has_samples, read_audio, resample, write_audio
 
 FORMATS = [
     ("a.wav", "PCM_U8", 0.02), ("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_24", 1e-6), ("a.wav", "PCM_32", 1e-6),
@@ -87,6 +89,10 @@ def bad_file(folder: Path, kind: str) -> Path:
         path = folder / "bad.flac"
         soundfile.write(path, wave, 44100)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind in {"truncated wav", "truncated aiff"}:
+        path = folder / f"bad.{kind[10:]}"
+        soundfile.write(path, wave, 44100)
+        path.write_bytes(path.read_bytes()[:-2])
     elif kind == "truncated mp3":
         path = folder / "bad.mp3"
         soundfile.write(path, wave, 44100)
@@ -99,6 +105,7 @@ def bad_file(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(("kind", "message"), [
     ("text", "not audio"), ("empty", "empty file"), ("nan", "not finite"), ("truncated flac", "truncated"),
+    ("truncated wav", "truncated"), ("truncated aiff", "truncated"),
     ("truncated mp3", "bad.mp3"), ("noise bytes", "not audio"),
 ])  # fmt: skip
 def test_bad_files_are_one_readable_error(tmp_path: Path, kind: str, message: str) -> None:
@@ -106,6 +113,28 @@ def test_bad_files_are_one_readable_error(tmp_path: Path, kind: str, message: st
     with pytest.raises(ValueError, match=message) as error:
         read_audio(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("unknown", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x00"])
+def test_a_wav_from_a_pipe_that_did_not_know_its_length_is_read(tmp_path: Path, unknown: bytes) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tones(1, 8000), 8000)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + unknown + content[8:40] + b"\xff\xff\xff\xff" + content[44:])
+    assert read_audio(path)[0].shape == (1, 8000)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_file_has_its_samples_to_the_last(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_audio(path, torch.from_numpy(tones(2, 8000).T), 8000)
+    assert has_samples(path, 16000)
+    assert not has_samples(path, 15999)
+    assert not has_samples(path, 16001)
+    content = path.read_bytes()
+    for n in (len(content) - 2000, len(content) // 2, 50, 0):
+        path.write_bytes(content[:n])
+        assert not has_samples(path, 16000)
 
 
 def test_an_mp3_cut_in_the_middle_gives_what_is_there(tmp_path: Path) -> None:
@@ -141,3 +170,70 @@ def test_writing_where_one_cannot_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write there"):
         write_audio(tmp_path / "file" / "a.wav", torch.zeros(1, 10), 8000)
+
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+
+
+def by_ffmpeg(path: Path) -> torch.Tensor:
+    """ffmpeg's own samples of a stereo file, [2, n]."""
+    command = ["ffmpeg", "-v", "error", "-i", path, "-f", "f32le", "-"]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    return torch.from_numpy(np.frombuffer(raw, "<f4").reshape(-1, 2).T.copy())
+
+
+def encoded(path: Path, *options: str) -> Path:
+    """A track of samples/ in another form."""
+    subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", TRACK, "-t", "4", *options, path], check=True)
+    return path
+
+
+@needs_ffmpeg
+def test_an_opus_file_that_soundfile_refuses_in_the_middle_is_read_to_its_end(tmp_path: Path) -> None:
+    path = encoded(tmp_path / "a.opus", "-c:a", "libopus", "-b:a", "510k", "-vbr", "off")
+    with pytest.raises(soundfile.LibsndfileError, match="malformed"):
+        list(soundfile.blocks(path, 65536))
+    expected = by_ffmpeg(path)
+    read, rate = read_audio(path)
+    assert (rate, read.shape) == (48000, expected.shape)
+    assert float((read - expected).abs().max()) < 1e-3  # two decoders; a shift by one sample would show
+    assert float((read[:, 1:] - expected[:, :-1]).abs().max()) > 0.02
+    middle = expected.shape[1] - 40000
+    part, _ = read_audio(path, start=middle, n_samples=30000)
+    assert float((part - expected[:, middle : middle + 30000]).abs().max()) < 1e-3
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.m4a", ("-c:a", "aac")), ("a.aac", ("-c:a", "aac")), ("a.wma", ("-c:a", "wmav2")), ("a.webm", ("-c:a", "copy")),
+])  # fmt: skip
+def test_what_only_ffmpeg_knows_has_ffmpegs_own_samples(tmp_path: Path, name: str, options: tuple[str, ...]) -> None:
+    path = encoded(tmp_path / name, *options)
+    expected = by_ffmpeg(path)
+    read, rate = read_audio(path)
+    assert rate == 48000
+    assert torch.equal(read, expected)
+    assert torch.equal(read_audio(path, start=70001, n_samples=70000)[0], expected[:, 70001:140001])
+    info = audio_info(path)
+    assert (info.channels, info.sample_rate) == (2, 48000)
+    assert info.samples == pytest.approx(expected.shape[1], rel=0.05)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.m4a", ("-c:a", "aac", "-movflags", "+faststart")), ("a.aac", ("-c:a", "aac")), ("a.webm", ("-c:a", "copy")),
+])  # fmt: skip
+def test_what_only_ffmpeg_knows_is_refused_if_truncated(tmp_path: Path, name: str, options: tuple[str, ...]) -> None:
+    path = encoded(tmp_path / name, *options)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(ValueError, match="truncated") as error:
+        read_audio(path)
+    assert "\n" not in str(error.value)
+
+
+def test_without_ffmpeg_the_message_says_that_it_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = bad_file(tmp_path, "text")
+    for read in (read_audio, audio_info):
+        with pytest.raises(ValueError, match=r"bad\.wav: not audio .*; if it plays elsewhere, install ffmpeg"):
+            read(path)

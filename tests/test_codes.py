@@ -9,8 +9,9 @@ import soundfile
 import torch
 from conftest import tones
 
-from audiovq.data.codes import Codes, ShardIndex, Shards, ShardWriter
+from audiovq.data.codes import Codes
 from audiovq.data.datasets import CodeWindows, WaveformCrops, vocabularies
+from audiovq.data.shards import ShardIndex, Shards, ShardWriter
 from audiovq.data.tracks import DataConfig, Track, scan
 
 HOPS = [256, 128, 64]
@@ -73,17 +74,17 @@ def test_shards_give_back_every_track(shards: Shards) -> None:
 def test_shards_of_another_tokenizer_and_damaged_ones_are_refused(shards: Shards) -> None:
     with pytest.raises(ValueError, match=r"expected codes of tokenizer 000000000000, found codes of ffffffffffff"):
         Shards(shards.folder, "0" * 64)
-    path = shards.folder / "shard-00000-level-1.npy"
+    path = Path(shards.folder) / "shard-00000-level-1.npy"
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match="shard missing or damaged"):
         Shards(shards.folder)
-    (shards.folder / "index.json").unlink()
+    (Path(shards.folder) / "index.json").unlink()
     with pytest.raises(ValueError, match="run the codes stage first"):
         Shards(shards.folder)
 
 
 def test_a_large_set_is_cut_into_shards_between_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.data.codes.SHARD_CODES", 100)
+    monkeypatch.setattr("audiovq.data.shards.SHARD_CODES", 100)
     writer = ShardWriter(tmp_path / "codes", ShardIndex("f" * 64, 8000, HOPS, 1024))
     for i in range(5):
         writer.add(Track(f"{i}.wav", "", 8000, 1, 3000), some_codes(3000, seed=i))
@@ -171,7 +172,24 @@ def test_shorter_tracks_are_padded(tmp_path: Path) -> None:
     assert float(crop[:, 8000:].abs().max()) == 0
 
 
-def test_index_is_plain_json(shards: Shards) -> None:
-    content = json.loads((shards.folder / "index.json").read_text())
-    assert content["tokenizer_hash"] == "f" * 64
-    assert content["tracks"][0]["sha256"] == "0"
+def test_the_index_is_plain_json(shards: Shards) -> None:
+    content = json.loads((Path(shards.folder) / "index.json").read_text())
+    assert (content["tokenizer_hash"], content["n_tracks"], content["n_shards"]) == ("f" * 64, 3, 1)
+    lines = [json.loads(line) for line in (Path(shards.folder) / "tracks.jsonl").read_text().splitlines()]
+    assert [line["sha256"] for line in lines] == ["0", "1", "2"]
+
+
+def test_workers_share_what_was_decoded_before_they_began(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(3, 8000, seed=1), 8000)
+    found = scan(tmp_path, DataConfig())
+    crops = WaveformCrops(tmp_path, found.tracks, 8000, 1, 2000, 0, cache_gigabytes=1.0)
+    expected = torch.stack([crops[i] for i in range(4)])
+    for gigabytes, decoded in ((1.0, 1), (0.0, 0)):
+        crops = WaveformCrops(tmp_path, found.tracks, 8000, 1, 2000, 0, gigabytes)
+        crops.preload()
+        assert len(crops.cache) == decoded
+        if decoded:
+            (tmp_path / "a.wav").rename(tmp_path / "gone.wav")
+            loader = torch.utils.data.DataLoader(crops, batch_sampler=[[0, 1, 2, 3]], num_workers=1)
+            assert torch.equal(next(iter(loader)), expected)
+            (tmp_path / "gone.wav").rename(tmp_path / "a.wav")

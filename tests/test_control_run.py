@@ -13,8 +13,8 @@ from conftest import assert_one_line_error, cli, tones
 from audiovq import Generator, checkpoint
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
-from audiovq.data.codes import Shards
 from audiovq.data.datasets import CodeWindows, text_bytes, track_text
+from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
 
 CONDITIONERS = (

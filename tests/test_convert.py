@@ -188,6 +188,11 @@ def test_a_folder_is_mirrored_and_what_is_done_is_skipped(tiny_run: Path, folder
     before = stamps(back)
     assert "0 files decoded, 3 were done before" in cli("decode", out, "-o", back, *model, "--format", "flac").output
     assert stamps(back) == before
+    cut = min(back.rglob("*.flac"))
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert "1 files decoded, 2 were done before" in cli("decode", out, "-o", back, *model, "--format", "flac").output
+    assert cut.read_bytes() == whole
     assert "3 files decoded" in cli("decode", out, "-o", back, *model, "--format", "flac", "--levels", 1).output
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, cli
 
-from audiovq.data.codes import Codes, ShardIndex, Shards, ShardWriter
+from audiovq.data.codes import Codes
+from audiovq.data.shards import ShardIndex, Shards, ShardWriter
 from audiovq.data.tracks import Track
 from audiovq.evaluation.copies import copy_reports, symbols_of
 from audiovq.evaluation.shared_runs import NEAR_SYMBOLS, SEED, longest_near, longest_runs
@@ -133,14 +134,13 @@ def run(tmp_path: Path) -> Path:
     """Three training tracks, one of them again with a shift of half a top code, and a held-out one, all of random codes."""
     random = np.random.default_rng(1)
     writer = ShardWriter(tmp_path / "codes", ShardIndex("f" * 64, 8000, HOPS, 1024))
-    for path, split, n in (
-        ("a", "train", 200),
-        ("b", "train", 150),
-        ("b", "train", 150),
-        ("c", "train", 90),
-        ("v", "valid", 300),
+    for path, split, n, again in (
+        ("a", "train", 200, False),
+        ("b", "train", 150, False),
+        ("b", "train", 150, True),
+        ("c", "train", 90, False),
+        ("v", "valid", 300, False),
     ):
-        again = any(track.path == path for track in writer.index.tracks)
         n_samples = 256 * n - (128 if again else 0)
         levels = [random.integers(0, 1024, -(-n_samples // hop)) for hop in HOPS]
         writer.add(Track(path, "", 8000, 1, n_samples, split), codes_of(levels, n_samples))

@@ -12,7 +12,7 @@ from conftest import tones
 from audiovq import Tokenizer, checkpoint
 from audiovq.data import audio
 from audiovq.data.audio import read_audio
-from audiovq.data.codes import Shards
+from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
 from audiovq.training.encode_stage import encode_data_set
 

@@ -1,6 +1,7 @@
 """Scanning a folder: what is used, what is set aside and why, labels and split."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import soundfile
 from conftest import SAMPLES, tones
 from mutagen.flac import FLAC
 
+from audiovq.data import tracks as tracks_module
+from audiovq.data.looks import in_parallel
 from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
 
 
@@ -138,3 +141,70 @@ def test_the_samples_are_music_with_tags_and_credits() -> None:
         assert track.labels["title"]
         assert Path(track.path).name in credits
     assert sum(p.stat().st_size for p in SAMPLES.rglob("*")) < 8e6
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were decoded."""
+    names: list[str] = []
+    real = tracks_module.look
+    monkeypatch.setattr(tracks_module, "look", lambda path: names.append(path.name) or real(path))
+    return names
+
+
+def test_a_scan_goes_on_where_it_was_cut_off_and_later_looks_at_what_changed(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, looked_at: list[str]
+) -> None:
+    looks, config = tmp_path_factory.mktemp("run") / "looks.jsonl", DataConfig(valid_fraction=0)
+    fresh = scan(folder, config)
+    assert scan(folder, config, looks) == fresh
+    whole = looks.read_bytes()
+    names = {json.loads(line)["path"] for line in whole.splitlines()}
+    bad = {"text.wav", "empty.flac", "nan.wav", "cut.flac"}
+    everything = {path.relative_to(folder).as_posix() for path in find_audio(folder)}
+    assert names == everything - bad
+    for content, again in ((whole, bad), (whole[:-50], {*bad, "zz-other-tags.flac"}), (b"\xff{}\n3\n" + whole, bad)):
+        looks.write_bytes(content)
+        looked_at.clear()
+        assert scan(folder, config, looks) == fresh
+        assert set(looked_at) == again
+    soundfile.write(folder / "loud.wav", tones(2, 8000, seed=9), 8000)
+    looks.write_bytes(whole)
+    looked_at.clear()
+    changed = scan(folder, config, looks)
+    assert set(looked_at) == {*bad, "loud.wav"}
+    assert changed == scan(folder, config) != fresh
+
+
+def test_a_full_disk_stops_the_scan_and_sets_nothing_aside(folder: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        scan(folder, DataConfig(), Path("/dev/full"))
+
+
+def test_a_scan_that_lost_a_line_is_not_used(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "run" / "data"
+    scan(folder, DataConfig()).save(place)
+    lines = (place / "tracks.jsonl").read_text().splitlines(keepends=True)
+    for content in ("".join(lines[:-1]), "".join(lines)[:-9], ""):
+        (place / "tracks.jsonl").write_text(content)
+        with pytest.raises(ValueError, match=r"data: missing or damaged .*delete recipe\.yaml") as error:
+            Scan.load(place)
+        assert "\n" not in str(error.value)
+
+
+def test_results_come_in_order_and_few_wait() -> None:
+    begun: list[int] = []
+    results = in_parallel(lambda i: begun.append(i) or i * i, range(10**6))
+    assert [next(results) for _ in range(50)] == [i * i for i in range(50)]
+    results.close()  # type: ignore[attr-defined]
+    assert len(begun) < 50 + 6 * (os.cpu_count() or 1)
+
+
+def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "music").mkdir()
+    soundfile.write(tmp_path / "a.wav", tones(2, 8000), 8000)
+    os.rename(os.fsencode(tmp_path / "a.wav"), os.fsencode(tmp_path / "music") + b"/\xe9.wav")
+    found = scan(tmp_path / "music", DataConfig(), tmp_path / "looks.jsonl")
+    found.save(tmp_path / "run")
+    assert Scan.load(tmp_path / "run") == found == scan(tmp_path / "music", DataConfig(), tmp_path / "looks.jsonl")
+    assert os.fsencode(found.tracks[0].path) == b"\xe9.wav"

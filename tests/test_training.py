@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, cli
 
 from audiovq import checkpoint
-from audiovq.data.codes import Shards
+from audiovq.data.shards import Shards
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.averages import Averages

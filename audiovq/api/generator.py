@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audiovq import checkpoint
 from audiovq.api.control import check_text, reference_chroma
-from audiovq.api.locate import pick_device, prior_folders, resolve_model
+from audiovq.api.locate import check_priors, pick_device, prior_folders, resolve_model
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
 from audiovq.prior.prior import Prior
@@ -92,6 +92,7 @@ class Generator:
             ValueError: no such model, no prior yet, or damaged files.
         """
         folder = resolve_model(source)
+        check_priors(folder)
         if not prior_folders(folder):
             raise ValueError(
                 f"{source}: no trained prior there; run `audiovq train` to its end, or choose another --model"

@@ -39,6 +39,13 @@ def prior_folders(folder: Path) -> list[Path]:
     return found
 
 
+def check_priors(folder: Path) -> None:
+    """Raises ValueError if one of a model's priors is damaged: without it, music would be made of fewer levels."""
+    for path in sorted(folder.glob("prior-*")):
+        if not (path / checkpoint.CONFIG).is_file():
+            raise ValueError(f"{path}: damaged ({checkpoint.CONFIG} is missing); download or train it again")
+
+
 def bundled_model() -> Path:
     """The model that comes with audiovq."""
     return Path(__file__).parent.parent / "models" / "default"

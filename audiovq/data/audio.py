@@ -1,4 +1,5 @@
-"""Audio files: soundfile reads and writes them, torchaudio resamples, and every problem is one readable ValueError."""
+"""Audio files: soundfile reads and writes them (ffmpeg reads what it refuses), torchaudio resamples, and every problem is
+one readable ValueError."""
 
 from __future__ import annotations
 
@@ -16,11 +17,16 @@ import torchaudio
 from einops import rearrange
 from torch import Tensor
 
+from audiovq.data import ffmpeg
 from audiovq.windows import Window, Windows
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au"}
+SUFFIXES = {
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au", *ffmpeg.SUFFIXES,
+}  # fmt: skip
+LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}  # their headers say how many samples there are
 WRITABLE = {".wav": "PCM_16", ".flac": "PCM_16"}
 BLOCK_FRAMES = 1 << 16
+UNKNOWN_BYTES = 0x7FFF0000  # from here on, a header written to a pipe only says that it did not know
 RESAMPLE_SECONDS = 5.0  # of new audio that the resampler takes at once
 WAV_BYTES = (1 << 32) - 4096  # a WAV file's sizes are 32-bit numbers
 
@@ -47,6 +53,10 @@ class AudioInfo:
         return self.samples / self.sample_rate
 
 
+class NotReadable(ValueError):
+    """soundfile cannot read it; ffmpeg might."""
+
+
 def open_audio(path: Path) -> soundfile.SoundFile:
     """Open a file for reading, or say in one line why not."""
     if not path.exists():
@@ -56,28 +66,61 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: empty file (0 bytes)")
     try:
-        return soundfile.SoundFile(path)
+        name = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
+        return soundfile.SoundFile(name)  # type: ignore[arg-type] - bytes are fine
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise ValueError(f"{path}: not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF): {reason}") from None
+        raise NotReadable(f"{path}: not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF): {reason}") from None
 
 
 def audio_info(path: Path) -> AudioInfo:
     """What the header says; nothing is decoded."""
-    with open_audio(path) as file:
-        return AudioInfo(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+    try:
+        with open_audio(path) as file:
+            return AudioInfo(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+    except NotReadable as error:
+        reason = error
+    try:
+        found = ffmpeg.probe(path)
+    except ffmpeg.FFmpegError as error:
+        raise ValueError(f"{reason}; {error}") from None
+    n_samples, kind = round(found.seconds * found.sample_rate), f"{found.container.upper()} (ffmpeg)"
+    return AudioInfo(found.sample_rate, found.channels, n_samples, kind, found.codec.upper())
 
 
 def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator[np.ndarray]:
     """Decode a file in float32 blocks [samples, channels], in bounded memory.
 
+    Where soundfile gives up on a file that is not lossless, ffmpeg goes on from the same sample.
+
     Raises:
         ValueError: unreadable or truncated data, or samples that are not finite.
     """
+    for block in _decoded(path, start, n_samples):
+        if not np.isfinite(block).all():
+            raise ValueError(f"{path}: samples that are not finite (NaN or infinity)")
+        yield block
+
+
+def _decoded(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarray]:
+    done = 0
+    try:
+        for block in _soundfile_blocks(path, start, n_samples):
+            done += len(block)
+            yield block
+        return
+    except NotReadable as error:
+        reason = error
+    rest = None if n_samples is None else n_samples - done
+    try:
+        yield from ffmpeg.blocks(path, start + done, rest, BLOCK_FRAMES)
+    except ffmpeg.FFmpegError as error:
+        raise ValueError(f"{reason}; {error}") from None
+
+
+def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarray]:
     with open_audio(path) as file:
-        lossless_end = (
-            file.frames if file.format in {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"} else None
-        )
+        lossless = file.format in LOSSLESS
         try:
             if start:
                 file.seek(start)
@@ -86,15 +129,28 @@ def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator
                 block = file.read(int(min(BLOCK_FRAMES, wanted - done)), dtype="float32", always_2d=True)
                 if len(block) == 0:
                     break
-                if not np.isfinite(block).all():
-                    raise ValueError(f"{path}: samples that are not finite (NaN or infinity)")
                 done += len(block)
                 yield block
         except (soundfile.LibsndfileError, RuntimeError) as error:
             reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-            raise ValueError(f"{path}: truncated or damaged ({reason})") from None
-        if n_samples is None and lossless_end is not None and start + done < lossless_end:
-            raise ValueError(f"{path}: truncated: the header says {lossless_end} samples, {start + done} are there")
+            kind = ValueError if lossless else NotReadable  # lossless data that cannot be read is damaged for sure
+            raise kind(f"{path}: truncated or damaged ({reason})") from None
+        if n_samples is None and lossless and start + done < file.frames:
+            raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {start + done} are there")
+    if n_samples is None and lossless:
+        _check_declared_bytes(path)
+
+
+def _check_declared_bytes(path: Path) -> None:
+    """soundfile takes what is there of a WAV or AIFF file and does not say that its end is missing."""
+    with path.open("rb") as file:
+        kind, size = file.read(4), file.read(4)
+    if kind not in {b"RIFF", b"FORM"}:
+        return
+    declared = int.from_bytes(size, "little" if kind == b"RIFF" else "big") + 8
+    found = path.stat().st_size
+    if found + 1 < declared < UNKNOWN_BYTES:  # a last padding byte is often left out
+        raise ValueError(f"{path}: truncated: the header says {declared} bytes, {found} are there")
 
 
 def downmix(waveform: Tensor, channels: int) -> Tensor:
@@ -168,8 +224,7 @@ def stream_audio(
     n_samples: int | None = None,
 ) -> Iterator[Tensor]:
     """As `read_audio`, in blocks of float32 [channels, samples] and in bounded memory."""
-    with open_audio(path) as file:
-        rate = file.samplerate
+    rate = audio_info(path).sample_rate
     resampler, empty = Resampler(rate, sample_rate or rate), True
     for block in blocks(path, start, n_samples):
         waveform, empty = torch.from_numpy(block).T, False
@@ -261,6 +316,16 @@ def audio_comment(path: Path) -> str:
     """The comment tag of an audio file."""
     with open_audio(path) as file:
         return file.comment
+
+
+def has_samples(path: Path, n_samples: int) -> bool:
+    """True if the file has so many samples, to the last."""
+    try:
+        with open_audio(path) as file:
+            file.seek(max(0, n_samples - 1))
+            return file.frames == n_samples and len(file.read(1)) == min(1, n_samples)
+    except (ValueError, soundfile.LibsndfileError):
+        return False
 
 
 def file_sha256(path: Path) -> str:

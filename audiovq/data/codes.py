@@ -1,4 +1,4 @@
-"""Codes on disk: a codes file for one track, and memory-mapped shards for a data set. Integers and JSON, never pickle."""
+"""The codes file: one track as integers, with JSON that says what they are; never pickle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from audiovq.data import entropy
-from audiovq.data.tracks import Track
 
 FORMAT = "audiovq-codes-1"
-SHARD_CODES = 1 << 26  # codes a level in one shard file, at most (a track is never split)
 
 
 @dataclass
@@ -164,140 +162,3 @@ def file_kbps(path: Path, seconds: float) -> tuple[float, float]:
         header = 8 + int.from_bytes(file.read(8), "little")  # the format's own definition
     size = path.stat().st_size
     return 8 * (size - header) / seconds / 1000, 8 * size / seconds / 1000
-
-
-@dataclass(frozen=True)
-class ShardTrack:
-    """Where a track's codes lie, and where they came from."""
-
-    path: str
-    sha256: str
-    split: str
-    labels: dict[str, str]
-    n_samples: int  # at the tokenizer's rate
-    shard: int
-    offsets: list[int]  # first code within the shard's file, a level
-    lengths: list[int]  # codes, a level
-
-
-@dataclass
-class ShardIndex:
-    """index.json: provenance of all shards in a folder."""
-
-    tokenizer_hash: str
-    sample_rate: int
-    hop_lengths: list[int]
-    codebook_size: int
-    chroma: bool = False  # whether there is one of each track beside its codes, see `data/chroma.py`
-    n_shards: int = 0
-    tracks: list[ShardTrack] = field(default_factory=list)
-
-
-class ShardWriter:
-    """Appends tracks; index.json is written last, so that a folder with one is complete."""
-
-    def __init__(self, folder: Path, index: ShardIndex):
-        self.folder, self.index = folder, index
-        folder.mkdir(parents=True, exist_ok=True)
-        self.dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
-        self.buffers: list[list[np.ndarray]] = [[] for _ in index.hop_lengths]
-        self.chroma: list[np.ndarray] = []
-
-    def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
-        """Args: chroma: uint8, one for each top code; needed if the index says that there is one."""
-        if sum(map(len, self.buffers[-1])) + len(codes.levels[-1]) > SHARD_CODES and self.buffers[-1]:
-            self._flush()
-        offsets = [sum(map(len, buffer)) for buffer in self.buffers]
-        for buffer, level in zip(self.buffers, codes.levels, strict=True):
-            buffer.append(level.numpy().astype(self.dtype))
-        if self.index.chroma:
-            assert chroma is not None, "the index says that there is chroma"
-            assert len(chroma) == len(codes.levels[0]), "expected a chroma class of each top code"
-            self.chroma.append(chroma)
-        lengths = [len(level) for level in codes.levels]
-        self.index.tracks.append(
-            ShardTrack(
-                track.path,
-                track.sha256,
-                track.split,
-                track.labels,
-                codes.n_samples,
-                self.index.n_shards,
-                offsets,
-                lengths,
-            )
-        )
-
-    def _flush(self) -> None:
-        for level, buffer in enumerate(self.buffers):
-            np.save(shard_path(self.folder, self.index.n_shards, level), np.concatenate(buffer))
-        if self.index.chroma:
-            np.save(chroma_path(self.folder, self.index.n_shards), np.concatenate(self.chroma))
-            self.chroma = []
-        self.index.n_shards += 1
-        self.buffers = [[] for _ in self.index.hop_lengths]
-
-    def finish(self) -> None:
-        if self.buffers[0]:
-            self._flush()
-        temporary = self.folder / "index.tmp"
-        temporary.write_text(json.dumps(asdict(self.index)))
-        temporary.replace(self.folder / "index.json")
-
-
-def shard_path(folder: Path, shard: int, level: int) -> Path:
-    return folder / f"shard-{shard:05d}-level-{level}.npy"
-
-
-def chroma_path(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}-chroma.npy"
-
-
-class Shards:
-    """Memory-mapped codes of a whole data set.
-
-    Raises:
-        ValueError: no shards, damaged ones, or those of another tokenizer.
-    """
-
-    def __init__(self, folder: Path, tokenizer_hash: str | None = None):
-        self.folder = folder
-        path = folder / "index.json"
-        if not path.is_file():
-            raise ValueError(f"{folder}: no codes there; run the codes stage first")
-        content: dict[str, Any] = json.loads(path.read_text())
-        tracks = [ShardTrack(**track) for track in content.pop("tracks")]
-        self.index = ShardIndex(**content, tracks=tracks)
-        if tokenizer_hash is not None and self.index.tokenizer_hash != tokenizer_hash:
-            raise ValueError(
-                f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of {self.index.tokenizer_hash[:12]}; "
-                "delete the folder and run the codes stage again"
-            )
-        self._maps: dict[tuple[int, int], np.ndarray] = {}
-        self._chroma: dict[int, np.ndarray] = {}
-        for shard in range(self.index.n_shards):
-            for level in range(len(self.index.hop_lengths)):
-                self._maps[shard, level] = self._open(shard_path(folder, shard, level))
-            if self.index.chroma:
-                self._chroma[shard] = self._open(chroma_path(folder, shard))
-
-    @staticmethod
-    def _open(path: Path) -> np.ndarray:
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path}: shard missing or damaged ({error}); delete its folder and run the codes stage again"
-            ) from None
-
-    def codes(self, track: ShardTrack, level: int, start: int = 0, end: int | None = None) -> np.ndarray:
-        """Codes [start, end) of one level of a track, as int64."""
-        length = track.lengths[level]
-        end = length if end is None else min(end, length)
-        first = track.offsets[level]
-        return self._maps[track.shard, level][first + start : first + end].astype(np.int64)
-
-    def chroma(self, track: ShardTrack) -> np.ndarray:
-        """uint8, one a top code."""
-        first = track.offsets[0]
-        return self._chroma[track.shard][first : first + track.lengths[0]]

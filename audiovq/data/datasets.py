@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from audiovq.data import audio
-from audiovq.data.codes import Shards, ShardTrack
+from audiovq.data.shards import Shards, ShardTrack
 from audiovq.data.tracks import Track
+from audiovq.terminal import track as progress
 
 
 class WaveformCrops(Dataset[Tensor]):
@@ -27,9 +29,12 @@ class WaveformCrops(Dataset[Tensor]):
     ):  # fmt: skip
         if not tracks:
             raise ValueError(f"{folder}: no tracks to take crops from")
-        self.folder, self.tracks, self.sample_rate, self.channels = folder, tracks, sample_rate, channels
+        self.folder, self.sample_rate, self.channels = folder, sample_rate, channels
         self.crop_samples, self.seed = crop_samples, seed
-        seconds = np.array([track.seconds for track in tracks])
+        # Arrays, not objects: processes that prepare batches share their memory.
+        self.paths = np.array([os.fsencode(track.path) for track in tracks])
+        self.rates, self.lengths = (np.array([getattr(t, name) for t in tracks]) for name in ("sample_rate", "samples"))
+        seconds = self.lengths / self.rates
         self.ends = np.cumsum(seconds) / seconds.sum()
         self.fits = seconds.sum() * sample_rate * channels * 4 <= cache_gigabytes * 2**30
         self.cache: dict[int, Tensor] = {}
@@ -37,25 +42,37 @@ class WaveformCrops(Dataset[Tensor]):
     def __len__(self) -> int:
         return 2**62
 
+    def preload(self) -> None:
+        """Decode now what would be decoded when it is needed: before the processes that prepare batches begin, so that
+        they share one copy."""
+        if self.fits:
+            for track in progress(range(len(self.paths)), "decode", len(self.paths)):
+                self._decoded(track)
+
     def __getitem__(self, index: int) -> Tensor:
         random = np.random.default_rng([self.seed, index])
-        track = min(int(np.searchsorted(self.ends, random.random(), side="right")), len(self.tracks) - 1)
+        track = min(int(np.searchsorted(self.ends, random.random(), side="right")), len(self.paths) - 1)
         position = random.random()
-        waveform = self._whole(track, position) if self.fits else self._part(self.tracks[track], position)
+        waveform = self._whole(track, position) if self.fits else self._part(track, position)
         return torch.nn.functional.pad(waveform, (0, self.crop_samples - waveform.shape[-1]))
 
-    def _whole(self, track: int, position: float) -> Tensor:
+    def _path(self, track: int) -> Path:
+        return self.folder / os.fsdecode(bytes(self.paths[track]))
+
+    def _decoded(self, track: int) -> Tensor:
         if track not in self.cache:
-            path = self.folder / self.tracks[track].path
-            self.cache[track], _ = audio.read_audio(path, self.sample_rate, self.channels)
-        waveform = self.cache[track]
+            self.cache[track], _ = audio.read_audio(self._path(track), self.sample_rate, self.channels)
+        return self.cache[track]
+
+    def _whole(self, track: int, position: float) -> Tensor:
+        waveform = self._decoded(track)
         start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
         return waveform[:, start : start + self.crop_samples]
 
-    def _part(self, track: Track, position: float) -> Tensor:
-        wanted = -(-self.crop_samples * track.sample_rate // self.sample_rate)
-        start = int(position * max(0, track.samples - wanted + 1))
-        waveform, _ = audio.read_audio(self.folder / track.path, self.sample_rate, self.channels, start, wanted)
+    def _part(self, track: int, position: float) -> Tensor:
+        wanted = -(-self.crop_samples * int(self.rates[track]) // self.sample_rate)
+        start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
+        waveform, _ = audio.read_audio(self._path(track), self.sample_rate, self.channels, start, wanted)
         return waveform[:, : self.crop_samples]
 
 
@@ -100,13 +117,15 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
             raise ValueError(
                 f"{shards.folder}: no chroma beside the codes; delete the folder and run the codes stage again"
             )
-        self.tracks = [track for track in shards.index.tracks if track.split == split]
+        self.tracks = shards.index.tracks.of(split)
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
-        self.vocabularies = vocabularies
+        self.vocabularies = [
+            (name, {value: i for i, value in enumerate(values, start=1)}) for name, values in vocabularies.items()
+        ]
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
-        lengths = np.array([track.lengths[level] for track in self.tracks], dtype=np.float64)
+        lengths = self.tracks.lengths(level).astype(np.float64)
         self.ends = np.cumsum(lengths) / lengths.sum()
 
     def __len__(self) -> int:
@@ -137,7 +156,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
             "coarser": torch.from_numpy(np.stack(coarser)) if coarser else torch.zeros(0, 0, dtype=torch.int64),
             "position": torch.tensor(start),
             "n_samples": torch.tensor(track.n_samples),
-            "labels": torch.tensor([label_index(v, track.labels.get(k)) for k, v in self.vocabularies.items()]),
+            "labels": torch.tensor([values.get(track.labels.get(k, ""), 0) for k, values in self.vocabularies]),
             **self._beside(track, start, gap_end),
         }
 
@@ -178,12 +197,12 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 
 def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
     """The values each label takes in the training tracks, sorted. Index 0 is kept for unknown."""
-    tracks = [track for track in shards.index.tracks if track.split == "train"]
-    return {name: sorted({track.labels[name] for track in tracks if name in track.labels}) for name in names}
-
-
-def label_index(vocabulary: list[str], value: str | None) -> int:
-    return vocabulary.index(value) + 1 if value in vocabulary else 0
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for labels in shards.index.tracks.of("train").labels() if names else ():
+        for name in names:
+            if name in labels:
+                found[name].add(labels[name])
+    return {name: sorted(values) for name, values in found.items()}
 
 
 def track_text(labels: dict[str, str]) -> str:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import mutagen
-import numpy as np
 from pydantic import Field
 
 from audiovq.config import Config
 from audiovq.data import audio
+from audiovq.data.looks import SILENCE, Look, LookBook, in_parallel, look, stamp_of
 from audiovq.terminal import track as progress
 
-TAGS = ("artist", "album", "genre", "title")
-SILENCE = 10 ** (-60 / 20)  # amplitude below which a block is silent: -60 dBFS
-CLIP = 0.999
+Row = TypeVar("Row")
 
 
 class DataConfig(Config):
@@ -88,111 +86,129 @@ class Scan:
     def save(self, folder: Path) -> None:
         """tracks.jsonl, quarantine.jsonl and report.json; tracks.jsonl last, so that its presence means complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        _write_lines(folder / "quarantine.jsonl", [asdict(item) for item in self.rejected])
+        _write_lines(folder / "quarantine.jsonl", self.rejected)
         (folder / "report.json").write_text(json.dumps({"folder": str(self.folder), **self.report()}, indent=2))
-        _write_lines(folder / "tracks.jsonl", [asdict(item) for item in self.tracks])
+        _write_lines(folder / "tracks.jsonl", self.tracks)
 
     @staticmethod
     def load(folder: Path) -> Scan:
-        source = json.loads((folder / "report.json").read_text())["folder"]
-        tracks = [Track(**json.loads(line)) for line in (folder / "tracks.jsonl").read_text().splitlines()]
-        rejected = [Rejected(**json.loads(line)) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
-        return Scan(Path(source), tracks, rejected)
+        """Raises ValueError if a part of it is missing or damaged."""
+        try:
+            report = json.loads((folder / "report.json").read_text())
+            tracks = _read_lines(folder / "tracks.jsonl", Track, report["tracks"])
+            rejected = _read_lines(folder / "quarantine.jsonl", Rejected, report["quarantined"])
+            return Scan(Path(report["folder"]), tracks, rejected)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder}: missing or damaged ({error}); delete recipe.yaml beside it and run the same command again, "
+                "which scans the music anew and keeps the rest"
+            ) from None
 
 
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def _read_lines(path: Path, kind: type[Row], n: int) -> list[Row]:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        rows = [kind(**json.loads(line)) for line in file]
+    if len(rows) != n:
+        raise ValueError(f"{path.name}: expected {n} lines, found {len(rows)}")
+    return rows
+
+
+def _write_lines(path: Path, items: Iterable[Track | Rejected]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.writelines(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def find_audio(folder: Path) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; hidden ones are left out."""
+    return [folder / name for name in audio_names(folder)]
+
+
+def audio_names(folder: Path) -> list[str]:
+    """As `find_audio`: names relative to the folder, with `/` between their parts."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of music, found a file")
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in audio.SUFFIXES and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(place).relative_to(folder)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in audio.SUFFIXES:
+                found.append((relative / name).as_posix())
+    return sorted((name for name in found if (folder / name).is_file()), key=lambda name: name.split("/"))
 
 
-def scan(folder: Path, config: DataConfig) -> Scan:
+def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
     """Decode every file once, in bounded memory and on all cores, and sort it into tracks and quarantine.
 
+    Args:
+        looks: file that keeps what was found of each file as it is found; what it knows is not looked at again.
     Raises:
         ValueError: no such folder, no audio in it, or nothing in it that can be used.
     """
     folder = folder.resolve()
-    paths = find_audio(folder)
-    if not paths:
+    names = audio_names(folder)
+    if not names:
         raise ValueError(f"{folder}: no audio found; expected files ending in {', '.join(sorted(audio.SUFFIXES))}")
     manifest = _read_manifest(folder, config.manifest)
-    with ThreadPoolExecutor() as pool:
-        results = list(progress(pool.map(lambda p: _look(p, folder, config, manifest), paths), "scan", len(paths)))
-    tracks, rejected, seen = [], [], {}
-    for result in results:
-        if isinstance(result, Track) and result.audio_sha256 in seen:
-            result = Rejected(result.path, f"same audio as {seen[result.audio_sha256]}")
-        if isinstance(result, Rejected):
-            rejected.append(result)
-        else:
-            seen[result.audio_sha256] = result.path
-            tracks.append(result)
+    tracks: list[Track] = []
+    rejected: list[Rejected] = []
+    seen: dict[str, str] = {}
+    with LookBook(looks) as book:
+        found = in_parallel(lambda name: _judge(name, folder, config, manifest, book), names)
+        for result, new in progress(found, "scan", len(names)):
+            book.keep(result.path, *new) if new else None
+            if isinstance(result, Track) and result.audio_sha256 in seen:
+                result = Rejected(result.path, f"same audio as {seen[result.audio_sha256]}")
+            if isinstance(result, Rejected):
+                rejected.append(result)
+            else:
+                seen[result.audio_sha256] = result.path
+                tracks.append(result)
     if not tracks:
         raise ValueError(
-            f"{folder}: none of {len(paths)} files can be used; the first: {rejected[0].path}: {rejected[0].reason}"
+            f"{folder}: none of {len(names)} files can be used; the first: {rejected[0].path}: {rejected[0].reason}"
         )
     return Scan(folder, _split(tracks, config.valid_fraction), rejected)
 
 
-def _look(path: Path, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]]) -> Track | Rejected:
-    """One file -> its track, or the reason why not."""
-    name = path.relative_to(folder).as_posix()
+def _judge(
+    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], book: LookBook
+) -> tuple[Track | Rejected, tuple[list[int], Look] | None]:
+    """One file -> its track, or the reason why not; and if the book does not know it, its stamp and the look."""
+    new = None
     try:
-        info = audio.audio_info(path)
-        samples, peak, silent, clipped, digest = 0, 0.0, 0, 0, hashlib.sha256(f"{info.sample_rate}".encode())
-        for block in audio.blocks(path):
-            level = np.abs(block).max(axis=1)
-            samples += len(block)
-            peak = max(peak, float(level.max()))
-            silent += int((level < SILENCE).sum())
-            clipped += int((level >= CLIP).sum())
-            digest.update(block.tobytes())
-        if samples < config.min_seconds * info.sample_rate:
-            found = samples / info.sample_rate
-            return Rejected(name, f"too short: expected at least {config.min_seconds:g} s, found {found:.3f} s")
-        if peak < SILENCE:
-            return Rejected(name, "silent: never above -60 dBFS")
-        labels = read_tags(path) | manifest.get(name, {}) | _track_json(path) | _text_file(path)
-        split = labels.pop("split", "")
-        if split not in {"", "train", "valid"}:
-            return Rejected(name, f"split: expected train or valid, found {split!r}")
-        return Track(
-            name, audio.file_sha256(path), info.sample_rate, info.channels, samples, split, labels, peak,
-            silent / samples, clipped / samples, digest.hexdigest(),
-        )  # fmt: skip
+        stamp = stamp_of(folder / name)
+        found = book.find(name, stamp)
+        if found is None:
+            found = look(folder / name)
+            new = stamp, found
+        return _track(name, folder / name, found, config, manifest), new
     except (ValueError, OSError) as error:
-        return Rejected(name, str(error).removeprefix(f"{path}: "))
+        return Rejected(name, str(error).removeprefix(f"{folder / name}: ")), new
 
 
-def read_tags(path: Path) -> dict[str, str]:
-    """artist, album, genre, title from the file's own tags; a file without readable tags has none."""
-    try:
-        file = mutagen.File(path, easy=True)  # type: ignore[attr-defined]
-    except Exception:  # mutagen raises many kinds on damaged tags, and audio without tags is still audio
-        return {}
-    if file is None or file.tags is None:
-        return {}
-    tags: dict[str, str] = {}
-    for name in TAGS:
-        try:
-            value = file.tags.get(name)
-        except (KeyError, ValueError):
-            continue
-        text = str(value[0] if isinstance(value, list) and value else value or "").strip()
-        if text:
-            tags[name] = text
-    return tags
+def _track(
+    name: str, path: Path, found: Look, config: DataConfig, manifest: dict[str, dict[str, str]]
+) -> Track | Rejected:
+    if found.samples < config.min_seconds * found.sample_rate:
+        seconds = found.samples / found.sample_rate
+        return Rejected(name, f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
+    if found.peak < SILENCE:
+        return Rejected(name, "silent: never above -60 dBFS")
+    labels = found.tags | manifest.get(name, {}) | _track_json(path) | _text_file(path)
+    split = labels.pop("split", "")
+    if split not in {"", "train", "valid"}:
+        return Rejected(name, f"split: expected train or valid, found {split!r}")
+    return Track(
+        name, found.sha256, found.sample_rate, found.channels, found.samples, split, labels, found.peak,
+        found.silent / found.samples, found.clipped / found.samples, found.audio_sha256,
+    )  # fmt: skip
 
 
 def _track_json(path: Path) -> dict[str, str]:
@@ -251,7 +267,7 @@ def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
 
     By path alone, so that it never depends on order, machine or run.
     """
-    free = sorted((t for t in tracks if not t.split), key=lambda t: hashlib.sha256(t.path.encode()).hexdigest())
+    free = sorted((t for t in tracks if not t.split), key=lambda t: hashlib.sha256(os.fsencode(t.path)).hexdigest())
     wanted = math.ceil(valid_fraction * len(tracks)) - sum(t.split == "valid" for t in tracks)
     held_out = {t.path for t in free[: max(0, min(wanted, len(free) - 1))]}
-    return [Track(**{**asdict(t), "split": t.split or ("valid" if t.path in held_out else "train")}) for t in tracks]
+    return [replace(t, split=t.split or ("valid" if t.path in held_out else "train")) for t in tracks]

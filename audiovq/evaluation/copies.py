@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from audiovq.data.codes import Codes, Shards, ShardTrack
+from audiovq.data.codes import Codes
+from audiovq.data.shards import Shards, ShardTrack, TrackTable, spread
 from audiovq.evaluation.shared_runs import KINDS, MEASURES, NEAR_SYMBOLS, SEED, SharedRun, longest_runs, mixed
 
 MAX_STRETCHES = 100  # of the held-out tracks
@@ -55,14 +56,14 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
     return reports
 
 
-def _training_tracks(piece: Codes, shards: Shards) -> list[ShardTrack]:
+def _training_tracks(piece: Codes, shards: Shards) -> TrackTable:
     index, folder = shards.index, shards.folder
     if piece.tokenizer_hash != index.tokenizer_hash:
         raise ValueError(
             f"{folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of another "
             f"({piece.tokenizer_hash[:12]}); encode the audio with the model of that run"
         )
-    train = [track for track in index.tracks if track.split == "train"]
+    train = index.tracks.of("train")
     if not train:
         raise ValueError(f"{folder}: no training tracks among the codes")
     return train
@@ -91,11 +92,9 @@ def _symbols(shards: Shards, track: ShardTrack, n_levels: int) -> np.ndarray:
 
 
 def _held_out_stretches(shards: Shards, n_levels: int, n: int) -> Iterator[np.ndarray]:
-    held_out = [track for track in shards.index.tracks if track.split == "valid"]
-    places = [(track, start) for track in held_out for start in range(0, track.lengths[0] - n + 1, max(1, n // 2))]
-    for i in np.unique(np.linspace(0, len(places) - 1, MAX_STRETCHES).round().astype(int)) if places else ():
-        track, start = places[i]
-        yield _symbols(shards, track, n_levels)[start : start + n]
+    held_out, step = shards.index.tracks.of("valid"), max(1, n // 2)
+    for track, k in spread(np.maximum(0, (held_out.lengths(0) - n) // step + 1), MAX_STRETCHES):
+        yield _symbols(shards, held_out[track], n_levels)[k * step : k * step + n]
 
 
 def _judged(value: int, others: list[int]) -> dict[str, float | None]:
@@ -105,11 +104,13 @@ def _judged(value: int, others: list[int]) -> dict[str, float | None]:
     return {"p": (1 + reached) / (1 + len(others)), "held_out_95": float(np.quantile(others, 0.95))}
 
 
-def _described(run: SharedRun, piece: np.ndarray, train: list[ShardTrack], shards: Shards) -> dict[str, Any]:
+def _described(run: SharedRun, piece: np.ndarray, train: TrackTable, shards: Shards) -> dict[str, Any]:
     index, track = shards.index, train[run.track]
     step = index.hop_lengths[0] / index.sample_rate
-    # A shifted copy lacks the first samples of its track, so its codes are that much later in the track.
-    cut = max(other.n_samples for other in train if other.path == track.path) - track.n_samples
+    # A shifted copy lacks the first samples of its track, so its codes are that much later in the track. All copies of a
+    # track follow each other, the whole one first.
+    whole = next((train[i + 1] for i in range(run.track - 1, -1, -1) if train[i].path != track.path), train[0])
+    cut = whole.n_samples - track.n_samples
     return {
         "length": run.length, "changes": run.changes,
         "distinct": len(np.unique(piece[run.start : run.start + run.length])), "equal_share": run.equal / run.length,

@@ -10,20 +10,26 @@ import torch
 from torch.utils.data import default_collate
 
 from audiovq import stopping
-from audiovq.data.codes import Shards
 from audiovq.data.datasets import CodeWindows
+from audiovq.data.shards import Shards, spread
 from audiovq.prior.prior import Prior
+from audiovq.terminal import ProgressBar
 from audiovq.terminal import track as progress
+
+MAX_WINDOWS = 1 << 14  # of held-out codes that are looked at, at most
 
 
 def code_statistics(shards: Shards, split: str | None = None) -> list[dict[str, float]]:
     """Of each level's codes, in one split or in all: unigram entropy (bits a code and a second), perplexity, share of
     codes used."""
     index = shards.index
-    tracks = [track for track in index.tracks if split in {None, track.split}]
+    tracks = index.tracks.of(split)
+    counted = [np.zeros(index.codebook_size, dtype=np.int64) for _ in index.hop_lengths]
+    for track in progress(tracks, "count codes", len(tracks)):
+        for level, counts in enumerate(counted):
+            counts += count_codes([shards.codes(track, level)], index.codebook_size)
     result = []
-    for level, hop in enumerate(index.hop_lengths):
-        counts = count_codes((shards.codes(track, level) for track in tracks), index.codebook_size)
+    for counts, hop in zip(counted, index.hop_lengths, strict=True):
         bits = entropy_of_counts(counts)
         result.append({
             "unigram_bits_per_code": bits,
@@ -55,26 +61,26 @@ def entropy_of_counts(counts: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def held_out_bits(prior: Prior, shards: Shards, split: str = "valid", windows_at_once: int = 8) -> dict[str, float]:
-    """Bits a code and bits a second over every code of a split, window after window (each begins without a past)."""
+def held_out_bits(
+    prior: Prior, shards: Shards, split: str = "valid", windows_at_once: int = 8, max_windows: int = MAX_WINDOWS
+) -> dict[str, float]:
+    """Bits a code and bits a second over every code of a split, window after window (each begins without a past). Of more
+    than `max_windows`, so many that are evenly spread; `n_codes` tells how many codes that is."""
     context = prior.config.transformer.context // prior.spec.ratio * prior.spec.ratio
+    level = prior.spec.level
     data = CodeWindows(
-        shards,
-        split,
-        prior.spec.level,
-        context,
-        prior.config.halo,
-        prior.spec.vocabularies,
-        seed=0,
-        **prior.config.beside,
+        shards, split, level, context, prior.config.halo, prior.spec.vocabularies, seed=0, **prior.config.beside
     )
-    windows = [(t, s) for t in data.tracks for s in range(0, t.lengths[prior.spec.level], context)]
+    windows = list(spread(-(-data.tracks.lengths(level) // context), max_windows))
     nll, n_codes = 0.0, 0
     device = prior.head.weight.device
-    first_windows = range(0, len(windows), windows_at_once)
-    for i in progress(first_windows, f"held-out bits of level {prior.spec.level}", len(first_windows)):
-        batch = default_collate([data.window(track, start) for track, start in windows[i : i + windows_at_once]])
-        part, count = prior.loss({key: value.to(device) for key, value in batch.items()})
-        nll, n_codes = nll + float(part), n_codes + int(count)
+    with ProgressBar(f"held-out bits, level {level}", len(windows)) as bar:
+        for i in range(0, len(windows), windows_at_once):
+            some = windows[i : i + windows_at_once]
+            batch = default_collate([data.window(data.tracks[track], k * context) for track, k in some])
+            part, count = prior.loss({key: value.to(device) for key, value in batch.items()})
+            nll, n_codes = nll + float(part), n_codes + int(count)
+            bar.advance(len(some))
+            stopping.poll()
     bits = nll / n_codes / math.log(2)
     return {"bits_per_code": bits, "bits_per_second": bits * prior.spec.code_rate, "n_codes": n_codes}

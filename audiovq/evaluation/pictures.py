@@ -49,7 +49,9 @@ def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_xlabel("")
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=80, format="png")
+    temporary.replace(path)
     pyplot.close(figure)
 
 

@@ -11,7 +11,8 @@ import torch
 from audiovq import checkpoint, distributed, stopping
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
-from audiovq.data.codes import Codes, LevelBuffers, ShardIndex, ShardWriter
+from audiovq.data.codes import Codes, LevelBuffers
+from audiovq.data.shards import ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track
 from audiovq.terminal import track as progress
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from audiovq.data.codes import Shards
 from audiovq.data.datasets import CodeWindows, vocabularies
+from audiovq.data.shards import Shards
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorStage
 from audiovq.training.loop import Task
@@ -49,10 +49,9 @@ class PriorTask(Task):
         return (self.network.targets(batch) != self.spec.codebook_size).sum()
 
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
-        present = {track.split for track in self.shards.index.tracks}
         model, infill = self.stage.model, self.stage.model.conditioner("infill")
         return CodeWindows(
-            self.shards, split if split in present else "train", self.level, model.transformer.context, model.halo,
+            self.shards, split if self.shards.index.tracks.of(split) else "train", self.level, model.transformer.context, model.halo,
             self.spec.vocabularies, self.seed + (split == "valid"), **model.beside,
             infill_rate=infill.rate if infill and split == "train" else 0.0,
         )  # fmt: skip

@@ -71,9 +71,12 @@ def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: s
     """Crops of the tracks of a split, as the tokenizer is trained on."""
     tracks = scan.split(split) or scan.split("train")  # a single track is its own yardstick
     model = stage.model
-    return WaveformCrops(
+    crops = WaveformCrops(
         Path(scan.folder), tracks, model.sample_rate, model.channels, stage.crop_samples, seed, data.cache_gigabytes
     )
+    if split == "train" and data.workers:
+        crops.preload()
+    return crops
 
 
 @torch.no_grad()

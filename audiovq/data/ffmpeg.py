@@ -1,0 +1,113 @@
+"""Audio that soundfile cannot read, decoded by the `ffmpeg` program if it is installed: AAC, WMA, WebM, some Opus files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mka", ".ape", ".wv"}
+SURE_SCORE = 26  # ffprobe's confidence, of 100, from which on the content speaks for a format and not the name alone
+# Containers whose header tells the length; of the others ffprobe guesses it from the bit rate.
+_KNOW_THEIR_LENGTH = {"mov", "matroska", "asf", "flac", "wav", "aiff", "caf", "w64", "ape", "wv"}
+_SLACK_SECONDS = 0.5  # by which a header's length may be off: paddings, and stamps in milliseconds
+
+
+class FFmpegError(ValueError):
+    """ffmpeg is missing or cannot decode the file; the message lacks the file's name."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    sample_rate: int
+    channels: int
+    seconds: float  # as the header says, or estimated
+    container: str
+    codec: str
+
+
+def probe(path: Path) -> Probe:
+    """What ffprobe says of the first audio stream.
+
+    Raises:
+        FFmpegError: no ffmpeg here, or no audio that it knows.
+    """
+    stat = path.stat()
+    return _probe(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _probe(path: Path, size: int, mtime_ns: int) -> Probe:
+    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
+        raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
+    command = [
+        "ffprobe", "-v", "error", "-select_streams", "a:0", "-of", "json", "-show_entries",
+        "stream=codec_name,sample_rate,channels:format=format_name,probe_score,duration", f"file:{path}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    found: dict[str, Any] = json.loads(done.stdout or "{}") if done.returncode == 0 else {}
+    stream, form = next(iter(found.get("streams", [])), {}), found.get("format", {})
+    rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))
+    if not rate or not channels or form.get("probe_score", 0) < SURE_SCORE:
+        raise FFmpegError("ffmpeg finds no audio in it, either")
+    container = form["format_name"].split(",")[0]
+    return Probe(rate, channels, float(form.get("duration", 0)), container, stream.get("codec_name", "unknown"))
+
+
+def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
+    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate.
+
+    It is decoded from its beginning and what comes before `start` is dropped: no container's index is exact to the sample.
+
+    Raises:
+        FFmpegError: no ffmpeg here, or the file is damaged.
+    """
+    facts = probe(path)
+    command = [
+        "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32le",
+        "-ar", str(facts.sample_rate), "-ac", str(facts.channels), "-f", "f32le", "-",
+    ]  # fmt: skip
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill up
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None, "asked for"
+        try:
+            done, end = 0, np.inf if n_samples is None else start + n_samples
+            while done < end:
+                wanted = int(min(block_frames, end - done))
+                block = _read(process.stdout, wanted, facts.channels)
+                if len(block) > max(0, start - done):
+                    yield block[max(0, start - done) :]
+                done += len(block)
+                if len(block) < wanted:
+                    _check_end(process, errors, done / facts.sample_rate, facts)
+                    return
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+
+
+def _read(pipe: IO[bytes], n: int, channels: int) -> np.ndarray:
+    """[up to n samples, channels]; fewer only at the end."""
+    data = pipe.read(4 * n * channels)
+    whole = len(data) // (4 * channels)
+    return np.frombuffer(data, "<f4", whole * channels).reshape(whole, channels).copy()  # writable
+
+
+def _check_end(process: subprocess.Popen[bytes], errors: IO[bytes], seconds: float, facts: Probe) -> None:
+    """Sound files make ffmpeg say nothing, so whatever it says is a reason not to use one."""
+    code = process.wait()
+    errors.seek(0)
+    said = errors.read().decode(errors="replace").strip().splitlines()
+    if code or said:
+        raise FFmpegError(f"truncated or damaged (ffmpeg: {said[0] if said else f'exit code {code}'})")
+    if facts.container in _KNOW_THEIR_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
+        raise FFmpegError(f"truncated: the header says {facts.seconds:.2f} s, {seconds:.2f} s are there")

@@ -1,0 +1,329 @@
+"""Token shards: the codes of a data set in few files, and a table of its tracks that opens at once however many there are.
+
+shard-00000-level-0.npy …    the codes of many tracks, one after the other, uint16 (int32 beyond 65536 codes), a file a level
+shard-00000-chroma.npy       a pitch class a top code, if asked for
+tracks.jsonl                 a line a track: path, sha256, split, labels
+tracks.npy                   int64, a row of COLUMNS a track: where its line and its codes lie
+index.json                   what all this is, with the size of every file and the CRC-32 of the tables; written last
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from audiovq.data.codes import Codes
+from audiovq.data.storage import RemoteArray, Storage, Unreachable
+from audiovq.data.tracks import Track
+
+FORMAT = "audiovq-shards-2"
+SHARD_CODES = 1 << 26  # codes a level in one shard file, at most (a track is never split)
+LINE, LINE_BYTES, SHARD, SPLIT, SAMPLES, COLUMNS = range(6)  # then a level's first code each, then its number of codes
+SPLITS = ("train", "valid")
+
+
+@dataclass(frozen=True)
+class ShardTrack:
+    """Where a track's codes lie, and where they came from."""
+
+    path: str
+    sha256: str
+    split: str
+    labels: dict[str, str]
+    n_samples: int  # at the tokenizer's rate
+    shard: int
+    offsets: list[int]  # first code within the shard's file, a level
+    lengths: list[int]  # codes, a level
+
+
+class TrackTable(Sequence[ShardTrack]):
+    """Tracks that are made when they are asked for, from two arrays that all processes share.
+
+    Args:
+        lines: uint8, tracks.jsonl.
+        columns: int64 [n_tracks, COLUMNS + 2 · n_levels].
+        rows: int64, which tracks of them; None for all.
+    """
+
+    def __init__(self, lines: np.ndarray, columns: np.ndarray, rows: np.ndarray | None = None):
+        self.lines, self.columns = lines, columns
+        self.rows = np.arange(len(columns)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> ShardTrack:  # type: ignore[override] - no slices
+        line, n_bytes, shard, split, n_samples, *where = self.columns[self.rows[i]].tolist()
+        facts = json.loads(self.lines[line : line + n_bytes].tobytes())
+        n_levels = len(where) // 2
+        return ShardTrack(
+            facts["path"], facts["sha256"], SPLITS[split], facts["labels"], n_samples, shard, where[:n_levels],
+            where[n_levels:],
+        )  # fmt: skip
+
+    def of(self, split: str | None) -> TrackTable:
+        """Those of one split, or all."""
+        if split is None:
+            return self
+        mine = self.columns[self.rows, SPLIT] == SPLITS.index(split)
+        return TrackTable(self.lines, self.columns, self.rows[mine])
+
+    def labels(self) -> Iterator[dict[str, str]]:
+        """Of each track; much faster than to make all tracks."""
+        for line, n_bytes in self.columns[self.rows][:, [LINE, LINE_BYTES]].tolist():
+            yield json.loads(self.lines[line : line + n_bytes].tobytes())["labels"]
+
+    def lengths(self, level: int) -> np.ndarray:
+        """Codes of each track at a level, int64 [n]."""
+        n_levels = (self.columns.shape[1] - COLUMNS) // 2
+        return self.columns[self.rows, COLUMNS + n_levels + level]
+
+
+NO_TRACKS = TrackTable(np.zeros(0, np.uint8), np.zeros((0, COLUMNS), np.int64))
+
+
+@dataclass
+class ShardIndex:
+    """Provenance of all shards in a folder."""
+
+    tokenizer_hash: str
+    sample_rate: int
+    hop_lengths: list[int]
+    codebook_size: int
+    chroma: bool = False  # whether there is one of each track beside its codes, see `data/chroma.py`
+    n_shards: int = 0
+    tracks: TrackTable = field(default_factory=lambda: NO_TRACKS)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all shards' files."""
+        kinds = [f"level-{level}" for level in range(len(self.hop_lengths))] + ["chroma"] * self.chroma
+        return [f"shard-{shard:05d}-{kind}.npy" for shard in range(self.n_shards) for kind in kinds]
+
+
+class _GrowingArray:
+    """A one-dimensional .npy file that grows at its end: nothing of it stays in memory."""
+
+    def __init__(self, path: Path, dtype: type[np.generic]):
+        self.file, self.dtype, self.n = path.open("wb"), np.dtype(dtype), 0
+        self._write_header()
+        self.begin = self.file.tell()
+
+    def _write_header(self) -> None:
+        facts = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n,)}
+        np.lib.format.write_array_header_1_0(self.file, facts)
+
+    def append(self, values: np.ndarray) -> None:
+        self.file.write(values.astype(self.dtype).tobytes())
+        self.n += len(values)
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self._write_header()
+        assert self.file.tell() == self.begin, "numpy leaves room for any length"
+        _close_safely(self.file)
+
+
+def _close_safely(file: IO[Any]) -> None:
+    """What the index speaks of is on the disk before the index is."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+class ShardWriter:
+    """Appends tracks; index.json is written last, so that a folder with one is complete. Memory is that of the table.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, index: ShardIndex):
+        self.folder, self.index = folder, index
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
+        self.files: list[_GrowingArray] = []  # of the shard at hand: a level each, then chroma
+        self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
+        self.columns = array("q")
+
+    def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
+        """Args: chroma: uint8, one for each top code; needed if the index says that there is one."""
+        values = [level.numpy() for level in codes.levels]
+        assert len(values) == len(self.index.hop_lengths), "expected codes of each level"
+        if self.index.chroma:
+            assert chroma is not None, "the index says that there is chroma"
+            assert len(chroma) == len(values[0]), "expected a chroma class of each top code"
+            values.append(chroma)
+        n_levels = len(codes.levels)
+        try:
+            if not self.files or self.files[n_levels - 1].n + len(values[n_levels - 1]) > SHARD_CODES:
+                self._next_shard()
+            offsets, lengths = [file.n for file in self.files], [len(part) for part in values]
+            for file, part in zip(self.files, values, strict=True):
+                file.append(part)
+            facts = {"path": track.path, "sha256": track.sha256, "split": track.split, "labels": track.labels}
+            start, line = self.lines.tell(), json.dumps(facts).encode() + b"\n"
+            self.lines.write(line)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        row = [start, len(line), self.index.n_shards - 1, SPLITS.index(track.split), codes.n_samples]
+        self.columns.extend([*row, *offsets[:n_levels], *lengths[:n_levels]])
+
+    def _next_shard(self) -> None:
+        for file in self.files:
+            file.close()
+        self.index.n_shards += 1
+        names = self.index.names[-(len(self.index.hop_lengths) + self.index.chroma) :]
+        dtypes = [self.dtype] * len(self.index.hop_lengths) + [np.uint8] * self.index.chroma
+        self.files = [_GrowingArray(self.folder / name, dtype) for name, dtype in zip(names, dtypes, strict=True)]
+
+    def finish(self) -> None:
+        try:
+            for file in self.files:
+                file.close()
+            _close_safely(self.lines)
+            columns = np.frombuffer(self.columns, np.int64).reshape(-1, COLUMNS + 2 * len(self.index.hop_lengths))
+            with (self.folder / "tracks.npy").open("wb") as file:
+                np.save(file, columns)
+                _close_safely(file)
+            names = [*self.index.names, "tracks.jsonl", "tracks.npy"]
+            content = {key: value for key, value in vars(self.index).items() if key != "tracks"}
+            content |= {"format": FORMAT, "n_tracks": len(columns)}
+            content["sizes"] = {name: (self.folder / name).stat().st_size for name in names}
+            content["crc32"] = {name: zlib.crc32((self.folder / name).read_bytes()) for name in names[-2:]}
+            temporary = self.folder / "index.tmp"
+            with temporary.open("w") as file:
+                json.dump(content, file, indent=1)
+                _close_safely(file)
+            temporary.replace(self.folder / "index.json")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"{folder}: cannot be written ({error.strerror}); free some space or choose another --out")
+
+
+class Shards:
+    """Codes of a whole data set, memory-mapped; or, at any URL that fsspec knows, read by ranges.
+
+    Raises:
+        ValueError: no shards, damaged ones, or those of another tokenizer.
+    """
+
+    def __init__(self, folder: Path | str, tokenizer_hash: str | None = None):
+        self.folder, self.storage = folder, Storage(folder)
+        self.sizes: dict[str, int] = {}
+        self.index = self._read_index()
+        if tokenizer_hash is not None and self.index.tokenizer_hash != tokenizer_hash:
+            raise ValueError(
+                f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of {self.index.tokenizer_hash[:12]}; "
+                "delete the folder and run the codes stage again"
+            )
+        self._arrays: dict[str, np.ndarray | RemoteArray] = {}
+        if self.storage.local:  # remote ones are opened when they are needed, for each costs two requests
+            for name in self.index.names:
+                self._array(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens its own: an array that is mapped would be sent whole."""
+        return Shards, (self.folder,)
+
+    def _read_index(self) -> ShardIndex:
+        try:
+            content: dict[str, Any] = json.loads(self.storage.read("index.json"))
+        except FileNotFoundError:
+            raise ValueError(f"{self.folder}: no codes there; run the codes stage first") from None
+        except json.JSONDecodeError as error:
+            raise self._damaged("index.json", error) from None
+        try:
+            if "tracks" in content:
+                return _first_format(content)
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"{self.folder}: expected shards of format {FORMAT}; update audiovq")
+            self.sizes, sums = content.pop("sizes"), content.pop("crc32")
+            lines, table = (self._checked(name, sums[name]) for name in ("tracks.jsonl", "tracks.npy"))
+            columns = np.load(io.BytesIO(table.tobytes()), allow_pickle=False)
+            assert content.pop("n_tracks") == len(columns), "both were written together"
+            return ShardIndex(**content, tracks=TrackTable(np.asarray(lines), columns))
+        except (KeyError, TypeError) as error:
+            raise self._damaged("index.json", error) from None
+
+    def _checked(self, name: str, crc32: int) -> np.ndarray:
+        """A whole file as uint8; a local one stays on the disk until it is looked at."""
+        try:
+            content = self.storage.bytes(name)
+        except OSError as error:
+            raise self._damaged(name, error) from None
+        if zlib.crc32(content.data) != crc32:
+            raise self._damaged(name, "its checksum is wrong")
+        return content
+
+    def _array(self, name: str) -> np.ndarray | RemoteArray:
+        if name not in self._arrays:
+            try:
+                size, expected = self.storage.size(name), self.sizes.get(name)
+                if expected is not None and size != expected:
+                    raise ValueError(f"expected {expected} bytes, found {size}")
+                self._arrays[name] = self.storage.array(name)
+            except Unreachable:
+                raise
+            except (OSError, ValueError) as error:
+                raise self._damaged(name, error) from None
+        return self._arrays[name]
+
+    def _damaged(self, name: str, reason: object) -> ValueError:
+        return ValueError(
+            f"{self.storage.path(name)}: shard missing or damaged ({reason}); delete its folder and run the codes stage again"
+        )
+
+    def _part(self, track: ShardTrack, kind: str, start: int, end: int) -> np.ndarray:
+        name = f"shard-{track.shard:05d}-{kind}.npy"
+        part = np.asarray(self._array(name)[start:end])
+        if len(part) != end - start:
+            raise self._damaged(name, "it is too short")
+        return part
+
+    def codes(self, track: ShardTrack, level: int, start: int = 0, end: int | None = None) -> np.ndarray:
+        """Codes [start, end) of one level of a track, as int64."""
+        length, first = track.lengths[level], track.offsets[level]
+        end = length if end is None else min(end, length)
+        codes = self._part(track, f"level-{level}", first + start, first + max(start, end)).astype(np.int64)
+        if len(codes) and codes.max() >= self.index.codebook_size:
+            raise self._damaged(f"shard-{track.shard:05d}-level-{level}.npy", f"a code {codes.max()}")
+        return codes
+
+    def chroma(self, track: ShardTrack) -> np.ndarray:
+        """uint8, one a top code."""
+        return self._part(track, "chroma", track.offsets[0], track.offsets[0] + track.lengths[0])
+
+
+def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
+    """Places in tracks, counts[i] of them in track i: all, or `at_most` of them evenly spread, as (track, which of its
+    places)."""
+    ends = np.cumsum(counts)
+    n = int(ends[-1]) if len(ends) else 0
+    for place in np.linspace(0, n - 1, min(n, at_most)).round().astype(int):
+        track = int(np.searchsorted(ends, place, side="right"))
+        yield track, int(place - ends[track] + counts[track])
+
+
+def _first_format(content: dict[str, Any]) -> ShardIndex:
+    """An index.json that holds all tracks, as versions before FORMAT wrote it."""
+    lines, columns = bytearray(), []
+    for track in content.pop("tracks"):
+        facts = {key: track[key] for key in ("path", "sha256", "split", "labels")}
+        line = json.dumps(facts).encode()
+        place = [len(lines), len(line), track["shard"], SPLITS.index(track["split"]), track["n_samples"]]
+        columns.append([*place, *track["offsets"], *track["lengths"]])
+        lines += line
+    return ShardIndex(**content, tracks=TrackTable(np.frombuffer(lines, np.uint8), np.array(columns, dtype=np.int64)))
