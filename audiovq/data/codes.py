@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from audiovq.data import entropy
+from audiovq.config import read_json
+from audiovq.data import entropy, guard
 from audiovq.data.tracks import Track
 
 FORMAT = "audiovq-codes-1"
@@ -82,8 +83,9 @@ class Codes:
         header = read_header(path)
         coding = {key: header.pop(key, None) for key in ("coding", "n_levels", "checksum")}
         try:
+            guard.check_header(header, coding["n_levels"] if coding["coding"] else None, path.stat().st_size)
             codes = Codes(levels=[], **header)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: codes file with an unknown header ({error})") from None
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -96,6 +98,8 @@ class Codes:
         expected, found = codes.lengths(len(codes.levels)), [len(level) for level in codes.levels]
         if not found or expected != found:
             raise ValueError(f"{path}: expected {expected} codes a level, found {found}")
+        for i, level in enumerate(codes.levels):
+            guard.check_range(level, codes.codebook_size, f"{path}: level {i}")
         return codes
 
     def lengths(self, n_levels: int) -> list[int]:
@@ -253,6 +257,21 @@ def chroma_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}-chroma.npy"
 
 
+def _read_index(path: Path) -> ShardIndex:
+    """index.json, of which its tracks are checked when the shards are open."""
+    content = read_json(path, largest=1 << 34)
+    try:
+        facts = {**content, "n_samples": 1, "channels": 1}
+        guard.check_header(facts, None, 0)
+        tracks = [ShardTrack(**track) for track in content.pop("tracks")]
+        index = ShardIndex(**content, tracks=tracks)
+        if type(index.n_shards) is not int or index.n_shards < 0:
+            raise ValueError(f"n_shards: expected a number, found {index.n_shards!r:.40}")
+        return index
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not an index of codes, or damaged ({error}); run the codes stage again") from None
+
+
 class Shards:
     """Memory-mapped codes of a whole data set.
 
@@ -265,9 +284,7 @@ class Shards:
         path = folder / "index.json"
         if not path.is_file():
             raise ValueError(f"{folder}: no codes there; run the codes stage first")
-        content: dict[str, Any] = json.loads(path.read_text())
-        tracks = [ShardTrack(**track) for track in content.pop("tracks")]
-        self.index = ShardIndex(**content, tracks=tracks)
+        self.index = _read_index(path)
         if tokenizer_hash is not None and self.index.tokenizer_hash != tokenizer_hash:
             raise ValueError(
                 f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of {self.index.tokenizer_hash[:12]}; "
@@ -280,11 +297,16 @@ class Shards:
                 self._maps[shard, level] = self._open(shard_path(folder, shard, level))
             if self.index.chroma:
                 self._chroma[shard] = self._open(chroma_path(folder, shard))
+        lengths = {place: len(codes) for place, codes in self._maps.items()}
+        for track in self.index.tracks:
+            guard.check_track(track, lengths, len(self.index.hop_lengths))
 
     @staticmethod
     def _open(path: Path) -> np.ndarray:
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            guard.check_shard(array)
+            return array
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: shard missing or damaged ({error}); delete its folder and run the codes stage again"
@@ -295,7 +317,9 @@ class Shards:
         length = track.lengths[level]
         end = length if end is None else min(end, length)
         first = track.offsets[level]
-        return self._maps[track.shard, level][first + start : first + end].astype(np.int64)
+        found = self._maps[track.shard, level][first + start : first + end].astype(np.int64)
+        guard.check_range(found, self.index.codebook_size, track.path)
+        return found
 
     def chroma(self, track: ShardTrack) -> np.ndarray:
         """uint8, one a top code."""

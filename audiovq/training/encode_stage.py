@@ -12,6 +12,7 @@ from audiovq import checkpoint
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, LevelBuffers, ShardIndex, ShardWriter
+from audiovq.data.guard import check_relative
 from audiovq.data.tracks import Scan, Track
 from audiovq.terminal import track as progress
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
@@ -36,6 +37,8 @@ def encode_data_set(
     shutil.rmtree(temporary, ignore_errors=True)
     writer = ShardWriter(temporary, index)
     for track in progress(scan.tracks, "encode", len(scan.tracks)):
+        check_relative(track.path)
+        check_relative(track.sha256)
         paths = [
             finished / index.tokenizer_hash / f"{track.sha256}-{shift}.codes"
             for shift in range(shifts if track.split == "train" else 1)
