@@ -35,9 +35,13 @@ class TrainingConfig(Config):
     evaluate_steps: int = Field(default=250, ge=1)  # between two looks at the held-out tracks
     evaluate_batches: int = Field(default=4, ge=1)
     checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0 after every step
+    # Evaluations without a better held-out loss after which the stage ends; it keeps its best weights. 0: all steps, the last.
+    patience: int = Field(default=0, ge=0)
 
 
 class TokenizerStage(Config):
+    # `default` (the bundled model), a run, a folder or a hub id: its tokenizer is taken as it is, instead of training one.
+    from_pretrained: str | None = None
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
     crop_seconds: float = Field(default=0.68, gt=0)
@@ -89,7 +93,17 @@ class PickConfig(Config):
     guidance: float = Field(default=1.0, ge=0)  # how strongly label, text and chroma are followed; 1: as trained
 
 
+class LoraConfig(Config):
+    """Low-rank adapters are trained beside frozen weights, and merged into them at the end; see `training/adapters.py`."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)  # the adapters count alpha / rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
 class PriorStage(Config):
+    from_pretrained: str | None = None  # as the tokenizer's: training goes on from its prior of the same level
+    lora: LoraConfig | None = None  # null trains all weights
     model: PriorConfig = PriorConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: PickConfig = PickConfig()
@@ -115,16 +129,18 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        self._check_pretrained()
         n_levels = self.tokenizer.model.n_levels
-        if len(self.priors) not in {1, n_levels}:
+        if self.tokenizer.from_pretrained is None and len(self.priors) not in {1, n_levels}:
             raise ValueError(f"priors: expected 1 or {n_levels} (one a level), found {len(self.priors)}")
         after, steps = self.tokenizer.model.quantize_after, self.tokenizer.training.steps
-        if after >= steps:
+        trained = self.tokenizer.from_pretrained is None
+        if trained and after >= steps:
             raise ValueError(
                 f"tokenizer.model.quantize_after: expected less than tokenizer.training.steps {steps}, found {after}"
             )
         quantizer = self.tokenizer.model.quantizer
-        if quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - after:
+        if trained and quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - after:
             raise ValueError(
                 f"tokenizer.model.quantizer.temperature_steps: expected at most training.steps - quantize_after = "
                 f"{steps - after}, else the decoder never meets the codes it will get, found {quantizer.temperature_steps}"
@@ -149,6 +165,13 @@ class Recipe(Config):
                 f"found {self.tokenizer.crop_samples} samples"
             )
         return self
+
+    def _check_pretrained(self) -> None:
+        for i, stage in enumerate(self.priors):
+            if stage.from_pretrained is not None and self.tokenizer.from_pretrained is None:
+                raise ValueError(f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too: a prior knows its codes")
+            if stage.lora is not None and stage.from_pretrained is None:
+                raise ValueError(f"priors.{i}.lora: expected from_pretrained beside it: adapters need weights to adapt")
 
     def prior(self, level: int) -> PriorStage:
         return self.priors[level if len(self.priors) > 1 else 0]

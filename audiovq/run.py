@@ -21,15 +21,18 @@ import torch
 from accelerate import Accelerator
 
 from audiovq import api, checkpoint, distributed
+from audiovq.api.pretrained import adopt_pretrained, pretrained_prior, pretrained_tokenizer
 from audiovq.config import read_yaml
 from audiovq.data import audio
 from audiovq.data.codes import Shards
 from audiovq.data.tracks import Scan, scan
 from audiovq.evaluation.evaluate import code_statistics, held_out_bits
 from audiovq.evaluation.pictures import draw_spectrograms
+from audiovq.prior.extend import told_of_labels
 from audiovq.recipe import Recipe, first_difference, load_saved_recipe
 from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.training.adapters import merge_adapters
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.encode_stage import encode_data_set
 from audiovq.training.loop import train
@@ -43,7 +46,7 @@ class Run:
     """The stages of a recipe in a folder. Each method does its stage, or nothing if it is done."""
 
     def __init__(self, recipe: Recipe, folder: Path):
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder = adopt_pretrained(recipe), folder
         self.accelerator = Accelerator(mixed_precision="bf16" if _use_bf16(recipe) else "no")
         self.main = distributed.rank() == 0
 
@@ -127,11 +130,15 @@ class Run:
     def tokenizer(self) -> None:
         data = self.scan()
         stage = self.recipe.tokenizer
-        task = TokenizerTask(stage, self.recipe.data, data, self.recipe.seed)
-        self._train(task, "tokenizer", stage.training)
+        if stage.from_pretrained is not None:
+            network = pretrained_tokenizer(stage.from_pretrained)
+        else:
+            task = TokenizerTask(stage, self.recipe.data, data, self.recipe.seed)
+            self._train(task, "tokenizer", stage.training)
+            network = task.network
         if self.main:
-            self._reconstruct_samples("tokenizer", task.network, data)
-            checkpoint.save_tokenizer(self.folder / "tokenizer", task.network)
+            self._reconstruct_samples("tokenizer", network, data)
+            checkpoint.save_tokenizer(self.folder / "tokenizer", network)
         distributed.barrier()
 
     def decoder(self) -> None:
@@ -162,8 +169,13 @@ class Run:
         shards = Shards(self.folder / "codes", tokenizer.hash)
         for level in range(len(api.prior_folders(self.folder)), self.recipe.tokenizer.model.n_levels):
             stage = self.recipe.prior(level)
-            task = PriorTask(stage, shards, level, self.recipe.seed)
+            start = pretrained_prior(stage.from_pretrained, level, tokenizer.hash) if stage.from_pretrained else None
+            task = PriorTask(stage, shards, level, self.recipe.seed, start)
+            if start and level == 0 and self.main:
+                say(told_of_labels(start.spec.vocabularies, task.spec.vocabularies))
             self._train(task, f"prior-{level}", stage.training)
+            if stage.lora is not None:
+                merge_adapters(task.network)
             if self.main:
                 checkpoint.save_prior(self.folder / f"prior-{level}", task.network, stage.sampling)
                 self._generate_samples()

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from audiovq import checkpoint, distributed
 from audiovq.recipe import TrainingConfig
 from audiovq.terminal import ProgressBar, say
+from audiovq.training.best import BestWeights
 from audiovq.training.optimizer import learning_rate, make_optimizer
 
 
@@ -176,7 +177,11 @@ def train(
     start = checkpoint.load_training(newest, task.network, *optimizers) if newest else 0
     model = accelerator.prepare_model(task)
     log = MetricsLog(folder / "metrics.jsonl", start)
-    loader = batches(task.dataset("train"), start, config.steps, config.batch_size, workers, device.type == "cuda")
+    best = BestWeights(folder / "best", config, title)
+    if config.patience and start == 0:  # what it goes on from may already be the best
+        best.look(0, evaluate(task, config, device)["loss"], task.network)
+    end = start if best.exhausted(start) else config.steps
+    loader = batches(task.dataset("train"), start, end, config.batch_size, workers, device.type == "cuda")
     saved_at = time.monotonic()
     if start:
         say(f"{title}: going on from step {start}")
@@ -203,16 +208,21 @@ def train(
                 held_out = evaluate(task, config, device)
                 log.write(done, {f"valid_{key}": value for key, value in held_out.items()})
                 say(f"{title}: step {done}, held out: {task.describe(held_out)}") if log.writes else None
+                best.look(done, held_out["loss"], task.network)
             bar.advance(1, note)
             interrupted = distributed.any_rank(stop.received is not None, device)
             due = distributed.any_rank(time.monotonic() - saved_at >= config.checkpoint_seconds, device)
-            if interrupted or due or done == config.steps:
+            ended = best.exhausted(done)
+            if interrupted or due or ended or done == config.steps:
                 if distributed.rank() == 0:
                     checkpoint.save_training(checkpoints, done, task.network, *optimizers)
                 distributed.barrier()
                 saved_at = time.monotonic()
             if interrupted and done < config.steps:
                 raise Interrupted(stop.received or signal.SIGTERM, done)
+            if ended:
+                break
+    best.restore(task.network)
     task.eval()
 
 

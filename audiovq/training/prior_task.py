@@ -11,26 +11,35 @@ from torch.utils.data import Dataset
 
 from audiovq.data.codes import Shards
 from audiovq.data.datasets import CodeWindows, vocabularies
+from audiovq.prior.extend import extend_vocabularies, extended
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorStage
+from audiovq.training.adapters import add_adapters
 from audiovq.training.loop import Task
 
 
 class PriorTask(Task):
-    """Cross-entropy, logged as bits a code and as bits a second of audio (which compares across rates)."""
+    """Cross-entropy, logged as bits a code and as bits a second of audio (which compares across rates).
+
+    Args:
+        start: a prior to go on from; its labels keep their values, and those of the tracks that are new follow.
+    """
 
     network: Prior
 
-    def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int):
+    def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int, start: Prior | None = None):
         super().__init__()
         torch.manual_seed(seed)
         self.stage, self.shards, self.level, self.seed = stage, shards, level, seed
         index = shards.index
+        known = vocabularies(shards, stage.model.label_names)
+        known = extend_vocabularies(start.spec.vocabularies, known) if start else known
         self.spec = PriorSpec(
-            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash,
-            vocabularies(shards, stage.model.label_names),
-        )  # fmt: skip
-        self.network = Prior(stage.model, self.spec)
+            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash, known
+        )
+        self.network = extended(start, stage.model, self.spec) if start else Prior(stage.model, self.spec)
+        if stage.lora is not None:
+            add_adapters(self.network, stage.lora)
 
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
         present = {track.split for track in self.shards.index.tracks}
