@@ -38,13 +38,17 @@ def export_model(
         repo_id=repo_id, **known,
     )  # fmt: skip
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    lines = [f"{folder}: tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB; read its README.md before you share it"]
+    lines = [
+        f"{folder}: tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB; read its README.md before you share it"
+    ]
     if facts.onnx:
         lines.append(
             f"onnx: {facts.onnx['codes_equal']:.2%} of the codes as by torch, samples within {facts.onnx['waveform_error']:.1g}"
         )
     if not facts.credits and "licence" not in facts.labels_said:
-        lines.append("no credits or licences of the music were found: add them to README.md, or name a file with --credits")
+        lines.append(
+            "no credits or licences of the music were found: add them to README.md, or name a file with --credits"
+        )
     return lines
 
 
@@ -56,10 +60,18 @@ def run_facts(place: Path) -> dict[str, Any]:
     if not (place / "recipe.yaml").is_file():
         return {}
     recipe = load_saved_recipe(place / "recipe.yaml")
-    facts: dict[str, Any] = {"name": recipe.name, "recipe": _public(recipe).to_yaml(), "recipe_facts": _main_facts(recipe, place)}
+    facts: dict[str, Any] = {
+        "name": recipe.name,
+        "recipe": _public(recipe).to_yaml(),
+        "recipe_facts": _main_facts(recipe, place),
+    }
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
-        facts |= {"data": scan.report(), "labels_said": _labels_said(scan), "credits": find_credits(scan.folder, recipe)}
+        facts |= {
+            "data": scan.report(),
+            "labels_said": _labels_said(scan),
+            "credits": find_credits(scan.folder, recipe),
+        }
     if (place / "report.json").is_file():
         report = read_json(place / "report.json")
         facts |= {"split": report["split"], "levels": report["levels"]}
@@ -96,7 +108,10 @@ def find_credits(music: Path, recipe: Recipe) -> str:
     """The file that the recipe names, else one beside the music, or a CREDITS file one folder up; empty if there is none."""
     if recipe.data.credits is not None:
         return _read_text(music / recipe.data.credits)
-    candidates = [*(p for pattern in CREDITS for p in sorted(music.glob(pattern))), *sorted(music.parent.glob(CREDITS[0]))]
+    candidates = [
+        *(p for pattern in CREDITS for p in sorted(music.glob(pattern))),
+        *sorted(music.parent.glob(CREDITS[0])),
+    ]
     texts = [path for path in candidates if path.is_file() and path.suffix.lower() in {"", ".md", ".txt"}]
     return _read_text(texts[0]) if texts else ""
 

@@ -7,6 +7,7 @@ that the size of its weights file gives it, and its weights must be those of the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,7 @@ def prior_spec(content: dict[str, Any], config: PriorConfig, path: Path) -> Prio
     """What a prior's config.json says of its codes."""
     spec = build_config(_Spec, content, "spec", path)
     hops = list(spec.hop_lengths)
-    if spec.level >= len(hops) or min(hops) < 2 or any(a < b or a % b for a, b in zip(hops, hops[1:], strict=False)):
+    if spec.level >= len(hops) or min(hops) < 2 or any(a < b or a % b for a, b in itertools.pairwise(hops)):
         raise ValueError(
             f"{path}: spec: expected a level below {len(hops)} and hop_lengths that never rise, each divisible by the "
             f"next, found level {spec.level} of {hops}"
@@ -126,7 +127,9 @@ def build_network(build: Callable[[], NetworkT], config: Path, weights: Path) ->
         raise ValueError(f"{config}: no network of these sizes can be built ({str(error).splitlines()[0]})") from None
     for name in ("encoder_radius", "decoder_radius"):
         if getattr(network, name, 0) > LARGEST_RADIUS:
-            raise ValueError(f"{config}: {name}: expected at most {LARGEST_RADIUS} samples, too many blocks or too long hops")
+            raise ValueError(
+                f"{config}: {name}: expected at most {LARGEST_RADIUS} samples, too many blocks or too long hops"
+            )
     expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in network.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

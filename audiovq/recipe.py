@@ -169,7 +169,9 @@ class Recipe(Config):
     def _check_pretrained(self) -> None:
         for i, stage in enumerate(self.priors):
             if stage.from_pretrained is not None and self.tokenizer.from_pretrained is None:
-                raise ValueError(f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too: a prior knows its codes")
+                raise ValueError(
+                    f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too: a prior knows its codes"
+                )
             if stage.lora is not None and stage.from_pretrained is None:
                 raise ValueError(f"priors.{i}.lora: expected from_pretrained beside it: adapters need weights to adapt")
 

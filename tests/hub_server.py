@@ -1,6 +1,6 @@
 """A hub of one's own: as much of the Hugging Face hub's HTTP interface as sending and fetching a folder needs.
 
-    python tests/hub_server.py   # prints its address and serves until it is killed
+python tests/hub_server.py   # prints its address and serves until it is killed
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None, head: bool = False) -> None:
+    def answer(
+        self, content: Any, status: int = 200, headers: dict[str, str] | None = None, head: bool = False
+    ) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
@@ -58,7 +60,9 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", self.path):
             files = json.loads(body)["files"]
-            return self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+            return self.answer(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
         if match := re.match(r"/api/models/([^/]+/[^/]+)/commit/([^/?]+)", self.path):
             files = self.repos[match[1]][match[2]]
             for line in map(json.loads, body.splitlines()):
@@ -77,10 +81,15 @@ class Hub(BaseHTTPRequestHandler):
             if files is None:
                 return self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}, head)
             siblings = [{"rfilename": name} for name in files]
-            return self.answer({"id": match[1], "modelId": match[1], "sha": commit_of(files), "siblings": siblings}, head=head)
+            return self.answer(
+                {"id": match[1], "modelId": match[1], "sha": commit_of(files), "siblings": siblings}, head=head
+            )
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+).*", path):
             files = self.files(match[1], match[2]) or {}
-            tree = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for n, c in files.items()]
+            tree = [
+                {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                for n, c in files.items()
+            ]
             return self.answer(tree, head=head)
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             files = self.files(match[1], match[2]) or {}

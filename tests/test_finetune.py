@@ -38,7 +38,9 @@ def own_music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     for i, genre in enumerate(("jazz", "folk", "blues")):
         soundfile.write(folder / f"own-{i}.wav", tones(2, 8000, seed=20 + i), 8000)
-        (folder / f"own-{i}.json").write_text(json.dumps({"genre": genre, "mood": "calm", "split": "valid" if i == 1 else "train"}))
+        (folder / f"own-{i}.json").write_text(
+            json.dumps({"genre": genre, "mood": "calm", "split": "valid" if i == 1 else "train"})
+        )
     return folder
 
 
@@ -61,7 +63,10 @@ def finetuned(finetune_recipe: Path) -> Path:
 def test_the_tokenizer_is_copied_and_the_codes_are_its_own(finetuned: Path, tiny_run: Path) -> None:
     old, new = Tokenizer.from_pretrained(tiny_run), Tokenizer.from_pretrained(finetuned)
     assert new.hash == old.hash
-    assert all(torch.equal(a, b) for a, b in zip(new.network.state_dict().values(), old.network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(new.network.state_dict().values(), old.network.state_dict().values(), strict=True)
+    )
     assert Shards(finetuned / "codes").index.tokenizer_hash == old.hash
     assert not (finetuned / "training" / "tokenizer").exists()
     assert list((finetuned / "samples" / "tokenizer").glob("own-1-*.wav"))
@@ -76,7 +81,9 @@ def test_priors_learned_and_know_old_and_new_labels(finetuned: Path, tiny_run: P
     assert (finetuned / "report.json").is_file()
 
 
-def test_the_same_command_finds_it_finished_and_another_recipe_is_refused(finetune_recipe: Path, finetuned: Path) -> None:
+def test_the_same_command_finds_it_finished_and_another_recipe_is_refused(
+    finetune_recipe: Path, finetuned: Path
+) -> None:
     assert "finished, nothing to do" in cli("train", finetune_recipe, "--out", finetuned).output
     assert "finished, nothing to do" in cli("train", finetuned / "recipe.yaml", "--out", finetuned).output
     other = cli("train", finetune_recipe, "--out", finetuned, "--set", "priors.0.model.transformer.dropout=0.1")

@@ -37,7 +37,9 @@ def front_matter(card: str) -> dict[str, object]:
 def test_an_exported_folder_is_the_same_model(exported: Path, tiny_run: Path) -> None:
     names = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
     parts = ("tokenizer", "prior-0", "prior-1", "prior-2")
-    assert names == {"README.md"} | {f"{p}/{n}" for p in parts for n in ("config.json", "model.safetensors", "sha256.json")}
+    assert names == {"README.md"} | {
+        f"{p}/{n}" for p in parts for n in ("config.json", "model.safetensors", "sha256.json")
+    }
     before, after = Generator.from_pretrained(tiny_run), Generator.from_pretrained(exported)
     assert after.tokenizer.hash == before.tokenizer.hash
     assert torch.equal(after.sample(1, seed=3), before.sample(1, seed=3))
@@ -132,7 +134,9 @@ def test_a_dry_run_lists_and_missing_tokens_and_networks_are_one_line(
     assert_one_line_error(cli("push", exported, "me/small"), "hf auth login")
     assert_one_line_error(cli("push", exported, "small"), "expected a name on the hub, owner/name")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
-    assert_one_line_error(cli("push", exported, "me/small"), "me/small: cannot be sent to the hub")  # offline in all tests
+    assert_one_line_error(
+        cli("push", exported, "me/small"), "me/small: cannot be sent to the hub"
+    )  # offline in all tests
 
 
 @pytest.fixture
@@ -191,4 +195,8 @@ except ValueError as error:
 
 
 def test_only_weights_and_json_are_ever_fetched() -> None:
-    assert {pattern.rsplit("/", 1)[-1] for pattern in MODEL_FILES} == {checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.SUMS}
+    assert {pattern.rsplit("/", 1)[-1] for pattern in MODEL_FILES} == {
+        checkpoint.CONFIG,
+        checkpoint.WEIGHTS,
+        checkpoint.SUMS,
+    }

@@ -162,7 +162,10 @@ def test_weights_that_contradict_the_config_are_refused(model: Path) -> None:
     weights = safetensors.torch.load_file(path)
     for changed, word in (
         ({**weights, "extra": torch.zeros(3)}, "extra: expected none, found numbers [3]"),
-        ({k: v for k, v in weights.items() if k != "head.weight"}, "head.weight: expected numbers [16, 16], found none"),
+        (
+            {k: v for k, v in weights.items() if k != "head.weight"},
+            "head.weight: expected numbers [16, 16], found none",
+        ),
         ({**weights, "head.weight": torch.zeros(16, 17)}, "found numbers [16, 17]"),
         ({**weights, "head.weight": torch.zeros(16, 16, dtype=torch.int64)}, "found integers [16, 16]"),
     ):
@@ -172,8 +175,13 @@ def test_weights_that_contradict_the_config_are_refused(model: Path) -> None:
 
 def test_priors_that_contradict_their_tokenizer_or_each_other_are_refused(model: Path) -> None:
     change_config(model / "prior-1", lambda c: c["spec"].update(sample_rate=16000))
-    refuse(lambda: Generator.from_pretrained(model), "prior 1: expected level, hop_lengths, rate and codes (1, [256, 128, 64], 8000")
-    change_config(model / "prior-1", lambda c: c["spec"].update(sample_rate=8000, vocabularies={"genre": ["rock", "folk"]}))
+    refuse(
+        lambda: Generator.from_pretrained(model),
+        "prior 1: expected level, hop_lengths, rate and codes (1, [256, 128, 64], 8000",
+    )
+    change_config(
+        model / "prior-1", lambda c: c["spec"].update(sample_rate=8000, vocabularies={"genre": ["rock", "folk"]})
+    )
     refuse(lambda: Generator.from_pretrained(model), "the values of the label genre that prior 0 has")
 
 
@@ -186,7 +194,9 @@ def write_codes(path: Path, header: dict[str, Any], **tensors: torch.Tensor) -> 
         "tokenizer_hash": "0" * 64, "source_sha256": "",
     }  # fmt: skip
     content = {k: v for k, v in (facts | header).items() if v is not None}
-    safetensors.torch.save_file(tensors or {"level.0": torch.zeros(1, dtype=torch.int16)}, path, {"audiovq": json.dumps(content)})
+    safetensors.torch.save_file(
+        tensors or {"level.0": torch.zeros(1, dtype=torch.int16)}, path, {"audiovq": json.dumps(content)}
+    )
     return path
 
 

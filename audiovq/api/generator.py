@@ -72,7 +72,9 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
             raise ValueError(f"prior {level}: expected level, hop_lengths, rate and codes {expected}, found {found}")
         for name in known.keys() & spec.vocabularies.keys():
             if known[name] != spec.vocabularies[name]:
-                raise ValueError(f"prior {level}: expected the values of the label {name} that prior 0 has, found others")
+                raise ValueError(
+                    f"prior {level}: expected the values of the label {name} that prior 0 has, found others"
+                )
 
 
 class Generator:

@@ -81,8 +81,12 @@ def _plain(text: str) -> str:
 
 
 def _use(facts: CardFacts, repo_id: str) -> str:
-    generate = f"""
-music = Generator.from_pretrained("{repo_id}").sample(seconds=20, seed=0)  # float [1, channels, samples]""" if facts.specs else ""
+    generate = (
+        f"""
+music = Generator.from_pretrained("{repo_id}").sample(seconds=20, seed=0)  # float [1, channels, samples]"""
+        if facts.specs
+        else ""
+    )
     text = f"""## How to use
 
 ```python
@@ -129,21 +133,23 @@ def _recipe(facts: CardFacts) -> str:
     if not facts.recipe:
         return ""
     said = "\n".join(f"- {name}: {value}" for name, value in facts.recipe_facts.items())
-    return (
-        f"## Recipe\n\n{said}\n\n<details><summary>all of it</summary>\n\n```yaml\n{facts.recipe.strip()}\n```\n\n</details>"
-    )
+    return f"## Recipe\n\n{said}\n\n<details><summary>all of it</summary>\n\n```yaml\n{facts.recipe.strip()}\n```\n\n</details>"
 
 
 def _measured(facts: CardFacts) -> str:
     if not facts.levels:
         return ""
-    rows = ["| level | bits a code | unigram bits a code | bits a second | share of codes used |", "|---|---|---|---|---|"]
+    rows = [
+        "| level | bits a code | unigram bits a code | bits a second | share of codes used |",
+        "|---|---|---|---|---|",
+    ]
     for i, level in enumerate(facts.levels):
         cells = [level.get(k) for k in ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")]
         rows.append(f"| {i} | " + " | ".join("" if cell is None else f"{cell:.3g}" for cell in cells) + " |")
     what = "held-out tracks" if facts.split == "valid" else "the training tracks themselves (none were held out)"
     return (
-        f"## Measured\n\nOn {what}; unigram is what a code costs that is guessed by its frequency alone.\n\n" + "\n".join(rows)
+        f"## Measured\n\nOn {what}; unigram is what a code costs that is guessed by its frequency alone.\n\n"
+        + "\n".join(rows)
     )
 
 

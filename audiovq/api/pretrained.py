@@ -31,7 +31,9 @@ def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
     """The prior of a level. Raises ValueError if there is none, or one for other codes."""
     folders = prior_folders(find_pretrained(source))
     if level >= len(folders):
-        raise ValueError(f"priors: from_pretrained: expected a prior for level {level} in {source}, found {len(folders)} priors")
+        raise ValueError(
+            f"priors: from_pretrained: expected a prior for level {level} in {source}, found {len(folders)} priors"
+        )
     prior, _ = checkpoint.load_prior(folders[level])
     if prior.spec.tokenizer_hash != tokenizer_hash:
         raise ValueError(
@@ -54,7 +56,9 @@ def adopt_pretrained(recipe: Recipe) -> Recipe:
     if "model" in recipe.tokenizer.model_fields_set:
         _agree("tokenizer.model", recipe.tokenizer.model.model_dump(exclude_unset=True), network.config.model_dump())
     if len(recipe.priors) not in {1, network.config.n_levels}:
-        raise ValueError(f"priors: expected 1 or {network.config.n_levels} (one a level of {source}), found {len(recipe.priors)}")
+        raise ValueError(
+            f"priors: expected 1 or {network.config.n_levels} (one a level of {source}), found {len(recipe.priors)}"
+        )
     levels = range(network.config.n_levels if any(p.from_pretrained for p in recipe.priors) else len(recipe.priors))
     identity = checkpoint.tokenizer_hash(network)
     priors = tuple(_adopt_prior(recipe.prior(level), level, identity) for level in levels)
@@ -104,4 +108,6 @@ def _agree(place: str, said: Any, theirs: Any) -> None:
         for key in said:
             _agree(f"{place}.{key}", said[key], theirs.get(key))
     elif (difference := first_difference(theirs, said)) is not None:
-        raise ValueError(f"{place}: expected what the pretrained model has, or nothing, found {difference.lstrip(': ')}")
+        raise ValueError(
+            f"{place}: expected what the pretrained model has, or nothing, found {difference.lstrip(': ')}"
+        )

@@ -87,7 +87,11 @@ def push_folder(
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
         names = [path.relative_to(folder).as_posix() for path in files]
         sent = hub.upload_folder(
-            repo_id=repo_id, folder_path=folder, revision=revision, allow_patterns=names, commit_message="Model of audiovq"
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=names,
+            commit_message="Model of audiovq",
         )
     except Exception as error:  # the hub client raises many kinds; for the user they are one
         reason = next(iter(str(error).strip().splitlines()), repr(error))
@@ -113,7 +117,9 @@ def save_pretrained(
     if onnx:
         check_installed()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: expected a new or empty folder, found something in it; choose another, or empty it")
+        raise ValueError(
+            f"{folder}: expected a new or empty folder, found something in it; choose another, or empty it"
+        )
     temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

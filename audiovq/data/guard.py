@@ -27,7 +27,11 @@ def check_header(header: Mapping[str, Any], n_levels: int | None, size: int) -> 
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"{name}: expected {least} to {most}, found {value!r:.40}")
     hops = header.get("hop_lengths")
-    if not isinstance(hops, list) or not 1 <= len(hops) <= 64 or not all(type(h) is int and 1 <= h <= 1 << 16 for h in hops):
+    if (
+        not isinstance(hops, list)
+        or not 1 <= len(hops) <= 64
+        or not all(type(h) is int and 1 <= h <= 1 << 16 for h in hops)
+    ):
         raise ValueError(f"hop_lengths: expected a list of numbers of samples, found {hops!r:.60}")
     for name in ("tokenizer_hash", "source_sha256"):
         if not isinstance(header.get(name, ""), str):
@@ -58,7 +62,9 @@ def check_track(track: Any, lengths: Mapping[tuple[int, int], int], n_levels: in
     """
     check_relative(track.path)
     places: Sequence[Any] = [track.offsets, track.lengths]
-    whole = all(isinstance(p, list) and len(p) == n_levels and all(type(n) is int and n >= 0 for n in p) for p in places)
+    whole = all(
+        isinstance(p, list) and len(p) == n_levels and all(type(n) is int and n >= 0 for n in p) for p in places
+    )
     if not whole or not all(
         first + n <= lengths.get((track.shard, level), -1)
         for level, (first, n) in enumerate(zip(track.offsets, track.lengths, strict=True))
@@ -71,7 +77,8 @@ def check_track(track: Any, lengths: Mapping[tuple[int, int], int], n_levels: in
 def check_relative(path: Any) -> None:
     """Raises ValueError for a path that leads out of the folder that it is relative to."""
     if not isinstance(path, str) or any(
-        kind(path).is_absolute() or kind(path).drive or ".." in kind(path).parts for kind in (PurePosixPath, PureWindowsPath)
+        kind(path).is_absolute() or kind(path).drive or ".." in kind(path).parts
+        for kind in (PurePosixPath, PureWindowsPath)
     ):
         raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
 

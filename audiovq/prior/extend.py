@@ -11,9 +11,7 @@ from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 
 def extend_vocabularies(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, list[str]]:
     """The values of each label in `new`: those known already keep their places, others follow, sorted."""
-    return {
-        name: [*old.get(name, []), *sorted(set(values) - set(old.get(name, [])))] for name, values in new.items()
-    }
+    return {name: [*old.get(name, []), *sorted(set(values) - set(old.get(name, [])))] for name, values in new.items()}
 
 
 def told_of_labels(old: dict[str, list[str]], new: dict[str, list[str]]) -> str:
@@ -43,7 +41,9 @@ def extended(prior: Prior, config: PriorConfig, spec: PriorSpec) -> Prior:
             name = f"conditioners.{i}.embedding.weight"
             n_new = len(module.embedding.weight) - len(old[name])
             old[name] = torch.cat([old[name], old[name][:1].expand(n_new, -1)])
-    fresh = {k: v for k, v in network.state_dict().items() if k.startswith("conditioners.") and int(k.split(".")[1]) >= known}
+    fresh = {
+        k: v for k, v in network.state_dict().items() if k.startswith("conditioners.") and int(k.split(".")[1]) >= known
+    }
     network.load_state_dict(old | fresh)
     return network
 

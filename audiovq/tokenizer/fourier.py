@@ -27,24 +27,31 @@ def fourier_basis(n_fft: int) -> tuple[Tensor, Tensor]:
 
 
 class ConvStftFront(nn.Module):
-    """`StftFront` with a strided convolution as its Fourier transform."""
+    """`StftFront` with a strided convolution as its Fourier transform.
+
+    Everything is counted in units in which the least power, 1e-9, is 1: onnxscript 0.7 takes the addition of so small a
+    number for one of nothing, leaves it out, and half of the codes become others wherever the music is quiet.
+    """
+
+    LEAST = 1e-9  # power that `StftFront` adds
 
     def __init__(self, front: StftFront):
         super().__init__()
         self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
         self.hop_length, self.n_fft = front.hop_length, front.n_fft
         cos, sin = fourier_basis(front.n_fft)
-        kernels = torch.stack([cos, -sin]) * front.window.cpu().double() / front.n_fft**0.5  # type: ignore[union-attr]
-        self.register_buffer("kernels", rearrange(kernels, "part f n -> (part f) 1 n").float())
+        unit = (front.n_fft * self.LEAST) ** -0.5
+        kernels = torch.cat([cos, -sin]) * front.window.cpu().double() * unit  # type: ignore[union-attr]
+        self.register_buffer("kernels", kernels[:, None].float())  # [2 bins, 1, n_fft]
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
         channels, side = waveform.shape[1], self.n_fft - self.hop_length
         padded = rearrange(F.pad(waveform, (side // 2, side - side // 2)), "b c n -> (b c) 1 n")
         parts = F.conv1d(padded, self.kernels, stride=self.hop_length)  # type: ignore[arg-type]
         parts = rearrange(parts, "(b c) (part f) t -> part b c f t", c=channels, part=2)
-        power = parts.square().sum(dim=0) + 1e-9
-        log_magnitude = power.log() / (4 * math.log(10)) + 1
-        compressed = parts * power**-0.35
+        power = parts.square().sum(dim=0) + 1
+        log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(self.LEAST) / 4 + 1)
+        compressed = parts * power**-0.35 * self.LEAST**0.15
         features = torch.stack([log_magnitude, compressed[0], compressed[1]], dim=2)
         return self.mix((rearrange(features, "b c part f t -> b (c part f) t") - self.mean) * self.scale)
 
