@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingImports]  # of the extra "onnx"
@@ -30,7 +31,7 @@ class OnnxTokenizer:
         """float32 [channels, samples] at the model's rate -> int64 [ceil(samples / hop)] a level, coarse to fine."""
         n_samples = waveform.shape[1]
         padded = np.pad(waveform, ((0, 0), (0, -n_samples % self.rules["samples_multiple"])))
-        levels = self.encoder.run(None, {"waveform": padded[None].astype(np.float32)})
+        levels: Any = self.encoder.run(None, {"waveform": padded[None].astype(np.float32)})
         return [level[0, : -(-n_samples // hop)] for level, hop in zip(levels, self.hops, strict=True)]
 
     def decode(self, levels: list[np.ndarray], n_samples: int) -> np.ndarray:
@@ -42,7 +43,8 @@ class OnnxTokenizer:
             if i < len(levels):
                 codes[0, : len(levels[i])] = levels[i]
             inputs[f"codes_{i}"] = codes
-        return self.decoder.run(None, inputs)[0][0, :, :n_samples]
+        waveform: Any = self.decoder.run(None, inputs)[0]
+        return waveform[0, :, :n_samples]
 
 
 def main(folder: str, source: str, target: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -200,7 +201,7 @@ class Overfits(Task):
         return torch.utils.data.TensorDataset(torch.zeros(1000))  # type: ignore[return-value]
 
     def forward(self, batch: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = self.network.weight.sum()
+        weight = next(self.network.parameters()).sum()
         loss = -weight if self.training else (weight - 3).abs()
         return loss, {"weight": weight.detach()}
 
@@ -216,7 +217,7 @@ def run_overfits(folder: Path, **settings: float) -> float:
     config = TrainingConfig(steps=20, batch_size=1, evaluate_steps=1, evaluate_batches=1, **settings)  # type: ignore[arg-type]
     task = Overfits()
     train(task, "t", folder, config, 0, 0, Accelerator(cpu=True))
-    return float(task.network.weight.detach())
+    return float(next(task.network.parameters()).detach())
 
 
 @pytest.mark.usefixtures("steps_of_one")
@@ -232,7 +233,7 @@ def test_training_stops_when_nothing_better_comes_and_keeps_the_best(tmp_path: P
 def test_early_stopping_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate, calls = loop.evaluate, 0
 
-    def killed(*arguments: object) -> dict[str, float]:
+    def killed(*arguments: Any) -> dict[str, float]:
         nonlocal calls
         calls += 1
         if calls == 6:

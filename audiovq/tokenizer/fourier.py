@@ -62,7 +62,8 @@ class ConvIstftDecoder(nn.Module):
     def __init__(self, decoder: IstftDecoder):
         super().__init__()
         self.decoder = decoder
-        window = decoder.window.cpu().double()  # type: ignore[union-attr]
+        window: Any = decoder.window
+        window = window.cpu().double()
         cos, sin = fourier_basis(decoder.n_fft)
         weights = torch.full((decoder.n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
         weights[0] = weights[-1] = 1  # the others stand for their conjugates, too

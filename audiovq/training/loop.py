@@ -179,7 +179,7 @@ def train(
     log = MetricsLog(folder / "metrics.jsonl", start)
     best = BestWeights(folder / "best", config, title)
     if config.patience and start == 0:  # what it goes on from may already be the best
-        best.look(0, evaluate(task, config, device)["loss"], task.network)
+        tell_held_out(task, title, 0, evaluate(task, config, device), log, best)
     end = start if best.exhausted(start) else config.steps
     loader = batches(task.dataset("train"), start, end, config.batch_size, workers, device.type == "cuda")
     saved_at = time.monotonic()
@@ -206,9 +206,7 @@ def train(
                 note = task.describe(figures)
             if done % config.evaluate_steps == 0 or done == config.steps:
                 held_out = evaluate(task, config, device)
-                log.write(done, {f"valid_{key}": value for key, value in held_out.items()})
-                say(f"{title}: step {done}, held out: {task.describe(held_out)}") if log.writes else None
-                best.look(done, held_out["loss"], task.network)
+                tell_held_out(task, title, done, held_out, log, best)
             bar.advance(1, note)
             interrupted = distributed.any_rank(stop.received is not None, device)
             due = distributed.any_rank(time.monotonic() - saved_at >= config.checkpoint_seconds, device)
@@ -224,6 +222,15 @@ def train(
                 break
     best.restore(task.network)
     task.eval()
+
+
+def tell_held_out(
+    task: Task, title: str, done: int, held_out: dict[str, float], log: MetricsLog, best: BestWeights
+) -> None:
+    """Log an evaluation, say it, and keep the weights if they are the best so far."""
+    log.write(done, {f"valid_{key}": value for key, value in held_out.items()})
+    say(f"{title}: step {done}, held out: {task.describe(held_out)}") if log.writes else None
+    best.look(done, held_out["loss"], task.network)
 
 
 def update(part: Part, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
