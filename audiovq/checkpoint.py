@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from audiovq import config as conf
+from audiovq import guard
 from audiovq.data.audio import file_sha256
-from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
+from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.recipe import PickConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"
 
 
@@ -68,7 +70,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Raises ValueError for a missing or damaged file."""
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except guard.UNREADABLE as error:
         raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
 
 
@@ -156,10 +158,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: no {kind} there ({CONFIG} is missing)")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error})") from None
+    content = conf.read_json(path)
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise ValueError(
             f"{path}: expected a {kind}, found {content.get('kind') if isinstance(content, dict) else content!r}"
@@ -167,31 +166,26 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def _load_weights(folder: Path, network: nn.Module) -> None:
-    state = {
+def _load(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
+    """The network of a folder; nothing is built before its weights are known to fit."""
+    network = guard.build_network(build, folder / CONFIG, folder / WEIGHTS)
+    network.load_state_dict({
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in read_tensors(folder / WEIGHTS).items()
-    }
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS}: weights do not fit the config: {str(error).splitlines()[1].strip()}"
-        ) from None
-    network.eval().requires_grad_(False)
+    })  # fmt: skip
+    return network.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path) -> VQVAE:
-    """Raises ValueError if there is none, or a damaged one."""
-    network = VQVAE(conf.build(VQVAEConfig, read_config(folder, "tokenizer")["model"], str(folder / CONFIG)))
-    _load_weights(folder, network)
-    return network
+    """Raises ValueError if there is none, a damaged one, or one of absurd size."""
+    config = guard.build_config(VQVAEConfig, read_config(folder, "tokenizer"), "model", folder / CONFIG)
+    return _load(folder, lambda: VQVAE(config))
 
 
 def load_prior(folder: Path) -> tuple[Prior, PickConfig]:
-    """The network and the sampling settings its recipe recommends."""
-    content = read_config(folder, "prior")
-    config = conf.build(PriorConfig, content["model"], str(folder / CONFIG))
-    network = Prior(config, PriorSpec(**content["spec"]))
-    _load_weights(folder, network)
-    return network, conf.build(PickConfig, content["sampling"], str(folder / CONFIG))
+    """The network and the sampling settings its recipe recommends; raises as `load_tokenizer`."""
+    content, path = read_config(folder, "prior"), folder / CONFIG
+    config = guard.build_config(PriorConfig, content, "model", path)
+    spec = guard.prior_spec(content, config, path)
+    pick = guard.build_config(PickConfig, content, "sampling", path)
+    return _load(folder, lambda: Prior(config, spec)), pick

@@ -6,6 +6,8 @@ Every component declares its own `Config` beside its class; `recipe.py` composes
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
 import types
 from pathlib import Path
@@ -67,12 +69,38 @@ for _first, _rules in _Loader.yaml_implicit_resolvers.items():
 
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text; a syntax error becomes a one-line ValueError."""
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        return loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise ValueError(f"{source}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    finally:
+        loader.dispose()
+
+
+def read_json(path: Path, largest: int = 1 << 24) -> Any:
+    """Read a JSON file that may come from anyone.
+
+    Raises:
+        ValueError: one line for a file of more than `largest` bytes, no JSON, or a number that is not finite.
+    """
+    try:
+        size = path.stat().st_size
+        if size > largest:
+            raise ValueError(f"expected at most {largest} bytes, found {size}")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path}: damaged ({reason}); download or train it again") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"expected finite numbers, found {text}")
+    return number
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from audiovq import api, checkpoint
+from audiovq.config import read_json
 from audiovq.data import audio
 from audiovq.data.codes import Codes, file_kbps, read_header
 from audiovq.data.looks import read_tags
@@ -54,7 +54,7 @@ def describe_codes(path: Path) -> dict[str, Any]:
 def describe_model(path: Path) -> dict[str, Any]:
     """A tokenizer's or prior's folder, or a folder of both."""
     if (path / checkpoint.CONFIG).is_file():
-        content = json.loads((path / checkpoint.CONFIG).read_text())
+        content = read_json(path / checkpoint.CONFIG)
         weights = checkpoint.read_tensors(path / checkpoint.WEIGHTS)
         return {"model": str(path), "config": content, "parameters": sum(t.numel() for t in weights.values())}
     tokenizer = api.Tokenizer.from_pretrained(path)

@@ -40,6 +40,8 @@ class TrainingConfig(Config):
     checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0 after every step
     # Decay a step of a moving average of the weights, which is what is evaluated and kept in the end; null: the weights.
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    # Evaluations without a better held-out loss after which the stage ends; it keeps its best weights. 0: all steps, the last.
+    patience: int = Field(default=0, ge=0)
     compile: bool = False  # the repeated blocks by torch.compile: minutes at the start, faster steps on a GPU
 
 
@@ -49,8 +51,18 @@ class PriorTrainingConfig(TrainingConfig):
     sharded: bool = False  # weights, gradients and moments are shared out over the devices (FSDP2) instead of copied
     activation_checkpointing: bool = False  # a layer's activations are computed again when they are needed
 
+    @model_validator(mode="after")
+    def _check(self) -> PriorTrainingConfig:
+        if self.sharded and self.patience:
+            raise ValueError(
+                "patience: expected 0 with sharded, whose weights no process has whole; watch the held-out loss"
+            )
+        return self
+
 
 class TokenizerStage(Config):
+    # `default` (the bundled model), a run, a folder or a hub id: its tokenizer is taken as it is, instead of training one.
+    from_pretrained: str | None = None
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
     crop_seconds: float = Field(default=0.68, gt=0)
@@ -105,7 +117,17 @@ class PickConfig(Config):
     guidance: float = Field(default=1.0, ge=0)  # how strongly label, text and chroma are followed; 1: as trained
 
 
+class LoraConfig(Config):
+    """Low-rank adapters are trained beside frozen weights, and merged into them at the end; see `training/adapters.py`."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)  # the adapters count alpha / rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
 class PriorStage(Config):
+    from_pretrained: str | None = None  # as the tokenizer's: training goes on from its prior of the same level
+    lora: LoraConfig | None = None  # null trains all weights
     model: PriorConfig = PriorConfig()
     training: PriorTrainingConfig = PriorTrainingConfig()
     sampling: PickConfig = PickConfig()
@@ -131,16 +153,18 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        self._check_pretrained()
         n_levels = self.tokenizer.model.n_levels
-        if len(self.priors) not in {1, n_levels}:
+        if self.tokenizer.from_pretrained is None and len(self.priors) not in {1, n_levels}:
             raise ValueError(f"priors: expected 1 or {n_levels} (one a level), found {len(self.priors)}")
         after, steps = self.tokenizer.model.quantize_after, self.tokenizer.training.steps
-        if after >= steps:
+        trained = self.tokenizer.from_pretrained is None
+        if trained and after >= steps:
             raise ValueError(
                 f"tokenizer.model.quantize_after: expected less than tokenizer.training.steps {steps}, found {after}"
             )
         quantizer = self.tokenizer.model.quantizer
-        if quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - after:
+        if trained and quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - after:
             raise ValueError(
                 f"tokenizer.model.quantizer.temperature_steps: expected at most training.steps - quantize_after = "
                 f"{steps - after}, else the decoder never meets the codes it will get, found {quantizer.temperature_steps}"
@@ -165,6 +189,15 @@ class Recipe(Config):
                 f"found {self.tokenizer.crop_samples} samples"
             )
         return self
+
+    def _check_pretrained(self) -> None:
+        for i, stage in enumerate(self.priors):
+            if stage.from_pretrained is not None and self.tokenizer.from_pretrained is None:
+                raise ValueError(
+                    f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too: a prior knows its codes"
+                )
+            if stage.lora is not None and stage.from_pretrained is None:
+                raise ValueError(f"priors.{i}.lora: expected from_pretrained beside it: adapters need weights to adapt")
 
     @property
     def smallest_batch(self) -> int:

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from audiovq import api, checkpoint, distributed, stopping
+from audiovq.api.pretrained import adopt_pretrained, pretrained_prior, pretrained_tokenizer
 from audiovq.config import read_yaml
 from audiovq.data import audio
 from audiovq.data.shards import Shards
@@ -29,10 +30,12 @@ from audiovq.data.storage import is_url
 from audiovq.data.tracks import Scan, scan
 from audiovq.evaluation.evaluate import code_statistics, held_out_bits
 from audiovq.evaluation.pictures import draw_spectrograms
+from audiovq.prior.extend import told_of_labels
 from audiovq.recipe import Recipe, codes_place, first_difference, fixed, load_saved_recipe
 from audiovq.report import report_run, try_report
 from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.training.adapters import merge_adapters
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import whole_network
 from audiovq.training.encode_stage import encode_data_set
@@ -47,7 +50,7 @@ class Run:
     """The stages of a recipe in a folder. Each method does its stage, or nothing if it is done."""
 
     def __init__(self, recipe: Recipe, folder: Path, pages: bool = True):
-        self.recipe, self.folder, self.pages = recipe, folder, pages
+        self.recipe, self.folder, self.pages = adopt_pretrained(recipe), folder, pages
         self.accelerator = Accelerator(mixed_precision="bf16" if _use_bf16(recipe) else "no")
         self.main = distributed.rank() == 0
 
@@ -161,11 +164,15 @@ class Run:
             return
         data = self.scan()
         stage = self.recipe.tokenizer
-        task = TokenizerTask(stage, self.recipe.data, data, self.recipe.seed)
-        self._train(task, "tokenizer", stage.training)
+        if stage.from_pretrained is not None:
+            network = pretrained_tokenizer(stage.from_pretrained)
+        else:
+            task = TokenizerTask(stage, self.recipe.data, data, self.recipe.seed)
+            self._train(task, "tokenizer", stage.training)
+            network = task.network
         if self.main:
-            self._reconstruct_samples("tokenizer", task.network, data)
-            checkpoint.save_tokenizer(self.folder / "tokenizer", task.network)
+            self._reconstruct_samples("tokenizer", network, data)
+            checkpoint.save_tokenizer(self.folder / "tokenizer", network)
         distributed.barrier()
 
     def _take_tokenizer(self) -> None:
@@ -214,16 +221,25 @@ class Run:
         n_done = distributed.from_first(len(api.prior_folders(self.folder)))
         for level in range(self.recipe.tokenizer.model.n_levels):
             if level >= n_done:
-                stage = self.recipe.prior(level)
-                task = PriorTask(stage, shards, level, self.recipe.seed)
-                self._train(task, f"prior-{level}", stage.training)
-                network = whole_network(task)
-                if self.main:
-                    checkpoint.save_prior(self.folder / f"prior-{level}", network, stage.sampling)
+                self._train_prior(level, shards)
             if self.main and level >= n_done - 1 and not self._sampled(level):
                 self._generate_samples()
                 self._page() if level + 1 < self.recipe.tokenizer.model.n_levels else None  # `go` writes the last
             distributed.barrier()
+
+    def _train_prior(self, level: int, shards: Shards) -> None:
+        stage = self.recipe.prior(level)
+        known = shards.index.tokenizer_hash
+        start = pretrained_prior(stage.from_pretrained, level, known) if stage.from_pretrained else None
+        task = PriorTask(stage, shards, level, self.recipe.seed, start)
+        if start and level == 0:
+            say(told_of_labels(start.spec.vocabularies, task.spec.vocabularies))
+        self._train(task, f"prior-{level}", stage.training)
+        network = whole_network(task)
+        if stage.lora is not None:
+            merge_adapters(network)
+        if self.main:
+            checkpoint.save_prior(self.folder / f"prior-{level}", network, stage.sampling)
 
     def _sampled(self, level: int) -> bool:
         return (self.folder / "samples" / f"prior-{level}" / "items.png").is_file()

@@ -41,8 +41,10 @@ class ProgressBar:
         unit, per_step: what a step gets done, such as 2.5 of "audio-s"; its rate is shown then.
     """
 
-    def __init__(self, title: str, total: int, start: int = 0, unit: str = "", per_step: float = 1.0):
-        self.title, self.total, self.done = title, total, start
+    def __init__(
+        self, title: str, total: int, start: int = 0, unit: str = "", per_step: float = 1.0, hidden: bool = False
+    ):
+        self.title, self.total, self.done, self.hidden = title, total, start, hidden
         self.unit, self.per_step = unit, per_step
         self.note = ""
         self.began = self.printed = time.monotonic()
@@ -50,7 +52,7 @@ class ProgressBar:
         self.rich: _NotedProgress | None = None
 
     def __enter__(self) -> ProgressBar:
-        if console.is_terminal:
+        if console.is_terminal and not self.hidden:
             self.rich = _NotedProgress(
                 TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
                 TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console,
@@ -65,7 +67,7 @@ class ProgressBar:
         if self.rich is not None:
             self.rich.note = self.note
             self.rich.update(self.task, completed=self.done, rate=self.rate)
-        elif time.monotonic() - self.printed >= LOG_SECONDS:
+        elif not self.hidden and time.monotonic() - self.printed >= LOG_SECONDS:
             self._line()
 
     @property
@@ -87,7 +89,7 @@ class ProgressBar:
     def __exit__(self, *exception: object) -> None:
         if self.rich is not None:
             self.rich.stop()
-        elif self.printed > self.began:
+        elif not self.hidden and self.printed > self.began:
             self._line()
 
 

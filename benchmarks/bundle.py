@@ -7,22 +7,16 @@ Rounding the tokenizer changes its hash, so the priors are told the new one. Pri
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
-
-import torch
 
 from audiovq import api, checkpoint
 
 
 def main(run: Path, target: Path) -> None:
-    checkpoint.save_tokenizer(target / "tokenizer", checkpoint.load_tokenizer(run / "tokenizer"), torch.float16)
-    rounded = checkpoint.tokenizer_hash(checkpoint.load_tokenizer(target / "tokenizer"))
-    for folder in api.prior_folders(run):
-        prior, pick = checkpoint.load_prior(folder)
-        prior.spec = dataclasses.replace(prior.spec, tokenizer_hash=rounded)
-        checkpoint.save_prior(target / folder.name, prior, pick, torch.float16)
+    loaded = [checkpoint.load_prior(folder) for folder in api.prior_folders(run)]
+    tokenizer = checkpoint.load_tokenizer(run / "tokenizer")
+    api.save_models(target, tokenizer, [prior for prior, _ in loaded], [pick for _, pick in loaded], half=True)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, cli
 
 from audiovq import checkpoint
-from audiovq.data.codes import Shards
+from audiovq.data.shards import Shards
 from audiovq.training.saving import newest
 
 TOKENIZER = ("steps=40", "batch_size=3", "evaluate_steps=20", "learning_rate=1e-4", "checkpoint_seconds=1e6")

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from audiovq import chance, distributed
-from audiovq.data.codes import Shards
+from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan
 from audiovq.piecewise import piecewise
 from audiovq.recipe import TrainingConfig, load_recipe

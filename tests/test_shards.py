@@ -180,7 +180,7 @@ def test_damage_that_keeps_the_length_is_noticed(folder: Path) -> None:
     content[-2:] = b"\xff\xff"
     (folder / "shard-00000-level-0.npy").write_bytes(content)
     shards = Shards(folder)
-    with pytest.raises(ValueError, match=r"damaged \(a code 65535"):
+    with pytest.raises(ValueError, match=r"damaged .*expected codes from 0 to 1023, found \d+ to 65535"):
         [shards.codes(track, 0) for track in shards.index.tracks]
     lines = (folder / "tracks.jsonl").read_text()
     (folder / "tracks.jsonl").write_text(lines.replace("g0", "g1"))

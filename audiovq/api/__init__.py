@@ -2,6 +2,10 @@
 
 from audiovq.api.generator import Generator
 from audiovq.api.locate import bundled_model, default_model, pick_device, prior_folders, resolve_model
+from audiovq.api.share import push_folder, save_models, save_pretrained
 from audiovq.api.tokenizer import Tokenizer
 
-__all__ = ["Generator", "Tokenizer", "bundled_model", "default_model", "pick_device", "prior_folders", "resolve_model"]
+__all__ = [
+    "Generator", "Tokenizer", "bundled_model", "default_model", "pick_device", "prior_folders", "push_folder",
+    "resolve_model", "save_models", "save_pretrained",
+]  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from audiovq import checkpoint
 from audiovq.api.control import check_text, reference_chroma
 from audiovq.api.locate import check_priors, pick_device, prior_folders, resolve_model
+from audiovq.api.share import save_and_push, save_pretrained
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
 from audiovq.prior.prior import Prior
@@ -61,6 +62,21 @@ def _rows(level: Tensor, group: range) -> Tensor:
     return level[None] if level.ndim == 1 else level[group.start : group.stop]
 
 
+def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
+    """Raises ValueError for priors that say of their codes what the tokenizer does not, or number labels differently."""
+    known, c = priors[0].spec.vocabularies, tokenizer.config
+    for level, spec in enumerate(prior.spec for prior in priors):
+        expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
+        found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
+        if found != expected:
+            raise ValueError(f"prior {level}: expected level, hop_lengths, rate and codes {expected}, found {found}")
+        for name in known.keys() & spec.vocabularies.keys():
+            if known[name] != spec.vocabularies[name]:
+                raise ValueError(
+                    f"prior {level}: expected the values of the label {name} that prior 0 has, found others"
+                )
+
+
 class Generator:
     """New music from a tokenizer and its priors.
 
@@ -83,15 +99,21 @@ class Generator:
                     f"prior {prior.spec.level}: expected one trained on codes of tokenizer {tokenizer.hash[:12]}, "
                     f"found one for {prior.spec.tokenizer_hash[:12]}; train the priors again"
                 )
+        _check_fit(self.priors, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device | None = None) -> Generator:
+    def from_pretrained(
+        cls, source: str | Path, device: str | torch.device | None = None, *, revision: str | None = None,
+        token: str | None = None,
+    ) -> Generator:  # fmt: skip
         """Load from a run, an exported folder or a hub id.
 
+        Args:
+            revision, token: of a hub id; see `resolve_model`.
         Raises:
             ValueError: no such model, no prior yet, or damaged files.
         """
-        folder = resolve_model(source)
+        folder = resolve_model(source, revision, token)
         check_priors(folder)
         if not prior_folders(folder):
             raise ValueError(
@@ -100,6 +122,30 @@ class Generator:
         loaded = [checkpoint.load_prior(path) for path in prior_folders(folder)]
         tokenizer = Tokenizer.from_pretrained(folder, device)
         return cls(tokenizer, [prior for prior, _ in loaded], [pick for _, pick in loaded], device)
+
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Write a folder to share: config.json, model.safetensors and a model card; `audiovq export` says more in its card.
+
+        Args:
+            half: weights in half precision; the codes are then those of another tokenizer.
+        Raises:
+            ValueError: something is in that folder already, or it cannot be written.
+        """
+        save_pretrained(folder, self.tokenizer.network, self.priors, self.picks, half=half)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None,
+        half: bool = False, dry_run: bool = False,
+    ) -> list[str]:  # fmt: skip
+        """Send it to the Hugging Face hub; returns a line a file and where they are. Raises as `api.push_folder`.
+
+        Args:
+            dry_run: only list what would be sent.
+        """
+        return save_and_push(
+            repo_id, self.tokenizer.network, self.priors, self.picks, half=half, private=private, revision=revision, token=token,
+            dry_run=dry_run,
+        )  # fmt: skip
 
     @property
     def sample_rate(self) -> int:

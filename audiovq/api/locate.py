@@ -9,10 +9,21 @@ import torch
 
 from audiovq import checkpoint
 
+# Of a shared model; whatever else lies in a folder on the hub (a pickle, a script) is neither fetched nor sent.
+MODEL_FILES = [
+    f"{place}{name}"
+    for place in ("", "tokenizer/", "prior-[0-9]*/")
+    for name in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.SUMS)
+]
 
-def resolve_model(source: str | Path) -> Path:
+
+def resolve_model(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
     """A run, an exported folder or a hub id -> a folder that holds models.
 
+    Args:
+        source: a hub id may name its revision: owner/name@v1.
+        revision: branch, tag or commit on the hub; default the main branch.
+        token: for private models; default the one of `hf auth login` or HF_TOKEN.
     Raises:
         ValueError: nothing there, and not a hub id that can be fetched.
     """
@@ -22,8 +33,13 @@ def resolve_model(source: str | Path) -> Path:
     text = str(source)
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise ValueError(f"{source}: no such model; expected a run folder, an exported folder or a hub id (owner/name)")
+    name, _, named = text.partition("@")
     try:
-        return Path(huggingface_hub.snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or named or None, token=token, allow_patterns=MODEL_FILES
+            )
+        )
     except Exception as error:  # the hub client raises many kinds; for the user they are one
         reason = str(error).strip().splitlines()
         raise ValueError(

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from audiovq import checkpoint
 from audiovq.api.locate import pick_device, resolve_model
+from audiovq.api.share import save_and_push, save_pretrained
 from audiovq.api.stream import DecodeStream, EncodeStream, checked
 from audiovq.data import audio
 from audiovq.data.codes import Codes, LevelBuffers
+from audiovq.data.guard import check_range
 from audiovq.tokenizer.streaming import (
     CHUNK_SECONDS,
     WINDOWS_AT_ONCE,
@@ -41,11 +43,42 @@ class Tokenizer:
         self.hash = checkpoint.tokenizer_hash(network)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device | None = None) -> Tokenizer:
-        """Load from a run, an exported folder or a hub id. Raises ValueError if there is none or it is damaged."""
-        folder = resolve_model(source)
+    def from_pretrained(
+        cls, source: str | Path, device: str | torch.device | None = None, *, revision: str | None = None,
+        token: str | None = None,
+    ) -> Tokenizer:  # fmt: skip
+        """Load from a run, an exported folder or a hub id. Raises ValueError if there is none or it is damaged.
+
+        Args:
+            revision, token: of a hub id; see `resolve_model`.
+        """
+        folder = resolve_model(source, revision, token)
         inner = folder / "tokenizer"
         return cls(checkpoint.load_tokenizer(inner if inner.is_dir() else folder), device)
+
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Write a folder to share: config.json, model.safetensors and a model card; `audiovq export` says more in its card.
+
+        Args:
+            half: weights in half precision; the codes are then those of another tokenizer.
+        Raises:
+            ValueError: something is in that folder already, or it cannot be written.
+        """
+        save_pretrained(folder, self.network, half=half)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None,
+        half: bool = False, dry_run: bool = False,
+    ) -> list[str]:  # fmt: skip
+        """Send it to the Hugging Face hub; returns a line a file and where they are. Raises as `api.push_folder`.
+
+        Args:
+            dry_run: only list what would be sent.
+        """
+        return save_and_push(
+            repo_id, self.network, (), (), half=half, private=private, revision=revision, token=token,
+            dry_run=dry_run,
+        )  # fmt: skip
 
     @property
     def sample_rate(self) -> int:
@@ -205,6 +238,8 @@ class Tokenizer:
         found = [len(level) for level in codes.levels]
         if found != expected:
             raise ValueError(f"codes: expected {expected} a level for {codes.n_samples} samples, found {found}")
+        for i, level in enumerate(codes.levels):  # their header may say more codes than this tokenizer has
+            check_range(level, self.config.codebook_size, f"codes of level {i}")
         return codes.levels[: self._check_levels(len(codes.levels), n_levels)]
 
     @staticmethod

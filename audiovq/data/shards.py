@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from audiovq.data import guard
 from audiovq.data.codes import Codes
 from audiovq.data.storage import RemoteArray, Storage, Unreachable
 from audiovq.data.tracks import Track
@@ -64,6 +65,7 @@ class TrackTable(Sequence[ShardTrack]):
     def __getitem__(self, i: int) -> ShardTrack:  # type: ignore[override] - no slices
         line, n_bytes, shard, split, n_samples, *where = self.columns[self.rows[i]].tolist()
         facts = json.loads(self.lines[line : line + n_bytes].tobytes())
+        guard.check_relative(facts["path"])
         n_levels = len(where) // 2
         return ShardTrack(
             facts["path"], facts["sha256"], SPLITS[split], facts["labels"], n_samples, shard, where[:n_levels],
@@ -233,10 +235,26 @@ class Shards:
         if self.storage.local:  # remote ones are opened when they are needed, for each costs two requests
             for name in self.index.names:
                 self._array(name)
+        self._check_tracks()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens its own: an array that is mapped would be sent whole."""
         return Shards, (self.folder,)
+
+    def _check_tracks(self) -> None:
+        """That each is where the table says, as far as the shards are here to be seen."""
+        index, n_levels = self.index, len(self.index.hop_lengths)
+        lengths = {
+            (shard, level): len(self._array(f"shard-{shard:05d}-level-{level}.npy"))
+            for shard in range(index.n_shards if self.storage.local else 0)
+            for level in range(n_levels)
+        }
+        try:
+            if index.tracks.columns.shape[1] != COLUMNS + 2 * n_levels:
+                raise ValueError(f"expected {COLUMNS + 2 * n_levels} columns, found {index.tracks.columns.shape[1]}")
+            guard.check_tracks(index.tracks.columns, len(index.tracks.lines), index.n_shards, lengths)
+        except ValueError as error:
+            raise self._damaged("tracks.npy", error) from None
 
     def _read_index(self) -> ShardIndex:
         try:
@@ -246,16 +264,20 @@ class Shards:
         except json.JSONDecodeError as error:
             raise self._damaged("index.json", error) from None
         try:
+            guard.check_header(content | {"n_samples": 1, "channels": 1}, None, 0)
+            n_shards, chroma = content["n_shards"], content["chroma"]
+            if type(n_shards) is not int or not 0 <= n_shards <= guard.LARGEST_SHARDS or type(chroma) is not bool:
+                raise ValueError(f"n_shards, chroma: found {n_shards!r:.40}, {chroma!r:.40}")
             if "tracks" in content:
                 return _first_format(content)
             if content.pop("format") != FORMAT:
-                raise ValueError(f"{self.folder}: expected shards of format {FORMAT}; update audiovq")
+                raise ValueError(f"expected shards of format {FORMAT}; update audiovq")
             self.sizes, sums = content.pop("sizes"), content.pop("crc32")
             lines, table = (self._checked(name, sums[name]) for name in ("tracks.jsonl", "tracks.npy"))
             columns = np.load(io.BytesIO(table.tobytes()), allow_pickle=False)
             assert content.pop("n_tracks") == len(columns), "both were written together"
             return ShardIndex(**content, tracks=TrackTable(np.asarray(lines), columns))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise self._damaged("index.json", error) from None
 
     def _checked(self, name: str, crc32: int) -> np.ndarray:
@@ -274,7 +296,9 @@ class Shards:
                 size, expected = self.storage.size(name), self.sizes.get(name)
                 if expected is not None and size != expected:
                     raise ValueError(f"expected {expected} bytes, found {size}")
-                self._arrays[name] = self.storage.array(name)
+                array = self._arrays[name] = self.storage.array(name)
+                if isinstance(array, np.ndarray):  # of a remote one, numpy reads nothing but numbers
+                    guard.check_shard(array)
             except Unreachable:
                 raise
             except (OSError, ValueError) as error:
@@ -298,8 +322,10 @@ class Shards:
         length, first = track.lengths[level], track.offsets[level]
         end = length if end is None else min(end, length)
         codes = self._part(track, f"level-{level}", first + start, first + max(start, end)).astype(np.int64)
-        if len(codes) and codes.max() >= self.index.codebook_size:
-            raise self._damaged(f"shard-{track.shard:05d}-level-{level}.npy", f"a code {codes.max()}")
+        try:
+            guard.check_range(codes, self.index.codebook_size, track.path)
+        except ValueError as error:
+            raise self._damaged(f"shard-{track.shard:05d}-level-{level}.npy", error) from None
         return codes
 
     def chroma(self, track: ShardTrack) -> np.ndarray:
@@ -321,6 +347,7 @@ def _first_format(content: dict[str, Any]) -> ShardIndex:
     """An index.json that holds all tracks, as versions before FORMAT wrote it."""
     lines, columns = bytearray(), []
     for track in content.pop("tracks"):
+        guard.check_relative(track["path"])
         facts = {key: track[key] for key in ("path", "sha256", "split", "labels")}
         line = json.dumps(facts).encode()
         place = [len(lines), len(line), track["shard"], SPLITS.index(track["split"]), track["n_samples"]]

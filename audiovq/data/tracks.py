@@ -27,6 +27,9 @@ class DataConfig(Config):
     valid_fraction: float = Field(default=0.1, ge=0, lt=1)  # of the tracks, at least one if there are two
     min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside
     cache_gigabytes: float = Field(default=2.0, ge=0)  # data sets that fit are decoded once and kept in memory
+    credits: str | None = (
+        None  # file with licences and authors, for the model card; relative to the folder; else CREDITS.*
+    )
     workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0 does it in the training process
 
 

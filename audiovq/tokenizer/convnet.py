@@ -165,6 +165,7 @@ class StftFront(nn.Module):
         """The mix of (features - mean) * scale, with mean and scale drawn into its weights: the features are many."""
         with torch.autocast(waveform.device.type, enabled=False):
             weight = self.mix.weight[:, :, 0] * self.scale[:, 0]  # [dim, features]
+            assert self.mix.bias is not None, "a convolution has one by default"
             bias = self.mix.bias - weight @ self.mean[:, 0]
             parts = rearrange(weight, "d (c part f) -> part d (c f)", c=waveform.shape[1], part=3)
             features = [rearrange(feature, "b c t f -> b t (c f)") for feature in self.features(waveform)]

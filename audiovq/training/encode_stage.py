@@ -12,6 +12,7 @@ from audiovq import checkpoint, distributed, stopping
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, LevelBuffers
+from audiovq.data.guard import check_relative
 from audiovq.data.shards import ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track
 from audiovq.terminal import track as progress
@@ -41,6 +42,9 @@ def encode_data_set(
         n = shifts if track.split == "train" else 1
         return [finished / index.tokenizer_hash / f"{track.sha256}-{shift}.codes" for shift in range(n)]
 
+    for track in scan.tracks:
+        check_relative(track.path)
+        check_relative(track.sha256)
     mine = sorted(scan.tracks, key=lambda track: -track.seconds)[rank::n_ranks] if n_ranks > 1 else scan.tracks
     for track in progress(mine, "encode", len(mine)):
         if not paths(track)[0].exists():  # it is written last

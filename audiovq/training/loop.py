@@ -30,6 +30,7 @@ from audiovq.recipe import TrainingConfig
 from audiovq.terminal import ProgressBar, say
 from audiovq.training.averages import Averages
 from audiovq.training.batches import Portion, plan_of_this_rank, step_seed, steps
+from audiovq.training.best import BestWeights
 from audiovq.training.devices import forget_compiled, gather_gradients, spread, whole
 from audiovq.training.figures import MetricsLog
 from audiovq.training.optimizer import learning_rate, make_optimizer
@@ -115,26 +116,32 @@ class Training:
         self.start: int = state["step"]
         self.to_evaluate: bool = state.get("to_evaluate", False)  # what a signal kept it from
         self.log = MetricsLog(folder / "metrics.jsonl", self.start)
+        self.best = BestWeights(folder / "best", config, title)
 
     def run(self) -> None:
         config, title = self.config, self.title
         if self.start:
             say(f"{title}: going on from step {self.start}")
-        if self.to_evaluate:
+        if self.to_evaluate or (config.patience and not self.start):  # what it goes on from may already be the best
             self.evaluate(self.start)
+        end = self.start if self.best.exhausted(self.start) else config.steps
         seconds = self.task.example_seconds * config.batch_size
         with ProgressBar(title, config.steps, self.start, "audio-s" if seconds else "", seconds) as bar:
-            for step, batch in enumerate(self.steps("train", self.start, config.steps, self.workers), self.start):
+            for step, batch in enumerate(self.steps("train", self.start, end, self.workers), self.start):
                 figures = self.step(step, batch)
                 done = step + 1
                 bar.advance(1, self.report(done, figures) if self.every(config.log_steps, done) else None)
                 self.to_evaluate = self.every(config.evaluate_steps, done) and not self.evaluate(done)
                 stopped, due = distributed.any_rank(stopping.received() is not None, self.checkpoints.due)
-                if stopped or due or done == config.steps:
+                ended = done == config.steps or self.best.exhausted(done)
+                if stopped or due or ended:
                     self.checkpoints.save(done, to_evaluate=self.to_evaluate)
-                if stopped and (done < config.steps or self.to_evaluate):
+                if stopped and (not ended or self.to_evaluate):
                     raise stopping.Interrupted(stopping.received() or signal.SIGTERM, f" after step {done} of {title}")
+                if ended:
+                    break
         self.averages.keep()
+        self.best.restore(self.task.network)
         forget_compiled(self.task.eval())
 
     def every(self, n: int, done: int) -> bool:
@@ -201,6 +208,7 @@ class Training:
                 numbers = total(sums)
                 self.log.write(done, {f"valid_{key}": value for key, value in numbers.items()})
                 say(f"{self.title}: step {done}, held out: {self.task.describe(numbers)}")
+                self.best.look(done, numbers["loss"], self.task.network)
                 self.task.train()
                 return True
         self.task.train()

@@ -11,31 +11,43 @@ from torch.utils.data import Dataset
 
 from audiovq.data.datasets import CodeWindows, vocabularies
 from audiovq.data.shards import Shards
+from audiovq.prior.extend import extend_vocabularies, extended
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorStage
+from audiovq.training.adapters import add_adapters
 from audiovq.training.loop import Task
 
 
 class PriorTask(Task):
-    """Cross-entropy, logged as bits a code and as bits a second of audio (which compares across rates)."""
+    """Cross-entropy, logged as bits a code and as bits a second of audio (which compares across rates).
+
+    Args:
+        start: a prior to go on from; its labels keep their values, and those of the tracks that are new follow.
+    """
 
     network: Prior
 
-    def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int):
+    def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int, start: Prior | None = None):
         super().__init__()
         torch.manual_seed(seed)
         self.stage, self.shards, self.level, self.seed = stage, shards, level, seed
         index = shards.index
+        known = vocabularies(shards, stage.model.label_names)
+        known = extend_vocabularies(start.spec.vocabularies, known) if start else known
         self.spec = PriorSpec(
-            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash,
-            vocabularies(shards, stage.model.label_names),
-        )  # fmt: skip
+            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash, known
+        )
+        self.begin = start
         self.network = self.build()
         self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
     def build(self) -> Prior:
         """A new network of this kind."""
-        return Prior(self.stage.model, self.spec)
+        stage, start = self.stage, self.begin
+        network = extended(start, stage.model, self.spec) if start else Prior(stage.model, self.spec)
+        if stage.lora is not None:
+            add_adapters(network, stage.lora)
+        return network
 
     def blocks(self) -> list[nn.Module]:
         return list(self.network.transformer.layers)

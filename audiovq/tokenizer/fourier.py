@@ -1,0 +1,142 @@
+"""The tokenizer in the operations that every runtime has: Fourier transforms as convolutions, no complex numbers.
+
+`EncodeGraph` and `DecodeGraph` compute what `VQVAE.encode` and `VQVAE.decode` do, without a branch that depends on data or
+lengths, so that they can be exported (to ONNX) with free lengths. They share the network's weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiovq.tokenizer.convnet import IstftDecoder, StftFront
+from audiovq.tokenizer.vqvae import VQVAE
+
+
+def fourier_basis(n_fft: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of 2π k n / n_fft for bin k and sample n, float64 [n_fft / 2 + 1, n_fft], exact in their arguments."""
+    turns = torch.arange(n_fft // 2 + 1)[:, None] * torch.arange(n_fft) % n_fft
+    angles = turns * (2 * math.pi / n_fft)
+    return angles.double().cos(), angles.double().sin()
+
+
+class ConvStftFront(nn.Module):
+    """`StftFront` with a strided convolution as its Fourier transform.
+
+    Everything is counted in units in which the least power, 1e-9, is 1: onnxscript 0.7 takes the addition of so small a
+    number for one of nothing, leaves it out, and half of the codes become others wherever the music is quiet.
+    """
+
+    LEAST = 1e-9  # power that `StftFront` adds
+
+    def __init__(self, front: StftFront):
+        super().__init__()
+        self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
+        self.hop_length, self.n_fft = front.hop_length, front.n_fft
+        cos, sin = fourier_basis(front.n_fft)
+        unit = (front.n_fft * self.LEAST) ** -0.5
+        kernels = torch.cat([cos, -sin]) * front.window.cpu().double() * unit  # type: ignore[union-attr]
+        self.register_buffer("kernels", kernels[:, None].float())  # [2 bins, 1, n_fft]
+
+    def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
+        channels, side = waveform.shape[1], self.n_fft - self.hop_length
+        padded = rearrange(F.pad(waveform, (side // 2, side - side // 2)), "b c n -> (b c) 1 n")
+        parts = F.conv1d(padded, self.kernels, stride=self.hop_length)  # type: ignore[arg-type]
+        parts = rearrange(parts, "(b c) (part f) t -> part b c f t", c=channels, part=2)
+        power = parts.square().sum(dim=0) + 1
+        log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(self.LEAST) / 4 + 1)
+        compressed = parts * power**-0.35 * self.LEAST**0.15
+        features = torch.stack([log_magnitude, compressed[0], compressed[1]], dim=2)
+        return self.mix((rearrange(features, "b c part f t -> b (c part f) t") - self.mean) * self.scale)
+
+
+class ConvIstftDecoder(nn.Module):
+    """`IstftDecoder` with a transposed convolution as its inverse Fourier transform, window and overlap-add."""
+
+    def __init__(self, decoder: IstftDecoder):
+        super().__init__()
+        self.decoder = decoder
+        window: Any = decoder.window
+        window = window.cpu().double()
+        cos, sin = fourier_basis(decoder.n_fft)
+        weights = torch.full((decoder.n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
+        weights[0] = weights[-1] = 1  # the others stand for their conjugates, too
+        kernels = torch.cat([cos * weights, -sin * weights]) * window / decoder.n_fft
+        self.register_buffer("kernels", kernels[:, None].float())  # [2 bins, 1, n_fft]
+        self.register_buffer("squares", window.square()[None, None].float())
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, t * hop]
+        d = self.decoder
+        h = d.norm(rearrange(d.stack(d.enter(x)), "b c t -> b t c"))
+        log_magnitude, phase = rearrange(d.head(h), "b t (c part f) -> part (b c) f t", c=d.channels, part=2)
+        magnitude = torch.exp(log_magnitude.clamp(max=math.log(1e3)))
+        phase = phase + d._steady_phase(x.shape[2], x.device).T
+        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1)
+        summed = self._overlap_add(spectrum, self.kernels)  # type: ignore[arg-type]
+        envelope = self._overlap_add(torch.ones_like(x[:1, :1]), self.squares)  # type: ignore[arg-type]
+        return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=d.channels)
+
+    def _overlap_add(self, frames: Tensor, kernels: Tensor) -> Tensor:  # [b, n, t] -> [b, 1, t * hop]
+        hop, n_fft = self.decoder.hop_length, self.decoder.n_fft
+        start = (n_fft - hop) // 2
+        total = F.conv_transpose1d(frames, kernels, stride=hop)  # [b, 1, (t - 1) * hop + n_fft]
+        return total[..., start : total.shape[-1] - (n_fft - hop - start)]
+
+
+def _exportable(network: VQVAE) -> VQVAE:
+    network = copy.copy(network)
+    network._modules = {**network._modules, "groups": nn.ModuleList(copy.copy(group) for group in network.groups)}
+    for group in network.groups:
+        parts: Any = group
+        parts._modules = dict(parts._modules)
+        if isinstance(parts.encoder.front, StftFront):
+            parts.encoder = copy.copy(parts.encoder)
+            parts.encoder._modules = {**parts.encoder._modules, "front": ConvStftFront(parts.encoder.front)}
+        if isinstance(parts.decoder, IstftDecoder):
+            parts.decoder = ConvIstftDecoder(parts.decoder)
+    return network.eval()
+
+
+class EncodeGraph(nn.Module):
+    """Waveform [b, channels, samples], samples a multiple of the top hop -> int64 [b, samples / hop] a level."""
+
+    def __init__(self, network: VQVAE):
+        super().__init__()
+        self.network = _exportable(network)
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
+        quantizers, codes = self.network.quantizers(), []
+        for group, levels in self.network._level_groups():
+            results, _ = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels])
+            codes += [result.codes for result in results]
+        return tuple(codes)
+
+
+class DecodeGraph(nn.Module):
+    """Codes of all levels, int64 [b, t · hops[0] / hops[i]], -1 where there is none -> waveform [b, channels, t · hops[0]].
+
+    A code of -1 adds nothing: past a track's end, and in finer levels that are left out. (With independent levels the finest
+    level alone is decoded.)
+    """
+
+    def __init__(self, network: VQVAE):
+        super().__init__()
+        self.network = _exportable(network)
+
+    def forward(self, *codes: Tensor) -> Tensor:
+        quantizers = self.network.quantizers()
+        steps = []
+        for group, levels in self.network._level_groups():
+            steps = [self._step(group, codes[i], i - levels[0], quantizers[i]) for i in levels]
+        return group.decode(steps)  # of the last group: the only one, or the finest
+
+    @staticmethod
+    def _step(group: Any, codes: Tensor, i: int, quantizer: Any) -> Tensor:
+        step = group.expand(quantizer.embed(codes.clamp(min=0)), i)
+        return step * (codes >= 0).to(step.dtype)[:, None]

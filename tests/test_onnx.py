@@ -1,0 +1,151 @@
+"""The tokenizer without complex numbers, as ONNX files, and run by onnxruntime alone."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TRACK, assert_one_line_error, cli
+
+from audiovq import Tokenizer, checkpoint
+from audiovq.api import onnx_files
+from audiovq.api.share import shared_files
+from audiovq.data.audio import read_audio
+from audiovq.tokenizer.convnet import IstftDecoder, StftFront
+from audiovq.tokenizer.fourier import ConvIstftDecoder, ConvStftFront, DecodeGraph, EncodeGraph, fourier_basis
+from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
+
+KINDS = {
+    "stereo": {"channels": 2, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8}},
+    "conv": {"encoder": {"front": {"kind": "conv", "base_dim": 8}, "n_blocks": 1}, "decoder": {"kind": "conv", "base_dim": 8}},
+    "independent": {"topology": "independent", "shared_codebook": False, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
+    "repeated": {"hop_lengths": (64, 32, 32), "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
+    "fsq": {"quantizer": {"kind": "fsq", "levels": (5, 4)}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
+    "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 4}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
+}  # fmt: skip
+
+
+def network(kind: str) -> VQVAE:
+    settings = {
+        "sample_rate": 8000, "hop_lengths": (64, 32), "dim": 16, "encoder": {"n_blocks": 1},
+        "quantizer": {"kind": "ema", "codebook_size": 16, "codebook_dim": 4}, **KINDS[kind],
+    }  # fmt: skip
+    return VQVAE(VQVAEConfig.model_validate(settings)).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_graphs_give_what_the_network_gives(kind: str) -> None:
+    net = network(kind)
+    waveform = 0.3 * torch.randn(2, net.config.channels, 64 * 5)
+    codes = net.encode(waveform)
+    for a, b in zip(codes, EncodeGraph(net)(waveform), strict=True):
+        assert torch.equal(a, b)
+    graph = DecodeGraph(net)
+    assert torch.allclose(graph(*codes), net.decode(codes), atol=1e-5)
+    cut = net.encode(waveform[..., :-40])  # as many codes as 280 samples need
+    full = [net.config.hop_lengths[0] // hop * 5 for hop in net.config.hop_lengths]
+    padded = [torch.nn.functional.pad(c, (0, n - c.shape[1]), value=-1) for c, n in zip(cut, full, strict=True)]
+    if net.config.topology == "residual":
+        assert torch.allclose(graph(*padded)[..., :280], net.decode(cut, 280), atol=1e-5)
+        alone = [codes[0], *(torch.full_like(c, -1) for c in codes[1:])]
+        assert torch.allclose(graph(*alone), net.decode(codes[:1]), atol=1e-5)
+
+
+def test_the_fourier_basis_is_numpys() -> None:
+    cos, sin = fourier_basis(12)
+    assert np.allclose(cos - 1j * sin, np.fft.rfft(np.eye(12)).T, atol=1e-12)
+
+
+@torch.no_grad()
+def test_convolutions_are_the_transforms() -> None:
+    front = StftFront(2, 8, 16, StftFront.Config(overlap=4)).eval()
+    waveform = torch.randn(3, 2, 80)
+    quiet = waveform * torch.logspace(0, -6, 80)  # where the least power counts
+    for x in (waveform, quiet, torch.zeros_like(waveform)):
+        assert torch.allclose(ConvStftFront(front)(x), front(x), atol=1e-4)
+    decoder = IstftDecoder(16, 2, 8, IstftDecoder.Config(dim=16, n_blocks=1)).eval()
+    features = torch.randn(3, 16, 7)
+    assert torch.allclose(ConvIstftDecoder(decoder)(features), decoder(features), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_graph_leaves_the_network_as_it_was() -> None:
+    net = network("stereo")
+    group: Any = net.groups[0]
+    names, front = list(net.state_dict()), group.encoder.front
+    assert EncodeGraph(net) is not DecodeGraph(net)
+    assert list(net.state_dict()) == names
+    assert group.encoder.front is front
+    assert isinstance(group.decoder, IstftDecoder)
+
+
+def test_without_the_extra_it_says_what_to_install(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "onnxruntime", None)
+    assert_one_line_error(cli("export", tiny_run, tmp_path / "x", "--onnx"), "pip install 'audiovq[onnx]'")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None,
+                    reason="needs the extra onnx")  # fmt: skip
+@torch.no_grad()
+def test_onnx_files_on_a_real_track(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = cli("export", tiny_run, tmp_path / "shared", "--onnx")
+    assert result.exit_code == 0, result.output
+    assert "of the codes as by torch" in result.output
+    assert "of the codes equal" in (tmp_path / "shared" / "README.md").read_text()
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from onnx_tokenizer import OnnxTokenizer  # pyright: ignore[reportMissingImports]
+
+    found = OnnxTokenizer(tmp_path / "shared" / "onnx")
+    tokenizer = Tokenizer.from_pretrained(tiny_run, "cpu")
+    assert found.rules == json.loads(json.dumps(onnx_files.rules(tokenizer.network)))
+    assert (found.rules["samples_multiple"], found.rules["tokenizer_hash"]) == (256, tokenizer.hash)
+    waveform = read_audio(TRACK, 8000, 1)[0][:, 8000 : 8000 + 30001]
+    codes, levels = tokenizer.encode(waveform, 8000), found.encode(waveform.numpy())
+    assert [len(level) for level in levels] == [len(level) for level in codes.levels]
+    equal = np.mean(np.concatenate([a == b.numpy() for a, b in zip(levels, codes.levels, strict=True)]))
+    assert equal > 0.995
+    told = [level.numpy() for level in codes.levels]
+    for k in (1, 2, 3):
+        decoded = torch.from_numpy(found.decode(told[:k], 30001)).clamp(-1, 1)
+        assert torch.allclose(decoded, tokenizer.decode(codes, k), atol=1e-4)
+    # A piece by the rules of the metadata gives what the whole gives.
+    period, context = found.rules["decode_period"], found.rules["decode_context"]
+    before = -(-context // period) * period
+    start = -(-10000 // period) * period
+    first = start - before
+    piece = [level[first // hop :] for level, hop in zip(told, found.hops, strict=True)]
+    assert np.abs(found.decode(piece, 30001 - first)[:, before:] - found.decode(told, 30001)[:, start:]).max() < 1e-4
+    (tmp_path / "shared" / "onnx" / "evil.py").write_text("")
+    names = [path.name for path in shared_files(tmp_path / "shared")]
+    assert {"encode.onnx", "decode.onnx"} <= set(names)
+    assert "evil.py" not in names
+    assert checkpoint.load_tokenizer(tmp_path / "shared" / "tokenizer").config == tokenizer.config
+
+
+def test_the_language_model_example(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import language_model  # pyright: ignore[reportMissingImports]
+
+    codes = language_model.CodeTokenizer(Tokenizer.from_pretrained(tiny_run, "cpu"))
+    assert (codes.frame, codes.vocab_size) == (7, 3 * 16 + 1)
+    waveforms = [0.1 * torch.randn(8000), 0.1 * torch.randn(4096)]
+    batch = codes(waveforms, sampling_rate=8000)
+    assert batch["input_ids"].shape == (2, 1 + 31 * 7)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [1 + 31 * 7, 1 + 16 * 7]
+    told = codes.tokenizer.encode(waveforms[1], 8000)
+    assert torch.equal(codes.decode(batch["input_ids"][1, : 1 + 16 * 7]), codes.tokenizer.decode(told))
+    trainer = language_model.train(codes, waveforms, 8000, steps=4, folder=tmp_path, n_frames=4)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert language_model.generate(codes, trainer.model.eval(), n_frames=3).shape == (1, 3 * 256)
+    sys.modules.pop("language_model")

@@ -1,0 +1,202 @@
+"""Models travel: exported folders, model cards, the hub and its cache."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from conftest import ROOT, assert_one_line_error, cli
+from hub_server import TOKEN, Hub, serve
+
+from audiovq import Generator, Tokenizer, checkpoint
+from audiovq.api.locate import MODEL_FILES, resolve_model
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("share") / "small-model"
+    credits_file = folder.parent / "who.txt"
+    credits_file.write_text("Tunes by a synthesizer.\n# not a heading of the card\n")
+    result = cli("export", tiny_run, folder, "--license", "cc-by-4.0", "--credits", credits_file, "--name", "me/small")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def front_matter(card: str) -> dict[str, object]:
+    _, head, _ = card.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+def test_an_exported_folder_is_the_same_model(exported: Path, tiny_run: Path) -> None:
+    names = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    parts = ("tokenizer", "prior-0", "prior-1", "prior-2")
+    assert names == {"README.md"} | {
+        f"{p}/{n}" for p in parts for n in ("config.json", "model.safetensors", "sha256.json")
+    }
+    before, after = Generator.from_pretrained(tiny_run), Generator.from_pretrained(exported)
+    assert after.tokenizer.hash == before.tokenizer.hash
+    assert torch.equal(after.sample(1, seed=3), before.sample(1, seed=3))
+
+
+def test_the_card_says_data_credits_recipe_figures_and_use(exported: Path, tiny_run: Path, music: Path) -> None:
+    card = (exported / "README.md").read_text()
+    head = front_matter(card)
+    assert head["license"] == "cc-by-4.0"
+    assert head["library_name"] == "audiovq"
+    assert head["pipeline_tag"] == "text-to-audio"
+    assert {"music", "music-generation", "vq-vae"} <= set(head["tags"])  # type: ignore[arg-type]
+    report = json.loads((tiny_run / "report.json").read_text())
+    for text in (
+        "0.2 minutes (0.00 hours) of music: 3 tracks to learn from, 1 held out", "> Tunes by a synthesizer.",
+        "> # not a heading", '`genre`: folk, rock', 'from_pretrained("me/small")', "What it is not good for",
+        "3 steps of 2 windows", "4 steps of 2 crops", "audiovq sample --model me/small", Tokenizer.from_pretrained(exported).hash,
+        f"| 0 | {report['levels'][0]['bits_per_code']:.3g} |",
+    ):  # fmt: skip
+        assert text in card, text
+    assert str(music.parent) not in card  # whose folder it was is nobody's business
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert recipe["data"]["folder"] == music.name
+    huggingface_hub.ModelCard(card)  # reads it as the hub does
+
+
+def test_half_precision_is_half_as_large_and_works(exported: Path, tiny_run: Path, tmp_path: Path) -> None:
+    assert cli("export", tiny_run, tmp_path / "half", "--fp16").exit_code == 0
+    sizes = [(folder / "prior-0" / "model.safetensors").stat().st_size for folder in (exported, tmp_path / "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    half, whole = Generator.from_pretrained(tmp_path / "half"), Generator.from_pretrained(exported)
+    assert half.tokenizer.hash != whole.tokenizer.hash
+    for a, b in zip(half.priors[0].parameters(), whole.priors[0].parameters(), strict=True):
+        assert torch.equal(a, b.half().float())
+    assert half.sample(0.5).shape == (1, 1, 4000)
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert "half precision" in card
+    assert "license" not in front_matter(card)
+
+
+def test_credits_beside_the_music_are_found(tiny_run: Path, tmp_path: Path) -> None:
+    from audiovq.export import find_credits
+    from audiovq.recipe import load_recipe, load_saved_recipe
+
+    recipe = load_saved_recipe(tiny_run / "recipe.yaml")
+    music = tmp_path / "all" / "music"
+    music.mkdir(parents=True)
+    assert find_credits(music, recipe) == ""
+    (music.parent / "LICENSE").write_text("of something else")
+    assert find_credits(music, recipe) == ""
+    (music.parent / "CREDITS.md").write_text("above")
+    assert find_credits(music, recipe) == "above"
+    (music / "LICENSE").write_text("beside")
+    assert find_credits(music, recipe) == "beside"
+    assert "Wen" in find_credits(ROOT / "samples" / "chorales", load_recipe("quickstart"))
+    named = recipe.model_copy(update={"data": recipe.data.model_copy(update={"credits": "none.txt"})})
+    with pytest.raises(ValueError, match=r"none\.txt: expected a text file with credits"):
+        find_credits(music, named)
+
+
+def test_a_full_folder_and_no_model_are_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    assert_one_line_error(cli("export", tiny_run, tmp_path / "full"), "expected a new or empty folder")
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    assert_one_line_error(cli("export", tmp_path / "full", tmp_path / "x"), "no tokenizer there")
+    assert_one_line_error(cli("push", tmp_path / "full", "me/x"), "no model there to send")
+    assert not (tmp_path / "x").exists()
+
+
+def test_saved_from_python(exported: Path, tmp_path: Path) -> None:
+    generator = Generator.from_pretrained(exported)
+    generator.save_pretrained(tmp_path / "g")
+    generator.tokenizer.save_pretrained(tmp_path / "t", half=True)
+    assert Generator.from_pretrained(tmp_path / "g").tokenizer.hash == generator.tokenizer.hash
+    assert not (tmp_path / "t" / "prior-0").exists()
+    assert front_matter((tmp_path / "t" / "README.md").read_text())["pipeline_tag"] == "audio-to-audio"
+    assert Tokenizer.from_pretrained(tmp_path / "t").sample_rate == 8000
+
+
+def test_a_dry_run_lists_and_missing_tokens_and_networks_are_one_line(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (exported / "evil.pt").write_bytes(b"pickle")
+    result = cli("push", exported, "me/small", "--dry-run")
+    (exported / "evil.pt").unlink()
+    assert result.exit_code == 0, result.output
+    assert "prior-2/model.safetensors: " in result.output
+    assert "would be sent to me/small" in result.output
+    assert "evil" not in result.output
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert_one_line_error(cli("push", exported, "me/small"), "hf auth login")
+    assert_one_line_error(cli("push", exported, "small"), "expected a name on the hub, owner/name")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
+    assert_one_line_error(
+        cli("push", exported, "me/small"), "me/small: cannot be sent to the hub"
+    )  # offline in all tests
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = serve()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_up_to_a_hub_and_down_again_then_without_it(
+    exported: Path, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real client, in a process of its own, because it reads its settings once; the hub is `hub_server`."""
+    code = f"""
+import sys
+from audiovq import Generator, Tokenizer
+from audiovq.api import push_folder
+from pathlib import Path
+try:
+    push_folder(Path({str(exported)!r}), "me/small", token="wrong")
+except ValueError as error:
+    assert "cannot be sent to the hub" in str(error) and "\\n" not in str(error), error
+print(push_folder(Path({str(exported)!r}), "me/small", token={TOKEN!r})[-1])
+print(push_folder(Path({str(exported)!r}), "me/small", token={TOKEN!r}, revision="v1")[-1])
+print(Tokenizer.from_pretrained("me/small", "cpu").hash)
+print(Tokenizer.from_pretrained("me/small", "cpu", revision="v1", token={TOKEN!r}).hash)
+print(Tokenizer.from_pretrained("me/small@v1", "cpu").hash)
+try:
+    Tokenizer.from_pretrained("me/small@v2", "cpu")
+except ValueError as error:
+    assert "not to be had from the hub" in str(error), error
+"""
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    identity = Tokenizer.from_pretrained(exported).hash
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[1] == f"sent to {hub}/me/small"
+    assert lines[2:] == [identity] * 3
+    sent = Hub.repos["me/small"]["main"]
+    assert {name: content for name, content in sent.items() if name != ".gitattributes"} == {
+        path.relative_to(exported).as_posix(): path.read_bytes() for path in exported.rglob("*") if path.is_file()
+    }
+    Hub.repos["me/small"]["main"]["pytorch_model.bin"] = b"harm"
+    # Here and now there is no network (HF_HUB_OFFLINE, tests/conftest.py): the cache has it.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = resolve_model("me/small")
+    assert not list(folder.rglob("*.bin"))
+    assert Generator.from_pretrained("me/small", "cpu").tokenizer.hash == identity
+    assert cli("sample", "--model", "me/small@v1", "--seconds", "0.2", "--out", tmp_path / "a.wav").exit_code == 0
+
+
+def test_only_weights_and_json_are_ever_fetched() -> None:
+    assert {pattern.rsplit("/", 1)[-1] for pattern in MODEL_FILES} == {
+        checkpoint.CONFIG,
+        checkpoint.WEIGHTS,
+        checkpoint.SUMS,
+    }
