@@ -6,6 +6,7 @@ A comment `<!-- generated: NAME -->` on a page is replaced by what `GENERATED[NA
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import inspect
 import io
@@ -55,6 +56,7 @@ def is_list(annotation: Any) -> bool:
     return get_origin(annotation) is tuple
 
 
+@functools.cache
 def comments(config: type[BaseModel]) -> dict[str, str]:
     """What the source says of each field: the comment behind it, or the comment lines above it."""
     found: dict[str, str] = {}
@@ -72,7 +74,7 @@ def comments(config: type[BaseModel]) -> dict[str, str]:
                 while n in alone:
                     behind.insert(0, lines[n])
                     n -= 1
-                text = " ".join(t.string.lstrip("# ") for t in behind if "type: ignore" not in t.string)
+                text = " ".join(t.string.lstrip("# ") for t in behind if not re.match(r"# ?(type: ignore|fmt: )", t.string))
                 if text:
                     found[node.target.id] = text
     return found
@@ -100,7 +102,7 @@ def kind_of(annotation: Any, field: FieldInfo | None = None) -> str:
     if origin is tuple:
         return f"list of {kind_of(arguments[0])}"
     if origin in {Union, types.UnionType}:
-        return " or ".join(dict.fromkeys(kind_of(each) for each in arguments))
+        return " or ".join(dict.fromkeys(kind_of(each, field) for each in arguments))
     if origin is not None:  # Annotated
         return kind_of(arguments[0])
     if issubclass(annotation, BaseModel):
