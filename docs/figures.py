@@ -40,7 +40,13 @@ def levels() -> str:
         parts.append(text(left - 10, y + 18, name, "end"))
         now = target * n // 24
         for i in range(n):
-            seen = (now - 6 <= i < now) if level == 2 else (now - 2 <= i <= now + 2) if level == 1 else now - 1 <= i <= now + 1
+            seen = (
+                (now - 6 <= i < now)
+                if level == 2
+                else (now - 2 <= i <= now + 2)
+                if level == 1
+                else now - 1 <= i <= now + 1
+            )
             stroke = 'stroke="currentColor" stroke-width="2.5"' if level == 2 and i == target else ""
             opacity = 0.0 if stroke else 1.0 if seen else 0.22
             parts.append(box(left + i * step + 1.5, y, step - 3, height, COLOURS[level], opacity, stroke))
@@ -66,8 +72,12 @@ def temperatures() -> str:
         weights = np.exp((values - values.max()) / temperature)
         weights /= weights.sum()
         left = 10 + 162 * k
-        parts.append(f'<line x1="{left}" y1="120" x2="{left + 144}" y2="120" stroke="currentColor" stroke-opacity="0.4"/>')
-        parts += [box(left + 18 * i + 1, 120 - 95 * w, 15, 95 * w, COLOURS[0 if k == 0 else 2]) for i, w in enumerate(weights)]
+        parts.append(
+            f'<line x1="{left}" y1="120" x2="{left + 144}" y2="120" stroke="currentColor" stroke-opacity="0.4"/>'
+        )
+        parts += [
+            box(left + 18 * i + 1, 120 - 95 * w, 15, 95 * w, COLOURS[0 if k == 0 else 2]) for i, w in enumerate(weights)
+        ]
         parts.append(text(left + 72, 140, title, "middle"))
     caption = (
         "A distribution over eight codes (left), and one draw of its Gumbel-Softmax weights with the same noise at three "

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import click
 import soundfile
 import yaml
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the site describes this checkout, not another one that is installed
 
+from audiovq.cli import main  # noqa: E402
 from audiovq.recipe import Recipe, header, load_recipe  # noqa: E402
 
 MEANINGS = yaml.safe_load((ROOT / "docs" / "meanings.yaml").read_text())  # of keys without a comment in the code
@@ -74,7 +76,9 @@ def comments(config: type[BaseModel]) -> dict[str, str]:
                 while n in alone:
                     behind.insert(0, lines[n])
                     n -= 1
-                text = " ".join(t.string.lstrip("# ") for t in behind if not re.match(r"# ?(type: ignore|fmt: )", t.string))
+                text = " ".join(
+                    t.string.lstrip("# ") for t in behind if not re.match(r"# ?(type: ignore|fmt: )", t.string)
+                )
                 if text:
                     found[node.target.id] = text
     return found
@@ -88,8 +92,7 @@ def meaning(config: type[BaseModel], name: str) -> str:
     owner = config.__qualname__.split(".")[0]
     if said is None and name == "kind":
         return f"picks `{owner}`"
-    text = said or MEANINGS.get(f"{owner}.{name}") or MEANINGS[name]
-    return text[0].upper() + text[1:]
+    return said or MEANINGS.get(f"{owner}.{name}") or MEANINGS[name]
 
 
 def kind_of(annotation: Any, field: FieldInfo | None = None) -> str:
@@ -109,7 +112,8 @@ def kind_of(annotation: Any, field: FieldInfo | None = None) -> str:
         return "mapping"
     limits = [f"{sign} {getattr(m, key):g}" for m in (field.metadata if field else []) for key, sign in SIGNS.items()
               if getattr(m, key, None) is not None]  # fmt: skip
-    return " ".join([{"str": "text", "bool": "true or false"}.get(annotation.__name__, annotation.__name__), *limits])
+    name = str(annotation.__name__)
+    return " ".join([{"str": "text", "bool": "true or false"}.get(name, name), *limits])
 
 
 def default_of(field: FieldInfo) -> str:
@@ -161,10 +165,17 @@ def recipe_files() -> list[Path]:
 def recipe_table() -> str:
     """What the recipes' headers say, and their rate plans."""
     rows = ["| recipe | purpose | hardware | time | reached |", "|---|---|---|---|---|"]
-    plans = ["| recipe | sample rate, Hz | hops | codes a second | codebook | raw bits a second |", "|---|---|---|---|---|---|"]
+    plans = [
+        "| recipe | sample rate, Hz | hops | codes a second | codebook | raw bits a second |",
+        "|---|---|---|---|---|---|",
+    ]
     for path in recipe_files():
         facts, model = header(path), load_recipe(str(path)).tokenizer.model
-        rows.append(f"| [`{path.stem}`](#{path.stem}) | " + " | ".join(facts[k] for k in ("purpose", "hardware", "time", "reached")) + " |")
+        rows.append(
+            f"| [`{path.stem}`](#{path.stem}) | "
+            + " | ".join(facts[k] for k in ("purpose", "hardware", "time", "reached"))
+            + " |"
+        )
         bits = (model.codebook_size - 1).bit_length() if model.codebook_size & (model.codebook_size - 1) == 0 else None
         rate = sum(model.code_rates)
         plans.append(
@@ -189,7 +200,27 @@ def sample_table() -> str:
     return "\n".join(rows) + f"\n\nIn all: {sums}."
 
 
-GENERATED = {"recipe keys": recipe_keys, "recipes": recipe_table, "samples": sample_table}
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def command_pages() -> str:
+    """Every command with its arguments and options, as `--help` tells them."""
+    parts = []
+    for name, command in sorted(main.commands.items()):
+        context = click.Context(command, info_name=f"audiovq {name}")
+        usage = " ".join([f"audiovq {name}", *command.collect_usage_pieces(context)])
+        parts.append(f"## audiovq {name}\n\n{inspect.cleandoc(command.help or '')}\n\n```text\n{usage}\n```")
+        records = [found for p in command.params if (found := p.get_help_record(context))]
+        rows = [f"| `{option}` | {_escaped(text)} |" for option, text in records]
+        parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]) if rows else "No options.")
+    return "\n\n".join(parts)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "\\|").replace("--", "\\--").replace("*", "\\*")
+
+
+GENERATED = {"commands": command_pages, "recipe keys": recipe_keys, "recipes": recipe_table, "samples": sample_table}
 
 
 # --- what mkdocs calls ------------------------------------------------------------------------------------------------
@@ -210,7 +241,9 @@ def formulae_to_mathml(page: str) -> str:
     from latex2mathml.converter import convert
 
     def convert_one(match: re.Match[str]) -> str:
-        formula = re.sub(r"\\log(?![_({a-z])", r"\\log\\,", html.unescape(match[2]).strip())  # the converter sets no space
+        formula = re.sub(
+            r"\\log(?![_({a-z])", r"\\log\\,", html.unescape(match[2]).strip()
+        )  # the converter sets no space
         mathml = convert(formula, display="block" if match[1] == "div" else "inline")
         if "\\" in mathml:
             raise ValueError(f"{formula}: the converter does not know a command of this formula")
