@@ -210,7 +210,9 @@ def command_pages() -> str:
         context = click.Context(command, info_name=f"audiovq {name}")
         usage = " ".join([f"audiovq {name}", *command.collect_usage_pieces(context)])
         parts.append(f"## audiovq {name}\n\n{inspect.cleandoc(command.help or '')}\n\n```text\n{usage}\n```")
-        records = [found for p in command.params if (found := p.get_help_record(context))]
+        records = [
+            found for p in command.params if isinstance(p, click.Option) and (found := p.get_help_record(context))
+        ]
         rows = [f"| `{option}` | {_escaped(text)} |" for option, text in records]
         parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]) if rows else "No options.")
     return "\n\n".join(parts)
