@@ -189,6 +189,11 @@ def test_a_run_with_adapters_leaves_plain_priors(finetune_recipe: Path, tmp_path
 # --- early stopping ---------------------------------------------------------------------------------------------------
 
 
+class Zeros(Dataset[Tensor]):
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.zeros(())
+
+
 class Overfits(Task):
     """Held-out loss falls until the weight is 3 and rises after; training goes on raising the weight by 1 a step."""
 
@@ -198,9 +203,9 @@ class Overfits(Task):
         nn.init.zeros_(self.network.weight)
 
     def dataset(self, split: str) -> Dataset[Tensor]:
-        return torch.utils.data.TensorDataset(torch.zeros(1000))  # type: ignore[return-value]
+        return Zeros()
 
-    def forward(self, batch: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         weight = next(self.network.parameters()).sum()
         loss = -weight if self.training else (weight - 3).abs()
         return loss, {"weight": weight.detach()}
@@ -210,7 +215,6 @@ class Overfits(Task):
 def steps_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiovq.training.loop.make_optimizer", lambda n, c: torch.optim.SGD(n.parameters(), lr=1.0))
     monkeypatch.setattr("audiovq.training.loop.learning_rate", lambda step, config: 1.0)
-    monkeypatch.setattr("audiovq.training.loop.to_device", lambda batch, device: batch)
 
 
 def run_overfits(folder: Path, **settings: float) -> float:
@@ -243,5 +247,5 @@ def test_early_stopping_survives_an_interruption(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loop.Training, "evaluate", killed)
     with pytest.raises(KeyboardInterrupt):
         run_overfits(tmp_path, patience=4, checkpoint_seconds=0.0)
-    monkeypatch.setattr("audiovq.training.loop.evaluate", evaluate)
+    monkeypatch.setattr(loop.Training, "evaluate", evaluate)
     assert run_overfits(tmp_path, patience=4) == pytest.approx(3, abs=1e-3)

@@ -144,8 +144,9 @@ class EMAQuantizer(Quantizer):
     Nearest code with a straight-through or rotation gradient, codebook by exponential moving averages of counts and
     sums (van den Oord 2017, arXiv:1711.00937, section 3.2 and appendix A.1). Differs: latents and codes live on the unit
     sphere of a low dimension, so nearest means largest cosine and no code can be missed by its length
-    (ViT-VQGAN, arXiv:2110.04627, section 3.2); k-means start and revival of dead codes as in Jukebox (arXiv:2005.00341,
-    section 3), but dead means below a fraction of mean usage, and a revived code starts with full counts.
+    (ViT-VQGAN, arXiv:2110.04627, section 3.2); k-means start as in SoundStream (arXiv:2107.03312, section III-C), revival of
+    dead codes as in Jukebox (arXiv:2005.00341, section 3), but dead means below a fraction of mean usage, and a revived
+    code starts with full counts.
     """
 
     class Config(BaseConfig):
