@@ -73,11 +73,8 @@ class ConvIstftDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, t * hop]
         d = self.decoder
-        h = d.norm(rearrange(d.stack(d.enter(x)), "b c t -> b t c"))
-        log_magnitude, phase = rearrange(d.head(h), "b t (c part f) -> part (b c) f t", c=d.channels, part=2)
-        magnitude = torch.exp(log_magnitude.clamp(max=math.log(1e3)))
-        phase = phase + d._steady_phase(x.shape[2], x.device).T
-        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1)
+        parts = [rearrange(part, "b c t f -> (b c) f t") for part in d.spectrum(x)]
+        spectrum = torch.cat(parts, dim=1)
         summed = self._overlap_add(spectrum, self.kernels)  # type: ignore[arg-type]
         envelope = self._overlap_add(torch.ones_like(x[:1, :1]), self.squares)  # type: ignore[arg-type]
         return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=d.channels)
