@@ -120,9 +120,9 @@ class PickConfig(Config):
 class LoraConfig(Config):
     """Low-rank adapters are trained beside frozen weights, and merged into them at the end; see `training/adapters.py`."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1)  # of each adapter: more learn more, and cost more
     alpha: float = Field(default=16.0, gt=0)  # the adapters count alpha / rank
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # of what goes into the adapters
 
 
 class PriorStage(Config):

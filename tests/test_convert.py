@@ -219,10 +219,9 @@ def test_set_aside_is_said_in_one_line(tiny_run: Path, folder: Path, tmp_path: P
     command = [sys.executable, "-m", "audiovq", "encode", str(folder), "-o", str(tmp_path / "o"), "--model", str(tiny_run)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if "bad.wav" in line] == [
-        f"set aside: {folder / 'bad.wav'}: not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF): "
-        "Format not recognised"
-    ]
+    (line,) = [line for line in done.stderr.splitlines() if "bad.wav" in line]
+    reason = "not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF): Format not recognised"
+    assert line.startswith(f"set aside: {folder / 'bad.wav'}: {reason}")  # and what ffmpeg says, or that it is missing
 
 
 def test_ctrl_c_loses_nothing_finished(tiny_run: Path, tmp_path: Path) -> None:

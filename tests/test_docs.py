@@ -216,7 +216,12 @@ def spans(page: Path) -> list[str]:
     return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
 
 
-OPTIONS = {option for command in (main, *main.commands.values()) for p in command.params for option in p.opts}
+OPTIONS = {
+    option
+    for command in (main, *main.commands.values())
+    for p in command.params
+    for option in [*p.opts, *p.secondary_opts]
+}
 FOREIGN = {
     "--nproc-per-node",
     "--turns",
@@ -239,7 +244,8 @@ def test_options_and_commands_within_sentences_exist(page: Path) -> None:
         if match := re.match(r"python (benchmarks/\w+\.py)", span):
             assert (ROOT / match[1]).is_file(), span
         for override in re.findall(r"--set (\S+=\S+)", span):
-            load_recipe("quickstart", overrides=() if override == "key=value" else (override,))
+            name = "finetune" if page.stem == "finetune" else "quickstart"
+            load_recipe(name, overrides=() if override == "key=value" else (override,))
 
 
 def test_every_name_that_is_linked_exists() -> None:
