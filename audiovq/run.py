@@ -6,6 +6,7 @@ run/tokenizer/               config.json, model.safetensors (a model folder); wi
 run/codes/                   index.json and memory-mapped shards
 run/prior-0/ …               a model folder a level, coarse to fine
 run/training/<stage>/        checkpoints and metrics.jsonl
+run/metrics/                 health.jsonl: what went wrong, and what to change; tensorboard/
 run/samples/<stage>/         audio of every level, and spectrograms
 run/report.json              what was reached
 """
@@ -33,9 +34,11 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import whole_network
 from audiovq.training.encode_stage import encode_data_set
+from audiovq.training.figures import read_health
 from audiovq.training.loop import train
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
+from audiovq.training.trackers import Reporting, usable
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
 
@@ -47,6 +50,7 @@ class Run:
         self.recipe, self.folder = recipe, folder
         self.accelerator = Accelerator(mixed_precision="bf16" if _use_bf16(recipe) else "no")
         self.main = distributed.rank() == 0
+        self.reporting = Reporting(folder, (), recipe.name)
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +83,7 @@ class Run:
         if distributed.from_first(all(self.done(stage) for stage in stages)):
             say(f"{self.folder}: finished, nothing to do")
             return
+        self.reporting = Reporting(self.folder, usable(self.recipe.trackers), self.recipe.name)
         for stage in stages:
             if not distributed.from_first(self.done(stage)):
                 began = time.monotonic()
@@ -138,6 +143,7 @@ class Run:
         if self.main:
             self._reconstruct_samples("tokenizer", task.network, data)
             checkpoint.save_tokenizer(self.folder / "tokenizer", task.network)
+            self._show_samples("tokenizer", stage.training.steps)
         distributed.barrier()
 
     def decoder(self) -> None:
@@ -151,6 +157,7 @@ class Run:
         if self.main:
             self._reconstruct_samples("decoder", network, data)
             checkpoint.replace_by_tuned(place, network, stage.training.steps)
+            self._show_samples("decoder", stage.training.steps)
         distributed.barrier()
 
     def codes(self) -> None:
@@ -168,11 +175,13 @@ class Run:
         for level in range(first, self.recipe.tokenizer.model.n_levels):
             stage = self.recipe.prior(level)
             task = PriorTask(stage, shards, level, self.recipe.seed)
+            task.place = self.recipe.prior_place(level)
             self._train(task, f"prior-{level}", stage.training)
             network = whole_network(task)
             if self.main:
                 checkpoint.save_prior(self.folder / f"prior-{level}", network, stage.sampling)
                 self._generate_samples()
+                self._show_samples(f"prior-{level}", stage.training.steps)
             distributed.barrier()
 
     def _need(self, earlier: str, stage: str) -> None:
@@ -181,7 +190,14 @@ class Run:
 
     def _train(self, task: Any, title: str, config: Any) -> None:
         folder = self.folder / "training" / title
-        train(task, title, folder, config, self.recipe.seed, self.recipe.data.workers, self.accelerator)
+        workers = self.recipe.data.workers
+        train(task, title, folder, config, self.recipe.seed, workers, self.accelerator, self.reporting)
+
+    def _show_samples(self, stage: str, step: int) -> None:
+        """To the trackers, too, after the stage is done: not twice if it was interrupted."""
+        trackers = self.reporting.stage(stage, step, step)
+        trackers.audio(step, self.folder / "samples" / stage)
+        trackers.close()
 
     def _reconstruct_samples(self, stage: str, network: VQVAE, data: Scan) -> None:
         """Source and every level prefix of a few held-out tracks."""
@@ -244,6 +260,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     if "tokenizer" in facts["finished"] and checkpoint.tuning_steps(folder / "tokenizer"):
         facts["finished"].insert(1, "decoder")
     facts["codebooks"] = _codebook_use(folder)
+    facts["health"] = [row["message"] for row in read_health(folder)]
     return facts
 
 
