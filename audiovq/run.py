@@ -48,7 +48,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, folder
-        self.accelerator = Accelerator(mixed_precision="bf16" if _use_bf16(recipe) else "no")
+        self.accelerator = Accelerator(mixed_precision="bf16" if use_bf16(recipe) else "no")
         self.main = distributed.rank() == 0
         self.reporting = Reporting(folder, (), recipe.name)
 
@@ -242,7 +242,8 @@ class Run:
             )
 
 
-def _use_bf16(recipe: Recipe) -> bool:
+def use_bf16(recipe: Recipe) -> bool:
+    """Whether a recipe computes in bfloat16 on the device at hand."""
     if recipe.precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return recipe.precision == "bf16"
