@@ -219,8 +219,9 @@ class _Planner:
         d = self.device
         return [
             *lines,
-            f"an operation takes the longest of: its arithmetic at {d.used_tflops:.0%} of {d.tflops:g} TFLOPS, its traffic at "
-            f"{d.used_bandwidth:.0%} of {d.bandwidth:g} TB/s, {d.launch * 1e6:g} µs to start; unmeasured on a GPU",
+            f"an operation takes the longest of: its arithmetic at {d.used_tflops:.0%} of {d.tflops:g} TFLOPS (in float32 "
+            f"{d.float32:.1%} of that), its traffic at {d.used_bandwidth:.0%} of {d.bandwidth:g} TB/s, {d.launch * 1e6:g} µs "
+            "to start; unmeasured on a GPU",
             "data arrive in time, and devices talk to each other while they compute",
         ]
 

@@ -27,6 +27,7 @@ from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.loop import Task
 
 aten = torch.ops.aten
+Work = Counter[tuple[int, int, bool]]
 STEPS_SEEN = 2**40  # beyond everything that happens but once
 
 
@@ -66,13 +67,13 @@ class Count(TorchDispatchMode):
         flops: multiplications and additions of matrix products, convolutions and attention.
         moved: bytes that operations read and write, each by itself.
         live, peak: bytes of tensors that were made within, now and at most.
-        work: how often there was an operation of so many (flops, bytes).
+        work: how often there was an operation of so many (flops, bytes), and whether its arithmetic was in float32.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = self.moved = self.live = self.peak = 0
-        self.work: Counter[tuple[int, int]] = Counter()
+        self.work: Work = Counter()
         self.known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -91,7 +92,7 @@ class Count(TorchDispatchMode):
             flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
             moved = sum(_bytes(tensor) for tensor in (*inputs, *outputs))
             self.flops, self.moved = self.flops + flops, self.moved + moved
-            self.work[flops, moved] += 1
+            self.work[flops, moved, bool(flops) and any(x.dtype == torch.float32 for x in inputs)] += 1
         return out
 
     def _hold(self, storage: Any) -> None:
@@ -132,7 +133,7 @@ class Cost:
     activations: int  # and all else that lives during a pass, at most
     flops: int
     moved: int
-    work: Counter[tuple[int, int]] = field(repr=False)
+    work: Work = field(repr=False)
 
     @property
     def memory(self) -> int:
@@ -159,15 +160,14 @@ def count_pass(
     example = task.dataset("train")[0]
     with mode:
         batch = _batch_like(example, n)
-    _without_content(task, mode)
+    weights = sum(t.numel() * t.element_size() for t in task.state_dict().values())
+    # Weights that are shared out arrive in bfloat16, and their gradients leave so.
+    _without_content(task, mode, torch.bfloat16 if sharded and bf16 else None)
     if isinstance(config, PriorTrainingConfig):
         task.recompute_activations(config.activation_checkpointing)  # type: ignore[operator]
     learning = [p for part in task.parts(config) for p in part.network.parameters() if p.requires_grad]
     size = sum(p.numel() for p in learning)
     share = n_devices if sharded else 1
-    weights = sum(t.numel() * t.element_size() for t in task.state_dict().values())
-    if sharded and bf16:
-        task.network.to(torch.bfloat16)  # weights arrive so; gradients leave so
     for parameter in learning:  # they are accounted for apart
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     with mode, Count() as count, _autocast(bf16):
@@ -200,14 +200,16 @@ def _batch_like(example: Any, n: int) -> Any:
     return {key: _batch_like(value, n) for key, value in example.items()}
 
 
-def _without_content(task: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace all weights and buffers by fake ones; where a step asks for the count of steps, it gets a plain number."""
+def _without_content(task: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> None:
+    """Replace all weights (as `dtype`, if given) and buffers by fake ones; where a step asks for the count of steps, it gets a plain number."""
     known: dict[int, Any] = {}
 
     def fake(tensor: Tensor, learns: bool | None = None) -> Any:
         if id(tensor) not in known:
             made = tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor.detach())
-            known[id(tensor)] = made if learns is None else nn.Parameter(made.detach(), requires_grad=learns)
+            known[id(tensor)] = (
+                made if learns is None else nn.Parameter(made.detach().to(dtype or made.dtype), requires_grad=learns)
+            )
         return known[id(tensor)]
 
     for module in task.modules():
@@ -228,17 +230,19 @@ class Device:
 
     memory: float = 80e9  # bytes
     tflops: float = 312.0  # dense bfloat16
+    float32: float = 1 / 16  # of them for matrix products in float32
     bandwidth: float = 2.0  # terabytes a second
     used_tflops: float = 0.5  # share of them that a large matrix product reaches
     used_bandwidth: float = 0.7
-    launch: float = 6e-6  # seconds that an operation takes at least
+    launch: float = 10e-6  # seconds that an operation takes at least
     usable: float = 0.9  # of the memory; the rest goes to the driver and to gaps
 
-    def seconds(self, work: Counter[tuple[int, int]]) -> float:
+    def seconds(self, work: Work) -> float:
         """Each operation takes what its arithmetic, its traffic or its start takes, whichever is longest."""
         arithmetic, traffic = self.tflops * 1e12 * self.used_tflops, self.bandwidth * 1e12 * self.used_bandwidth
         return math.fsum(
-            n * max(flops / arithmetic, moved / traffic, self.launch) for (flops, moved), n in work.items()
+            n * max(flops / arithmetic / (self.float32 if wide else 1), moved / traffic, self.launch)
+            for (flops, moved, wide), n in work.items()
         )
 
 
