@@ -64,7 +64,7 @@ def make_plan(recipe: Recipe, device: Device | None = None, n_devices: int = 1) 
     """
     if not recipe.data.folder:
         raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
-    planner = _Planner(recipe, scan(Path(recipe.data.folder), recipe.data), device, n_devices)
+    planner = Planner(recipe, scan(Path(recipe.data.folder), recipe.data), device, n_devices)
     stages = planner.stages()
     hours = [stage["hours"] for stage in stages]
     return {
@@ -75,7 +75,7 @@ def make_plan(recipe: Recipe, device: Device | None = None, n_devices: int = 1) 
     }  # fmt: skip
 
 
-class _Planner:
+class Planner:
     """One recipe on one kind of device."""
 
     def __init__(self, recipe: Recipe, found: Scan, device: Device | None, n_devices: int):

@@ -181,10 +181,8 @@ def test_the_command_says_why_and_gives_json(tiny_recipe: Path, tmp_path: Path) 
 
 def test_what_does_not_fit_is_made_to_fit(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.batch_size=64",))
-    roomy = stage(make_plan(recipe, Device(memory=1e9)), "prior-1")
-    assert roomy["fits"]
-    assert (roomy["passes"], roomy["device_batch_size"]) == (1, 64)
-    tight = make_plan(recipe, Device(memory=roomy["memory_bytes"] / 3))
+    whole = count_pass(lambda mode: tasks(recipe)["prior"], recipe.prior(1).training, 64, bf16=True)
+    tight = make_plan(recipe, Device(memory=whole.memory / 3))
     found = stage(tight, "prior-1")
     assert not found["fits"]
     assert found["fits_then"]

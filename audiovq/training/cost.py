@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -92,7 +93,8 @@ class Count(TorchDispatchMode):
             flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
             moved = sum(_bytes(tensor) for tensor in (*inputs, *outputs))
             self.flops, self.moved = self.flops + flops, self.moved + moved
-            self.work[flops, moved, bool(flops) and any(x.dtype == torch.float32 for x in inputs)] += 1
+            numbers = {x.dtype for x in inputs if x.is_floating_point()}
+            self.work[flops, moved, bool(flops) and numbers == {torch.float32}] += 1
         return out
 
     def _hold(self, storage: Any) -> None:
@@ -170,7 +172,8 @@ def count_pass(
     share = n_devices if sharded else 1
     for parameter in learning:  # they are accounted for apart
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with mode, Count() as count, _autocast(bf16):
+    with warnings.catch_warnings(), mode, Count() as count, _autocast(bf16):
+        warnings.simplefilter("ignore")  # of what is slow, which a plan counts
         loss, _ = task(batch)
         loss.backward()
         del loss, _

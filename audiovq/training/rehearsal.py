@@ -22,6 +22,7 @@ from audiovq.training.trackers import Reporting
 
 PATIENCE_SECONDS = 20.0  # a step that takes longer is extrapolated from smaller ones
 FEW = 4  # examples
+Clock = Callable[[], float]
 
 
 class PretendedShards:
@@ -62,25 +63,29 @@ class Measured:
     memory: int | None  # bytes at most, where the device counts them
 
 
-def rehearse(build: Callable[[TrainingConfig], Task], config: TrainingConfig, bf16: bool) -> Measured:
+def rehearse(
+    build: Callable[[TrainingConfig], Task], config: TrainingConfig, bf16: bool, clock: Clock = time.perf_counter
+) -> Measured:
     """Time the second step of the batch; if that would take too long, a line through two smaller ones.
 
     Args:
         build: makes the task for such a config; each time with new weights.
     """
-    one = _step(build, config, 1, bf16)
+    one = _step(build, config, 1, bf16, clock)
     n = config.batch_size
     if n == 1:
         return one
     if one.seconds * n <= PATIENCE_SECONDS:
-        return _step(build, config, n, bf16)
+        return _step(build, config, n, bf16, clock)
     few = min(n, FEW)
-    more = _step(build, config, few, bf16)
+    more = _step(build, config, few, bf16, clock)
     slope = max(0.0, more.seconds - one.seconds) / (few - 1)
     return Measured(one.seconds + slope * (n - 1), one.data_seconds * n, few, more.memory)
 
 
-def _step(build: Callable[[TrainingConfig], Task], config: TrainingConfig, n: int, bf16: bool) -> Measured:
+def _step(
+    build: Callable[[TrainingConfig], Task], config: TrainingConfig, n: int, bf16: bool, clock: Clock
+) -> Measured:
     small = config.model_copy(update={"batch_size": n, "device_batch_size": min(n, config.device_batch_size or n)})
     task = build(small)
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
@@ -93,19 +98,19 @@ def _step(build: Callable[[TrainingConfig], Task], config: TrainingConfig, n: in
         batches = training.steps("train", 0, 2)
         waited = took = 0.0
         for step in range(2):
-            batch, waited = _timed(lambda: next(batches), cuda)
+            batch, waited = _timed(lambda: next(batches), cuda, clock)
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            _, took = _timed(lambda batch=batch, step=step: training.step(step, batch), cuda)
+            _, took = _timed(lambda batch=batch, step=step: training.step(step, batch), cuda, clock)
     return Measured(took, waited, n, torch.cuda.max_memory_allocated() if cuda else None)
 
 
-def _timed(call: Callable[[], Any], cuda: bool) -> tuple[Any, float]:
-    began = time.perf_counter()
+def _timed(call: Callable[[], Any], cuda: bool, clock: Clock = time.perf_counter) -> tuple[Any, float]:
+    began = clock()
     result = call()
     if cuda:
         torch.cuda.synchronize()
-    return result, time.perf_counter() - began
+    return result, clock() - began
 
 
 @torch.inference_mode()
