@@ -150,11 +150,11 @@ class Planner:
         hours = None if seconds is None else config.steps * seconds * (1 + evaluation) / 3600
         codes = self.codes_a_step(title, config)
         return {
-            "stage": title, "fits": asked.memory <= usable, "memory_bytes": asked.memory, "parameters": cost.parameters,
+            "stage": title, "key": self.key(title), "fits": asked.memory <= usable, "memory_bytes": asked.memory, "parameters": cost.parameters,
             "memory_parts": {name: getattr(asked, name) for name in PARTS}, "device_batch_size": at_once,
             "fits_then": cost.memory <= usable, "memory_bytes_then": cost.memory, "passes": passes,
-            "examples_a_step": config.batch_size, "tflop_a_pass": cost.flops / 1e12, "terabytes_a_pass": cost.moved / 1e12,
-            "operations_a_pass": cost.n_operations, "seconds_a_step": seconds, "measured": measured, "steps": config.steps,
+            "examples_a_step": config.batch_size, "examples_a_pass": cost.examples, "tflop_a_pass": cost.flops / 1e12, "terabytes_a_pass": cost.moved / 1e12,
+            "operations_a_pass": cost.n_operations, "seconds_alone": self.device.alone(cost.work) if self.device else None, "seconds_a_step": seconds, "measured": measured, "steps": config.steps,
             "hours": hours, "codes_a_second": codes / seconds if seconds else None,
             "disk_bytes": self.disk(title, asked, config),
         }  # fmt: skip
@@ -173,6 +173,11 @@ class Planner:
         small = config.model_copy(update={"device_batch_size": at_once})
         took = rehearse(build, small, self.bf16)
         return took.seconds, vars(took)
+
+    def key(self, title: str) -> str:
+        if title.startswith("prior"):
+            return f"{self.recipe.prior_place(int(title[6:]))}.training"
+        return "decoder_tuning.training" if title == "decoder" else "tokenizer.training"
 
     def codes_a_step(self, title: str, config: TrainingConfig) -> float:
         recipe = self.recipe
@@ -258,13 +263,19 @@ def _stage_lines(stage: dict[str, Any], size: str) -> list[str]:
         if not stage["fits_then"] and title.startswith("prior"):
             key += ", or sharded and activation_checkpointing on more devices"
         lines.append(
-            f"    set device_batch_size to {stage['device_batch_size']}: {stage['passes']} passes a step, "
+            f"    set {stage['key']}.device_batch_size to {stage['device_batch_size']}: {stage['passes']} passes a step, "
             f"{_gb(stage['memory_bytes_then'])}, {key}"
         )
     lines.append(
-        f"    a pass: {stage['tflop_a_pass']:.3g} TFLOP and {stage['terabytes_a_pass']:.3g} TB moved in "
-        f"{stage['operations_a_pass']} operations; {stage['passes']} a step of {stage['examples_a_step']} examples"
+        f"    a pass over {stage['examples_a_pass']} examples: {stage['tflop_a_pass']:.3g} TFLOP and {stage['terabytes_a_pass']:.3g} TB moved in "
+        f"{stage['operations_a_pass']} operations; {stage['examples_a_step']} examples a step"
     )
+    if stage["seconds_alone"]:
+        arithmetic, traffic, start = stage["seconds_alone"]
+        lines.append(
+            f"    a pass's time, if there were nothing else: arithmetic {arithmetic:.3g} s, traffic {traffic:.3g} s, "
+            f"starting operations {start:.3g} s"
+        )
     if stage["measured"]:
         seen = stage["measured"]["examples"]
         how = "measured" if seen == stage["examples_a_step"] else f"a line through steps of 1 and {seen} examples"

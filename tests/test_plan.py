@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_made_to_fit(tiny_recipe: Path) -> None:
     assert found["fits_then"]
     assert found["passes"] == -(-64 // found["device_batch_size"]) > 1
     assert found["memory_bytes_then"] <= 0.9 * tight["memory_bytes"]
-    assert any(f"set device_batch_size to {found['device_batch_size']}: {found['passes']} passes" in line for line in plan_lines(tight))  # fmt: skip
+    assert any(f"set priors.0.training.device_batch_size to {found['device_batch_size']}: {found['passes']} passes" in line for line in plan_lines(tight))  # fmt: skip
 
 
 def test_wrong_sizes_and_no_music(tiny_recipe: Path) -> None:

@@ -36,7 +36,7 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: An
     """As much as the forward pass, for each of input and weight. torch's own formula forgets the groups, and counts a
     depthwise convolution as a full one."""
     transposed, wanted = rest[4], rest[-1]
-    once = conv_flop_count(x.shape, weight.shape, gradient.shape, transposed=transposed)
+    once = conv_flop_count(list(x.shape), list(weight.shape), list(gradient.shape), transposed=transposed)
     return once * (int(wanted[0]) + int(wanted[1]))
 
 
@@ -242,11 +242,17 @@ class Device:
 
     def seconds(self, work: Work) -> float:
         """Each operation takes what its arithmetic, its traffic or its start takes, whichever is longest."""
+        return math.fsum(n * max(times) for n, times in self._times(work))
+
+    def alone(self, work: Work) -> list[float]:
+        """Seconds that all arithmetic, all traffic and all starting would take, if nothing else took any."""
+        rows = list(self._times(work))
+        return [math.fsum(n * times[i] for n, times in rows) for i in range(3)]
+
+    def _times(self, work: Work) -> Iterator[tuple[int, tuple[float, float, float]]]:
         arithmetic, traffic = self.tflops * 1e12 * self.used_tflops, self.bandwidth * 1e12 * self.used_bandwidth
-        return math.fsum(
-            n * max(flops / arithmetic / (self.float32 if wide else 1), moved / traffic, self.launch)
-            for (flops, moved, wide), n in work.items()
-        )
+        for (flops, moved, wide), n in work.items():
+            yield n, (flops / arithmetic / (self.float32 if wide else 1), moved / traffic, self.launch)
 
 
 def count_encoding(model: VQVAEConfig, seconds: float) -> Cost:
