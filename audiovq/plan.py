@@ -220,7 +220,7 @@ class Planner:
             "disk: two checkpoints at a time, codes twice while they become shards; pictures are not counted",
         ]
         if self.device is None:
-            return [*lines, "a step takes what the second one took here; later ones may be faster"]
+            return [*lines, "a step takes what the faster of the second and third took here"]
         d = self.device
         return [
             *lines,

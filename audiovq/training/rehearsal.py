@@ -66,7 +66,7 @@ class Measured:
 def rehearse(
     build: Callable[[TrainingConfig], Task], config: TrainingConfig, bf16: bool, clock: Clock = time.perf_counter
 ) -> Measured:
-    """Time the second step of the batch; if that would take too long, a line through two smaller ones.
+    """Time a step of the batch after the first one; if that would take too long, a line through two smaller ones.
 
     Args:
         build: makes the task for such a config; each time with new weights.
@@ -95,14 +95,16 @@ def _step(
         for module in task.modules():
             if hasattr(module, "_start"):  # codebooks are there; what happens but once is left out
                 cast(Any, module).n_steps.fill_(2**40)
-        batches = training.steps("train", 0, 2)
-        waited = took = 0.0
-        for step in range(2):
+        batches = training.steps("train", 0, 3)
+        waited, times = 0.0, []
+        for step in range(3):
             batch, waited = _timed(lambda: next(batches), cuda, clock)
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            _, took = _timed(lambda batch=batch, step=step: training.step(step, batch), cuda, clock)
-    return Measured(took, waited, n, torch.cuda.max_memory_allocated() if cuda else None)
+            times.append(_timed(lambda batch=batch, step=step: training.step(step, batch), cuda, clock)[1])
+            if step and times[-1] > PATIENCE_SECONDS / 4:
+                break
+    return Measured(min(times[1:]), waited, n, torch.cuda.max_memory_allocated() if cuda else None)
 
 
 def _timed(call: Callable[[], Any], cuda: bool, clock: Clock = time.perf_counter) -> tuple[Any, float]:
