@@ -279,7 +279,9 @@ def _stage_lines(stage: dict[str, Any], size: str) -> list[str]:
     if stage["measured"]:
         seen = stage["measured"]["examples"]
         how = "measured" if seen == stage["examples_a_step"] else f"a line through steps of 1 and {seen} examples"
-        lines.append(f"    time: {how}; {stage['measured']['data_seconds']:.2g} s to prepare a batch in one process")
+        peak = f", {_gb(stage['measured']['memory'])} at most" if stage["measured"]["memory"] else ""
+        data = stage["measured"]["data_seconds"]
+        lines.append(f"    time: {how}{peak}; {data:.2g} s to prepare a batch in one process")
     if seconds:
         lines.append(f"    {stage['codes_a_second']:.3g} codes a second; {_gb(stage['disk_bytes'])} of disk")
     return lines

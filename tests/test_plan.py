@@ -155,6 +155,7 @@ def test_time_is_near_what_a_step_takes(planned: dict[str, Any], tiny_recipe: Pa
         began = time.perf_counter()
         training.step(step, batch)
         times.append(time.perf_counter() - began)
+    assert any("time: measured; " in line for line in plan_lines(planned))
     assert min(times) / 10 < stage(planned, "tokenizer")["seconds_a_step"] < 10 * max(times)
 
 
