@@ -150,6 +150,8 @@ class Recipe(Config):
     codes: CodesStage = CodesStage()
     priors: tuple[PriorStage, ...] = (PriorStage(),)  # one a level, coarse to fine; a single one serves all levels
     samples: SamplesConfig = SamplesConfig()
+    # Where figures and samples are shown besides the run folder; [] nowhere.
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -207,6 +209,10 @@ class Recipe(Config):
 
     def prior(self, level: int) -> PriorStage:
         return self.priors[level if len(self.priors) > 1 else 0]
+
+    def prior_place(self, level: int) -> str:
+        """Where the stage of a level's prior is in the recipe."""
+        return f"priors.{level if len(self.priors) > 1 else 0}"
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(self.model_dump()), sort_keys=False, width=120)
@@ -301,7 +307,15 @@ def load_saved_recipe(path: Path) -> Recipe:
 
 
 # How a run is computed, not what: these may change when it goes on, perhaps on another machine.
-FREE = {"device_batch_size", "compile", "sharded", "activation_checkpointing", "checkpoint_seconds", "workers"}
+FREE = {
+    "device_batch_size",
+    "compile",
+    "sharded",
+    "activation_checkpointing",
+    "checkpoint_seconds",
+    "workers",
+    "trackers",
+}
 
 
 def fixed(value: Any) -> Any:

@@ -6,6 +6,7 @@ run/tokenizer/               config.json, model.safetensors (a model folder); wi
 run/codes/                   shards; none if the recipe names those of another run
 run/prior-0/ …               a model folder a level, coarse to fine
 run/training/<stage>/        checkpoints and metrics.jsonl
+run/metrics/                 health.jsonl: what went wrong, and what to change; tensorboard/
 run/samples/<stage>/         audio of every level, and spectrograms
 run/report.json              what was reached
 run/report.html              all of this to listen to and to look at
@@ -39,9 +40,11 @@ from audiovq.training.adapters import merge_adapters
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import whole_network
 from audiovq.training.encode_stage import encode_data_set
+from audiovq.training.figures import read_health
 from audiovq.training.loop import train
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
+from audiovq.training.trackers import Reporting, usable
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
 
@@ -51,8 +54,9 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, pages: bool = True):
         self.recipe, self.folder, self.pages = adopt_pretrained(recipe), folder, pages
-        self.accelerator = Accelerator(mixed_precision="bf16" if _use_bf16(recipe) else "no")
+        self.accelerator = Accelerator(mixed_precision="bf16" if use_bf16(recipe) else "no")
         self.main = distributed.rank() == 0
+        self.reporting = Reporting(folder, (), recipe.name)
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +91,7 @@ class Run:
         if distributed.from_first(finished):
             say(f"{self.folder}: finished, nothing to do")
             return
+        self.reporting = Reporting(self.folder, usable(self.recipe.trackers), self.recipe.name)
         for stage in stages:
             if not distributed.from_first(self.done(stage)):
                 began = time.monotonic()
@@ -173,6 +178,7 @@ class Run:
         if self.main:
             self._reconstruct_samples("tokenizer", network, data)
             checkpoint.save_tokenizer(self.folder / "tokenizer", network)
+            self._show_samples("tokenizer", stage.training.steps)
         distributed.barrier()
 
     def _take_tokenizer(self) -> None:
@@ -205,6 +211,7 @@ class Run:
         if self.main:
             self._reconstruct_samples("decoder", network, data)
             checkpoint.replace_by_tuned(place, network, stage.training.steps)
+            self._show_samples("decoder", stage.training.steps)
         distributed.barrier()
 
     def codes(self) -> None:
@@ -224,6 +231,7 @@ class Run:
                 self._train_prior(level, shards)
             if self.main and level >= n_done - 1 and not self._sampled(level):
                 self._generate_samples()
+                self._show_samples(f"prior-{level}", self.recipe.prior(level).training.steps)
                 self._page() if level + 1 < self.recipe.tokenizer.model.n_levels else None  # `go` writes the last
             distributed.barrier()
 
@@ -232,6 +240,7 @@ class Run:
         known = shards.index.tokenizer_hash
         start = pretrained_prior(stage.from_pretrained, level, known) if stage.from_pretrained else None
         task = PriorTask(stage, shards, level, self.recipe.seed, start)
+        task.place = self.recipe.prior_place(level)
         if start and level == 0:
             say(told_of_labels(start.spec.vocabularies, task.spec.vocabularies))
         self._train(task, f"prior-{level}", stage.training)
@@ -250,7 +259,14 @@ class Run:
 
     def _train(self, task: Any, title: str, config: Any) -> None:
         folder = self.folder / "training" / title
-        train(task, title, folder, config, self.recipe.seed, self.recipe.data.workers, self.accelerator)
+        workers = self.recipe.data.workers
+        train(task, title, folder, config, self.recipe.seed, workers, self.accelerator, self.reporting)
+
+    def _show_samples(self, stage: str, step: int) -> None:
+        """To the trackers, too, after the stage is done: not twice if it was interrupted."""
+        trackers = self.reporting.stage(stage, step, step)
+        trackers.audio(step, self.folder / "samples" / stage)
+        trackers.close()
 
     def _reconstruct_samples(self, stage: str, network: VQVAE, data: Scan) -> None:
         """Source and every level prefix of a few held-out tracks."""
@@ -310,7 +326,8 @@ class Run:
         return sum("bits_per_second" in level for level in levels) == len(api.prior_folders(self.folder))
 
 
-def _use_bf16(recipe: Recipe) -> bool:
+def use_bf16(recipe: Recipe) -> bool:
+    """Whether a recipe computes in bfloat16 on the device at hand."""
     if recipe.precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return recipe.precision == "bf16"
@@ -328,6 +345,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     if "tokenizer" in facts["finished"] and checkpoint.tuning_steps(folder / "tokenizer"):
         facts["finished"].insert(1, "decoder")
     facts["codebooks"] = _codebook_use(folder)
+    facts["health"] = [row["message"] for row in read_health(folder)]
     return facts
 
 

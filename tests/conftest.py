@@ -44,6 +44,7 @@ priors:
       conditioners: [{{kind: label, name: genre}}, {{kind: timing}}]
     training: {{steps: 3, batch_size: 2, log_steps: 1, evaluate_steps: 3, evaluate_batches: 1, warmup_steps: 1}}
 samples: {{seconds: 0.5, n: 1}}
+trackers: []
 """
 
 

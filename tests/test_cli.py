@@ -181,7 +181,7 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     from audiovq.recipe import load_recipe
 
     recipe = load_recipe(str(path), data=str(music))
-    small = list(SMALL)
+    small: list[str] = list(SMALL)
     if recipe.tokenizer.from_pretrained is None:
         width = "base_dim" if recipe.tokenizer.model.decoder.kind == "conv" else "dim"
         small.append(f"tokenizer.model.decoder.{width}=16")

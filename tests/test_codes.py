@@ -72,7 +72,10 @@ def test_shards_give_back_every_track(shards: Shards) -> None:
 
 
 def test_shards_of_another_tokenizer_and_damaged_ones_are_refused(shards: Shards) -> None:
-    with pytest.raises(ValueError, match=r"expected codes of tokenizer 000000000000, found codes of ffffffffffff"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected codes of tokenizer 000000000000, found codes of ffffffffffff; delete the folder and run",
+    ):
         Shards(shards.folder, "0" * 64)
     path = Path(shards.folder) / "shard-00000-level-1.npy"
     path.write_bytes(path.read_bytes()[:40])

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from audiovq.tokenizer.convnet import EncoderConfig, IstftDecoder
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
+from audiovq.training.skipping import Skips
 from audiovq.training.tokenizer_task import codebook_use
 
 SIZES = {"fsq": {"levels": (4, 4)}}
@@ -46,6 +47,12 @@ def work(rank: int, folder: str) -> None:
     np.savez(f"{folder}/ema-{rank}.npz", **{k: v.numpy() for k, v in quantizer.state_dict().items()})
     perplexities, usages = codebook_use([torch.full((1, 10), rank), torch.zeros(1, 4, dtype=torch.int64)], 4)
     np.savez(f"{folder}/use-{rank}.npz", perplexities=perplexities.numpy(), usages=usages.numpy())
+    skips, moved = Skips(torch.device("cpu")), torch.zeros(2)
+    for losses in ((1.0, 1.0), (1.0, float("nan")), (float("inf"), -float("inf")), (2.0, 3.0)):
+        skips.begin([moved])
+        moved += 1
+        skips.judge(torch.tensor(losses[rank]), [torch.tensor(1.0)])
+    np.savez(f"{folder}/skips-{rank}.npz", moved=moved.numpy(), counts=skips.counts.numpy())
     for kind in QUANTIZERS:
         trained = network(kind)
         model = DistributedDataParallel(trained)
@@ -82,6 +89,13 @@ def test_perplexity_and_usage_are_those_of_all_data(found: Path) -> None:
         use = np.load(found / f"use-{rank}.npz")
         assert use["perplexities"] == pytest.approx([2.0, 1.0])
         assert use["usages"] == pytest.approx([0.5, 0.25])
+
+
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(found: Path) -> None:
+    for rank in range(2):
+        skips = np.load(found / f"skips-{rank}.npz")
+        assert skips["moved"].tolist() == [2.0, 2.0]  # the first and the last
+        assert skips["counts"].tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("kind", QUANTIZERS)

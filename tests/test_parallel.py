@@ -166,7 +166,7 @@ def test_a_signal_while_held_out_tracks_are_looked_at_loses_nothing(
 ) -> None:
     prior(tiny_recipe, tiny_run, tmp_path, in_evaluation=True)
     (saved,) = (tmp_path / "checkpoints").iterdir()
-    assert json.loads((saved / "state.json").read_text()) == {"step": STOP, "to_evaluate": True}
+    assert json.loads((saved / "state.json").read_text()) == {"step": STOP, "to_evaluate": True, "skipped": [0, 0]}
     prior(tiny_recipe, tiny_run, tmp_path)
     assert metrics(tmp_path) == metrics(found / "prior-one")
     left, right = (load_file(folder / "weights-0.safetensors") for folder in (tmp_path, found / "prior-one"))

@@ -49,9 +49,14 @@ class WaveformCrops(Dataset[Tensor]):
             for track in progress(range(len(self.paths)), "decode", len(self.paths)):
                 self._decoded(track)
 
+    def name_of(self, index: int) -> str:
+        """Path of the track that an example is from."""
+        track = pick(self.ends, np.random.default_rng([self.seed, index]))
+        return str(self._path(track).relative_to(self.folder))
+
     def __getitem__(self, index: int) -> Tensor:
         random = np.random.default_rng([self.seed, index])
-        track = min(int(np.searchsorted(self.ends, random.random(), side="right")), len(self.paths) - 1)
+        track = pick(self.ends, random)
         position = random.random()
         waveform = self._whole(track, position) if self.fits else self._part(track, position)
         return torch.nn.functional.pad(waveform, (0, self.crop_samples - waveform.shape[-1]))
@@ -74,6 +79,11 @@ class WaveformCrops(Dataset[Tensor]):
         start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
         waveform, _ = audio.read_audio(self._path(track), self.sample_rate, self.channels, start, wanted)
         return waveform[:, : self.crop_samples]
+
+
+def pick(ends: np.ndarray, random: np.random.Generator) -> int:
+    """A track, each as likely as it is long; `ends` are the shares of all music up to the end of each."""
+    return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
 
 
 class CodeWindows(Dataset[dict[str, Tensor]]):
@@ -131,9 +141,13 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return 2**62
 
+    def name_of(self, index: int) -> str:
+        """Path of the track that an example is from."""
+        return self.tracks[pick(self.ends, np.random.default_rng([self.seed, index]))].path
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, index])
-        track = self.tracks[min(int(np.searchsorted(self.ends, random.random(), side="right")), len(self.tracks) - 1)]
+        track = self.tracks[pick(self.ends, random)]
         last = max(0, track.lengths[self.level] - self.context)
         # Half a window of overhang at both ends, then clamped: starts and endings are heard often enough to be learned.
         start = int(np.clip(random.integers(-(self.context // 2), last + self.context // 2 + 1), 0, last))

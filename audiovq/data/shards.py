@@ -14,7 +14,7 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -343,14 +343,21 @@ def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
         yield track, int(place - ends[track] + counts[track])
 
 
+def table_of(tracks: Iterable[ShardTrack]) -> TrackTable:
+    """A table that holds these tracks."""
+    lines, columns = bytearray(), []
+    for track in tracks:
+        facts = {key: getattr(track, key) for key in ("path", "sha256", "split", "labels")}
+        line = json.dumps(facts).encode()
+        place = [len(lines), len(line), track.shard, SPLITS.index(track.split), track.n_samples]
+        columns.append([*place, *track.offsets, *track.lengths])
+        lines += line
+    return TrackTable(np.frombuffer(lines, np.uint8), np.array(columns, dtype=np.int64))
+
+
 def _first_format(content: dict[str, Any]) -> ShardIndex:
     """An index.json that holds all tracks, as versions before FORMAT wrote it."""
-    lines, columns = bytearray(), []
-    for track in content.pop("tracks"):
-        guard.check_relative(track["path"])
-        facts = {key: track[key] for key in ("path", "sha256", "split", "labels")}
-        line = json.dumps(facts).encode()
-        place = [len(lines), len(line), track["shard"], SPLITS.index(track["split"]), track["n_samples"]]
-        columns.append([*place, *track["offsets"], *track["lengths"]])
-        lines += line
-    return ShardIndex(**content, tracks=TrackTable(np.frombuffer(lines, np.uint8), np.array(columns, dtype=np.int64)))
+    tracks = [ShardTrack(**track) for track in content.pop("tracks")]
+    for track in tracks:
+        guard.check_relative(track.path)
+    return ShardIndex(**content, tracks=table_of(tracks))

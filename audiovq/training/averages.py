@@ -23,11 +23,16 @@ class Averages:
         self.tensors = {name: p.detach().clone() for name, p in self.weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After each step; the first steps decay faster, so that the beginning is soon forgotten."""
+    def update(self, step: int, happened: Tensor) -> None:
+        """After each step; the first steps decay faster, so that the beginning is soon forgotten.
+
+        Args:
+            happened: bool scalar on the device; a step that was skipped changes nothing.
+        """
         if self.decay is not None:
-            decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(_local(self.tensors), _local(self.weights), 1 - decay)  # type: ignore[attr-defined]
+            part = (1 - min(self.decay, (1 + step) / (10 + step))) * happened.float()
+            for average, weight in zip(_local(self.tensors), _local(self.weights), strict=True):
+                average.lerp_(weight, part.to(average.dtype))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from audiovq.tokenizer.discriminators import (
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.loop import Part, Task
-from audiovq.training.tokenizer_task import waveform_crops
+from audiovq.training.tokenizer_task import loudness, waveform_crops
 
 
 class DecoderTask(Task):
@@ -42,6 +42,7 @@ class DecoderTask(Task):
     ):  # fmt: skip
         super().__init__()
         torch.manual_seed(seed)
+        self.place = "decoder_tuning"
         self.stage, self.tokenizer_stage, self.data, self.scan, self.seed = stage, tokenizer_stage, data, scan, seed
         discriminators = Discriminators(tokenizer.config.channels, stage.adversarial)
         tokenizer.requires_grad_(False)
@@ -83,7 +84,7 @@ class DecoderTask(Task):
         terms = self.decoder_terms(batch, real, reconstructions)
         mine = self.decoder_loss(terms)
         metrics = {name: value.detach() for name, value in terms.items()}
-        metrics["discriminator"] = theirs.detach()
+        metrics |= {"discriminator": theirs.detach(), **loudness(batch, reconstructions)}
         return mine + theirs, metrics
 
     def discriminator_loss(self, real: list[Judgement], reconstructions: list[Tensor]) -> Tensor:

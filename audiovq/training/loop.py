@@ -9,12 +9,17 @@ step, so a run that was killed and started again ends in the very weights of one
 A task may train several networks against each other: its loss is then the sum of theirs, each reaching only its own,
 and every network has its optimizer and its gradient clipped. One backward pass serves all, so that with several
 processes every parameter has a gradient in every step.
+
+A step whose loss or gradients are not finite changes nothing (`skipping`); after several in a row the training stops.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
+import os
 import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +37,12 @@ from audiovq.training.averages import Averages
 from audiovq.training.batches import Portion, plan_of_this_rank, step_seed, steps
 from audiovq.training.best import BestWeights
 from audiovq.training.devices import forget_compiled, gather_gradients, spread, whole
-from audiovq.training.figures import MetricsLog
+from audiovq.training.figures import HEALTH, HealthLog, MetricsLog, Stopwatch
+from audiovq.training.health import Facts, Watch
 from audiovq.training.optimizer import learning_rate, make_optimizer
 from audiovq.training.saving import Checkpoints
+from audiovq.training.skipping import PATIENCE, Skips
+from audiovq.training.trackers import Reporting
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Task(nn.Module):
     """A network with its loss. `forward(batch)` returns the loss and scalars to log; the loop trains `network`."""
 
     network: nn.Module  # what checkpoints hold
+    place = "stage"  # in the recipe, such as tokenizer or priors.0: what advice refers to
     splits_batches = False  # it keeps to device_batch_size itself, because it needs all examples of a device together
     example_seconds = 0.0  # of audio, to tell the speed
 
@@ -65,8 +74,16 @@ class Task(nn.Module):
         """The repeated modules that make up most of the network: compiled, and shared out, one by one."""
         return []
 
+    def moved(self) -> list[Tensor]:
+        """All tensors that a forward pass in training mode may change."""
+        return list(self.network.buffers())
+
+    def watched(self) -> dict[str, Any]:
+        """What the watch over its training must know of it: arguments of `health.Facts`."""
+        return {}
+
     def dataset(self, split: str) -> Dataset[Any]:
-        """Endless examples; index i is always the same one."""
+        """Endless examples; index i is always the same one, of the track `name_of(i)` if it has that method."""
         raise NotImplementedError
 
     def weight(self, batch: Any) -> Tensor | float:
@@ -82,17 +99,18 @@ class Task(nn.Module):
 
 
 def train(
-    task: Task, title: str, folder: Path, config: TrainingConfig, seed: int, workers: int, accelerator: Accelerator
-) -> None:
+    task: Task, title: str, folder: Path, config: TrainingConfig, seed: int, workers: int, accelerator: Accelerator,
+    reporting: Reporting | None = None,
+) -> None:  # fmt: skip
     """Train `task.network` for `config.steps` steps, going on from the newest checkpoint below `folder`; in the end it
     has the weights to keep.
 
     Raises:
         Interrupted: after a signal; the state is saved and the same call goes on.
-        ValueError: the loss is not finite.
+        ValueError: loss or gradients are not finite, several times in a row.
     """
     with stopping.listening():
-        Training(task, title, folder, config, seed, workers, accelerator).run()
+        Training(task, title, folder, config, seed, workers, accelerator, reporting or Reporting(folder)).run()
 
 
 class Training:
@@ -100,7 +118,7 @@ class Training:
 
     def __init__(
         self, task: Task, title: str, folder: Path, config: TrainingConfig, seed: int, workers: int,
-        accelerator: Accelerator,
+        accelerator: Accelerator, reporting: Reporting,
     ):  # fmt: skip
         self.task, self.title, self.config, self.seed, self.workers = task, title, config, seed, workers
         self.accelerator, self.device = accelerator, accelerator.device
@@ -115,10 +133,37 @@ class Training:
         state = self.checkpoints.load()
         self.start: int = state["step"]
         self.to_evaluate: bool = state.get("to_evaluate", False)  # what a signal kept it from
+        self.skips = Skips(self.device, state.get("skipped", (0, 0)))
+        self.stopwatch = Stopwatch()
         self.log = MetricsLog(folder / "metrics.jsonl", self.start)
         self.best = BestWeights(folder / "best", config, title)
+        self.health = HealthLog(reporting.folder / HEALTH, title, self.start)
+        self.watch = self.new_watch()
+        self.trackers = reporting.stage(title, self.start, self.log.told)
+
+    def new_watch(self) -> Watch:
+        """One that knows what has been logged and said."""
+        rates = {
+            f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_"): part.config.learning_rate
+            for part in self.parts
+        }
+        facts = Facts(
+            self.title, self.task.place, self.config, rates, len(self.parts) > 1, workers=self.workers,
+            cpus=os.cpu_count() or 1, **self.task.watched(),
+        )  # fmt: skip
+        watch = Watch(facts)
+        for row in self.log.kept:
+            watch.look(row["step"], row)
+        watch.said = self.health.said
+        return watch
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self.trackers.close()
+
+    def _run(self) -> None:
         config, title = self.config, self.title
         if self.start:
             say(f"{title}: going on from step {self.start}")
@@ -127,7 +172,8 @@ class Training:
         end = self.start if self.best.exhausted(self.start) else config.steps
         seconds = self.task.example_seconds * config.batch_size
         with ProgressBar(title, config.steps, self.start, "audio-s" if seconds else "", seconds) as bar:
-            for step, batch in enumerate(self.steps("train", self.start, end, self.workers), self.start):
+            batches = self.stopwatch.waiting(self.steps("train", self.start, end, self.workers))
+            for step, batch in enumerate(batches, self.start):
                 figures = self.step(step, batch)
                 done = step + 1
                 bar.advance(1, self.report(done, figures) if self.every(config.log_steps, done) else None)
@@ -135,7 +181,7 @@ class Training:
                 stopped, due = distributed.any_rank(stopping.received() is not None, self.checkpoints.due)
                 ended = done == config.steps or self.best.exhausted(done)
                 if stopped or due or ended:
-                    self.checkpoints.save(done, to_evaluate=self.to_evaluate)
+                    self.checkpoints.save(done, to_evaluate=self.to_evaluate, skipped=self.skips.counts.tolist())
                 if stopped and (not ended or self.to_evaluate):
                     raise stopping.Interrupted(stopping.received() or signal.SIGTERM, f" after step {done} of {title}")
                 if ended:
@@ -155,6 +201,7 @@ class Training:
         torch.manual_seed(step_seed(self.seed, self.title, step, distributed.rank()))
         figures: dict[str, Tensor] = {}
         shares = self.shares(batch)
+        self.skips.begin(self.task.moved())
         for i, (portion, examples) in enumerate(zip(self.plan.portions(), batch, strict=True)):
             with gather_gradients(self.model, now=i == len(batch) - 1):
                 with self.chances(step, portion), self.accelerator.autocast():
@@ -162,9 +209,12 @@ class Training:
                 # Gathering takes the mean over the ranks, so each counts its part as if the others had as much.
                 (loss * shares[i] * distributed.world_size()).backward()
             add(figures, {"loss": loss, **metrics}, shares[i])
-        for part, optimizer in zip(self.parts, self.optimizers, strict=True):
-            figures[f"gradient_norm{part.suffix}"] = update(part, optimizer, step) / distributed.world_size()
-        self.averages.update(step)
+        norms = [clip(part) for part in self.parts]
+        happens = self.skips.judge(figures["loss"], norms)
+        for part, optimizer, norm in zip(self.parts, self.optimizers, norms, strict=True):
+            update(part, optimizer, step, happens)
+            figures[f"gradient_norm{part.suffix}"] = norm / distributed.world_size()
+        self.averages.update(step, happens)
         return figures
 
     def shares(self, batch: list[Any]) -> Tensor:
@@ -181,13 +231,41 @@ class Training:
         """The one place where a training step's figures arrive: the whole batch's, as plain numbers, on every rank.
 
         Returns what the progress bar says of them.
+
+        Raises:
+            ValueError: too many of the last steps were skipped.
         """
+        began = time.monotonic()
         numbers = total(figures)
-        if not math.isfinite(numbers["loss"]):
-            raise ValueError(f"{self.title}: the loss is {numbers['loss']} at step {done}; try a lower learning_rate")
+        times = self.stopwatch.lap(time.monotonic() - began)
+        skipped, in_a_row = self.skips.counts.tolist()
         rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
-        self.log.write(done, numbers | rates)
+        self.tell(done, numbers | rates | {"skipped_steps": skipped}, times)
+        if in_a_row >= PATIENCE:
+            raise ValueError(self.why_it_stops(done, in_a_row))
         return self.task.describe(numbers)
+
+    def tell(self, done: int, figures: dict[str, float], times: dict[str, float] | None = None) -> None:
+        """Figures of a step to all who want them: those that any run would have, and times."""
+        self.log.write(done, figures)
+        self.trackers.log(done, figures | (times or {}))
+        for finding in self.watch.look(done, figures | (times or {})):
+            self.health.write(finding)
+            say(f"health: {finding.message}")
+
+    def why_it_stops(self, done: int, n: int) -> str:
+        """With the tracks of the last `n` batches; first those that are in each of them."""
+        name_of = getattr(self.task.dataset("train"), "name_of", lambda index: f"example {index}")
+        size = self.config.batch_size
+        batches = [{name_of(i) for i in range(step * size, (step + 1) * size)} for step in range(done - n, done)]
+        names = [name for name, _ in Counter(sorted(itertools.chain.from_iterable(batches))).most_common()]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        advice = self.watch.facts.lower(10).removeprefix("set ")
+        return (
+            f"{self.title}: loss or gradients were not finite in the last {n} steps, up to step {done}; nothing was learned "
+            f"from them. Their batches are from {shown}. Listen to those, or try a lower learning_rate: {advice}, with "
+            "another --out"
+        )
 
     @torch.no_grad()
     def evaluate(self, done: int) -> bool:
@@ -206,24 +284,29 @@ class Training:
                     add(sums, {"loss": loss, **metrics}, share / n)
             else:
                 numbers = total(sums)
-                self.log.write(done, {f"valid_{key}": value for key, value in numbers.items()})
+                self.tell(done, {f"valid_{key}": value for key, value in numbers.items()})
                 say(f"{self.title}: step {done}, held out: {self.task.describe(numbers)}")
                 self.best.look(done, numbers["loss"], self.task.network)
                 self.task.train()
+                self.stopwatch.restart()
                 return True
         self.task.train()
         return False
 
 
-def update(part: Part, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
-    """Clip the gradients of one part and, unless it rests, take its optimizer's step; returns the gradients' norm."""
-    norm = whole(nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip))
+def clip(part: Part) -> Tensor:
+    """Clip the gradients of one part; returns their norm before, the same on all ranks."""
+    return whole(nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip))
+
+
+def update(part: Part, optimizer: Any, step: int, happens: Tensor) -> None:
+    """Unless the part rests, take its optimizer's step; it does nothing if `happens` (bool scalar) is false."""
     if step >= part.first_step:
         for group in optimizer.param_groups:
             group["lr"] = part.learning_rate(step)
+        optimizer.found_inf = (~happens).float()  # which fused AdamW asks on the device
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 def add(sums: dict[str, Tensor], metrics: dict[str, Tensor], share: Tensor) -> None:

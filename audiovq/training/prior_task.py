@@ -30,6 +30,7 @@ class PriorTask(Task):
     def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int, start: Prior | None = None):
         super().__init__()
         torch.manual_seed(seed)
+        self.place = f"priors.{level}"
         self.stage, self.shards, self.level, self.seed = stage, shards, level, seed
         index = shards.index
         known = vocabularies(shards, stage.model.label_names)
@@ -48,6 +49,12 @@ class PriorTask(Task):
         if stage.lora is not None:
             add_adapters(network, stage.lora)
         return network
+
+    def watched(self) -> dict[str, Any]:
+        dropout = self.stage.model.transformer.dropout
+        wanted = 0.1 if dropout < 0.1 else min(0.5, dropout + 0.1)
+        advice = f" or {self.place}.model.transformer.dropout to {wanted:g} (now {dropout:g}), raise codes.shifts"
+        return {"against_overfitting": advice}
 
     def blocks(self) -> list[nn.Module]:
         return list(self.network.transformer.layers)

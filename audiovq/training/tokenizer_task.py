@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from audiovq import distributed
 from audiovq.data.datasets import WaveformCrops
-from audiovq.data.tracks import DataConfig, Scan
+from audiovq.data.tracks import SILENCE, DataConfig, Scan
 from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.convnet import ConvNeXtBlock, DilatedBlock
 from audiovq.tokenizer.losses import ReconstructionLoss
@@ -30,6 +31,8 @@ class TokenizerTask(Task):
             (ema, fsq) it is the constant log2 codebook_size a code, the raw bit rate; for gumbel the real divergence.
         perplexity_i, usage_i: 2^H of level i's codes in the batch, and the share of the codebook that occurs in it.
         unigram_bits_per_second_i: H times the code rate, what level i's codes cost at their entropy.
+        power, reconstruction_power: mean squares; of several reconstructions the most quiet one.
+        silent_share: of the examples that are never above -60 dBFS.
     Until `quantize_after` there are no codes, and these say nothing.
     """
 
@@ -39,6 +42,7 @@ class TokenizerTask(Task):
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
         super().__init__()
         torch.manual_seed(seed)
+        self.place = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
         self.example_seconds = stage.crop_samples / stage.model.sample_rate
@@ -50,6 +54,21 @@ class TokenizerTask(Task):
     def blocks(self) -> list[nn.Module]:
         return [module for module in self.network.modules() if isinstance(module, ConvNeXtBlock | DilatedBlock)]
 
+    def moved(self) -> list[Tensor]:
+        """Where something is taken from the music instead of learned, weights are set, too."""
+        taken = int(self.network.n_steps) in {0, self.stage.model.quantize_after}
+        return [*self.network.buffers(), *(self.network.parameters() if taken else ())]
+
+    def watched(self) -> dict[str, Any]:
+        stage, model = self.stage, self.stage.model
+        advice = AGAINST_COLLAPSE[model.quantizer.kind]
+        return {
+            "codes_from": model.quantize_after, "codebook_size": model.codebook_size,
+            "batch_codes": tuple(stage.training.batch_size * stage.crop_samples // hop for hop in model.hop_lengths),
+            "against_collapse": advice(stage) if advice else "",
+            "against_silence": f", or set tokenizer.crop_seconds to {2 * stage.crop_seconds:g} (now {stage.crop_seconds:g})",
+        }  # fmt: skip
+
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         n_at_once = self.stage.training.device_batch_size
         output = self.network(batch, n_at_once=n_at_once)
@@ -59,6 +78,7 @@ class TokenizerTask(Task):
         reconstruction, losses = self.losses.weighted(terms), output.losses
         metrics = {name: value.detach() for name, value in (terms | losses).items()}
         metrics |= {"reconstruction": reconstruction.detach(), **code_metrics(output.levels, self.stage.model)}
+        metrics |= loudness(batch, output.reconstructions)
         return reconstruction + self.losses.weighted(losses), metrics
 
     def describe(self, metrics: dict[str, float]) -> str:
@@ -77,6 +97,30 @@ def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: s
     if split == "train" and data.workers:
         crops.preload()
     return crops
+
+
+@torch.no_grad()
+def loudness(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Tensor]:
+    """Whether there is something to hear, before and after."""
+    return {
+        "power": batch.square().mean(),
+        "reconstruction_power": torch.stack([x.float().square().mean() for x in reconstructions]).min(),
+        "silent_share": (batch.abs().amax(dim=(1, 2)) < SILENCE).float().mean(),
+    }
+
+
+def _revive(stage: TokenizerStage) -> str:
+    now = stage.model.quantizer.revival_fraction
+    wanted = 0.05 if now < 0.05 else min(0.2, 2 * now)
+    return f"set tokenizer.model.quantizer.revival_fraction to {wanted:g} (now {now:g}), or lower tokenizer.training.learning_rate"
+
+
+def _less_kl(stage: TokenizerStage) -> str:
+    return f"set tokenizer.losses.kl to {stage.losses.kl / 4:g} (now {stage.losses.kl:g})"
+
+
+# By kind of quantizer, what brings codes back into use; None: a lower learning rate.
+AGAINST_COLLAPSE = {"ema": _revive, "gumbel": _less_kl, "fsq": None}
 
 
 @torch.no_grad()

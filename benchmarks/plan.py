@@ -1,0 +1,93 @@
+"""What `audiovq plan` predicts against what happens: CPU seconds of a step and memory, stage by stage, as ratios.
+
+python benchmarks/plan.py [RECIPE] [--data DIR]
+
+Time: the same step is taken several times right after it was planned, and CPU time is compared, so that other work on the
+machine counts little. Memory: the growth of the process's peak (each stage in a process of its own) against the count.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from accelerate import Accelerator
+
+from audiovq.data.tracks import scan
+from audiovq.plan import Planner
+from audiovq.recipe import Recipe, load_recipe
+from audiovq.training.cost import count_pass
+from audiovq.training.loop import Training
+from audiovq.training.rehearsal import rehearse
+from audiovq.training.trackers import Reporting
+
+STEPS = 5
+
+
+def stages(recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    planner = Planner(recipe, scan(Path(recipe.data.folder), recipe.data), None, 1)
+    levels = range(recipe.tokenizer.model.n_levels)
+    priors = [(f"prior-{i}", planner.prior(i), recipe.prior(i).training) for i in levels]
+    return [("tokenizer", planner.tokenizer, recipe.tokenizer.training), *priors]
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def time_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
+    """Planned and real seconds of a step."""
+    name, build, config = stages(recipe)[number]
+    planned = rehearse(build, config, bf16=False, clock=time.process_time).seconds
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator(), Reporting(Path(folder)))
+        times = []
+        for step, batch in enumerate(training.steps("train", 0, STEPS)):
+            began = time.process_time()
+            training.step(step, batch)
+            times.append(time.process_time() - began)
+    return name, planned, statistics.median(times[1:])
+
+
+def memory_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
+    """Counted and real bytes of a training."""
+    name, build, config = stages(recipe)[number]
+    counted = count_pass(lambda mode: build(config, mode), config, config.batch_size, bf16=False)
+    torch.fft.rfft(torch.zeros(4096))  # libraries are loaded
+    before = peak()
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator(), Reporting(Path(folder)))
+        for step, batch in enumerate(training.steps("train", 0, 2)):
+            training.step(step, batch)
+    return name, counted.memory, peak() - before
+
+
+@click.command()
+@click.argument("name", default="quickstart")
+@click.option("--data", help="Folder of music; default the recipe's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE")
+@click.option("--stages", "n", type=int, help="Only the first ones.")
+def main(name: str, data: str | None, overrides: tuple[str, ...], n: int | None) -> None:
+    """Planned against real, a line a stage."""
+    recipe = load_recipe(name, data, overrides)
+    context = multiprocessing.get_context("spawn")
+    for number in range(1 + recipe.tokenizer.model.n_levels)[:n]:
+        with context.Pool(1) as pool:
+            title, planned, took = pool.apply(time_of, (recipe, number))
+        with context.Pool(1) as pool:
+            _, counted, grew = pool.apply(memory_of, (recipe, number))
+        click.echo(
+            f"{title:10} step {planned:.3f} s planned, {took:.3f} s real, ratio {planned / took:.2f};  "
+            f"memory {counted / 1e6:.0f} MB counted, {grew / 1e6:.0f} MB real, ratio {counted / grew:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The watch over a training: constructed figures, and trainings that go wrong on purpose."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate import Accelerator
+from conftest import cli, tones
+from torch.utils.data import Dataset
+
+from audiovq.data.tracks import scan
+from audiovq.recipe import TrainingConfig, load_recipe
+from audiovq.training.figures import HealthLog, MetricsLog, Stopwatch, read_health
+from audiovq.training.health import CHECKS, Facts, Finding, Watch
+from audiovq.training.loop import Training, train
+from audiovq.training.saving import newest
+from audiovq.training.skipping import PATIENCE
+from audiovq.training.tokenizer_task import TokenizerTask
+from audiovq.training.trackers import Reporting
+
+FACTS = Facts(
+    "tokenizer", "tokenizer", TrainingConfig(steps=1000, warmup_steps=10, learning_rate=1e-3), codebook_size=1024,
+    batch_codes=(64, 4096), against_collapse="set tokenizer.model.quantizer.revival_fraction to 0.05 (now 0)", cpus=4,
+)  # fmt: skip
+FINE = {"loss": 3.0, "gradient_norm": 0.5, "perplexity_0": 30.0, "perplexity_1": 400.0, "usage_1": 0.6, "power": 0.01,
+        "reconstruction_power": 0.008, "silent_share": 0.1, "skipped_steps": 0.0, "data_wait_share": 0.05}  # fmt: skip
+
+
+def shown(*rows: dict[str, float], facts: Facts = FACTS, every: int = 25) -> list[Finding]:
+    """What a watch says of figures that arrive each `every` steps."""
+    watch = Watch(facts)
+    return [finding for i, row in enumerate(rows, start=1) for finding in watch.look(i * every, {**FINE, **row})]
+
+
+def test_nothing_is_said_of_a_training_that_goes_well() -> None:
+    random = np.random.default_rng(0)
+    rows = [
+        {"loss": 8 / (1 + i) + 2 + 0.3 * random.random(), "gradient_norm": 0.2 + random.random()} for i in range(100)
+    ]
+    assert shown(*rows) == []
+
+
+@pytest.mark.parametrize(("check", "key", "wrong", "since", "words"), [
+    ("not_finite", "skipped_steps", [0, 2, 2, 3], 50, ["2 skipped", "learning_rate to 0.00033 (now 0.001)"]),
+    ("collapsed_codebook", "perplexity_1", [400, 400, 3, 2, 2, 2], 75,
+     ["level 1", "2.0 of 1024 that are possible", "revival_fraction to 0.05"]),
+    ("collapsed_codebook", "perplexity_0", [400, 400, 1.2, 1.1, 1.0], 75, ["level 0", "1.0 of 64"]),
+    ("silence", "silent_share", [0.1, 0.9, 1, 0.8], 50, ["80% of the examples are silent", "data.folder"]),
+    ("silence", "reconstruction_power", [0.01, 0.01, 1e-8, 1e-8, 1e-8], 75, ["-60 dB", "tokenizer.training.learning_rate"]),
+    ("exploding_gradients", "gradient_norm", [0.5] * 20 + [40, 50], 525, ["50", "median was 0.5", "gradient_clip to 0.5"]),
+    ("diverging", "loss", [3.0] * 10 + [7, 8, 9, 9, 10], 275, ["10, after 3", "learning_rate"]),
+    ("slow_data", "data_wait_share", [0.9, 0.1, 0.6, 0.7, 0.6, 0.6, 0.5], 75, ["50% of the time", "data.workers to 4 (now 0)"]),
+])  # fmt: skip
+def test_each_check_says_once_what_since_when_and_what_to_change(
+    check: str, key: str, wrong: list[float], since: int, words: list[str]
+) -> None:
+    found = shown(*({key: float(value)} for value in [*wrong, *wrong[-1:] * 5]))
+    assert [(f.check, f.since) for f in found] == [(check, since)]
+    assert found[0].message.startswith(f"tokenizer: since step {since} ")
+    assert "\n" not in found[0].message
+    assert all(word in found[0].message for word in words), found[0].message
+
+
+@pytest.mark.parametrize(("key", "values"), [
+    ("perplexity_1", [400, 3, 3, 400, 3]), ("silent_share", [0, 1, 1, 0]), ("gradient_norm", [0.5] * 20 + [60, 0.5, 60, 0.5]),
+    ("gradient_norm", [0.5, 60, 60]), ("loss", [3.0] * 10 + [9, 9, 3, 9, 9]), ("data_wait_share", [1, 1, 0, 1, 1, 1, 1]),
+])  # fmt: skip
+def test_what_does_not_last_is_not_said(key: str, values: list[float]) -> None:
+    assert shown(*({key: float(value)} for value in values)) == []
+
+
+def held_out(valid: list[float], training: list[float], facts: Facts = FACTS) -> list[Finding]:
+    watch, found = Watch(facts), []
+    for i, (a, b) in enumerate(zip(valid, training, strict=True), start=1):
+        found += watch.look(100 * i, {"loss": b}) + watch.look(100 * i, {"valid_loss": a})
+    return found
+
+
+def test_overfitting_is_named_with_the_step_of_the_best() -> None:
+    (found,) = held_out([5, 4, 3.5, 3.6, 3.7, 3.9], [5, 4, 3, 2.5, 2, 1.5])
+    assert (found.check, found.since, found.step) == ("overfitting", 300, 600)
+    assert "(3.5 → 3.9)" in found.message
+    assert "tokenizer.training.steps to 300 (now 1000)" in found.message
+    assert (
+        held_out([5, 4, 3.5, 3.6, 3.7, 3.9], [5, 4, 3, 3.1, 3.1, 3.2]) == []
+    )  # both rise: that is no learning by heart
+    assert held_out([5, 4, 3.5, 3.4, 3.3, 3.3], [5, 4, 3, 2.5, 2, 1.5]) == []
+
+
+def test_everything_begins_anew_when_there_are_codes() -> None:
+    facts = Facts("tokenizer", "tokenizer", FACTS.training, codes_from=250)
+    assert shown(*({"loss": 1.0, "gradient_norm": 0.1} for _ in range(10)), *({"loss": 5.0, "gradient_norm": 9.0} for _ in range(30)), facts=facts) == []  # fmt: skip
+
+
+def test_a_held_out_loss_that_is_not_finite() -> None:
+    (found,) = Watch(FACTS).look(25, {"valid_loss": math.nan})
+    assert "held-out tracks is not finite" in found.message
+
+
+def test_a_watch_that_sees_the_same_again_is_the_same() -> None:
+    rows = [{"gradient_norm": 0.5}] * 20 + [{"gradient_norm": 40.0}]
+    a, b = Watch(FACTS), Watch(FACTS)
+    for i, row in enumerate(rows):
+        a.look(i, row)
+        b.look(i, row)
+    assert a.look(30, {"gradient_norm": 50.0}) == b.look(30, {"gradient_norm": 50.0}) != []
+
+
+def test_every_check_has_its_case() -> None:
+    assert set(CHECKS) == {"not_finite", "collapsed_codebook", "silence", "exploding_gradients", "diverging", "overfitting", "slow_data"}  # fmt: skip
+
+
+def test_logs_drop_what_a_checkpoint_does_not_know(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step), "gradient_norm": math.nan})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()[:2]
+    again = MetricsLog(tmp_path / "metrics.jsonl", 2)
+    assert (again.told, again.kept) == (3, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before
+    path = tmp_path / "metrics" / "health.jsonl"
+    for stage, step in (("a", 2), ("a", 5), ("b", 9)):
+        HealthLog(path, stage, 9).write(Finding(stage, step, step, "silence", "music", f"{stage} {step}"))
+    assert HealthLog(path, "a", 3).said == {("silence", "music")}
+    assert [row["message"] for row in read_health(tmp_path)] == ["a 2", "b 9"]
+
+
+def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 0.0, 3.0, 4.0, 6.0, 8.0, 8.0])
+    monkeypatch.setattr("audiovq.training.figures.time.monotonic", lambda: next(now))
+    watch = Stopwatch()
+    items = watch.waiting(range(5))
+    assert [next(items), next(items)] == [0, 1]  # 3 s and 2 s of waiting in 8 s
+    assert watch.lap() == {"seconds_a_step": 4.0, "data_wait_share": 5 / 8}
+
+
+# --- trainings that go wrong ------------------------------------------------------------------------------------------
+
+
+class Broken(Dataset[torch.Tensor]):
+    """A data set in which the examples of some steps are not numbers."""
+
+    def __init__(self, inner: Any, steps: set[int], batch_size: int):
+        self.inner, self.steps, self.batch_size, self.name_of = inner, steps, batch_size, inner.name_of
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        example = self.inner[index]
+        return example * math.nan if index // self.batch_size in self.steps else example
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+class BrokenTask(TokenizerTask):
+    steps: frozenset[int] = frozenset()
+
+    def dataset(self, split: str) -> Dataset[torch.Tensor]:
+        inner = super().dataset(split)
+        return Broken(inner, set(self.steps), 2) if split == "train" else inner
+
+
+def broken(tiny_recipe: Path, music: Path, folder: Path, steps: set[int], n: int = 6, **training: Any) -> Training:
+    recipe = load_recipe(str(tiny_recipe))
+    config = recipe.tokenizer.training.model_copy(
+        update={"steps": n, "evaluate_steps": 100, "ema_decay": 0.9, **training}
+    )
+    task = BrokenTask(recipe.tokenizer, recipe.data, scan(music, recipe.data), 0)
+    task.steps = frozenset(steps)
+    return Training(task, "tokenizer", folder, config, 0, 0, Accelerator(), Reporting(folder))
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])  # where the spectrum is taken, where k-means begins, later
+def test_a_step_that_is_not_finite_changes_nothing(tiny_recipe: Path, music: Path, tmp_path: Path, bad: int) -> None:
+    training = broken(tiny_recipe, music, tmp_path, {bad})
+    batches = list(training.steps("train", 0, bad + 2))
+    for step in range(bad):
+        training.step(step, batches[step])
+    before = {name: tensor.clone() for name, tensor in training.checkpoints.tensors().items()}
+    figures = training.step(bad, batches[bad])
+    assert not figures["loss"].isfinite()
+    later = {k: v for k, v in training.checkpoints.tensors().items() if k in before}
+    assert all(torch.equal(before[name], later[name]) for name in before)
+    assert training.skips.counts.tolist() == [1, 1]
+    training.step(bad + 1, batches[bad + 1])
+    after = training.checkpoints.tensors()
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert training.skips.counts.tolist() == [1, 0]
+
+
+def test_a_training_goes_on_after_skipped_steps_to_the_same_bits(
+    tiny_recipe: Path, music: Path, tmp_path: Path
+) -> None:
+    whole = broken(tiny_recipe, music, tmp_path / "whole", {1, 3})
+    whole.run()
+    assert [row["skipped_steps"] for row in whole.log.kept or MetricsLog(whole.log.path, 99).kept if "skipped_steps" in row] == [0, 1, 1, 2, 2, 2]  # fmt: skip
+    part = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
+    for step, batch in enumerate(part.steps("train", 0, 4)):
+        part.report(step + 1, part.step(step, batch))
+    part.checkpoints.save(4, to_evaluate=False, skipped=part.skips.counts.tolist())
+    part.report(5, part.step(4, next(part.steps("train", 4, 5))))  # lost by a kill -9
+    again = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
+    again.run()
+    for name in ("metrics.jsonl", "metrics/health.jsonl"):
+        assert (tmp_path / "part" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    left, right = (folder_tensors(tmp_path / name) for name in ("whole", "part"))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert [row["message"] for row in read_health(tmp_path / "part")] == [
+        "tokenizer: since step 2 loss or gradients are not finite at times: 1 skipped, which changed nothing; if there are "
+        "more, set tokenizer.training.learning_rate to 0.00033 (now 0.001)"
+    ]
+
+
+def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    saved = newest(folder / "checkpoints")
+    assert saved is not None
+    return load_file(saved / "state.safetensors")
+
+
+def test_several_in_a_row_stop_it_and_name_the_tracks(tiny_recipe: Path, music: Path, tmp_path: Path) -> None:
+    training = broken(tiny_recipe, music, tmp_path, set(range(2, 99)), n=20)
+    names = {training.task.dataset("train").name_of(i) for i in range(4, 2 * (2 + PATIENCE))}  # type: ignore[attr-defined]
+    with pytest.raises(
+        ValueError, match=f"not finite in the last {PATIENCE} steps, up to step {2 + PATIENCE}"
+    ) as error:
+        training.run()
+    assert all(name in str(error.value) for name in names)
+    assert "tokenizer.training.learning_rate to 0.0001 (now 0.001)" in str(error.value)
+
+
+def test_a_learning_rate_of_a_thousand(tiny_recipe: Path, tmp_path: Path) -> None:
+    """With the command itself; it stops, and `info` has what was said."""
+    run = tmp_path / "run"
+    result = cli(
+        "train", tiny_recipe, "--out", run, "--set", "tokenizer.training.learning_rate=1e3",
+        "--set", "tokenizer.training.steps=30", "--stage", "tokenizer",
+    )  # fmt: skip
+    health = json.loads(cli("info", run).output)["health"]
+    assert any("tokenizer.training.learning_rate to" in message for message in health), result.output
+    assert all(result.output.count(message) == 1 for message in health)
+
+
+def wrong_music(tiny_recipe: Path, folder: Path, waves: list[np.ndarray], *settings: str) -> list[str]:
+    """What is said while a tokenizer learns from these."""
+    (folder / "music").mkdir()
+    for i, wave in enumerate(waves):
+        soundfile.write(folder / "music" / f"{i}.wav", wave, 8000)
+    recipe = load_recipe(str(tiny_recipe), str(folder / "music"), settings)
+    task = TokenizerTask(recipe.tokenizer, recipe.data, scan(folder / "music", recipe.data), 0)
+    train(task, "tokenizer", folder, recipe.tokenizer.training, 0, 0, Accelerator())
+    return [row["message"] for row in read_health(folder)]
+
+
+def test_one_note_for_ever_needs_few_codes(tiny_recipe: Path, tmp_path: Path) -> None:
+    note = 0.3 * np.sin(2 * np.pi * 250 * np.arange(8000 * 6) / 8000)  # a period divides every hop
+    health = wrong_music(
+        tiny_recipe, tmp_path, [note, note[:-800]], "tokenizer.crop_seconds=2",
+        "tokenizer.training={steps: 8, batch_size: 1, log_steps: 1, warmup_steps: 2, evaluate_steps: 8}",
+        "tokenizer.model.quantizer.revival_fraction=0", "tokenizer.model.quantizer.codebook_size=128",
+    )  # fmt: skip
+    assert any("codebook has collapsed" in m and "revival_fraction to 0.05 (now 0)" in m for m in health), health
+
+
+def test_music_of_silence(tiny_recipe: Path, tmp_path: Path) -> None:
+    waves = [np.zeros(8000 * (6 + i), dtype=np.float32) for i in range(2)]
+    for i, wave in enumerate(waves):
+        wave[:400] = tones(0.05, 8000, seed=i)[:, 0]
+    health = wrong_music(tiny_recipe, tmp_path, waves, "tokenizer.training.steps=6")
+    assert any("of the examples are silent; take the tracks" in message for message in health), health
+    assert len(health) == len(set(health))
