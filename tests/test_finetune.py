@@ -213,7 +213,9 @@ class Overfits(Task):
 
 @pytest.fixture
 def steps_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.training.loop.make_optimizer", lambda n, c: torch.optim.SGD(n.parameters(), lr=1.0))
+    monkeypatch.setattr(
+        "audiovq.training.loop.make_optimizer", lambda n, c: torch.optim.SGD(n.parameters(), lr=1.0, fused=True)
+    )
     monkeypatch.setattr("audiovq.training.loop.learning_rate", lambda step, config: 1.0)
 
 
