@@ -224,6 +224,7 @@ OPTIONS = {
 }
 FOREIGN = {
     "--nproc-per-node",
+    "--logdir",
     "--turns",
     "--codes",
     "--out",

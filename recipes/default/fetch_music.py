@@ -213,6 +213,8 @@ def write_midi(path: Path, chorale: Chorale, program: int, tempo: int, shift: in
     track.extend(mido.Message("program_change", channel=voice, program=program) for voice in range(4))
     events = []
     for begin, length, pitch, voice in chorale.notes:
+        if length < 0.1:  # grace notes: their end would come before their beginning, and they would sound for ever
+            continue
         events.append((round(480 * begin), 1, pitch + shift, voice))
         events.append((round(480 * (begin + length)) - 8, 0, pitch + shift, voice))  # repeated notes are heard anew
     now = 0
