@@ -60,7 +60,7 @@ priors:
     training: {{steps: 8, batch_size: 2, log_steps: 1, evaluate_steps: 4, evaluate_batches: 1, warmup_steps: 1, checkpoint_seconds: 0}}
 samples: {{seconds: 0.5, n: 1}}
 """
-LEFT_OUT = {".jsonl", ".png", ".lock"}  # logs and pictures are not compared
+LEFT_OUT = {".jsonl", ".png", ".lock", ".html"}  # logs, pictures and pages are not compared
 Command = Callable[[Path], list[str]]  # what to run, to make something in a folder
 
 
@@ -116,7 +116,11 @@ def is_one_line(log: Path) -> bool:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder that counts, and the files left over that should not be there."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in LEFT_OUT)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if "training" not in path.parts}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in found
+        if not {"training", "metrics"} & set(path.parts)
+    }
 
 
 def finished(folder: Path) -> dict[Path, int]:

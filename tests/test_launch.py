@@ -133,4 +133,4 @@ def test_srun_and_accelerate_launch(tiny_recipe: Path, tmp_path: Path) -> None:
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]  # fmt: skip
     subprocess.run([*accelerate, *command, str(tmp_path / "accelerate")], env=environment(), check=True, timeout=200)
-    assert losses(tmp_path / "srun") == losses(tmp_path / "accelerate")
+    assert losses(tmp_path / "srun") == pytest.approx(losses(tmp_path / "accelerate"), rel=1e-4)  # threads may differ
