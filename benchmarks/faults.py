@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -124,13 +125,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def finished(folder: Path) -> dict[Path, int]:
-    """When each thing that counts as finished was made."""
+    """When each thing that counts as finished was made. Pieces of music may be written again, so of their codes it is the
+    content."""
     marks = [
         *folder.glob("tokenizer/config.json"),
         *folder.glob("codes/index.json"),
         *folder.glob("prior-*/config.json"),
     ]
-    return {path: path.stat().st_mtime_ns for path in (*marks, *folder.rglob("*.codes")) if ".journal" not in str(path)}
+    codes = [path for path in folder.rglob("*.codes") if ".journal" not in str(path)]
+    pieces = {path: zlib.crc32(path.read_bytes()) for path in codes if path.with_suffix(".wav").exists()}
+    return {path: path.stat().st_mtime_ns for path in (*marks, *codes)} | pieces
 
 
 class Faults:
@@ -197,9 +201,10 @@ class Faults:
                 killed += 1
                 polite = code == 128 + signal.SIGTERM and is_one_line(self.log)
                 self.count(f"{name}, {number.name}", code == -number or polite, "stopped")
-                lost = [path for path, made in marks.items() if not path.exists() or path.stat().st_mtime_ns != made]
+                now = finished(out)
+                lost = [path for path, made in marks.items() if now.get(path) != made]
                 self.count(name, not lost, f"lost {lost}" if lost else "kept what was finished")
-                marks = finished(out)
+                marks = now
             code = os.waitstatus_to_exitcode(done[1]) if done[0] else code
             self.count(name, code == 0, f"the last attempt ends with {code}") if code else None
             self.compare(name, name, out)
