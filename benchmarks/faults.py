@@ -235,8 +235,8 @@ class Faults:
         run_files = [
             "recipe.yaml", "data/tracks.jsonl", "data/report.json", "tokenizer/config.json", "tokenizer/model.safetensors",
             "codes/index.json", "codes/tracks.jsonl", "codes/tracks.npy", "codes/shard-00000-level-1.npy",
-            "prior-0/config.json", "prior-1/model.safetensors", "training/tokenizer/checkpoints/*/model.safetensors",
-            "training/prior-1/checkpoints/*/optimizer.safetensors", "training/prior-1/metrics.jsonl",
+            "prior-0/config.json", "prior-1/model.safetensors", "training/tokenizer/checkpoints/*/state.safetensors",
+            "training/prior-1/checkpoints/*/state.safetensors", "training/prior-1/metrics.jsonl",
         ]  # fmt: skip
         for name in run_files:
             for how in ("half", "empty", "gone"):
