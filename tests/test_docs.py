@@ -225,6 +225,7 @@ OPTIONS = {
 FOREIGN = {
     "--nproc-per-node",
     "--logdir",
+    "--stages",
     "--turns",
     "--codes",
     "--out",
