@@ -154,9 +154,13 @@ def test_an_extended_prior_begins_as_the_old_one() -> None:
     )
 
 
+def n_trained(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
 def test_merged_adapters_are_a_plain_prior_that_computes_the_same() -> None:
     pytest.importorskip("peft")
-    from audiovq.training.adapters import add_adapters, merge_adapters, n_trained
+    from audiovq.training.adapters import add_adapters, merge_adapters
 
     prior = small_prior()
     before, names, whole = logits(prior, 1), list(prior.state_dict()), n_trained(prior)

@@ -9,8 +9,6 @@ import importlib
 import importlib.util
 from typing import Any
 
-from torch import nn
-
 from audiovq.prior.prior import Prior
 from audiovq.recipe import LoraConfig
 
@@ -45,8 +43,3 @@ def merge_adapters(network: Prior) -> None:
         setattr(network.get_submodule(parent), last, layer.get_base_layer())
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-
-
-def n_trained(network: nn.Module) -> int:
-    """Parameters that learn."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
