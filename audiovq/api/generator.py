@@ -14,7 +14,7 @@ from torch import Tensor
 from audiovq import checkpoint
 from audiovq.api.control import check_text, reference_chroma
 from audiovq.api.locate import check_priors, pick_device, prior_folders, resolve_model
-from audiovq.api.share import save_and_push, save_pretrained
+from audiovq.api.share import Shareable
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
 from audiovq.prior.prior import Prior
@@ -24,6 +24,7 @@ from audiovq.sampling.given import Given, begin_with, redraw, surround, vary
 from audiovq.sampling.journal import JournalFolder
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.terminal import ProgressBar, say
+from audiovq.tokenizer.vqvae import VQVAE
 
 ITEMS_AT_ONCE = 16
 SMALL_NETWORK = 10_000_000  # parameters
@@ -77,7 +78,7 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
                 )
 
 
-class Generator:
+class Generator(Shareable):
     """New music from a tokenizer and its priors.
 
     >>> music = Generator.from_pretrained("runs/quickstart").sample(seconds=20, seed=0)
@@ -123,29 +124,8 @@ class Generator:
         tokenizer = Tokenizer.from_pretrained(folder, device)
         return cls(tokenizer, [prior for prior, _ in loaded], [pick for _, pick in loaded], device)
 
-    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write a folder to share: config.json, model.safetensors and a model card; `audiovq export` says more in its card.
-
-        Args:
-            half: weights in half precision; the codes are then those of another tokenizer.
-        Raises:
-            ValueError: something is in that folder already, or it cannot be written.
-        """
-        save_pretrained(folder, self.tokenizer.network, self.priors, self.picks, half=half)
-
-    def push_to_hub(
-        self, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None,
-        half: bool = False, dry_run: bool = False,
-    ) -> list[str]:  # fmt: skip
-        """Send it to the Hugging Face hub; returns a line a file and where they are. Raises as `api.push_folder`.
-
-        Args:
-            dry_run: only list what would be sent.
-        """
-        return save_and_push(
-            repo_id, self.tokenizer.network, self.priors, self.picks, half=half, private=private, revision=revision, token=token,
-            dry_run=dry_run,
-        )  # fmt: skip
+    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[PickConfig]]:
+        return self.tokenizer.network, self.priors, self.picks
 
     @property
     def sample_rate(self) -> int:

@@ -141,10 +141,32 @@ def save_pretrained(
     return facts
 
 
-def save_and_push(
-    repo_id: str, network: VQVAE, priors: Sequence[Prior], picks: Sequence[PickConfig], *, half: bool, **options: Any
-) -> list[str]:
-    """`save_pretrained` into a folder that is gone afterwards, and `push_folder` of it."""
-    with tempfile.TemporaryDirectory() as place:
-        save_pretrained(Path(place) / "model", network, priors, picks, half=half, repo_id=repo_id)
-        return push_folder(Path(place) / "model", repo_id, **options)
+class Shareable:
+    """What `Tokenizer` and `Generator` have in common: they can be written to a folder and sent to the hub."""
+
+    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[PickConfig]]:
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Write a folder to share: config.json, model.safetensors and a model card; `audiovq export` says more in its card.
+
+        Args:
+            half: weights in half precision; the codes are then those of another tokenizer.
+        Raises:
+            ValueError: something is in that folder already, or it cannot be written.
+        """
+        save_pretrained(folder, *self._models(), half=half)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None,
+        half: bool = False, dry_run: bool = False,
+    ) -> list[str]:  # fmt: skip
+        """Send it to the Hugging Face hub; returns a line a file and where they are. Raises as `push_folder`.
+
+        Args:
+            dry_run: only list what would be sent.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            save_pretrained(Path(place) / "model", *self._models(), half=half, repo_id=repo_id)
+            options = {"private": private, "revision": revision, "token": token, "dry_run": dry_run}
+            return push_folder(Path(place) / "model", repo_id, **options)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from audiovq import checkpoint
 from audiovq.api.locate import pick_device, resolve_model
-from audiovq.api.share import save_and_push, save_pretrained
+from audiovq.api.share import Shareable
 from audiovq.api.stream import DecodeStream, EncodeStream, checked
 from audiovq.data import audio
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.guard import check_range
+from audiovq.prior.prior import Prior
+from audiovq.recipe import PickConfig
 from audiovq.tokenizer.streaming import (
     CHUNK_SECONDS,
     WINDOWS_AT_ONCE,
@@ -28,7 +30,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.windows import compute_in_batches, cut
 
 
-class Tokenizer:
+class Tokenizer(Shareable):
     """Audio ↔ codes.
 
     >>> tokenizer = Tokenizer.from_pretrained("runs/quickstart")
@@ -56,29 +58,8 @@ class Tokenizer:
         inner = folder / "tokenizer"
         return cls(checkpoint.load_tokenizer(inner if inner.is_dir() else folder), device)
 
-    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write a folder to share: config.json, model.safetensors and a model card; `audiovq export` says more in its card.
-
-        Args:
-            half: weights in half precision; the codes are then those of another tokenizer.
-        Raises:
-            ValueError: something is in that folder already, or it cannot be written.
-        """
-        save_pretrained(folder, self.network, half=half)
-
-    def push_to_hub(
-        self, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None,
-        half: bool = False, dry_run: bool = False,
-    ) -> list[str]:  # fmt: skip
-        """Send it to the Hugging Face hub; returns a line a file and where they are. Raises as `api.push_folder`.
-
-        Args:
-            dry_run: only list what would be sent.
-        """
-        return save_and_push(
-            repo_id, self.network, (), (), half=half, private=private, revision=revision, token=token,
-            dry_run=dry_run,
-        )  # fmt: skip
+    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[PickConfig]]:
+        return self.network, (), ()
 
     @property
     def sample_rate(self) -> int:
