@@ -25,9 +25,7 @@ SAMPLE_RATE = 24000
 LOSSES = LossConfig(
     mel=5, mel_windows=(512, 2048), stft=10, stft_windows=(1024, 4096), waveform_l1=0, commitment=0.1, kl=0.01
 )
-PHASE_LOCKED = LossConfig(
-    mel=2, mel_windows=(512, 2048), stft=2, stft_windows=(1024, 4096), waveform_l1=60, commitment=0.1
-)
+PHASE_LOCKED = LossConfig(mel=0.5, mel_windows=(512, 2048), stft=0, waveform_l1=100, commitment=0.1)
 Step = tuple[list[Tensor], Tensor]  # reconstructions, auxiliary loss (weighted)
 
 
@@ -182,6 +180,17 @@ BASE = {
     "decoder": {"kind": "istft", "dim": 320, "n_blocks": 6, "overlap": 8},
     "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 16, "decay": 0.97, "revival_fraction": 0.05},
 }
+# For waveforms: no strong spectral loss, which is content with any phase and so hides the way to the right one; real and
+# imaginary parts from a shallow network, which is soon nearly linear; codes only when there is something to code.
+CODEC = {
+    "hop_lengths": [512, 512, 512],
+    "dim": 256,
+    "quantize_after": 1000,
+    "level_dropout": 0.1,
+    "encoder": {"front": {"kind": "stft", "overlap": 4}, "n_blocks": 1},
+    "decoder": {"kind": "istft", "dim": 256, "n_blocks": 2, "overlap": 4, "spectrum": "complex"},
+    "quantizer": {"kind": "ema", "codebook_size": 1024, "codebook_dim": 8, "decay": 0.97, "revival_fraction": 0.05},
+}
 JUKEBOX = {  # one autoencoder of its plan, arXiv:2005.00341, appendix B; 256 codes, to match the rate
     "hop_lengths": [128],
     "topology": "independent",
@@ -199,7 +208,7 @@ CANDIDATES: dict[str, Callable[[], Candidate]] = {
     "dac": DAC,
     "snac": SNAC,
     "jukebox": lambda: Ours(**JUKEBOX),
-    "codec": lambda: Ours(PHASE_LOCKED, **BASE),
+    "codec": lambda: Ours(PHASE_LOCKED, **CODEC),
     # Other rate plans: 328 and 492 codes a second, where the first has 164.
     "plan 512/256/128": lambda: Ours(**BASE | {"hop_lengths": [512, 256, 128]}),
     "plan 1024/256/64": lambda: Ours(**BASE | {"hop_lengths": [1024, 256, 64]}),
