@@ -14,9 +14,8 @@ LAYERS = {
     "checkpoint": 3,
     "training": 4, "sampling": 4, "evaluation": 4,
     "api": 5, "report": 5,
-    "run": 6, "test_set": 6, "sample_command": 6, "convert": 6, "generation_report": 6, "export": 6,
+    "run": 6, "test_set": 6, "sample_command": 6, "convert": 6, "generation_report": 6, "export": 6, "studio": 6,
     "info": 7, "sample_page": 7, "doctor": 7, "plan": 7,
-    "studio": 7,
     "cli": 8, "__main__": 9,
 }  # fmt: skip
 

@@ -305,3 +305,4 @@ def test_the_wheel_has_template_style_and_script(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {f"audiovq/report/template/page.{suffix}" for suffix in ("html", "css", "js")} <= set(names)
+    assert {f"audiovq/studio/assets/player.{suffix}" for suffix in ("html", "css", "js")} <= set(names)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import assert_one_line_error, cli, tones
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from audiovq import Codes, Tokenizer
 from audiovq.studio.uploads import Limits
@@ -31,12 +31,20 @@ def studio(tiny_run: Path) -> Iterator[tuple[str, Workbench]]:
     assert not folder.exists()
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that keeps scripts and style from page to page; every page of it is somebody else to the studio."""
+    found = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def page(browser: Browser, studio: tuple[str, Workbench]) -> Iterator[Page]:
+def page(context: BrowserContext, studio: tuple[str, Workbench]) -> Iterator[Page]:
     """A page that has been opened; what it asks of anybody else fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield visit(context.new_page(), studio[0])
-    context.close()
+    tab = visit(context.new_page(), studio[0])
+    yield tab
+    tab.close()
 
 
 def visit(tab: Any, url: str) -> Any:
@@ -45,18 +53,14 @@ def visit(tab: Any, url: str) -> Any:
 
     tab.on("request", only_from_the_studio)
     tab.goto(url)
-    tab.wait_for_selector("#make")
-    ready(tab)
+    tab.wait_for_selector("#make:enabled")
     return tab
-
-
-def ready(tab: Any) -> None:
-    tab.wait_for_function("document.querySelector('#status')?.textContent.includes('Press Make music')")
 
 
 def wait_for_version(tab: Any, number: int) -> None:
     tab.wait_for_function(f"document.querySelector('#main h3')?.textContent.startsWith('Version {number} ') === true")
     tab.wait_for_function("document.querySelector('#main audio').readyState >= 1")
+    tab.wait_for_function(f"document.querySelector('#main img').src.endsWith('/audiovq-{number}.png')")
 
 
 def ask(tab: Any, **fields: object) -> None:
@@ -131,7 +135,7 @@ def test_make_play_continue_mend_and_download(page: Page, tiny_run: Path, tmp_pa
 
 
 def test_takes_side_by_side_for_two_people_at_once(
-    page: Page, browser: Browser, studio: tuple[str, Workbench], monkeypatch: pytest.MonkeyPatch
+    page: Page, context: BrowserContext, studio: tuple[str, Workbench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, bench = studio
     at_work, most, lock, pieces = 0, 0, threading.Lock(), bench.generator.pieces
@@ -146,7 +150,7 @@ def test_takes_side_by_side_for_two_people_at_once(
             at_work -= 1
 
     monkeypatch.setattr(bench.generator, "pieces", watched)
-    other = visit(browser.new_context().new_page(), url)
+    other = visit(context.new_page(), url)
     for tab, seed in ((page, 1), (other, 2)):
         ask(tab, seconds=2, seed=seed)
         tab.click("#takes input")
@@ -161,7 +165,7 @@ def test_takes_side_by_side_for_two_people_at_once(
         wait_for_version(tab, 2)
         assert tab.is_hidden("#take-1 audio")
     assert (at_work, most) == (0, 1)
-    other.context.close()
+    other.close()
 
 
 def test_a_recording_and_what_is_none(page: Page, tmp_path: Path) -> None:

@@ -24,13 +24,14 @@ def studio(run: str | None, host: str, port: int | None, max_seconds: float, max
     """Open a page for making music with RUN (a run, a model folder or a hub id; default the bundled model); needs audiovq[studio]."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("studio: the package gradio is missing; pip install 'audiovq[studio]'")
+    from audiovq.terminal import say
+
+    say("opening the studio …")
     from audiovq import api, stopping
     from audiovq.studio.page import open_studio
     from audiovq.studio.uploads import Limits
-    from audiovq.terminal import say
 
     limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload)
-    say("opening the studio …")
     model, name = (api.resolve_model(run), run) if run else (api.bundled_model(), "the bundled model")
     with open_studio(model, limits, host, port, show, name) as (url, _):
         say(f"the studio is open: {url} (Ctrl-C closes it; what you want to keep, download before)")

@@ -12,6 +12,7 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: nobody is told that somebody makes music
 import gradio as gr
+from gradio.themes import Default
 
 from audiovq.api import Generator
 from audiovq.stopping import Interrupted
@@ -82,11 +83,11 @@ class Studio:
                 counts = list(range(1, bench.limits.max_takes + 1))
                 takes = gr.Dropdown(counts, value=1, label="Takes", elem_id="takes", min_width=100)
                 seed = gr.Textbox(label="Seed", placeholder="any", elem_id="seed", min_width=100)
-        with gr.Accordion("Taste: tame or wild, level by level", open=False):
+        with gr.Accordion("Taste: tame or wild (level 1 is the composition)", open=False):
             settings = self._build_settings(bool(labels or known["text"] or known["chroma"]))
         self.wishes = [seed, takes, text, chroma, *labels, *settings]
         with gr.Row():
-            self.make = gr.Button("Make music", variant="primary", elem_id="make")
+            self.make = gr.Button("Make music", variant="primary", elem_id="make", interactive=False)  # until `enter`
             self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
         self.status = gr.Markdown(READY, elem_id="status")
         self.progress = gr.HTML(elem_id="progress", elem_classes="progress")
@@ -104,7 +105,7 @@ class Studio:
         found: dict[str, list[gr.Slider]] = {name: [] for name in views.SETTINGS}
         with gr.Tabs():
             for level, pick in enumerate(picks[: self.n_levels]):
-                with gr.Tab(f"Level {level + 1}" + ", the composition" * (level == 0)):
+                with gr.Tab(f"Level {level + 1}"):
                     for name in views.SETTINGS:
                         title, words, low, high, step = kinds[name]
                         value, visible = getattr(pick, name), guided or name != "guidance"
@@ -214,7 +215,11 @@ class Studio:
         on_click(self.make, [self.seconds], lambda desk, number, *rest: bench.make(desk, *rest))
         on_click(self.extend, [self.before, self.after], bench.extend)
         on_click(self.redraw, [self.start, self.end, self.keep_within], bench.redraw)
-        on_click(self.vary, [self.share], lambda *asked: bench.vary(*asked[:-2], asked[-2] / 100, asked[-1]))
+        on_click(
+            self.vary,
+            [self.share],
+            lambda desk, number, wish, percent, tell: bench.vary(desk, number, wish, percent / 100, tell),
+        )
         on_click(self.rerender, [self.keep], bench.rerender)
 
         def stop(token: str) -> None:
@@ -232,7 +237,8 @@ class Studio:
         """Show what can be heard, as soon as it can be."""
         try:
             for takes in begin():
-                yield ["", *(self._finished(self.bench.desk(token)) if takes.versions else self._on_the_way(takes))]
+                yield ["", *self._on_the_way(takes)]
+            yield ["", *self._finished(self.bench.desk(token))]
         except (Stopped, Interrupted):
             yield ["", *self._step(token, lambda desk: number, "Stopped.")]
         except ValueError as error:
@@ -254,7 +260,8 @@ class Studio:
         return [words, *self._show(desk, desk.takes[0].number), *self._slots(sounds, finished=True)]
 
     def _on_the_way(self, takes: Takes) -> list[Any]:
-        words = f"You hear {takes.n_levels} of {self.n_levels} levels. The next one is on its way …"
+        words = f"You hear {takes.n_levels} of {self.n_levels} levels."
+        words += " The next one is on its way …" * (not takes.versions)
         sounds = [views.sketch(path, takes.n_levels, self.n_levels) for path in takes.sounds]
         alone = [sounds[0], ""] if len(sounds) == 1 else [gr.skip()] * 2
         main = [gr.HTML(visible=False), *alone, gr.skip(), gr.skip()]
@@ -282,7 +289,7 @@ class Studio:
 
         def enter(token: str, request: gr.Request) -> list[Any]:
             desk = self.bench.enter(token, request.session_hash or "")
-            return [desk.token, READY, *self._show(desk, desk.shown), *self._slots([])]
+            return [desk.token, gr.Button(interactive=True), READY, *self._show(desk, desk.shown), *self._slots([])]
 
         def leave(request: gr.Request) -> None:
             self.bench.stop(request.session_hash or "")
@@ -295,9 +302,9 @@ class Studio:
 
             event(handle, [self.token, self.tree], outputs, show_progress="hidden", **LOOK)
 
-        self.blocks.load(enter, self.token, [self.token, *outputs], js=RECALL, show_progress="hidden", **LOOK).then(
-            None, self.token, None, js=REMEMBER
-        )
+        self.blocks.load(
+            enter, self.token, [self.token, self.make, *outputs], js=RECALL, show_progress="hidden", **LOOK
+        ).then(None, self.token, None, js=REMEMBER)
         self.blocks.unload(leave)
         on(self.tree.input, lambda desk, number: number, "Back to this one. What you do now grows from here.")
         on(self.undo.click, lambda desk, number: desk.tree.before(number), "One step back. Nothing is lost.")
@@ -310,16 +317,17 @@ class Studio:
             )
 
     def _wire_recording(self) -> None:
-        def take_apart(progress: gr.Progress = PROGRESS, *values: Any) -> list[Any]:
+        def take_apart(progress: gr.Progress = PROGRESS, *values: Any) -> Iterator[list[Any]]:
             token, path = values
             try:
                 desk = self.bench.desk(token)
-                it = self.bench.open(desk, Path(path), lambda share, words: progress(share, desc=words))
+                for it in self.bench.open(desk, Path(path), lambda share, words: progress(share, desc=words)):
+                    words, sounds = views.recording(it)
+                    sounds += [{}] * (1 + len(self.prefixes) - len(sounds))
+                    files = views.downloads({"Codes": it.file}, "recording")
+                    yield [words, "", *sounds, gr.Button(visible=True), files]
             except ValueError as error:
-                return [warn(error), "", {}, *[{}] * len(self.prefixes), gr.Button(visible=False), ""]
-            words, sounds = views.recording(it)
-            sounds += [{}] * (1 + len(self.prefixes) - len(sounds))  # a file may hold the coarser levels only
-            return [words, "", *sounds, gr.Button(visible=True), views.downloads({"Codes": it.file}, "recording")]
+                yield [warn(error), "", {}, *[{}] * len(self.prefixes), gr.Button(visible=False), ""]
 
         def adopt(token: str) -> list[Any]:
             words = "Continue it, mend it, vary it."
@@ -356,7 +364,7 @@ def open_studio(
         bench = Workbench(generator, Path(folder) / "desks", limits)
         bench.warm_up()
         blocks = Studio(bench, name or model.name).blocks
-        theme = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
         try:
             _, url, _ = blocks.launch(
                 server_name=host, server_port=port, inbrowser=show, prevent_thread_lock=True, quiet=True, share=False,

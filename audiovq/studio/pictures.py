@@ -31,9 +31,9 @@ def draw_codes(waveform: Tensor, sample_rate: int, codes: Codes, path: Path) -> 
     librosa.display.specshow(
         decibels, sr=sample_rate, hop_length=hop, x_axis="time", y_axis="mel", ax=axis, vmin=-50, vmax=40, cmap="magma"
     )
-    axis.set(xlim=(0, seconds), xlabel="seconds", ylabel="")
+    axis.set(xlim=(0, seconds), ylabel="")
+    axis.set_xlabel("seconds", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.xaxis.label.set_size(8)
     top = np.arange(1, len(codes.levels[0])) * codes.hop_lengths[0] / codes.sample_rate
     if len(top) <= MOST_LINES:
         axis.vlines(top, *axis.get_ylim(), colors="white", linewidth=0.4, alpha=0.35)

@@ -46,10 +46,11 @@ class Recording:
     """An upload as codes."""
 
     name: str
+    is_audio: bool  # else codes
     codes: Codes
     note: str  # for people, if something of it was not used
-    original: Path | None  # WAV of what was used; None for an upload of codes
-    prefixes: list[Path]  # WAV of the first level, the first two, ...
+    original: Path  # WAV of what was used, or of the codes in full
+    prefixes: list[Path]  # WAV of the first level, the first two, ...: as many as are done
     picture: Path
     file: Path  # the codes
     made_at: float  # seconds since 1970: when the codes were there
@@ -89,29 +90,31 @@ def read_recording(
     limits: Limits,
     shelf: Shelf,
     tell: Callable[[float, str], object] = lambda *_: None,
-) -> Recording:
-    """An uploaded audio or codes file as codes, with its sounds and its picture.
+) -> Iterator[Recording]:
+    """An uploaded audio or codes file as codes: first with its picture, then with the sound of one prefix more each time.
 
     Raises:
         ValueError: too large, not audio, damaged, or codes of another model; the file is called by its name alone.
     """
     check_upload(path, limits)
     shelf.drop_sketches(KIND)
+    is_audio = path.suffix != ".codes"
     with called_by_name(path):
-        if path.suffix == ".codes":
-            codes, note, original = _read_codes(path, tokenizer, limits), "", None
-        else:
+        if is_audio:
             codes, note, original = _read_audio(path, tokenizer, limits, shelf, tell)
-    made_at, prefixes = time.time(), []
+        else:
+            codes, note = _read_codes(path, tokenizer, limits), ""
+            original = shelf.sketch(codes, kind=KIND)
+    made_at, waveform, rate = time.time(), *audio.read_audio(original)
+    picture, file = shelf.new_path(KIND, ".png"), shelf.new_path(KIND, ".codes")
+    draw_codes(waveform, rate, codes, picture)
+    codes.save(file)
+    recording = Recording(path.name, is_audio, codes, note, original, [], picture, file, made_at)
+    yield recording
     for k in range(1, len(codes.levels) + 1):
         tell(0.9, f"listening to {k} of {len(codes.levels)} levels")
-        prefixes.append(shelf.sketch(codes, k, KIND))
-    waveform, rate = audio.read_audio(original or prefixes[-1])
-    picture = shelf.new_path(KIND, ".png")
-    draw_codes(waveform, rate, codes, picture)
-    file = shelf.new_path(KIND, ".codes")
-    codes.save(file)
-    return Recording(path.name, codes, note, original, prefixes, picture, file, made_at)
+        recording.prefixes.append(shelf.sketch(codes, k, KIND))
+        yield recording
 
 
 def _read_codes(path: Path, tokenizer: Tokenizer, limits: Limits) -> Codes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from audiovq.data.codes import Codes
 from audiovq.studio.pictures import LEFT, RIGHT
 from audiovq.studio.uploads import Recording
 from audiovq.studio.workbench import Desk, Wish, Workbench
@@ -26,19 +27,23 @@ def downloads(files: dict[str, Path], name: str) -> str:
 
 
 def sketch(path: Path, n_levels: int, n_all: int) -> dict[str, Any]:
-    return {"sound": address(path), "title": f"A sketch: {n_levels} of {n_all} levels", "piece": "new"}
+    title = f"A sketch: {n_levels} of {n_all} levels" if n_levels < n_all else "All levels; the picture follows"
+    return {"sound": address(path), "title": title, "piece": "new"}
 
 
 def version(desk: Desk, number: int) -> dict[str, Any]:
-    it, shelf = desk.tree.get(number), desk.shelf
+    it = desk.tree.get(number)
     came = f"Made from version {it.parent}" if it.parent else "A beginning"
     came += f", seed {it.seed}" if it.seed is not None else ""
+    note = f"{came}. The strips are its codes, level by level; the same code has the same colour. Drag over a stretch to mark it."
     return {
-        "sound": address(shelf.sound(it)), "picture": address(shelf.picture(it)), "piece": "new",
-        "title": f"Version {it.name}", "seconds": it.codes.seconds, "left": LEFT, "right": RIGHT, "markable": True,
-        "made_at": it.made_at,
-        "note": f"{came}. The strips are its codes, level by level; the same code has the same colour. Drag over a stretch to mark it.",
+        "sound": address(desk.shelf.sound(it)), "title": f"Version {it.name}", "note": note, "piece": "new",
+        "markable": True, **_picture(desk.shelf.picture(it), it.codes),
     }  # fmt: skip
+
+
+def _picture(path: Path, codes: Codes) -> dict[str, Any]:
+    return {"picture": address(path), "seconds": codes.seconds, "left": LEFT, "right": RIGHT}
 
 
 def take(desk: Desk, i: int) -> dict[str, Any]:
@@ -53,21 +58,20 @@ def version_files(desk: Desk, number: int) -> str:
 
 def recording(it: Recording) -> tuple[str, list[dict[str, Any]]]:
     """A sentence on a recording, and what its players show: the recording (or its codes in full), then each prefix."""
-    codes, views = it.codes, []
+    codes, note = (
+        it.codes,
+        "The recording, and its codes over its spectrogram" if it.is_audio else "Codes that were kept",
+    )
+    players = [{"sound": address(it.original), "title": it.name, "note": note, **_picture(it.picture, codes)}]
     rates = [codes.sample_rate / hop for hop in codes.hop_lengths]
     for k, path in enumerate(it.prefixes, 1):
         bits = sum(rates[:k]) * (codes.codebook_size - 1).bit_length()
-        words = "1 level" if k == 1 else f"{k} levels"
+        words = "1 level makes" if k == 1 else f"{k} levels make"
         note = f"{sum(rates[:k]):.0f} codes a second, {bits / 1000:.2f} kbit/s"
-        views.append({"sound": address(path), "title": f"What {words} make{'s' * (k == 1)} of it", "note": note})
-    first = {
-        "sound": address(it.original or it.prefixes[-1]), "picture": address(it.picture), "seconds": codes.seconds,
-        "left": LEFT, "right": RIGHT, "title": it.name, "made_at": it.made_at,
-        "note": "The recording, and its codes over its spectrogram" if it.original else "Codes that were kept",
-    }  # fmt: skip
+        players.append({"sound": address(path), "title": f"What {words} of it", "note": note})
     n_codes = " + ".join(str(len(level)) for level in codes.levels)
-    note = f" ({it.note})" if it.note else ""
-    return f"**{html.escape(it.name)}**: {codes.seconds:.1f} s{note} became {n_codes} codes.", [first, *views]
+    left_out = f" ({it.note})" if it.note else ""
+    return f"**{html.escape(it.name)}**: {codes.seconds:.1f} s{left_out} became {n_codes} codes.", players
 
 
 def wish(bench: Workbench, values: Sequence[Any]) -> Wish:

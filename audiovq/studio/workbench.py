@@ -170,11 +170,12 @@ class Workbench:
         words = "new details" if keep_levels == 1 else f"new details, level {keep_levels + 1} on"
         yield from self._draw(desk, number, words, wish, given.n_samples, given, tell)
 
-    def open(self, desk: Desk, path: Path, tell: Tell = lambda *_: None) -> Recording:
+    def open(self, desk: Desk, path: Path, tell: Tell) -> Iterator[Recording]:
         """Take an uploaded file apart; see `read_recording`."""
         desk.recording = None
-        desk.recording = read_recording(path, self.generator.tokenizer, self.limits, desk.shelf, tell)
-        return desk.recording
+        for recording in read_recording(path, self.generator.tokenizer, self.limits, desk.shelf, tell):
+            desk.recording = recording
+            yield recording
 
     def adopt(self, desk: Desk) -> Version:
         """The recording that was taken apart last as a version, to go on from."""
