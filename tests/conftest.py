@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,10 +20,15 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner, Result
+from playwright.sync_api import Browser, Error, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
 TRACK = SAMPLES / "recordings" / "highland-mist-a.opus"
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 TINY = """
 data: {{folder: {folder}, valid_fraction: 0.25, min_seconds: 0.5}}
@@ -84,6 +91,24 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Pat
     result = cli("train", tiny_recipe, "--out", out)
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    required = os.environ.get("AUDIOVQ_REQUIRE_BROWSER") == "1"
+    if path is None and not required:
+        pytest.skip("no Chromium here")
+    with sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        except Error:
+            if required:
+                raise
+            pytest.skip(f"{path} does not start here")
+        yield chromium
+        chromium.close()
 
 
 def cli(*arguments: object) -> Result:

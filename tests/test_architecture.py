@@ -14,7 +14,7 @@ LAYERS = {
     "checkpoint": 3,
     "training": 4, "sampling": 4, "evaluation": 4,
     "api": 5, "report": 5,
-    "run": 6, "test_set": 6, "sample_command": 6, "convert": 6, "generation_report": 6, "export": 6,
+    "run": 6, "test_set": 6, "sample_command": 6, "convert": 6, "generation_report": 6, "export": 6, "studio": 6,
     "info": 7, "sample_page": 7, "doctor": 7, "plan": 7,
     "cli": 8, "__main__": 9,
 }  # fmt: skip
@@ -118,10 +118,21 @@ def test_what_could_run_is_found(code: str) -> None:
     assert len(dangers(ast.parse(code))) == 1
 
 
-def test_only_training_and_run_use_accelerate() -> None:
-    users = set()
+def users(package: str) -> set[Path]:
+    """Modules that import a package."""
+    found = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("accelerate"):
-                users.add(place(path))
-    assert users == {"training", "run"}
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == package for name in names):
+                found.add(path)
+    return found
+
+
+def test_only_training_and_run_use_accelerate() -> None:
+    assert {place(path) for path in users("accelerate")} == {"training", "run"}
+
+
+def test_only_the_page_of_the_studio_uses_gradio() -> None:
+    assert users("gradio") == {PACKAGE / "studio" / "page.py"}

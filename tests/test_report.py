@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, assert_one_line_error, cli, tones
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from scipy.stats import binomtest
 
 from audiovq import Tokenizer
@@ -29,10 +28,6 @@ from audiovq.report.clips import MAX_CLIPS, PICTURE_BYTES, choose, render, wave_
 from audiovq.report.contents import Clip, Group
 from audiovq.report.curves import MAX_POINTS, read_metrics, stage_curves, thin
 
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 CREDITS = (
     "# Credits\n\n| file | author |\n|---|---|\n| a | <script>alert(1)</script> |\n\n![far](http://x.test/p.png)\n"
 )
@@ -207,24 +202,6 @@ def test_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
     assert "nothing to listen to yet" in (tmp_path / "new" / "report.html").read_text()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
-    required = os.environ.get("AUDIOVQ_REQUIRE_BROWSER") == "1"
-    if path is None and not required:
-        pytest.skip("no Chromium here")
-    with sync_playwright() as playwright:
-        try:
-            chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        except Error:
-            if required:
-                raise
-            pytest.skip(f"{path} does not start here")
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     """The report, opened from disk; whatever it complains of or asks the network for fails the test."""
@@ -328,3 +305,4 @@ def test_the_wheel_has_template_style_and_script(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {f"audiovq/report/template/page.{suffix}" for suffix in ("html", "css", "js")} <= set(names)
+    assert {f"audiovq/studio/assets/player.{suffix}" for suffix in ("html", "css", "js")} <= set(names)

@@ -237,6 +237,32 @@ class Generator(Shareable):
                 for row in zip(*(level.cpu() for level in levels), strict=True):
                     yield self.tokenizer._codes(list(row), n_samples)
 
+    def grow(
+        self, n_samples: int, seed: int, items: Sequence[int], *, given: Given | None = None, **options: Any
+    ) -> Iterator[list[Codes]]:
+        """Generate the pieces `items` of a seed level by level: yields all of them with their top level alone, then with
+        one finer level more each time. The last are what `pieces` gives, bit for bit.
+
+        Args:
+            given, options: as `pieces`, but for `n_levels` and `journals`.
+        Raises:
+            ValueError: a length, label or setting that cannot be, or nothing to draw.
+        """
+        hops = self.tokenizer.config.hop_lengths[: len(self.priors)]
+        if given:
+            given.check(hops, len(items))
+            told = [_rows(level, range(len(items))).expand(len(items), -1) for level in given.levels]
+        else:
+            told = [torch.full((len(items), -(-n_samples // hop)), -1) for hop in hops]
+        for n_levels in range(1, len(hops) + 1):
+            if any(bool((level < 0).any()) for level in told[:n_levels]):
+                known = Given(n_samples, told)
+                found = list(self.pieces(n_samples, seed, items, given=known, n_levels=n_levels, **options))
+            else:
+                found = [self.tokenizer._codes(list(row), n_samples) for row in zip(*told[:n_levels], strict=True)]
+            told[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
+            yield found
+
     def begin_with(self, prompt: Codes, n_samples: int) -> Given:
         """A piece of `n_samples` that begins with `prompt`. Raises ValueError for a prompt that cannot be continued."""
         self._check_tokenizer(prompt)

@@ -99,19 +99,23 @@ class Tokenizer(Shareable):
         blocks = waveform.split(audio.BLOCK_FRAMES, dim=-1)
         return self._encode(self.stream(sample_rate, CHUNK_SECONDS), blocks, source_sha256)
 
-    def encode_file(self, path: str | Path, progress: Callable[[float], object] | None = None) -> Codes:
+    def encode_file(
+        self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
+    ) -> Codes:
         """Encode an audio file of any length, at constant memory; what `encode` gives for the whole, bit for bit.
 
         Args:
             progress: is told the seconds of audio after each block.
+            seconds: only so much from the beginning; default all.
         Raises:
             ValueError: audio that cannot be used.
         """
         path = Path(path)
         rate = audio.audio_info(path).sample_rate
+        n_samples = None if seconds is None else round(seconds * rate)
 
         def blocks() -> Iterator[Tensor]:
-            for block in audio.stream_audio(path):
+            for block in audio.stream_audio(path, n_samples=n_samples):
                 yield block
                 if progress is not None:
                     progress(block.shape[-1] / rate)

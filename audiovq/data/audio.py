@@ -135,9 +135,10 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
             reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
             kind = ValueError if lossless else NotReadable  # lossless data that cannot be read is damaged for sure
             raise kind(f"{path}: truncated or damaged ({reason})") from None
-        if n_samples is None and lossless and start + done < file.frames:
+        to_the_end = lossless and done < wanted
+        if to_the_end and start + done < file.frames:
             raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {start + done} are there")
-    if n_samples is None and lossless:
+    if to_the_end:
         _check_declared_bytes(path)
 
 

@@ -57,7 +57,7 @@ def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path
 
 def spectrogram_picture(waveform: Tensor, sample_rate: int) -> Picture:
     """A mel spectrogram that fills its picture, for a page that has the axes beside it; float [channels, samples]."""
-    decibels, hop = _mel_decibels(waveform.float().mean(dim=0), sample_rate)
+    decibels, hop = mel_decibels(waveform.float().mean(dim=0), sample_rate)
     figure = Figure(figsize=(COLUMNS / 100, ROWS / 100), dpi=100)
     axis = figure.add_axes((0, 0, 1, 1))
     librosa.display.specshow(
@@ -76,7 +76,7 @@ def spectrogram_picture(waveform: Tensor, sample_rate: int) -> Picture:
     return Picture(file.getvalue(), places)
 
 
-def _mel_decibels(mono: Tensor, sample_rate: int) -> tuple[np.ndarray, int]:
+def mel_decibels(mono: Tensor, sample_rate: int) -> tuple[np.ndarray, int]:
     """[mels, about COLUMNS] in dB, and the hop. Librosa's mel spectrogram, by torch: it loads seconds sooner."""
     n_fft = max(256, 1 << round(np.log2(sample_rate * 0.093)))
     hop = max(1, -(-len(mono) // COLUMNS))

@@ -65,6 +65,10 @@ def generate(
         shape = len(request.items), -(-request.n_samples // prior.spec.hop_lengths[level])
         told = given[level] if given else torch.full((1, shape[1]), -1)
         told = told.to(prior.head.weight.device).expand(shape)
+        if journal is None and bool((told >= 0).all()):
+            on_codes(level, told, shape[1])
+            levels.append(told)
+            continue
         levels.append(generate_level(prior, levels, told, pick, request, on_codes, journal))
     return levels
 

@@ -1,0 +1,439 @@
+"""The studio without its page: versions, what is made of them, uploads, pictures, and several people at once."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import TRACK, assert_one_line_error, cli, tones
+from matplotlib import image
+
+from audiovq import Codes, Generator
+from audiovq.studio import pictures, views, workbench
+from audiovq.studio.pictures import HEIGHT, LEFT, RIGHT, WIDTH, draw_codes
+from audiovq.studio.uploads import Limits, Recording, check_reference
+from audiovq.studio.versions import Tree
+from audiovq.studio.workbench import Desk, Stopped, Takes, Wish, Workbench
+
+LIMITS = Limits(max_seconds=8, max_upload_mb=0.5, max_takes=3, max_versions=9)
+
+
+def hush(share: float, words: str) -> None:
+    """Nobody who could be told."""
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_run: Path) -> Generator:
+    return Generator.from_pretrained(tiny_run)
+
+
+@pytest.fixture
+def bench(generator: Generator, tmp_path: Path) -> Workbench:
+    return Workbench(generator, tmp_path / "desks", LIMITS)
+
+
+@pytest.fixture
+def desk(bench: Workbench) -> Desk:
+    return bench.enter(None)
+
+
+def finish(made: Iterator[Takes]) -> list[int]:
+    """The numbers of the versions that came of it."""
+    return [version.number for version in list(made)[-1].versions]
+
+
+def make(bench: Workbench, desk: Desk, seconds: float = 2.0, **wish: Any) -> int:
+    asked: dict[str, Any] = {"seed": 1, **wish}
+    return finish(bench.make(desk, Wish(**asked), seconds, hush))[0]
+
+
+def take_apart(bench: Workbench, desk: Desk, path: Path) -> Recording:
+    """The picture comes first, then what each prefix sounds like."""
+    counts = [len(recording.prefixes) for recording in bench.open(desk, path, hush)]
+    assert counts == list(range(len(counts)))
+    assert desk.recording is not None
+    return desk.recording
+
+
+def levels(desk: Desk, number: int) -> list[torch.Tensor]:
+    return desk.tree.get(number).codes.levels
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def samples(path: Path) -> np.ndarray:
+    return soundfile.read(path, dtype="int16", always_2d=True)[0]
+
+
+def decoded(generator: Generator, codes: Codes, n_levels: int | None = None) -> np.ndarray:
+    """As 16-bit samples [n, channels]."""
+    return (generator.tokenizer.decode(codes, n_levels) * 32767).round().to(torch.int16).T.numpy()
+
+
+# --- the tree ---------------------------------------------------------------------------------------------------------
+
+
+def some_codes(seconds: float = 1.0) -> Codes:
+    return Codes([torch.arange(10)], round(8000 * seconds), 8000, [800], 16, 1, "f" * 64)
+
+
+def test_a_tree_is_drawn_with_parents_above_their_children() -> None:
+    tree = Tree()
+    for title, parent in (("new", None), ("longer", 1), ("mended", 2), ("varied", 2), ("other", None), ("again", 1)):
+        tree.add(title, some_codes(), parent)
+    assert tree.lines() == [
+        ("1 · new · 1.0 s", 1), ("├─ 2 · longer · 1.0 s", 2), ("│  ├─ 3 · mended · 1.0 s", 3),
+        ("│  └─ 4 · varied · 1.0 s", 4), ("└─ 6 · again · 1.0 s", 6), ("5 · other · 1.0 s", 5),
+    ]  # fmt: skip
+    assert tree.before(4) == 2
+    assert {version.number for version in tree.forget(2)} == {2, 3, 4}
+    assert [number for _, number in tree.lines()] == [1, 6, 5]
+    assert tree.add("new", some_codes()).number == 7  # a number is never used again
+
+
+def test_what_a_tree_refuses() -> None:
+    tree = Tree(most=2)
+    with pytest.raises(ValueError, match="none yet: make a piece first"):
+        tree.get(None)
+    tree.add("new", some_codes())
+    with pytest.raises(ValueError, match="version 3: expected one of 1"):
+        tree.add("of none", some_codes(), parent=3)
+    with pytest.raises(ValueError, match="nothing to undo"):
+        tree.before(1)
+    tree.add("longer", some_codes(), 1)
+    with pytest.raises(ValueError, match="may have 2: forget some"):
+        tree.add("one too many", some_codes(), 1)
+
+
+# --- making and changing ----------------------------------------------------------------------------------------------
+
+
+def test_sketches_come_first_and_the_piece_is_the_generators(bench: Workbench, desk: Desk) -> None:
+    generator, told = bench.generator, []
+    wish = Wish(seed=7, takes=2, labels={"genre": "folk"})
+    on_the_way = bench.make(desk, wish, 2.0, lambda share, words: told.append((share, words)))
+    expected = generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
+    for n_levels, takes in enumerate(on_the_way, 1):
+        assert takes.n_levels == n_levels
+        for sound, codes in zip(takes.sounds, expected, strict=True):
+            assert np.array_equal(samples(sound), decoded(generator, codes, n_levels))
+    assert [version.title for version in takes.versions] == ["new piece, take 1", "new piece, take 2"]
+    for version, codes in zip(takes.versions, expected, strict=True):
+        assert same(version.codes.levels, codes.levels)
+        assert (version.seed, version.codes.n_samples) == (7, 16000)
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert told[0][1] == "level 1 of 3"
+
+
+def test_without_a_seed_pieces_differ_and_can_be_made_again(bench: Workbench, desk: Desk) -> None:
+    first, second = (make(bench, desk, seed=None) for _ in range(2))
+    assert not same(levels(desk, first), levels(desk, second))
+    again = make(bench, desk, seed=desk.tree.get(first).seed)
+    assert same(levels(desk, first), levels(desk, again))
+
+
+def test_settings_reach_the_level_that_they_are_for(bench: Workbench, desk: Desk) -> None:
+    """Greedy below: the same top level always has the same details."""
+    settings = {
+        "temperature": [1.0, 0.0, 0.0],
+        "top_k": [0, 0, 0],
+        "top_p": [1.0, 1.0, 1.0],
+        "guidance": [2.0, 2.0, 2.0],
+    }
+    piece = make(bench, desk, settings=settings)  # guidance without a wish is left out
+    other = finish(bench.rerender(desk, piece, Wish(seed=99, settings=settings), 1, hush))[0]
+    assert same(levels(desk, piece), levels(desk, other))
+    free = finish(bench.rerender(desk, piece, Wish(seed=99), 1, hush))[0]
+    assert not same(levels(desk, piece), levels(desk, free))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 1.5), (1.0, 0.0), (1.0, 1.0)])
+def test_continuing_keeps_the_codes_bit_for_bit(bench: Workbench, desk: Desk, before: float, after: float) -> None:
+    piece = make(bench, desk, 1.9)
+    longer = finish(bench.extend(desk, piece, Wish(seed=5), before, after, hush))[0]
+    top = 256
+    lead = math.ceil(before * 8000 / top) * top
+    kept = round(1.9 * 8000) // top * top
+    assert desk.tree.get(longer).codes.n_samples == lead + round(1.9 * 8000) + round(after * 8000)
+    for old, new, hop in zip(levels(desk, piece), levels(desk, longer), (256, 128, 64), strict=True):
+        assert torch.equal(new[lead // hop : (lead + kept) // hop], old[: kept // hop])
+    assert desk.tree.get(longer).parent == piece
+
+
+@pytest.mark.parametrize("keep_levels", [0, 1])
+def test_a_stretch_is_drawn_anew_and_nothing_else(bench: Workbench, desk: Desk, keep_levels: int) -> None:
+    piece = make(bench, desk)
+    mended = finish(bench.redraw(desk, piece, Wish(seed=5), 0.8, 1.2, keep_levels, hush))[0]
+    start, end = math.floor(0.8 * 8000 / 256) * 256, math.ceil(1.2 * 8000 / 256) * 256
+    for i, (old, new, hop) in enumerate(zip(levels(desk, piece), levels(desk, mended), (256, 128, 64), strict=True)):
+        assert torch.equal(new[: start // hop], old[: start // hop])
+        assert torch.equal(new[end // hop :], old[end // hop :])
+        assert torch.equal(new, old) == (i < keep_levels)
+    assert desk.tree.get(mended).title == "anew 0.8 to 1.2 s"
+
+
+def test_varying_changes_some_stretches_of_each_take(bench: Workbench, desk: Desk) -> None:
+    piece = make(bench, desk, 6.0)
+    takes = finish(bench.vary(desk, piece, Wish(seed=3, takes=3), 1 / 3, hush))
+    changed = []
+    for number in takes:
+        where = levels(desk, number)[0] != levels(desk, piece)[0]
+        cells = {int(i) * 256 // 8000 for i in where.nonzero().flatten()}
+        assert 1 <= len(cells) <= 4  # two seconds of six, rounded outward to whole codes
+        changed.append(frozenset(cells))
+    assert len(set(changed)) > 1
+    whole = finish(bench.vary(desk, piece, Wish(seed=3), 1.0, hush))[0]
+    anew = bench.generator.sample_codes(6.0, seed=3)[0]
+    assert same(levels(desk, whole), anew.levels)
+
+
+def test_new_details_keep_the_coarser_levels(bench: Workbench, desk: Desk) -> None:
+    piece = make(bench, desk)
+    for keep_levels in (1, 2):
+        takes = list(bench.rerender(desk, piece, Wish(seed=8), keep_levels, hush))
+        new = takes[-1].versions[0].codes.levels
+        assert [torch.equal(a, b) for a, b in zip(levels(desk, piece), new, strict=True)] == [
+            i < keep_levels for i in range(3)
+        ]
+        assert [t.n_levels for t in takes] == [1, 2, 3]
+    with pytest.raises(ValueError, match="expected 1 to 2, found 3"):
+        next(bench.rerender(desk, piece, Wish(), 3, hush))
+
+
+def test_undo_gives_the_same_codes_and_the_same_sound(bench: Workbench, desk: Desk) -> None:
+    piece = make(bench, desk)
+    before, heard = [level.clone() for level in levels(desk, piece)], samples(desk.shelf.sound(desk.tree.get(piece)))
+    longer = finish(bench.extend(desk, piece, Wish(), 0, 1, hush))[0]
+    varied = finish(bench.vary(desk, longer, Wish(), 0.5, hush))[0]
+    back = desk.tree.before(desk.tree.before(varied))
+    assert back == piece
+    assert same(levels(desk, back), before)
+    assert np.array_equal(samples(desk.shelf.sound(desk.tree.get(back))), heard)
+    assert bench.forget(desk, longer) == piece
+    assert bench.forget(desk, piece) is None
+    assert not [path for path in desk.shelf.folder.iterdir() if path.name.startswith("audiovq-")]
+
+
+def test_downloads_are_what_is_heard(bench: Workbench, desk: Desk) -> None:
+    version = desk.tree.get(make(bench, desk))
+    expected = decoded(bench.generator, version.codes)
+    assert expected.shape == (16000, 1)
+    for path in (desk.shelf.sound(version), desk.shelf.flac(version)):
+        assert np.array_equal(samples(path), expected)
+        assert soundfile.info(path).samplerate == 8000
+    kept = Codes.load(desk.shelf.codes(version))
+    assert same(kept.levels, version.codes.levels)
+    recording = take_apart(bench, desk, desk.shelf.codes(version))  # what was kept can be opened again
+    assert same(recording.codes.levels, version.codes.levels)
+    assert np.array_equal(samples(recording.prefixes[-1]), expected)
+
+
+@pytest.mark.parametrize(("wish", "seconds", "words"), [
+    ({}, 9.0, "up to 8 s here, and this would be 9.0 s"), ({}, 0.0, "above 0 s"), ({}, math.nan, "above 0 s"),
+    ({"takes": 4}, 1.0, "takes: expected 1 to 3, found 4"), ({"seed": -1}, 1.0, "seed: expected"),
+    ({"text": "loud"}, 1.0, "trained without texts"), ({"labels": {"genre": "jazz"}}, 1.0, "expected one of: folk, rock"),
+])  # fmt: skip
+def test_what_cannot_be_made(bench: Workbench, desk: Desk, wish: dict[str, Any], seconds: float, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        list(bench.make(desk, Wish(**wish), seconds, hush))
+    assert not desk.tree.versions
+
+
+def test_a_piece_and_a_tree_grow_up_to_their_limits(bench: Workbench, desk: Desk) -> None:
+    piece = make(bench, desk, 1.0)
+    with pytest.raises(ValueError, match="up to 8 s"):
+        next(bench.extend(desk, piece, Wish(), 4, 4, hush))
+    with pytest.raises(ValueError, match="0 <= from < to"):
+        next(bench.redraw(desk, piece, Wish(), 3, 2, 0, hush))
+    with pytest.raises(ValueError, match="how much to vary"):
+        next(bench.vary(desk, piece, Wish(), 0, hush))
+    for _ in range(2):
+        make(bench, desk, 0.1, takes=3)
+    with pytest.raises(ValueError, match="7 versions and may have 9"):
+        next(bench.make(desk, Wish(takes=3), 0.1, hush))
+
+
+def test_growing_level_by_level_is_what_pieces_gives(generator: Generator) -> None:
+    piece = generator.sample_codes(1.0, seed=1)[0]
+    kept = generator.keep(piece, stretch=(0.2, 0.6))
+    for given in (None, kept, generator.keep(piece, levels=1)):
+        whole = list(generator.pieces(8000, 4, [0, 3], given=given))
+        grown = list(generator.grow(8000, 4, [0, 3], given=given))
+        assert [len(takes[0].levels) for takes in grown] == [1, 2, 3]
+        for takes in grown:
+            for codes, expected in zip(takes, whole, strict=True):
+                assert same(codes.levels, expected.levels[: len(codes.levels)])
+    with pytest.raises(ValueError, match="nothing is left to draw"):
+        next(generator.grow(8000, 4, [0], given=generator.keep(piece)))
+
+
+# --- several people ---------------------------------------------------------------------------------------------------
+
+
+def test_everybody_has_a_desk(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench, "MAX_DESKS", 2)
+    mine, yours = bench.enter(None), bench.enter("made up")
+    assert yours.token != "made up"
+    make(bench, mine, 0.1)
+    assert not yours.tree.versions
+    assert bench.enter(mine.token) is mine  # a page that is loaded again; now yours was not used for longest
+    bench.enter(None)
+    assert not yours.shelf.folder.exists()
+    with pytest.raises(ValueError, match="please reload"):
+        bench.desk(yours.token)
+    assert bench.desk(mine.token) is mine
+
+
+def test_stopping_leaves_the_tree_as_it_was(bench: Workbench) -> None:
+    mine, yours = bench.enter(None, "page 1"), bench.enter(None, "page 2")
+    make(bench, mine, 0.5)
+    on_the_way = bench.make(mine, Wish(), 4.0, hush)
+    next(on_the_way)
+    bench.stop("page 2")  # somebody else's page was closed
+    assert yours.stop.is_set()
+    next(on_the_way)
+    bench.stop("page 1")
+    with pytest.raises(Stopped):
+        next(on_the_way)
+    assert list(mine.tree.versions) == [1]
+    assert make(bench, mine, 0.5) == 2
+
+
+def test_warming_up_leaves_nothing(bench: Workbench) -> None:
+    bench.warm_up()
+    assert not list(bench.folder.iterdir())
+
+
+# --- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_is_taken_apart(bench: Workbench, desk: Desk, tmp_path: Path) -> None:
+    tokenizer = bench.generator.tokenizer
+    soundfile.write(tmp_path / "tune.flac", tones(3, 16000, channels=2), 16000)
+    recording = take_apart(bench, desk, tmp_path / "tune.flac")
+    assert same(recording.codes.levels, tokenizer.encode_file(tmp_path / "tune.flac").levels)
+    difference = samples(recording.original).astype(int) - samples(tmp_path / "tune.flac")
+    assert np.abs(difference).max() <= 1
+    for k, path in enumerate(recording.prefixes, 1):
+        assert np.array_equal(samples(path), decoded(bench.generator, recording.codes, k))
+    words, players = views.recording(recording)
+    assert words == "**tune.flac**: 3.0 s became 94 + 188 + 375 codes."
+    assert players[2]["note"] == "94 codes a second, 0.38 kbit/s"  # 31.25 + 62.5, of 4 bits each
+    version = bench.adopt(desk)
+    longer = finish(bench.extend(desk, version.number, Wish(seed=1), 0, 1, hush))[0]
+    assert torch.equal(levels(desk, longer)[0][:93], recording.codes.levels[0][:93])
+    make(bench, desk, 0.1)
+    assert recording.prefixes[0].exists()  # what is made meanwhile does not take it from the page
+
+
+def test_of_a_long_recording_the_beginning_is_used(bench: Workbench, desk: Desk, tmp_path: Path) -> None:
+    tune = tones(9.5, 8000)
+    soundfile.write(tmp_path / "long.wav", tune, 8000)
+    recording = take_apart(bench, desk, tmp_path / "long.wav")
+    assert recording.note == "only its first 8 s are used"
+    assert recording.codes.n_samples == 64000
+    expected = bench.generator.tokenizer.encode(
+        torch.from_numpy(samples(tmp_path / "long.wav")[:64000, 0] / 32768).float(), 8000
+    )
+    assert same(recording.codes.levels, expected.levels)
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    """What people drop, and what they are told."""
+    tune = tones(1, 8000)
+    soundfile.write(tmp_path / "half.wav", tune, 8000)
+    whole = (tmp_path / "half.wav").read_bytes()
+    (tmp_path / "half.wav").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp3").write_text("no music at all")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "large.wav").write_bytes(bytes(600_000))
+    (tmp_path / "text.codes").write_text("{}")
+    soundfile.write(tmp_path / "odd.wav", tune, 44101)
+    dataclasses.replace(some_codes(), levels=[torch.zeros(10, dtype=torch.int64)]).save(tmp_path / "other.codes")
+    words = {
+        "half.wav": "truncated", "text.mp3": "not audio that can be read", "empty.wav": "empty file",
+        "large.wav": "up to 0.5 MB here; this one has 0.6", "text.codes": "not a codes file", "odd.wav": "44101 Hz",
+        "other.codes": "another model", "gone.wav": "drop the file again",
+    }  # fmt: skip
+    return {name: (tmp_path / name, said) for name, said in words.items()}
+
+
+def test_bad_uploads_give_one_friendly_line(
+    bench: Workbench, desk: Desk, bad_files: dict[str, tuple[Path, str]]
+) -> None:
+    for name, (path, said) in bad_files.items():
+        with pytest.raises(ValueError, match=said) as error:
+            take_apart(bench, desk, path)
+        assert str(error.value).startswith(f"{name}: ")
+        assert str(path) not in str(error.value)
+        assert "\n" not in str(error.value)
+        assert desk.recording is None
+    with pytest.raises(ValueError, match="drop one first"):
+        bench.adopt(desk)
+
+
+def test_what_can_be_followed(bad_files: dict[str, tuple[Path, str]], tmp_path: Path) -> None:
+    for path, said in (bad_files[name] for name in ("text.mp3", "large.wav", "odd.wav", "gone.wav")):
+        with pytest.raises(ValueError, match=said):
+            check_reference(path, 8000, LIMITS)
+    check_reference(TRACK, 8000, Limits())
+    with pytest.raises(ValueError, match="up to 8 s can be followed"):
+        check_reference(TRACK, 8000, Limits(max_seconds=8))
+
+
+# --- what the page shows ----------------------------------------------------------------------------------------------
+
+
+def test_the_page_speaks_of_wishes_in_this_order(bench: Workbench) -> None:
+    settings = [0.9, 0.8, 0.7, 1.0, 0.9, 0.8, 5, 6.0, 7, 1, 2, 3]
+    wish = views.wish(bench, ["12", "2", "", None, "folk", *settings])
+    assert wish == Wish(12, 2, {"genre": "folk"}, "", None, {
+        "temperature": [0.9, 0.8, 0.7], "top_p": [1.0, 0.9, 0.8], "top_k": [5, 6, 7], "guidance": [1, 2, 3],
+    })  # fmt: skip
+    assert wish.options["guidance"] == [1, 2, 3]
+    free = views.wish(bench, ["", 1, None, None, "", *settings])
+    assert (free.seed, free.labels, free.text) == (None, {}, "")
+    assert "guidance" not in free.options
+    with pytest.raises(ValueError, match="found minus one"):
+        views.wish(bench, ["minus one", 1, "", None, "", *settings])
+
+
+def test_values_of_players_and_links(bench: Workbench, desk: Desk) -> None:
+    number = make(bench, desk, takes=2)
+    shown, link = views.version(desk, number), views.version_files(desk, number)
+    assert shown["title"] == "Version 1 · new piece, take 1 · 2.0 s"
+    assert shown["note"].startswith("A beginning, seed 1.")
+    assert shown["sound"].startswith("gradio_api/file=/")
+    assert link.count("<a ") == 3
+    assert 'download="audiovq-1.flac"' in link
+    assert views.take(desk, 1)["title"] == "Take 2"
+    assert views.address(Path("/a b/#1.wav")) == "gradio_api/file=/a%20b/%231.wav"
+
+
+def test_a_picture_has_the_codes_in_their_places(tmp_path: Path) -> None:
+    top = torch.tensor([3, 9, 3, 12])
+    codes = Codes([top, torch.arange(8)], 8000, 8000, [2000, 1000], 16, 1, "f" * 64)
+    draw_codes(torch.from_numpy(tones(1, 8000).T.copy()), 8000, codes, tmp_path / "x.png")
+    pixels = image.imread(tmp_path / "x.png")
+    assert pixels.shape[:2] == (HEIGHT, WIDTH)
+    row = round(HEIGHT * (1 - pictures.TOP + pictures.STRIPS / 4))  # the middle of the upper one of two strips
+    cells = [round(WIDTH * (LEFT + (RIGHT - LEFT) * (i + 0.25) / 4)) for i in range(4)]
+    first, second, third, fourth = (pixels[row, column, :3] for column in cells)
+    assert np.array_equal(first, third)
+    assert len({tuple(colour) for colour in (first, second, fourth)}) == 3
+
+
+def test_without_gradio_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert_one_line_error(cli("studio"), "gradio is missing", "pip install 'audiovq[studio]'")
