@@ -165,6 +165,12 @@ class Recipe(Config):
             raise ValueError(
                 f"tokenizer.model.quantize_after: expected less than tokenizer.training.steps {steps}, found {after}"
             )
+        first = self.tokenizer.losses.waveform_first
+        if trained and 2 * first >= steps:
+            raise ValueError(
+                f"tokenizer.losses.waveform_first: expected less than half of tokenizer.training.steps {steps}, else the "
+                f"spectral terms never rise to their weights; found {first}"
+            )
         quantizer = self.tokenizer.model.quantizer
         if trained and quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - after:
             raise ValueError(

@@ -96,7 +96,7 @@ def fit(candidate: Candidate, music: np.ndarray, seconds: float, rate: float, no
             group["lr"] = rate * min(1.0, passed / 0.02) * 0.5 * (1 + math.cos(math.pi * passed))
         waveform = crops(music, step, samples, 0)
         reconstructions, auxiliary = candidate(waveform)
-        loss = sum(losses.weighted(losses(y, waveform)) for y in reconstructions) + auxiliary
+        loss = sum(losses.weighted(losses(y, waveform), step) for y in reconstructions) + auxiliary
         assert torch.isfinite(loss), f"loss {loss} at step {step}"
         loss.backward()
         nn.utils.clip_grad_norm_(candidate.parameters(), 1.0)

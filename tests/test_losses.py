@@ -61,6 +61,15 @@ def test_a_perfect_reconstruction_costs_nothing_and_weights_count() -> None:
     assert float(only.weighted({})) == 0  # a quantizer without losses
 
 
+def test_the_waveform_comes_first_and_the_spectrum_rises_after() -> None:
+    loss = ReconstructionLoss(LossConfig(mel=4, stft=2, waveform_l1=3, commitment=2, waveform_first=100), 16000)
+    terms = {name: torch.tensor(1.0) for name in ("mel", "stft", "waveform_l1", "commitment")}
+    assert [float(loss.weighted(terms, step)) for step in (0, 100, 150, 200, 1000)] == [5, 5, 8, 11, 11]
+    assert float(loss.weighted(terms)) == 11  # what is evaluated
+    with pytest.raises(ValueError, match="waveform_first: expected a weight for waveform_l1"):
+        LossConfig(waveform_l1=0, waveform_first=100)
+
+
 def test_no_mel_band_is_empty() -> None:
     for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192):
         for rate in (8000, 24000, 44100):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torchaudio
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from audiovq import distributed
@@ -23,8 +23,19 @@ class LossConfig(Config):
     stft_windows: tuple[int, ...] = (512, 1024, 2048)
     waveform_l1: float = Field(default=5.0, ge=0)
     waveform_l2: float = Field(default=0.0, ge=0)
+    # Training steps in which mel and stft do not count; over as many more they rise to their weights. Magnitudes are content
+    # with any phase, and a network that has found one of those never finds the right one.
+    waveform_first: int = Field(default=0, ge=0)
     commitment: float = Field(default=0.25, ge=0)  # quantizer ema
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if self.waveform_first and not (self.waveform_l1 or self.waveform_l2):
+            raise ValueError(
+                "waveform_first: expected a weight for waveform_l1 or waveform_l2, which come first, found none"
+            )
+        return self
 
 
 def stft_magnitude(waveform: Tensor, n_fft: int, window: Tensor) -> Tensor:
@@ -102,9 +113,13 @@ class ReconstructionLoss(nn.Module):
             sums["waveform_l2"] = n * (x - y).square().mean()
         return sums
 
-    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """The terms (or those of the quantizers) summed with their weights."""
-        return sum((getattr(self.config, name) * value for name, value in terms.items()), torch.zeros(()))
+    def weighted(self, terms: dict[str, Tensor], step: int | None = None) -> Tensor:
+        """The terms (or those of the quantizers) summed with their weights; at a training step, with those of that step."""
+        weights = {name: getattr(self.config, name) for name in terms}
+        if step is not None and self.config.waveform_first:
+            risen = min(1.0, max(0.0, step / self.config.waveform_first - 1))
+            weights |= {name: risen * weights[name] for name in ("mel", "stft") if name in terms}
+        return sum((weights[name] * value for name, value in terms.items()), torch.zeros(()))
 
     def _mel(self, x: Tensor, y: Tensor, mel: nn.Module) -> Tensor:
         return (mel(x).clamp(min=LOG_FLOOR).log10() - mel(y).clamp(min=LOG_FLOOR).log10()).abs().mean()

@@ -44,7 +44,7 @@ class Facts:
         default_factory=dict
     )  # recipe keys behind `place`.training; first: main
     adversarial: bool = False  # several networks against each other: the loss need not fall
-    codes_from: int = 0  # the step from which on there are codes; everything begins anew there
+    codes_from: int = 0  # the step from which on there are codes and the whole loss; everything begins anew there
     codebook_size: int = 0
     batch_codes: tuple[int, ...] = ()  # codes of one batch, a level; () for a stage that makes none
     against_collapse: str = ""

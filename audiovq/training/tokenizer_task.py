@@ -63,7 +63,7 @@ class TokenizerTask(Task):
         stage, model = self.stage, self.stage.model
         advice = AGAINST_COLLAPSE[model.quantizer.kind]
         return {
-            "codes_from": model.quantize_after, "codebook_size": model.codebook_size,
+            "codes_from": max(model.quantize_after, 2 * stage.losses.waveform_first), "codebook_size": model.codebook_size,
             "batch_codes": tuple(stage.training.batch_size * stage.crop_samples // hop for hop in model.hop_lengths),
             "against_collapse": advice(stage) if advice else "",
             "against_silence": f", or set tokenizer.crop_seconds to {2 * stage.crop_seconds:g} (now {stage.crop_seconds:g})",
@@ -71,11 +71,12 @@ class TokenizerTask(Task):
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         n_at_once = self.stage.training.device_batch_size
+        step = int(self.network.n_steps) if self.training else None  # what is evaluated must not change its meaning
         output = self.network(batch, n_at_once=n_at_once)
         # Independent autoencoders each have a reconstruction: their losses add up, as if trained apart.
         per_output = [self.losses(reconstruction, batch, n_at_once) for reconstruction in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
-        reconstruction, losses = self.losses.weighted(terms), output.losses
+        reconstruction, losses = self.losses.weighted(terms, step), output.losses
         metrics = {name: value.detach() for name, value in (terms | losses).items()}
         metrics |= {"reconstruction": reconstruction.detach(), **code_metrics(output.levels, self.stage.model)}
         metrics |= loudness(batch, output.reconstructions)
