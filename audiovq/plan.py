@@ -97,7 +97,7 @@ class Planner:
         if recipe.decoder_tuning:
             found.append(self.training("decoder", self.decoder, recipe.decoder_tuning.training))
         found.append(self.codes())
-        for level in range(recipe.tokenizer.model.n_levels):
+        for level in range(recipe.n_priors):
             found.append(self.training(f"prior-{level}", self.prior(level), recipe.prior(level).training))
         return found
 

@@ -148,7 +148,8 @@ class Recipe(Config):
     tokenizer: TokenizerStage = TokenizerStage()
     decoder_tuning: DecoderStage | None = None  # null leaves the decoder as the tokenizer stage made it
     codes: CodesStage = CodesStage()
-    priors: tuple[PriorStage, ...] = (PriorStage(),)  # one a level, coarse to fine; a single one serves all levels
+    # One a level, coarse to fine; a single one serves all levels; [] trains a tokenizer alone.
+    priors: tuple[PriorStage, ...] = (PriorStage(),)
     samples: SamplesConfig = SamplesConfig()
     # Where figures and samples are shown besides the run folder; [] nowhere.
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
@@ -157,8 +158,8 @@ class Recipe(Config):
     def _check(self) -> Recipe:
         self._check_pretrained()
         n_levels = self.tokenizer.model.n_levels
-        if self.tokenizer.from_pretrained is None and len(self.priors) not in {1, n_levels}:
-            raise ValueError(f"priors: expected 1 or {n_levels} (one a level), found {len(self.priors)}")
+        if self.tokenizer.from_pretrained is None and len(self.priors) not in {0, 1, n_levels}:
+            raise ValueError(f"priors: expected none, 1 or {n_levels} (one a level), found {len(self.priors)}")
         after, steps = self.tokenizer.model.quantize_after, self.tokenizer.training.steps
         trained = self.tokenizer.from_pretrained is None
         if trained and after >= steps:
@@ -212,6 +213,10 @@ class Recipe(Config):
         """Of all stages: on more devices than that, one would have nothing to do."""
         stages = [self.tokenizer, *self.priors, *([self.decoder_tuning] if self.decoder_tuning else [])]
         return min(stage.training.batch_size for stage in stages)
+
+    @property
+    def n_priors(self) -> int:
+        return self.tokenizer.model.n_levels if self.priors else 0
 
     def prior(self, level: int) -> PriorStage:
         return self.priors[level if len(self.priors) > 1 else 0]

@@ -72,8 +72,8 @@ class Run:
             )
         if stage == "codes":
             return bool(self.recipe.codes.path) or (folder / "codes" / "index.json").is_file()
-        n_levels = self.recipe.tokenizer.model.n_levels
-        return len(api.prior_folders(folder)) == n_levels and self._sampled(n_levels - 1)
+        n = self.recipe.n_priors
+        return n == 0 or (len(api.prior_folders(folder)) == n and self._sampled(n - 1))
 
     def go(self, stages: tuple[str, ...] = STAGES) -> None:
         """Do the stages that are not done; raises ValueError or `stopping.Interrupted`."""
@@ -226,13 +226,13 @@ class Run:
         tokenizer = api.Tokenizer.from_pretrained(self.folder, self.device)
         shards = self._open_codes(tokenizer.hash)
         n_done = distributed.from_first(len(api.prior_folders(self.folder)))
-        for level in range(self.recipe.tokenizer.model.n_levels):
+        for level in range(self.recipe.n_priors):
             if level >= n_done:
                 self._train_prior(level, shards)
             if self.main and level >= n_done - 1 and not self._sampled(level):
                 self._generate_samples()
                 self._show_samples(f"prior-{level}", self.recipe.prior(level).training.steps)
-                self._page() if level + 1 < self.recipe.tokenizer.model.n_levels else None  # `go` writes the last
+                self._page() if level + 1 < self.recipe.n_priors else None  # `go` writes the last
             distributed.barrier()
 
     def _train_prior(self, level: int, shards: Shards) -> None:

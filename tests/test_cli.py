@@ -189,6 +189,8 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
         small = [override for override in small if override.startswith(("samples", "data", "codes", "precision"))]
     if recipe.tokenizer.model.quantizer.kind == "gumbel":
         small.append("tokenizer.model.quantizer.temperature_steps=2")
+    if recipe.tokenizer.losses.waveform_first:
+        small.append("tokenizer.losses.waveform_first=1")
     for i, prior in enumerate(recipe.priors):
         heads = prior.model.transformer.n_heads
         small += [] if prior.from_pretrained else [
@@ -208,6 +210,13 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     result = cli("train", path, "--data", music, "--out", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output
     sampled = cli("sample", "--model", tmp_path / "run", "--seconds", 0.25, "--seed", 0, "--out", tmp_path / "x.wav")
+    if not recipe.priors:
+        assert cli("train", path, "--data", music, "--out", tmp_path / "run", *options).output.count("nothing to do") == 1
+        assert_one_line_error(sampled, "no trained prior there")
+        codes = tmp_path / "x.codes"
+        assert cli("encode", next(music.rglob("*.wav")), "-o", codes, "--model", tmp_path / "run").exit_code == 0
+        assert cli("decode", codes, "-o", tmp_path / "x.wav", "--model", tmp_path / "run").exit_code == 0
+        return
     assert sampled.exit_code == 0, sampled.output
     written = soundfile.info(tmp_path / "x.wav")
     assert written.frames == round(0.25 * written.samplerate)
