@@ -172,7 +172,21 @@ class SNAC(Candidate):
         return self.model.decoder(total)
 
 
+WAVEFORM_FIRST = LossConfig(
+    mel=3, mel_windows=(512, 2048), stft=3, stft_windows=(1024, 4096), waveform_l1=50, waveform_first=800, commitment=0.1,
+    kl=0.01,
+)  # fmt: skip
 BASE = {
+    "hop_lengths": [1024, 512, 512, 512],
+    "dim": 256,
+    "decorrelate": True,
+    "quantize_after": 900,
+    "level_dropout": 0.3,
+    "encoder": {"front": {"kind": "stft", "overlap": 4}, "n_blocks": 1},
+    "decoder": {"kind": "istft", "dim": 320, "n_blocks": 3, "overlap": 4, "spectrum": "complex"},
+    "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 8, "decay": 0.97, "revival_fraction": 0.05},
+}
+ANY_PHASE = {  # phases are not in the codes: what spectral losses alone make of them
     "hop_lengths": [1024, 512, 256],
     "dim": 256,
     "quantize_after": 60,
@@ -203,13 +217,14 @@ JUKEBOX = {  # one autoencoder of its plan, arXiv:2005.00341, appendix B; 256 co
 }  # fmt: skip
 
 CANDIDATES: dict[str, Callable[[], Candidate]] = {
-    "audiovq": lambda: Ours(**BASE),
+    "audiovq": lambda: Ours(WAVEFORM_FIRST, **BASE),
+    "audiovq any phase": lambda: Ours(**ANY_PHASE),
     "encodec": EnCodec,
     "dac": DAC,
     "snac": SNAC,
     "jukebox": lambda: Ours(**JUKEBOX),
     "codec": lambda: Ours(PHASE_LOCKED, **CODEC),
-    # Other rate plans: 328 and 492 codes a second, where the first has 164.
-    "plan 512/256/128": lambda: Ours(**BASE | {"hop_lengths": [512, 256, 128]}),
-    "plan 1024/256/64": lambda: Ours(**BASE | {"hop_lengths": [1024, 256, 64]}),
+    # Other rate plans: 328 and 117 codes a second, where the first has 164.
+    "plan 512/256/256/256": lambda: Ours(WAVEFORM_FIRST, **BASE | {"hop_lengths": [512, 256, 256, 256]}),
+    "plan 1024/512/512": lambda: Ours(WAVEFORM_FIRST, **BASE | {"hop_lengths": [1024, 512, 512]}),
 }

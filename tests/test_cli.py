@@ -211,7 +211,9 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     sampled = cli("sample", "--model", tmp_path / "run", "--seconds", 0.25, "--seed", 0, "--out", tmp_path / "x.wav")
     if not recipe.priors:
-        assert cli("train", path, "--data", music, "--out", tmp_path / "run", *options).output.count("nothing to do") == 1
+        assert (
+            cli("train", path, "--data", music, "--out", tmp_path / "run", *options).output.count("nothing to do") == 1
+        )
         assert_one_line_error(sampled, "no trained prior there")
         codes = tmp_path / "x.codes"
         assert cli("encode", next(music.rglob("*.wav")), "-o", codes, "--model", tmp_path / "run").exit_code == 0

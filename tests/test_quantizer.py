@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from audiovq.tokenizer.quantizer import (
     QUANTIZERS,
+    Decorrelate,
     EMAQuantizer,
     FSQuantizer,
     GumbelQuantizer,
@@ -312,6 +313,23 @@ def test_standardise_equals_numpy_and_keeps_statistics() -> None:
     for _ in range(30):
         layer(x)
     assert np.allclose(layer.eval()(x).numpy().reshape(-1, 3), expected, atol=1e-2)
+
+
+def test_decorrelate_gives_channels_of_unit_covariance() -> None:
+    layer, mixing = (
+        Decorrelate(3, momentum=0.5).train(),
+        torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 1.0]]),
+    )
+    x = torch.randn(8, 500, 3) @ mixing
+    for _ in range(30):
+        layer(x)
+    flat = layer.eval()(x).numpy().reshape(-1, 3)
+    assert np.allclose(flat.T @ flat / len(flat), np.eye(3), atol=1e-3)
+    symmetric = layer.matrix.numpy()
+    assert np.allclose(symmetric, symmetric.T, atol=1e-6)  # ZCA: of all whitenings the one that turns nothing
+    for _ in range(300):
+        layer.train()(x * torch.tensor([1.0, 1.0, 0.0]))  # a dead channel
+    assert float(layer.matrix.max()) < 10
 
 
 def fsq(*levels: int) -> FSQuantizer:

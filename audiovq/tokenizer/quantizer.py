@@ -96,6 +96,36 @@ class Standardise(nn.Module):
         return (x - mean) * (variance + 1e-5).rsqrt()
 
 
+class Decorrelate(nn.Module):
+    """Turns standardised channels into uncorrelated ones, by the inverse square root of their running correlation matrix.
+
+    Latents of a coarse level soon lie along few directions; of a codebook that levels share, such a level then uses only
+    what lies there. Whitening by ZCA (Kessy 2018, arXiv:1512.00809, section 2); directions of hardly any variance are raised only so far.
+    """
+
+    correlation: Tensor
+    matrix: Tensor
+    LEAST = 0.02  # variance of a direction
+
+    def __init__(self, dim: int, momentum: float = 0.03):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("correlation", torch.eye(dim))
+        self.register_buffer("matrix", torch.eye(dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> the same
+        if self.training:
+            self._update(x.detach())
+        return x @ self.matrix
+
+    @torch.no_grad()
+    def _update(self, x: Tensor) -> None:
+        flat = rearrange(x, "b t d -> (b t) d")
+        self.correlation.lerp_(distributed.mean_(flat.T @ flat / len(flat), len(x)), self.momentum)
+        variances, directions = torch.linalg.eigh(self.correlation)
+        self.matrix.copy_(directions * variances.clamp(min=self.LEAST).rsqrt() @ directions.T)
+
+
 def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
     """The values of `nearest` with the gradient of `latents` (van den Oord 2017, arXiv:1711.00937, section 3.2)."""
     return latents + (nearest - latents).detach()

@@ -25,7 +25,7 @@ from audiovq import chance
 from audiovq.config import Config, one_of
 from audiovq.piecewise import piecewise
 from audiovq.tokenizer.convnet import DECODERS, Encoder, EncoderConfig, IstftDecoder, Upsample
-from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer, Standardise
+from audiovq.tokenizer.quantizer import QUANTIZERS, Decorrelate, EMAQuantizer, Quantized, Quantizer, Standardise
 
 MAX_LEVELS = 16
 
@@ -37,6 +37,7 @@ class VQVAEConfig(Config):
     topology: Literal["residual", "independent"] = "residual"
     shared_codebook: bool = True
     dim: int = Field(default=256, ge=8)  # width of the features that are quantized
+    decorrelate: bool = False  # latents spread in all directions of the codebook, so that levels can share it well
     # Training steps; until then the latents pass as they are, to become worth coding.
     quantize_after: int = Field(default=100, ge=0)
     level_dropout: float = Field(
@@ -106,7 +107,10 @@ class LevelGroup(nn.Module):
         self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
         self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
-        self.standardise = nn.ModuleList(Standardise(codebook_dim) for _ in hop_lengths)
+        self.standardise = nn.ModuleList(
+            nn.Sequential(Standardise(codebook_dim), Decorrelate(codebook_dim)) if config.decorrelate else Standardise(codebook_dim)
+            for _ in hop_lengths
+        )  # fmt: skip
         self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
         self.ups = nn.ModuleList(Upsample(dim, dim, ratio) if ratio > 1 else nn.Identity() for ratio in ratios)
