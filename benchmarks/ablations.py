@@ -3,24 +3,28 @@
     python benchmarks/ablations.py train --data MUSIC --test TEST_MUSIC --work WORK [--minutes 6]
     python benchmarks/ablations.py table --work WORK
 
-As `tokenizer_peers.py`: same music, same losses, same CPU-seconds on one thread, the better of three learning rates.
+As `tokenizer_peers.py`: same music, same losses, same CPU-seconds on one thread, the best of four learning rates.
 """
 
 from __future__ import annotations
 
-from candidates import BASE, CANDIDATES, Ours
+from candidates import BASE, CANDIDATES, WAVEFORM_FIRST, Ours
 from tokenizer_peers import main
 
-CONV_FRONT = {"front": {"kind": "conv", "base_dim": 32, "max_stride": 8, "n_blocks": 1}, "n_blocks": 3}
-EMA = BASE["quantizer"]
+CONV_FRONT = {"front": {"kind": "conv", "base_dim": 32, "max_stride": 8, "n_blocks": 1}, "n_blocks": 1}
+EMA, ISTFT = BASE["quantizer"], BASE["decoder"]
+SHORT = BASE | {"quantize_after": 250}  # as fits into minutes
+LOSSES = WAVEFORM_FIRST.model_copy(update={"waveform_first": 200})
 
 CHANGES: dict[str, dict] = {
     "default": {},
     "a codebook a level": {"shared_codebook": False},
-    "independent levels": {"topology": "independent"},
+    "independent levels, hops 1024/512/256": {"topology": "independent", "hop_lengths": [1024, 512, 256]},
+    "not decorrelated": {"decorrelate": False},
     "rotation gradient": {"quantizer": {**EMA, "gradient": "rotation"}},
-    "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 512, "codebook_dim": 16, "temperature_steps": 300}},
+    "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 512, "codebook_dim": 8, "temperature_steps": 300}},
     "fsq": {"quantizer": {"kind": "fsq", "levels": [8, 8, 8]}},
+    "istft decoder, polar": {"decoder": {**ISTFT, "spectrum": "polar"}},
     "conv decoder": {"decoder": {"kind": "conv", "base_dim": 48, "n_stride_blocks": 1, "n_blocks": 3}},
     "conv front": {"encoder": CONV_FRONT},
     "no revival": {"quantizer": {**EMA, "revival_fraction": 0.0}},
@@ -28,5 +32,6 @@ CHANGES: dict[str, dict] = {
 
 if __name__ == "__main__":
     CANDIDATES.clear()
-    CANDIDATES.update({name: lambda change=change: Ours(**BASE | change) for name, change in CHANGES.items()})
+    CANDIDATES.update({name: lambda change=change: Ours(LOSSES, **SHORT | change) for name, change in CHANGES.items()})
+    CANDIDATES["spectrum from the start"] = lambda: Ours(LOSSES.model_copy(update={"waveform_first": 0}), **SHORT)
     main()

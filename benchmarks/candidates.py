@@ -2,7 +2,7 @@
 
 Ours, and the peers' architectures: EnCodec and DAC from transformers' configs, SNAC from its package, Jukebox's plan
 rebuilt. At their published widths DAC (77 M parameters) and SNAC (50 M) pass only minutes of music through in 30
-CPU-minutes; EnCodec has half its published width here, DAC a quarter and SNAC a third, so that each makes enough steps to learn.
+CPU-minutes; EnCodec has half its published width here, DAC an eighth and SNAC a quarter, so that each makes enough steps to learn.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class EnCodec(Candidate):
 class DAC(Candidate):
     """arXiv:2306.06546, with transformers' strides for 24 kHz."""
 
-    def __init__(self, encoder_dim: int = 16, decoder_dim: int = 384, n_codebooks: int = 3):
+    def __init__(self, encoder_dim: int = 8, decoder_dim: int = 192, n_codebooks: int = 3):
         super().__init__()
         self.codebook_size = 2048
         self.model = DacModel(
@@ -135,7 +135,7 @@ class DAC(Candidate):
 class SNAC(Candidate):
     """arXiv:2410.14411, with our hops. Its package has no loss: the commitment and codebook terms are DAC's."""
 
-    def __init__(self, encoder_dim: int = 16, decoder_dim: int = 384):
+    def __init__(self, encoder_dim: int = 12, decoder_dim: int = 256):
         super().__init__()
         self.codebook_size = 512
         self.model = snac.SNAC(

@@ -4,7 +4,7 @@
     python benchmarks/tokenizer_peers.py table --work WORK
 
 Each candidate trains in a process of its own on one thread, two at a time; its clock is the process's CPU time, which
-other work on the machine does not move. The learning rate is the better of three after one CPU-minute each (not
+other work on the machine does not move. The learning rate is the best of four after one CPU-minute each (not
 counted). What the test music sounds like after each prefix of levels is kept below WORK, and `table` judges that.
 """
 
@@ -33,7 +33,7 @@ from audiovq.evaluation.metrics import compare
 from audiovq.terminal import track as progress
 from audiovq.tokenizer.losses import ReconstructionLoss
 
-BATCH, CROP_SAMPLES, LEARNING_RATES = 4, 24576, (5e-4, 1e-3, 2e-3)
+BATCH, CROP_SAMPLES, LEARNING_RATES = 4, 24576, (2e-4, 5e-4, 1e-3, 2e-3)
 EXCERPT_SECONDS, MAX_EXCERPTS = 10.0, 20
 AUDIO = {".opus", ".ogg", ".flac", ".mp3", ".wav"}
 
@@ -102,7 +102,8 @@ def fit(candidate: Candidate, music: np.ndarray, seconds: float, rate: float, no
         nn.utils.clip_grad_norm_(candidate.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        smooth = float(loss) if math.isnan(smooth) else 0.97 * smooth + 0.03 * float(loss)
+        now = float(loss.detach())
+        smooth = now if math.isnan(smooth) else 0.97 * smooth + 0.03 * now
         step += 1
         if note and step % 100 == 0:
             note.write_text(f"step {step}, {used:.0f} of {seconds:.0f} CPU-seconds, loss {smooth:.3f}\n")
@@ -242,7 +243,7 @@ def markdown(rows: list[dict], n_excerpts: int) -> str:
         rate = sum(SAMPLE_RATE / hop for hop in facts["hop_lengths"])
         lines.append(
             f"| {facts['name']} | {facts['bits_per_second'] / 1000:.2f} | {rate:.0f} | {facts['parameters'] / 1e6:.1f} "
-            f"| {facts['steps']} | {prefixes} | {last['stft_distance']:.2f} | {last['si_sdr']:.1f} "
+            f"| {facts['steps']} | {prefixes} | {last['stft_distance']:.2f} | {last['si_sdr_db']:.1f} "
             f"| {last['chroma_distance']:.3f} | {last['cqt_distance']:.3f} | {facts['encode_x']:.0f} | {facts['decode_x']:.0f} |"
         )
     return "\n".join(lines)
