@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ KINDS = {
     "stereo": {"channels": 2, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8}},
     "conv": {"encoder": {"front": {"kind": "conv", "base_dim": 8}, "n_blocks": 1}, "decoder": {"kind": "conv", "base_dim": 8}},
     "independent": {"topology": "independent", "shared_codebook": False, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
+    "complex": {"decorrelate": True, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8, "spectrum": "complex"}},
     "repeated": {"hop_lengths": (64, 32, 32), "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "fsq": {"quantizer": {"kind": "fsq", "levels": (5, 4)}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 4}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
@@ -87,14 +89,35 @@ def test_a_graph_leaves_the_network_as_it_was() -> None:
 def test_without_the_extra_it_says_what_to_install(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_files, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert_one_line_error(cli("export", tiny_run, tmp_path / "x", "--onnx"), "pip install 'audiovq[onnx]'")
     assert not (tmp_path / "x").exists()
 
 
+needs_onnx = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None,
+    reason="needs the extra onnx",
+)
+
+
+def test_no_command_loads_onnx(tmp_path: Path) -> None:
+    code = "import sys, audiovq.api; sys.exit('onnxscript' in sys.modules or 'onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None,
-                    reason="needs the extra onnx")  # fmt: skip
+@needs_onnx
+@pytest.mark.parametrize("kind", ["stereo", "complex"])
+def test_lengths_that_no_period_divides(kind: str, tmp_path: Path) -> None:
+    net = network(kind)
+    assert 3 * 8000 // 32 % 8 != 0  # frames of the test signal, and overlap
+    found = onnx_files.export_onnx(tmp_path, net)
+    assert found["codes_equal"] > 0.995
+    assert found["waveform_error"] < 1e-4
+
+
+@pytest.mark.slow
+@needs_onnx
 @torch.no_grad()
 def test_onnx_files_on_a_real_track(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = cli("export", tiny_run, tmp_path / "shared", "--onnx")

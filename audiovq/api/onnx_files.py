@@ -22,20 +22,19 @@ from audiovq.terminal import say
 from audiovq.tokenizer.fourier import DecodeGraph, EncodeGraph
 from audiovq.tokenizer.vqvae import VQVAE
 
-try:
-    import onnxruntime  # pyright: ignore[reportMissingImports]  # of the extra "onnx"
-    import onnxscript  # pyright: ignore[reportMissingImports]  # torch's exporter writes with it
-except ImportError:
-    onnxruntime = onnxscript = None
-
 ENCODE, DECODE = "encode.onnx", "decode.onnx"
 CHECKED_SECONDS = 3.0
 
 
 def check_installed() -> None:
     """Raises ValueError if the extra is not installed."""
-    if onnxruntime is None or onnxscript is None:
-        raise ValueError("onnx: the packages onnxruntime and onnxscript are missing; pip install 'audiovq[onnx]'")
+    try:  # here, not above: they take a second to load, and every command loads this file
+        import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]  # torch's exporter writes with it
+    except ImportError:
+        raise ValueError(
+            "onnx: the packages onnxruntime and onnxscript are missing; pip install 'audiovq[onnx]'"
+        ) from None
 
 
 def rules(network: VQVAE) -> dict[str, Any]:
@@ -133,7 +132,9 @@ def test_signal(sample_rate: int, channels: int, multiple: int) -> Tensor:
 @torch.no_grad()
 def compare(folder: Path, network: VQVAE, waveform: Tensor) -> dict[str, float]:
     """What the files give beside what torch gives, as `export_onnx` returns it; both decode torch's codes."""
-    encode, decode = (onnxruntime.InferenceSession(str(folder / name)) for name in (ENCODE, DECODE))  # type: ignore[union-attr]
+    from onnxruntime import InferenceSession  # pyright: ignore[reportMissingImports]
+
+    encode, decode = (InferenceSession(str(folder / name)) for name in (ENCODE, DECODE))
     codes = network.encode(waveform)
     found = encode.run(None, {"waveform": waveform.numpy()})
     same = sum(int((a.numpy() == b).sum()) for a, b in zip(codes, found, strict=True))

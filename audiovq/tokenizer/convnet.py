@@ -315,7 +315,8 @@ class IstftDecoder(nn.Module):
         turns = torch.arange(self.overlap, device=device)
         period = (turns[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
         n_bins = self.n_fft // 2 + 1
-        repeats = -(-n_frames // self.overlap), -(-n_bins // self.overlap)
+        over = self.overlap - 1  # rounded up without negative numbers, which ONNX divides differently
+        repeats = (n_frames + over) // self.overlap, (n_bins + over) // self.overlap
         return period.repeat(*repeats)[:n_frames, :n_bins]
 
     def _overlap_add(self, frames: Tensor) -> Tensor:  # [b, c, t, n_fft] -> [b, c, t * hop]
