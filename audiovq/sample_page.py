@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import librosa.core.convert  # noqa: F401  # librosa loads its parts at first use, which would be after the codes
+
 from audiovq.report import report_pieces, try_report
 from audiovq.sample_command import Sampled, output_paths
 
