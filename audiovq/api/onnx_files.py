@@ -7,6 +7,8 @@ All rules (rate, padding, where a piece may be cut) are in both files' metadata,
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -28,13 +30,9 @@ CHECKED_SECONDS = 3.0
 
 def check_installed() -> None:
     """Raises ValueError if the extra is not installed."""
-    try:  # here, not above: they take a second to load, and every command loads this file
-        import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]  # torch's exporter writes with it
-    except ImportError:
-        raise ValueError(
-            "onnx: the packages onnxruntime and onnxscript are missing; pip install 'audiovq[onnx]'"
-        ) from None
+    missing = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"onnx: missing {' and '.join(missing)}; pip install 'audiovq[onnx]'")
 
 
 def rules(network: VQVAE) -> dict[str, Any]:
@@ -132,9 +130,8 @@ def test_signal(sample_rate: int, channels: int, multiple: int) -> Tensor:
 @torch.no_grad()
 def compare(folder: Path, network: VQVAE, waveform: Tensor) -> dict[str, float]:
     """What the files give beside what torch gives, as `export_onnx` returns it; both decode torch's codes."""
-    from onnxruntime import InferenceSession  # pyright: ignore[reportMissingImports]
-
-    encode, decode = (InferenceSession(str(folder / name)) for name in (ENCODE, DECODE))
+    runtime = importlib.import_module("onnxruntime")  # it takes a second to load, and every command loads this file
+    encode, decode = (runtime.InferenceSession(str(folder / name)) for name in (ENCODE, DECODE))
     codes = network.encode(waveform)
     found = encode.run(None, {"waveform": waveform.numpy()})
     same = sum(int((a.numpy() == b).sum()) for a, b in zip(codes, found, strict=True))
