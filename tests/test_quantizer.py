@@ -327,6 +327,8 @@ def test_decorrelate_gives_channels_of_unit_covariance() -> None:
     assert np.allclose(flat.T @ flat / len(flat), np.eye(3), atol=1e-3)
     symmetric = layer.matrix.numpy()
     assert np.allclose(symmetric, symmetric.T, atol=1e-6)  # ZCA: of all whitenings the one that turns nothing
+    with torch.autocast("cpu", torch.bfloat16):  # float32 whatever it says
+        assert layer(x).dtype == layer.train()(x).dtype == torch.float32
     for _ in range(300):
         layer.train()(x * torch.tensor([1.0, 1.0, 0.0]))  # a dead channel
     assert float(layer.matrix.max()) < 10

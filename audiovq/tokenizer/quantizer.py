@@ -114,9 +114,10 @@ class Decorrelate(nn.Module):
         self.register_buffer("matrix", torch.eye(dim))
 
     def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> the same
-        if self.training:
-            self._update(x.detach())
-        return x @ self.matrix
+        with torch.autocast(x.device.type, enabled=False):
+            if self.training:
+                self._update(x.detach())
+            return x @ self.matrix
 
     @torch.no_grad()
     def _update(self, x: Tensor) -> None:
