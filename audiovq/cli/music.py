@@ -74,10 +74,8 @@ def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: st
     if json_file and options["check_copies"] and several:
         raise ValueError("--json, --check-copies: expected one process; leave out one, or ask `audiovq copies` later")
 
-    if (
-        page and not options["stream"]
-    ):  # what draws takes a second to load: before, so that the page follows the codes at once
-        import audiovq.sample_page  # noqa: F401
+    if page and not options["stream"]:
+        import audiovq.sample_page  # noqa: F401  # loading what draws takes a second: now, so that the page follows the codes
 
     def finished(sampled: Sampled) -> None:
         facts = sampled.facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def recording(it: Recording) -> tuple[str, list[dict[str, Any]]]:
     players = [{"sound": address(it.original), "title": it.name, "note": note, **_picture(it.picture, codes)}]
     rates = [codes.sample_rate / hop for hop in codes.hop_lengths]
     for k, path in enumerate(it.prefixes, 1):
-        bits = sum(rates[:k]) * (codes.codebook_size - 1).bit_length()
+        bits = sum(rates[:k]) * math.log2(codes.codebook_size)
         words = "1 level makes" if k == 1 else f"{k} levels make"
         note = f"{sum(rates[:k]):.0f} codes a second, {bits / 1000:.2f} kbit/s"
         players.append({"sound": address(path), "title": f"What {words} of it", "note": note})
