@@ -29,6 +29,7 @@ from audiovq.data import audio
 from audiovq.data.shards import Shards
 from audiovq.data.storage import is_url
 from audiovq.data.tracks import Scan, scan
+from audiovq.evaluation.bigram import bigram_bits
 from audiovq.evaluation.evaluate import code_statistics, held_out_bits
 from audiovq.evaluation.pictures import draw_spectrograms
 from audiovq.prior.extend import told_of_labels
@@ -299,7 +300,8 @@ class Run:
             try_report(lambda: report_run(self.folder))
 
     def report(self) -> None:
-        """report.json: codebook use of the data set, and bits of each finished prior on held-out tracks."""
+        """report.json: codebook use of the data set, and bits of each finished prior on held-out tracks beside those of
+        counting."""
         if not self.main or not self.done("codes"):
             return
         shards = self._open_codes()
@@ -307,6 +309,7 @@ class Run:
         levels: list[dict[str, Any]] = code_statistics(shards, split)
         for level, folder in enumerate(api.prior_folders(self.folder)):
             levels[level] |= held_out_bits(checkpoint.load_prior(folder)[0].to(self.device), shards, split)
+            levels[level]["bigram_bits_per_code"] = bigram_bits(shards, level, split)
         temporary = self.folder / "report.tmp"
         temporary.write_text(json.dumps({"split": split, "levels": levels}, indent=2))
         temporary.replace(self.folder / "report.json")
@@ -314,7 +317,7 @@ class Run:
         for i, level in enumerate(finished):
             say(
                 f"level {i}: {level['bits_per_code']:.2f} bits a code on held-out tracks "
-                f"(unigram {level['unigram_bits_per_code']:.2f}), {level['bits_per_second']:.0f} bits a second"
+                f"(unigram {level['unigram_bits_per_code']:.2f}, bigram {level['bigram_bits_per_code']:.2f}), {level['bits_per_second']:.0f} bits a second"
             )
 
     def _reported(self) -> bool:

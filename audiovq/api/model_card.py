@@ -140,16 +140,17 @@ def _measured(facts: CardFacts) -> str:
     if not facts.levels:
         return ""
     rows = [
-        "| level | bits a code | unigram bits a code | bits a second | share of codes used |",
-        "|---|---|---|---|---|",
+        "| level | bits a code | unigram | bigram | bits a second | share of codes used |",
+        "|---|---|---|---|---|---|",
     ]
     for i, level in enumerate(facts.levels):
-        cells = [level.get(k) for k in ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")]
+        names = ("bits_per_code", "unigram_bits_per_code", "bigram_bits_per_code", "bits_per_second", "usage")
+        cells = [level.get(name) for name in names]
         rows.append(f"| {i} | " + " | ".join("" if cell is None else f"{cell:.3g}" for cell in cells) + " |")
     what = "held-out tracks" if facts.split == "valid" else "the training tracks themselves (none were held out)"
     return (
-        f"## Measured\n\nOn {what}; unigram is what a code costs that is guessed by its frequency alone.\n\n"
-        + "\n".join(rows)
+        f"## Measured\n\nOn {what}; unigram is what a code costs that is guessed by its frequency alone, bigram one that is "
+        "guessed by the code before.\n\n" + "\n".join(rows)
     )
 
 
