@@ -117,6 +117,7 @@ class DAC(Candidate):
                 codebook_size=self.codebook_size, quantizer_dropout=0.5,
             )
         )  # fmt: skip
+        self.model.apply_weight_norm()  # as its authors trained it; without it, it diverges
         self.multiple = 512
         self.hop_lengths = [512] * n_codebooks
 
