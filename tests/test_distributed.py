@@ -32,7 +32,7 @@ def network(kind: str) -> VQVAE:
     size = SIZES.get(kind, {"codebook_size": 16, "codebook_dim": 4})
     return VQVAE(
         VQVAEConfig(
-            sample_rate=8000, hop_lengths=(64, 32, 32), dim=16, quantize_after=2, encoder=EncoderConfig(n_blocks=1),
+            sample_rate=8000, hop_lengths=(64, 32, 32), dim=16, decorrelate=True, quantize_after=2, encoder=EncoderConfig(n_blocks=1),
             decoder=IstftDecoder.Config(dim=16, n_blocks=1), quantizer=QUANTIZERS[kind].Config(**size),
         )
     ).train()  # fmt: skip
