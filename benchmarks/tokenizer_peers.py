@@ -162,7 +162,9 @@ def train_all(names: list[str], script: str, work: Path, minutes: float, jobs: i
             print(f"{name}: done in {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, names))
+        done = [pool.submit(one, name) for name in names]
+    for each in done:  # one that failed does not keep the others from their turn
+        each.result()
 
 
 @click.group()
