@@ -1,10 +1,10 @@
 """Codes are for the prior: how well does one and the same small transformer learn the codes of each tokenizer?
 
-    python benchmarks/predictability.py --work WORK [--minutes 6] [--only NAME ...]
+    python benchmarks/predictability.py --work WORK --data MUSIC [--minutes 6] [--only NAME ...]
 
-WORK is what `tokenizer_peers.py train` left. Every tokenizer encodes the same hour of its training music, the codes of all
-levels become one stream (by time, coarser first), and a transformer of fixed size trains on it for so many CPU-minutes.
-Printed: bits per second of audio on tracks the transformer never saw, the share of what counting the codes of each level
+WORK is what `tokenizer_peers.py train` left. Every tokenizer encodes the same hour of MUSIC (of one kind, or minutes teach a
+transformer nothing; tracks that are to be held out may say so with the label `split`). The codes of all levels become one
+stream (by time, coarser first), and a transformer of fixed size trains on it for so many CPU-minutes. Printed: bits per second of audio on tracks the transformer never saw, the share of what counting the codes of each level
 would take (unigram), and the Fréchet distance of what it generates from those tracks, beside yardsticks.
 """
 
@@ -28,6 +28,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from audiovq.data.audio import read_audio
+from audiovq.data.tracks import DataConfig, scan
 from audiovq.evaluation.embedding import MusicEmbedding
 from audiovq.evaluation.frechet import frechet_distance
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
@@ -41,19 +43,22 @@ BATCH, LEARNING_RATE = 4, 2e-3
 TRANSFORMER = TransformerConfig(dim=192, n_layers=4, n_heads=4, context=1024)
 
 
-def choose_music(work: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The middle minute of tracks, in a fixed random order: an hour to learn from, and other tracks to judge by."""
-    lengths = json.loads((work / "music.json").read_text())["lengths"]
-    music, ends = np.load(work / "train.npy", mmap_mode="r"), np.cumsum(lengths)
-    parts = []
-    for i in np.random.default_rng(0).permutation(len(lengths)):
-        n = min(lengths[i], int(MOST_OF_A_TRACK * SAMPLE_RATE))
-        start = ends[i] - lengths[i] + (lengths[i] - n) // 2
-        parts.append(np.asarray(music[start : start + n]))
-    n_valid = int(np.searchsorted(np.cumsum([len(part) for part in parts]), VALID_SECONDS * SAMPLE_RATE)) + 1
-    train = parts[n_valid:]
-    n_train = int(np.searchsorted(np.cumsum([len(part) for part in train]), TRAIN_SECONDS * SAMPLE_RATE)) + 1
-    return train[:n_train], parts[:n_valid]
+def choose_music(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The middle minute of tracks, in a fixed random order: up to an hour to learn from, and held-out tracks to judge by."""
+    found = scan(folder, DataConfig(folder=str(folder), valid_fraction=0.2))
+    chosen = []
+    for split, most in (("train", TRAIN_SECONDS), ("valid", VALID_SECONDS)):
+        tracks, parts, seconds = found.split(split), [], 0.0
+        for i in np.random.default_rng(0).permutation(len(tracks)):
+            track = tracks[int(i)]
+            n = min(track.samples, int(MOST_OF_A_TRACK * track.sample_rate))
+            waveform, _ = read_audio(folder / track.path, SAMPLE_RATE, 1, (track.samples - n) // 2, n)
+            parts.append(np.round(waveform[0].clamp(-1, 1).numpy() * 32767).astype(np.int16))
+            seconds += n / track.sample_rate
+            if seconds >= most:
+                break
+        chosen.append(parts)
+    return chosen[0], chosen[1]
 
 
 @dataclass
@@ -196,9 +201,9 @@ def excerpts(tracks: list[np.ndarray]) -> list[np.ndarray]:
     return [track[(len(track) - n) // 2 :][:n] for track in tracks if len(track) >= n][:PIECES]
 
 
-def one(name: str, work: Path, minutes: float) -> dict:
+def one(name: str, work: Path, data: Path, minutes: float) -> dict:
     """Everything about one tokenizer's codes."""
-    train, held_out = choose_music(work)
+    train, held_out = choose_music(data)
     candidate = CANDIDATES[name]().eval()
     folder = work / name.replace("/", "-")
     safetensors.torch.load_model(candidate, str(folder / "model.safetensors"))
@@ -251,9 +256,10 @@ def markdown(rows: list[dict]) -> str:
 
 @click.command()
 @click.option("--work", type=Path, required=True, help="Where tokenizer_peers.py left its tokenizers.")
+@click.option("--data", type=Path, required=True, help="Music whose codes are learned.")
 @click.option("--minutes", default=6.0, show_default=True, help="CPU-minutes a transformer.")
 @click.option("--only", multiple=True, help="Names of tokenizers; default all that are there.")
-def main(work: Path, minutes: float, only: tuple[str, ...]) -> None:
+def main(work: Path, data: Path, minutes: float, only: tuple[str, ...]) -> None:
     """Bits per second of a fixed transformer on each tokenizer's codes; what is done is not done again."""
     torch.set_num_threads(1)
     os.nice(10)
@@ -261,7 +267,7 @@ def main(work: Path, minutes: float, only: tuple[str, ...]) -> None:
     rows = []
     for name in only or there:
         done = work / name.replace("/", "-") / "predictability.json"
-        rows.append(json.loads(done.read_text()) if done.exists() else one(name, work, minutes))
+        rows.append(json.loads(done.read_text()) if done.exists() else one(name, work, data, minutes))
     print(markdown(rows))
 
 
