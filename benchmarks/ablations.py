@@ -3,7 +3,7 @@
     python benchmarks/ablations.py train --data MUSIC --test TEST_MUSIC --work WORK [--minutes 6]
     python benchmarks/ablations.py table --work WORK
 
-As `tokenizer_peers.py`: same music, same losses, same CPU-seconds on one thread, the best of four learning rates.
+As `tokenizer_peers.py`: same music, same losses, same CPU-seconds on one thread, the best of its learning rates.
 """
 
 from __future__ import annotations

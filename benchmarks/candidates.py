@@ -36,6 +36,7 @@ class Candidate(nn.Module):
     codebook_size: int
     multiple: int  # waveforms are as long as a multiple of it
     losses: LossConfig = LOSSES
+    learning_rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3, 2e-3)  # of which the best after a minute is taken
 
     @property
     def bits_per_second(self) -> float:
@@ -107,6 +108,11 @@ class EnCodec(Candidate):
 class DAC(Candidate):
     """arXiv:2306.06546, with transformers' strides for 24 kHz."""
 
+    learning_rates = (
+        1e-4,
+        2e-4,
+    )  # its authors' is 1e-4; ten times that is best after a minute and falls apart after ten
+
     def __init__(self, encoder_dim: int = 8, decoder_dim: int = 192, n_codebooks: int = 3):
         super().__init__()
         self.codebook_size = 2048
@@ -135,6 +141,8 @@ class DAC(Candidate):
 
 class SNAC(Candidate):
     """arXiv:2410.14411, with our hops. Its package has no loss: the commitment and codebook terms are DAC's."""
+
+    learning_rates = DAC.learning_rates
 
     def __init__(self, encoder_dim: int = 12, decoder_dim: int = 256):
         super().__init__()
@@ -228,4 +236,8 @@ CANDIDATES: dict[str, Callable[[], Candidate]] = {
     # Other rate plans: 328 and 117 codes a second, where the first has 164.
     "plan 512/256/256/256": lambda: Ours(WAVEFORM_FIRST, **BASE | {"hop_lengths": [512, 256, 256, 256]}),
     "plan 1024/512/512": lambda: Ours(WAVEFORM_FIRST, **BASE | {"hop_lengths": [1024, 512, 512]}),
+    "plan 1024/512/512, any phase": lambda: Ours(
+        **ANY_PHASE
+        | {"hop_lengths": [1024, 512, 512], "decorrelate": True, "quantizer": BASE["quantizer"], "quantize_after": 300}
+    ),
 }

@@ -4,7 +4,8 @@
 
 WORK is what `tokenizer_peers.py train` left. Every tokenizer encodes the same hour of MUSIC (of one kind, or minutes teach a
 transformer nothing; tracks that are to be held out may say so with the label `split`). The codes of all levels become one
-stream (by time, coarser first), and a transformer of fixed size trains on it for so many CPU-minutes. Printed: bits per second of audio on tracks the transformer never saw, the share of what counting the codes of each level
+stream (by time, coarser first), and a transformer of fixed size trains on it for so many CPU-minutes.
+Printed: bits per second of audio on tracks the transformer never saw, the share of what counting the codes of each level
 would take (unigram), and the Fréchet distance of what it generates from those tracks, beside yardsticks.
 """
 

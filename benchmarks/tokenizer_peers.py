@@ -4,7 +4,7 @@
     python benchmarks/tokenizer_peers.py table --work WORK
 
 Each candidate trains in a process of its own on one thread, two at a time; its clock is the process's CPU time, which
-other work on the machine does not move. The learning rate is the best of four after one CPU-minute each (not
+other work on the machine does not move. The learning rate is the best of a few after one CPU-minute each (not
 counted). What the test music sounds like after each prefix of levels is kept below WORK, and `table` judges that.
 """
 
@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from audiovq.evaluation.metrics import compare
 from audiovq.terminal import track as progress
 from audiovq.tokenizer.losses import ReconstructionLoss
 
-BATCH, CROP_SAMPLES, LEARNING_RATES = 4, 24576, (2e-4, 5e-4, 1e-3, 2e-3)
+BATCH, CROP_SAMPLES = 4, 24576
 EXCERPT_SECONDS, MAX_EXCERPTS = 10.0, 20
 AUDIO = {".opus", ".ogg", ".flac", ".mp3", ".wav"}
 
@@ -125,7 +126,7 @@ def render(candidate: Candidate, excerpts: np.ndarray) -> tuple[np.ndarray, list
     return np.stack(rendered, axis=1), [np.stack(level) for level in zip(*codes, strict=True)]
 
 
-def train_one(name: str, make: object, work: Path, minutes: float) -> None:
+def train_one(name: str, make: Callable[[], Candidate], work: Path, minutes: float) -> None:
     """One candidate, in this process: probe the learning rate, train, render the test music, keep everything."""
     torch.set_num_threads(1)
     os.nice(10)
@@ -133,11 +134,11 @@ def train_one(name: str, make: object, work: Path, minutes: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     music = np.load(work / "train.npy", mmap_mode="r")
     probes = {}
-    for rate in LEARNING_RATES:
+    for rate in make().learning_rates:
         torch.manual_seed(0)
-        probes[rate] = fit(make(), music, min(60.0, 6 * minutes), rate)["loss"]  # type: ignore[operator]
+        probes[rate] = fit(make(), music, min(60.0, 6 * minutes), rate)["loss"]
     torch.manual_seed(0)
-    candidate = make()  # type: ignore[operator]
+    candidate = make()
     facts = fit(candidate, music, 60 * minutes, min(probes, key=lambda rate: probes[rate]), folder / "progress.txt")
     safetensors.torch.save_model(candidate, str(folder / "model.safetensors"))
     rendered, codes = render(candidate, np.load(work / "test.npy"))
