@@ -329,6 +329,9 @@ def test_decorrelate_gives_channels_of_unit_covariance() -> None:
     assert np.allclose(symmetric, symmetric.T, atol=1e-6)  # ZCA: of all whitenings the one that turns nothing
     with torch.autocast("cpu", torch.bfloat16):  # float32 whatever it says
         assert layer(x).dtype == layer.train()(x).dtype == torch.float32
+    before = layer.matrix.clone()
+    layer.train()(torch.full_like(x, torch.nan))  # of a step that will be skipped: no error, and nothing changes
+    assert torch.allclose(layer.matrix, before, atol=1e-6)
     for _ in range(300):
         layer.train()(x * torch.tensor([1.0, 1.0, 0.0]))  # a dead channel
     assert float(layer.matrix.max()) < 10

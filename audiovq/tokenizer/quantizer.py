@@ -122,7 +122,9 @@ class Decorrelate(nn.Module):
     @torch.no_grad()
     def _update(self, x: Tensor) -> None:
         flat = rearrange(x, "b t d -> (b t) d")
-        self.correlation.lerp_(distributed.mean_(flat.T @ flat / len(flat), len(x)), self.momentum)
+        found = distributed.mean_(flat.T @ flat / len(flat), len(x))
+        # Of latents that are not finite there are no directions; the step they are from is skipped by the loop.
+        self.correlation.lerp_(torch.where(found.isfinite().all(), found, self.correlation), self.momentum)
         variances, directions = torch.linalg.eigh(self.correlation)
         self.matrix.copy_(directions * variances.clamp(min=self.LEAST).rsqrt() @ directions.T)
 
