@@ -121,10 +121,10 @@ class Decorrelate(nn.Module):
 
     @torch.no_grad()
     def _update(self, x: Tensor) -> None:
-        flat = rearrange(x, "b t d -> (b t) d")
+        flat = x.flatten(0, -2)
         found = distributed.mean_(flat.T @ flat / len(flat), len(x))
-        # Of latents that are not finite there are no directions; the step they are from is skipped by the loop.
-        self.correlation.lerp_(torch.where(found.isfinite().all(), found, self.correlation), self.momentum)
+        found = torch.where(found.isfinite().all(), found, self.correlation)  # the loop skips steps that are not finite
+        self.correlation.lerp_(found, self.momentum)
         variances, directions = torch.linalg.eigh(self.correlation)
         self.matrix.copy_(directions * variances.clamp(min=self.LEAST).rsqrt() @ directions.T)
 
@@ -328,9 +328,8 @@ class GumbelQuantizer(Quantizer):
 
     def unquantized(self, x: Tensor) -> Quantized:
         passed = super().unquantized(x)
-        unused = 0 * (
-            self.embedding.sum() + self.log_scale
-        )  # several processes wait for the gradient of every parameter
+        # Several processes wait for the gradient of every parameter.
+        unused = 0 * (self.embedding.sum() + self.log_scale)
         return Quantized(passed.vectors, passed.codes, passed.latents, {"kl": unused})
 
     @torch.no_grad()
