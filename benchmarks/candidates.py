@@ -108,10 +108,7 @@ class EnCodec(Candidate):
 class DAC(Candidate):
     """arXiv:2306.06546, with transformers' strides for 24 kHz."""
 
-    learning_rates = (
-        1e-4,
-        2e-4,
-    )  # its authors' is 1e-4; 2e-3 was best after a minute and fell apart later
+    learning_rates = (1e-4, 2e-4)  # its authors' is the first; 2e-3 was best after a minute and fell apart later
 
     def __init__(self, encoder_dim: int = 8, decoder_dim: int = 192, n_codebooks: int = 3):
         super().__init__()
@@ -185,23 +182,27 @@ WAVEFORM_FIRST = LossConfig(
     mel=3, mel_windows=(512, 2048), stft=3, stft_windows=(1024, 4096), waveform_l1=50, waveform_first=800, commitment=0.1,
     kl=0.01,
 )  # fmt: skip
-BASE = {
-    "hop_lengths": [1024, 512, 512, 512],
+BASE = {  # the plan of `music`, for 24 kHz: phases are not in the codes
+    "hop_lengths": [1024, 512, 512],
     "dim": 256,
     "decorrelate": True,
+    "quantize_after": 300,
+    "encoder": {"front": {"kind": "stft", "overlap": 8}, "n_blocks": 3},
+    "decoder": {"kind": "istft", "dim": 320, "n_blocks": 6, "overlap": 8},
+    "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 8, "decay": 0.97, "revival_fraction": 0.05},
+}
+# What it was before, as far as it differs: a finer last level, latents as they come.
+CORRELATED = {
+    "hop_lengths": [1024, 512, 256],
+    "decorrelate": False,
+    "quantize_after": 60,
+    "quantizer": {**BASE["quantizer"], "codebook_dim": 16},
+}
+WITH_PHASE = {  # of low notes, which the waveform's own loss brings into the codes
     "quantize_after": 900,
     "level_dropout": 0.3,
     "encoder": {"front": {"kind": "stft", "overlap": 4}, "n_blocks": 1},
     "decoder": {"kind": "istft", "dim": 320, "n_blocks": 3, "overlap": 4, "spectrum": "complex"},
-    "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 8, "decay": 0.97, "revival_fraction": 0.05},
-}
-ANY_PHASE = {  # phases are not in the codes: what spectral losses alone make of them
-    "hop_lengths": [1024, 512, 256],
-    "dim": 256,
-    "quantize_after": 60,
-    "encoder": {"front": {"kind": "stft", "overlap": 8}, "n_blocks": 3},
-    "decoder": {"kind": "istft", "dim": 320, "n_blocks": 6, "overlap": 8},
-    "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 16, "decay": 0.97, "revival_fraction": 0.05},
 }
 # For waveforms: no strong spectral loss, which is content with any phase and so hides the way to the right one; real and
 # imaginary parts from a shallow network, which is soon nearly linear; codes only when there is something to code.
@@ -226,18 +227,17 @@ JUKEBOX = {  # one autoencoder of its plan, arXiv:2005.00341, appendix B; 256 co
 }  # fmt: skip
 
 CANDIDATES: dict[str, Callable[[], Candidate]] = {
-    "audiovq": lambda: Ours(WAVEFORM_FIRST, **BASE),
-    "audiovq any phase": lambda: Ours(**ANY_PHASE),
+    "audiovq": lambda: Ours(**BASE),
     "encodec": EnCodec,
     "dac": DAC,
     "snac": SNAC,
     "jukebox": lambda: Ours(**JUKEBOX),
     "codec": lambda: Ours(PHASE_LOCKED, **CODEC),
-    # Other rate plans: 328 and 117 codes a second, where the first has 164.
-    "plan 512/256/256/256": lambda: Ours(WAVEFORM_FIRST, **BASE | {"hop_lengths": [512, 256, 256, 256]}),
-    "plan 1024/512/512": lambda: Ours(WAVEFORM_FIRST, **BASE | {"hop_lengths": [1024, 512, 512]}),
-    "plan 1024/512/512, any phase": lambda: Ours(
-        **ANY_PHASE
-        | {"hop_lengths": [1024, 512, 512], "decorrelate": True, "quantizer": BASE["quantizer"], "quantize_after": 300}
+    # Other plans: 164 and 234 codes a second, where the first has 117.
+    "plan 1024/512/256, correlated": lambda: Ours(**BASE | CORRELATED),
+    "plan 512/256/256": lambda: Ours(**BASE | {"hop_lengths": [512, 256, 256]}),
+    "plan 1024/512/512, with phase": lambda: Ours(WAVEFORM_FIRST, **BASE | WITH_PHASE),
+    "plan 1024/512/512/512, with phase": lambda: Ours(
+        WAVEFORM_FIRST, **BASE | WITH_PHASE | {"hop_lengths": [1024, 512, 512, 512]}
     ),
 }

@@ -227,7 +227,7 @@ def one(name: str, work: Path, data: Path, minutes: float) -> dict:
         "reconstructed": distance(reconstruct(streams, excerpts(train))),
         "real": distance([_float(track) for track in excerpts(train)]),
         "noise": distance([0.1 * torch.randn(1, len(t), generator=torch.Generator().manual_seed(0)) for t in excerpts(train)]),
-        "hours": sum(map(len, train)) / SAMPLE_RATE / 3600, "held_out_minutes": seconds / 60,
+        "data": data.name, "hours": sum(map(len, train)) / SAMPLE_RATE / 3600, "held_out_minutes": seconds / 60,
     }  # fmt: skip
     (folder / "predictability.json").write_text(json.dumps(facts, indent=1))
     return facts
@@ -268,7 +268,9 @@ def main(work: Path, data: Path, minutes: float, only: tuple[str, ...]) -> None:
     rows = []
     for name in only or there:
         done = work / name.replace("/", "-") / "predictability.json"
-        rows.append(json.loads(done.read_text()) if done.exists() else one(name, work, data, minutes))
+        facts = json.loads(done.read_text()) if done.exists() else {}
+        same = facts.get("minutes") == minutes and facts.get("data") == data.name
+        rows.append(facts if same else one(name, work, data, minutes))
     print(markdown(rows))
 
 
