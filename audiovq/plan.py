@@ -115,7 +115,7 @@ class Planner:
 
     def prior(self, level: int) -> Callable[..., Task]:
         stage, model = self.recipe.prior(level), self.recipe.tokenizer.model
-        shards = pretended(self.scan, model, stage.model.beside["chroma"])
+        shards = pretended(self.scan.only(self.recipe.codes.only), model, stage.model.beside["chroma"])
 
         def build(config: TrainingConfig, mode: FakeTensorMode | None = None) -> Task:
             if mode is None:
@@ -191,7 +191,8 @@ class Planner:
         """All tracks through the encoder, the training tracks `shifts` times."""
         recipe, model = self.recipe, self.recipe.tokenizer.model
         shifts = recipe.codes.shifts
-        seconds = sum(t.seconds * (shifts if t.split == "train" else 1) for t in self.scan.tracks)
+        tracks = self.scan.only(recipe.codes.only).tracks
+        seconds = sum(t.seconds * (shifts if t.split == "train" else 1) for t in tracks)
         chunk = float(CHUNK_SECONDS)
         cost = count_encoding(model, chunk)
         speed = self.device.seconds(cost.work) if self.device else encode_seconds(model, chunk, self.here)

@@ -104,6 +104,8 @@ class CodesStage(Config):
     # Codes of another run, instead of music: a folder, or any URL that fsspec knows. The tokenizer beside it is taken,
     # and only the priors are trained.
     path: str | None = None
+    # The music that the priors learn, by path below data.folder ("chorales/*"); [] is all that the tokenizer learned from.
+    only: tuple[str, ...] = ()
     # The training tracks are encoded this often, each time a bit later: more codes of the same music.
     shifts: int = Field(default=1, ge=1)
 

@@ -151,6 +151,7 @@ class Run:
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
         result = scan(Path(data.folder), data, looks=place / "looks.jsonl")
+        result.only(self.recipe.codes.only)  # not only after the tokenizer's hours is it said that nothing matches
         result.save(place)
         report = result.report()
         say(
@@ -219,7 +220,8 @@ class Run:
         self._need("tokenizer", "codes")
         network = checkpoint.load_tokenizer(self.folder / "tokenizer")
         chroma = any(stage.model.beside["chroma"] for stage in self.recipe.priors)
-        encode_data_set(self.folder / "codes", self.scan(), network, self.recipe.codes.shifts, self.device, chroma)
+        stage = self.recipe.codes
+        encode_data_set(self.folder / "codes", self.scan().only(stage.only), network, stage.shifts, self.device, chroma)
 
     def priors(self) -> None:
         self._need("tokenizer", "priors")

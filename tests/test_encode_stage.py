@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import tones
+from conftest import assert_one_line_error, cli, tones
 
 from audiovq import Tokenizer, checkpoint
 from audiovq.data import audio
@@ -69,3 +69,20 @@ def test_finished_tracks_are_kept_when_it_is_stopped(
     assert read == ["0.wav", "1.wav", "2.wav", "2.wav", "3.wav"]
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "codes" / path.name).read_bytes()
+
+
+def test_priors_learn_only_the_music_that_is_asked_for(tiny_recipe: Path, tmp_path: Path) -> None:
+    stages = ("--stage", "tokenizer", "--stage", "codes")
+    only = ("--set", "codes.only=['track-1*', 'track-3.wav']")
+    assert cli("train", tiny_recipe, "--out", tmp_path / "run", *only, *stages).exit_code == 0
+    tracks = Shards(tmp_path / "run" / "codes").index.tracks
+    found = [(split, track.path) for split in ("train", "valid") for track in tracks.of(split)]
+    assert found == [("train", "track-1.wav"), ("valid", "track-3.wav")]
+    assert len(Scan.load(tmp_path / "run" / "data").tracks) == 4, "the tokenizer learned from all"
+
+
+def test_patterns_that_match_nothing_are_named_before_anything_is_trained(tiny_recipe: Path, tmp_path: Path) -> None:
+    for pattern, words in [("chorales/*", "no track of"), ("track-3.wav", "none of the 1 tracks")]:
+        result = cli("train", tiny_recipe, "--out", tmp_path / "run", "--set", f"codes.only=['{pattern}']")
+        assert_one_line_error(result, "codes.only", words)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,21 @@ class Scan:
 
     def split(self, name: str) -> list[Track]:
         return [track for track in self.tracks if track.split == name]
+
+    def only(self, patterns: Sequence[str]) -> Scan:
+        """The tracks whose path below the folder matches one of the shell patterns (`*` goes across folders); all for none.
+
+        Raises ValueError for a pattern that no track matches, and if no training track is left.
+        """
+        for pattern in patterns:
+            if not any(fnmatchcase(track.path, pattern) for track in self.tracks):
+                raise ValueError(
+                    f'codes.only: no track of {self.folder} matches "{pattern}"; expected such as "folder/*"'
+                )
+        kept = [t for t in self.tracks if not patterns or any(fnmatchcase(t.path, pattern) for pattern in patterns)]
+        if not any(track.split == "train" for track in kept):
+            raise ValueError(f"codes.only: none of the {len(kept)} tracks that match is a training track")
+        return replace(self, tracks=kept)
 
     def report(self) -> dict[str, Any]:
         """Hours, rates, silence, clipping and duplicates, for people and for report.json."""
