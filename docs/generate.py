@@ -170,12 +170,16 @@ def recipe_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for path in recipe_files():
-        facts, model = header(path), load_recipe(str(path)).tokenizer.model
+        facts, tokenizer = header(path), load_recipe(str(path)).tokenizer
+        model = tokenizer.model
         rows.append(
             f"| [`{path.stem}`](#{path.stem}) | "
             + " | ".join(facts[k] for k in ("purpose", "hardware", "time", "reached"))
             + " |"
         )
+        if tokenizer.from_pretrained:
+            plans.append(f"| `{path.stem}` | those of `{tokenizer.from_pretrained}` | | | | |")
+            continue
         bits = (model.codebook_size - 1).bit_length() if model.codebook_size & (model.codebook_size - 1) == 0 else None
         rate = sum(model.code_rates)
         plans.append(

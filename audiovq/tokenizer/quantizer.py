@@ -121,7 +121,7 @@ class Decorrelate(nn.Module):
 
     @torch.no_grad()
     def _update(self, x: Tensor) -> None:
-        flat = x.flatten(0, -2)
+        flat = rearrange(x, "b t d -> (b t) d")
         found = distributed.mean_(flat.T @ flat / len(flat), len(x))
         found = torch.where(found.isfinite().all(), found, self.correlation)  # the loop skips steps that are not finite
         self.correlation.lerp_(found, self.momentum)
@@ -328,8 +328,7 @@ class GumbelQuantizer(Quantizer):
 
     def unquantized(self, x: Tensor) -> Quantized:
         passed = super().unquantized(x)
-        # Several processes wait for the gradient of every parameter.
-        unused = 0 * (self.embedding.sum() + self.log_scale)
+        unused = 0 * (self.embedding.sum() + self.log_scale)  # several processes wait for every parameter's gradient
         return Quantized(passed.vectors, passed.codes, passed.latents, {"kl": unused})
 
     @torch.no_grad()
