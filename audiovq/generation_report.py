@@ -15,6 +15,7 @@ from audiovq.data.tracks import DataConfig, Scan, Track, scan
 from audiovq.evaluation.confidence import Estimate
 from audiovq.evaluation.embedding import MusicEmbedding
 from audiovq.evaluation.generated import Piece, generated_report, shuffle_codes
+from audiovq.recipe import load_saved_recipe
 from audiovq.terminal import say
 
 
@@ -54,12 +55,12 @@ def evaluate_generated(model: str, data: str | None, n: int, seconds: float, see
 def real_tracks(
     folder: Path, model: str, data: str | None
 ) -> tuple[tuple[Path, list[Track]], tuple[Path, list[Track]]]:
-    """Training and held-out tracks, each with its root folder."""
+    """Training and held-out tracks of what the priors learned, each with its root folder."""
     is_run = (folder / "data" / "tracks.jsonl").is_file()
     if not is_run and data is None:
         raise ValueError(f"{model}: not a run, so it has no music; name a folder of music: audiovq eval {model} DATA")
     other = scan(Path(data), DataConfig(folder=data)) if data is not None else None
-    own = Scan.load(folder / "data") if is_run else other
+    own = Scan.load(folder / "data").only(load_saved_recipe(folder / "recipe.yaml").codes.only) if is_run else other
     assert own is not None
     train = own.folder, own.split("train")
     held_out = (other.folder, other.tracks) if other and is_run else (own.folder, own.split("valid"))
