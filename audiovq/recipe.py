@@ -48,6 +48,7 @@ class TrainingConfig(Config):
 class PriorTrainingConfig(TrainingConfig):
     """How a prior is trained; the last two are for priors that are too large for a device."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon learns more from each step, at a few per cent of its time
     sharded: bool = False  # weights, gradients and moments are shared out over the devices (FSDP2) instead of copied
     activation_checkpointing: bool = False  # a layer's activations are computed again when they are needed
 

@@ -95,6 +95,7 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
         tokenizer(recipe, run, folder / "tokenizer-two", device_batch_size=1, ema_decay=0.5)
         prior(recipe, run, folder / "prior-two", device_batch_size=1)
         prior(recipe, run, folder / "sharded", **SHARDED)
+        prior(recipe, run, folder / "muon-sharded", optimizer="muon", **SHARDED)
         prior(recipe, run, folder / "stopped", stop_rank=1, **SHARDED)
         if rank == 0:
             shutil.copytree(folder / "stopped", folder / "two-to-one")
@@ -115,6 +116,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_run:
     tokenizer(tiny_recipe, tiny_run, folder / "tokenizer-one", ema_decay=0.5)
     prior(tiny_recipe, tiny_run, folder / "prior-one")
     prior(tiny_recipe, tiny_run, folder / "averaged-one", ema_decay=0.5)
+    prior(tiny_recipe, tiny_run, folder / "muon-one", optimizer="muon", ema_decay=0.5)
     prior(tiny_recipe, tiny_run, folder / "one-to-two", stop_rank=0, device_batch_size=1, ema_decay=0.5)
     torch.multiprocessing.spawn(work, (tiny_recipe, tiny_run, folder), nprocs=2)  # type: ignore[attr-defined]
     prior(tiny_recipe, tiny_run, folder / "two-to-one", **SHARDED)
@@ -139,7 +141,7 @@ def assert_close(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [
-    ("tokenizer-one", "tokenizer-two"), ("prior-one", "prior-two"), ("averaged-one", "sharded"),
+    ("tokenizer-one", "tokenizer-two"), ("prior-one", "prior-two"), ("averaged-one", "sharded"), ("muon-one", "muon-sharded"),
     ("averaged-one", "two-to-one"), ("averaged-one", "one-to-two"),
 ])  # fmt: skip
 def test_two_processes_learn_what_one_learns(found: Path, one: str, other: str) -> None:

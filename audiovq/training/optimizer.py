@@ -1,23 +1,36 @@
-"""AdamW, and a learning rate that is a pure function of the step (so a resumed run needs no scheduler state)."""
+"""AdamW or Muon, and a learning rate that is a pure function of the step (so a resumed run needs no scheduler state)."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from audiovq.recipe import TrainingConfig
+from audiovq.recipe import PriorTrainingConfig, TrainingConfig
+from audiovq.training.muon import Muon
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Weight decay on matrices and kernels only: not on biases, norms and embeddings."""
+    """Weight decay on matrices and kernels only: not on biases, norms and embeddings. Muon takes the matrices within."""
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    linear = {
+        id(m.weight) for m in network.modules() if isinstance(m, nn.Linear) and m is not getattr(network, "head", None)
+    }
+    muon = isinstance(config, PriorTrainingConfig) and config.optimizer == "muon"
     parameters = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    inner = [p for p in parameters if muon and id(p) in linear]
+    rest = [p for p in parameters if not (muon and id(p) in linear)]
+    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in embeddings]
+    others = [p for p in rest if p.ndim < 2 or id(p) in embeddings]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0},
+    ]  # fmt: skip
+    if muon:
+        groups.append({"params": inner, "weight_decay": config.weight_decay, "orthogonal": True})
+    kind = Muon if muon else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
