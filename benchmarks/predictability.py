@@ -1,6 +1,6 @@
 """Codes are for the prior: how well does one and the same small transformer learn the codes of each tokenizer?
 
-    python benchmarks/predictability.py --work WORK --data MUSIC [--minutes 6] [--only NAME ...]
+    python benchmarks/predictability.py --work WORK --data MUSIC [--minutes 6] [--optimizer muon] [--only NAME ...]
 
 WORK is what `tokenizer_peers.py train` left. Every tokenizer encodes the same hour of MUSIC (of one kind, or minutes teach a
 transformer nothing; tracks that are to be held out may say so with the label `split`). The codes of all levels become one
@@ -36,11 +36,14 @@ from audiovq.evaluation.frechet import frechet_distance
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.stepper import new_stepper
 from audiovq.prior.transformer import TransformerConfig
+from audiovq.recipe import PriorTrainingConfig
 from audiovq.terminal import track as progress
+from audiovq.training.optimizer import make_optimizer
 
 TRAIN_SECONDS, VALID_SECONDS, MOST_OF_A_TRACK = 3600, 720, 60.0
 PIECES, PIECE_SECONDS, COMPONENTS = 16, 12.0, 16
-BATCH, LEARNING_RATE = 4, 2e-3
+BATCH = 4
+LEARNING_RATES = {"adamw": 2e-3, "muon": 5e-3}  # adamw with 5e-3 learns less
 TRANSFORMER = TransformerConfig(dim=192, n_layers=4, n_heads=4, context=1024)
 
 
@@ -124,17 +127,18 @@ def bits(prior: Prior, windows: Tensor, begins: Tensor) -> Tensor:
     return nll.sum() / math.log(2)
 
 
-def train_prior(prior: Prior, streams: list[Tensor], seconds: float) -> int:
+def train_prior(prior: Prior, streams: list[Tensor], seconds: float, kind: str) -> int:
     """For so many CPU-seconds; returns the steps made."""
     length = TRANSFORMER.context + 1
     long_enough = [stream for stream in streams if len(stream) >= length]
     weights = np.array([len(stream) for stream in long_enough], dtype=float)
-    optimizer = torch.optim.AdamW(prior.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+    rate = LEARNING_RATES[kind]
+    optimizer = make_optimizer(prior, PriorTrainingConfig(optimizer=kind, learning_rate=rate, weight_decay=0.1))
     began, step = time.process_time(), 0
     prior.train()
     while (passed := (time.process_time() - began) / seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, passed / 0.05) * 0.5 * (1 + math.cos(math.pi * passed))
+            group["lr"] = rate * min(1.0, passed / 0.05) * 0.5 * (1 + math.cos(math.pi * passed))
         random = np.random.default_rng([1, step])
         chosen = [long_enough[i] for i in random.choice(len(weights), BATCH, p=weights / weights.sum())]
         starts = [int(random.integers(0, len(stream) - length + 1)) for stream in chosen]
@@ -202,7 +206,7 @@ def excerpts(tracks: list[np.ndarray]) -> list[np.ndarray]:
     return [track[(len(track) - n) // 2 :][:n] for track in tracks if len(track) >= n][:PIECES]
 
 
-def one(name: str, work: Path, data: Path, minutes: float) -> dict:
+def one(name: str, work: Path, data: Path, minutes: float, kind: str) -> dict:
     """Everything about one tokenizer's codes."""
     train, held_out = choose_music(data)
     candidate = CANDIDATES[name]().eval()
@@ -211,7 +215,7 @@ def one(name: str, work: Path, data: Path, minutes: float) -> dict:
     streams = Streams(candidate)
     learned, judged = streams.encode(train, f"{name}: encode"), streams.encode(held_out, f"{name}: held out")
     prior = new_prior(streams)
-    steps = train_prior(prior, learned, 60 * minutes)
+    steps = train_prior(prior, learned, 60 * minutes, kind)
     seconds = sum(len(stream) for stream in judged) / streams.rate
     embed = MusicEmbedding()
     real = [embed(_float(track), SAMPLE_RATE) for track in held_out if len(track) >= 4 * SAMPLE_RATE]
@@ -227,7 +231,7 @@ def one(name: str, work: Path, data: Path, minutes: float) -> dict:
         "reconstructed": distance(reconstruct(streams, excerpts(train))),
         "real": distance([_float(track) for track in excerpts(train)]),
         "noise": distance([0.1 * torch.randn(1, len(t), generator=torch.Generator().manual_seed(0)) for t in excerpts(train)]),
-        "data": data.name, "hours": sum(map(len, train)) / SAMPLE_RATE / 3600, "held_out_minutes": seconds / 60,
+        "data": data.name, "optimizer": kind, "hours": sum(map(len, train)) / SAMPLE_RATE / 3600, "held_out_minutes": seconds / 60,
     }  # fmt: skip
     (folder / "predictability.json").write_text(json.dumps(facts, indent=1))
     return facts
@@ -241,7 +245,7 @@ def markdown(rows: list[dict]) -> str:
     """One line a tokenizer, fewest bits per second first."""
     first = rows[0]
     lines = [
-        f"Transformer of {first['parameters'] / 1e6:.1f} M, {first['minutes']:g} CPU-minutes on {first['hours']:.1f} h; "
+        f"Transformer of {first['parameters'] / 1e6:.1f} M, {first['optimizer']}, {first['minutes']:g} CPU-minutes on {first['hours']:.1f} h; "
         f"{first['held_out_minutes']:.0f} held-out minutes. Fréchet distance (musicnn, {COMPONENTS} components) from these: "
         f"real {first['real']:.1f}, white noise {first['noise']:.0f}\n",
         "| tokenizer | codes/s | raw bits/s | unigram bits/s | **bits/s** ↓ | of unigram | Fréchet, generated ↓ | reconstructed |",
@@ -259,8 +263,9 @@ def markdown(rows: list[dict]) -> str:
 @click.option("--work", type=Path, required=True, help="Where tokenizer_peers.py left its tokenizers.")
 @click.option("--data", type=Path, required=True, help="Music whose codes are learned.")
 @click.option("--minutes", default=6.0, show_default=True, help="CPU-minutes a transformer.")
+@click.option("--optimizer", type=click.Choice(list(LEARNING_RATES)), default="adamw", show_default=True)
 @click.option("--only", multiple=True, help="Names of tokenizers; default all that are there.")
-def main(work: Path, data: Path, minutes: float, only: tuple[str, ...]) -> None:
+def main(work: Path, data: Path, minutes: float, optimizer: str, only: tuple[str, ...]) -> None:
     """Bits per second of a fixed transformer on each tokenizer's codes; what is done is not done again."""
     torch.set_num_threads(1)
     os.nice(10)
@@ -269,8 +274,9 @@ def main(work: Path, data: Path, minutes: float, only: tuple[str, ...]) -> None:
     for name in only or there:
         done = work / name.replace("/", "-") / "predictability.json"
         facts = json.loads(done.read_text()) if done.exists() else {}
-        same = facts.get("minutes") == minutes and facts.get("data") == data.name
-        rows.append(facts if same else one(name, work, data, minutes))
+        asked = {"minutes": minutes, "data": data.name, "optimizer": optimizer}
+        same = all(facts.get(key) == value for key, value in asked.items())
+        rows.append(facts if same else one(name, work, data, minutes, optimizer))
     print(markdown(rows))
 
 
