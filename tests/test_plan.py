@@ -99,6 +99,18 @@ def test_fewer_at_once_take_less_memory_and_the_same_arithmetic(tiny_recipe: Pat
     assert one.activations < four.activations < 4.1 * one.activations
 
 
+def test_muon_keeps_one_number_a_weight_of_its_matrices(tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    config = recipe.prior(1).training
+    costs = [
+        count_pass(lambda mode: tasks(recipe)["prior"], config.model_copy(update={"optimizer": name}), 1, False)
+        for name in ("adamw", "muon")
+    ]
+    layer = 3 * 16 * 16 + 16 * 16 + 3 * 16 * 48  # queries, keys, values; output; gate, up and down
+    assert costs[0].moments == 8 * costs[0].parameters
+    assert costs[0].moments - costs[1].moments >= 4 * layer
+
+
 def test_sharded_weights_are_shared_out(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.sharded=true",))
     alone, eight = (

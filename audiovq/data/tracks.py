@@ -75,12 +75,14 @@ class Scan:
 
         Raises ValueError for a pattern that no track matches, and if no training track is left.
         """
+        if not patterns:
+            return self
         for pattern in patterns:
             if not any(fnmatchcase(track.path, pattern) for track in self.tracks):
                 raise ValueError(
                     f'codes.only: no track of {self.folder} matches "{pattern}"; expected such as "folder/*"'
                 )
-        kept = [t for t in self.tracks if not patterns or any(fnmatchcase(t.path, pattern) for pattern in patterns)]
+        kept = [track for track in self.tracks if any(fnmatchcase(track.path, pattern) for pattern in patterns)]
         if not any(track.split == "train" for track in kept):
             raise ValueError(f"codes.only: none of the {len(kept)} tracks that match is a training track")
         return replace(self, tracks=kept)

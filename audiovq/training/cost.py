@@ -26,6 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from audiovq.recipe import PriorTrainingConfig, TrainingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.loop import Task
+from audiovq.training.optimizer import make_optimizer
 
 aten = torch.ops.aten
 Work = Counter[tuple[int, int, bool]]
@@ -169,6 +170,8 @@ def count_pass(
         task.recompute_activations(config.activation_checkpointing)  # type: ignore[operator]
     learning = [p for part in task.parts(config) for p in part.network.parameters() if p.requires_grad]
     size = sum(p.numel() for p in learning)
+    groups = [group for part in task.parts(config) for group in make_optimizer(part.network, part.config).param_groups]
+    moments = sum((4 if group.get("orthogonal") else 8) * p.numel() for group in groups for p in group["params"])
     share = n_devices if sharded else 1
     for parameter in learning:  # they are accounted for apart
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
@@ -178,7 +181,7 @@ def count_pass(
         loss.backward()
         del loss, _
     return Cost(
-        n, size, -(-weights // share), -(-8 * size // share), -(-4 * size // share) if config.ema_decay else 0,
+        n, size, -(-weights // share), -(-moments // share), -(-4 * size // share) if config.ema_decay else 0,
         -(-4 * size // share), _gathered(task, learning, bf16) if sharded else 0, count.peak, count.flops, count.moved,
         count.work,
     )  # fmt: skip
