@@ -111,7 +111,7 @@ def test_the_finetune_recipe_adopts_the_bundled_model() -> None:
     recipe = adopt_pretrained(load_recipe("finetune"))
     assert recipe.tokenizer.model == checkpoint.load_tokenizer(api.bundled_model() / "tokenizer").config
     assert len(recipe.priors) == 3
-    assert [(c.kind, c.name) for c in recipe.priors[2].model.conditioners] == [("label", "mode"), ("label", "genre")]
+    assert [(c.kind, c.name) for c in recipe.priors[2].model.conditioners] == [("label", "timbre"), ("label", "genre")]
     assert recipe.priors[0].model.transformer.dim == 192
     assert recipe.priors[0].model.transformer.dropout == 0.2
     assert adopt_pretrained(recipe) == recipe

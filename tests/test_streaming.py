@@ -172,7 +172,9 @@ def test_live_streams_equal_whole_on_real_music(bundled: Tokenizer) -> None:
     waveform, rate = read_audio(TRACK, n_samples=48000 * 5 + 7)
     codes = bundled.encode(waveform, rate)
     stream = bundled.stream(rate, chunk_seconds=0.5)
-    assert 1.376 < stream.latency_seconds < 1.376 + 0.5 + 3 * 1024 / 16000 + 0.6
+    model, (top, *_) = bundled.network, bundled.config.hop_lengths
+    radius = model.encoder_radius / bundled.sample_rate
+    assert radius < stream.latency_seconds < radius + 0.5 + 3 * top / bundled.sample_rate + 0.6
     parts = []
     buffer = torch.zeros(2, 4096)  # one piece of memory for all blocks, as an audio callback has
     for start in range(0, waveform.shape[1], 4096):
@@ -183,18 +185,22 @@ def test_live_streams_equal_whole_on_real_music(bundled: Tokenizer) -> None:
     assert stream.n_samples == codes.n_samples
     assert all(torch.equal(a, b) for a, b in zip(levels, codes.levels, strict=True))
     decoder = bundled.decoder_stream(chunk_seconds=0.5)
-    pieces = [decoder.push([level[i * n : (i + 1) * n] for level, n in zip(levels, (5, 10, 20), strict=True)]) for i in range(18)]  # fmt: skip
+    counts = [5 * top // hop for hop in bundled.config.hop_lengths]  # of each level, with 5 of the top
+    pieces = [
+        decoder.push([level[i * n : (i + 1) * n] for level, n in zip(levels, counts, strict=True)])
+        for i in range(-(-len(levels[0]) // 5))
+    ]
     pieces.append(decoder.finish(codes.n_samples))
     assert torch.allclose(torch.cat(pieces, dim=-1), bundled.decode(codes), atol=1e-5)
-    assert decoder.latency_seconds < 0.512 + 0.5 + 2 * 2048 / 16000
+    assert decoder.latency_seconds < 0.5 + (model.decoder_radius + 2 * model.period) / bundled.sample_rate
 
 
 def test_a_batch_of_unequal_lengths_gives_each_what_it_gives_alone(
     bundled: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("audiovq.api.tokenizer.CHUNK_SECONDS", 2.0)
-    waveform, rate = read_audio(TRACK, 16000, 1)
-    lengths = [100, 30000, 30100, 16000 * 9, 16000 * 8 + 3, 30720]
+    waveform, rate = read_audio(TRACK, bundled.sample_rate, 1)
+    lengths = [100, 30000, 30100, rate * 9, rate * 8 + 3, 15 * bundled.config.hop_lengths[0]]
     pieces = [waveform[:, i * 5000 : i * 5000 + n] for i, n in enumerate(lengths)]
     alone = [bundled.encode(piece, rate) for piece in pieces]
     for at_once in (None, 4):

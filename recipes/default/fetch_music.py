@@ -46,19 +46,11 @@ PACKAGES = {
     "hedgewars-data": ("mixed", "GPL-2"),
     "supertux-data": ("chip", "GPL-2+"),
     "nexuiz-music": ("electronic", "GPL-2+"),
-    "supertuxkart-data": ("pop", "CC-BY-SA, CC0, CC-BY, public domain or GPL, a file"),
-    "colobot-common-sounds": ("electronic", "GPL-3+"),
-    "fretsonfire-songs-sectoid": ("rock", "MIT-style"),
-    "fretsonfire-songs-muldjord": ("metal", "CC-BY-SA-3.0"),
-    "freedroidrpg-data": ("mixed", "GPL-2+ and CC, a file"),
-    "unknown-horizons": ("folk", "CC-BY-SA-3.0"),
-    "pushover-data": ("mixed", "GPL"),
-    "openclonk-data": ("mixed", "CC, a file"),
 }
 SUFFIXES = {".ogg", ".oga", ".opus", ".mp3", ".flac", ".wav"}
 NOT_MUSIC = ("voice", "speech", "sfx", "effect", "ambien", "sounds/", "guitar.ogg", "drums.ogg", "rhythm.ogg")
 
-TIMBRES = {"piano": 0, "harpsichord": 6, "organ": 19, "guitar": 24, "strings": 48, "flute": 73}  # General MIDI programs
+TIMBRES = {"piano": 0, "organ": 19, "strings": 48}  # General MIDI programs
 SOUND_FONT = "/usr/share/sounds/sf2/FluidR3_GM.sf2"
 
 
