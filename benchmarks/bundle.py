@@ -19,7 +19,9 @@ from audiovq.export import export_model
 @click.command()
 @click.argument("run")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--credits", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of the music, for the card.")
+@click.option(
+    "--credits", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of the music, for the card."
+)
 def main(run: str, target: Path, credits: Path | None) -> None:
     """Replace TARGET by the models of RUN."""
     with tempfile.TemporaryDirectory(dir=target.parent) as place:

@@ -62,7 +62,9 @@ class MelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> [n, mels, frames]
-        magnitude = stft_magnitude(waveform, self.n_fft, self.window)  # type: ignore[arg-type]
+        return self.bands(stft_magnitude(waveform, self.n_fft, self.window))  # type: ignore[arg-type]
+
+    def bands(self, magnitude: Tensor) -> Tensor:  # of `stft_magnitude`, [n, bins, frames] -> [n, mels, frames]
         return torch.einsum("nft,fm->nmt", magnitude, self.filters)
 
 
@@ -78,7 +80,9 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.config = config
         self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n) for n in config.mel_windows if config.mel > 0)
-        for n in config.stft_windows if config.stft > 0 else ():
+        # A window that both terms have gives one spectrum for both.
+        self.windows = sorted({mel.n_fft for mel in self.mels} | set(config.stft_windows if config.stft > 0 else ()))  # type: ignore[arg-type]
+        for n in self.windows:
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
     def forward(self, reconstruction: Tensor, target: Tensor, n_at_once: int | None = None) -> dict[str, Tensor]:
@@ -102,10 +106,11 @@ class ReconstructionLoss(nn.Module):
     def _sums(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Each term's mean over the items, times the items; and for the convergence [2, windows] sums of squares."""
         c, n, sums = self.config, len(x), {}
+        spectra = {size: (self._magnitude(x, size), self._magnitude(y, size)) for size in self.windows}
         if c.mel > 0:
-            sums["mel"] = n * torch.stack([self._mel(x, y, mel) for mel in self.mels]).mean()
+            sums["mel"] = n * torch.stack([self._mel(*spectra[mel.n_fft], mel) for mel in self.mels]).mean()  # type: ignore[index]
         if c.stft > 0:
-            logs, squares = zip(*(self._stft(x, y, window) for window in c.stft_windows), strict=True)
+            logs, squares = zip(*(self._stft(*spectra[size]) for size in c.stft_windows), strict=True)
             sums["stft"], sums["squares"] = n * torch.stack(logs).mean(), torch.stack(squares, dim=1)
         if c.waveform_l1 > 0:
             sums["waveform_l1"] = n * (x - y).abs().mean()
@@ -121,12 +126,14 @@ class ReconstructionLoss(nn.Module):
             weights |= {name: risen * weights[name] for name in ("mel", "stft") if name in terms}
         return sum((weights[name] * value for name, value in terms.items()), torch.zeros(()))
 
-    def _mel(self, x: Tensor, y: Tensor, mel: nn.Module) -> Tensor:
-        return (mel(x).clamp(min=LOG_FLOOR).log10() - mel(y).clamp(min=LOG_FLOOR).log10()).abs().mean()
+    def _magnitude(self, waveform: Tensor, n_fft: int) -> Tensor:
+        return stft_magnitude(waveform, n_fft, getattr(self, f"window_{n_fft}"))
 
-    def _stft(self, x: Tensor, y: Tensor, n_fft: int) -> tuple[Tensor, Tensor]:
-        """Mean |Δ log magnitude|, and the sums of squares [2] of the magnitudes' difference and of the target's."""
-        window = getattr(self, f"window_{n_fft}")
-        a, b = stft_magnitude(x, n_fft, window), stft_magnitude(y, n_fft, window)
+    def _mel(self, a: Tensor, b: Tensor, mel: MelSpectrogram) -> Tensor:
+        """Of two magnitudes [n, bins, frames]."""
+        return (mel.bands(a).clamp(min=LOG_FLOOR).log10() - mel.bands(b).clamp(min=LOG_FLOOR).log10()).abs().mean()
+
+    def _stft(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Of two magnitudes: mean |Δ log magnitude|, and the sums of squares [2] of their difference and of the target's."""
         log_difference = (a.clamp(min=LOG_FLOOR).log() - b.clamp(min=LOG_FLOOR).log()).abs().mean()
         return log_difference, torch.stack([(a - b).square().sum(), b.square().sum()])
