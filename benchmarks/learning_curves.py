@@ -59,7 +59,7 @@ def priors(run: Path) -> str:
         "| level | parameters, M | untrained | unigram | bigram | prior | of unigram |",
         "|---|---|---|---|---|---|---|",
     ]
-    total = dict.fromkeys(("untrained", "unigram", "bigram", "prior"), 0.0)
+    total: dict[str, float] = {}
     for level, folder in enumerate(api.prior_folders(run)):
         prior, _ = checkpoint.load_prior(folder)
         said, rate = report["levels"][level], prior.spec.code_rate
@@ -71,7 +71,7 @@ def priors(run: Path) -> str:
             "bigram": said["bigram_bits_per_code"] * rate,
             "prior": said["bits_per_second"],
         }
-        total = {name: total[name] + value for name, value in found.items()}
+        total = {name: total.get(name, 0.0) + value for name, value in found.items()}
         size = sum(p.numel() for p in prior.parameters()) / 1e6
         lines.append(line(str(level), f"{size:.1f}", found))
     return "\n".join([*lines, line("together", "", total)])
