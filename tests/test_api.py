@@ -178,7 +178,7 @@ def test_the_newest_run_is_the_default_model(tiny_run: Path, tmp_path: Path) -> 
     assert (folder, which) == (tiny_run, f"the newest run, {tiny_run}")
     folder, which = api.default_model(tmp_path)
     assert which == "the bundled model"
-    assert folder == ROOT / "audiovq" / "models" / "default"
+    assert folder == ROOT / "audiovq" / "models" / "default" == api.resolve_model("default")
 
 
 def test_the_bundled_model_makes_music() -> None:

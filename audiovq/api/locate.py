@@ -18,21 +18,22 @@ MODEL_FILES = [
 
 
 def resolve_model(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """A run, an exported folder or a hub id -> a folder that holds models.
+    """A run, an exported folder, a hub id or `default` (the bundled model) -> a folder that holds models.
 
     Args:
-        source: a hub id may name its revision: owner/name@v1.
+        source: a hub id may name its revision: owner/name@v1. A folder that is called default is ./default.
         revision: branch, tag or commit on the hub; default the main branch.
         token: for private models; default the one of `hf auth login` or HF_TOKEN.
     Raises:
         ValueError: nothing there, and not a hub id that can be fetched.
     """
-    path = Path(source)
+    path, text = Path(source), str(source)
+    if text == "default":
+        return bundled_model()
     if path.is_dir():
         return path
-    text = str(source)
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise ValueError(f"{source}: no such model; expected a run folder, an exported folder or a hub id (owner/name)")
+        raise ValueError(f"{source}: no such model; expected a run folder, an exported folder, a hub id (owner/name) or default")
     name, _, named = text.partition("@")
     try:
         return Path(

@@ -7,7 +7,7 @@ from typing import Any
 
 from audiovq import checkpoint
 from audiovq import config as conf
-from audiovq.api.locate import bundled_model, prior_folders, resolve_model
+from audiovq.api.locate import prior_folders, resolve_model
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.recipe import PriorStage, Recipe, first_difference
 from audiovq.tokenizer.vqvae import VQVAE
@@ -16,20 +16,15 @@ from audiovq.tokenizer.vqvae import VQVAE
 OWN = {"dropout", "unconditional_rate"}
 
 
-def find_pretrained(source: str) -> Path:
-    """`default` (the bundled model), a run, a folder or a hub id -> the folder."""
-    return bundled_model() if source == "default" else resolve_model(source)
-
-
 def pretrained_tokenizer(source: str) -> VQVAE:
     """Raises ValueError if there is none."""
-    place = find_pretrained(source)
+    place = resolve_model(source)
     return checkpoint.load_tokenizer(place / "tokenizer" if (place / "tokenizer").is_dir() else place)
 
 
 def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
     """The prior of a level. Raises ValueError if there is none, or one for other codes."""
-    folders = prior_folders(find_pretrained(source))
+    folders = prior_folders(resolve_model(source))
     if level >= len(folders):
         raise ValueError(
             f"priors: from_pretrained: expected a prior for level {level} in {source}, found {len(folders)} priors"

@@ -64,7 +64,7 @@ report_option = click.option(
 )  # fmt: skip
 model_option = click.option(
     "--model", type=FOLDER, metavar="MODEL",
-    help="A run, a model folder or a hub id; default the newest run, else the bundled one.",
+    help="A run, a model folder, a hub id, or default for the bundled model; by default the newest run, else the bundled one.",
 )  # fmt: skip
 
 
