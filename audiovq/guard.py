@@ -113,7 +113,11 @@ def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Numbers that a factory of tensors would make."""
     size = args[0] if args and isinstance(args[0], list | tuple | torch.Size) else kwargs.get("size", args)
     size = [n for n in (size if isinstance(size, list | tuple) else [size]) if isinstance(n, int)]
-    return max(map(abs, size), default=1) if func in (torch.arange, torch.linspace) else math.prod(map(abs, size))
+    if func in (torch.arange, torch.linspace):
+        return max(map(abs, size), default=1)
+    if func is torch.eye and len(size) == 1:  # as many columns as rows
+        size *= 2
+    return math.prod(map(abs, size))
 
 
 def build_network(build: Callable[[], NetworkT], config: Path, weights: Path) -> NetworkT:

@@ -135,7 +135,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 def test_the_samples_are_music_with_tags_and_credits() -> None:
     found = scan(SAMPLES, DataConfig(folder=str(SAMPLES)))
     assert not found.rejected
-    assert 5 * 60 <= sum(t.seconds for t in found.tracks) <= 10 * 60
+    assert 5 * 60 <= sum(t.seconds for t in found.tracks if not t.path.startswith("generated/")) <= 10 * 60
     credits = (SAMPLES / "CREDITS.md").read_text()
     for track in found.tracks:
         assert track.labels["title"]

@@ -33,7 +33,9 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
     if path.is_dir():
         return path
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise ValueError(f"{source}: no such model; expected a run folder, an exported folder, a hub id (owner/name) or default")
+        raise ValueError(
+            f"{source}: no such model; expected a run folder, an exported folder, a hub id (owner/name) or default"
+        )
     name, _, named = text.partition("@")
     try:
         return Path(
