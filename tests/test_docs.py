@@ -230,6 +230,7 @@ FOREIGN = {
     "--codes",
     "--out",
     "--judge",
+    "--kbps",
     "--optimizer",
     "--seconds",
     "--precision",
