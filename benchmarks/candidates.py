@@ -56,6 +56,8 @@ class Candidate(nn.Module):
 class Ours(Candidate):
     """audiovq's VQ-VAE, whatever its config."""
 
+    learning_rates = (5e-4, 1e-3, 2e-3)
+
     def __init__(self, losses: LossConfig = LOSSES, **config: object):
         super().__init__()
         self.losses = losses
@@ -191,13 +193,6 @@ BASE = {  # the plan of `music`, for 24 kHz: phases are not in the codes
     "decoder": {"kind": "istft", "dim": 320, "n_blocks": 6, "overlap": 8},
     "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 8, "decay": 0.97, "revival_fraction": 0.05},
 }
-# What it was before, as far as it differs: a finer last level, latents as they come.
-CORRELATED = {
-    "hop_lengths": [1024, 512, 256],
-    "decorrelate": False,
-    "quantize_after": 60,
-    "quantizer": {**BASE["quantizer"], "codebook_dim": 16},
-}
 WITH_PHASE = {  # of low notes, which the waveform's own loss brings into the codes
     "quantize_after": 900,
     "level_dropout": 0.3,
@@ -234,10 +229,6 @@ CANDIDATES: dict[str, Callable[[], Candidate]] = {
     "jukebox": lambda: Ours(**JUKEBOX),
     "codec": lambda: Ours(PHASE_LOCKED, **CODEC),
     # Other plans: 164 and 234 codes a second, where the first has 117.
-    "plan 1024/512/256, correlated": lambda: Ours(**BASE | CORRELATED),
+    "plan 1024/512/256": lambda: Ours(**BASE | {"hop_lengths": [1024, 512, 256]}),
     "plan 512/256/256": lambda: Ours(**BASE | {"hop_lengths": [512, 256, 256]}),
-    "plan 1024/512/512, with phase": lambda: Ours(WAVEFORM_FIRST, **BASE | WITH_PHASE),
-    "plan 1024/512/512/512, with phase": lambda: Ours(
-        WAVEFORM_FIRST, **BASE | WITH_PHASE | {"hop_lengths": [1024, 512, 512, 512]}
-    ),
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,36 @@ def choose_music(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
                 break
         chosen.append(parts)
     return chosen[0], chosen[1]
+
+
+@dataclass
+class Music:
+    """What all tokenizers share: the music, what its held-out tracks are to the embedding, and two yardsticks."""
+
+    train: list[np.ndarray]
+    held_out: list[np.ndarray]
+    real: list[np.ndarray]
+    real_distance: float
+    noise_distance: float
+
+    @staticmethod
+    def load(work: Path, folder: Path) -> Music:
+        """Read and embedded once for a WORK and a folder."""
+        path = work / f"predictability-{folder.name}.pickle"
+        if path.exists():
+            return pickle.loads(path.read_bytes())
+        train, held_out = choose_music(folder)
+        embed = MusicEmbedding()
+        real = [embed(_float(track), SAMPLE_RATE) for track in held_out if len(track) >= 4 * SAMPLE_RATE]
+        pieces, generator = [_float(track) for track in excerpts(train)], torch.Generator().manual_seed(0)
+        noise = [0.1 * torch.randn(piece.shape, generator=generator) for piece in pieces]
+        distances = [
+            frechet_distance([embed(waveform, SAMPLE_RATE) for waveform in waveforms], real, COMPONENTS)
+            for waveforms in (pieces, noise)
+        ]
+        music = Music(train, held_out, real, *distances)
+        path.write_bytes(pickle.dumps(music))
+        return music
 
 
 @dataclass
@@ -208,30 +239,28 @@ def excerpts(tracks: list[np.ndarray]) -> list[np.ndarray]:
 
 def one(name: str, work: Path, data: Path, minutes: float, kind: str) -> dict:
     """Everything about one tokenizer's codes."""
-    train, held_out = choose_music(data)
+    music = Music.load(work, data)
     candidate = CANDIDATES[name]().eval()
     folder = work / name.replace("/", "-")
     safetensors.torch.load_model(candidate, str(folder / "model.safetensors"))
     streams = Streams(candidate)
-    learned, judged = streams.encode(train, f"{name}: encode"), streams.encode(held_out, f"{name}: held out")
+    learned, judged = streams.encode(music.train, f"{name}: encode"), streams.encode(music.held_out, f"{name}: held out")
     prior = new_prior(streams)
     steps = train_prior(prior, learned, 60 * minutes, kind)
     seconds = sum(len(stream) for stream in judged) / streams.rate
     embed = MusicEmbedding()
-    real = [embed(_float(track), SAMPLE_RATE) for track in held_out if len(track) >= 4 * SAMPLE_RATE]
 
     def distance(waveforms: list[Tensor]) -> float:
-        return frechet_distance([embed(waveform, SAMPLE_RATE) for waveform in waveforms], real, COMPONENTS)
+        return frechet_distance([embed(waveform, SAMPLE_RATE) for waveform in waveforms], music.real, COMPONENTS)
 
     facts = {
         "name": name, "codes_per_second": streams.rate, "raw": candidate.bits_per_second, "steps": steps,
         "bits": held_out_bits(prior, judged) / seconds, "unigram": unigram_bits(learned, judged, streams) / seconds,
         "parameters": sum(p.numel() for p in prior.transformer.parameters()), "minutes": minutes,
         "generated": distance(generate(prior, streams)),
-        "reconstructed": distance(reconstruct(streams, excerpts(train))),
-        "real": distance([_float(track) for track in excerpts(train)]),
-        "noise": distance([0.1 * torch.randn(1, len(t), generator=torch.Generator().manual_seed(0)) for t in excerpts(train)]),
-        "data": data.name, "optimizer": kind, "hours": sum(map(len, train)) / SAMPLE_RATE / 3600, "held_out_minutes": seconds / 60,
+        "reconstructed": distance(reconstruct(streams, excerpts(music.train))),
+        "real": music.real_distance, "noise": music.noise_distance,
+        "data": data.name, "optimizer": kind, "hours": sum(map(len, music.train)) / SAMPLE_RATE / 3600, "held_out_minutes": seconds / 60,
     }  # fmt: skip
     (folder / "predictability.json").write_text(json.dumps(facts, indent=1))
     return facts

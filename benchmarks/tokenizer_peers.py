@@ -4,8 +4,8 @@
     python benchmarks/tokenizer_peers.py table --work WORK
 
 Each candidate trains in a process of its own on one thread, two at a time; its clock is the process's CPU time, which
-other work on the machine does not move. The learning rate is the best of a few after one CPU-minute each (not
-counted). What the test music sounds like after each prefix of levels is kept below WORK, and `table` judges that.
+other work on the machine does not move. The learning rate is the best of a few after half a CPU-minute each
+(not counted). What the test music sounds like after each prefix of levels is kept below WORK, and `table` judges that.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def train_one(name: str, make: Callable[[], Candidate], work: Path, minutes: flo
     probes = {}
     for rate in make().learning_rates:
         torch.manual_seed(0)
-        probes[rate] = fit(make(), music, min(60.0, 6 * minutes), rate)["loss"]
+        probes[rate] = fit(make(), music, min(30.0, 6 * minutes), rate)["loss"]
     torch.manual_seed(0)
     candidate = make()
     facts = fit(candidate, music, 60 * minutes, min(probes, key=lambda rate: probes[rate]), folder / "progress.txt")
@@ -194,8 +194,10 @@ def table(work: Path) -> None:
     rows = []
     for path in sorted(work.glob("*/facts.json")):
         facts = json.loads(path.read_text())
-        rendered = np.load(path.parent / "rendered.npy", mmap_mode="r")
-        facts["prefixes"] = [judge(level, references) for level in progress(rendered, facts["name"], len(rendered))]
+        if "prefixes" not in facts:
+            rendered = np.load(path.parent / "rendered.npy", mmap_mode="r")
+            facts["prefixes"] = [judge(level, references) for level in progress(rendered, facts["name"], len(rendered))]
+            path.write_text(json.dumps(facts, indent=1))
         rows.append(facts)
     measure_speed(rows, references[0], work)
     (work / "table.json").write_text(json.dumps(rows, indent=1))
