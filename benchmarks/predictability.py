@@ -244,7 +244,10 @@ def one(name: str, work: Path, data: Path, minutes: float, kind: str) -> dict:
     folder = work / name.replace("/", "-")
     safetensors.torch.load_model(candidate, str(folder / "model.safetensors"))
     streams = Streams(candidate)
-    learned, judged = streams.encode(music.train, f"{name}: encode"), streams.encode(music.held_out, f"{name}: held out")
+    learned, judged = (
+        streams.encode(music.train, f"{name}: encode"),
+        streams.encode(music.held_out, f"{name}: held out"),
+    )
     prior = new_prior(streams)
     steps = train_prior(prior, learned, 60 * minutes, kind)
     seconds = sum(len(stream) for stream in judged) / streams.rate
