@@ -207,8 +207,9 @@ def unigram_bits(train: list[Tensor], held_out: list[Tensor], streams: Streams) 
 @torch.inference_mode()
 def generate(prior: Prior, streams: Streams) -> list[Tensor]:
     """New music, float [1, samples] a piece."""
-    frame = len(streams.level_of)
-    n = math.ceil(PIECE_SECONDS * streams.rate / frame) * frame
+    candidate = streams.candidate  # which may decode only so many frames at a time
+    step = len(streams.level_of) * max(1, candidate.multiple // candidate.hop_lengths[0])
+    n = math.ceil(PIECE_SECONDS * streams.rate / step) * step
     generator = torch.Generator().manual_seed(0)
     stepper, nothing = new_stepper(prior, PIECES, "auto"), torch.zeros(PIECES, TRANSFORMER.dim)
     codes = torch.full((PIECES, n + 1), prior.spec.codebook_size)
@@ -217,7 +218,7 @@ def generate(prior: Prior, streams: Streams) -> list[Tensor]:
         allowed = streams.allowed(t)
         noise = -torch.empty(PIECES, allowed.stop - allowed.start).exponential_(generator=generator).log()
         codes[:, t + 1] = (logits[:, allowed] + noise).argmax(dim=1) + allowed.start
-    decoded = [streams.candidate.decode(streams.split(row[None]))[0] for row in codes[:, 1:]]
+    decoded = [candidate.decode(streams.split(row[None]))[0] for row in codes[:, 1:]]
     return [waveform[:, : int(PIECE_SECONDS * SAMPLE_RATE)] for waveform in decoded]
 
 
