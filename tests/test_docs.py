@@ -234,6 +234,10 @@ FOREIGN = {
     "--optimizer",
     "--seconds",
     "--precision",
+    "--test",
+    "--work",
+    "--rounds",
+    "--minutes",
 }  # of other programs
 
 
