@@ -24,6 +24,7 @@ class TrainingConfig(Config):
     """How one network is trained."""
 
     steps: int = Field(default=1000, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon learns more from each step, at a few per cent of its time
     batch_size: int = Field(default=8, ge=1)  # examples a step, over all devices together
     # Examples that a device has in memory together; null: all of its share. The step is the same, in several passes.
     device_batch_size: int | None = Field(default=None, ge=1)
@@ -48,7 +49,6 @@ class TrainingConfig(Config):
 class PriorTrainingConfig(TrainingConfig):
     """How a prior is trained; the last two are for priors that are too large for a device."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon learns more from each step, at a few per cent of its time
     sharded: bool = False  # weights, gradients and moments are shared out over the devices (FSDP2) instead of copied
     activation_checkpointing: bool = False  # a layer's activations are computed again when they are needed
 
@@ -187,7 +187,7 @@ class Recipe(Config):
                 f"tokenizer.crop_seconds: expected at least the longest mel window, {longest} samples, "
                 f"found {self.tokenizer.crop_samples} samples"
             )
-        weights = self.tokenizer.losses.model_dump(exclude={"commitment", "kl"})
+        weights = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
         if self.decoder_tuning and not any(isinstance(weight, float) and weight > 0 for weight in weights.values()):
             raise ValueError(
                 "decoder_tuning: expected a reconstruction loss above 0 in tokenizer.losses, which the discriminators "

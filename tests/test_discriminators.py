@@ -10,6 +10,7 @@ from audiovq.tokenizer.discriminators import (
     AdversarialConfig,
     Discriminators,
     Judgement,
+    MelDiscriminator,
     MultiPeriodDiscriminator,
     MultiResolutionDiscriminator,
     adversarial_loss,
@@ -20,6 +21,7 @@ from audiovq.tokenizer.discriminators import (
 
 SMALL = {
     "multi_period": MultiPeriodDiscriminator.Config(periods=(2, 3), dims=(4, 6)),
+    "mel": MelDiscriminator.Config(windows=(256, 128), n_mels=16, dims=(4, 6)),
     "multi_resolution": MultiResolutionDiscriminator.Config(windows=(128, 64), dim=4, bands=(0.25, 0.5)),
 }
 
@@ -58,7 +60,7 @@ def test_perfect_discriminators_lose_nothing() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("kind", DISCRIMINATORS)
 def test_every_kind_judges_each_item_by_itself_and_learns_with_all_weights(kind: str, channels: int) -> None:
-    network = DISCRIMINATORS[kind](channels, SMALL[kind])
+    network = DISCRIMINATORS[kind](channels, SMALL[kind], 8000)
     waveform = torch.randn(3, channels, 601)
     together = network(waveform)
     assert len(together) == 2
@@ -72,7 +74,7 @@ def test_every_kind_judges_each_item_by_itself_and_learns_with_all_weights(kind:
 
 
 def test_a_period_compares_only_samples_that_are_multiples_of_it_apart() -> None:
-    network = MultiPeriodDiscriminator(1, MultiPeriodDiscriminator.Config(periods=(3, 5), dims=(4,)))
+    network = MultiPeriodDiscriminator(1, MultiPeriodDiscriminator.Config(periods=(3, 5), dims=(4,)), 8000)
     waveform = torch.randn(1, 1, 90, requires_grad=True)
     for judgement, period in zip(network(waveform), (3, 5), strict=True):
         assert judgement.scores.shape[-1] == period
@@ -83,7 +85,9 @@ def test_a_period_compares_only_samples_that_are_multiples_of_it_apart() -> None
 
 
 def test_spectrum_equals_numpy_and_bands_cover_it() -> None:
-    network = MultiResolutionDiscriminator(1, MultiResolutionDiscriminator.Config(windows=(64,), dim=4, bands=(0.3,)))
+    network = MultiResolutionDiscriminator(
+        1, MultiResolutionDiscriminator.Config(windows=(64,), dim=4, bands=(0.3,)), 8000
+    )
     waveform = torch.randn(2, 1, 160)
     padded = np.pad(waveform[:, 0].numpy(), ((0, 0), (32, 32)))
     window = np.hanning(65)[:-1]
@@ -103,7 +107,7 @@ def test_spectrum_equals_numpy_and_bands_cover_it() -> None:
 
 def test_bands_see_their_own_frequencies_alone() -> None:
     config = MultiResolutionDiscriminator.Config(windows=(64,), dim=4, bands=(0.5,))
-    network = MultiResolutionDiscriminator(1, config)
+    network = MultiResolutionDiscriminator(1, config, 8000)
     waveform = torch.randn(1, 1, 512)
     treble = torch.hann_window(512) * torch.sin(2 * torch.pi * 28 / 64 * torch.arange(512))  # bin 28 of 32
     with torch.no_grad():
@@ -117,13 +121,25 @@ def test_magnitude_does_not_see_phase_and_complex_does() -> None:
     waveform = torch.randn(1, 1, 512)
     for spectrum, same in (("magnitude", True), ("complex", False)):
         config = SMALL["multi_resolution"].model_copy(update={"spectrum": spectrum})
-        network = MultiResolutionDiscriminator(1, config)  # type: ignore[arg-type]
+        network = MultiResolutionDiscriminator(1, config, 8000)  # type: ignore[arg-type]
         for a, b in zip(network(waveform), network(-waveform), strict=True):
             assert torch.allclose(a.scores, b.scores, atol=1e-6) == same
 
 
+def test_mel_hears_no_phase_and_a_gain_as_a_step() -> None:
+    network = MelDiscriminator(1, SMALL["mel"], 8000)  # type: ignore[arg-type]
+    waveform = torch.randn(1, 1, 2048)
+    for a, b in zip(network(waveform), network(-waveform), strict=True):
+        assert torch.allclose(a.scores, b.scores, atol=1e-5)
+    seen: list[torch.Tensor] = []
+    network.stacks[0][0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[index]
+    network(waveform), network(10 * waveform)
+    assert seen[0].shape == (1, 1, 33, 16)  # [b, channels, frames, mels]
+    assert torch.allclose(seen[1] - seen[0], torch.tensor(0.5), atol=5e-3)
+
+
 def test_gradients_pass_through_frozen_discriminators_and_stop_at_their_weights() -> None:
-    network = Discriminators(1, AdversarialConfig(discriminators=tuple(SMALL.values())))
+    network = Discriminators(1, AdversarialConfig(discriminators=tuple(SMALL.values())), 8000)
     waveform = torch.randn(1, 1, 400, requires_grad=True)
     with frozen(network):
         fake = network(waveform)
@@ -135,7 +151,7 @@ def test_gradients_pass_through_frozen_discriminators_and_stop_at_their_weights(
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    ({"discriminators": []}, "discriminators: expected at least one of multi_period, multi_resolution, found none"),
+    ({"discriminators": []}, "discriminators: expected at least one of multi_period, multi_resolution, mel, found none"),
     ({"adversarial": 0, "feature_matching": 0}, "expected a weight above 0"),
     ({"loss": "log"}, "expected 'hinge' or 'least_squares', found 'log'"),
     ({"discriminators": [{"kind": "multi_period", "periods": [2, 2]}]}, "periods: expected different numbers from 1 on, found [2, 2]"),

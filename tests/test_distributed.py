@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from audiovq.tokenizer.convnet import EncoderConfig, IstftDecoder
+from audiovq.tokenizer.convnet import IstftDecoder
+from audiovq.tokenizer.encoder import EncoderConfig
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.skipping import Skips

@@ -12,7 +12,9 @@ from audiovq.tokenizer.quantizer import FSQuantizer, Quantized
 from audiovq.tokenizer.vqvae import VQVAEConfig
 from audiovq.training.tokenizer_task import code_metrics, codebook_use
 
-ALL = LossConfig(mel=1, mel_windows=(256, 512), stft=1, stft_windows=(256,), waveform_l1=1, waveform_l2=1)
+ALL = LossConfig(
+    mel=1, mel_windows=(256, 512), stft=1, stft_windows=(256,), convergence=1, compression=0.3, waveform_l1=1, waveform_l2=1
+)  # fmt: skip
 
 
 def sine(frequency: float, seconds: float = 1.0, rate: int = 16000, amplitude: float = 0.5) -> torch.Tensor:
@@ -41,6 +43,8 @@ def test_terms_equal_numpy() -> None:
     convergence = np.linalg.norm(p - q) / np.linalg.norm(q)
     logs = np.abs(np.log(np.maximum(p, 1e-5)) - np.log(np.maximum(q, 1e-5))).mean()
     assert float(terms["stft"]) == pytest.approx(convergence + logs, rel=1e-3)
+    each = [np.linalg.norm(p[i] ** 0.3 - q[i] ** 0.3) / np.linalg.norm(q[i] ** 0.3) for i in range(2)]
+    assert float(terms["convergence"]) == pytest.approx(np.mean(each), rel=1e-3)
     mels = []
     for n in (256, 512):
         filters = MelSpectrogram(16000, n).get_buffer("filters").numpy()
@@ -61,9 +65,29 @@ def test_a_perfect_reconstruction_costs_nothing_and_weights_count() -> None:
     assert float(only.weighted({})) == 0  # a quantizer without losses
 
 
+def test_what_is_loud_counts_in_the_convergence_and_silence_does_not_blow_it_up() -> None:
+    """A missing partial costs more than as much noise where the music has nothing; `stft` has it the other way round."""
+    music = sine(500)[None] + sine(1500, amplitude=0.1)[None]
+    torch.manual_seed(0)
+    missing, noisy = sine(500)[None], music + 1e-3 * torch.randn_like(music)
+    loss = ReconstructionLoss(LossConfig(mel=0, stft=1, convergence=1, stft_windows=(1024,), waveform_l1=0), 16000)
+    without, with_noise = loss(missing, music), loss(noisy, music)
+    assert without["convergence"] > 1.5 * with_noise["convergence"]
+    assert without["stft"] < with_noise["stft"]
+    silent = torch.zeros(1, 1, 4096, requires_grad=True)
+    quiet = loss(silent, torch.zeros(1, 1, 4096))["convergence"]
+    quiet.backward()
+    assert float(quiet) == 0
+    assert silent.grad is not None
+    assert bool(silent.grad.isfinite().all())
+    assert float(loss(0.01 * music, 0 * music)["convergence"].detach()) < 2
+
+
 def test_the_waveform_comes_first_and_the_spectrum_rises_after() -> None:
-    loss = ReconstructionLoss(LossConfig(mel=4, stft=2, waveform_l1=3, commitment=2, waveform_first=100), 16000)
-    terms = {name: torch.tensor(1.0) for name in ("mel", "stft", "waveform_l1", "commitment")}
+    loss = ReconstructionLoss(
+        LossConfig(mel=3, stft=2, convergence=1, waveform_l1=3, commitment=2, waveform_first=100), 16000
+    )
+    terms = {name: torch.tensor(1.0) for name in ("mel", "stft", "convergence", "waveform_l1", "commitment")}
     assert [float(loss.weighted(terms, step)) for step in (0, 100, 150, 200, 1000)] == [5, 5, 8, 11, 11]
     assert float(loss.weighted(terms)) == 11  # what is evaluated
     with pytest.raises(ValueError, match="waveform_first: expected a weight for waveform_l1"):

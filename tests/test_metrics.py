@@ -14,6 +14,7 @@ from audiovq.evaluation.metrics import (
     chroma_distance,
     compare,
     cqt_distance,
+    level_difference,
     low_cqt_distance,
     mel_distance,
     over_windows,
@@ -53,6 +54,14 @@ def test_gains_cost_what_the_logarithms_say() -> None:
     tone = sine(440)
     assert 0 < mel_distance(0.9 * tone, tone, RATE) < mel_distance(0.3 * torch.randn_like(tone), tone, RATE)
     assert mel_distance(0.1 * tone, tone, RATE) <= 1.0 + 1e-6  # a factor of ten is at most one decade
+
+
+def test_level_is_the_ratio_of_powers_and_knows_too_quiet_from_too_loud() -> None:
+    x = sine(440)
+    assert level_difference(0.25 * x, x, RATE) == pytest.approx(-12.04, abs=0.01)
+    assert level_difference(2 * x, x, RATE) == pytest.approx(6.02, abs=0.01)
+    assert level_difference(0 * x, x, RATE) == pytest.approx(-60 - 20 * math.log10(0.5 / 2**0.5), abs=0.01)
+    assert level_difference(1e-4 * x, 0 * x, RATE) == 0  # silence, more or less
 
 
 def test_stft_distance_equals_numpy() -> None:

@@ -16,8 +16,16 @@ from audiovq import Tokenizer, checkpoint
 from audiovq.api import onnx_files
 from audiovq.api.share import shared_files
 from audiovq.data.audio import read_audio
-from audiovq.tokenizer.convnet import IstftDecoder, StftFront
-from audiovq.tokenizer.fourier import ConvIstftDecoder, ConvStftFront, DecodeGraph, EncodeGraph, fourier_basis
+from audiovq.tokenizer.convnet import IstftDecoder
+from audiovq.tokenizer.encoder import MelFront, StftFront
+from audiovq.tokenizer.fourier import (
+    ConvIstftDecoder,
+    ConvMelFront,
+    ConvStftFront,
+    DecodeGraph,
+    EncodeGraph,
+    fourier_basis,
+)
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 KINDS = {
@@ -25,6 +33,7 @@ KINDS = {
     "conv": {"encoder": {"front": {"kind": "conv", "base_dim": 8}, "n_blocks": 1}, "decoder": {"kind": "conv", "base_dim": 8}},
     "independent": {"topology": "independent", "shared_codebook": False, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "complex": {"decorrelate": True, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8, "spectrum": "complex"}},
+    "mel": {"encoder": {"front": {"kind": "mel"}, "n_blocks": 1}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "repeated": {"hop_lengths": (64, 32, 32), "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "fsq": {"quantizer": {"kind": "fsq", "levels": (5, 4)}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 4}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
@@ -65,11 +74,14 @@ def test_the_fourier_basis_is_numpys() -> None:
 
 @torch.no_grad()
 def test_convolutions_are_the_transforms() -> None:
-    front = StftFront(2, 8, 16, StftFront.Config(overlap=4)).eval()
+    stft = StftFront(2, 8, 16, StftFront.Config(overlap=4), 8000).eval()
+    mel = MelFront(2, 32, 16, MelFront.Config(overlaps=(2, 8)), 8000).eval()
     waveform = torch.randn(3, 2, 80)
     quiet = waveform * torch.logspace(0, -6, 80)  # where the least power counts
     for x in (waveform, quiet, torch.zeros_like(waveform)):
-        assert torch.allclose(ConvStftFront(front)(x), front(x), atol=1e-4)
+        assert torch.allclose(ConvStftFront(stft)(x), stft(x), atol=1e-4)
+        long = x.repeat(1, 1, 4)
+        assert torch.allclose(ConvMelFront(mel)(long), mel(long), atol=1e-4)
     decoder = IstftDecoder(16, 2, 8, IstftDecoder.Config(dim=16, n_blocks=1)).eval()
     features = torch.randn(3, 16, 7)
     assert torch.allclose(ConvIstftDecoder(decoder)(features), decoder(features), atol=1e-5)
@@ -107,7 +119,7 @@ def test_no_command_loads_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_onnx
-@pytest.mark.parametrize("kind", ["stereo", "complex"])
+@pytest.mark.parametrize("kind", ["stereo", "complex", "mel"])
 def test_lengths_that_no_period_divides(kind: str, tmp_path: Path) -> None:
     net = network(kind)
     assert 3 * 8000 // 32 % 8 != 0  # frames of the test signal, and overlap

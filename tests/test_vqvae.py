@@ -5,19 +5,10 @@ import math
 
 import pytest
 import torch
+import torchaudio
 
-from audiovq.tokenizer.convnet import (
-    DECODERS,
-    FRONTS,
-    ConvDecoder,
-    ConvFront,
-    Encoder,
-    EncoderConfig,
-    IstftDecoder,
-    Stack,
-    StftFront,
-    factor_strides,
-)  # fmt: skip
+from audiovq.tokenizer.convnet import DECODERS, ConvDecoder, IstftDecoder, Stack, factor_strides
+from audiovq.tokenizer.encoder import FRONTS, ConvFront, Encoder, EncoderConfig, MelFront, StftFront
 from audiovq.tokenizer.quantizer import QUANTIZERS
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
@@ -70,7 +61,7 @@ def test_lengths_for_any_levels_topology_and_channels(
 
 @pytest.mark.parametrize("kind", FRONTS)
 def test_a_feature_depends_on_no_sample_beyond_the_radius(kind: str) -> None:
-    encoder = Encoder(1, [32, 16], 8, EncoderConfig(front=FRONTS[kind].Config(), n_blocks=1))
+    encoder = Encoder(1, [32, 16], 8, EncoderConfig(front=FRONTS[kind].Config(), n_blocks=1), 8000)
     radius, middle = encoder.radius_samples, 2048
     waveform = torch.randn(1, 1, 4096, requires_grad=True)
     encoder(waveform)[0][0, :, middle // 32].sum().backward()
@@ -132,7 +123,7 @@ def test_constant_codes_hold_a_note_that_is_no_multiple_of_the_frame_rate() -> N
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_features_of_the_music_are_standardised_at_the_start(channels: int) -> None:
-    front = StftFront(channels, 16, 8, StftFront.Config())
+    front = StftFront(channels, 16, 8, StftFront.Config(), 8000)
     music = 0.2 * torch.randn(4, channels, 1600)
     front.initialise(music)
     features = torch.stack(front.features(music), dim=2)  # [b, c, part, t, f]
@@ -140,6 +131,29 @@ def test_features_of_the_music_are_standardised_at_the_start(channels: int) -> N
     assert torch.allclose(front(music), front.mix(features), atol=1e-5)  # drawn into the weights, it is the same
     assert float(features.mean(dim=(0, 2)).abs().max()) < 1e-3
     assert float((features.std(dim=(0, 2)) - 1).abs().quantile(0.9)) < 0.2
+
+
+def test_mel_features_are_those_of_the_losses_in_decibels() -> None:
+    """What `MelSpectrogram` says of the same frames, but for the windows' scale; a gain is the same step in every feature."""
+    front = MelFront(1, 64, 8, MelFront.Config(overlaps=(2, 8), n_mels=32), 8000)
+    assert front.n_mels == [10, 32]
+    assert front.n_ffts == [128, 512]
+    music = 0.2 * torch.randn(1, 1, 4096)
+    features = front.features(music)
+    assert features.shape == (1, 42, 64)
+    for n, at in ((128, slice(0, 10)), (512, slice(10, 42))):
+        filters = torchaudio.functional.melscale_fbanks(
+            n // 2 + 1, 0, 4000, at.stop - at.start, 8000, mel_scale="slaney"
+        )
+        frame = music[0, 0, 64 * 30 + 32 - n // 2 : 64 * 30 + 32 + n // 2]  # around the middle of hop 30
+        magnitude = torch.fft.rfft(frame * torch.hann_window(n)).abs() / n**0.5
+        assert torch.allclose(features[0, at, 30], (magnitude @ filters).log10() / 2 + 1, atol=1e-3)
+    assert torch.allclose(front.features(10 * music) - features, torch.tensor(0.5), atol=1e-3)
+    front.initialise(music)
+    standard = (features - front.mean) * front.scale
+    assert float(standard.mean(dim=(0, 2)).abs().max()) < 1e-3
+    with pytest.raises(ValueError, match="expected overlaps of at least 1, found"):
+        MelFront(1, 64, 8, MelFront.Config(overlaps=(0, 8)), 8000)
 
 
 def test_the_decoder_begins_with_the_spectrum_of_the_music() -> None:
@@ -276,4 +290,4 @@ def test_independent_levels_have_hops_of_their_own() -> None:
 
 def test_kinds_are_in_the_tables() -> None:
     assert {"istft": IstftDecoder, "conv": ConvDecoder} == DECODERS
-    assert {"stft": StftFront, "conv": ConvFront} == FRONTS
+    assert {"stft": StftFront, "mel": MelFront, "conv": ConvFront} == FRONTS

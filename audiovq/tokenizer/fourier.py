@@ -15,7 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq.tokenizer.convnet import IstftDecoder, StftFront
+from audiovq.tokenizer.convnet import IstftDecoder
+from audiovq.tokenizer.encoder import LEAST_POWER, MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE
 
 
@@ -26,6 +27,20 @@ def fourier_basis(n_fft: int) -> tuple[Tensor, Tensor]:
     return angles.double().cos(), angles.double().sin()
 
 
+def stft_kernels(window: Any) -> Tensor:
+    """float32 [2 bins, 1, n_fft] of a window, in units in which the least power of `LEAST_POWER` is 1."""
+    cos, sin = fourier_basis(len(window))
+    return (torch.cat([cos, -sin]) * window.cpu().double() * (len(window) * LEAST_POWER) ** -0.5)[:, None].float()
+
+
+def transform(waveform: Tensor, kernels: Tensor, hop_length: int) -> Tensor:
+    """[b, channels, samples] -> real and imaginary parts [2, b, channels, bins, samples / hop]."""
+    side = kernels.shape[-1] - hop_length
+    padded = rearrange(F.pad(waveform, (side // 2, side - side // 2)), "b c n -> (b c) 1 n")
+    parts = F.conv1d(padded, kernels, stride=hop_length)
+    return rearrange(parts, "(b c) (part f) t -> part b c f t", c=waveform.shape[1], part=2)
+
+
 class ConvStftFront(nn.Module):
     """`StftFront` with a strided convolution as its Fourier transform.
 
@@ -33,27 +48,41 @@ class ConvStftFront(nn.Module):
     number for one of nothing, leaves it out, and half of the codes become others wherever the music is quiet.
     """
 
-    LEAST = 1e-9  # power that `StftFront` adds
-
     def __init__(self, front: StftFront):
         super().__init__()
         self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
-        self.hop_length, self.n_fft = front.hop_length, front.n_fft
-        cos, sin = fourier_basis(front.n_fft)
-        unit = (front.n_fft * self.LEAST) ** -0.5
-        kernels = torch.cat([cos, -sin]) * front.window.cpu().double() * unit  # type: ignore[union-attr]
-        self.register_buffer("kernels", kernels[:, None].float())  # [2 bins, 1, n_fft]
+        self.hop_length = front.hop_length
+        self.register_buffer("kernels", stft_kernels(front.window))
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        channels, side = waveform.shape[1], self.n_fft - self.hop_length
-        padded = rearrange(F.pad(waveform, (side // 2, side - side // 2)), "b c n -> (b c) 1 n")
-        parts = F.conv1d(padded, self.kernels, stride=self.hop_length)  # type: ignore[arg-type]
-        parts = rearrange(parts, "(b c) (part f) t -> part b c f t", c=channels, part=2)
+        parts = transform(waveform, self.kernels, self.hop_length)  # type: ignore[arg-type]
         power = parts.square().sum(dim=0) + 1
-        log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(self.LEAST) / 4 + 1)
-        compressed = parts * power**-0.35 * self.LEAST**0.15
+        log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
+        compressed = parts * power**-0.35 * LEAST_POWER**0.15
         features = torch.stack([log_magnitude, compressed[0], compressed[1]], dim=2)
         return self.mix((rearrange(features, "b c part f t -> b (c part f) t") - self.mean) * self.scale)
+
+
+class ConvMelFront(nn.Module):
+    """`MelFront` with strided convolutions as its Fourier transforms, in the units of `ConvStftFront`."""
+
+    def __init__(self, front: MelFront):
+        super().__init__()
+        self.mix, self.mean, self.scale, self.hop_length = front.mix, front.mean, front.scale, front.hop_length
+        self.n_windows = len(front.n_ffts)
+        for i in range(self.n_windows):
+            self.register_buffer(f"kernels_{i}", stft_kernels(front.get_buffer(f"window_{i}")))
+            self.register_buffer(f"filters_{i}", front.get_buffer(f"filters_{i}"))
+
+    def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
+        found = []
+        for i in range(self.n_windows):
+            parts = transform(waveform, self.get_buffer(f"kernels_{i}"), self.hop_length)
+            magnitude = rearrange((parts.square().sum(dim=0) + 1).sqrt(), "b c f t -> b c t f")
+            mel = (magnitude @ self.get_buffer(f"filters_{i}")).log()
+            scaled = mel / (2 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
+            found.append(rearrange(scaled, "b c t m -> b (c m) t"))
+        return self.mix((torch.cat(found, dim=1) - self.mean) * self.scale)
 
 
 class ConvIstftDecoder(nn.Module):
@@ -86,15 +115,19 @@ class ConvIstftDecoder(nn.Module):
         return total[..., start : total.shape[-1] - (n_fft - hop - start)]
 
 
+CONV_FRONTS: dict[type, Any] = {StftFront: ConvStftFront, MelFront: ConvMelFront}
+
+
 def _exportable(network: VQVAE) -> VQVAE:
     network = copy.copy(network)
     network._modules = {**network._modules, "groups": nn.ModuleList(copy.copy(group) for group in network.groups)}
     for group in network.groups:
         parts: Any = group
         parts._modules = dict(parts._modules)
-        if isinstance(parts.encoder.front, StftFront):
+        kind = CONV_FRONTS.get(type(parts.encoder.front))
+        if kind:
             parts.encoder = copy.copy(parts.encoder)
-            parts.encoder._modules = {**parts.encoder._modules, "front": ConvStftFront(parts.encoder.front)}
+            parts.encoder._modules = {**parts.encoder._modules, "front": kind(parts.encoder.front)}
         if isinstance(parts.decoder, IstftDecoder):
             parts.decoder = ConvIstftDecoder(parts.decoder)
     return network.eval()

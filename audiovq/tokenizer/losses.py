@@ -12,6 +12,7 @@ from audiovq.config import Config
 from audiovq.piecewise import piecewise
 
 LOG_FLOOR = 1e-5  # amplitudes below count as silence
+MAGNITUDES = ("mel", "stft", "convergence")  # terms that no phase changes
 
 
 class LossConfig(Config):
@@ -20,11 +21,13 @@ class LossConfig(Config):
     mel: float = Field(default=15.0, ge=0)
     mel_windows: tuple[int, ...] = (512, 1024, 2048, 4096)  # samples
     stft: float = Field(default=0.0, ge=0)
-    stft_windows: tuple[int, ...] = (512, 1024, 2048)
+    convergence: float = Field(default=0.0, ge=0)
+    compression: float = Field(default=0.5, gt=0, le=1)  # power of the magnitudes that `convergence` compares
+    stft_windows: tuple[int, ...] = (512, 1024, 2048)  # samples, of `stft` and `convergence`
     waveform_l1: float = Field(default=5.0, ge=0)
     waveform_l2: float = Field(default=0.0, ge=0)
-    # Training steps in which mel and stft do not count; over as many more they rise to their weights. Magnitudes are content
-    # with any phase, and a network that has found one of those never finds the right one.
+    # Training steps in which mel, stft and convergence do not count; over as many more they rise to their weights. Magnitudes
+    # are content with any phase, and a network that has found one of those never finds the right one.
     waveform_first: int = Field(default=0, ge=0)
     commitment: float = Field(default=0.25, ge=0)  # quantizer ema
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
@@ -49,12 +52,12 @@ def stft_magnitude(waveform: Tensor, n_fft: int, window: Tensor) -> Tensor:
 
 
 class MelSpectrogram(nn.Module):
-    """Mel magnitudes of one window size; up to 320 bands, fewer for short windows, so that no band is empty."""
+    """Mel magnitudes of one window size; up to `n_mels` bands, fewer for short windows, so that no band is empty."""
 
-    def __init__(self, sample_rate: int, n_fft: int):
+    def __init__(self, sample_rate: int, n_fft: int, n_mels: int = 320):
         super().__init__()
         self.n_fft = n_fft
-        self.n_mels = max(5, min(320, int(n_fft / 6.4)))
+        self.n_mels = max(5, min(n_mels, int(n_fft / 6.4)))
         filters = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1, 0.0, sample_rate / 2, self.n_mels, sample_rate, norm=None, mel_scale="slaney"
         )
@@ -73,6 +76,9 @@ class ReconstructionLoss(nn.Module):
 
     mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4).
     stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2).
+    convergence: spectral convergence of each item's magnitudes to a power, ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ (power law: PHASEN,
+        arXiv:1911.04697, section 3.4). What is loud counts, and of the empty bins between partials little; `stft` counts
+        all bins alike, most of them above 4 kHz, so that a tokenizer spends itself on their noise.
     waveform_l1, waveform_l2: on samples; they decide whether phase is coded.
     """
 
@@ -81,7 +87,8 @@ class ReconstructionLoss(nn.Module):
         self.config = config
         self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n) for n in config.mel_windows if config.mel > 0)
         # A window that both terms have gives one spectrum for both.
-        self.windows = sorted({mel.n_fft for mel in self.mels} | set(config.stft_windows if config.stft > 0 else ()))  # type: ignore[arg-type]
+        linear = config.stft_windows if config.stft + config.convergence > 0 else ()
+        self.windows = sorted({mel.n_fft for mel in self.mels} | set(linear))  # type: ignore[arg-type]
         for n in self.windows:
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
@@ -112,6 +119,8 @@ class ReconstructionLoss(nn.Module):
         if c.stft > 0:
             logs, squares = zip(*(self._stft(*spectra[size]) for size in c.stft_windows), strict=True)
             sums["stft"], sums["squares"] = n * torch.stack(logs).mean(), torch.stack(squares, dim=1)
+        if c.convergence > 0:
+            sums["convergence"] = n * torch.stack([self._convergence(*spectra[size]) for size in c.stft_windows]).mean()
         if c.waveform_l1 > 0:
             sums["waveform_l1"] = n * (x - y).abs().mean()
         if c.waveform_l2 > 0:
@@ -123,7 +132,7 @@ class ReconstructionLoss(nn.Module):
         weights = {name: getattr(self.config, name) for name in terms}
         if step is not None and self.config.waveform_first:
             risen = min(1.0, max(0.0, step / self.config.waveform_first - 1))
-            weights |= {name: risen * weights[name] for name in ("mel", "stft") if name in terms}
+            weights |= {name: risen * weights[name] for name in MAGNITUDES if name in terms}
         return sum((weights[name] * value for name, value in terms.items()), torch.zeros(()))
 
     def _magnitude(self, waveform: Tensor, n_fft: int) -> Tensor:
@@ -137,3 +146,7 @@ class ReconstructionLoss(nn.Module):
         """Of two magnitudes: mean |Δ log magnitude|, and the sums of squares [2] of their difference and of the target's."""
         log_difference = (a.clamp(min=LOG_FLOOR).log() - b.clamp(min=LOG_FLOOR).log()).abs().mean()
         return log_difference, torch.stack([(a - b).square().sum(), b.square().sum()])
+
+    def _convergence(self, a: Tensor, b: Tensor) -> Tensor:  # of two magnitudes -> [n]
+        a, b = (x.clamp(min=LOG_FLOOR) ** self.config.compression for x in (a, b))
+        return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from audiovq import chance
 from audiovq.config import Config, one_of
 from audiovq.piecewise import piecewise
-from audiovq.tokenizer.convnet import DECODERS, Encoder, EncoderConfig, IstftDecoder, Upsample
+from audiovq.tokenizer.convnet import DECODERS, IstftDecoder, Upsample
+from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.quantizer import QUANTIZERS, Decorrelate, EMAQuantizer, Quantized, Quantizer, Standardise
 
 MAX_LEVELS = 16
@@ -104,7 +105,7 @@ class LevelGroup(nn.Module):
         super().__init__()
         self.hop_lengths = hop_lengths
         dim, codebook_dim = config.dim, config.quantizer.codebook_dim
-        self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder)
+        self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, config.sample_rate)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
         self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
         self.standardise = nn.ModuleList(

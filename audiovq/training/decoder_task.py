@@ -44,7 +44,7 @@ class DecoderTask(Task):
         torch.manual_seed(seed)
         self.place = "decoder_tuning"
         self.stage, self.tokenizer_stage, self.data, self.scan, self.seed = stage, tokenizer_stage, data, scan, seed
-        discriminators = Discriminators(tokenizer.config.channels, stage.adversarial)
+        discriminators = Discriminators(tokenizer.config.channels, stage.adversarial, tokenizer.config.sample_rate)
         tokenizer.requires_grad_(False)
         for group in tokenizer.groups:
             group.decoder.requires_grad_(True)  # type: ignore[union-attr]
@@ -128,7 +128,7 @@ class DecoderTask(Task):
         return loss.detach() + (linear - linear.detach())
 
     def describe(self, metrics: dict[str, float]) -> str:
-        names = ("mel", "stft", "waveform_l1", "adversarial", "feature_matching", "discriminator")
+        names = ("mel", "stft", "convergence", "waveform_l1", "adversarial", "feature_matching", "discriminator")
         terms = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
         return f"loss {metrics['loss']:.3f} {terms}"
 

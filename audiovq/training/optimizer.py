@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audiovq.recipe import PriorTrainingConfig, TrainingConfig
+from audiovq.recipe import TrainingConfig
 from audiovq.training.muon import Muon
 
 
@@ -16,9 +16,9 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Ad
     """Weight decay on matrices and kernels only: not on biases, norms and embeddings. Muon takes the matrices within."""
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     linear = {
-        id(m.weight) for m in network.modules() if isinstance(m, nn.Linear) and m is not getattr(network, "head", None)
+        id(m.weight) for name, m in network.named_modules() if isinstance(m, nn.Linear) and not name.endswith("head")
     }
-    muon = isinstance(config, PriorTrainingConfig) and config.optimizer == "muon"
+    muon = config.optimizer == "muon"
     parameters = [p for p in network.parameters() if p.requires_grad]
     inner = [p for p in parameters if muon and id(p) in linear]
     rest = [p for p in parameters if not (muon and id(p) in linear)]

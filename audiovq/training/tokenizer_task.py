@@ -84,7 +84,9 @@ class TokenizerTask(Task):
 
     def describe(self, metrics: dict[str, float]) -> str:
         perplexities = "/".join(f"{metrics[f'perplexity_{i}']:.0f}" for i in range(self.stage.model.n_levels))
-        terms = " ".join(f"{name} {metrics[name]:.4g}" for name in ("mel", "stft", "waveform_l1") if name in metrics)
+        terms = " ".join(
+            f"{name} {metrics[name]:.4g}" for name in ("mel", "stft", "convergence", "waveform_l1") if name in metrics
+        )
         return f"loss {metrics['loss']:.3f} {terms} perplexity {perplexities}"
 
 

@@ -50,7 +50,11 @@ PACKAGES = {
 SUFFIXES = {".ogg", ".oga", ".opus", ".mp3", ".flac", ".wav"}
 NOT_MUSIC = ("voice", "speech", "sfx", "effect", "ambien", "sounds/", "guitar.ogg", "drums.ogg", "rhythm.ogg")
 
-TIMBRES = {"piano": 0, "organ": 19, "strings": 48}  # General MIDI programs
+# General MIDI programs, a folder each; in `many` every voice of a chorale draws its own from all of them. The harp of
+# samples/chorales is left out: it shows what the tokenizer makes of an instrument that it never heard.
+TIMBRES = {"piano": (0,), "organ": (19,), "many": (
+    0, 4, 6, 9, 11, 12, 16, 19, 21, 22, 24, 25, 26, 28, 40, 41, 42, 45, 48, 52, 54, 56, 57, 60, 61, 64, 66, 68, 70, 71, 73, 75,
+    79, 80, 81, 88, 89, 104, 106, 107)}  # fmt: skip
 SOUND_FONT = "/usr/share/sounds/sf2/FluidR3_GM.sf2"
 
 
@@ -184,7 +188,8 @@ def render(chorale: Chorale, timbre: str, folder: Path) -> None:
     tempo, shift = 72 + drawn[0] % 33, drawn[1] % 7 - 3
     with tempfile.TemporaryDirectory() as work:
         score, wav = Path(work) / "score.mid", Path(work) / "score.wav"
-        write_midi(score, chorale, TIMBRES[timbre], tempo, shift)
+        programs = TIMBRES[timbre]
+        write_midi(score, chorale, [programs[byte % len(programs)] for byte in drawn[2:6]], tempo, shift)
         run("fluidsynth", "-ni", "-g", "0.6", "-r", str(SAMPLE_RATE), "-F", wav, SOUND_FONT, score)
         stereo, _ = soundfile.read(wav, dtype="float32")
     mono = stereo.mean(axis=1)
@@ -198,11 +203,13 @@ def render(chorale: Chorale, timbre: str, folder: Path) -> None:
     target.with_suffix(".json").write_text(json.dumps(labels, indent=1))
 
 
-def write_midi(path: Path, chorale: Chorale, program: int, tempo: int, shift: int) -> None:
+def write_midi(path: Path, chorale: Chorale, programs: list[int], tempo: int, shift: int) -> None:
     file, track = mido.MidiFile(ticks_per_beat=480), mido.MidiTrack()
     file.tracks.append(track)
     track.append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo)))
-    track.extend(mido.Message("program_change", channel=voice, program=program) for voice in range(4))
+    track.extend(
+        mido.Message("program_change", channel=voice, program=program) for voice, program in enumerate(programs)
+    )
     events = []
     for begin, length, pitch, voice in chorale.notes:
         if length < 0.1:  # grace notes: their end would come before their beginning, and they would sound for ever
