@@ -238,9 +238,9 @@ def markdown(rows: list[dict], n_excerpts: int) -> str:
     rows = sorted(rows, key=lambda facts: facts["prefixes"][-1]["mel_distance"])
     lines = [
         f"{n_excerpts} excerpts of {EXCERPT_SECONDS:.0f} s, {rows[0]['cpu_seconds'] / 60:.0f} CPU-minutes each\n",
-        "| tokenizer | kbps | codes/s | parameters, M | steps | mel ↓ (prefixes) | STFT ↓ | SI-SDR, dB ↑ | chroma ↓ | CQT ↓ "
+        "| tokenizer | kbps | codes/s | parameters, M | steps | mel ↓ (prefixes) | STFT ↓ | SI-SDR, dB ↑ | level, dB | chroma ↓ | CQT ↓ "
         "| encode, × real time, 1 core | decode |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for facts in rows:
         last = facts["prefixes"][-1]
@@ -249,7 +249,7 @@ def markdown(rows: list[dict], n_excerpts: int) -> str:
         lines.append(
             f"| {facts['name']} | {facts['bits_per_second'] / 1000:.2f} | {rate:.0f} | {facts['parameters'] / 1e6:.1f} "
             f"| {facts['steps']} | {prefixes} | {last['stft_distance']:.2f} | {last['si_sdr_db']:.1f} "
-            f"| {last['chroma_distance']:.3f} | {last['cqt_distance']:.3f} | {facts['encode_x']:.0f} | {facts['decode_x']:.0f} |"
+            f"| {last['level_db']:.1f} | {last['chroma_distance']:.3f} | {last['cqt_distance']:.3f} | {facts['encode_x']:.0f} | {facts['decode_x']:.0f} |"
         )
     return "\n".join(lines)
 

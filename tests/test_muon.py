@@ -10,7 +10,9 @@ from torch import nn
 from audiovq.prior.conditioners import LabelConditioner, TimingConditioner
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
-from audiovq.recipe import PriorTrainingConfig
+from audiovq.recipe import PriorTrainingConfig, TrainingConfig
+from audiovq.tokenizer.convnet import IstftDecoder
+from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.averages import Averages
 from audiovq.training.muon import MOMENTUM, SCALE, Muon, orthogonal
 from audiovq.training.optimizer import make_optimizer
@@ -81,6 +83,15 @@ def test_only_the_matrices_within_are_its_own() -> None:
     everything = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(everything) == sorted(names), "each parameter once"
     assert type(make_optimizer(prior, PriorTrainingConfig())) is torch.optim.AdamW
+
+
+def test_of_a_tokenizer_it_moves_the_blocks_and_not_the_spectrum() -> None:
+    network = VQVAE(VQVAEConfig(dim=16, decoder=IstftDecoder.Config(dim=16, n_blocks=1)))
+    optimizer = make_optimizer(network, TrainingConfig(optimizer="muon"))
+    names = {id(p): name for name, p in network.named_parameters()}
+    mine = {names[id(p)] for group in optimizer.param_groups if group.get("orthogonal") for p in group["params"]}
+    assert "groups.0.decoder.stack.0.expand.weight" in mine
+    assert not any("head" in name or "front" in name for name in mine)
 
 
 def test_what_it_leaves_to_adamw_moves_as_by_adamw() -> None:

@@ -169,7 +169,7 @@ class MelDiscriminator(nn.Module):
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
         windows: tuple[int, ...] = Field(default=(4096,), min_length=1)  # samples; a quarter of one from frame to frame
-        n_mels: int = Field(default=256, ge=8)
+        n_mels: int = Field(default=256, ge=8)  # bands, at most
         dims: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1)  # width after each halving of the bands
 
         @property
