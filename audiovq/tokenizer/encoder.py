@@ -21,6 +21,7 @@ from audiovq.config import one_of
 from audiovq.tokenizer.convnet import BlockKind, Downsample, Stack, factor_strides
 
 LEAST_POWER = 1e-9  # added to that of every bin, before the logarithm
+LEAST_MEL = 1e-6  # magnitude of a band between two bins, which very high sample rates have
 
 
 class ConvFront(nn.Module):
@@ -131,9 +132,7 @@ class MelFront(nn.Module):
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
         overlaps: tuple[int, ...] = Field(default=(2, 8), min_length=1)  # n_fft / finest hop, one a window
-        n_mels: int = Field(
-            default=512, ge=8
-        )  # bands of the longest window; a short one has no more than a 12th of its samples
+        n_mels: int = Field(default=512, ge=8)  # bands; a short window has at most a 12th of its samples
 
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
         super().__init__()
@@ -169,7 +168,7 @@ class MelFront(nn.Module):
         with torch.autocast(waveform.device.type, enabled=False):
             for i in range(len(self.n_ffts)):
                 magnitude = (self.power(waveform.float(), i) + LEAST_POWER).sqrt()  # [b, c, t, bins]
-                mel = magnitude @ self.get_buffer(f"filters_{i}")
+                mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL)
                 found.append(rearrange(mel.log10() / 2 + 1, "b c t m -> b (c m) t"))
         return torch.cat(found, dim=1)
 

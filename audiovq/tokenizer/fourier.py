@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.tokenizer.convnet import IstftDecoder
-from audiovq.tokenizer.encoder import LEAST_POWER, MelFront, StftFront
+from audiovq.tokenizer.encoder import LEAST_MEL, LEAST_POWER, MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE
 
 
@@ -79,7 +79,7 @@ class ConvMelFront(nn.Module):
         for i in range(self.n_windows):
             parts = transform(waveform, self.get_buffer(f"kernels_{i}"), self.hop_length)
             magnitude = rearrange((parts.square().sum(dim=0) + 1).sqrt(), "b c f t -> b c t f")
-            mel = (magnitude @ self.get_buffer(f"filters_{i}")).log()
+            mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
             scaled = mel / (2 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
             found.append(rearrange(scaled, "b c t m -> b (c m) t"))
         return self.mix((torch.cat(found, dim=1) - self.mean) * self.scale)
