@@ -30,7 +30,7 @@ UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError)
 # (a cache of `context` codes), and loops (`n_blocks`).
 LARGEST = {
     "sample_rate": 384000, "channels": 2, "hop_lengths": 1 << 16, "dim": 1 << 16, "base_dim": 1 << 16, "codebook_dim": 1 << 12,
-    "codebook_size": 1 << 16, "levels": 1 << 16, "overlap": 256, "max_stride": 1 << 16, "n_blocks": 256,
+    "codebook_size": 1 << 16, "levels": 1 << 16, "overlap": 256, "overlaps": 256, "n_mels": 1 << 12, "max_stride": 1 << 16, "n_blocks": 256,
     "n_stride_blocks": 256, "n_layers": 1024, "n_heads": 4096, "n_kv_heads": 4096, "context": 1 << 16,
     "attention_window": 1 << 16, "halo": 1024, "max_bytes": 1 << 16, "n_codes": 1 << 12, "reach": 1 << 24, "mlp_ratio": 64,
     "quantize_after": 1 << 40, "temperature_steps": 1 << 40, "kmeans_iterations": 1 << 16, "top_k": 1 << 16,

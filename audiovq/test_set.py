@@ -75,7 +75,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def print_tables(report: dict[str, Any]) -> None:
     """Tracks; means with their intervals; use of the codes."""
-    console = Console(width=max(150, Console().width))
+    console = Console(width=max(165, Console().width))
     console.print(_table("tracks", report["tracks"], {"samples"}))
     summary = Table("", *(f"{row['levels']} of {len(report['levels'])} levels" for row in report["summary"]))
     summary.title = f"mean over {report['summary'][0]['n_tracks']} tracks ± 95 % confidence"

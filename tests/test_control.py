@@ -251,12 +251,12 @@ def test_each_code_hears_the_chroma_of_its_own_time(level: int) -> None:
         touched = (context(chroma) != context(other)).any(-1).nonzero().flatten().tolist()
         assert touched == [t for t in range(n) if t * HOPS[level] // HOPS[0] == 7]
         for start, end in ((0, 8), (8, 20), (4, n)):  # blocks of a piece hear what the whole hears
-            assert torch.allclose(context(chroma, start, min(end, n)), context(chroma)[start:end], atol=1e-6)
+            assert torch.allclose(context(chroma, start, min(end, n)), context(chroma)[start:end], atol=1e-5)
         short = context(chroma[:7])
         unsaid = context(None)
     known = 7 * HOPS[0] // HOPS[level]
-    assert torch.allclose(short[:known], context(chroma)[:known])
-    assert torch.allclose(short[known:], unsaid[known:])  # past the recording's end
+    assert torch.allclose(short[:known], context(chroma)[:known], atol=1e-5)
+    assert torch.allclose(short[known:], unsaid[known:], atol=1e-5)  # past the recording's end
 
 
 # --- gaps -------------------------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ OPTIONS = {
 }
 FOREIGN = {
     "--nproc-per-node",
+    "--beside",
     "--logdir",
     "--stages",
     "--turns",
