@@ -174,7 +174,12 @@ def test_a_torn_or_damaged_end_is_dropped_and_what_is_before_it_kept(finished: P
     assert not list(finished.glob("*.cache"))
 
 
-def test_a_damaged_memory_is_not_used(models: list[Prior], tmp_path: Path) -> None:
+def test_a_damaged_memory_is_not_used(
+    models: list[Prior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(
+        "audiovq.sampling.journal.FLUSH_SECONDS", 0.0
+    )  # a fast machine is through before the first saving
     folder = tmp_path / "journal"
     whole = generate(models, PICKS, Request(6700, [0, 1], 42, {"genre": 1}))
     with pytest.raises(Killed):
