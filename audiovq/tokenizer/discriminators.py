@@ -163,7 +163,7 @@ class MultiResolutionDiscriminator(nn.Module):
 
 class MelDiscriminator(nn.Module):
     """Looks at logarithmic mel spectrograms, patch by patch (PatchGAN, arXiv:1611.07004, section 3.2.2): whether partials
-    stand out as sharply as in music. No phase, and a tenth of the cost of the others, so that a CPU can afford it.
+    stand out as sharply as in music. No phase, and small pictures, so that it costs little; what it brings is unmeasured.
     """
 
     class Config(BaseConfig):
