@@ -24,9 +24,7 @@ class TrainingConfig(Config):
     """How one network is trained."""
 
     steps: int = Field(default=1000, ge=1)
-    optimizer: Literal["adamw", "muon"] = (
-        "adamw"  # muon learns more from each step of a prior, at a few per cent of its time
-    )
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: a prior learns more a step, at a few per cent of its time
     batch_size: int = Field(default=8, ge=1)  # examples a step, over all devices together
     # Examples that a device has in memory together; null: all of its share. The step is the same, in several passes.
     device_batch_size: int | None = Field(default=None, ge=1)

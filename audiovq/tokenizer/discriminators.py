@@ -21,7 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from audiovq.config import Config as BaseConfig
 from audiovq.config import one_of
-from audiovq.tokenizer.losses import MelSpectrogram
+from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
 
 @dataclass
@@ -191,7 +191,7 @@ class MelDiscriminator(nn.Module):
         for mel, layers, head in zip(self.mels, self.stacks, self.heads, strict=True):
             with torch.autocast(waveform.device.type, enabled=False):
                 bands = rearrange(mel(waveform.float()), "(b c) m t -> b c t m", b=len(waveform))
-                features = (bands + 1e-5).log10() / 2 + 1.5  # silence is -1, loud about 1
+                features = (bands + LOG_FLOOR).log10() / 2 + 1.5  # silence is -1, loud about 1
             seen = features_of(layers, features)  # type: ignore[arg-type]
             judgements.append(Judgement(head(seen[-1]), seen))
         return judgements
