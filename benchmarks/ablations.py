@@ -14,15 +14,16 @@ from tokenizer_peers import main
 
 from audiovq.tokenizer.losses import LossConfig
 
-CHOSEN = LossConfig(
-    mel=10, mel_windows=(512, 2048), convergence=10, stft_windows=(512, 2048, 8192), waveform_l1=0, commitment=0.1, kl=0.01
-)  # fmt: skip
-DEFAULT = BASE | {"quantize_after": 100, "encoder": {"front": {"kind": "mel"}, "n_blocks": 3}}
+LOGARITHMS = LossConfig(
+    mel=5, mel_windows=(512, 2048), stft=10, stft_windows=(1024, 4096), waveform_l1=0, commitment=0.1, kl=0.01
+)
+DEFAULT = BASE | {"quantize_after": 100}
+STFT_FRONT = {"front": {"kind": "stft", "overlap": 8}, "n_blocks": 3}
 EMA, ISTFT = BASE["quantizer"], BASE["decoder"]
 CONV_FRONT = {"front": {"kind": "conv", "base_dim": 32, "max_stride": 8, "n_blocks": 1}, "n_blocks": 3}
 PHASE = WAVEFORM_FIRST.model_copy(update={"waveform_first": 200})
 
-CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `CHOSEN`
+CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `LOSSES`
     "default": {},
     "a codebook a level": {"shared_codebook": False},
     "independent levels, hops 1024/512/256": {"topology": "independent", "hop_lengths": [1024, 512, 256]},
@@ -33,16 +34,16 @@ CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `CHOSEN`
     "no revival": {"quantizer": {**EMA, "revival_fraction": 0.0}},
     "conv decoder": {"decoder": {"kind": "conv", "base_dim": 48, "n_stride_blocks": 1, "n_blocks": 3}},
     "istft decoder, complex": {"decoder": {**ISTFT, "spectrum": "complex"}},
-    "stft front": {"encoder": BASE["encoder"]},
+    "stft front": {"encoder": STFT_FRONT},
     "conv front": {"encoder": CONV_FRONT},
-    "loss: log spectra, no convergence": {"losses": LOSSES},
-    "loss: convergence of plain magnitudes": {"losses": CHOSEN.model_copy(update={"compression": 1.0})},
+    "loss: log spectra, no convergence": {"losses": LOGARITHMS},
+    "loss: convergence of plain magnitudes": {"losses": LOSSES.model_copy(update={"compression": 1.0})},
     "with phase": {"losses": PHASE, **WITH_PHASE, "quantize_after": 250},
 }
 
 
 def changed(change: dict) -> Candidate:
-    settings = {"losses": CHOSEN, **DEFAULT, **change}
+    settings = {"losses": LOSSES, **DEFAULT, **change}
     candidate = Ours(**settings)
     candidate.learning_rates = (5e-4, 1e-3)  # between which the best was found for all of ours
     return candidate

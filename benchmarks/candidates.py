@@ -22,9 +22,9 @@ from audiovq.tokenizer.losses import LossConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 SAMPLE_RATE = 24000
-LOSSES = LossConfig(
-    mel=5, mel_windows=(512, 2048), stft=10, stft_windows=(1024, 4096), waveform_l1=0, commitment=0.1, kl=0.01
-)
+LOSSES = LossConfig(  # the bundled model's, for 24 kHz
+    mel=10, mel_windows=(512, 2048), convergence=10, stft_windows=(512, 2048, 8192), waveform_l1=0, commitment=0.1, kl=0.01
+)  # fmt: skip
 PHASE_LOCKED = LossConfig(mel=0.5, mel_windows=(512, 2048), stft=0, waveform_l1=100, commitment=0.1)
 Step = tuple[list[Tensor], Tensor]  # reconstructions, auxiliary loss (weighted)
 
@@ -110,7 +110,7 @@ class EnCodec(Candidate):
 class DAC(Candidate):
     """arXiv:2306.06546, with transformers' strides for 24 kHz."""
 
-    learning_rates = (1e-4, 2e-4)  # its authors' is the first; 2e-3 was best after a minute and fell apart later
+    learning_rates = (1e-4,)  # its authors'; 2e-4 and 2e-3 were better after a minute and fell apart later
 
     def __init__(self, encoder_dim: int = 8, decoder_dim: int = 192, n_codebooks: int = 3):
         super().__init__()
@@ -141,7 +141,7 @@ class DAC(Candidate):
 class SNAC(Candidate):
     """arXiv:2410.14411, with our hops. Its package has no loss: the commitment and codebook terms are DAC's."""
 
-    learning_rates = DAC.learning_rates
+    learning_rates = (1e-4, 2e-4)
 
     def __init__(self, encoder_dim: int = 12, decoder_dim: int = 256):
         super().__init__()
@@ -184,12 +184,12 @@ WAVEFORM_FIRST = LossConfig(
     mel=3, mel_windows=(512, 2048), stft=3, stft_windows=(1024, 4096), waveform_l1=50, waveform_first=800, commitment=0.1,
     kl=0.01,
 )  # fmt: skip
-BASE = {  # the plan of `music`, for 24 kHz: phases are not in the codes
+BASE = {  # the bundled model's plan, for 24 kHz: phases are not in the codes
     "hop_lengths": [1024, 512, 512],
     "dim": 256,
     "decorrelate": True,
     "quantize_after": 300,
-    "encoder": {"front": {"kind": "stft", "overlap": 8}, "n_blocks": 3},
+    "encoder": {"front": {"kind": "mel"}, "n_blocks": 3},
     "decoder": {"kind": "istft", "dim": 320, "n_blocks": 6, "overlap": 8},
     "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 8, "decay": 0.97, "revival_fraction": 0.05},
 }
