@@ -306,7 +306,24 @@ def test_stopping_leaves_the_tree_as_it_was(bench: Workbench) -> None:
     with pytest.raises(Stopped):
         next(on_the_way)
     assert list(mine.tree.versions) == [1]
+    with pytest.raises(Stopped):  # it waited for its turn, and was stopped meanwhile
+        next(bench.make(mine, Wish(), 0.5, hush))
+    bench.want(mine.token)
     assert make(bench, mine, 0.5) == 2
+
+
+def test_what_was_stopped_stays_stopped_when_something_new_is_wanted(bench: Workbench) -> None:
+    mine = bench.enter(None, "page")
+    bench.want(mine.token)
+    stopped = bench.make(mine, Wish(), 4.0, hush)
+    next(stopped)
+    bench.stop("page")
+    bench.want(mine.token)
+    wanted = bench.make(mine, Wish(), 0.5, hush)
+    with pytest.raises(Stopped):
+        next(stopped)
+    assert [len(takes.versions) for takes in wanted] == [0, 0, 1]
+    bench.want("made up")  # a desk that was cleared away: its turn tells
 
 
 def test_warming_up_leaves_nothing(bench: Workbench) -> None:

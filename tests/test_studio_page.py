@@ -35,6 +35,7 @@ def studio(tiny_run: Path) -> Iterator[tuple[str, Workbench]]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser that keeps scripts and style from page to page; every page of it is somebody else to the studio."""
     found = browser.new_context(viewport={"width": 1280, "height": 900})
+    found.set_default_timeout(120_000)  # a busy machine is no fault of the page
     yield found
     found.close()
 
@@ -47,6 +48,20 @@ def page(context: BrowserContext, studio: tuple[str, Workbench]) -> Iterator[Pag
     tab.close()
 
 
+@pytest.fixture
+def details(studio: tuple[str, Workbench], monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Whoever makes music has its sketch, and waits with the details until this is set."""
+    may_come, grow = threading.Event(), studio[1].generator.grow
+
+    def waiting(*arguments: Any, **options: Any) -> Iterator[list[Codes]]:
+        for takes in grow(*arguments, **options):
+            yield takes
+            assert may_come.wait(120)
+
+    monkeypatch.setattr(studio[1].generator, "grow", waiting)
+    return may_come
+
+
 def visit(tab: Any, url: str) -> Any:
     def only_from_the_studio(request: Any) -> None:
         assert request.url.startswith((url, "data:", "blob:")), request.url
@@ -55,6 +70,10 @@ def visit(tab: Any, url: str) -> Any:
     tab.goto(url)
     tab.wait_for_selector("#make:enabled")
     return tab
+
+
+def wait_for_sketch(tab: Any) -> None:
+    tab.wait_for_function("document.querySelector('#main h3')?.textContent.includes('1 of 3 levels')")
 
 
 def wait_for_version(tab: Any, number: int) -> None:
@@ -80,10 +99,13 @@ def expected(tokenizer: Tokenizer, codes: Codes) -> np.ndarray:
     return (tokenizer.decode(codes)[0] * 32767).round().numpy().astype(np.int16)
 
 
-def test_make_play_continue_mend_and_download(page: Page, tiny_run: Path, tmp_path: Path) -> None:
+def test_make_play_continue_mend_and_download(
+    page: Page, details: threading.Event, tiny_run: Path, tmp_path: Path
+) -> None:
     ask(page, seconds=5, seed=3)
     page.click("#make")
-    page.wait_for_function("document.querySelector('#main h3')?.textContent.includes('of 3 levels')")  # a sketch first
+    wait_for_sketch(page)
+    details.set()
     wait_for_version(page, 1)
     assert page.evaluate("document.querySelector('#main audio').duration") == 5
     page.evaluate("document.querySelector('#main audio').play()")
@@ -191,17 +213,45 @@ def test_a_recording_and_what_is_none(page: Page, tmp_path: Path) -> None:
     assert "tune.wav" in page.inner_text("#main h3")
 
 
-def test_wrong_wishes_and_stopping(page: Page) -> None:
+def press_stop(tab: Any) -> None:
+    """Returns when the studio has heard it."""
+    with tab.expect_response(lambda response: response.request.method == "POST"):
+        tab.click("#stop")
+
+
+def wait_for_words(tab: Any, words: str) -> None:
+    tab.wait_for_function(f"document.querySelector('#status')?.textContent.includes('{words}')")
+
+
+def test_wrong_wishes_and_stopping(page: Page, details: threading.Event) -> None:
     ask(page, seed="minus one")
     page.click("#make")
-    page.wait_for_function("document.querySelector('#status')?.textContent.includes('found minus one')")
+    wait_for_words(page, "found minus one")
     ask(page, seed="", seconds=20)
     page.click("#make")
-    page.wait_for_selector("#main audio[src]")
-    page.click("#stop")
-    page.wait_for_function("document.querySelector('#status')?.textContent.includes('Stopped.')")
+    wait_for_sketch(page)
+    press_stop(page)
+    details.set()
+    wait_for_words(page, "Stopped.")
     assert page.locator("#tree label").count() == 0
     assert page.locator("text=<b>tiny</b>").count() == 1  # as text
+
+
+def test_who_waits_can_stop_too(
+    page: Page, context: BrowserContext, studio: tuple[str, Workbench], details: threading.Event
+) -> None:
+    page.click("#make")
+    wait_for_sketch(page)
+    other = visit(context.new_page(), studio[0])
+    other.click("#make")
+    other.wait_for_function("document.querySelector('#progress').textContent.includes('queue')")
+    press_stop(other)
+    details.set()
+    wait_for_words(other, "Stopped.")
+    wait_for_version(page, 1)
+    other.click("#make")  # what is asked for after that is made
+    wait_for_version(other, 1)
+    other.close()
 
 
 def test_nobody_is_told_and_nothing_else_is_served(studio: tuple[str, Workbench], tiny_run: Path) -> None:

@@ -207,7 +207,7 @@ class Studio:
 
                 yield from self._run(begin, token, number)
 
-            button.click(
+            button.click(bench.want, self.token, None, **AT_ONCE).then(  # at once: it can be stopped while it waits
                 run, [self.token, self.tree, *inputs, *self.wishes], [self.progress, self.status, *self.shown, *self.slots],
                 show_progress="full", show_progress_on=[self.progress], **DEVICE,
             )  # fmt: skip

@@ -121,6 +121,13 @@ class Workbench:
             self._desks[token] = self._desks.pop(token)
             return self._desks[token]
 
+    def want(self, token: str) -> None:
+        """Something new is asked for, which waits its turn: what was stopped before stays stopped, this is not."""
+        with self._lock:
+            desk = self._desks.get(token)  # if it was cleared away, whoever takes its turn says so
+            if desk and desk.stop.is_set():
+                desk.stop = threading.Event()
+
     def stop(self, visitor: str) -> None:
         """Stop what is being made for a page that was closed."""
         for desk in list(self._desks.values()):
@@ -128,7 +135,7 @@ class Workbench:
                 desk.stop.set()
 
     def make(self, desk: Desk, wish: Wish, seconds: float, tell: Tell) -> Iterator[Takes]:
-        """A new piece. Raises ValueError, as all that follow, for what cannot be; `Stopped` if `desk.stop` is set."""
+        """A new piece. Raises ValueError, as all that follow, for what cannot be; `Stopped` if `desk.stop` gets set."""
         self.limits.check_seconds(seconds)
         yield from self._draw(desk, None, "new piece", wish, self.generator.n_samples(seconds), None, tell)
 
@@ -218,13 +225,14 @@ class Workbench:
     def _draw(
         self, desk: Desk, parent: int | None, title: str, wish: Wish, n_samples: int, given: Given | None, tell: Tell
     ) -> Iterator[Takes]:
+        if desk.stop.is_set():
+            raise Stopped  # while it waited for its turn
         if not 1 <= wish.takes <= self.limits.max_takes:
             raise ValueError(f"takes: expected 1 to {self.limits.max_takes}, found {wish.takes}")
         desk.tree.check_room(wish.takes)
         if wish.chroma is not None:
             check_reference(wish.chroma, self.generator.sample_rate, self.limits)
         wish = self._seeded(wish)
-        desk.stop.clear()
         desk.takes = []
         desk.shelf.drop_sketches()
         listener = self._listener(desk, n_samples, tell)
@@ -244,11 +252,11 @@ class Workbench:
     def _listener(self, desk: Desk, n_samples: int, tell: Tell) -> Listener:
         """Tells how far it is, a hundred times in all, and listens for being stopped."""
         n_codes = [-(-n_samples // hop) for hop in self.generator.tokenizer.config.hop_lengths[: self.n_levels]]
-        told = -1.0
+        told, stop = -1.0, desk.stop
 
         def listen(level: int, codes: Tensor, n_done: int) -> None:
             nonlocal told
-            if desk.stop.is_set():
+            if stop.is_set():
                 raise Stopped
             share = (sum(n_codes[:level]) + n_done) / sum(n_codes)
             if share >= told + 0.01 or told < share == 1:
