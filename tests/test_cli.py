@@ -226,6 +226,22 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     assert recipe.tokenizer.from_pretrained or written.samplerate == recipe.tokenizer.model.sample_rate
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"), [("import ctypes; ctypes.CDLL('{}/libtorchaudio.so')", "libtorchaudio.so"), ("import missing_part", "missing_part")]
+)  # fmt: skip
+def test_a_package_that_does_not_load(tmp_path: Path, broken: str, words: str) -> None:
+    """As torchaudio 2.11.1 beside torch 2.11.0, which pip installs together."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text(broken.format(tmp_path))
+    (tmp_path / "libtorchaudio.so").write_text("no library")
+    command = [sys.executable, "-m", "audiovq", "encode", str(TRACK), "-o", str(tmp_path / "x.codes")]
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert words in result.stderr
+    assert "`audiovq doctor` says" in result.stderr
+
+
 def test_a_log_gets_plain_lines(tmp_path: Path) -> None:
     code = (
         "import time, audiovq.terminal as t\nt.LOG_SECONDS = 0.01\n"

@@ -7,13 +7,11 @@ from torch.nn import functional as F
 
 from audiovq.tokenizer.quantizer import (
     QUANTIZERS,
-    Decorrelate,
     EMAQuantizer,
     FSQuantizer,
     GumbelQuantizer,
     Quantized,
     Quantizer,
-    Standardise,
     gumbel_like,
     rotation,
 )  # fmt: skip
@@ -303,40 +301,6 @@ def test_k_means_copes_with_fewer_vectors_than_codes() -> None:
     assert torch.allclose(quantizer.embedding.norm(dim=-1), torch.ones(64), atol=1e-5)
 
 
-def test_standardise_equals_numpy_and_keeps_statistics() -> None:
-    layer = Standardise(3, momentum=0.5).train()
-    x = torch.randn(4, 25, 3) * torch.tensor([1.0, 5.0, 0.1]) + 7
-    flat = x.numpy().reshape(-1, 3)
-    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
-    assert np.allclose(layer(x).numpy().reshape(-1, 3), expected, atol=1e-3)
-    assert np.allclose(layer.mean.numpy(), flat.mean(0) / 2, rtol=1e-3)
-    for _ in range(30):
-        layer(x)
-    assert np.allclose(layer.eval()(x).numpy().reshape(-1, 3), expected, atol=1e-2)
-
-
-def test_decorrelate_gives_channels_of_unit_covariance() -> None:
-    layer, mixing = (
-        Decorrelate(3, momentum=0.5).train(),
-        torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 1.0]]),
-    )
-    x = torch.randn(8, 500, 3) @ mixing
-    for _ in range(30):
-        layer(x)
-    flat = layer.eval()(x).numpy().reshape(-1, 3)
-    assert np.allclose(flat.T @ flat / len(flat), np.eye(3), atol=1e-3)
-    symmetric = layer.matrix.numpy()
-    assert np.allclose(symmetric, symmetric.T, atol=1e-6)  # ZCA: of all whitenings the one that turns nothing
-    with torch.autocast("cpu", torch.bfloat16):  # float32 whatever it says
-        assert layer(x).dtype == layer.train()(x).dtype == torch.float32
-    before = layer.matrix.clone()
-    layer.train()(torch.full_like(x, torch.nan))  # of a step that will be skipped: no error, and nothing changes
-    assert torch.allclose(layer.matrix, before, atol=1e-6)
-    for _ in range(300):
-        layer.train()(x * torch.tensor([1.0, 1.0, 0.0]))  # a dead channel
-    assert float(layer.matrix.max()) < 10
-
-
 def fsq(*levels: int) -> FSQuantizer:
     return FSQuantizer(FSQuantizer.Config(levels=levels))
 
@@ -411,10 +375,39 @@ def test_temperature_falls_by_equal_factors_and_stays() -> None:
     found = []
     for _ in range(12):
         found.append(float(quantizer.temperature))
-        quantizer.update([], [])
+        train_once(quantizer)
     expected = [2 * (0.125 / 2) ** (min(step, 8) / 8) for step in range(12)]
     assert found == pytest.approx(expected, rel=1e-5)
     assert int(quantizer.state_dict()["n_steps"]) == 12
+
+
+def test_codes_of_gumbel_that_are_dead_move_to_where_latents_are() -> None:
+    quantizer = gumbel(size=16, revival_fraction=0.1, decay=0.9).train()
+    quantizer.initialise([F.normalize(torch.randn(1, 400, 4), dim=-1)])
+    assert torch.allclose(quantizer.counts, torch.tensor(400 / 16))
+    with torch.no_grad():
+        quantizer.embedding[4:] = quantizer.embedding[:1]  # planted: the first of equals is chosen, so these never are
+    quantizer.counts[4:] = 1e-4
+    live, counts = quantizer.embedding[:4].clone(), quantizer.counts.numpy().copy()
+    out = quantizer(torch.randn(1, 400, 4))
+    quantizer.update([out.latents.detach()], [out.codes])
+    latents = out.latents.detach().reshape(-1, 4)
+    assert all(bool((latents == code).all(-1).any()) for code in quantizer.embedding[4:].detach())
+    assert torch.equal(quantizer.embedding[:4], live)
+    counts = 0.9 * counts + 0.1 * np.bincount(out.codes.numpy().ravel(), minlength=16)
+    assert np.allclose(quantizer.counts[:4].numpy(), counts[:4], rtol=1e-5)
+    assert np.allclose(quantizer.counts[4:].numpy(), counts.mean(), rtol=1e-5)
+    (out.vectors * torch.randn_like(out.vectors)).sum().backward()  # the step's gradient is that of the old vectors
+    assert quantizer.embedding.grad is not None
+    assert bool(quantizer.embedding.grad.isfinite().all())
+    assert len(quantizer(torch.randn(1, 4000, 4)).codes.unique()) >= 14  # two may have drawn the same latent
+
+
+def test_gumbel_without_revival_leaves_codes_alone() -> None:
+    quantizer = gumbel(size=16, revival_fraction=0.0).train()
+    before = quantizer.embedding.detach().clone()
+    train_once(quantizer)
+    assert torch.equal(quantizer.embedding, before)
 
 
 def test_at_temperature_zero_the_mixture_is_one_code_drawn_from_q() -> None:

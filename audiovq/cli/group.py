@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -13,6 +14,8 @@ import click
 from audiovq import shell
 from audiovq.shell import FOLDER
 from audiovq.stopping import Interrupted
+
+LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # in what the loader says if a package's compiled part does not load
 
 
 class OneLineErrors(click.Group):
@@ -37,9 +40,10 @@ class OneLineErrors(click.Group):
         except BrokenPipeError:  # whoever read the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             traceback.print_exc() if debug else None
-            _fail(str(error), 2)
+            broken = isinstance(error, ImportError) or (isinstance(error, OSError) and LIBRARY.search(str(error)))
+            _fail(f"{error}{'; `audiovq doctor` says which package is at fault and what to do' * bool(broken)}", 2)
         except Exception as error:
             traceback.print_exc() if debug else None
             how = "please report it with what the same command with --debug and `audiovq doctor` print"

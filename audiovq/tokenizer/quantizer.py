@@ -69,66 +69,6 @@ class Quantizer(nn.Module):
         """Once a training step: move on, by the latents [b, t, codebook_dim] and codes [b, t] of all levels."""
 
 
-class Standardise(nn.Module):
-    """Each channel to zero mean and unit variance: by the batch of all ranks in training, by running statistics after.
-
-    Batch normalisation (arXiv:1502.03167) without scale and shift. Without it the latents of a fresh encoder point
-    almost the same way, all fall to one code, and no gradient ever parts them.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, dim: int, momentum: float = 0.1):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("variance", torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> the same, float32
-        x = x.float()
-        mean, variance = self.mean, self.variance
-        if self.training:
-            mean = distributed.mean_with_gradient(x.mean(dim=(0, 1)), len(x))
-            variance = distributed.mean_with_gradient((x - mean).square().mean(dim=(0, 1)), len(x))
-            self.mean.lerp_(mean.detach(), self.momentum)
-            self.variance.lerp_(variance.detach(), self.momentum)
-        return (x - mean) * (variance + 1e-5).rsqrt()
-
-
-class Decorrelate(nn.Module):
-    """Turns standardised channels into uncorrelated ones, by the inverse square root of their running correlation matrix.
-
-    Latents of a coarse level soon lie along few directions; of a codebook that levels share, such a level then uses only
-    what lies there. Whitening by ZCA (Kessy 2018, arXiv:1512.00809, section 2); directions of hardly any variance are raised only so far.
-    """
-
-    correlation: Tensor
-    matrix: Tensor
-    LEAST = 0.02  # variance of a direction
-
-    def __init__(self, dim: int, momentum: float = 0.03):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("correlation", torch.eye(dim))
-        self.register_buffer("matrix", torch.eye(dim))
-
-    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> the same
-        with torch.autocast(x.device.type, enabled=False):
-            if self.training:
-                self._update(x.detach())
-            return x @ self.matrix
-
-    @torch.no_grad()
-    def _update(self, x: Tensor) -> None:
-        flat = rearrange(x, "b t d -> (b t) d")
-        found = distributed.mean_(flat.T @ flat / len(flat), len(x))
-        found = torch.where(found.isfinite().all(), found, self.correlation)  # the loop skips steps that are not finite
-        self.correlation.lerp_(found, self.momentum)
-        variances, directions = torch.linalg.eigh(self.correlation)
-        self.matrix.copy_(directions * variances.clamp(min=self.LEAST).rsqrt() @ directions.T)
-
-
 def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
     """The values of `nearest` with the gradient of `latents` (van den Oord 2017, arXiv:1711.00937, section 3.2)."""
     return latents + (nearest - latents).detach()
@@ -169,6 +109,29 @@ def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tens
         empty = sums.norm(dim=-1, keepdim=True) < 1e-6
         centres = torch.where(empty, centres, F.normalize(sums, dim=-1))
     return distributed.broadcast_(centres.contiguous())
+
+
+def mean_usage(latents: list[Tensor], size: int) -> Tensor:
+    """Choices a code, if each of `size` codes is chosen equally often; a scalar, of all levels and ranks."""
+    n = sum(level[..., 0].numel() for level in latents)
+    return distributed.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
+
+
+def usage(codes: list[Tensor], size: int) -> Tensor:
+    """How often each code was chosen in this batch, of all levels and ranks: float32 [size]."""
+    flat = torch.cat([level.flatten() for level in codes])
+    return distributed.all_reduce_(torch.bincount(flat, minlength=size).float())
+
+
+def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[Tensor, Tensor]:
+    """Which codes are used less than `fraction` of the mean usage, bool [size], and a latent of this batch for each [size, dim].
+
+    Latents [b, t, dim] of all levels and ranks are drawn for every code, though only the dead ones take theirs: no host
+    sync, no branch that one rank takes alone.
+    """
+    pool = distributed.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
+    drawn = torch.rand(len(counts), generator=chance.source(), device=counts.device, dtype=torch.float64)
+    return counts < fraction * counts.mean(), pool.rows((drawn * pool.size).long())
 
 
 class EMAQuantizer(Quantizer):
@@ -225,8 +188,7 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
         self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        n_latents = torch.tensor(float(sum(level[..., 0].numel() for level in latents)), device=self.counts.device)
-        self.counts.copy_((distributed.all_reduce_(n_latents) / self.codebook_size).expand_as(self.counts))
+        self.counts.copy_(mean_usage(latents, self.codebook_size).expand_as(self.counts))
         self.sums.copy_(self.embedding * self.counts[:, None])
 
     @torch.no_grad()
@@ -234,20 +196,15 @@ class EMAQuantizer(Quantizer):
         """Move the codebook once, by what all its levels have on all ranks."""
         x = torch.cat([rearrange(level, "b t d -> (b t) d") for level in latents])
         flat = torch.cat([level.flatten() for level in codes])
-        counts = distributed.all_reduce_(torch.bincount(flat, minlength=len(self.counts)).to(x.dtype))
         sums = distributed.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
-        self.counts.lerp_(counts, 1 - self.config.decay)
+        self.counts.lerp_(usage(codes, self.codebook_size), 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         means = torch.where(self.sums.norm(dim=-1, keepdim=True) > 1e-6, self.normalise(self.sums), self.embedding)
-        # Drawn for every code and from all ranks, used for the dead ones: no host sync, no rank-local branch.
-        pool = distributed.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
-        drawn = torch.rand(len(self.counts), generator=chance.source(), device=x.device, dtype=torch.float64)
-        candidates = pool.rows((drawn * pool.size).long())
-        mean_usage = self.counts.mean()
-        dead = self.counts < self.config.revival_fraction * mean_usage
+        dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
+        full = self.counts.mean()
         self.embedding.copy_(torch.where(dead[:, None], candidates, means))
-        self.counts.copy_(torch.where(dead, mean_usage, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], candidates * mean_usage, self.sums))
+        self.counts.copy_(torch.where(dead, full, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], candidates * full, self.sums))
 
 
 def gumbel_like(logits: Tensor) -> Tensor:
@@ -264,8 +221,9 @@ class GumbelQuantizer(Quantizer):
     The loss "kl" is KL(q | uniform) = log codebook_size - H(q), in nats, mean a code.
 
     Differs from DALL-E: logits are the cosine between latent and code vector times a learned scale, not a layer of their
-    own. Nearest-code look-up and this one then agree, codes can begin by k-means, so that none starts out dead, and one
-    codebook serves all levels. The temperature falls by equal factors a step, not by a cosine.
+    own. Nearest-code look-up and this one then agree, codes can begin by k-means, those that no latent chooses can be
+    revived as those of `EMAQuantizer` are, and one codebook serves all levels. The temperature falls by equal factors a
+    step, not by a cosine.
     """
 
     class Config(BaseConfig):
@@ -276,12 +234,16 @@ class GumbelQuantizer(Quantizer):
         temperature_end: float = Field(default=0.0625, gt=0)
         temperature_steps: int = Field(default=1000, ge=1)  # from start to end, counted from `quantize_after`
         scale: float = Field(default=30.0, gt=0)  # of the cosines, to begin with
+        decay: float = Field(default=0.99, gt=0, lt=1)  # of the usage that tells which codes are dead
+        revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
         kmeans_iterations: int = Field(default=10, ge=0)
 
     n_steps: Tensor
+    counts: Tensor
 
     def __init__(self, config: Config):
         super().__init__(config)
+        self.register_buffer("counts", torch.ones(config.codebook_size))  # of choices a step, moving averages
         self.embedding = nn.Parameter(F.normalize(torch.randn(config.codebook_size, config.codebook_dim), dim=-1))
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # updates seen
@@ -293,9 +255,13 @@ class GumbelQuantizer(Quantizer):
         passed = (self.n_steps / c.temperature_steps).clamp(max=1)
         return c.temperature_start * (c.temperature_end / c.temperature_start) ** passed
 
+    def vectors(self) -> Tensor:
+        """Of all codes, of unit length: [codebook_size, codebook_dim]."""
+        return self.normalise(self.embedding.clone())  # a copy: `update` writes before the backward pass
+
     def logits(self, latents: Tensor) -> Tensor:  # [..., codebook_dim] -> [..., codebook_size]
         with torch.autocast(latents.device.type, enabled=False):
-            return self.log_scale.exp() * (latents @ self.normalise(self.embedding).T)
+            return self.log_scale.exp() * (latents @ self.vectors().T)
 
     def encode(self, latents: Tensor) -> Tensor:
         """The most likely code of each latent."""
@@ -311,7 +277,7 @@ class GumbelQuantizer(Quantizer):
         return ((logits + noise) / self.temperature).softmax(dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:
-        return F.embedding(codes, self.normalise(self.embedding))
+        return F.embedding(codes, self.vectors())
 
     def forward(self, x: Tensor) -> Quantized:
         latents = self.normalise(x)
@@ -321,7 +287,7 @@ class GumbelQuantizer(Quantizer):
         kl = math.log(self.codebook_size) + (log_q.exp() * log_q).sum(dim=-1).mean()
         if self.training:
             with torch.autocast(latents.device.type, enabled=False):
-                vectors = self.relax(logits, gumbel_like(logits)) @ self.normalise(self.embedding)
+                vectors = self.relax(logits, gumbel_like(logits)) @ self.vectors()
         else:
             vectors = self.embed(codes)
         return Quantized(vectors, codes, latents, {"kl": kl})
@@ -334,11 +300,16 @@ class GumbelQuantizer(Quantizer):
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
         self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
+        self.counts.copy_(mean_usage(latents, self.codebook_size).expand_as(self.counts))
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        """The codes learn by gradient; only the temperature falls here."""
+        """The codes learn by gradient; here the temperature falls, and the dead ones move to where latents are."""
         self.n_steps += 1
+        self.counts.lerp_(usage(codes, self.codebook_size), 1 - self.config.decay)
+        dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
+        self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
+        self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
 
 
 class FSQuantizer(Quantizer):

@@ -26,7 +26,8 @@ from audiovq.config import Config, one_of
 from audiovq.piecewise import piecewise
 from audiovq.tokenizer.convnet import DECODERS, IstftDecoder, Upsample
 from audiovq.tokenizer.encoder import Encoder, EncoderConfig
-from audiovq.tokenizer.quantizer import QUANTIZERS, Decorrelate, EMAQuantizer, Quantized, Quantizer, Standardise
+from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer
+from audiovq.tokenizer.whitening import Decorrelate, Standardise
 
 MAX_LEVELS = 16
 
