@@ -24,16 +24,14 @@ from accelerate import Accelerator
 
 from audiovq import api, checkpoint, distributed, stopping
 from audiovq.api.pretrained import adopt_pretrained, pretrained_prior, pretrained_tokenizer
-from audiovq.config import read_yaml
 from audiovq.data import audio
 from audiovq.data.shards import Shards
-from audiovq.data.storage import is_url
 from audiovq.data.tracks import Scan, scan
 from audiovq.evaluation.bigram import bigram_bits
-from audiovq.evaluation.evaluate import code_statistics, held_out_bits
+from audiovq.evaluation.evaluate import code_statistics, held_out_bits, level_counts
 from audiovq.evaluation.pictures import draw_spectrograms
 from audiovq.prior.extend import told_of_labels
-from audiovq.recipe import Recipe, codes_place, first_difference, fixed, load_saved_recipe
+from audiovq.recipe import Recipe, first_difference, fixed, load_saved_recipe
 from audiovq.report import report_run, try_report
 from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
@@ -41,7 +39,6 @@ from audiovq.training.adapters import merge_adapters
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import whole_network
 from audiovq.training.encode_stage import encode_data_set
-from audiovq.training.figures import read_health
 from audiovq.training.loop import train
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
@@ -308,7 +305,7 @@ class Run:
             return
         shards = self._open_codes()
         split = "valid" if shards.index.tracks.of("valid") else "train"
-        levels: list[dict[str, Any]] = code_statistics(shards, split)
+        levels: list[dict[str, Any]] = code_statistics(level_counts(shards, split), shards.index)
         for level, folder in enumerate(api.prior_folders(self.folder)):
             levels[level] |= held_out_bits(checkpoint.load_prior(folder)[0].to(self.device), shards, split)
             levels[level]["bigram_bits_per_code"] = bigram_bits(shards, level, split)
@@ -336,38 +333,3 @@ def use_bf16(recipe: Recipe) -> bool:
     if recipe.precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return recipe.precision == "bf16"
-
-
-def describe_run(folder: Path) -> dict[str, Any]:
-    """What `audiovq info` says of a run folder."""
-    recipe = read_yaml(folder / "recipe.yaml")
-    facts: dict[str, Any] = {"run": str(folder), "recipe": recipe["name"]}
-    for name in ("data/report.json", "report.json"):
-        if (folder / name).is_file():
-            facts[Path(name).parent.name or "reached"] = json.loads((folder / name).read_text())
-    stages = ("tokenizer", "codes", *(path.name for path in api.prior_folders(folder)))
-    facts["finished"] = [name for name in stages if (folder / name).is_dir()]
-    if "tokenizer" in facts["finished"] and checkpoint.tuning_steps(folder / "tokenizer"):
-        facts["finished"].insert(1, "decoder")
-    facts["codebooks"] = _codebook_use(folder)
-    facts["health"] = [row["message"] for row in read_health(folder)]
-    return facts
-
-
-def _codebook_use(folder: Path) -> dict[str, Any] | None:
-    """Each level's perplexity, usage and entropy: of all codes of the run, or of the last batch that was logged."""
-    place = codes_place(folder)
-    if is_url(place) or (Path(place) / "index.json").is_file():
-        split = "valid" if is_url(place) else None  # all would be fetched
-        return {"of": f"{split or 'all'} codes", "levels": code_statistics(Shards(place), split)}
-    path = folder / "training" / "tokenizer" / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    logged = [line for line in lines if "perplexity_0" in line]
-    if not logged:
-        return None
-    last, names = logged[-1], ("unigram_bits_per_second", "perplexity", "usage")
-    n_levels = sum(key.startswith("perplexity_") for key in last)
-    return {
-        "of": f"the batch of training step {last['step']}",
-        "levels": [{name: last[f"{name}_{i}"] for name in names} for i in range(n_levels)],
-    }

@@ -36,6 +36,7 @@ class Candidate(nn.Module):
     codebook_size: int
     multiple: int  # waveforms are as long as a multiple of it
     losses: LossConfig = LOSSES
+    seed = 0  # of its weights, its chance and the places in the music
     learning_rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3, 2e-3)  # of which the best after a minute is taken
 
     @property

@@ -95,7 +95,7 @@ def fit(candidate: Candidate, music: np.ndarray, seconds: float, rate: float, no
         passed = used / seconds
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, passed / 0.02) * 0.5 * (1 + math.cos(math.pi * passed))
-        waveform = crops(music, step, samples, 0)
+        waveform = crops(music, step, samples, candidate.seed)
         reconstructions, auxiliary = candidate(waveform)
         loss = sum(losses.weighted(losses(y, waveform), step) for y in reconstructions) + auxiliary
         assert torch.isfinite(loss), f"loss {loss} at step {step}"
@@ -133,12 +133,13 @@ def train_one(name: str, make: Callable[[], Candidate], work: Path, minutes: flo
     folder = work / name.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     music = np.load(work / "train.npy", mmap_mode="r")
-    probes = {}
-    for rate in make().learning_rates:
-        torch.manual_seed(0)
-        probes[rate] = fit(make(), music, min(30.0, 6 * minutes), rate)["loss"]
-    torch.manual_seed(0)
-    candidate = make()
+
+    def fresh() -> Candidate:
+        torch.manual_seed(make().seed)
+        return make()
+
+    probes = {rate: fit(fresh(), music, min(30.0, 6 * minutes), rate)["loss"] for rate in make().learning_rates}
+    candidate = fresh()
     facts = fit(candidate, music, 60 * minutes, min(probes, key=lambda rate: probes[rate]), folder / "progress.txt")
     safetensors.torch.save_model(candidate, str(folder / "model.safetensors"))
     rendered, codes = render(candidate, np.load(work / "test.npy"))

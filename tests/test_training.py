@@ -291,6 +291,9 @@ def test_other_quantizers_and_repeated_hops_go_the_whole_way(
         assert facts["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         assert facts["usage"] == len(p) / size
         assert facts["unigram_bits_per_second"] == pytest.approx(-(p * np.log2(p)).sum() * 8000 / hops[level])
+    every = np.concatenate([shards.codes(track, level) for track in shards.index.tracks for level in range(n)])
+    config = json.loads((out / "tokenizer" / "config.json").read_text())["model"]
+    assert whole.get("usage") == (len(np.unique(every)) / size if config["shared_codebook"] else None)
     result = cli("sample", "--model", out, "--seconds", 1, "--seed", 0, "--out", tmp_path / "x.wav")
     assert result.exit_code == 0, result.output
     assert soundfile.info(tmp_path / "x.wav").frames == 8000

@@ -47,9 +47,10 @@ def train(
 ) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
     from audiovq import distributed
+    from audiovq.info import describe_run
     from audiovq.launch import run_on_several
     from audiovq.recipe import load_recipe
-    from audiovq.run import STAGES, Run, describe_run
+    from audiovq.run import STAGES, Run
 
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from audiovq import stopping
 from audiovq.data.datasets import CodeWindows
-from audiovq.data.shards import Shards, spread
+from audiovq.data.shards import ShardIndex, Shards, spread
 from audiovq.prior.prior import Prior
 from audiovq.terminal import ProgressBar
 from audiovq.terminal import track as progress
@@ -19,15 +19,19 @@ from audiovq.terminal import track as progress
 MAX_WINDOWS = 1 << 14  # of held-out codes that are looked at, at most
 
 
-def code_statistics(shards: Shards, split: str | None = None) -> list[dict[str, float]]:
-    """Of each level's codes, in one split or in all: unigram entropy (bits a code and a second), perplexity, share of
-    codes used."""
+def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
+    """How often each code occurs in one split or in all, int64 [codebook_size] a level."""
     index = shards.index
     tracks = index.tracks.of(split)
     counted = [np.zeros(index.codebook_size, dtype=np.int64) for _ in index.hop_lengths]
     for track in progress(tracks, "count codes", len(tracks)):
         for level, counts in enumerate(counted):
             counts += count_codes([shards.codes(track, level)], index.codebook_size)
+    return counted
+
+
+def code_statistics(counted: list[np.ndarray], index: ShardIndex) -> list[dict[str, float]]:
+    """Of each level's counts: unigram entropy (bits a code and a second), perplexity, share of the codes that occur."""
     result = []
     for counts, hop in zip(counted, index.hop_lengths, strict=True):
         bits = entropy_of_counts(counts)
@@ -35,9 +39,14 @@ def code_statistics(shards: Shards, split: str | None = None) -> list[dict[str, 
             "unigram_bits_per_code": bits,
             "unigram_bits_per_second": bits * index.sample_rate / hop,
             "perplexity": 2**bits,
-            "usage": float((counts > 0).mean()),
+            "usage": usage(counts),
         })  # fmt: skip
     return result
+
+
+def usage(counts: np.ndarray) -> float:
+    """The share of the codes that occur."""
+    return float((counts > 0).mean())
 
 
 def entropy_bits(codes: Iterable[np.ndarray], codebook_size: int) -> float:

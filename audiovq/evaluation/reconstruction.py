@@ -12,6 +12,7 @@ from torch import Tensor
 
 from audiovq.data.codes import Codes
 from audiovq.evaluation.confidence import mean_estimate
+from audiovq.evaluation.evaluate import entropy_of_counts, usage
 from audiovq.evaluation.metrics import METRICS, Metric, compare
 
 Row = dict[str, Any]
@@ -72,11 +73,10 @@ def _track_rows(track: Reconstruction, metrics: Mapping[str, Metric]) -> list[Ro
 
 
 def _level_row(level: int, counts: np.ndarray, code_rate: float) -> Row:
-    p = counts[counts > 0] / counts.sum()
-    bits = float(-(p * np.log2(p)).sum())
+    bits = entropy_of_counts(counts)
     return {
         "level": level, "codes_per_second": code_rate, "n_codes": int(counts.sum()), "entropy_bits": bits,
-        "perplexity": 2**bits, "usage": float((counts > 0).mean()),
+        "perplexity": 2**bits, "usage": usage(counts),
     }  # fmt: skip
 
 
