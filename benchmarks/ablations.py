@@ -1,17 +1,24 @@
 """What each default of the tokenizer was chosen for: one thing changed at a time, all else equal.
 
     python benchmarks/ablations.py train --data MUSIC --test TEST_MUSIC --work WORK [--minutes 2.5]
-    python benchmarks/ablations.py table --work WORK
+    python benchmarks/ablations.py table --work WORK    # every run
+    python benchmarks/ablations.py means --work WORK    # every change, its runs together
 
-As `tokenizer_peers.py`: same music, same CPU-seconds on one thread, the best of its learning rates. The default is what the
+Chance alone moves a short run as much as most changes do, so each is made three times: "gumbel", "gumbel, chance 1", "gumbel,
+chance 2" differ in their weights to begin with and in the places of the music. As `tokenizer_peers.py`: same music, same CPU-seconds on one thread, the best of its learning rates. The default is what the
 bundled model and `music` have, at 24 kHz. TEST_MUSIC is not what models are judged by in the end: defaults are chosen here.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from statistics import fmean, stdev
+
+import click
 from candidates import BASE, CANDIDATES, LOSSES, WAVEFORM_FIRST, WITH_PHASE, Candidate, Ours
 from tokenizer_peers import main
 
+from audiovq.config import read_json
 from audiovq.tokenizer.losses import LossConfig
 
 LOGARITHMS = LossConfig(
@@ -25,8 +32,6 @@ PHASE = WAVEFORM_FIRST.model_copy(update={"waveform_first": 200})
 
 CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `LOSSES`
     "default": {},
-    "default, chance 1": {"seed": 1},  # so far two runs differ by chance alone
-    "default, chance 2": {"seed": 2},
     "a codebook a level": {"shared_codebook": False},
     "independent levels, hops 1024/512/256": {"topology": "independent", "hop_lengths": [1024, 512, 256]},
     "not decorrelated": {"decorrelate": False},
@@ -44,16 +49,62 @@ CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `LOSSES`
 }
 
 
-def changed(change: dict) -> Candidate:
-    settings = {"losses": LOSSES, **DEFAULT, **change}
-    seed = settings.pop("seed", 0)
-    candidate = Ours(**settings)
-    candidate.seed = seed
+N_CHANCES = 3
+
+
+def run_name(change: str, chance: int) -> str:
+    return f"{change}, chance {chance}" if chance else change
+
+
+def changed(change: dict, chance: int) -> Candidate:
+    candidate = Ours(**{"losses": LOSSES, **DEFAULT, **change})
+    candidate.seed = chance
     candidate.learning_rates = (5e-4, 1e-3)  # between which the best was found for all of ours
     return candidate
 
 
+@main.command()
+@click.option("--work", type=Path, required=True)
+def means(work: Path) -> None:
+    """Each change's runs together: means, ± standard deviation of the runs, and mel distance less the default's of equal chance."""
+    runs = {facts["name"]: facts for facts in map(read_json, sorted(work.glob("*/facts.json"))) if "prefixes" in facts}
+    print("| changed | runs | steps | mel (prefixes) | less the default's | SI-SDR, dB | level, dB | chroma | CQT |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for change in CHANGES:
+        chances = [chance for chance in range(N_CHANCES) if run_name(change, chance) in runs]
+        if chances:
+            print(row(change, chances, runs))
+
+
+def row(change: str, chances: list[int], runs: dict[str, dict]) -> str:
+    mine = [runs[run_name(change, chance)]["prefixes"] for chance in chances]
+    prefixes = " / ".join(f"{fmean(levels[k]['mel_distance'] for levels in mine):.3f}" for k in range(len(mine[0])))
+    mel, chroma, cqt, level, si_sdr = (
+        [levels[-1][name] for levels in mine]
+        for name in ("mel_distance", "chroma_distance", "cqt_distance", "level_db", "si_sdr_db")
+    )
+    paired = [
+        found - runs[run_name("default", chance)]["prefixes"][-1]["mel_distance"]
+        for found, chance in zip(mel, chances, strict=True)
+        if run_name("default", chance) in runs
+    ]
+    steps = fmean(runs[run_name(change, chance)]["steps"] for chance in chances)
+    return (
+        f"| {change} | {len(chances)} | {steps:.0f} | {prefixes} {spread(mel, 3)} | {' '.join(f'{d:+.3f}' for d in paired)} "
+        f"| {fmean(si_sdr):.1f} | {fmean(level):.1f} {spread(level, 1)} | {fmean(chroma):.3f} {spread(chroma, 3)} "
+        f"| {fmean(cqt):.3f} {spread(cqt, 3)} |"
+    )
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+
+
 if __name__ == "__main__":
     CANDIDATES.clear()
-    CANDIDATES.update({name: lambda change=change: changed(change) for name, change in CHANGES.items()})
+    CANDIDATES.update({
+        run_name(name, chance): lambda change=change, chance=chance: changed(change, chance)
+        for name, change in CHANGES.items()
+        for chance in range(N_CHANCES)
+    })  # fmt: skip
     main()
