@@ -168,7 +168,7 @@ def test_loss_is_the_cross_entropy_of_the_codes_within_the_track() -> None:
 def test_contract_of_every_conditioner(kind: str) -> None:
     stream = Stream(256, 8000, {"genre": ["folk", "rock"]}, 20, 2)
     config = CONDITIONERS[kind].Config
-    always_dropped = {"dropout": 1.0} if "dropout" in config.model_fields else {}
+    always_dropped = {"dropout": 1 - 1e-9} if "dropout" in config.model_fields else {}
     conditioner = CONDITIONERS[kind](config(**always_dropped), 16, stream)
     given = Conditions(
         {"genre": torch.tensor([1, 2])}, torch.tensor([9000, 80000]), torch.tensor([0, 4]), text=torch.tensor([[98], [99]]),
@@ -196,6 +196,24 @@ def test_contract_of_every_conditioner(kind: str) -> None:
     if kind in {"label", "text", "chroma"}:  # what guidance steers by: dropped is the same as unsaid
         assert torch.allclose(all_said(given.only_where(torch.tensor([False, False]))), unsaid)
         assert torch.allclose(dropped, unsaid)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("timing", {}), ("label", {"name": "genre"}), ("chroma", {}), ("text", {})]
+)
+def test_a_dropout_of_one_silences_a_conditioner_in_training_and_after(kind: str, options: dict) -> None:
+    def told(said: bool) -> Conditions:
+        return Conditions(
+            {"genre": torch.tensor([int(said)])}, torch.tensor([8000 * (1 + said)]), torch.tensor([0]),
+            text=torch.tensor([[3 * said, 4 * said]]), chroma=torch.full((1, 20), 5 * said),
+        )  # fmt: skip
+
+    for dropout, silent in ((1, True), (0, False)):
+        config = CONDITIONERS[kind].Config(dropout=dropout, **options)
+        module = CONDITIONERS[kind](config, 16, Stream(256, 8000, {"genre": ["folk"]}, 20, 1))
+        for mode in (module.train(), module.eval()):
+            say = mode.prefix if kind == "text" else lambda conditions, mode=mode: mode(conditions, 20)
+            assert torch.equal(say(told(True)), say(told(False))) == silent
 
 
 def test_timing_goes_on_where_the_window_before_ended() -> None:

@@ -78,7 +78,7 @@ def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorSta
 
 
 def _join(theirs: Any, asked: Any, level: int) -> list[dict[str, Any]]:
-    """Their conditioners, which stay, with the recipe's dropout; behind them those that are new."""
+    """Their conditioners, which stay, with the recipe's dropout (1 silences one); behind them those that are new."""
     joined = {(c["kind"], c.get("name")): dict(c) for c in theirs}
     with_prefix = {"text", "infill"}
     for conditioner in asked:
@@ -86,6 +86,8 @@ def _join(theirs: Any, asked: Any, level: int) -> list[dict[str, Any]]:
         key = c["kind"], c.get("name", "genre") if c["kind"] == "label" else None
         if key in joined:
             joined[key] |= {k: v for k, v in c.items() if k in {"dropout", "rate"}}
+        elif c.get("dropout") == 1:
+            continue  # there is nothing to silence
         elif c["kind"] in with_prefix:
             raise ValueError(
                 f"priors.{level}.model.conditioners: a {c['kind']} conditioner cannot be added to a prior that has none, because "

@@ -65,9 +65,9 @@ class Conditioner(nn.Module):
     dropout = 0.0
 
     def kept(self, n: int, device: torch.device) -> Tensor:
-        """Which of `n` items hear it, bool [n]: all but a random share in training."""
+        """Which of `n` items hear it, bool [n]: all but a random share in training, and none ever with a dropout of 1."""
         if not self.training:
-            return torch.ones(n, dtype=torch.bool, device=device)
+            return torch.full((n,), self.dropout < 1, device=device)
         return chance.per_item(n, device) >= self.dropout
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:
