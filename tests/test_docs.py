@@ -239,6 +239,7 @@ FOREIGN = {
     "--work",
     "--rounds",
     "--minutes",
+    "--seeds",
 }  # of other programs
 
 
