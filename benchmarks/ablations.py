@@ -5,8 +5,9 @@
     python benchmarks/ablations.py means --work WORK    # every change, its runs together
 
 Chance alone moves a short run as much as most changes do, so each is made three times: "gumbel", "gumbel, chance 1", "gumbel,
-chance 2" differ in their weights to begin with and in the places of the music. As `tokenizer_peers.py`: same music, same CPU-seconds on one thread, the best of its learning rates. The default is what the
-bundled model and `music` have, at 24 kHz. TEST_MUSIC is not what models are judged by in the end: defaults are chosen here.
+chance 2" differ in their weights to begin with and in the places of the music. As in `tokenizer_peers.py`: same music, same
+CPU-seconds on one thread, the best of its learning rates. The default is what the bundled model and `music` have, at 24 kHz.
+TEST_MUSIC is not what models are judged by in the end: defaults are chosen here.
 """
 
 from __future__ import annotations

@@ -166,8 +166,10 @@ class BrokenTask(TokenizerTask):
         return Broken(inner, set(self.steps), 2) if split == "train" else inner
 
 
-def broken(tiny_recipe: Path, music: Path, folder: Path, steps: set[int], n: int = 6, **training: Any) -> Training:
-    recipe = load_recipe(str(tiny_recipe))
+def broken(
+    tiny_recipe: Path, music: Path, folder: Path, steps: set[int], n: int = 6, overrides: tuple[str, ...] = (), **training: Any
+) -> Training:  # fmt: skip
+    recipe = load_recipe(str(tiny_recipe), overrides=overrides)
     config = recipe.tokenizer.training.model_copy(
         update={"steps": n, "evaluate_steps": 100, "ema_decay": 0.9, **training}
     )
@@ -176,9 +178,15 @@ def broken(tiny_recipe: Path, music: Path, folder: Path, steps: set[int], n: int
     return Training(task, "tokenizer", folder, config, 0, 0, Accelerator(), Reporting(folder))
 
 
+@pytest.mark.parametrize(
+    "quantizer", ["{kind: ema}", "{kind: gumbel, temperature_steps: 3, revival_fraction: 0.9, decay: 0.1}"]
+)
 @pytest.mark.parametrize("bad", [0, 1, 3])  # where the spectrum is taken, where k-means begins, later
-def test_a_step_that_is_not_finite_changes_nothing(tiny_recipe: Path, music: Path, tmp_path: Path, bad: int) -> None:
-    training = broken(tiny_recipe, music, tmp_path, {bad})
+def test_a_step_that_is_not_finite_changes_nothing(
+    tiny_recipe: Path, music: Path, tmp_path: Path, bad: int, quantizer: str
+) -> None:
+    shape = quantizer.replace("}", ", codebook_size: 16, codebook_dim: 4}")
+    training = broken(tiny_recipe, music, tmp_path, {bad}, overrides=(f"tokenizer.model.quantizer={shape}",))
     batches = list(training.steps("train", 0, bad + 2))
     for step in range(bad):
         training.step(step, batches[step])

@@ -55,9 +55,10 @@ class TokenizerTask(Task):
         return [module for module in self.network.modules() if isinstance(module, ConvNeXtBlock | DilatedBlock)]
 
     def moved(self) -> list[Tensor]:
-        """Where something is taken from the music instead of learned, weights are set, too."""
+        """Where something is taken from the music instead of learned, weights are set, too; code vectors by revival."""
         taken = int(self.network.n_steps) in {0, self.stage.model.quantize_after}
-        return [*self.network.buffers(), *(self.network.parameters() if taken else ())]
+        weights = self.network if taken else self.network.codebooks
+        return [*self.network.buffers(), *weights.parameters()]
 
     def watched(self) -> dict[str, Any]:
         stage, model = self.stage, self.stage.model
