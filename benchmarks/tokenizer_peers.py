@@ -133,12 +133,14 @@ def train_one(name: str, make: Callable[[], Candidate], work: Path, minutes: flo
     folder = work / name.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     music = np.load(work / "train.npy", mmap_mode="r")
+    example = make()
+    seed, rates = example.seed, example.learning_rates
 
     def fresh() -> Candidate:
-        torch.manual_seed(make().seed)
+        torch.manual_seed(seed)
         return make()
 
-    probes = {rate: fit(fresh(), music, min(30.0, 6 * minutes), rate)["loss"] for rate in make().learning_rates}
+    probes = {rate: fit(fresh(), music, min(30.0, 6 * minutes), rate)["loss"] for rate in rates}
     candidate = fresh()
     facts = fit(candidate, music, 60 * minutes, min(probes, key=lambda rate: probes[rate]), folder / "progress.txt")
     safetensors.torch.save_model(candidate, str(folder / "model.safetensors"))

@@ -42,12 +42,17 @@ class OneLineErrors(click.Group):
             sys.exit(141)
         except (ValueError, OSError, ImportError) as error:
             traceback.print_exc() if debug else None
-            broken = isinstance(error, ImportError) or (isinstance(error, OSError) and LIBRARY.search(str(error)))
-            _fail(f"{error}{'; `audiovq doctor` says which package is at fault and what to do' * bool(broken)}", 2)
+            advice = "; `audiovq doctor` says which package is at fault and what to do" if _does_not_load(error) else ""
+            _fail(f"{error}{advice}", 2)
         except Exception as error:
             traceback.print_exc() if debug else None
             how = "please report it with what the same command with --debug and `audiovq doctor` print"
             _fail(f"internal error: {type(error).__name__}: {error}; {how}", 1)
+
+
+def _does_not_load(error: Exception) -> bool:
+    """Whether a package is missing or broken, not what the user gave."""
+    return isinstance(error, ImportError) or (isinstance(error, OSError) and bool(LIBRARY.search(str(error))))
 
 
 def _fail(message: str, code: int) -> None:

@@ -2,7 +2,7 @@
 
 Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix that every
 code may attend to. In training each is left out at random for some items (`dropout`), so the prior also knows what music
-is like when nothing is said.
+is like when nothing is said; a dropout of 1 silences a conditioner for good.
 """
 
 from __future__ import annotations

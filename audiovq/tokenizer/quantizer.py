@@ -111,13 +111,13 @@ def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tens
     return distributed.broadcast_(centres.contiguous())
 
 
-def mean_usage(latents: list[Tensor], size: int) -> Tensor:
+def mean_count(latents: list[Tensor], size: int) -> Tensor:
     """Choices a code, if each of `size` codes is chosen equally often; a scalar, of all levels and ranks."""
     n = sum(level[..., 0].numel() for level in latents)
     return distributed.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
 
 
-def usage(codes: list[Tensor], size: int) -> Tensor:
+def code_counts(codes: list[Tensor], size: int) -> Tensor:
     """How often each code was chosen in this batch, of all levels and ranks: float32 [size]."""
     flat = torch.cat([level.flatten() for level in codes])
     return distributed.all_reduce_(torch.bincount(flat, minlength=size).float())
@@ -188,7 +188,7 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
         self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        self.counts.copy_(mean_usage(latents, self.codebook_size).expand_as(self.counts))
+        self.counts.copy_(mean_count(latents, self.codebook_size).expand_as(self.counts))
         self.sums.copy_(self.embedding * self.counts[:, None])
 
     @torch.no_grad()
@@ -197,7 +197,7 @@ class EMAQuantizer(Quantizer):
         x = torch.cat([rearrange(level, "b t d -> (b t) d") for level in latents])
         flat = torch.cat([level.flatten() for level in codes])
         sums = distributed.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
-        self.counts.lerp_(usage(codes, self.codebook_size), 1 - self.config.decay)
+        self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         means = torch.where(self.sums.norm(dim=-1, keepdim=True) > 1e-6, self.normalise(self.sums), self.embedding)
         dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
@@ -300,13 +300,13 @@ class GumbelQuantizer(Quantizer):
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
         self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        self.counts.copy_(mean_usage(latents, self.codebook_size).expand_as(self.counts))
+        self.counts.copy_(mean_count(latents, self.codebook_size).expand_as(self.counts))
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
         """The codes learn by gradient; here the temperature falls, and the dead ones move to where latents are."""
         self.n_steps += 1
-        self.counts.lerp_(usage(codes, self.codebook_size), 1 - self.config.decay)
+        self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
         self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
         self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
