@@ -15,9 +15,11 @@ from audiovq.config import Config, recipe_folders
 from audiovq.data.storage import is_url
 from audiovq.data.tracks import DataConfig
 from audiovq.prior.prior import PriorConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.discriminators import AdversarialConfig
 from audiovq.tokenizer.losses import LossConfig
 from audiovq.tokenizer.vqvae import VQVAEConfig
+from audiovq.utils import compat
 
 
 class TrainingConfig(Config):
@@ -111,15 +113,6 @@ class CodesStage(Config):
     shifts: int = Field(default=1, ge=1)
 
 
-class PickConfig(Config):
-    """How a code is drawn from the logits; the command line may override each."""
-
-    temperature: float = Field(default=1.0, ge=0)
-    top_k: int = Field(default=0, ge=0)  # 0 keeps all
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    guidance: float = Field(default=1.0, ge=0)  # how strongly label, text and chroma are followed; 1: as trained
-
-
 class LoraConfig(Config):
     """Low-rank adapters are trained beside frozen weights, and merged into them at the end; see `training/adapters.py`."""
 
@@ -133,7 +126,7 @@ class PriorStage(Config):
     lora: LoraConfig | None = None  # null trains all weights
     model: PriorConfig = PriorConfig()
     training: PriorTrainingConfig = PriorTrainingConfig()
-    sampling: PickConfig = PickConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
 
 class SamplesConfig(Config):
@@ -169,10 +162,10 @@ class Recipe(Config):
             raise ValueError(
                 f"tokenizer.model.quantize_after: expected less than tokenizer.training.steps {steps}, found {after}"
             )
-        first = self.tokenizer.losses.waveform_first
+        first = self.tokenizer.losses.waveform_warmup_steps
         if trained and 2 * first >= steps:
             raise ValueError(
-                f"tokenizer.losses.waveform_first: expected less than half of tokenizer.training.steps {steps}, else the "
+                f"tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps {steps}, else the "
                 f"spectral terms never rise to their weights; found {first}"
             )
         quantizer = self.tokenizer.model.quantizer
@@ -277,7 +270,7 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise ValueError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
-    mapping = conf.read_yaml(path)
+    mapping = compat.current_recipe(conf.read_yaml(path), path.name)
     base = mapping.pop("extends", None)
     data = mapping.get("data")
     if isinstance(data, dict) and isinstance(data.get("folder"), str):
@@ -307,7 +300,7 @@ def load_recipe(
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ValueError(f"--set {override}: expected key=value, such as tokenizer.training.steps=100")
-        conf.set_path(mapping, key.strip(), conf.parse_yaml(value, f"--set {key}"))
+        conf.set_path(mapping, compat.current_key(key.strip()), conf.parse_yaml(value, f"--set {key}"))
     if data is not None:
         conf.set_path(mapping, "data.folder", str(Path(data).resolve()))
     if codes is not None:
@@ -317,7 +310,7 @@ def load_recipe(
 
 def load_saved_recipe(path: Path) -> Recipe:
     """The recipe that a run folder keeps, complete."""
-    return conf.build(Recipe, conf.read_yaml(path), str(path))
+    return conf.build(Recipe, compat.current_recipe(conf.read_yaml(path), str(path), quiet=True), str(path))
 
 
 # How a run is computed, not what: these may change when it goes on, perhaps on another machine.

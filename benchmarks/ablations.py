@@ -29,13 +29,13 @@ DEFAULT = BASE | {"quantize_after": 100}
 STFT_FRONT = {"front": {"kind": "stft", "overlap": 8}, "n_blocks": 3}
 EMA, ISTFT = BASE["quantizer"], BASE["decoder"]
 CONV_FRONT = {"front": {"kind": "conv", "base_dim": 32, "max_stride": 8, "n_blocks": 1}, "n_blocks": 3}
-PHASE = WAVEFORM_FIRST.model_copy(update={"waveform_first": 200})
+PHASE = WAVEFORM_FIRST.model_copy(update={"waveform_warmup_steps": 200})
 
 CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `LOSSES`
     "default": {},
     "a codebook a level": {"shared_codebook": False},
     "independent levels, hops 1024/512/256": {"topology": "independent", "hop_lengths": [1024, 512, 256]},
-    "not decorrelated": {"decorrelate": False},
+    "not decorrelated": {"whiten_latents": False},
     "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 512, "codebook_dim": 8, "temperature_steps": 300}},
     "fsq": {"quantizer": {"kind": "fsq", "levels": [8, 8, 8]}},
     "rotation gradient": {"quantizer": {**EMA, "gradient": "rotation"}},

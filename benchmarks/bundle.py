@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from audiovq.export import export_model
+from audiovq.pretrained.export import export_model
 
 
 @click.command()

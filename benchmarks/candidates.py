@@ -23,7 +23,7 @@ from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 SAMPLE_RATE = 24000
 LOSSES = LossConfig(  # the bundled model's, for 24 kHz
-    mel=10, mel_windows=(512, 2048), convergence=10, stft_windows=(512, 2048, 8192), waveform_l1=0, commitment=0.1, kl=0.01
+    mel=10, mel_windows=(512, 2048), spectral_convergence=10, stft_windows=(512, 2048, 8192), waveform_l1=0, commitment=0.1, kl=0.01
 )  # fmt: skip
 PHASE_LOCKED = LossConfig(mel=0.5, mel_windows=(512, 2048), stft=0, waveform_l1=100, commitment=0.1)
 Step = tuple[list[Tensor], Tensor]  # reconstructions, auxiliary loss (weighted)
@@ -182,13 +182,13 @@ class SNAC(Candidate):
 
 
 WAVEFORM_FIRST = LossConfig(
-    mel=3, mel_windows=(512, 2048), stft=3, stft_windows=(1024, 4096), waveform_l1=50, waveform_first=800, commitment=0.1,
+    mel=3, mel_windows=(512, 2048), stft=3, stft_windows=(1024, 4096), waveform_l1=50, waveform_warmup_steps=800, commitment=0.1,
     kl=0.01,
 )  # fmt: skip
 BASE = {  # the bundled model's plan, for 24 kHz: phases are not in the codes
     "hop_lengths": [1024, 512, 512],
     "dim": 256,
-    "decorrelate": True,
+    "whiten_latents": True,
     "quantize_after": 300,
     "encoder": {"front": {"kind": "mel"}, "n_blocks": 3},
     "decoder": {"kind": "istft", "dim": 320, "n_blocks": 6, "overlap": 8},

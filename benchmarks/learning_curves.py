@@ -17,9 +17,10 @@ from pathlib import Path
 import click
 import torch
 
-from audiovq import api, checkpoint
+from audiovq import api
 from audiovq.data.shards import Shards
-from audiovq.evaluation.evaluate import held_out_bits
+from audiovq.evaluation.code_statistics import held_out_bits
+from audiovq.pretrained import checkpoint
 from audiovq.prior.prior import Prior
 from audiovq.recipe import codes_place
 

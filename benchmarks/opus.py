@@ -29,7 +29,7 @@ from audiovq.data.tracks import find_audio
 from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.metrics import METRICS, compare
 from audiovq.evaluation.perceptual import check_installed, perceptual_score
-from audiovq.terminal import track as progress
+from audiovq.utils.progress import track as progress
 
 OPUS_RATE = 48000
 LAG_SECONDS = 0.02

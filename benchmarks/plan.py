@@ -21,11 +21,11 @@ import torch
 from accelerate import Accelerator
 
 from audiovq.data.tracks import scan
-from audiovq.plan import Planner
+from audiovq.planning.cost import count_pass
+from audiovq.planning.estimate import Planner
+from audiovq.planning.rehearsal import rehearse
 from audiovq.recipe import Recipe, load_recipe
-from audiovq.training.cost import count_pass
 from audiovq.training.loop import Training
-from audiovq.training.rehearsal import rehearse
 from audiovq.training.trackers import Reporting
 
 STEPS = 5

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from audiovq import Generator, api
 from audiovq.data.audio import read_audio
 from audiovq.prior.conditioners import Conditions
-from audiovq.prior.packed import PRECISIONS
 from audiovq.prior.prior import Prior
-from audiovq.prior.stepper import new_stepper
+from audiovq.sampling.engine import new_stepper
 from audiovq.sampling.generate import coarser_at_rate_above
 from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.packed_weights import PRECISIONS
 
 TRACK = next((Path(__file__).parent.parent / "samples").rglob("*.opus"))
 

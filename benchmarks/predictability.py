@@ -35,11 +35,11 @@ from audiovq.data.tracks import DataConfig, scan
 from audiovq.evaluation.embedding import MusicEmbedding
 from audiovq.evaluation.frechet import frechet_distance
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
-from audiovq.prior.stepper import new_stepper
 from audiovq.prior.transformer import TransformerConfig
 from audiovq.recipe import PriorTrainingConfig
-from audiovq.terminal import track as progress
+from audiovq.sampling.engine import new_stepper
 from audiovq.training.optimizer import make_optimizer
+from audiovq.utils.progress import track as progress
 
 TRAIN_SECONDS, VALID_SECONDS, MOST_OF_A_TRACK = 3600, 720, 60.0
 PIECES, PIECE_SECONDS, COMPONENTS = 16, 12.0, 16

@@ -22,7 +22,7 @@ import torch
 from audiovq.data.audio import read_audio
 from audiovq.data.tracks import Scan
 from audiovq.evaluation.music_statistics import music_statistics
-from audiovq.evaluation.pictures import draw_spectrograms
+from audiovq.report.spectrograms import draw_spectrograms
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(4)

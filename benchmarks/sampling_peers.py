@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 import transformers
 
-from audiovq.prior.packed import available_precisions, choose_precision
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
-from audiovq.prior.stepper import new_stepper
 from audiovq.prior.transformer import TransformerConfig
+from audiovq.sampling.engine import new_stepper
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.packed_weights import available_precisions, choose_precision
 
 SIZES = [(192, 4, 4), (256, 8, 4), (512, 8, 8), (512, 11, 8)]  # dim, layers, heads; the first is the bundled model's
 VOCABULARY = 1024

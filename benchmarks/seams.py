@@ -22,7 +22,7 @@ from audiovq import Generator, api
 from audiovq.prior.prior import Prior
 from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
 from audiovq.sampling.guidance import GuidedPrior, piece_conditions
-from audiovq.sampling.segments import Plan, plan_segments
+from audiovq.sampling.segments import SegmentLayout, lay_out_segments
 from audiovq.tokenizer.losses import MelSpectrogram
 
 AFTER = 16  # codes after a seam that count as at it
@@ -91,7 +91,7 @@ def compare(
     change = flux(waveform, generator.sample_rate)
     for prior in generator.priors[1:]:
         level, hop = prior.spec.level, prior.spec.hop_lengths[prior.spec.level]
-        plan: Plan = plan_segments(
+        plan: SegmentLayout = lay_out_segments(
             levels[level].shape[1], n_segments, prior.config.transformer.window, prior.spec.ratio
         )
         here = at_seams(plan.n_codes, plan.seams, 0, AFTER)

@@ -16,8 +16,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from audiovq import api
 from audiovq.studio.page import open_studio
+from audiovq.studio.service import Service
 from audiovq.studio.uploads import Limits
-from audiovq.studio.workbench import Workbench
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
 # When a player first can play a sound whose title begins in one of these ways, and its picture is there; seconds since 1970.
@@ -60,7 +60,7 @@ def main() -> None:
     print(f"from codes to sound and picture: median {statistics.median(last):.2f} s, longest {max(last):.2f} s")
 
 
-def make(page: Page, bench: Workbench, number: int) -> dict[str, float]:
+def make(page: Page, bench: Service, number: int) -> dict[str, float]:
     """A new piece; seconds."""
     began = time.time()
     page.click("#make")
@@ -71,7 +71,7 @@ def make(page: Page, bench: Workbench, number: int) -> dict[str, float]:
     return {"click to sketch": sketch["heard"] - began, "click to codes": made_at - began} | since(made_at, whole)
 
 
-def take_apart(page: Page, bench: Workbench) -> dict[str, float]:
+def take_apart(page: Page, bench: Service) -> dict[str, float]:
     """The last piece as a recording; seconds."""
     desk = bench.desk(page.evaluate("sessionStorage.getItem('audiovq-studio')"))
     sound = desk.shelf.sound(desk.tree.get(max(desk.tree.versions)))

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from audiovq.data.audio import audio_info, read_audio
 from audiovq.evaluation.metrics import compare
-from audiovq.terminal import track as progress
 from audiovq.tokenizer.losses import ReconstructionLoss
+from audiovq.utils.progress import track as progress
 
 BATCH, CROP_SAMPLES = 4, 24576
 EXCERPT_SECONDS, MAX_EXCERPTS = 10.0, 20

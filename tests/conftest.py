@@ -38,7 +38,7 @@ tokenizer:
     sample_rate: 8000
     hop_lengths: [256, 128, 64]
     dim: 16
-    decorrelate: true
+    whiten_latents: true
     quantize_after: 1
     encoder: {{n_blocks: 1}}
     decoder: {{kind: istft, dim: 16, n_blocks: 1}}

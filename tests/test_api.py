@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import ROOT, TRACK, tones
 
-from audiovq import Codes, Generator, Tokenizer, api, checkpoint
+from audiovq import Codes, Generator, Tokenizer, api
 from audiovq.data.audio import read_audio
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.identity import tokenizer_hash
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +88,9 @@ def test_saving_a_tokenizer_keeps_its_identity_and_training_statistics_do_not_ma
     again = Tokenizer.from_pretrained(tmp_path / "t")
     assert again.hash == tokenizer.hash
     again.network.codebooks[0].counts += 1  # type: ignore[operator]
-    assert checkpoint.tokenizer_hash(again.network) == tokenizer.hash
+    assert tokenizer_hash(again.network) == tokenizer.hash
     again.network.codebooks[0].embedding[0] += 1  # type: ignore[index]
-    assert checkpoint.tokenizer_hash(again.network) != tokenizer.hash
+    assert tokenizer_hash(again.network) != tokenizer.hash
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.5, 1.23456, 2])

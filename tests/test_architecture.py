@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "audiovq"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
-    "config": 0, "stopping": 0, "terminal": 0, "windows": 0, "chance": 0, "piecewise": 0, "distributed": 0, "launch": 0, "shell": 0,
+    "config": 0, "stopping": 0, "terminal": 0, "windows": 0, "chance": 0, "in_microbatches": 0, "distributed": 0, "launch": 0, "shell": 0,
     "data": 1, "tokenizer": 1, "prior": 1,
     "recipe": 2, "guard": 2,
     "checkpoint": 3,

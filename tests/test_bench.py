@@ -8,7 +8,7 @@ from conftest import assert_one_line_error, cli
 from test_prior import make
 
 from audiovq.evaluation.bench import BYTES, bench_priors, bench_table
-from audiovq.prior.packed import PRECISIONS, available_precisions
+from audiovq.sampling.packed_weights import PRECISIONS, available_precisions
 
 
 def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

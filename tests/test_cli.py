@@ -190,8 +190,8 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
         small = [override for override in small if override.startswith(("samples", "data", "codes", "precision"))]
     if recipe.tokenizer.model.quantizer.kind == "gumbel":
         small.append("tokenizer.model.quantizer.temperature_steps=2")
-    if recipe.tokenizer.losses.waveform_first:
-        small.append("tokenizer.losses.waveform_first=1")
+    if recipe.tokenizer.losses.waveform_warmup_steps:
+        small.append("tokenizer.losses.waveform_warmup_steps=1")
     for i, prior in enumerate(recipe.priors):
         heads = prior.model.transformer.n_heads
         small += [] if prior.from_pretrained else [
@@ -244,7 +244,7 @@ def test_a_package_that_does_not_load(tmp_path: Path, broken: str, words: str) -
 
 def test_a_log_gets_plain_lines(tmp_path: Path) -> None:
     code = (
-        "import time, audiovq.terminal as t\nt.LOG_SECONDS = 0.01\n"
+        "import time, audiovq.utils.progress as t\nt.LOG_SECONDS = 0.01\n"
         "with t.ProgressBar('work', 3) as bar:\n"
         "    for i in range(3): time.sleep(0.02); bar.advance(1, f'note {i}')"
     )

@@ -101,7 +101,7 @@ def test_a_large_set_is_cut_into_shards_between_tracks(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_window_is_what_slicing_by_hand_gives(shards: Shards, level: int) -> None:
     words = vocabularies(shards, ["genre"])
-    data = CodeWindows(shards, "train", level, context=12, halo=3, vocabularies=words, seed=0)
+    data = CodeWindows(shards, "train", level, context=12, context_codes=3, vocabularies=words, seed=0)
     track = shards.index.tracks[0]
     own = np.concatenate([[1024], shards.codes(track, level), [1024] * 40])
     for start in (0, 4, 16):
@@ -126,7 +126,7 @@ def test_windows_of_a_repeated_hop_have_the_codes_before_at_their_own_rate(tmp_p
     writer.add(Track("0.wav", "0", 8000, 1, 5000), Codes(levels, 5000, 8000, hops, 1024, 1, "f" * 64, "a" * 64))
     writer.finish()
     shards = Shards(tmp_path / "codes")
-    data = CodeWindows(shards, "train", level, context=12, halo=3, vocabularies={}, seed=0)
+    data = CodeWindows(shards, "train", level, context=12, context_codes=3, vocabularies={}, seed=0)
     ratio = hops[level - 1] // hops[level]
     assert data.ratio == (2 if level == 1 else 1)
     start = 6

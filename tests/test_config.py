@@ -34,7 +34,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
     ("priors.0.model.transformer.n_heads=7", "expected an even multiple of n_heads 7"),
     ("priors.0.model.conditioners=[{kind: colour}]", "priors.0.model.conditioners.0"),
     ("tokenizer.model.quantize_after=4", "expected less than tokenizer.training.steps 4, found 4"),
-    ("tokenizer.losses.waveform_first=2", "expected less than half of tokenizer.training.steps 4"),
+    ("tokenizer.losses.waveform_warmup_steps=2", "expected less than half of tokenizer.training.steps 4"),
     ("nonsense", "expected key=value"),
 ])  # fmt: skip
 def test_wrong_values_are_named_with_their_path(tiny_recipe: Path, override: str, message: str) -> None:

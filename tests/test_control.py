@@ -11,8 +11,8 @@ from torch import nn
 from audiovq.data.chroma import SILENT, chroma_classes
 from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.transformer import Transformer, TransformerConfig
-from audiovq.recipe import PickConfig
 from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
 from audiovq.sampling.guidance import GuidedPrior, gap_end_after, guide, piece_conditions
 from audiovq.sampling.next_code import next_code
@@ -25,7 +25,7 @@ ALL = (KINDS["label"](), KINDS["timing"](), KINDS["text"](max_bytes=7), KINDS["c
 def make(level: int, conditioners: tuple = ALL) -> Prior:
     """A prior whose weights are large enough for everything to be heard."""
     torch.manual_seed(level)
-    prior = Prior(PriorConfig(transformer=CONFIG, halo=2, conditioners=conditioners), spec(level)).eval()
+    prior = Prior(PriorConfig(transformer=CONFIG, context_codes=2, conditioners=conditioners), spec(level)).eval()
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter *= 3
@@ -140,7 +140,7 @@ def test_text_is_heard_everywhere_and_no_text_is_dropped_text() -> None:
 # --- guidance ---------------------------------------------------------------------------------------------------------
 
 
-def two_passes(models: list[Prior], picks: list[PickConfig], wanted: Request) -> list[torch.Tensor]:
+def two_passes(models: list[Prior], picks: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
     """No cache, no doubled batch: two forward passes over the whole sequence for every code."""
     levels: list[torch.Tensor] = []
     batch = len(wanted.items)
@@ -164,12 +164,12 @@ def two_passes(models: list[Prior], picks: list[PickConfig], wanted: Request) ->
 def test_guided_generation_equals_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
     models = [make(level) for level in range(3)]
-    picks = [PickConfig(guidance=2.5, temperature=0.8), PickConfig(guidance=0.5), PickConfig()]
+    picks = [SamplingConfig(guidance=2.5, temperature=0.8), SamplingConfig(guidance=0.5), SamplingConfig()]
     for wanted in (ask("calm"), ask()):
         fast = generate(models, picks, wanted)
         for a, b in zip(fast, two_passes(models, picks, wanted), strict=True):
             assert torch.equal(a, b)
-    free = generate(models, [PickConfig(temperature=0.8), *picks[1:]], wanted)
+    free = generate(models, [SamplingConfig(temperature=0.8), *picks[1:]], wanted)
     assert not torch.equal(free[0], fast[0])
 
 
@@ -302,7 +302,7 @@ def test_a_gap_is_heard_alike_with_and_without_cache_and_can_change_on_the_way()
 def test_generation_hears_what_follows_a_gap(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Naively: for every code of the gap a pass over all before it, told what follows, from the first code on."""
     monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
-    prior, pick, wanted = make(0), PickConfig(guidance=guidance), Request(60 * 256, [0, 1], 7, {"genre": 1})
+    prior, pick, wanted = make(0), SamplingConfig(guidance=guidance), Request(60 * 256, [0, 1], 7, {"genre": 1})
     given = torch.randint(0, 20, (2, 60))
     given[:, 20:40] = -1
     made = generate([prior], [pick], wanted, [given])[0]

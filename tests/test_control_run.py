@@ -10,12 +10,13 @@ import soundfile
 import torch
 from conftest import assert_one_line_error, cli, tones
 
-from audiovq import Generator, checkpoint
+from audiovq import Generator
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.data.datasets import CodeWindows, text_bytes, track_text
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
+from audiovq.pretrained import checkpoint
 
 CONDITIONERS = (
     "[{kind: label, name: genre}, {kind: text, max_bytes: 12}, {kind: chroma}, {kind: infill, n_codes: 6, rate: 0.5}]"

@@ -18,11 +18,12 @@ from conftest import ROOT, SAMPLES, assert_one_line_error, cli, tones
 from test_audio import bad_file
 from test_codes import some_codes
 
-from audiovq import Tokenizer, api, checkpoint
-from audiovq.convert import mirrored
+from audiovq import Tokenizer, api
+from audiovq.api.convert import mirrored
 from audiovq.data import audio, entropy
 from audiovq.data.audio import AudioWriter, audio_comment, read_audio
 from audiovq.data.codes import Codes, file_kbps, read_header
+from audiovq.pretrained import checkpoint
 from audiovq.recipe import load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 

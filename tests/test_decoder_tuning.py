@@ -17,8 +17,10 @@ from conftest import TRACK, assert_one_line_error, cli, tones
 from test_training import command, environment
 from torch import Tensor, nn
 
-from audiovq import Generator, Tokenizer, checkpoint
+from audiovq import Generator, Tokenizer
 from audiovq.data.tracks import Scan
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.recipe import Recipe, load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.decoder_task import DecoderTask, norm
@@ -125,7 +127,7 @@ def test_independent_autoencoders_are_tuned_each_by_itself(recipe: Recipe, tiny_
     network.n_steps += 5
     stage, scan = recipe.decoder_tuning, Scan.load(tiny_run / "data")
     task = DecoderTask(stage, tokenizer_stage, recipe.data, scan, network, 0).train()
-    before, hashed = copy_of_state(network), checkpoint.tokenizer_hash(network)
+    before, hashed = copy_of_state(network), tokenizer_hash(network)
     loss, metrics = task(a_batch())
     loss.backward()
     assert len(network(a_batch()).reconstructions) == 3
@@ -133,7 +135,7 @@ def test_independent_autoencoders_are_tuned_each_by_itself(recipe: Recipe, tiny_
     make_optimizer(network, stage.training).step()
     heads = {name for name, _ in network.named_parameters() if ".decoder." in name}
     assert changed(before, network) == heads
-    assert checkpoint.tokenizer_hash(network) == hashed
+    assert tokenizer_hash(network) == hashed
 
 
 def test_half_precision_judges_nearly_the_same_and_keeps_losses_in_float32(task: DecoderTask) -> None:
@@ -199,13 +201,13 @@ def test_codes_of_real_music_and_identity_stay_and_sound_changes(tiny_run: Path,
 
 def test_identity_changes_with_whatever_changes_codes(tiny_run: Path) -> None:
     network = checkpoint.load_tokenizer(tiny_run / "tokenizer")
-    identity = checkpoint.tokenizer_hash(network)
+    identity = tokenizer_hash(network)
     for name, tensor in network.state_dict().items():
         if name.endswith((".counts", ".sums", "n_steps")):
             continue
         old = tensor.clone()
         tensor += 1  # the network's own storage
-        assert (checkpoint.tokenizer_hash(network) == identity) == (".decoder." in name), name
+        assert (tokenizer_hash(network) == identity) == (".decoder." in name), name
         tensor.copy_(old)
 
 

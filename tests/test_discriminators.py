@@ -8,8 +8,8 @@ from audiovq import config as conf
 from audiovq.tokenizer.discriminators import (
     DISCRIMINATORS,
     AdversarialConfig,
+    DiscriminatorOutput,
     Discriminators,
-    Judgement,
     MelDiscriminator,
     MultiPeriodDiscriminator,
     MultiResolutionDiscriminator,
@@ -26,8 +26,8 @@ SMALL = {
 }
 
 
-def judgements(*shapes: tuple[int, ...]) -> list[Judgement]:
-    return [Judgement(torch.randn(shape), [torch.randn(shape), torch.randn(2, *shape)]) for shape in shapes]
+def judgements(*shapes: tuple[int, ...]) -> list[DiscriminatorOutput]:
+    return [DiscriminatorOutput(torch.randn(shape), [torch.randn(shape), torch.randn(2, *shape)]) for shape in shapes]
 
 
 def test_losses_equal_numpy() -> None:
@@ -51,10 +51,10 @@ def test_losses_equal_numpy() -> None:
 
 
 def test_perfect_discriminators_lose_nothing() -> None:
-    real, fake = [Judgement(torch.ones(1, 1, 2, 2), [])], [Judgement(torch.zeros(1, 1, 2, 2), [])]
+    real, fake = [DiscriminatorOutput(torch.ones(1, 1, 2, 2), [])], [DiscriminatorOutput(torch.zeros(1, 1, 2, 2), [])]
     assert float(discriminator_loss(real, fake, "least_squares")) == 0
     assert float(adversarial_loss(fake, "least_squares")) == 1
-    assert float(discriminator_loss(real, [Judgement(-torch.ones(1, 1, 2, 2), [])], "hinge")) == 0
+    assert float(discriminator_loss(real, [DiscriminatorOutput(-torch.ones(1, 1, 2, 2), [])], "hinge")) == 0
 
 
 @pytest.mark.parametrize("channels", [1, 2])

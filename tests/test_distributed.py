@@ -13,7 +13,7 @@ from audiovq.tokenizer.convnet import IstftDecoder
 from audiovq.tokenizer.encoder import EncoderConfig
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
-from audiovq.training.skipping import Skips
+from audiovq.training.nonfinite import NonFiniteGuard
 from audiovq.training.tokenizer_task import codebook_use
 
 SIZES = {"fsq": {"levels": (4, 4)}}
@@ -33,7 +33,7 @@ def network(kind: str) -> VQVAE:
     size = SIZES.get(kind, {"codebook_size": 16, "codebook_dim": 4})
     return VQVAE(
         VQVAEConfig(
-            sample_rate=8000, hop_lengths=(64, 32, 32), dim=16, decorrelate=True, quantize_after=2, encoder=EncoderConfig(n_blocks=1),
+            sample_rate=8000, hop_lengths=(64, 32, 32), dim=16, whiten_latents=True, quantize_after=2, encoder=EncoderConfig(n_blocks=1),
             decoder=IstftDecoder.Config(dim=16, n_blocks=1), quantizer=QUANTIZERS[kind].Config(**size),
         )
     ).train()  # fmt: skip
@@ -48,7 +48,7 @@ def work(rank: int, folder: str) -> None:
     np.savez(f"{folder}/ema-{rank}.npz", **{k: v.numpy() for k, v in quantizer.state_dict().items()})
     perplexities, usages = codebook_use([torch.full((1, 10), rank), torch.zeros(1, 4, dtype=torch.int64)], 4)
     np.savez(f"{folder}/use-{rank}.npz", perplexities=perplexities.numpy(), usages=usages.numpy())
-    skips, moved = Skips(torch.device("cpu")), torch.zeros(2)
+    skips, moved = NonFiniteGuard(torch.device("cpu")), torch.zeros(2)
     for losses in ((1.0, 1.0), (1.0, float("nan")), (float("inf"), -float("inf")), (2.0, 3.0)):
         skips.begin([moved])
         moved += 1

@@ -9,12 +9,13 @@ import soundfile
 import torch
 from conftest import assert_one_line_error, cli, tones
 
-from audiovq import Tokenizer, checkpoint
+from audiovq import Tokenizer
 from audiovq.data import audio
 from audiovq.data.audio import read_audio
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
-from audiovq.generation_report import real_tracks
+from audiovq.evaluation.evaluate_generator import real_tracks
+from audiovq.pretrained import checkpoint
 from audiovq.training.encode_stage import encode_data_set
 
 CPU = torch.device("cpu")

@@ -12,9 +12,10 @@ from conftest import assert_one_line_error, cli, tones
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from audiovq import Generator, Tokenizer, api, checkpoint
-from audiovq.api.pretrained import adopt_pretrained
+from audiovq import Generator, Tokenizer, api
 from audiovq.data.shards import Shards
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.adopt import adopt_pretrained
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.extend import extend_vocabularies, extended, told_of_labels
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec

@@ -14,10 +14,10 @@ from audiovq import api
 from audiovq.data.codes import Codes
 from audiovq.data.tracks import DataConfig, scan
 from audiovq.evaluation.embedding import fetch_weights
+from audiovq.evaluation.evaluate_generator import excerpts, generate_pieces
 from audiovq.evaluation.frechet import frechet_distance
 from audiovq.evaluation.generated import Piece, generated_report, label_accuracy, shuffle_codes
 from audiovq.evaluation.music_statistics import key_clarity
-from audiovq.generation_report import excerpts, generate_pieces
 
 RATE = 8000
 

@@ -1,4 +1,4 @@
-"""Given codes: what is kept stays, what is drawn is drawn as step by step, and how likely codes are."""
+"""CodeMask codes: what is kept stays, what is drawn is drawn as step by step, and how likely codes are."""
 
 import math
 
@@ -12,14 +12,14 @@ from audiovq.api.splice import splice
 from audiovq.data.codes import Codes
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
-from audiovq.prior.stepper import PackedStepper
-from audiovq.recipe import PickConfig
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.engine import PackedStepper
 from audiovq.sampling.generate import coarser_at_rate_above, generate
-from audiovq.sampling.given import Given, begin_with, redraw, surround, vary
+from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, vary
 from audiovq.sampling.likelihood import bits_per_second, sequence_log_probability
 from audiovq.sampling.noise import gumbel_noise
 
-PICKS = [PickConfig(), PickConfig(top_k=5), PickConfig(top_p=0.9)]
+PICKS = [SamplingConfig(), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
 
 
 def piece(n_samples: int = 8000, n_levels: int = 3) -> Codes:
@@ -66,7 +66,7 @@ def naive_with_given(models: list, wanted, given: list[torch.Tensor]) -> list[to
 def test_any_mask_gives_what_step_by_step_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
     wanted, given = request(3000), holes(3000, 2)
-    fast = generate(priors(), [PickConfig()] * 3, wanted, given)
+    fast = generate(priors(), [SamplingConfig()] * 3, wanted, given)
     for a, b in zip(fast, naive_with_given(priors(), wanted, given), strict=True):
         assert torch.equal(a, b)
 
@@ -80,10 +80,10 @@ def test_given_stretches_go_through_in_one_pass_and_what_follows_the_last_draw_n
     monkeypatch.setattr(PackedStepper, "step", lambda *a: passes.append(("step", 1)) or step(*a))
     given = torch.arange(100)[None] % 20
     given[0, [30, 31, 60]] = -1
-    generate([make(0)], [PickConfig()], request(25600, items=(0,)), [given])
+    generate([make(0)], [SamplingConfig()], request(25600, items=(0,)), [given])
     assert passes == [("prefill", 30), ("step", 1), ("step", 1), ("prefill", 28), ("step", 1)]
     passes.clear()
-    generate([make(0)], [PickConfig()], request(25600, items=(0,)), [given.clamp(min=0)])
+    generate([make(0)], [SamplingConfig()], request(25600, items=(0,)), [given.clamp(min=0)])
     assert passes == []
 
 
@@ -93,7 +93,7 @@ def test_no_pass_is_longer_than_a_block_however_long_the_piece(monkeypatch: pyte
     monkeypatch.setattr(Prior, "forward", lambda *a: lengths.append(a[1].shape[1]) or forward(*a))
     given = torch.arange(10000)[None] % 20
     given[0, -1] = -1
-    codes = generate([make(0)], [PickConfig()], request(2560000, items=(0,)), [given])[0]
+    codes = generate([make(0)], [SamplingConfig()], request(2560000, items=(0,)), [given])[0]
     assert (max(lengths), sum(lengths)) == (256, 9999)
     lengths.clear()
     sequence_log_probability(make(0), [codes], request(2560000, items=(0,)))
@@ -148,8 +148,8 @@ def test_surrounding_varying_and_continuing() -> None:
         (lambda c: surround(c, -1, 2), "before, after"), (lambda c: surround(c, 0, float("inf")), "before, after"),
         (lambda c: surround(piece(100), 0, 1), r"at least 0\.032 s"),
         (lambda c: vary(c, 3).check(HOPS, 1), "nothing is left to draw"),
-        (lambda c: Given(8000, [level[1:] for level in c.levels]).check(HOPS, 1), r"expected \[32\] or \[1, 32\], found \[31\]"),
-        (lambda c: Given(8000, [level.expand(3, -1) for level in c.levels]).check(HOPS, 2), r"found \[3, 32\]"),
+        (lambda c: CodeMask(8000, [level[1:] for level in c.levels]).check(HOPS, 1), r"expected \[32\] or \[1, 32\], found \[31\]"),
+        (lambda c: CodeMask(8000, [level.expand(3, -1) for level in c.levels]).check(HOPS, 2), r"found \[3, 32\]"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_kept(call, message: str) -> None:

@@ -15,15 +15,15 @@ from torch.utils.data import Dataset
 
 from audiovq.data.tracks import scan
 from audiovq.recipe import TrainingConfig, load_recipe
-from audiovq.training.figures import HealthLog, MetricsLog, Stopwatch, read_health
-from audiovq.training.health import CHECKS, Facts, Finding, Watch
+from audiovq.training.checkpoints import newest
+from audiovq.training.health import CHECKS, Finding, StageFacts, Watch
+from audiovq.training.logs import HealthLog, MetricsLog, Stopwatch, read_health
 from audiovq.training.loop import Training, train
-from audiovq.training.saving import newest
-from audiovq.training.skipping import PATIENCE
+from audiovq.training.nonfinite import PATIENCE
 from audiovq.training.tokenizer_task import TokenizerTask
 from audiovq.training.trackers import Reporting
 
-FACTS = Facts(
+FACTS = StageFacts(
     "tokenizer", "tokenizer", TrainingConfig(steps=1000, warmup_steps=10, learning_rate=1e-3), codebook_size=1024,
     batch_codes=(64, 4096), against_collapse="set tokenizer.model.quantizer.revival_fraction to 0.05 (now 0)", cpus=4,
 )  # fmt: skip
@@ -31,7 +31,7 @@ FINE = {"loss": 3.0, "gradient_norm": 0.5, "perplexity_0": 30.0, "perplexity_1":
         "reconstruction_power": 0.008, "silent_share": 0.1, "skipped_steps": 0.0, "data_wait_share": 0.05}  # fmt: skip
 
 
-def shown(*rows: dict[str, float], facts: Facts = FACTS, every: int = 25) -> list[Finding]:
+def shown(*rows: dict[str, float], facts: StageFacts = FACTS, every: int = 25) -> list[Finding]:
     """What a watch says of figures that arrive each `every` steps."""
     watch = Watch(facts)
     return [finding for i, row in enumerate(rows, start=1) for finding in watch.look(i * every, {**FINE, **row})]
@@ -74,7 +74,7 @@ def test_what_does_not_last_is_not_said(key: str, values: list[float]) -> None:
     assert shown(*({key: float(value)} for value in values)) == []
 
 
-def held_out(valid: list[float], training: list[float], facts: Facts = FACTS) -> list[Finding]:
+def held_out(valid: list[float], training: list[float], facts: StageFacts = FACTS) -> list[Finding]:
     watch, found = Watch(facts), []
     for i, (a, b) in enumerate(zip(valid, training, strict=True), start=1):
         found += watch.look(100 * i, {"loss": b}) + watch.look(100 * i, {"valid_loss": a})
@@ -93,7 +93,7 @@ def test_overfitting_is_named_with_the_step_of_the_best() -> None:
 
 
 def test_everything_begins_anew_when_there_are_codes() -> None:
-    facts = Facts("tokenizer", "tokenizer", FACTS.training, codes_from=250)
+    facts = StageFacts("tokenizer", "tokenizer", FACTS.training, codes_from=250)
     assert shown(*({"loss": 1.0, "gradient_norm": 0.1} for _ in range(10)), *({"loss": 5.0, "gradient_norm": 9.0} for _ in range(30)), facts=facts) == []  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_logs_drop_what_a_checkpoint_does_not_know(tmp_path: Path) -> None:
 
 def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 0.0, 3.0, 4.0, 6.0, 8.0, 8.0])
-    monkeypatch.setattr("audiovq.training.figures.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("audiovq.training.logs.time.monotonic", lambda: next(now))
     watch = Stopwatch()
     items = watch.waiting(range(5))
     assert [next(items), next(items)] == [0, 1]  # 3 s and 2 s of waiting in 8 s

@@ -17,7 +17,7 @@ from test_prior import make
 
 from audiovq import Generator
 from audiovq.prior.prior import Prior
-from audiovq.recipe import PickConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling import journal as journal_module
 from audiovq.sampling.generate import Request, generate
 from audiovq.sampling.journal import Journal, JournalFolder
@@ -25,7 +25,7 @@ from audiovq.sampling.next_code import next_code
 
 HOPS = [256, 128, 32]
 FACTS = {"items": [0, 1], "seed": 42}
-PICKS = [PickConfig(), PickConfig(top_k=9), PickConfig(temperature=0.9)]
+PICKS = [SamplingConfig(), SamplingConfig(top_k=9), SamplingConfig(temperature=0.9)]
 
 
 class Killed(BaseException):
@@ -46,7 +46,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def holes(n_samples: int) -> list[torch.Tensor]:
-    """Given codes in the beginning, the middle and at the end, and some for one of the two items only."""
+    """CodeMask codes in the beginning, the middle and at the end, and some for one of the two items only."""
     given = []
     for hop in HOPS:
         level = torch.full((2, -(-n_samples // hop)), -1)

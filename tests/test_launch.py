@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, cli
 
-from audiovq import checkpoint
 from audiovq.data.shards import Shards
-from audiovq.training.saving import newest
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.identity import tokenizer_hash
+from audiovq.training.checkpoints import newest
 
 TOKENIZER = ("steps=40", "batch_size=3", "evaluate_steps=20", "learning_rate=1e-4", "checkpoint_seconds=1e6")
 OPTIONS = [*(word for value in TOKENIZER for word in ("--set", f"tokenizer.training.{value}")),
@@ -97,7 +98,7 @@ def test_two_nodes_go_on_and_end_near_one_process(
     entries = [[t.path for t in Shards(folder / "codes").index.tracks] for folder in (run, tmp_path / "one")]
     assert entries[0] == entries[1]  # however the tracks were shared out
     shards = Shards(run / "codes")
-    assert shards.index.tokenizer_hash == checkpoint.tokenizer_hash(checkpoint.load_tokenizer(run / "tokenizer"))
+    assert shards.index.tokenizer_hash == tokenizer_hash(checkpoint.load_tokenizer(run / "tokenizer"))
     assert json.loads((run / "report.json").read_text())["levels"][2]["bits_per_code"] > 0
     assert checkpoint.load_prior(run / "prior-2")[0].config.transformer.dim == 16
 

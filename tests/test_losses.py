@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from audiovq.evaluation.evaluate import entropy_bits
+from audiovq.evaluation.code_statistics import entropy_bits
 from audiovq.tokenizer.losses import LossConfig, MelSpectrogram, ReconstructionLoss, stft_magnitude
 from audiovq.tokenizer.quantizer import FSQuantizer, Quantized
 from audiovq.tokenizer.vqvae import VQVAEConfig
 from audiovq.training.tokenizer_task import code_metrics, codebook_use
 
 ALL = LossConfig(
-    mel=1, mel_windows=(256, 512), stft=1, stft_windows=(256,), convergence=1, compression=0.3, waveform_l1=1, waveform_l2=1
+    mel=1, mel_windows=(256, 512), stft=1, stft_windows=(256,), spectral_convergence=1, compression=0.3, waveform_l1=1, waveform_l2=1
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_terms_equal_numpy() -> None:
     logs = np.abs(np.log(np.maximum(p, 1e-5)) - np.log(np.maximum(q, 1e-5))).mean()
     assert float(terms["stft"]) == pytest.approx(convergence + logs, rel=1e-3)
     each = [np.linalg.norm(p[i] ** 0.3 - q[i] ** 0.3) / np.linalg.norm(q[i] ** 0.3) for i in range(2)]
-    assert float(terms["convergence"]) == pytest.approx(np.mean(each), rel=1e-3)
+    assert float(terms["spectral_convergence"]) == pytest.approx(np.mean(each), rel=1e-3)
     mels = []
     for n in (256, 512):
         filters = MelSpectrogram(16000, n).get_buffer("filters").numpy()
@@ -70,28 +70,28 @@ def test_what_is_loud_counts_in_the_convergence_and_silence_does_not_blow_it_up(
     music = sine(500)[None] + sine(1500, amplitude=0.1)[None]
     torch.manual_seed(0)
     missing, noisy = sine(500)[None], music + 1e-3 * torch.randn_like(music)
-    loss = ReconstructionLoss(LossConfig(mel=0, stft=1, convergence=1, stft_windows=(1024,), waveform_l1=0), 16000)
+    loss = ReconstructionLoss(LossConfig(mel=0, stft=1, spectral_convergence=1, stft_windows=(1024,), waveform_l1=0), 16000)
     without, with_noise = loss(missing, music), loss(noisy, music)
-    assert without["convergence"] > 1.5 * with_noise["convergence"]
+    assert without["spectral_convergence"] > 1.5 * with_noise["spectral_convergence"]
     assert without["stft"] < with_noise["stft"]
     silent = torch.zeros(1, 1, 4096, requires_grad=True)
-    quiet = loss(silent, torch.zeros(1, 1, 4096))["convergence"]
+    quiet = loss(silent, torch.zeros(1, 1, 4096))["spectral_convergence"]
     quiet.backward()
     assert float(quiet) == 0
     assert silent.grad is not None
     assert bool(silent.grad.isfinite().all())
-    assert float(loss(0.01 * music, 0 * music)["convergence"].detach()) < 2
+    assert float(loss(0.01 * music, 0 * music)["spectral_convergence"].detach()) < 2
 
 
 def test_the_waveform_comes_first_and_the_spectrum_rises_after() -> None:
     loss = ReconstructionLoss(
-        LossConfig(mel=3, stft=2, convergence=1, waveform_l1=3, commitment=2, waveform_first=100), 16000
+        LossConfig(mel=3, stft=2, spectral_convergence=1, waveform_l1=3, commitment=2, waveform_warmup_steps=100), 16000
     )
-    terms = {name: torch.tensor(1.0) for name in ("mel", "stft", "convergence", "waveform_l1", "commitment")}
+    terms = {name: torch.tensor(1.0) for name in ("mel", "stft", "spectral_convergence", "waveform_l1", "commitment")}
     assert [float(loss.weighted(terms, step)) for step in (0, 100, 150, 200, 1000)] == [5, 5, 8, 11, 11]
     assert float(loss.weighted(terms)) == 11  # what is evaluated
-    with pytest.raises(ValueError, match="waveform_first: expected a weight for waveform_l1"):
-        LossConfig(waveform_l1=0, waveform_first=100)
+    with pytest.raises(ValueError, match="waveform_warmup_steps: expected a weight for waveform_l1"):
+        LossConfig(waveform_l1=0, waveform_warmup_steps=100)
 
 
 def test_no_mel_band_is_empty() -> None:

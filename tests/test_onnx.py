@@ -12,13 +12,13 @@ import pytest
 import torch
 from conftest import ROOT, TRACK, assert_one_line_error, cli
 
-from audiovq import Tokenizer, checkpoint
-from audiovq.api import onnx_files
-from audiovq.api.share import shared_files
+from audiovq import Tokenizer
 from audiovq.data.audio import read_audio
+from audiovq.pretrained import checkpoint, onnx_files
+from audiovq.pretrained.hub import shared_files
 from audiovq.tokenizer.convnet import IstftDecoder
 from audiovq.tokenizer.encoder import MelFront, StftFront
-from audiovq.tokenizer.fourier import (
+from audiovq.tokenizer.onnx_graph import (
     ConvIstftDecoder,
     ConvMelFront,
     ConvStftFront,
@@ -32,7 +32,7 @@ KINDS = {
     "stereo": {"channels": 2, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8}},
     "conv": {"encoder": {"front": {"kind": "conv", "base_dim": 8}, "n_blocks": 1}, "decoder": {"kind": "conv", "base_dim": 8}},
     "independent": {"topology": "independent", "shared_codebook": False, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
-    "complex": {"decorrelate": True, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8, "spectrum": "complex"}},
+    "complex": {"whiten_latents": True, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8, "spectrum": "complex"}},
     "mel": {"encoder": {"front": {"kind": "mel"}, "n_blocks": 1}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "repeated": {"hop_lengths": (64, 32, 32), "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "fsq": {"quantizer": {"kind": "fsq", "levels": (5, 4)}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},

@@ -12,16 +12,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from audiovq import chance, distributed
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan
-from audiovq.piecewise import piecewise
+from audiovq.distributed import collectives, rng
 from audiovq.recipe import TrainingConfig, load_recipe
-from audiovq.stopping import Interrupted
 from audiovq.training.devices import whole_network
 from audiovq.training.loop import train
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
+from audiovq.utils.microbatch import in_microbatches
+from audiovq.utils.signals import Interrupted
 
 SETTINGS = (
     "tokenizer.model.quantize_after=2", "tokenizer.losses.stft=1", "tokenizer.losses.stft_windows=[128, 512]",
@@ -47,8 +47,8 @@ class Stopping(PriorTask):
             signal.raise_signal(signal.SIGTERM)
         if self.training:
             self.calls += 1
-            n_portions = 2 if distributed.world_size() > 1 else 3
-            if self.calls == n_portions * (STOP - 1) + 1 and distributed.rank() == self.stop_rank:
+            n_portions = 2 if collectives.world_size() > 1 else 3
+            if self.calls == n_portions * (STOP - 1) + 1 and collectives.rank() == self.stop_rank:
                 signal.raise_signal(signal.SIGTERM)
         return super().forward(batch)
 
@@ -82,7 +82,7 @@ def tokenizer(recipe: Path, run: Path, folder: Path, **training: Any) -> dict[st
 
 def save(folder: Path, network: torch.nn.Module) -> dict[str, torch.Tensor]:
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, folder / f"weights-{distributed.rank()}.safetensors")
+    save_file(state, folder / f"weights-{collectives.rank()}.safetensors")
     return state
 
 
@@ -91,7 +91,7 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
-    with distributed.processes():
+    with collectives.processes():
         tokenizer(recipe, run, folder / "tokenizer-two", device_batch_size=1, ema_decay=0.5)
         prior(recipe, run, folder / "prior-two", device_batch_size=1)
         prior(recipe, run, folder / "sharded", **SHARDED)
@@ -99,7 +99,7 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
         prior(recipe, run, folder / "stopped", stop_rank=1, **SHARDED)
         if rank == 0:
             shutil.copytree(folder / "stopped", folder / "two-to-one")
-        distributed.barrier()
+        collectives.barrier()
         prior(recipe, run, folder / "stopped", **SHARDED)
         prior(recipe, run, folder / "one-to-two", **SHARDED)
 
@@ -199,7 +199,7 @@ def half(rank: int, recipe: Path, run: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
-    with distributed.processes():
+    with collectives.processes():
         accelerator = Accelerator(mixed_precision="bf16")
         for name, sharded in (("copied", False), ("sharded", True)):
             stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
@@ -233,7 +233,7 @@ def test_pieces_have_the_values_and_gradients_of_the_whole() -> None:
     whole.sum().backward()
     expected = x.grad, layer.weight.grad
     x.grad = layer.weight.grad = None
-    pieces = piecewise(lambda part: layer(part).square(), 2, x)
+    pieces = in_microbatches(lambda part: layer(part).square(), 2, x)
     assert [len(piece) for piece in pieces] == [2, 2, 1]
     assert torch.allclose(torch.cat(pieces), whole)
     torch.cat(pieces).sum().backward()
@@ -243,9 +243,9 @@ def test_pieces_have_the_values_and_gradients_of_the_whole() -> None:
 
 def test_chances_are_the_items_own() -> None:
     cpu = torch.device("cpu")
-    with chance.share(5, 0, 6, cpu):
-        whole = chance.per_item(6, cpu), chance.per_item(6, cpu)
+    with rng.batch_share(5, 0, 6, cpu):
+        whole = rng.rand_per_item(6, cpu), rng.rand_per_item(6, cpu)
     for first, n in ((0, 2), (2, 3), (5, 1)):
-        with chance.share(5, first, 6, cpu):
-            assert torch.equal(chance.per_item(n, cpu), whole[0][first : first + n])
-            assert torch.equal(chance.per_item(n, cpu), whole[1][first : first + n])
+        with rng.batch_share(5, first, 6, cpu):
+            assert torch.equal(rng.rand_per_item(n, cpu), whole[0][first : first + n])
+            assert torch.equal(rng.rand_per_item(n, cpu), whole[1][first : first + n])

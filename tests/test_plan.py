@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import scan
-from audiovq.plan import make_plan, parse_device, plan_lines
+from audiovq.planning.cost import Count, Device, count_pass
+from audiovq.planning.estimate import make_plan, parse_device, plan_lines
+from audiovq.planning.rehearsal import pretended
 from audiovq.recipe import Recipe, load_recipe
-from audiovq.training.cost import Count, Device, count_pass
 from audiovq.training.loop import Task, Training
 from audiovq.training.prior_task import PriorTask
-from audiovq.training.rehearsal import pretended
 from audiovq.training.tokenizer_task import TokenizerTask
 from audiovq.training.trackers import Reporting
 

@@ -23,7 +23,7 @@ def make(level: int, hops: list[int] | None = None, **options: Any) -> Prior:
     torch.manual_seed(level)
     conditioners = (CONDITIONERS["label"].Config(), CONDITIONERS["timing"].Config())
     return Prior(
-        PriorConfig(transformer=CONFIG, halo=2, conditioners=conditioners, **options), spec(level, hops=hops)
+        PriorConfig(transformer=CONFIG, context_codes=2, conditioners=conditioners, **options), spec(level, hops=hops)
     ).eval()  # type: ignore[arg-type]
 
 
@@ -106,14 +106,14 @@ def test_nothing_from_the_future_reaches_a_logit() -> None:
 @pytest.mark.parametrize(("level", "hops"), [(1, HOPS), (2, HOPS), (2, [256, 128, 128]), (3, [64, 64, 64, 64])])
 def test_context_of_a_window_is_that_of_the_whole_track(level: int, hops: list[int]) -> None:
     prior = make(level, hops)
-    ratio, halo, n = prior.spec.ratio, 2, 24
+    ratio, context_codes, n = prior.spec.ratio, 2, 24
     coarse = torch.randint(0, 20, (1, level, n))
-    padded = F.pad(coarse, (halo, halo), value=20)
+    padded = F.pad(coarse, (context_codes, context_codes), value=20)
     with torch.no_grad():
         whole = prior.context(padded, conditions(1), n * ratio)
         for first, last in ((0, 5), (5, 13), (13, 24)):
             part = prior.context(
-                padded[:, :, first : last + 2 * halo], conditions(1, first * ratio), (last - first) * ratio
+                padded[:, :, first : last + 2 * context_codes], conditions(1, first * ratio), (last - first) * ratio
             )
             assert torch.allclose(part, whole[:, first * ratio : last * ratio], atol=1e-5)
 
@@ -128,12 +128,12 @@ def test_a_code_hears_the_coarser_code_of_its_own_time() -> None:
             (prior.context(padded, conditions(1), 20) - prior.context(changed, conditions(1), 20)).abs().sum(-1)[0]
         )
     touched = difference.nonzero().flatten().tolist()
-    assert touched == list(range(4, 14))  # coarse code 4 covers codes 8 and 9; a halo of 2 to either side
+    assert touched == list(range(4, 14))  # coarse code 4 covers codes 8 and 9; a context_codes of 2 to either side
     assert int(difference.argmax()) in (8, 9)
 
 
 def test_codes_at_the_same_rate_are_heard_one_by_one() -> None:
-    """Ratio 1: the code before of the same hop says something about its own time and a halo of 2 to either side."""
+    """Ratio 1: the code before of the same hop says something about its own time and a context_codes of 2 to either side."""
     prior = make(2, [256, 128, 128])
     padded = F.pad(torch.randint(0, 20, (1, 2, 10)), (2, 2), value=20)
     changed = padded.clone()

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, assert_one_line_error, cli, tones
 
 from audiovq import Codes, Generator, Tokenizer
-from audiovq.api.live import StreamDecoder
+from audiovq.api.live import GrowingDecoder
 
 HOPS = (256, 128, 64)
 
@@ -117,7 +117,7 @@ def test_streamed_pieces_are_the_whole_and_come_early(tiny_run: Path, n_levels: 
     tokenizer = Tokenizer.from_pretrained(tiny_run)
     codes = tokenizer.encode(torch.from_numpy(tones(9.1, 8000).T.copy()), 8000)
     levels = [level[None] for level in codes.levels[:n_levels]]
-    decoder, pieces = StreamDecoder(tokenizer.network, codes.n_samples, n_levels), []
+    decoder, pieces = GrowingDecoder(tokenizer.network, codes.n_samples, n_levels), []
     hop = HOPS[n_levels - 1]
     for n_known in range(0, levels[-1].shape[1] + 1, 7):
         grown = levels[-1].clone()
@@ -131,7 +131,7 @@ def test_streamed_pieces_are_the_whole_and_come_early(tiny_run: Path, n_levels: 
 
 def test_a_streamed_piece_that_was_interrupted_is_streamed_whole(tiny_run: Path, tmp_path: Path) -> None:
     generator = Generator.from_pretrained(tiny_run)
-    decoder, pieces = StreamDecoder(generator.tokenizer.network, 48000, 3), []
+    decoder, pieces = GrowingDecoder(generator.tokenizer.network, 48000, 3), []
 
     def stop(level: int, codes: torch.Tensor, n_done: int) -> None:
         if level == 2 and n_done == 600:
@@ -244,7 +244,7 @@ def test_options_that_make_no_sense(
 
 
 def test_ctrl_c_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from audiovq.prior.stepper import PackedStepper
+    from audiovq.sampling.engine import PackedStepper
 
     step, count = PackedStepper.step, []
 

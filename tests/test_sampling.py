@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
-from audiovq.recipe import PickConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
 from audiovq.sampling.next_code import keep_top_k, keep_top_p, next_code
 from audiovq.sampling.noise import gumbel_noise
@@ -70,7 +70,7 @@ def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), **labels: in
     return Request(n_samples, list(items), 42, labels, precision="fp32")  # as the plain network
 
 
-def naive(models: list[Prior], picks: list[PickConfig], wanted: Request) -> list[torch.Tensor]:
+def naive(models: list[Prior], picks: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
     """No cache, no blocks: the whole sequence anew for every code."""
     levels: list[torch.Tensor] = []
     batch = len(wanted.items)
@@ -96,7 +96,7 @@ def naive(models: list[Prior], picks: list[PickConfig], wanted: Request) -> list
 @pytest.mark.parametrize("hops", [HOPS, [128, 128, 64], [128, 64, 64], [128, 128, 128]])
 def test_fast_generation_equals_naive_generation(monkeypatch: pytest.MonkeyPatch, hops: list[int]) -> None:
     monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
-    models, picks = priors(hops), [PickConfig(temperature=0.8), PickConfig(top_k=5), PickConfig(top_p=0.9)]
+    models, picks = priors(hops), [SamplingConfig(temperature=0.8), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
     wanted = request(3000, genre=2)
     fast = generate(models, picks, wanted)
     for a, b in zip(fast, naive(models, picks, wanted), strict=True):
@@ -104,7 +104,7 @@ def test_fast_generation_equals_naive_generation(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_item_is_the_same_in_any_batch() -> None:
-    models, picks = priors(), [PickConfig()] * 3
+    models, picks = priors(), [SamplingConfig()] * 3
     together = generate(models, picks, request(items=(0, 1, 2, 3)))
     alone = generate(models, picks, request(items=(2,)))
     for a, b in zip(together, alone, strict=True):
@@ -114,19 +114,19 @@ def test_an_item_is_the_same_in_any_batch() -> None:
 
 @pytest.mark.parametrize("n_samples", [1, 31, 256, 257, 5000])
 def test_any_length_has_the_codes_that_decoding_needs(n_samples: int) -> None:
-    levels = generate(priors(), [PickConfig()] * 3, request(n_samples))
+    levels = generate(priors(), [SamplingConfig()] * 3, request(n_samples))
     assert [level.shape for level in levels] == [(2, -(-n_samples // hop)) for hop in HOPS]
     assert all(0 <= int(level.min()) <= int(level.max()) < 20 for level in levels)
 
 
 def beginning(prompt: list[torch.Tensor], n_samples: int) -> list[torch.Tensor]:
-    """Given codes: a prompt, and -1 to the end."""
+    """CodeMask codes: a prompt, and -1 to the end."""
     wholes = [-(-n_samples // hop) for hop in HOPS]
     return [F.pad(level, (0, n - len(level)), value=-1)[None] for level, n in zip(prompt, wholes, strict=True)]
 
 
 def test_a_prompt_is_kept_and_changes_what_follows() -> None:
-    models, picks, wanted = priors(), [PickConfig()] * 3, request(6000)
+    models, picks, wanted = priors(), [SamplingConfig()] * 3, request(6000)
     free = generate(models, picks, wanted)
     prompt = [torch.randint(0, 20, (7 * (256 // hop),)) for hop in HOPS]
     told = generate(models, picks, wanted, beginning(prompt, 6000))
@@ -139,7 +139,7 @@ def test_a_prompt_is_kept_and_changes_what_follows() -> None:
 
 def test_its_own_beginning_as_prompt_gives_the_same_piece() -> None:
     """Prefill in one pass and step by step lead to the same continuation."""
-    models, picks, wanted = priors(), [PickConfig()] * 3, request(20000, items=(0,))
+    models, picks, wanted = priors(), [SamplingConfig()] * 3, request(20000, items=(0,))
     free = generate(models, picks, wanted)
     prompt = [level[0, : 40 * (256 // hop)] for level, hop in zip(free, HOPS, strict=True)]
     again = generate(models, picks, wanted, beginning(prompt, 20000))
@@ -148,7 +148,7 @@ def test_its_own_beginning_as_prompt_gives_the_same_piece() -> None:
 
 @torch.no_grad()
 def test_labels_change_the_music_and_progress_counts_every_position() -> None:
-    models, picks = priors(), [PickConfig()] * 3
+    models, picks = priors(), [SamplingConfig()] * 3
     counted: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for model in models:
         model.conditioners[0].embedding.weight *= 50  # type: ignore[operator,union-attr]

@@ -15,8 +15,9 @@ import yaml
 from conftest import ROOT, assert_one_line_error, cli
 from hub_server import TOKEN, Hub, serve
 
-from audiovq import Generator, Tokenizer, checkpoint
-from audiovq.api.locate import MODEL_FILES, resolve_model
+from audiovq import Generator, Tokenizer
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.locate import MODEL_FILES, resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_half_precision_is_half_as_large_and_works(exported: Path, tiny_run: Pat
 
 
 def test_credits_beside_the_music_are_found(tiny_run: Path, tmp_path: Path) -> None:
-    from audiovq.export import find_credits
+    from audiovq.pretrained.export import find_credits
     from audiovq.recipe import load_recipe, load_saved_recipe
 
     recipe = load_saved_recipe(tiny_run / "recipe.yaml")

@@ -14,9 +14,10 @@ from click.shell_completion import BashComplete, CompletionItem
 from conftest import ROOT, assert_one_line_error, cli, tones
 from rich.console import Console
 
-from audiovq import doctor, terminal
 from audiovq.cli import main
-from audiovq.shell import arranged
+from audiovq.cli.options import arranged
+from audiovq.pipeline import doctor
+from audiovq.utils import progress
 
 
 def test_words_that_may_stand_anywhere() -> None:
@@ -77,7 +78,7 @@ def test_the_unexpected_is_one_line_unless_debug(monkeypatch: pytest.MonkeyPatch
     def fail(path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("audiovq.info.describe", fail)
+    monkeypatch.setattr("audiovq.report.describe.describe", fail)
     result = cli("info", "x")
     assert result.exit_code == 1
     assert result.output.startswith("audiovq: internal error: RuntimeError: two lines; please report it")
@@ -172,8 +173,8 @@ def test_the_doctor_minds_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_terminal_has_the_rate_and_the_note_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(terminal, "console", Console(file=screen, force_terminal=True, width=80, color_system=None))
-    with terminal.ProgressBar("tokenizer", 10, start=4, unit="audio-s", per_step=800.0) as bar:
+    monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=True, width=80, color_system=None))
+    with progress.ProgressBar("tokenizer", 10, start=4, unit="audio-s", per_step=800.0) as bar:
         bar.began -= 200.0
         bar.advance(3, "loss 1.5 " * 30)
         assert bar.steps_per_second == pytest.approx(0.015, rel=0.01)
@@ -185,9 +186,9 @@ def test_a_terminal_has_the_rate_and_the_note_on_a_line_of_its_own(monkeypatch: 
 
 def test_a_log_has_the_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
-    monkeypatch.setattr(terminal, "say", said.append)
-    monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
-    with terminal.ProgressBar("sample", 4, unit="audio-s", per_step=0.5) as bar:
+    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with progress.ProgressBar("sample", 4, unit="audio-s", per_step=0.5) as bar:
         bar.began -= 1.0
         bar.advance(2, "level 0")
     assert said[0] == "sample: 2/4, 1 s left, 1.00 audio-s/s level 0"

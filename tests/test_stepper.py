@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_prior import make
 
-from audiovq.prior.packed import PRECISIONS, available_precisions, choose_precision
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
-from audiovq.prior.stepper import GraphStepper, PackedStepper, Stepper, new_stepper
 from audiovq.prior.transformer import TransformerConfig
+from audiovq.sampling.engine import GraphStepper, PackedStepper, Stepper, new_stepper
+from audiovq.sampling.packed_weights import PRECISIONS, available_precisions, choose_precision
 
 N = 60  # positions: the ring of 12 goes round five times
 
@@ -72,7 +72,7 @@ def test_steps_after_a_prefill_of_any_length(kind: type, prefills: tuple[int, ..
 
 @torch.inference_mode()
 def test_steps_past_the_first_table_of_angles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.prior.stepper.ANGLES", 16)
+    monkeypatch.setattr("audiovq.sampling.engine.ANGLES", 16)
     prior = make(0)
     previous, context = inputs(prior, 2)
     whole = prior(previous, context)

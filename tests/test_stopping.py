@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import cli
 
-from audiovq import distributed, launch, stopping
-from audiovq.stopping import Interrupted, listening, poll, received
-from audiovq.terminal import track
+from audiovq.distributed import collectives, launch
+from audiovq.utils import signals
+from audiovq.utils.progress import track
+from audiovq.utils.signals import Interrupted, listening, poll, received
 
 
 def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +34,7 @@ def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatc
     assert received() is None
     assert signal.getsignal(signal.SIGTERM) is before
     poll()
-    monkeypatch.setattr(stopping, "REPEAT_SECONDS", 0.0)
+    monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
 
     def twice() -> None:
         with listening():
@@ -112,7 +113,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_of_the_pool_are_those_of_its_parts() -> None:
     parts = [torch.arange(6.0).reshape(3, 2), torch.arange(10.0, 14.0).reshape(2, 2)]
-    pool = distributed.Pool(parts)
+    pool = collectives.Pool(parts)
     assert int(pool.size) == 5
     index = torch.tensor([4, 0, 2, 3, 4])
     assert torch.equal(pool.rows(index), torch.cat(parts)[index])
@@ -122,7 +123,7 @@ def test_rows_of_the_pool_are_those_of_its_parts() -> None:
 def test_sampling_that_is_asked_to_stop_keeps_what_it_has(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    from audiovq.prior.stepper import PackedStepper
+    from audiovq.sampling.engine import PackedStepper
 
     step, count = PackedStepper.step, []
 

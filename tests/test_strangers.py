@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel
 
-from audiovq import Codes, Generator, Tokenizer, checkpoint, guard
+from audiovq import Codes, Generator, Tokenizer
 from audiovq.data.shards import Shards
+from audiovq.pretrained import checkpoint, validation
 from audiovq.prior.prior import PriorConfig
 from audiovq.tokenizer.vqvae import VQVAEConfig
 
@@ -155,7 +156,7 @@ def test_every_whole_number_of_a_model_has_a_limit() -> None:
             return [annotation]
         return [p for a in getattr(annotation, "__args__", ()) for p in parts(a)]
 
-    assert names(VQVAEConfig) | names(PriorConfig) <= set(guard.LARGEST)
+    assert names(VQVAEConfig) | names(PriorConfig) <= set(validation.LARGEST)
 
 
 def test_weights_that_contradict_the_config_are_refused(model: Path) -> None:

@@ -16,7 +16,7 @@ from audiovq.tokenizer.convnet import DECODERS
 from audiovq.tokenizer.encoder import FRONTS
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.windows import Windows, compute_in_batches, cut
+from audiovq.utils.chunking import Windows, compute_in_batches, cut
 
 
 def random_blocks(x: Tensor, seed: int, largest: int) -> list[Tensor]:

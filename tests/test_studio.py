@@ -15,11 +15,11 @@ from conftest import TRACK, assert_one_line_error, cli, tones
 from matplotlib import image
 
 from audiovq import Codes, Generator
-from audiovq.studio import pictures, views, workbench
-from audiovq.studio.pictures import HEIGHT, LEFT, RIGHT, WIDTH, draw_codes
+from audiovq.studio import code_images, service, views
+from audiovq.studio.code_images import HEIGHT, LEFT, RIGHT, WIDTH, draw_codes
+from audiovq.studio.service import PieceRequest, Service, Session, Stopped, Takes
 from audiovq.studio.uploads import Limits, Recording, check_reference
 from audiovq.studio.versions import Tree
-from audiovq.studio.workbench import Desk, Stopped, Takes, Wish, Workbench
 
 LIMITS = Limits(max_seconds=8, max_upload_mb=0.5, max_takes=3, max_versions=9)
 
@@ -34,12 +34,12 @@ def generator(tiny_run: Path) -> Generator:
 
 
 @pytest.fixture
-def bench(generator: Generator, tmp_path: Path) -> Workbench:
-    return Workbench(generator, tmp_path / "desks", LIMITS)
+def bench(generator: Generator, tmp_path: Path) -> Service:
+    return Service(generator, tmp_path / "desks", LIMITS)
 
 
 @pytest.fixture
-def desk(bench: Workbench) -> Desk:
+def desk(bench: Service) -> Session:
     return bench.enter(None)
 
 
@@ -48,12 +48,12 @@ def finish(made: Iterator[Takes]) -> list[int]:
     return [version.number for version in list(made)[-1].versions]
 
 
-def make(bench: Workbench, desk: Desk, seconds: float = 2.0, **wish: Any) -> int:
+def make(bench: Service, desk: Session, seconds: float = 2.0, **wish: Any) -> int:
     asked: dict[str, Any] = {"seed": 1, **wish}
-    return finish(bench.make(desk, Wish(**asked), seconds, hush))[0]
+    return finish(bench.make(desk, PieceRequest(**asked), seconds, hush))[0]
 
 
-def take_apart(bench: Workbench, desk: Desk, path: Path) -> Recording:
+def take_apart(bench: Service, desk: Session, path: Path) -> Recording:
     """The picture comes first, then what each prefix sounds like."""
     counts = [len(recording.prefixes) for recording in bench.open(desk, path, hush)]
     assert counts == list(range(len(counts)))
@@ -61,7 +61,7 @@ def take_apart(bench: Workbench, desk: Desk, path: Path) -> Recording:
     return desk.recording
 
 
-def levels(desk: Desk, number: int) -> list[torch.Tensor]:
+def levels(desk: Session, number: int) -> list[torch.Tensor]:
     return desk.tree.get(number).codes.levels
 
 
@@ -116,9 +116,9 @@ def test_what_a_tree_refuses() -> None:
 # --- making and changing ----------------------------------------------------------------------------------------------
 
 
-def test_sketches_come_first_and_the_piece_is_the_generators(bench: Workbench, desk: Desk) -> None:
+def test_sketches_come_first_and_the_piece_is_the_generators(bench: Service, desk: Session) -> None:
     generator, told = bench.generator, []
-    wish = Wish(seed=7, takes=2, labels={"genre": "folk"})
+    wish = PieceRequest(seed=7, takes=2, labels={"genre": "folk"})
     on_the_way = bench.make(desk, wish, 2.0, lambda share, words: told.append((share, words)))
     expected = generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
     for n_levels, takes in enumerate(on_the_way, 1):
@@ -135,14 +135,14 @@ def test_sketches_come_first_and_the_piece_is_the_generators(bench: Workbench, d
     assert told[0][1] == "level 1 of 3"
 
 
-def test_without_a_seed_pieces_differ_and_can_be_made_again(bench: Workbench, desk: Desk) -> None:
+def test_without_a_seed_pieces_differ_and_can_be_made_again(bench: Service, desk: Session) -> None:
     first, second = (make(bench, desk, seed=None) for _ in range(2))
     assert not same(levels(desk, first), levels(desk, second))
     again = make(bench, desk, seed=desk.tree.get(first).seed)
     assert same(levels(desk, first), levels(desk, again))
 
 
-def test_settings_reach_the_level_that_they_are_for(bench: Workbench, desk: Desk) -> None:
+def test_settings_reach_the_level_that_they_are_for(bench: Service, desk: Session) -> None:
     """Greedy below: the same top level always has the same details."""
     settings = {
         "temperature": [1.0, 0.0, 0.0],
@@ -151,16 +151,16 @@ def test_settings_reach_the_level_that_they_are_for(bench: Workbench, desk: Desk
         "guidance": [2.0, 2.0, 2.0],
     }
     piece = make(bench, desk, settings=settings)  # guidance without a wish is left out
-    other = finish(bench.rerender(desk, piece, Wish(seed=99, settings=settings), 1, hush))[0]
+    other = finish(bench.rerender(desk, piece, PieceRequest(seed=99, settings=settings), 1, hush))[0]
     assert same(levels(desk, piece), levels(desk, other))
-    free = finish(bench.rerender(desk, piece, Wish(seed=99), 1, hush))[0]
+    free = finish(bench.rerender(desk, piece, PieceRequest(seed=99), 1, hush))[0]
     assert not same(levels(desk, piece), levels(desk, free))
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.0, 1.5), (1.0, 0.0), (1.0, 1.0)])
-def test_continuing_keeps_the_codes_bit_for_bit(bench: Workbench, desk: Desk, before: float, after: float) -> None:
+def test_continuing_keeps_the_codes_bit_for_bit(bench: Service, desk: Session, before: float, after: float) -> None:
     piece = make(bench, desk, 1.9)
-    longer = finish(bench.extend(desk, piece, Wish(seed=5), before, after, hush))[0]
+    longer = finish(bench.extend(desk, piece, PieceRequest(seed=5), before, after, hush))[0]
     top = 256
     lead = math.ceil(before * 8000 / top) * top
     kept = round(1.9 * 8000) // top * top
@@ -171,9 +171,9 @@ def test_continuing_keeps_the_codes_bit_for_bit(bench: Workbench, desk: Desk, be
 
 
 @pytest.mark.parametrize("keep_levels", [0, 1])
-def test_a_stretch_is_drawn_anew_and_nothing_else(bench: Workbench, desk: Desk, keep_levels: int) -> None:
+def test_a_stretch_is_drawn_anew_and_nothing_else(bench: Service, desk: Session, keep_levels: int) -> None:
     piece = make(bench, desk)
-    mended = finish(bench.redraw(desk, piece, Wish(seed=5), 0.8, 1.2, keep_levels, hush))[0]
+    mended = finish(bench.redraw(desk, piece, PieceRequest(seed=5), 0.8, 1.2, keep_levels, hush))[0]
     start, end = math.floor(0.8 * 8000 / 256) * 256, math.ceil(1.2 * 8000 / 256) * 256
     for i, (old, new, hop) in enumerate(zip(levels(desk, piece), levels(desk, mended), (256, 128, 64), strict=True)):
         assert torch.equal(new[: start // hop], old[: start // hop])
@@ -182,9 +182,9 @@ def test_a_stretch_is_drawn_anew_and_nothing_else(bench: Workbench, desk: Desk, 
     assert desk.tree.get(mended).title == "anew 0.8 to 1.2 s"
 
 
-def test_varying_changes_some_stretches_of_each_take(bench: Workbench, desk: Desk) -> None:
+def test_varying_changes_some_stretches_of_each_take(bench: Service, desk: Session) -> None:
     piece = make(bench, desk, 6.0)
-    takes = finish(bench.vary(desk, piece, Wish(seed=3, takes=3), 1 / 3, hush))
+    takes = finish(bench.vary(desk, piece, PieceRequest(seed=3, takes=3), 1 / 3, hush))
     changed = []
     for number in takes:
         where = levels(desk, number)[0] != levels(desk, piece)[0]
@@ -192,29 +192,29 @@ def test_varying_changes_some_stretches_of_each_take(bench: Workbench, desk: Des
         assert 1 <= len(cells) <= 4  # two seconds of six, rounded outward to whole codes
         changed.append(frozenset(cells))
     assert len(set(changed)) > 1
-    whole = finish(bench.vary(desk, piece, Wish(seed=3), 1.0, hush))[0]
+    whole = finish(bench.vary(desk, piece, PieceRequest(seed=3), 1.0, hush))[0]
     anew = bench.generator.sample_codes(6.0, seed=3)[0]
     assert same(levels(desk, whole), anew.levels)
 
 
-def test_new_details_keep_the_coarser_levels(bench: Workbench, desk: Desk) -> None:
+def test_new_details_keep_the_coarser_levels(bench: Service, desk: Session) -> None:
     piece = make(bench, desk)
     for keep_levels in (1, 2):
-        takes = list(bench.rerender(desk, piece, Wish(seed=8), keep_levels, hush))
+        takes = list(bench.rerender(desk, piece, PieceRequest(seed=8), keep_levels, hush))
         new = takes[-1].versions[0].codes.levels
         assert [torch.equal(a, b) for a, b in zip(levels(desk, piece), new, strict=True)] == [
             i < keep_levels for i in range(3)
         ]
         assert [t.n_levels for t in takes] == [1, 2, 3]
     with pytest.raises(ValueError, match="expected 1 to 2, found 3"):
-        next(bench.rerender(desk, piece, Wish(), 3, hush))
+        next(bench.rerender(desk, piece, PieceRequest(), 3, hush))
 
 
-def test_undo_gives_the_same_codes_and_the_same_sound(bench: Workbench, desk: Desk) -> None:
+def test_undo_gives_the_same_codes_and_the_same_sound(bench: Service, desk: Session) -> None:
     piece = make(bench, desk)
     before, heard = [level.clone() for level in levels(desk, piece)], samples(desk.shelf.sound(desk.tree.get(piece)))
-    longer = finish(bench.extend(desk, piece, Wish(), 0, 1, hush))[0]
-    varied = finish(bench.vary(desk, longer, Wish(), 0.5, hush))[0]
+    longer = finish(bench.extend(desk, piece, PieceRequest(), 0, 1, hush))[0]
+    varied = finish(bench.vary(desk, longer, PieceRequest(), 0.5, hush))[0]
     back = desk.tree.before(desk.tree.before(varied))
     assert back == piece
     assert same(levels(desk, back), before)
@@ -224,7 +224,7 @@ def test_undo_gives_the_same_codes_and_the_same_sound(bench: Workbench, desk: De
     assert not [path for path in desk.shelf.folder.iterdir() if path.name.startswith("audiovq-")]
 
 
-def test_downloads_are_what_is_heard(bench: Workbench, desk: Desk) -> None:
+def test_downloads_are_what_is_heard(bench: Service, desk: Session) -> None:
     version = desk.tree.get(make(bench, desk))
     expected = decoded(bench.generator, version.codes)
     assert expected.shape == (16000, 1)
@@ -243,24 +243,24 @@ def test_downloads_are_what_is_heard(bench: Workbench, desk: Desk) -> None:
     ({"takes": 4}, 1.0, "takes: expected 1 to 3, found 4"), ({"seed": -1}, 1.0, "seed: expected"),
     ({"text": "loud"}, 1.0, "trained without texts"), ({"labels": {"genre": "jazz"}}, 1.0, "expected one of: folk, rock"),
 ])  # fmt: skip
-def test_what_cannot_be_made(bench: Workbench, desk: Desk, wish: dict[str, Any], seconds: float, words: str) -> None:
+def test_what_cannot_be_made(bench: Service, desk: Session, wish: dict[str, Any], seconds: float, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        list(bench.make(desk, Wish(**wish), seconds, hush))
+        list(bench.make(desk, PieceRequest(**wish), seconds, hush))
     assert not desk.tree.versions
 
 
-def test_a_piece_and_a_tree_grow_up_to_their_limits(bench: Workbench, desk: Desk) -> None:
+def test_a_piece_and_a_tree_grow_up_to_their_limits(bench: Service, desk: Session) -> None:
     piece = make(bench, desk, 1.0)
     with pytest.raises(ValueError, match="up to 8 s"):
-        next(bench.extend(desk, piece, Wish(), 4, 4, hush))
+        next(bench.extend(desk, piece, PieceRequest(), 4, 4, hush))
     with pytest.raises(ValueError, match="0 <= from < to"):
-        next(bench.redraw(desk, piece, Wish(), 3, 2, 0, hush))
+        next(bench.redraw(desk, piece, PieceRequest(), 3, 2, 0, hush))
     with pytest.raises(ValueError, match="how much to vary"):
-        next(bench.vary(desk, piece, Wish(), 0, hush))
+        next(bench.vary(desk, piece, PieceRequest(), 0, hush))
     for _ in range(2):
         make(bench, desk, 0.1, takes=3)
     with pytest.raises(ValueError, match="7 versions and may have 9"):
-        next(bench.make(desk, Wish(takes=3), 0.1, hush))
+        next(bench.make(desk, PieceRequest(takes=3), 0.1, hush))
 
 
 def test_growing_level_by_level_is_what_pieces_gives(generator: Generator) -> None:
@@ -280,8 +280,8 @@ def test_growing_level_by_level_is_what_pieces_gives(generator: Generator) -> No
 # --- several people ---------------------------------------------------------------------------------------------------
 
 
-def test_everybody_has_a_desk(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench, "MAX_DESKS", 2)
+def test_everybody_has_a_desk(bench: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_DESKS", 2)
     mine, yours = bench.enter(None), bench.enter("made up")
     assert yours.token != "made up"
     make(bench, mine, 0.1)
@@ -294,10 +294,10 @@ def test_everybody_has_a_desk(bench: Workbench, monkeypatch: pytest.MonkeyPatch)
     assert bench.desk(mine.token) is mine
 
 
-def test_stopping_leaves_the_tree_as_it_was(bench: Workbench) -> None:
+def test_stopping_leaves_the_tree_as_it_was(bench: Service) -> None:
     mine, yours = bench.enter(None, "page 1"), bench.enter(None, "page 2")
     make(bench, mine, 0.5)
-    on_the_way = bench.make(mine, Wish(), 4.0, hush)
+    on_the_way = bench.make(mine, PieceRequest(), 4.0, hush)
     next(on_the_way)
     bench.stop("page 2")  # somebody else's page was closed
     assert yours.stop.is_set()
@@ -307,26 +307,26 @@ def test_stopping_leaves_the_tree_as_it_was(bench: Workbench) -> None:
         next(on_the_way)
     assert list(mine.tree.versions) == [1]
     with pytest.raises(Stopped):  # it waited for its turn, and was stopped meanwhile
-        next(bench.make(mine, Wish(), 0.5, hush))
+        next(bench.make(mine, PieceRequest(), 0.5, hush))
     bench.want(mine.token)
     assert make(bench, mine, 0.5) == 2
 
 
-def test_what_was_stopped_stays_stopped_when_something_new_is_wanted(bench: Workbench) -> None:
+def test_what_was_stopped_stays_stopped_when_something_new_is_wanted(bench: Service) -> None:
     mine = bench.enter(None, "page")
     bench.want(mine.token)
-    stopped = bench.make(mine, Wish(), 4.0, hush)
+    stopped = bench.make(mine, PieceRequest(), 4.0, hush)
     next(stopped)
     bench.stop("page")
     bench.want(mine.token)
-    wanted = bench.make(mine, Wish(), 0.5, hush)
+    wanted = bench.make(mine, PieceRequest(), 0.5, hush)
     with pytest.raises(Stopped):
         next(stopped)
     assert [len(takes.versions) for takes in wanted] == [0, 0, 1]
     bench.want("made up")  # a desk that was cleared away: its turn tells
 
 
-def test_warming_up_leaves_nothing(bench: Workbench) -> None:
+def test_warming_up_leaves_nothing(bench: Service) -> None:
     bench.warm_up()
     assert not list(bench.folder.iterdir())
 
@@ -334,7 +334,7 @@ def test_warming_up_leaves_nothing(bench: Workbench) -> None:
 # --- uploads ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_recording_is_taken_apart(bench: Workbench, desk: Desk, tmp_path: Path) -> None:
+def test_a_recording_is_taken_apart(bench: Service, desk: Session, tmp_path: Path) -> None:
     tokenizer = bench.generator.tokenizer
     soundfile.write(tmp_path / "tune.flac", tones(3, 16000, channels=2), 16000)
     recording = take_apart(bench, desk, tmp_path / "tune.flac")
@@ -347,13 +347,13 @@ def test_a_recording_is_taken_apart(bench: Workbench, desk: Desk, tmp_path: Path
     assert words == "**tune.flac**: 3.0 s became 94 + 188 + 375 codes."
     assert players[2]["note"] == "94 codes a second, 0.38 kbit/s"  # 31.25 + 62.5, of 4 bits each
     version = bench.adopt(desk)
-    longer = finish(bench.extend(desk, version.number, Wish(seed=1), 0, 1, hush))[0]
+    longer = finish(bench.extend(desk, version.number, PieceRequest(seed=1), 0, 1, hush))[0]
     assert torch.equal(levels(desk, longer)[0][:93], recording.codes.levels[0][:93])
     make(bench, desk, 0.1)
     assert recording.prefixes[0].exists()  # what is made meanwhile does not take it from the page
 
 
-def test_of_a_long_recording_the_beginning_is_used(bench: Workbench, desk: Desk, tmp_path: Path) -> None:
+def test_of_a_long_recording_the_beginning_is_used(bench: Service, desk: Session, tmp_path: Path) -> None:
     tune = tones(9.5, 8000)
     soundfile.write(tmp_path / "long.wav", tune, 8000)
     recording = take_apart(bench, desk, tmp_path / "long.wav")
@@ -387,7 +387,7 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
 
 
 def test_bad_uploads_give_one_friendly_line(
-    bench: Workbench, desk: Desk, bad_files: dict[str, tuple[Path, str]]
+    bench: Service, desk: Session, bad_files: dict[str, tuple[Path, str]]
 ) -> None:
     for name, (path, said) in bad_files.items():
         with pytest.raises(ValueError, match=said) as error:
@@ -412,10 +412,10 @@ def test_what_can_be_followed(bad_files: dict[str, tuple[Path, str]], tmp_path: 
 # --- what the page shows ----------------------------------------------------------------------------------------------
 
 
-def test_the_page_speaks_of_wishes_in_this_order(bench: Workbench) -> None:
+def test_the_page_speaks_of_wishes_in_this_order(bench: Service) -> None:
     settings = [0.9, 0.8, 0.7, 1.0, 0.9, 0.8, 5, 6.0, 7, 1, 2, 3]
     wish = views.wish(bench, ["12", "2", "", None, "folk", *settings])
-    assert wish == Wish(12, 2, {"genre": "folk"}, "", None, {
+    assert wish == PieceRequest(12, 2, {"genre": "folk"}, "", None, {
         "temperature": [0.9, 0.8, 0.7], "top_p": [1.0, 0.9, 0.8], "top_k": [5, 6, 7], "guidance": [1, 2, 3],
     })  # fmt: skip
     assert wish.options["guidance"] == [1, 2, 3]
@@ -426,7 +426,7 @@ def test_the_page_speaks_of_wishes_in_this_order(bench: Workbench) -> None:
         views.wish(bench, ["minus one", 1, "", None, "", *settings])
 
 
-def test_values_of_players_and_links(bench: Workbench, desk: Desk) -> None:
+def test_values_of_players_and_links(bench: Service, desk: Session) -> None:
     number = make(bench, desk, takes=2)
     shown, link = views.version(desk, number), views.version_files(desk, number)
     assert shown["title"] == "Version 1 · new piece, take 1 · 2.0 s"
@@ -444,7 +444,7 @@ def test_a_picture_has_the_codes_in_their_places(tmp_path: Path) -> None:
     draw_codes(torch.from_numpy(tones(1, 8000).T.copy()), 8000, codes, tmp_path / "x.png")
     pixels = image.imread(tmp_path / "x.png")
     assert pixels.shape[:2] == (HEIGHT, WIDTH)
-    row = round(HEIGHT * (1 - pictures.TOP + pictures.STRIPS / 4))  # the middle of the upper one of two strips
+    row = round(HEIGHT * (1 - code_images.TOP + code_images.STRIPS / 4))  # the middle of the upper one of two strips
     cells = [round(WIDTH * (LEFT + (RIGHT - LEFT) * (i + 0.25) / 4)) for i in range(4)]
     first, second, third, fourth = (pixels[row, column, :3] for column in cells)
     assert np.array_equal(first, third)

@@ -14,8 +14,8 @@ from conftest import assert_one_line_error, cli, tones
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from audiovq import Codes, Tokenizer
+from audiovq.studio.service import Service
 from audiovq.studio.uploads import Limits
-from audiovq.studio.workbench import Workbench
 
 pytest.importorskip("gradio")
 from audiovq.studio import page as studio_page
@@ -24,7 +24,7 @@ LIMITS = Limits(max_seconds=20, max_upload_mb=0.5, max_takes=2)
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_run: Path) -> Iterator[tuple[str, Workbench]]:
+def studio(tiny_run: Path) -> Iterator[tuple[str, Service]]:
     with studio_page.open_studio(tiny_run, LIMITS, name="<b>tiny</b>") as opened:
         yield opened
         folder = opened[1].folder.parent
@@ -41,7 +41,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext, studio: tuple[str, Workbench]) -> Iterator[Page]:
+def page(context: BrowserContext, studio: tuple[str, Service]) -> Iterator[Page]:
     """A page that has been opened; what it asks of anybody else fails the test."""
     tab = visit(context.new_page(), studio[0])
     yield tab
@@ -49,7 +49,7 @@ def page(context: BrowserContext, studio: tuple[str, Workbench]) -> Iterator[Pag
 
 
 @pytest.fixture
-def details(studio: tuple[str, Workbench], monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+def details(studio: tuple[str, Service], monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Whoever makes music has its sketch, and waits with the details until this is set."""
     may_come, grow = threading.Event(), studio[1].generator.grow
 
@@ -157,7 +157,7 @@ def test_make_play_continue_mend_and_download(
 
 
 def test_takes_side_by_side_for_two_people_at_once(
-    page: Page, context: BrowserContext, studio: tuple[str, Workbench], monkeypatch: pytest.MonkeyPatch
+    page: Page, context: BrowserContext, studio: tuple[str, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, bench = studio
     at_work, most, lock, pieces = 0, 0, threading.Lock(), bench.generator.pieces
@@ -238,7 +238,7 @@ def test_wrong_wishes_and_stopping(page: Page, details: threading.Event) -> None
 
 
 def test_who_waits_can_stop_too(
-    page: Page, context: BrowserContext, studio: tuple[str, Workbench], details: threading.Event
+    page: Page, context: BrowserContext, studio: tuple[str, Service], details: threading.Event
 ) -> None:
     page.click("#make")
     wait_for_sketch(page)
@@ -254,7 +254,7 @@ def test_who_waits_can_stop_too(
     other.close()
 
 
-def test_nobody_is_told_and_nothing_else_is_served(studio: tuple[str, Workbench], tiny_run: Path) -> None:
+def test_nobody_is_told_and_nothing_else_is_served(studio: tuple[str, Service], tiny_run: Path) -> None:
     url, bench = studio
     assert not studio_page.Studio(bench, "tiny").blocks.analytics_enabled
     for path in (tiny_run / "recipe.yaml", Path("/etc/passwd"), bench.folder / ".." / ".." / "x"):
@@ -262,6 +262,6 @@ def test_nobody_is_told_and_nothing_else_is_served(studio: tuple[str, Workbench]
             urllib.request.urlopen(f"{url}gradio_api/file={path}")
 
 
-def test_a_port_that_is_taken(studio: tuple[str, Workbench], tiny_run: Path) -> None:
+def test_a_port_that_is_taken(studio: tuple[str, Service], tiny_run: Path) -> None:
     port = studio[0].rstrip("/").rpartition(":")[2]
     assert_one_line_error(cli("studio", tiny_run, "--port", port), f"--port {port}", "cannot be opened")

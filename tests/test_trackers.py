@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from conftest import cli, tones
 
-from audiovq import distributed
+from audiovq.distributed import collectives
 from audiovq.training import trackers
 from audiovq.training.trackers import TRACKERS, Reporting, usable
 
@@ -59,7 +59,7 @@ def test_samples_sound_as_their_files(tmp_path: Path) -> None:
 
 
 def test_only_the_first_rank_has_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(collectives, "rank", lambda: 1)
     stage = Reporting(tmp_path, ("tensorboard",)).stage("tokenizer")
     stage.log(1, {"loss": 1.0})
     stage.close()

@@ -12,7 +12,7 @@ from conftest import SAMPLES, tones
 from mutagen.flac import FLAC
 
 from audiovq.data import tracks as tracks_module
-from audiovq.data.looks import in_parallel
+from audiovq.data.scan_cache import in_parallel
 from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
 
 

@@ -17,14 +17,14 @@ import soundfile
 import torch
 from conftest import ROOT, cli
 
-from audiovq import checkpoint
 from audiovq.data.shards import Shards
+from audiovq.pretrained import checkpoint
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.averages import Averages
-from audiovq.training.batches import Plan, step_seed
+from audiovq.training.batches import BatchSplit, step_seed
+from audiovq.training.checkpoints import Checkpoints, newest
 from audiovq.training.optimizer import learning_rate, make_optimizer
-from audiovq.training.saving import Checkpoints, newest
 
 MODELS = ("tokenizer", "prior-0", "prior-1", "prior-2")
 
@@ -63,7 +63,7 @@ def test_learning_rate_warms_up_and_falls_to_the_end() -> None:
 def test_every_example_is_taken_once_whoever_takes_it(batch_size: int, at_once: int | None, world_size: int) -> None:
     taken, portions = [], []
     for rank in range(world_size):
-        mine = Plan(batch_size, at_once, rank, world_size).portions()
+        mine = BatchSplit(batch_size, at_once, rank, world_size).portions()
         portions.append(len(mine))
         assert all(1 <= p.n <= (at_once or batch_size) for p in mine)
         taken += [p.first + i for p in mine if p.counts for i in range(p.n)]
@@ -74,7 +74,7 @@ def test_every_example_is_taken_once_whoever_takes_it(batch_size: int, at_once: 
 
 def test_more_processes_than_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one example for each of the 4 processes, found 3; use fewer"):
-        Plan(3, None, 0, 4)
+        BatchSplit(3, None, 0, 4)
 
 
 def test_seeds_differ_by_every_part() -> None:

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from audiovq.tokenizer.whitening import Decorrelate, Standardise
+from audiovq.tokenizer.normalization import BatchNorm, ZCAWhitening
 
 
 def test_standardise_equals_numpy_and_keeps_statistics() -> None:
-    layer = Standardise(3, momentum=0.5).train()
+    layer = BatchNorm(3, momentum=0.5).train()
     x = torch.randn(4, 25, 3) * torch.tensor([1.0, 5.0, 0.1]) + 7
     flat = x.numpy().reshape(-1, 3)
     expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
@@ -20,7 +20,7 @@ def test_standardise_equals_numpy_and_keeps_statistics() -> None:
 
 def test_decorrelate_gives_channels_of_unit_covariance() -> None:
     layer, mixing = (
-        Decorrelate(3, momentum=0.5).train(),
+        ZCAWhitening(3, momentum=0.5).train(),
         torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 1.0]]),
     )
     x = torch.randn(8, 500, 3) @ mixing

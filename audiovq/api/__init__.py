@@ -1,9 +1,9 @@
 """What users import: `Tokenizer` (audio ↔ codes) and `Generator` (nothing, or a prompt → music)."""
 
 from audiovq.api.generator import Generator
-from audiovq.api.locate import bundled_model, default_model, pick_device, prior_folders, resolve_model
-from audiovq.api.share import push_folder, save_models, save_pretrained
 from audiovq.api.tokenizer import Tokenizer
+from audiovq.pretrained.hub import push_folder, save_models, save_pretrained
+from audiovq.pretrained.locate import bundled_model, default_model, pick_device, prior_folders, resolve_model
 
 __all__ = [
     "Generator", "Tokenizer", "bundled_model", "default_model", "pick_device", "prior_folders", "push_folder",

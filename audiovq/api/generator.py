@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiovq import checkpoint
-from audiovq.api.control import check_text, reference_chroma
-from audiovq.api.locate import check_priors, pick_device, prior_folders, resolve_model
-from audiovq.api.share import Shareable
+from audiovq.api.conditioning import check_text, reference_chroma
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.hub import Shareable
+from audiovq.pretrained.identity import prior_hash
+from audiovq.pretrained.locate import check_priors, pick_device, prior_folders, resolve_model
 from audiovq.prior.prior import Prior
-from audiovq.recipe import PickConfig
-from audiovq.sampling.generate import BLOCK, Listener, Request, generate, nobody
-from audiovq.sampling.given import Given, begin_with, redraw, surround, vary
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.generate import BLOCK, CodesCallback, Request, generate, ignore_codes
+from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, vary
 from audiovq.sampling.journal import JournalFolder
 from audiovq.sampling.likelihood import bits_per_second
-from audiovq.terminal import ProgressBar, say
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
 SMALL_NETWORK = 10_000_000  # parameters
@@ -46,7 +47,7 @@ def few_threads(priors: Sequence[Prior]) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _advancing(bar: ProgressBar, on_codes: Listener) -> Listener:
+def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:
     """A listener that also moves the bar by the positions that are new."""
     done: dict[int, int] = {}
 
@@ -59,7 +60,7 @@ def _advancing(bar: ProgressBar, on_codes: Listener) -> Listener:
 
 
 def _rows(level: Tensor, group: range) -> Tensor:
-    """Given codes [n] or [items, n] -> those of a group of items, [1 or group, n]."""
+    """CodeMask codes [n] or [items, n] -> those of a group of items, [1 or group, n]."""
     return level[None] if level.ndim == 1 else level[group.start : group.stop]
 
 
@@ -85,7 +86,7 @@ class Generator(Shareable):
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, priors: Sequence[Prior], picks: Sequence[PickConfig] | None = None,
+        self, tokenizer: Tokenizer, priors: Sequence[Prior], picks: Sequence[SamplingConfig] | None = None,
         device: str | torch.device | None = None,
     ):  # fmt: skip
         if not priors:
@@ -93,7 +94,7 @@ class Generator(Shareable):
         self.tokenizer = tokenizer
         self.device = pick_device(device or tokenizer.device)
         self.priors = [prior.to(self.device).eval() for prior in priors]
-        self.picks = list(picks or [PickConfig() for _ in priors])
+        self.picks = list(picks or [SamplingConfig() for _ in priors])
         for prior in self.priors:
             if prior.spec.tokenizer_hash != tokenizer.hash:
                 raise ValueError(
@@ -124,7 +125,7 @@ class Generator(Shareable):
         tokenizer = Tokenizer.from_pretrained(folder, device)
         return cls(tokenizer, [prior for prior, _ in loaded], [pick for _, pick in loaded], device)
 
-    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[PickConfig]]:
+    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.tokenizer.network, self.priors, self.picks
 
     @property
@@ -142,7 +143,7 @@ class Generator(Shareable):
 
     def sample_codes(
         self, seconds: float | None = None, seed: int = 0, n: int = 1, *, prompt: Codes | None = None,
-        given: Given | None = None, journal: str | Path | None = None, **options: Any,
+        given: CodeMask | None = None, journal: str | Path | None = None, **options: Any,
     ) -> list[Codes]:  # fmt: skip
         """Generate the codes of `n` pieces; item i of a seed is the same piece whatever `n` is.
 
@@ -184,13 +185,13 @@ class Generator(Shareable):
         labels: Mapping[str, str] | None = None,
         text: str = "",
         chroma: str | Path | None = None,
-        given: Given | None = None,
+        given: CodeMask | None = None,
         n_levels: int | None = None,
         precision: str = "auto",
         parallel: int = 1,
         progress: bool = False,
         journals: JournalFolder | None = None,
-        on_codes: Listener = nobody,
+        on_codes: CodesCallback = ignore_codes,
     ) -> Iterator[Codes]:
         """Generate the pieces `items` of a seed, one after the other as they are finished.
 
@@ -217,7 +218,7 @@ class Generator(Shareable):
         hops = self.tokenizer.config.hop_lengths
         if given:
             given.check(hops[: len(priors)], len(items))
-        hashes = [checkpoint.prior_hash(prior) for prior in priors] if journals else []
+        hashes = [prior_hash(prior) for prior in priors] if journals else []
         groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
         total = len(groups) * sum(-(-n_samples // hop) for hop in hops[: len(priors)])
         a_step = len(items) * n_samples / self.sample_rate / max(total, 1)
@@ -238,7 +239,7 @@ class Generator(Shareable):
                     yield self.tokenizer._codes(list(row), n_samples)
 
     def grow(
-        self, n_samples: int, seed: int, items: Sequence[int], *, given: Given | None = None, **options: Any
+        self, n_samples: int, seed: int, items: Sequence[int], *, given: CodeMask | None = None, **options: Any
     ) -> Iterator[list[Codes]]:
         """Generate the pieces `items` of a seed level by level: yields all of them with their top level alone, then with
         one finer level more each time. The last are what `pieces` gives, bit for bit.
@@ -256,14 +257,14 @@ class Generator(Shareable):
             told = [torch.full((len(items), -(-n_samples // hop)), -1) for hop in hops]
         for n_levels in range(1, len(hops) + 1):
             if any(bool((level < 0).any()) for level in told[:n_levels]):
-                known = Given(n_samples, told)
+                known = CodeMask(n_samples, told)
                 found = list(self.pieces(n_samples, seed, items, given=known, n_levels=n_levels, **options))
             else:
                 found = [self.tokenizer._codes(list(row), n_samples) for row in zip(*told[:n_levels], strict=True)]
             told[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
             yield found
 
-    def begin_with(self, prompt: Codes, n_samples: int) -> Given:
+    def begin_with(self, prompt: Codes, n_samples: int) -> CodeMask:
         """A piece of `n_samples` that begins with `prompt`. Raises ValueError for a prompt that cannot be continued."""
         self._check_tokenizer(prompt)
         return begin_with(prompt, n_samples)
@@ -271,7 +272,7 @@ class Generator(Shareable):
     def keep(
         self, piece: Codes, *, stretch: tuple[float, float] | None = None, before: float = 0, after: float = 0,
         levels: int | None = None,
-    ) -> Given:  # fmt: skip
+    ) -> CodeMask:  # fmt: skip
         """What `sample_codes(given=...)` keeps of a piece. One of:
 
         - all but a `stretch` (from, to) in seconds, and there nothing or the first `levels`;
@@ -317,7 +318,7 @@ class Generator(Shareable):
             raise ValueError(f"seconds: expected a number above 0 and up to {MAX_SECONDS:.0f}, found {seconds:g}")
         return max(1, round(seconds * self.sample_rate))
 
-    def _picks(self, settings: dict[str, Any]) -> list[PickConfig]:
+    def _picks(self, settings: dict[str, Any]) -> list[SamplingConfig]:
         """The recipe's sampling settings with the given ones laid over, a level."""
         chosen = [pick.model_dump() for pick in self.picks]
         for name, value in settings.items():
@@ -330,7 +331,7 @@ class Generator(Shareable):
                 raise ValueError(f"{name}: expected one value or {len(chosen)} (one a level), found {len(values)}")
             for pick, item in zip(chosen, values, strict=True):
                 pick[name] = item
-        return [checkpoint.conf.build(PickConfig, pick, "sampling") for pick in chosen]
+        return [checkpoint.conf.build(SamplingConfig, pick, "sampling") for pick in chosen]
 
     def _label_indexes(self, labels: Mapping[str, str]) -> dict[str, int]:
         indexes = {}

@@ -13,7 +13,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 STREAM_SECONDS = 2.0  # decoded at once
 
 
-class StreamDecoder:
+class GrowingDecoder:
     """Decodes a growing prefix of the finest of `n_levels` levels; all pieces together are what decoding the whole gives."""
 
     def __init__(self, network: VQVAE, n_samples: int, n_levels: int):

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audiovq import checkpoint
-from audiovq.api.locate import pick_device, resolve_model
-from audiovq.api.share import Shareable
 from audiovq.api.stream import DecodeStream, EncodeStream, checked
 from audiovq.data import audio
 from audiovq.data.codes import Codes, LevelBuffers
-from audiovq.data.guard import check_range
+from audiovq.data.validation import check_range
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.hub import Shareable
+from audiovq.pretrained.identity import tokenizer_hash
+from audiovq.pretrained.locate import pick_device, resolve_model
 from audiovq.prior.prior import Prior
-from audiovq.recipe import PickConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.streaming import (
     CHUNK_SECONDS,
     WINDOWS_AT_ONCE,
@@ -27,7 +28,7 @@ from audiovq.tokenizer.streaming import (
     encoder_windows,
 )
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.windows import compute_in_batches, cut
+from audiovq.utils.chunking import compute_in_batches, cut
 
 
 class Tokenizer(Shareable):
@@ -42,7 +43,7 @@ class Tokenizer(Shareable):
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
         self.config = network.config
-        self.hash = checkpoint.tokenizer_hash(network)
+        self.hash = tokenizer_hash(network)
 
     @classmethod
     def from_pretrained(
@@ -58,7 +59,7 @@ class Tokenizer(Shareable):
         inner = folder / "tokenizer"
         return cls(checkpoint.load_tokenizer(inner if inner.is_dir() else folder), device)
 
-    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[PickConfig]]:
+    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.network, (), ()
 
     @property

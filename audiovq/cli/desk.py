@@ -8,16 +8,16 @@ from pathlib import Path
 
 import click
 
-from audiovq import shell
+from audiovq.cli import options
 from audiovq.cli.group import main
-from audiovq.shell import json_option, write_json
+from audiovq.cli.options import json_option, write_json
 
 
 @main.command()
 @json_option
 def doctor(json_file: str | None) -> None:
     """Look whether audiovq can work here, and try it; says what to do about each problem. Exit code 1 if it cannot."""
-    from audiovq.doctor import examine, is_broken
+    from audiovq.pipeline.doctor import examine, is_broken
 
     findings = []
     for finding in examine():
@@ -29,7 +29,7 @@ def doctor(json_file: str | None) -> None:
 
 
 @main.command()
-@click.argument("name", metavar="[bash|zsh|fish]", required=False, type=click.Choice(shell.SHELLS))
+@click.argument("name", metavar="[bash|zsh|fish]", required=False, type=click.Choice(options.SHELLS))
 def completion(name: str | None) -> None:
     """Print what makes a shell complete commands, options, recipes and files; default for the shell you are in.
 
@@ -42,6 +42,6 @@ def completion(name: str | None) -> None:
     Then open a new shell.
     """
     found = name or Path(os.environ.get("SHELL", "")).name
-    if found not in shell.SHELLS:
-        raise ValueError(f"completion: expected one of {', '.join(shell.SHELLS)}, found {found or 'no $SHELL'}")
-    click.echo(shell.completion_script(main, found))
+    if found not in options.SHELLS:
+        raise ValueError(f"completion: expected one of {', '.join(options.SHELLS)}, found {found or 'no $SHELL'}")
+    click.echo(options.completion_script(main, found))

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from audiovq import shell
-from audiovq.shell import FOLDER
-from audiovq.stopping import Interrupted
+from audiovq.cli import options
+from audiovq.cli.options import FOLDER
+from audiovq.utils.signals import Interrupted
 
 LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # in what the loader says if a package's compiled part does not load
 
@@ -23,7 +23,7 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         given = kwargs.pop("args", None) or (args[0] if args else None)
-        arguments = shell.arranged(sys.argv[1:] if given is None else given)
+        arguments = options.arranged(sys.argv[1:] if given is None else given)
         debug = "--debug" in arguments
         try:
             return super().main(arguments, *args[1:], **{**kwargs, "standalone_mode": False})
@@ -80,7 +80,7 @@ model_option = click.option(
 def pick_model(name: str | None, prior: bool = True) -> Path:
     """The model asked for, or the default; says which."""
     from audiovq import api
-    from audiovq.terminal import say
+    from audiovq.utils.progress import say
 
     if name is not None:
         return api.resolve_model(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from audiovq.cli.group import main, pick_model
-from audiovq.shell import FILE, FOLDER, json_option, number_list, write_json
+from audiovq.cli.options import FILE, FOLDER, json_option, number_list, write_json
 
 
 @main.command("eval")
@@ -21,14 +21,14 @@ from audiovq.shell import FILE, FOLDER, json_option, number_list, write_json
 def evaluate(model: str, data: str | None, json_file: str | None, perceptual: bool, generated: int | None, seconds: float,
              seed: int) -> None:  # fmt: skip
     """How well MODEL reconstructs the music in DATA (default: what its run holds out), or how like it MODEL generates."""
-    from audiovq import generation_report, test_set
+    from audiovq.evaluation import evaluate_generator, evaluate_tokenizer
 
     if generated is None:
-        report = test_set.evaluate_model(model, data, perceptual)
+        report = evaluate_tokenizer.evaluate_model(model, data, perceptual)
     else:
-        report = generation_report.evaluate_generated(model, data, generated, seconds, seed)
+        report = evaluate_generator.evaluate_generated(model, data, generated, seconds, seed)
     if json_file != "-":
-        (test_set if generated is None else generation_report).print_tables(report)
+        (evaluate_tokenizer if generated is None else evaluate_generator).print_tables(report)
     write_json(json_file, report)
 
 
@@ -41,8 +41,8 @@ def copies(piece: str, run: str, json_file: str | None) -> None:
     from audiovq import api
     from audiovq.data.shards import Shards
     from audiovq.evaluation.copies import copy_reports, report_lines
+    from audiovq.pipeline.sample import read_piece
     from audiovq.recipe import codes_place
-    from audiovq.sample_command import read_piece
 
     tokenizer = api.Tokenizer.from_pretrained(run)
     report = copy_reports([read_piece(tokenizer, piece)], Shards(codes_place(api.resolve_model(run))))[0]
@@ -93,7 +93,7 @@ def listening_report(run: str | None, out: str | None, json_file: str | None) ->
 @json_option
 def info(place: str, json_file: str | None) -> None:
     """Say what PLACE is: an audio file, a codes file, a model folder or a run folder; always as JSON."""
-    from audiovq.info import describe
+    from audiovq.report.describe import describe
 
     facts = describe(Path(place))
     for file in {"-", json_file or "-"}:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from audiovq import shell
+from audiovq.cli import options
 from audiovq.cli.group import main, report_option
-from audiovq.shell import FOLDER, json_option, write_json
+from audiovq.cli.options import FOLDER, json_option, write_json
 
 
 def _recipe_names() -> list[str]:
@@ -26,7 +26,7 @@ def _stage_names() -> tuple[str, ...]:
 
 
 @main.command()
-@click.argument("recipe", type=shell.Name(_recipe_names))
+@click.argument("recipe", type=options.Name(_recipe_names))
 @click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
 @click.option("--codes", metavar="URL", help="Codes of another run, a folder or URL: only the priors are trained.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Run folder; default runs/<recipe name>.")
@@ -34,7 +34,7 @@ def _stage_names() -> tuple[str, ...]:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: a.b=value (repeatable)."
 )
 @click.option(
-    "--stage", "stages", type=shell.Name(_stage_names), multiple=True, metavar="STAGE",
+    "--stage", "stages", type=options.Name(_stage_names), multiple=True, metavar="STAGE",
     help="Only tokenizer, decoder, codes or priors (repeatable).",
 )  # fmt: skip
 @click.option("--gpus", type=click.IntRange(min=1), help="Use so many GPUs; default all.")
@@ -46,11 +46,11 @@ def train(
     stages: tuple[str, ...], gpus: int | None, processes: int | None, page: bool, json_file: str | None,
 ) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
-    from audiovq import distributed
-    from audiovq.info import describe_run
-    from audiovq.launch import run_on_several
+    from audiovq.distributed import collectives
+    from audiovq.distributed.launch import run_on_several
+    from audiovq.pipeline.run import STAGES, Run
     from audiovq.recipe import load_recipe
-    from audiovq.run import STAGES, Run
+    from audiovq.report.describe import describe_run
 
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -58,7 +58,7 @@ def train(
     loaded = load_recipe(recipe, data, overrides, codes)
     if run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
         return
-    with distributed.processes():
+    with collectives.processes():
         run = Run(loaded, Path(out or Path("runs") / loaded.name), page)
         run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
         if json_file and run.main:
@@ -66,7 +66,7 @@ def train(
 
 
 @main.command()
-@click.argument("recipe", type=shell.Name(_recipe_names))
+@click.argument("recipe", type=options.Name(_recipe_names))
 @click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value (repeatable).")
 @click.option("--gpus", type=click.IntRange(min=1), help="Predict for so many GPUs that are not here.")
@@ -81,7 +81,7 @@ def train(
 @json_option
 def plan(recipe: str, data: str | None, overrides: tuple[str, ...], json_file: str | None, **device: Any) -> None:
     """Memory, hours and disk that RECIPE would take, stage by stage: here, or on GPUs that are not here."""
-    from audiovq.plan import make_plan, parse_device, plan_lines
+    from audiovq.planning.estimate import make_plan, parse_device, plan_lines
     from audiovq.recipe import load_recipe
 
     loaded = load_recipe(recipe, data, overrides)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from audiovq.cli.group import main, model_option, pick_model, report_option
-from audiovq.shell import FILE, json_option, label_pairs, number_list, write_json
+from audiovq.cli.options import FILE, json_option, label_pairs, number_list, write_json
 
 
 @main.command()
@@ -65,8 +65,8 @@ from audiovq.shell import FILE, json_option, label_pairs, number_list, write_jso
 @json_option
 def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: str | None, **options: Any) -> None:
     """Make new music, or change some. Interrupted, the same command with the same seed goes on."""
-    from audiovq.sample_command import Sampled, SampleOptions
-    from audiovq.sample_command import sample as run
+    from audiovq.pipeline.sample import Sampled, SampleOptions
+    from audiovq.pipeline.sample import sample as run
 
     if json_file == "-" and options["stream"] == "-":
         raise ValueError("--json, --stream: standard output can be one of them; name a file for the other")
@@ -75,12 +75,12 @@ def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: st
         raise ValueError("--json, --check-copies: expected one process; leave out one, or ask `audiovq copies` later")
 
     if page and not options["stream"]:
-        import audiovq.sample_page  # noqa: F401  # loading what draws takes a second: now, so that the page follows the codes
+        import audiovq.pipeline.sample_page  # noqa: F401  # loading what draws takes a second: now, so that the page follows the codes
 
     def finished(sampled: Sampled) -> None:
         facts = sampled.facts
         if page:
-            from audiovq.sample_page import write_page
+            from audiovq.pipeline.sample_page import write_page
 
             facts["report"] = write_page(sampled)
         write_json(json_file, facts)
@@ -105,7 +105,7 @@ def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: st
 def encode(source: str, out: str, compress: bool, model: str | None, json_file: str | None) -> None:
     """Turn an AUDIO file, or all of them below a folder, into codes."""
     from audiovq import api
-    from audiovq.convert import Encoding, convert_file, convert_folder
+    from audiovq.api.convert import Encoding, convert_file, convert_folder
     from audiovq.data import audio
 
     convert = convert_folder if Path(source).is_dir() else convert_file
@@ -135,7 +135,7 @@ def _converted(facts: dict[str, Any], json_file: str | None) -> None:
 def decode(source: str, out: str, levels: int | None, suffix: str, model: str | None, json_file: str | None) -> None:
     """Turn a CODES file, or all of them below a folder, back into audio, as long as what was encoded."""
     from audiovq import api
-    from audiovq.convert import Decoding, convert_file, convert_folder
+    from audiovq.api.convert import Decoding, convert_file, convert_folder
     from audiovq.data import audio
     from audiovq.data.codes import read_header
 

@@ -20,7 +20,7 @@ from audiovq.cli.group import main
 @click.option("--name", "repo_id", metavar="OWNER/NAME", help="On the hub, for the examples in the model card.")
 def export(run: str, folder: str, credits_file: str | None, **options: Any) -> None:
     """Write the models of RUN into the new folder DIR, to share: weights, configs and a model card."""
-    from audiovq.export import export_model
+    from audiovq.pretrained.export import export_model
 
     credits_path = Path(credits_file) if credits_file else None
     click.echo("\n".join(export_model(run, Path(folder), credits=credits_path, **options)))

@@ -8,7 +8,7 @@ import time
 import click
 
 from audiovq.cli.group import main
-from audiovq.shell import FOLDER
+from audiovq.cli.options import FOLDER
 
 
 @main.command()
@@ -24,17 +24,18 @@ def studio(run: str | None, host: str, port: int | None, max_seconds: float, max
     """Open a page for making music with RUN (a run, a model folder or a hub id; default the bundled model); needs audiovq[studio]."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("studio: the package gradio is missing; pip install 'audiovq[studio]'")
-    from audiovq.terminal import say
+    from audiovq.utils.progress import say
 
     say("opening the studio …")
-    from audiovq import api, stopping
+    from audiovq import api
     from audiovq.studio.page import open_studio
     from audiovq.studio.uploads import Limits
+    from audiovq.utils import signals
 
     limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload)
     model, name = (api.resolve_model(run), run) if run else (api.bundled_model(), "the bundled model")
     with open_studio(model, limits, host, port, show, name) as (url, _):
         say(f"the studio is open: {url} (Ctrl-C closes it; what you want to keep, download before)")
-        with stopping.listening():
-            while stopping.received() is None:
+        with signals.deferred():
+            while signals.received() is None:
                 time.sleep(0.2)

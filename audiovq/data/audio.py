@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from audiovq.data import ffmpeg
-from audiovq.windows import Window, Windows
+from audiovq.utils.chunking import Window, Windows
 
 SUFFIXES = {
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au", *ffmpeg.SUFFIXES,

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from audiovq.data import entropy, guard
+from audiovq.data import entropy, validation
 
 FORMAT = "audiovq-codes-1"
 
@@ -80,7 +80,7 @@ class Codes:
         header = read_header(path)
         coding = {key: header.pop(key, None) for key in ("coding", "n_levels", "checksum")}
         try:
-            guard.check_header(header, coding["n_levels"] if coding["coding"] else None, path.stat().st_size)
+            validation.check_header(header, coding["n_levels"] if coding["coding"] else None, path.stat().st_size)
             codes = Codes(levels=[], **header)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: codes file with an unknown header ({error})") from None
@@ -96,7 +96,7 @@ class Codes:
         if not found or expected != found:
             raise ValueError(f"{path}: expected {expected} codes a level, found {found}")
         for i, level in enumerate(codes.levels):
-            guard.check_range(level, codes.codebook_size, f"{path}: level {i}")
+            validation.check_range(level, codes.codebook_size, f"{path}: level {i}")
         return codes
 
     def lengths(self, n_levels: int) -> list[int]:

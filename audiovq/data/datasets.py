@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from audiovq.data import audio
 from audiovq.data.shards import Shards, ShardTrack
 from audiovq.data.tracks import Track
-from audiovq.terminal import track as progress
+from audiovq.utils.progress import track as progress
 
 
 class WaveformCrops(Dataset[Tensor]):
@@ -92,7 +92,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
     An example is a dict of
         codes [context]: what is to be predicted; `codebook_size` past the track's end (not counted in the loss);
         previous [context]: the code before each, `codebook_size` before the track's start;
-        coarser [n_coarser, context / ratio + 2·halo]: all coarser levels at the rate of the next coarser one,
+        coarser [n_coarser, context / ratio + 2·context_codes]: all coarser levels at the rate of the next coarser one,
             `codebook_size` outside the track;
         position (): index of the first code in the track; n_samples (): length of the track;
         labels [n_labels]: index into each vocabulary, 0 for unknown;
@@ -110,7 +110,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         split: str,
         level: int,
         context: int,
-        halo: int,
+        context_codes: int,
         vocabularies: dict[str, list[str]],
         seed: int,
         *,
@@ -119,7 +119,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         infill_codes: int = 0,
         infill_rate: float = 0.0,
     ):
-        self.shards, self.level, self.context, self.halo, self.seed = shards, level, context, halo, seed
+        self.shards, self.level, self.context, self.context_codes, self.seed = shards, level, context, context_codes, seed
         self.text_bytes, self.chroma, self.infill_codes, self.infill_rate = (
             text_bytes, chroma, infill_codes, infill_rate,
         )  # fmt: skip
@@ -161,8 +161,8 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         """The example of a track that starts at code `start`, a multiple of the ratio to the next coarser level; with a
         gap that ends before code `gap_end`, if given."""
         codes = self._padded(track, self.level, start - 1, start + self.context)
-        coarse_start = start // self.ratio - self.halo
-        n_coarse = -(-self.context // self.ratio) + 2 * self.halo
+        coarse_start = start // self.ratio - self.context_codes
+        n_coarse = -(-self.context // self.ratio) + 2 * self.context_codes
         coarser = [self._at_rate_above(track, level, coarse_start, n_coarse) for level in range(self.level)]
         return {
             "codes": torch.from_numpy(codes[1:]),

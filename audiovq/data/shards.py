@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from audiovq.data import guard
+from audiovq.data import validation
 from audiovq.data.codes import Codes
 from audiovq.data.storage import RemoteArray, Storage, Unreachable
 from audiovq.data.tracks import Track
@@ -65,7 +65,7 @@ class TrackTable(Sequence[ShardTrack]):
     def __getitem__(self, i: int) -> ShardTrack:  # type: ignore[override] - no slices
         line, n_bytes, shard, split, n_samples, *where = self.columns[self.rows[i]].tolist()
         facts = json.loads(self.lines[line : line + n_bytes].tobytes())
-        guard.check_relative(facts["path"])
+        validation.check_relative(facts["path"])
         n_levels = len(where) // 2
         return ShardTrack(
             facts["path"], facts["sha256"], SPLITS[split], facts["labels"], n_samples, shard, where[:n_levels],
@@ -252,7 +252,7 @@ class Shards:
         try:
             if index.tracks.columns.shape[1] != COLUMNS + 2 * n_levels:
                 raise ValueError(f"expected {COLUMNS + 2 * n_levels} columns, found {index.tracks.columns.shape[1]}")
-            guard.check_tracks(index.tracks.columns, len(index.tracks.lines), index.n_shards, lengths)
+            validation.check_tracks(index.tracks.columns, len(index.tracks.lines), index.n_shards, lengths)
         except ValueError as error:
             raise self._damaged("tracks.npy", error) from None
 
@@ -264,9 +264,9 @@ class Shards:
         except json.JSONDecodeError as error:
             raise self._damaged("index.json", error) from None
         try:
-            guard.check_header(content | {"n_samples": 1, "channels": 1}, None, 0)
+            validation.check_header(content | {"n_samples": 1, "channels": 1}, None, 0)
             n_shards, chroma = content["n_shards"], content["chroma"]
-            if type(n_shards) is not int or not 0 <= n_shards <= guard.LARGEST_SHARDS or type(chroma) is not bool:
+            if type(n_shards) is not int or not 0 <= n_shards <= validation.LARGEST_SHARDS or type(chroma) is not bool:
                 raise ValueError(f"n_shards, chroma: found {n_shards!r:.40}, {chroma!r:.40}")
             if "tracks" in content:
                 return _first_format(content)
@@ -298,7 +298,7 @@ class Shards:
                     raise ValueError(f"expected {expected} bytes, found {size}")
                 array = self._arrays[name] = self.storage.array(name)
                 if isinstance(array, np.ndarray):  # of a remote one, numpy reads nothing but numbers
-                    guard.check_shard(array)
+                    validation.check_shard(array)
             except Unreachable:
                 raise
             except (OSError, ValueError) as error:
@@ -323,7 +323,7 @@ class Shards:
         end = length if end is None else min(end, length)
         codes = self._part(track, f"level-{level}", first + start, first + max(start, end)).astype(np.int64)
         try:
-            guard.check_range(codes, self.index.codebook_size, track.path)
+            validation.check_range(codes, self.index.codebook_size, track.path)
         except ValueError as error:
             raise self._damaged(f"shard-{track.shard:05d}-level-{level}.npy", error) from None
         return codes
@@ -359,5 +359,5 @@ def _first_format(content: dict[str, Any]) -> ShardIndex:
     """An index.json that holds all tracks, as versions before FORMAT wrote it."""
     tracks = [ShardTrack(**track) for track in content.pop("tracks")]
     for track in tracks:
-        guard.check_relative(track.path)
+        validation.check_relative(track.path)
     return ShardIndex(**content, tracks=table_of(tracks))

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from audiovq.config import Config
 from audiovq.data import audio
-from audiovq.data.looks import SILENCE, Look, LookBook, in_parallel, look, stamp_of
-from audiovq.terminal import track as progress
+from audiovq.data.scan_cache import SILENCE, Look, ScanCache, in_parallel, look, stamp_of
+from audiovq.utils.progress import track as progress
 
 Row = TypeVar("Row")
 
@@ -180,7 +180,7 @@ def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
     tracks: list[Track] = []
     rejected: list[Rejected] = []
     seen: dict[str, str] = {}
-    with LookBook(looks) as book:
+    with ScanCache(looks) as book:
         found = in_parallel(lambda name: _judge(name, folder, config, manifest, book), names)
         for result, new in progress(found, "scan", len(names)):
             book.keep(result.path, *new) if new else None
@@ -199,7 +199,7 @@ def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
 
 
 def _judge(
-    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], book: LookBook
+    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], book: ScanCache
 ) -> tuple[Track | Rejected, tuple[list[int], Look] | None]:
     """One file -> its track, or the reason why not; and if the book does not know it, its stamp and the look."""
     new = None

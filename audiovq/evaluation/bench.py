@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiovq.prior.packed import available_precisions
 from audiovq.prior.prior import Prior
-from audiovq.prior.stepper import Stepper, new_stepper
+from audiovq.sampling.engine import Stepper, new_stepper
+from audiovq.sampling.packed_weights import available_precisions
 
 STREAM_BYTES = 256 << 20  # far more than any cache
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # a weight

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from audiovq import stopping
 from audiovq.data.shards import Shards
+from audiovq.utils import signals
 
 MAX_CODES = 1 << 24  # that are counted, or judged
 STRENGTHS = 4.0 ** np.arange(9)  # how many codes the single codes' frequencies weigh as much as
@@ -22,7 +22,7 @@ def _codes(shards: Shards, level: int, split: str) -> Iterator[np.ndarray]:
     """Of each track, in random order, because there may be more than are looked at."""
     tracks = shards.index.tracks.of(split)
     for i in np.random.default_rng(0).permutation(len(tracks)):
-        stopping.poll()
+        signals.poll()
         yield shards.codes(tracks[int(i)], level)
 
 

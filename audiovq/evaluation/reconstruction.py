@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from audiovq.data.codes import Codes
+from audiovq.evaluation.code_statistics import entropy_of_counts, usage
 from audiovq.evaluation.confidence import mean_estimate
-from audiovq.evaluation.evaluate import entropy_of_counts, usage
 from audiovq.evaluation.metrics import METRICS, Metric, compare
 
 Row = dict[str, Any]

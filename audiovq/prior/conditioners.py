@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from audiovq import chance
 from audiovq.config import Config as BaseConfig
+from audiovq.distributed import rng
 
 N_CHROMA = 13  # twelve pitch classes and silence
 NO_GAP = -1
@@ -68,7 +68,7 @@ class Conditioner(nn.Module):
         """Which of `n` items hear it, bool [n]: all but a random share in training, and none ever with a dropout of 1."""
         if not self.training:
             return torch.full((n,), self.dropout < 1, device=device)
-        return chance.per_item(n, device) >= self.dropout
+        return rng.rand_per_item(n, device) >= self.dropout
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:
         """Vectors [1 or b, 1 or n_codes, dim] to add at the input; a kind that is all prefix adds nothing."""

@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq import chance
 from audiovq.config import Config, one_of
+from audiovq.distributed import rng
 from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions, Stream
 from audiovq.prior.kv_cache import KVCache, Prefix
 from audiovq.prior.transformer import Transformer, TransformerConfig
@@ -24,7 +24,7 @@ from audiovq.prior.transformer import Transformer, TransformerConfig
 
 class PriorConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
-    halo: int = Field(default=4, ge=0)  # coarser codes seen to either side of the current one
+    context_codes: int = Field(default=4, ge=0)  # coarser codes seen to either side of the current one
     conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
     # Share of the training items that hear neither label, text nor chroma, for guidance (arXiv:2207.12598, section 3.2).
     unconditional_rate: float = Field(default=0.1, ge=0, lt=1)
@@ -80,28 +80,28 @@ class PriorSpec:
         return self.hop_lengths[self.level - 1] // self.hop_lengths[self.level] if self.level else 1
 
 
-class CoarserCodes(nn.Module):
+class UpsamplerConditioner(nn.Module):
     """Codes of all coarser levels -> one vector for each code of this level.
 
-    Codes [b, n_coarser, t + 2·halo] at the rate of the next coarser level -> [b, t · ratio, dim]. The halo is real
+    Codes [b, n_coarser, t + 2·context_codes] at the rate of the next coarser level -> [b, t · ratio, dim]. The context_codes is real
     context, not padding, so any piece of a track gets the vectors that the whole track gets.
     """
 
-    def __init__(self, spec: PriorSpec, dim: int, halo: int):
+    def __init__(self, spec: PriorSpec, dim: int, context_codes: int):
         super().__init__()
         self.ratio = spec.ratio
         self.embeddings = nn.ModuleList(nn.Embedding(spec.codebook_size + 1, dim) for _ in range(spec.level))
-        self.around = nn.Conv1d(dim, dim, kernel_size=2 * halo + 1)
+        self.around = nn.Conv1d(dim, dim, kernel_size=2 * context_codes + 1)
         self.norm = nn.LayerNorm(dim)
         self.mix = nn.Linear(dim, dim)
-        self.halo = halo
+        self.context_codes = context_codes
         self.phase = nn.Parameter(0.02 * torch.randn(self.ratio, dim))  # which of the `ratio` codes it is
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=0.5 / spec.level**0.5)  # type: ignore[arg-type]
 
     def forward(self, codes: Tensor) -> Tensor:
         x = torch.stack([e(codes[:, i]) for i, e in enumerate(self.embeddings)]).sum(dim=0)
-        centre = x[:, self.halo : x.shape[1] - self.halo]
+        centre = x[:, self.context_codes : x.shape[1] - self.context_codes]
         around = rearrange(self.around(rearrange(x, "b t d -> b d t")), "b d t -> b t d")
         x = centre + self.mix(F.gelu(self.norm(around)))
         return repeat(x, "b t d -> b (t r) d", r=self.ratio) + self.phase.repeat(x.shape[1], 1)
@@ -116,7 +116,7 @@ class Prior(nn.Module):
         dim = config.transformer.dim
         self.embedding = nn.Embedding(spec.codebook_size + 1, dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
-        self.coarser = CoarserCodes(spec, dim, config.halo) if spec.level else None
+        self.coarser = UpsamplerConditioner(spec, dim, config.context_codes) if spec.level else None
         hop = spec.hop_lengths[spec.level]
         stream = Stream(hop, spec.sample_rate, spec.vocabularies, spec.codebook_size, spec.hop_lengths[0] // hop)
         self.conditioners = nn.ModuleList(CONDITIONERS[c.kind](c, dim, stream) for c in config.conditioners)
@@ -130,7 +130,7 @@ class Prior(nn.Module):
         """All that is known before the codes themselves: [b, n_codes, dim], to be added to their embeddings.
 
         Args:
-            coarser: int64 [b, level, ceil(n_codes / ratio) + 2·halo], at the rate of the next coarser level; the first
+            coarser: int64 [b, level, ceil(n_codes / ratio) + 2·context_codes], at the rate of the next coarser level; the first
                 code of the window begins a code of that level. Ignored by the top prior.
         """
         total = torch.zeros(1, n_codes, self.config.transformer.dim, device=conditions.position.device)
@@ -165,7 +165,7 @@ class Prior(nn.Module):
         told = {name: batch.get(name) for name in ("text", "chroma", "right", "gap_end")}
         conditions = Conditions(labels, batch["n_samples"], batch["position"], **told)
         if self.training and self.config.unconditional_rate:
-            kept = chance.per_item(len(conditions.position), conditions.position.device)
+            kept = rng.rand_per_item(len(conditions.position), conditions.position.device)
             conditions = conditions.only_where(kept >= self.config.unconditional_rate)
         codes, outside = batch["codes"], self.spec.codebook_size
         context = self.context(batch["coarser"], conditions, codes.shape[1])

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from audiovq.data import audio
 from audiovq.evaluation.loudness import Gain, matching_gains
-from audiovq.evaluation.pictures import Picture, spectrogram_picture
 from audiovq.report.contents import Clip, Group
-from audiovq.terminal import ProgressBar
+from audiovq.report.spectrograms import Picture, spectrogram_picture
+from audiovq.utils.progress import ProgressBar
 
 MAX_CLIPS = 40
 PICTURE_BYTES = 56_000  # of a spectrogram of noise and an outline, as they stand in the page

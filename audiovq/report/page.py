@@ -12,13 +12,14 @@ from urllib.parse import quote
 
 import jinja2
 
-from audiovq import checkpoint
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.report import provenance
 from audiovq.report.clips import choose, render
 from audiovq.report.contents import PARTS, Clip, Group, run_groups
 from audiovq.report.curves import stage_curves
-from audiovq.terminal import say
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.progress import say
 
 MAX_BYTES = 14_500_000  # of the file
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -144,7 +145,7 @@ def _model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
     if network is None:
         return None
     c, codes = network.config, sum(network.config.code_rates)
-    hashes = {"tokenizer": checkpoint.tokenizer_hash(network)}
+    hashes = {"tokenizer": tokenizer_hash(network)}
     for level in range(c.n_levels):
         folder = model / f"prior-{level}"
         if (folder / checkpoint.SUMS).is_file():

@@ -12,8 +12,8 @@ from typing import Any
 import soundfile
 from markdown_it import MarkdownIt
 
-from audiovq import checkpoint
 from audiovq.data.tracks import Scan
+from audiovq.pretrained import checkpoint
 from audiovq.tokenizer.vqvae import VQVAE
 
 PACKAGES = ("audiovq", "torch", "torchaudio", "librosa", "soundfile", "numpy")

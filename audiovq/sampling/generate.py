@@ -15,18 +15,18 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiovq import stopping
 from audiovq.prior.prior import Prior
-from audiovq.prior.stepper import new_stepper
-from audiovq.recipe import PickConfig
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.engine import new_stepper
 from audiovq.sampling.guidance import GuidedPrior, piece_conditions
 from audiovq.sampling.journal import Journal
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.segments import plan_segments
+from audiovq.sampling.segments import lay_out_segments
+from audiovq.utils import signals
 
 BLOCK = 256  # codes whose context and noise are prepared at once, and the most that are fed in one pass
-Listener = Callable[[int, Tensor, int], None]  # a level, its codes [items, n_codes], how many of them are final
+CodesCallback = Callable[[int, Tensor, int], None]  # a level, its codes [items, n_codes], how many of them are final
 
 
 @dataclass
@@ -43,13 +43,13 @@ class Request:
     parallel: int = 1  # segments of a finer level that are generated at once: sampling/segments.py
 
 
-def nobody(level: int, codes: Tensor, n_done: int) -> None:
+def ignore_codes(level: int, codes: Tensor, n_done: int) -> None:
     """The listener that does not listen."""
 
 
 def generate(
-    priors: Sequence[Prior], picks: Sequence[PickConfig], request: Request, given: Sequence[Tensor] | None = None,
-    on_codes: Listener = nobody, journal: Journal | None = None,
+    priors: Sequence[Prior], picks: Sequence[SamplingConfig], request: Request, given: Sequence[Tensor] | None = None,
+    on_codes: CodesCallback = ignore_codes, journal: Journal | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Generate the codes of the first len(priors) levels.
 
@@ -75,7 +75,7 @@ def generate(
 
 @torch.inference_mode()
 def generate_level(
-    prior: Prior, coarser: list[Tensor], given: Tensor, pick: PickConfig, request: Request, on_codes: Listener = nobody,
+    prior: Prior, coarser: list[Tensor], given: Tensor, pick: SamplingConfig, request: Request, on_codes: CodesCallback = ignore_codes,
     journal: Journal | None = None, only: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw what is -1 in `given` [b, n_codes], given the complete coarser levels.
@@ -89,7 +89,7 @@ def generate_level(
     """
     level, ratio, device = prior.spec.level, prior.spec.ratio, given.device
     batch, n_codes = given.shape
-    plan = plan_segments(n_codes, request.parallel if level else 1, prior.config.transformer.window, ratio)
+    plan = lay_out_segments(n_codes, request.parallel if level else 1, prior.config.transformer.window, ratio)
     starts = plan.starts if only is None else [plan.starts[only]]
     beyond = max(plan.starts[-1] + plan.length - n_codes, 0)
     given = F.pad(given, (0, beyond), value=-1)
@@ -107,7 +107,7 @@ def generate_level(
 
     def tell(n_done: int) -> None:
         nonlocal n_told
-        stopping.poll()
+        signals.poll()
         if len(starts) > 1:  # the first segment is a beginning of the whole
             whole[:, n_told:n_done] = codes[:batch, n_told + 1 : n_done + 1]
             n_told = n_done
@@ -159,15 +159,15 @@ def _passes(given: Tensor, n_known: int, fed: int, block: int) -> Iterator[tuple
 
 
 def coarser_at_rate_above(prior: Prior, coarser: list[Tensor], batch: int, n_codes: int) -> Tensor:
-    """All coarser levels at the rate of the next coarser one, with `halo` codes of "outside" at both ends:
-    int64 [batch, level, ceil(n_codes / ratio) + 2·halo]."""
-    spec, halo = prior.spec, prior.config.halo
+    """All coarser levels at the rate of the next coarser one, with `context_codes` codes of "outside" at both ends:
+    int64 [batch, level, ceil(n_codes / ratio) + 2·context_codes]."""
+    spec, context_codes = prior.spec, prior.config.context_codes
     n = -(-n_codes // spec.ratio)
     rows = []
     for level in range(spec.level):
         repeats = spec.hop_lengths[level] // spec.hop_lengths[spec.level - 1]
         row = repeat(coarser[level], "b t -> b (t r)", r=repeats)[:, :n]
-        rows.append(F.pad(row, (halo, n - row.shape[1] + halo), value=spec.codebook_size))
+        rows.append(F.pad(row, (context_codes, n - row.shape[1] + context_codes), value=spec.codebook_size))
     if not rows:
         return torch.zeros(batch, 0, 0, dtype=torch.int64, device=prior.head.weight.device)
     return torch.stack(rows, dim=1)
@@ -179,7 +179,7 @@ def coarser_rows(
     """`coarser_at_rate_above` of the segments of `length` codes that begin at `starts`: [segments · batch, level, n]."""
     around, n = coarser_at_rate_above(prior, coarser, batch, n_codes), -(-length // prior.spec.ratio)
     first = [start // prior.spec.ratio for start in starts]
-    return torch.cat([around[:, :, k : k + n + 2 * prior.config.halo] for k in first])
+    return torch.cat([around[:, :, k : k + n + 2 * prior.config.context_codes] for k in first])
 
 
 def _noise(prior: Prior, request: Request, start: int, end: int) -> Tensor:

@@ -75,12 +75,12 @@ class GuidedPrior:
 
         Args:
             start: a multiple of the prior's ratio.
-            around: int64 [batch, level, n + 2·halo], the coarser levels from each row's first code on
+            around: int64 [batch, level, n + 2·context_codes], the coarser levels from each row's first code on
                 (`coarser_at_rate_above`).
         """
         prior, now = self.prior, self.conditions
-        ratio, halo = prior.spec.ratio, prior.config.halo
-        window = around[:, :, start // ratio : -(-end // ratio) + 2 * halo]
+        ratio, context_codes = prior.spec.ratio, prior.config.context_codes
+        window = around[:, :, start // ratio : -(-end // ratio) + 2 * context_codes]
         now = dataclasses.replace(now, position=now.position + start)
         if now.chroma is not None:
             per_frame = prior.spec.hop_lengths[0] // prior.spec.hop_lengths[prior.spec.level]

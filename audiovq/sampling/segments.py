@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Plan:
+class SegmentLayout:
     """Segment k draws positions [k · stride, k · stride + length) and, if k > 0, throws `overlap` of them away."""
 
     n_codes: int
@@ -44,12 +44,12 @@ class Plan:
         return torch.cat(kept, dim=1)[:, : self.n_codes]
 
 
-def plan_segments(n_codes: int, n_segments: int, window: int, ratio: int) -> Plan:
+def lay_out_segments(n_codes: int, n_segments: int, window: int, ratio: int) -> SegmentLayout:
     """At most `n_segments` of equal length, each with at least an attention window of warm-up, all beginning with a code
     of the next coarser level. Fewer where a segment would be shorter than its warm-up, which would save nothing."""
     overlap = -(-window // ratio) * ratio
     n_segments = max(1, min(n_segments, n_codes // overlap - 1))
     if n_segments == 1:
-        return Plan(n_codes, 1, n_codes, 0)
+        return SegmentLayout(n_codes, 1, n_codes, 0)
     stride = -(-(n_codes - overlap) // (n_segments * ratio)) * ratio
-    return Plan(n_codes, -(-(n_codes - overlap) // stride), stride, overlap)
+    return SegmentLayout(n_codes, -(-(n_codes - overlap) // stride), stride, overlap)

@@ -15,10 +15,10 @@ import gradio as gr
 from gradio.themes import Default
 
 from audiovq.api import Generator
-from audiovq.stopping import Interrupted
 from audiovq.studio import views
+from audiovq.studio.service import Service, Session, Stopped, Takes
 from audiovq.studio.uploads import MEGABYTE, Limits
-from audiovq.studio.workbench import Desk, Stopped, Takes, Workbench
+from audiovq.utils.signals import Interrupted
 
 ASSETS = Path(__file__).parent / "assets"
 PROGRESS = gr.Progress()
@@ -47,7 +47,7 @@ def warn(error: Exception) -> str:
 class Studio:
     """One page over one workbench; `blocks` is what Gradio serves."""
 
-    def __init__(self, bench: Workbench, model: str):
+    def __init__(self, bench: Service, model: str):
         self.bench, self.n_levels = bench, bench.n_levels
         with gr.Blocks(title="audiovq studio", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
             self.token = gr.Textbox(visible=False)
@@ -244,7 +244,7 @@ class Studio:
         except ValueError as error:
             yield ["", *self._step(token, lambda desk: number, warn(error))]
 
-    def _step(self, token: str, step: Callable[[Desk], int | None], words: str) -> list[Any]:
+    def _step(self, token: str, step: Callable[[Session], int | None], words: str) -> list[Any]:
         """Show the version that `step` gives, and `words`; or what is wrong."""
         try:
             desk = self.bench.desk(token)
@@ -252,7 +252,7 @@ class Studio:
         except ValueError as error:
             return [warn(error), *[gr.skip()] * (len(self.shown) + len(self.slots))]
 
-    def _finished(self, desk: Desk) -> list[Any]:
+    def _finished(self, desk: Session) -> list[Any]:
         words = "Here it is."
         if len(desk.takes) > 1:
             words = f"Here are {len(desk.takes)} takes: keep the one that you like best."
@@ -267,7 +267,7 @@ class Studio:
         main = [gr.HTML(visible=False), *alone, gr.skip(), gr.skip()]
         return [words, *main, *self._slots(sounds)]
 
-    def _show(self, desk: Desk, number: int | None) -> list[Any]:
+    def _show(self, desk: Session, number: int | None) -> list[Any]:
         """For `shown`: a version, or that there is none."""
         choices = desk.tree.lines()
         some = bool(choices)
@@ -294,7 +294,7 @@ class Studio:
         def leave(request: gr.Request) -> None:
             self.bench.stop(request.session_hash or "")
 
-        def on(event: Any, step: Callable[[Desk, Any], int | None], words: str) -> None:
+        def on(event: Any, step: Callable[[Session, Any], int | None], words: str) -> None:
             """`step` gives the version to show then."""
 
             def handle(token: str, number: int | None) -> list[Any]:
@@ -348,7 +348,7 @@ class Studio:
 @contextlib.contextmanager
 def open_studio(
     model: Path, limits: Limits, host: str = "127.0.0.1", port: int | None = None, show: bool = False, name: str = ""
-) -> Iterator[tuple[str, Workbench]]:
+) -> Iterator[tuple[str, Service]]:
     """Within `with` the studio is open; gives its address. All files that it makes are gone afterwards.
 
     Args:
@@ -361,7 +361,7 @@ def open_studio(
     generator = Generator.from_pretrained(model)
     with tempfile.TemporaryDirectory(prefix="audiovq-studio-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
-        bench = Workbench(generator, Path(folder) / "desks", limits)
+        bench = Service(generator, Path(folder) / "desks", limits)
         bench.warm_up()
         blocks = Studio(bench, name or model.name).blocks
         theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])

@@ -12,8 +12,8 @@ from pathlib import Path
 from audiovq.api import Tokenizer
 from audiovq.data import audio
 from audiovq.data.codes import Codes
-from audiovq.studio.pictures import draw_codes
-from audiovq.studio.shelf import Shelf
+from audiovq.studio.code_images import draw_codes
+from audiovq.studio.files import Files
 
 MEGABYTE = 1 << 20
 KIND = "recording"  # of files on the shelf
@@ -88,7 +88,7 @@ def read_recording(
     path: Path,
     tokenizer: Tokenizer,
     limits: Limits,
-    shelf: Shelf,
+    shelf: Files,
     tell: Callable[[float, str], object] = lambda *_: None,
 ) -> Iterator[Recording]:
     """An uploaded audio or codes file as codes: first with its picture, then with the sound of one prefix more each time.
@@ -126,7 +126,7 @@ def _read_codes(path: Path, tokenizer: Tokenizer, limits: Limits) -> Codes:
 
 
 def _read_audio(
-    path: Path, tokenizer: Tokenizer, limits: Limits, shelf: Shelf, tell: Callable[[float, str], object]
+    path: Path, tokenizer: Tokenizer, limits: Limits, shelf: Files, tell: Callable[[float, str], object]
 ) -> tuple[Codes, str, Path]:
     check_rate(path, tokenizer.sample_rate)
     info = audio.audio_info(path)

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from audiovq.data.codes import Codes
-from audiovq.studio.pictures import LEFT, RIGHT
+from audiovq.studio.code_images import LEFT, RIGHT
+from audiovq.studio.service import PieceRequest, Service, Session
 from audiovq.studio.uploads import Recording
-from audiovq.studio.workbench import Desk, Wish, Workbench
 
 SETTINGS = ("temperature", "top_p", "top_k", "guidance")
 
@@ -32,7 +32,7 @@ def sketch(path: Path, n_levels: int, n_all: int) -> dict[str, Any]:
     return {"sound": address(path), "title": title, "piece": "new"}
 
 
-def version(desk: Desk, number: int) -> dict[str, Any]:
+def version(desk: Session, number: int) -> dict[str, Any]:
     it = desk.tree.get(number)
     came = f"Made from version {it.parent}" if it.parent else "A beginning"
     came += f", seed {it.seed}" if it.seed is not None else ""
@@ -47,12 +47,12 @@ def _picture(path: Path, codes: Codes) -> dict[str, Any]:
     return {"picture": address(path), "seconds": codes.seconds, "left": LEFT, "right": RIGHT}
 
 
-def take(desk: Desk, i: int) -> dict[str, Any]:
+def take(desk: Session, i: int) -> dict[str, Any]:
     it = desk.takes[i]
     return {"sound": address(desk.shelf.sound(it)), "title": f"Take {i + 1}", "piece": "new"}
 
 
-def version_files(desk: Desk, number: int) -> str:
+def version_files(desk: Session, number: int) -> str:
     it, shelf = desk.tree.get(number), desk.shelf
     return downloads({"WAV": shelf.sound(it), "FLAC": shelf.flac(it), "Codes": shelf.codes(it)}, f"audiovq-{number}")
 
@@ -75,7 +75,7 @@ def recording(it: Recording) -> tuple[str, list[dict[str, Any]]]:
     return f"**{html.escape(it.name)}**: {codes.seconds:.1f} s{left_out} became {n_codes} codes.", players
 
 
-def wish(bench: Workbench, values: Sequence[Any]) -> Wish:
+def wish(bench: Service, values: Sequence[Any]) -> PieceRequest:
     """From the page's controls, in their order: seed, takes, text, recording, labels, then each setting a level.
 
     Raises:
@@ -89,4 +89,4 @@ def wish(bench: Workbench, values: Sequence[Any]) -> Wish:
     settings["top_k"] = [int(value) for value in settings["top_k"]]
     if seed and not str(seed).strip().isdecimal():
         raise ValueError(f"seed: expected a whole number from 0 on, or nothing; found {seed}")
-    return Wish(int(seed) if seed else None, int(takes), labels, text or "", Path(chroma) if chroma else None, settings)
+    return PieceRequest(int(seed) if seed else None, int(takes), labels, text or "", Path(chroma) if chroma else None, settings)

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq import distributed
 from audiovq.config import Config as BaseConfig
+from audiovq.distributed import collectives
 
 BlockKind = Literal["convnext", "dilated"]
 
@@ -152,7 +152,7 @@ class IstftDecoder(nn.Module):
             return
         frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window  # type: ignore[operator]
         magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)
-        mean = distributed.mean_(magnitude.log().mean(dim=(0, 2)), len(waveform))  # [channels, bins]
+        mean = collectives.mean_(magnitude.log().mean(dim=(0, 2)), len(waveform))  # [channels, bins]
         rearrange(self.head.bias, "(c part f) -> part c f", c=self.channels, part=2)[0].copy_(mean)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Discriminators that tell music from its reconstruction, and the losses between them and the decoder.
 
-A new kind is one class and one line in `DISCRIMINATORS`. Each gives a `Judgement` for every view that it takes of the
+A new kind is one class and one line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view that it takes of the
 waveform (a period, a window size). Padding is with zeros: the gradient of reflection is not deterministic on a GPU.
 """
 
@@ -25,7 +25,7 @@ from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
 
 @dataclass
-class Judgement:
+class DiscriminatorOutput:
     scores: Tensor  # [b, 1, height, width], one a patch of the view: high for music, low for a reconstruction
     features: list[Tensor]  # what each layer saw, [b, dim, height, width]
 
@@ -75,12 +75,12 @@ class MultiPeriodDiscriminator(nn.Module):
             self.stacks.append(nn.ModuleList([*layers, conv(config.dims[-1], config.dims[-1], (5, 1))]))
             self.heads.append(conv(config.dims[-1], 1, (3, 1)))
 
-    def forward(self, waveform: Tensor) -> list[Judgement]:  # [b, channels, samples] -> one a period
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one a period
         judgements = []
         for period, layers, head in zip(self.periods, self.stacks, self.heads, strict=True):
             padded = F.pad(waveform, (0, -waveform.shape[-1] % period))
             features = features_of(layers, rearrange(padded, "b c (t p) -> b c t p", p=period))  # type: ignore[arg-type]
-            judgements.append(Judgement(head(features[-1]), features))
+            judgements.append(DiscriminatorOutput(head(features[-1]), features))
         return judgements
 
 
@@ -137,14 +137,14 @@ class MultiResolutionDiscriminator(nn.Module):
         strided = [conv(config.dim, config.dim, (3, 9), (1, 2)) for _ in range(config.n_strides)]
         return nn.ModuleList([conv(dim_in, config.dim, (3, 9)), *strided, conv(config.dim, config.dim, (3, 3))])
 
-    def forward(self, waveform: Tensor) -> list[Judgement]:  # [b, channels, samples] -> one a window
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one a window
         judgements = []
         for window, stacks, head in zip(self.config.windows, self.stacks, self.heads, strict=True):
             spectrum = self.spectrum(waveform, window)
             edges = itertools.pairwise(self.config.edges(window))
             bands = [features_of(s, spectrum[..., a:b]) for s, (a, b) in zip(stacks, edges, strict=True)]  # type: ignore[arg-type]
             last = torch.cat([features[-1] for features in bands], dim=-1)
-            judgements.append(Judgement(head(last), [feature for features in bands for feature in features]))
+            judgements.append(DiscriminatorOutput(head(last), [feature for features in bands for feature in features]))
         return judgements
 
     def spectrum(self, waveform: Tensor, window: int) -> Tensor:
@@ -187,14 +187,14 @@ class MelDiscriminator(nn.Module):
             self.stacks.append(nn.ModuleList([*layers, conv(config.dims[-1], config.dims[-1], (3, 3))]))
             self.heads.append(conv(config.dims[-1], 1, (3, 3)))
 
-    def forward(self, waveform: Tensor) -> list[Judgement]:  # [b, channels, samples] -> one a window
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one a window
         judgements = []
         for mel, layers, head in zip(self.mels, self.stacks, self.heads, strict=True):
             with torch.autocast(waveform.device.type, enabled=False):
                 bands = rearrange(mel(waveform.float()), "(b c) m t -> b c t m", b=len(waveform))
                 features = (bands + LOG_FLOOR).log10() / 2 + 1.5  # silence is -1, loud about 1
             seen = features_of(layers, features)  # type: ignore[arg-type]
-            judgements.append(Judgement(head(seen[-1]), seen))
+            judgements.append(DiscriminatorOutput(head(seen[-1]), seen))
         return judgements
 
 
@@ -229,7 +229,7 @@ class Discriminators(nn.Module):
         super().__init__()
         self.each = nn.ModuleList(DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators)
 
-    def forward(self, waveform: Tensor) -> list[Judgement]:
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
         """float [b, channels, samples] -> one judgement a view."""
         return [judgement for discriminator in self.each for judgement in discriminator(waveform)]
 
@@ -247,7 +247,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 # Each loss is the mean over views, so that one view more does not weigh more.
 
 
-def discriminator_loss(real: list[Judgement], fake: list[Judgement], kind: str) -> Tensor:
+def discriminator_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput], kind: str) -> Tensor:
     """What the discriminators learn: high scores for music, low ones for reconstructions.
 
     least_squares: (1 − real)² + fake² (LSGAN, arXiv:1611.04076, section 3.2).
@@ -259,13 +259,13 @@ def discriminator_loss(real: list[Judgement], fake: list[Judgement], kind: str) 
     return _mean([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs])
 
 
-def adversarial_loss(fake: list[Judgement], kind: str) -> Tensor:
+def adversarial_loss(fake: list[DiscriminatorOutput], kind: str) -> Tensor:
     """What the decoder learns from the scores: least_squares (1 − fake)², hinge −fake."""
     scores = [f.scores.float() for f in fake]
     return _mean([(1 - f).square().mean() if kind == "least_squares" else -f.mean() for f in scores])
 
 
-def feature_matching_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
+def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
     """Mean |Δ feature| / mean |feature of the music| over layers and views (EnCodec, arXiv:2210.13438, eq. 2)."""
     pairs = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r.features, f.features, strict=True)]
     return _mean([_relative_l1(r.detach().float(), f.float()) for r, f in pairs])

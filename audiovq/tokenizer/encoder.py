@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq import distributed
 from audiovq.config import Config as BaseConfig
 from audiovq.config import one_of
+from audiovq.distributed import collectives
 from audiovq.tokenizer.convnet import BlockKind, Downsample, Stack, factor_strides
 
 LEAST_POWER = 1e-9  # added to that of every bin, before the logarithm
@@ -55,7 +55,7 @@ class ConvFront(nn.Module):
 
 def set_statistics(front: Any, mean: Tensor, square: Tensor, n: int) -> None:
     """The front's mean and scale, by each feature's mean and mean square [features] over this rank's n items."""
-    mean, square = distributed.mean_(torch.stack([mean, square]), n)
+    mean, square = collectives.mean_(torch.stack([mean, square]), n)
     front.mean.copy_(mean[:, None])
     front.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
 

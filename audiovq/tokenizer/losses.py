@@ -7,12 +7,12 @@ import torchaudio
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from audiovq import distributed
 from audiovq.config import Config
-from audiovq.piecewise import piecewise
+from audiovq.distributed import collectives
+from audiovq.utils.microbatch import in_microbatches
 
 LOG_FLOOR = 1e-5  # amplitudes below count as silence
-MAGNITUDES = ("mel", "stft", "convergence")  # terms that no phase changes
+MAGNITUDES = ("mel", "stft", "spectral_convergence")  # terms that no phase changes
 
 
 class LossConfig(Config):
@@ -21,22 +21,22 @@ class LossConfig(Config):
     mel: float = Field(default=15.0, ge=0)
     mel_windows: tuple[int, ...] = (512, 1024, 2048, 4096)  # samples
     stft: float = Field(default=0.0, ge=0)
-    convergence: float = Field(default=0.0, ge=0)
-    compression: float = Field(default=0.5, gt=0, le=1)  # power of the magnitudes that `convergence` compares
-    stft_windows: tuple[int, ...] = (512, 1024, 2048)  # samples, of `stft` and `convergence`
+    spectral_convergence: float = Field(default=0.0, ge=0)
+    compression: float = Field(default=0.5, gt=0, le=1)  # power of the magnitudes that `spectral_convergence` compares
+    stft_windows: tuple[int, ...] = (512, 1024, 2048)  # samples, of `stft` and `spectral_convergence`
     waveform_l1: float = Field(default=5.0, ge=0)
     waveform_l2: float = Field(default=0.0, ge=0)
     # Training steps in which mel, stft and convergence do not count; over as many more they rise to their weights. Magnitudes
     # are content with any phase, and a network that has found one of those never finds the right one.
-    waveform_first: int = Field(default=0, ge=0)
+    waveform_warmup_steps: int = Field(default=0, ge=0)
     commitment: float = Field(default=0.25, ge=0)  # quantizer ema
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
 
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
-        if self.waveform_first and not (self.waveform_l1 or self.waveform_l2):
+        if self.waveform_warmup_steps and not (self.waveform_l1 or self.waveform_l2):
             raise ValueError(
-                "waveform_first: expected a weight for waveform_l1 or waveform_l2, which come first, found none"
+                "waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, which come first, found none"
             )
         return self
 
@@ -76,7 +76,7 @@ class ReconstructionLoss(nn.Module):
 
     mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4).
     stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2).
-    convergence: spectral convergence of each item's magnitudes to a power, ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ (power law: PHASEN,
+    spectral_convergence: that convergence of each item's magnitudes to a power, ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ (power law: PHASEN,
         arXiv:1911.04697, section 3.4). What is loud counts, and of the empty bins between partials little; `stft` counts
         all bins alike, most of them above 4 kHz, so that a tokenizer spends itself on their noise.
     waveform_l1, waveform_l2: on samples; they decide whether phase is coded.
@@ -87,26 +87,26 @@ class ReconstructionLoss(nn.Module):
         self.config = config
         self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n) for n in config.mel_windows if config.mel > 0)
         # A window that both terms have gives one spectrum for both.
-        linear = config.stft_windows if config.stft + config.convergence > 0 else ()
+        linear = config.stft_windows if config.stft + config.spectral_convergence > 0 else ()
         self.windows = sorted({mel.n_fft for mel in self.mels} | set(linear))  # type: ignore[arg-type]
         for n in self.windows:
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
-    def forward(self, reconstruction: Tensor, target: Tensor, n_at_once: int | None = None) -> dict[str, Tensor]:
+    def forward(self, reconstruction: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
         """float [b, channels, samples] twice -> unweighted scalar terms (those with a weight).
 
         The spectral convergence is that of all ranks' items together, the rest are means over this rank's.
 
         Args:
-            n_at_once: items that are looked at together, to save memory; the result is the same.
+            microbatch_size: items that are looked at together, to save memory; the result is the same.
         """
         c = self.config
         with torch.autocast(target.device.type, enabled=False):
-            pieces = piecewise(self._sums, n_at_once, reconstruction.float(), target.float())
+            pieces = in_microbatches(self._sums, microbatch_size, reconstruction.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}
             terms = {name: value / len(target) for name, value in sums.items() if name != "squares"}
             if c.stft > 0:
-                difference, whole = distributed.sum_with_gradient(sums["squares"]).clamp(min=1e-20).sqrt()
+                difference, whole = collectives.sum_with_gradient(sums["squares"]).clamp(min=1e-20).sqrt()
                 terms["stft"] = terms["stft"] + (difference / whole.clamp(min=LOG_FLOOR)).mean()
         return terms
 
@@ -119,8 +119,8 @@ class ReconstructionLoss(nn.Module):
         if c.stft > 0:
             logs, squares = zip(*(self._stft(*spectra[size]) for size in c.stft_windows), strict=True)
             sums["stft"], sums["squares"] = n * torch.stack(logs).mean(), torch.stack(squares, dim=1)
-        if c.convergence > 0:
-            sums["convergence"] = n * torch.stack([self._convergence(*spectra[size]) for size in c.stft_windows]).mean()
+        if c.spectral_convergence > 0:
+            sums["spectral_convergence"] = n * torch.stack([self._convergence(*spectra[size]) for size in c.stft_windows]).mean()
         if c.waveform_l1 > 0:
             sums["waveform_l1"] = n * (x - y).abs().mean()
         if c.waveform_l2 > 0:
@@ -130,8 +130,8 @@ class ReconstructionLoss(nn.Module):
     def weighted(self, terms: dict[str, Tensor], step: int | None = None) -> Tensor:
         """The terms (or those of the quantizers) summed with their weights; at a training step, with those of that step."""
         weights = {name: getattr(self.config, name) for name in terms}
-        if step is not None and self.config.waveform_first:
-            risen = min(1.0, max(0.0, step / self.config.waveform_first - 1))
+        if step is not None and self.config.waveform_warmup_steps:
+            risen = min(1.0, max(0.0, step / self.config.waveform_warmup_steps - 1))
             weights |= {name: risen * weights[name] for name in MAGNITUDES if name in terms}
         return sum((weights[name] * value for name, value in terms.items()), torch.zeros(()))
 

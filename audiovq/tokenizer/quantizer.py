@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq import chance, distributed
 from audiovq.config import Config as BaseConfig
+from audiovq.distributed import collectives, rng
 
 MAX_CODES = 65536  # of a codebook: a code fits into 16 bits
 LATENTS_PER_CODE = 64  # that k-means looks at, at most
@@ -57,7 +57,7 @@ class Quantizer(nn.Module):
         """Both ways, with gradients and losses, [b, t, codebook_dim]."""
         raise NotImplementedError
 
-    def unquantized(self, x: Tensor) -> Quantized:
+    def bypass(self, x: Tensor) -> Quantized:
         """The latents as they pass before there is a codebook, all with code 0."""
         latents = self.normalise(x)
         return Quantized(latents, torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device), latents, {})
@@ -94,8 +94,8 @@ def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tens
 
     Of very many latents a random part is looked at.
     """
-    pool = distributed.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
-    n, device, chances = int(pool.size), latents[0].device, chance.source()
+    pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
+    n, device, chances = int(pool.size), latents[0].device, rng.generator()
     limit = size * LATENTS_PER_CODE
     seen = torch.randint(n, (limit,), generator=chances, device=device) if n > limit else torch.arange(n, device=device)
     x = pool.rows(seen)
@@ -108,19 +108,19 @@ def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tens
         sums = torch.zeros_like(centres).index_add_(0, codes, x)
         empty = sums.norm(dim=-1, keepdim=True) < 1e-6
         centres = torch.where(empty, centres, F.normalize(sums, dim=-1))
-    return distributed.broadcast_(centres.contiguous())
+    return collectives.broadcast_(centres.contiguous())
 
 
 def mean_count(latents: list[Tensor], size: int) -> Tensor:
     """Choices a code, if each of `size` codes is chosen equally often; a scalar, of all levels and ranks."""
     n = sum(level[..., 0].numel() for level in latents)
-    return distributed.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
+    return collectives.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
 
 
 def code_counts(codes: list[Tensor], size: int) -> Tensor:
     """How often each code was chosen in this batch, of all levels and ranks: float32 [size]."""
     flat = torch.cat([level.flatten() for level in codes])
-    return distributed.all_reduce_(torch.bincount(flat, minlength=size).float())
+    return collectives.all_reduce_(torch.bincount(flat, minlength=size).float())
 
 
 def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[Tensor, Tensor]:
@@ -129,8 +129,8 @@ def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[
     Latents [b, t, dim] of all levels and ranks are drawn for every code, though only the dead ones take theirs: no host
     sync, no branch that one rank takes alone.
     """
-    pool = distributed.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
-    drawn = torch.rand(len(counts), generator=chance.source(), device=counts.device, dtype=torch.float64)
+    pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
+    drawn = torch.rand(len(counts), generator=rng.generator(), device=counts.device, dtype=torch.float64)
     return counts < fraction * counts.mean(), pool.rows((drawn * pool.size).long())
 
 
@@ -181,8 +181,8 @@ class EMAQuantizer(Quantizer):
         commitment = (latents - nearest).square().sum(dim=-1).mean()
         return Quantized(self.pass_gradient(latents, nearest), codes, latents, {"commitment": commitment})
 
-    def unquantized(self, x: Tensor) -> Quantized:
-        passed = super().unquantized(x)
+    def bypass(self, x: Tensor) -> Quantized:
+        passed = super().bypass(x)
         return Quantized(passed.vectors, passed.codes, passed.latents, {"commitment": passed.latents.new_zeros(())})
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class EMAQuantizer(Quantizer):
         """Move the codebook once, by what all its levels have on all ranks."""
         x = torch.cat([rearrange(level, "b t d -> (b t) d") for level in latents])
         flat = torch.cat([level.flatten() for level in codes])
-        sums = distributed.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
+        sums = collectives.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
         self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         means = torch.where(self.sums.norm(dim=-1, keepdim=True) > 1e-6, self.normalise(self.sums), self.embedding)
@@ -292,8 +292,8 @@ class GumbelQuantizer(Quantizer):
             vectors = self.embed(codes)
         return Quantized(vectors, codes, latents, {"kl": kl})
 
-    def unquantized(self, x: Tensor) -> Quantized:
-        passed = super().unquantized(x)
+    def bypass(self, x: Tensor) -> Quantized:
+        passed = super().bypass(x)
         unused = 0 * (self.embedding.sum() + self.log_scale)  # several processes wait for every parameter's gradient
         return Quantized(passed.vectors, passed.codes, passed.latents, {"kl": unused})
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.windows import Window, Windows
+from audiovq.utils.chunking import Window, Windows
 
 CHUNK_SECONDS = 20.0  # of new audio a window, for files
 WINDOWS_AT_ONCE = 8  # in a batch, where a batch is faster

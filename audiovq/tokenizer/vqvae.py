@@ -21,13 +21,13 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from audiovq import chance
 from audiovq.config import Config, one_of
-from audiovq.piecewise import piecewise
+from audiovq.distributed import rng
 from audiovq.tokenizer.convnet import DECODERS, IstftDecoder, Upsample
 from audiovq.tokenizer.encoder import Encoder, EncoderConfig
+from audiovq.tokenizer.normalization import BatchNorm, ZCAWhitening
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer
-from audiovq.tokenizer.whitening import Decorrelate, Standardise
+from audiovq.utils.microbatch import in_microbatches
 
 MAX_LEVELS = 16
 
@@ -39,7 +39,7 @@ class VQVAEConfig(Config):
     topology: Literal["residual", "independent"] = "residual"
     shared_codebook: bool = True
     dim: int = Field(default=256, ge=8)  # width of the features that are quantized
-    decorrelate: bool = False  # latents spread in all directions of the codebook, so that levels can share it well
+    whiten_latents: bool = False  # latents spread in all directions of the codebook, so that levels can share it well
     # Training steps; until then the latents pass as they are, to become worth coding.
     quantize_after: int = Field(default=100, ge=0)
     level_dropout: float = Field(
@@ -96,7 +96,7 @@ class VQVAEOutput:
         return {name: torch.stack([level.losses[name] for level in self.levels]).mean() for name in names}
 
 
-class LevelGroup(nn.Module):
+class ResidualAutoencoder(nn.Module):
     """Levels that are quantized one after the other within one encoder and decoder.
 
     Works on feature sequences; the codebooks belong to the `VQVAE` and are handed in.
@@ -110,7 +110,7 @@ class LevelGroup(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
         self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
         self.standardise = nn.ModuleList(
-            nn.Sequential(Standardise(codebook_dim), Decorrelate(codebook_dim)) if config.decorrelate else Standardise(codebook_dim)
+            nn.Sequential(BatchNorm(codebook_dim), ZCAWhitening(codebook_dim)) if config.whiten_latents else BatchNorm(codebook_dim)
             for _ in hop_lengths
         )  # fmt: skip
         self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
@@ -135,7 +135,7 @@ class LevelGroup(nn.Module):
             left = feature if total is None else feature - total
             latents = self.projections_in[i](self.norms[i](rearrange(left, "b d t -> b t d")))
             latents = self.standardise[i](latents)
-            quantized = quantizers[i].unquantized(latents) if passing else quantizers[i](latents)
+            quantized = quantizers[i].bypass(latents) if passing else quantizers[i](latents)
             step = self.expand(quantized.vectors, i)
             total = step if total is None else total + step
             results.append(quantized)
@@ -156,9 +156,9 @@ class LevelGroup(nn.Module):
         return self.decoder(total)
 
 
-def encode_features(group: LevelGroup, waveform: Tensor, n_at_once: int | None) -> list[Tensor]:
+def encode_features(group: ResidualAutoencoder, waveform: Tensor, microbatch_size: int | None) -> list[Tensor]:
     """Each level's features [b, dim, t], some items at a time."""
-    return [torch.cat(level) for level in zip(*piecewise(group.encoder, n_at_once, waveform), strict=True)]
+    return [torch.cat(level) for level in zip(*in_microbatches(group.encoder, microbatch_size, waveform), strict=True)]
 
 
 class VQVAE(nn.Module):
@@ -171,7 +171,7 @@ class VQVAE(nn.Module):
         self.config = config
         hops = list(config.hop_lengths)
         groups = [hops] if config.topology == "residual" else [[hop] for hop in hops]
-        self.groups = nn.ModuleList(LevelGroup(config, group) for group in groups)
+        self.groups = nn.ModuleList(ResidualAutoencoder(config, group) for group in groups)
         n_codebooks = 1 if config.shared_codebook else config.n_levels
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # training steps seen
         self.codebooks = nn.ModuleList(QUANTIZERS[config.quantizer.kind](config.quantizer) for _ in range(n_codebooks))
@@ -203,27 +203,27 @@ class VQVAE(nn.Module):
             return [(self.groups[0], list(range(self.config.n_levels)))]
         return [(group, [i]) for i, group in enumerate(self.groups)]
 
-    def forward(self, waveform: Tensor, drop_levels: bool | None = None, n_at_once: int | None = None) -> VQVAEOutput:
+    def forward(self, waveform: Tensor, drop_levels: bool | None = None, microbatch_size: int | None = None) -> VQVAEOutput:
         """One training step's view: reconstruct, and in training mode move the codebooks once.
 
         Args:
             waveform: float [b, channels, samples], samples a multiple of the top hop.
             drop_levels: whether an item may be reconstructed from a prefix of its levels; default in training mode.
-            n_at_once: items that go through encoder and decoder together, to save memory; the result is the same.
+            microbatch_size: items that go through encoder and decoder together, to save memory; the result is the same.
         """
         self._check_waveform(waveform)
         if self.training:
-            self._start(waveform, n_at_once)
+            self._start(waveform, microbatch_size)
         drop_levels = self.training if drop_levels is None else drop_levels
         quantizers, passing = self.quantizers(), bool(self.n_steps < self.config.quantize_after)
         reconstructions: list[Tensor] = []
         results: list[Quantized] = []
         for group, levels in self._level_groups():
-            features = encode_features(group, waveform, n_at_once)
+            features = encode_features(group, waveform, microbatch_size)
             quantized, steps = group.quantize(features, [quantizers[i] for i in levels], passing)
             if drop_levels and len(levels) > 1 and self.config.level_dropout > 0:
                 steps = self._drop_levels(steps)
-            reconstructions.append(torch.cat(piecewise(lambda *s, g=group: g.decode(list(s)), n_at_once, *steps)))
+            reconstructions.append(torch.cat(in_microbatches(lambda *s, g=group: g.decode(list(s)), microbatch_size, *steps)))
             results += quantized
         if self.training and not passing:
             for codebook in self.codebooks:
@@ -234,7 +234,7 @@ class VQVAE(nn.Module):
         return VQVAEOutput(reconstructions, results)
 
     @torch.no_grad()
-    def _start(self, waveform: Tensor, n_at_once: int | None = None) -> None:
+    def _start(self, waveform: Tensor, microbatch_size: int | None = None) -> None:
         """Take from the music what is better measured than learned: the decoder's mean spectrum at the first step, and
         the codebooks, by k-means on latents that have become worth coding, at step `quantize_after`."""
         step = int(self.n_steps)
@@ -245,7 +245,7 @@ class VQVAE(nn.Module):
         if step == self.config.quantize_after:
             quantizers, latents = self.quantizers(), []
             for group, levels in self._level_groups():
-                features = encode_features(group, waveform, n_at_once)
+                features = encode_features(group, waveform, microbatch_size)
                 passed, _ = group.quantize(features, [quantizers[i] for i in levels], passing=True)
                 latents += [level.latents for level in passed]
             for codebook in self.codebooks:
@@ -254,8 +254,8 @@ class VQVAE(nn.Module):
     def _drop_levels(self, steps: list[Tensor]) -> list[Tensor]:
         """Per item, keep all levels or a random prefix (SoundStream, arXiv:2107.03312, section III-C)."""
         batch, device, n = len(steps[0]), steps[0].device, len(steps)
-        prefix = 1 + (chance.per_item(batch, device) * (n - 1)).long()
-        kept = torch.where(chance.per_item(batch, device) < self.config.level_dropout, prefix, n)
+        prefix = 1 + (rng.rand_per_item(batch, device) * (n - 1)).long()
+        kept = torch.where(rng.rand_per_item(batch, device) < self.config.level_dropout, prefix, n)
         return [step * (kept > i).to(step.dtype)[:, None, None] for i, step in enumerate(steps)]
 
     def encode(self, waveform: Tensor) -> list[Tensor]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from audiovq import distributed, stopping
+from audiovq.distributed import collectives
+from audiovq.utils import signals
 
 
 def step_seed(*parts: object) -> int:
@@ -25,7 +26,7 @@ def step_seed(*parts: object) -> int:
 
 
 @dataclass(frozen=True)
-class Portion:
+class Microbatch:
     """Examples that a device takes at once: places first … first + n - 1 in the step's batch."""
 
     first: int
@@ -34,7 +35,7 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSplit:
     """How a batch is shared out: every rank has the same number of portions, and no two differ by more than an example.
 
     Raises:
@@ -58,17 +59,17 @@ class Plan:
         largest = -(-self.batch_size // self.world_size)
         return -(-largest // (self.at_once or largest))
 
-    def portions(self) -> list[Portion]:
+    def portions(self) -> list[Microbatch]:
         """This rank's, in order."""
         begin, end = (self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
         edges = [begin + (end - begin) * i // self.n_portions for i in range(self.n_portions + 1)]
-        return [Portion(a, b - a) if b > a else Portion(begin, 1, False) for a, b in itertools.pairwise(edges)]
+        return [Microbatch(a, b - a) if b > a else Microbatch(begin, 1, False) for a, b in itertools.pairwise(edges)]
 
 
 class _Indexes:
     """The example indexes of each portion of each step, from `start` on."""
 
-    def __init__(self, start: int, end: int, plan: Plan):
+    def __init__(self, start: int, end: int, plan: BatchSplit):
         self.start, self.end, self.plan = start, end, plan
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -82,20 +83,20 @@ class _Indexes:
 
 
 def steps(
-    dataset: Dataset[Any], start: int, end: int, plan: Plan, device: torch.device, workers: int = 0
+    dataset: Dataset[Any], start: int, end: int, plan: BatchSplit, device: torch.device, workers: int = 0
 ) -> Iterator[list[Any]]:
     """The batches of steps [start, end) on this rank, a list of portions each, on the device."""
     loader = DataLoader(
         dataset, batch_sampler=_Indexes(start, end, plan), num_workers=workers, pin_memory=device.type == "cuda",
-        worker_init_fn=stopping.deaf,
+        worker_init_fn=signals.ignore_in_worker,
     )  # fmt: skip
     portions = iter(loader)
     for _ in range(start, end):
         yield [to_device(batch, device) for batch in itertools.islice(portions, plan.n_portions)]
 
 
-def plan_of_this_rank(batch_size: int, at_once: int | None) -> Plan:
-    return Plan(batch_size, at_once, distributed.rank(), distributed.world_size())
+def split_batch(batch_size: int, at_once: int | None) -> BatchSplit:
+    return BatchSplit(batch_size, at_once, collectives.rank(), collectives.world_size())
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from audiovq import distributed
 from audiovq.data.tracks import DataConfig, Scan
+from audiovq.distributed import collectives
 from audiovq.recipe import DecoderStage, DecoderTrainingConfig, TokenizerStage, TrainingConfig
 from audiovq.tokenizer.discriminators import (
+    DiscriminatorOutput,
     Discriminators,
-    Judgement,
     adversarial_loss,
     discriminator_loss,
     feature_matching_loss,
@@ -26,7 +26,7 @@ from audiovq.tokenizer.discriminators import (
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.loop import Part, Task
-from audiovq.training.tokenizer_task import loudness, waveform_crops
+from audiovq.training.tokenizer_task import level_metrics, waveform_crops
 
 
 class DecoderTask(Task):
@@ -84,16 +84,16 @@ class DecoderTask(Task):
         terms = self.decoder_terms(batch, real, reconstructions)
         mine = self.decoder_loss(terms)
         metrics = {name: value.detach() for name, value in terms.items()}
-        metrics |= {"discriminator": theirs.detach(), **loudness(batch, reconstructions)}
+        metrics |= {"discriminator": theirs.detach(), **level_metrics(batch, reconstructions)}
         return mine + theirs, metrics
 
-    def discriminator_loss(self, real: list[Judgement], reconstructions: list[Tensor]) -> Tensor:
+    def discriminator_loss(self, real: list[DiscriminatorOutput], reconstructions: list[Tensor]) -> Tensor:
         """For the discriminators alone: music against each reconstruction."""
         kind = self.stage.adversarial.loss
         losses = [discriminator_loss(real, self.discriminators(x.detach()), kind) for x in reconstructions]
         return torch.stack(losses).mean()
 
-    def decoder_terms(self, batch: Tensor, real: list[Judgement], reconstructions: list[Tensor]) -> dict[str, Tensor]:
+    def decoder_terms(self, batch: Tensor, real: list[DiscriminatorOutput], reconstructions: list[Tensor]) -> dict[str, Tensor]:
         """Unweighted, for the decoder alone; those of independent autoencoders added up, as if tuned apart."""
         per_output = []
         for reconstruction in reconstructions:
@@ -121,14 +121,14 @@ class DecoderTask(Task):
             if weight == 0:
                 continue
             gradient = torch.autograd.grad(terms[name], parameters, retain_graph=True)
-            scale = distributed.mean_(weight * length / norm(gradient).clamp(min=1e-12))
+            scale = collectives.mean_(weight * length / norm(gradient).clamp(min=1e-12))
             total = [a + scale * b for a, b in zip(total, gradient, strict=True)]
         # Its derivative by each weight is what was found above, so the backward pass need not find it again.
         linear = torch.stack([(p * g).sum() for p, g in zip(parameters, total, strict=True)]).sum()
         return loss.detach() + (linear - linear.detach())
 
     def describe(self, metrics: dict[str, float]) -> str:
-        names = ("mel", "stft", "convergence", "waveform_l1", "adversarial", "feature_matching", "discriminator")
+        names = ("mel", "stft", "spectral_convergence", "waveform_l1", "adversarial", "feature_matching", "discriminator")
         terms = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
         return f"loss {metrics['loss']:.3f} {terms}"
 

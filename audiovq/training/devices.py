@@ -12,11 +12,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from audiovq import distributed
+from audiovq.distributed import collectives
 from audiovq.recipe import PriorTrainingConfig, TrainingConfig
 
 
-def spread(task: Any, config: TrainingConfig, device: torch.device, bf16: bool) -> nn.Module:
+def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bool) -> nn.Module:
     """What is called in place of `task`, so that the gradients are means over all ranks. The task itself stays usable for
     evaluation; its parameters are final only after this."""
     blocks = task.blocks()
@@ -25,7 +25,7 @@ def spread(task: Any, config: TrainingConfig, device: torch.device, bf16: bool) 
     if config.compile:
         for block in blocks:
             block.compile()
-    if not distributed.is_distributed():
+    if not collectives.is_distributed():
         return task.to(device)
     if isinstance(config, PriorTrainingConfig) and config.sharded:
         return _shard(task, blocks, device, bf16)
@@ -36,7 +36,7 @@ def spread(task: Any, config: TrainingConfig, device: torch.device, bf16: bool) 
 
 def _shard(task: nn.Module, blocks: list[nn.Module], device: torch.device, bf16: bool) -> nn.Module:
     """Block by block, so that no device ever holds more than one whole block."""
-    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    mesh = init_device_mesh(device.type, (collectives.world_size(),))
     # Inputs are left to autocast: positions must not be rounded.
     policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
     for block in [*blocks, task]:  # the task, too, lets go of what it gathered: averages and checkpoints need the parts

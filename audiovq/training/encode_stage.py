@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovq import checkpoint, distributed, stopping
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, LevelBuffers
-from audiovq.data.guard import check_relative
 from audiovq.data.shards import ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track
-from audiovq.terminal import track as progress
+from audiovq.data.validation import check_relative
+from audiovq.distributed import collectives
+from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils import signals
+from audiovq.utils.progress import track as progress
 
 
 def encode_data_set(
@@ -32,9 +34,9 @@ def encode_data_set(
     folder beside it, so that a run that was stopped goes on with the next track.
     """
     config = network.to(device).eval().config
-    rank, n_ranks = distributed.rank(), distributed.world_size()
+    rank, n_ranks = collectives.rank(), collectives.world_size()
     index = ShardIndex(
-        checkpoint.tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size, chroma
+        tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size, chroma
     )
     finished = folder.with_name(f".{folder.name}.tracks")
 
@@ -49,11 +51,11 @@ def encode_data_set(
     for track in progress(mine, "encode", len(mine)):
         if not paths(track)[0].exists():  # it is written last
             _encode_to(paths(track), scan.folder / track.path, track, network, index.tokenizer_hash, device, chroma)
-    distributed.barrier()
+    collectives.barrier()
     if rank == 0:
         _write_shards(folder, index, [(track, paths(track)) for track in scan.tracks])
         shutil.rmtree(finished, ignore_errors=True)
-    distributed.barrier()
+    collectives.barrier()
 
 
 def _write_shards(folder: Path, index: ShardIndex, tracks: list[tuple[Track, list[Path]]]) -> None:
@@ -101,7 +103,7 @@ def _encode(
     encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in to_cut]
     collected = [LevelBuffers(len(hops)) for _ in to_cut]
     for block in audio.stream_audio(path, config.sample_rate, config.channels):
-        stopping.poll()
+        signals.poll()
         for i, encoder in enumerate(encoders):
             kept = block[None, :, to_cut[i] :]
             to_cut[i] -= block.shape[-1] - kept.shape[-1]

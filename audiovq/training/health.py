@@ -34,7 +34,7 @@ RISE = 1.01  # of the held-out loss above its lowest
 
 
 @dataclass(frozen=True)
-class Facts:
+class StageFacts:
     """What the checks must know of a training besides its figures."""
 
     title: str
@@ -90,13 +90,13 @@ class Finding:
         return self.check, self.subject
 
 
-Check = Callable[[Facts, Series], Iterator[Found]]
+Check = Callable[[StageFacts, Series], Iterator[Found]]
 
 
 class Watch:
     """All checks over one training; `said` is what need not be said again."""
 
-    def __init__(self, facts: Facts, said: set[tuple[str, str]] | None = None):
+    def __init__(self, facts: StageFacts, said: set[tuple[str, str]] | None = None):
         self.facts, self.said = facts, set(said or ())
         self.series: defaultdict[str, Points] = defaultdict(list)
         self.last = 0
@@ -133,7 +133,7 @@ def after(points: Points, step: int) -> Points:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def not_finite(facts: Facts, series: Series) -> Iterator[Found]:
+def not_finite(facts: StageFacts, series: Series) -> Iterator[Found]:
     """Steps that were skipped; the loop itself stops if they go on."""
     first = next(((step, n) for step, n in series.get("skipped_steps", []) if n > 0), None)
     if first:
@@ -143,7 +143,7 @@ def not_finite(facts: Facts, series: Series) -> Iterator[Found]:
         yield Found(step, "held out", f"the loss of the held-out tracks is not finite; {facts.lower(3)}")
 
 
-def collapsed_codebook(facts: Facts, series: Series) -> Iterator[Found]:
+def collapsed_codebook(facts: StageFacts, series: Series) -> Iterator[Found]:
     """Few codes for everything: perplexity far below what codebook and batch allow."""
     for level, n_codes in enumerate(facts.batch_codes):
         possible = min(facts.codebook_size, n_codes)
@@ -159,7 +159,7 @@ def collapsed_codebook(facts: Facts, series: Series) -> Iterator[Found]:
             )  # fmt: skip
 
 
-def silence(facts: Facts, series: Series) -> Iterator[Found]:
+def silence(facts: StageFacts, series: Series) -> Iterator[Found]:
     """Nothing to hear, or nothing heard."""
     shares = series.get("silent_share", [])
     since = lasting(shares, lambda share: share > 0.5)
@@ -179,7 +179,7 @@ def silence(facts: Facts, series: Series) -> Iterator[Found]:
         )
 
 
-def exploding_gradients(facts: Facts, series: Series) -> Iterator[Found]:
+def exploding_gradients(facts: StageFacts, series: Series) -> Iterator[Found]:
     """Two looks in a row far above the running median."""
     for name in [name for name in series if name.startswith("gradient_norm")]:
         earlier, last = series[name][:-2][-MEMORY:], series[name][-2:]
@@ -193,7 +193,7 @@ def exploding_gradients(facts: Facts, series: Series) -> Iterator[Found]:
             )  # fmt: skip
 
 
-def diverging(facts: Facts, series: Series) -> Iterator[Found]:
+def diverging(facts: StageFacts, series: Series) -> Iterator[Found]:
     """A loss that was low and is not any more. Low is what a fifth of the looks were below: one batch may be easy."""
     points = series.get("loss", [])[-400:]
     if facts.adversarial or len(points) < ENOUGH:
@@ -204,7 +204,7 @@ def diverging(facts: Facts, series: Series) -> Iterator[Found]:
         yield Found(since, "", f"the loss diverges: {points[-1][1]:.3g}, after {low:.3g}; {facts.lower(3)}")
 
 
-def overfitting(facts: Facts, series: Series) -> Iterator[Found]:
+def overfitting(facts: StageFacts, series: Series) -> Iterator[Found]:
     """Held-out loss above its lowest ever since, while the training loss goes on falling."""
     held_out, training = series.get("valid_loss", []), series.get("loss", [])
     best_step, best = min(held_out, key=lambda point: point[1], default=(0, 0.0))
@@ -224,7 +224,7 @@ def overfitting(facts: Facts, series: Series) -> Iterator[Found]:
         )  # fmt: skip
 
 
-def slow_data(facts: Facts, series: Series) -> Iterator[Found]:
+def slow_data(facts: StageFacts, series: Series) -> Iterator[Found]:
     """Steps that wait for their batches. The first look is of the start, when everything is slow."""
     points = series.get("data_wait_share", [])[1:]
     since = lasting(points, lambda share: share > WAITING, 5)

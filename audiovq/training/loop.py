@@ -30,19 +30,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from audiovq import chance, distributed, stopping
+from audiovq.distributed import collectives, rng
 from audiovq.recipe import TrainingConfig
-from audiovq.terminal import ProgressBar, say
 from audiovq.training.averages import Averages
-from audiovq.training.batches import Portion, plan_of_this_rank, step_seed, steps
-from audiovq.training.best import BestWeights
-from audiovq.training.devices import forget_compiled, gather_gradients, spread, whole
-from audiovq.training.figures import HEALTH, HealthLog, MetricsLog, Stopwatch
-from audiovq.training.health import Facts, Watch
+from audiovq.training.batches import Microbatch, split_batch, step_seed, steps
+from audiovq.training.checkpoints import Checkpoints
+from audiovq.training.devices import distribute, forget_compiled, gather_gradients, whole
+from audiovq.training.early_stopping import BestWeights
+from audiovq.training.health import StageFacts, Watch
+from audiovq.training.logs import HEALTH, HealthLog, MetricsLog, Stopwatch
+from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
 from audiovq.training.optimizer import learning_rate, make_optimizer
-from audiovq.training.saving import Checkpoints
-from audiovq.training.skipping import PATIENCE, Skips
 from audiovq.training.trackers import Reporting
+from audiovq.utils import signals
+from audiovq.utils.progress import ProgressBar, say
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Task(nn.Module):
         return list(self.network.buffers())
 
     def watched(self) -> dict[str, Any]:
-        """What the watch over its training must know of it: arguments of `health.Facts`."""
+        """What the watch over its training must know of it: arguments of `health.StageFacts`."""
         return {}
 
     def dataset(self, split: str) -> Dataset[Any]:
@@ -109,7 +110,7 @@ def train(
         Interrupted: after a signal; the state is saved and the same call goes on.
         ValueError: loss or gradients are not finite, several times in a row.
     """
-    with stopping.listening():
+    with signals.deferred():
         Training(task, title, folder, config, seed, workers, accelerator, reporting or Reporting(folder)).run()
 
 
@@ -122,18 +123,18 @@ class Training:
     ):  # fmt: skip
         self.task, self.title, self.config, self.seed, self.workers = task, title, config, seed, workers
         self.accelerator, self.device = accelerator, accelerator.device
-        self.model = spread(task.train(), config, self.device, accelerator.mixed_precision == "bf16")
+        self.model = distribute(task.train(), config, self.device, accelerator.mixed_precision == "bf16")
         self.parts = task.parts(config)
         self.optimizers = [make_optimizer(part.network, part.config) for part in self.parts]
         self.averages = Averages(self.parts[0].network, config.ema_decay)
-        self.plan = plan_of_this_rank(config.batch_size, None if task.splits_batches else config.device_batch_size)
+        self.plan = split_batch(config.batch_size, None if task.splits_batches else config.device_batch_size)
         self.checkpoints = Checkpoints(
             folder / "checkpoints", task.network, self.optimizers, self.averages, config.checkpoint_seconds
         )
         state = self.checkpoints.load()
         self.start: int = state["step"]
         self.to_evaluate: bool = state.get("to_evaluate", False)  # what a signal kept it from
-        self.skips = Skips(self.device, state.get("skipped", (0, 0)))
+        self.skips = NonFiniteGuard(self.device, state.get("skipped", (0, 0)))
         self.stopwatch = Stopwatch()
         self.log = MetricsLog(folder / "metrics.jsonl", self.start)
         self.best = BestWeights(folder / "best", config, title)
@@ -147,7 +148,7 @@ class Training:
             f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_"): part.config.learning_rate
             for part in self.parts
         }
-        facts = Facts(
+        facts = StageFacts(
             self.title, self.task.place, self.config, rates, len(self.parts) > 1, workers=self.workers,
             cpus=os.cpu_count() or 1, **self.task.watched(),
         )  # fmt: skip
@@ -178,12 +179,12 @@ class Training:
                 done = step + 1
                 bar.advance(1, self.report(done, figures) if self.every(config.log_steps, done) else None)
                 self.to_evaluate = self.every(config.evaluate_steps, done) and not self.evaluate(done)
-                stopped, due = distributed.any_rank(stopping.received() is not None, self.checkpoints.due)
+                stopped, due = collectives.any_rank(signals.received() is not None, self.checkpoints.due)
                 ended = done == config.steps or self.best.exhausted(done)
                 if stopped or due or ended:
                     self.checkpoints.save(done, to_evaluate=self.to_evaluate, skipped=self.skips.counts.tolist())
                 if stopped and (not ended or self.to_evaluate):
-                    raise stopping.Interrupted(stopping.received() or signal.SIGTERM, f" after step {done} of {title}")
+                    raise signals.Interrupted(signals.received() or signal.SIGTERM, f" after step {done} of {title}")
                 if ended:
                     break
         self.averages.keep()
@@ -198,7 +199,7 @@ class Training:
 
     def step(self, step: int, batch: list[Any]) -> dict[str, Tensor]:
         """Learn from one batch; returns this rank's share of loss and metrics, to be added up over the ranks."""
-        torch.manual_seed(step_seed(self.seed, self.title, step, distributed.rank()))
+        torch.manual_seed(step_seed(self.seed, self.title, step, collectives.rank()))
         figures: dict[str, Tensor] = {}
         shares = self.shares(batch)
         self.skips.begin(self.task.moved())
@@ -207,13 +208,13 @@ class Training:
                 with self.chances(step, portion), self.accelerator.autocast():
                     loss, metrics = self.model(examples)
                 # Gathering takes the mean over the ranks, so each counts its part as if the others had as much.
-                (loss * shares[i] * distributed.world_size()).backward()
+                (loss * shares[i] * collectives.world_size()).backward()
             add(figures, {"loss": loss, **metrics}, shares[i])
         norms = [clip(part) for part in self.parts]
         happens = self.skips.judge(figures["loss"], norms)
         for part, optimizer, norm in zip(self.parts, self.optimizers, norms, strict=True):
             update(part, optimizer, step, happens)
-            figures[f"gradient_norm{part.suffix}"] = norm / distributed.world_size()
+            figures[f"gradient_norm{part.suffix}"] = norm / collectives.world_size()
         self.averages.update(step, happens)
         return figures
 
@@ -221,11 +222,11 @@ class Training:
         """Of the whole step's loss, what each of this rank's portions counts."""
         weights = [self.task.weight(x) * p.counts for p, x in zip(self.plan.portions(), batch, strict=True)]
         mine = torch.stack([torch.as_tensor(weight, dtype=torch.float32, device=self.device) for weight in weights])
-        return mine / distributed.all_reduce_(mine.sum())
+        return mine / collectives.all_reduce_(mine.sum())
 
-    def chances(self, step: int, portion: Portion) -> Any:
+    def chances(self, step: int, portion: Microbatch) -> Any:
         seed = step_seed(self.seed, self.title, step)
-        return chance.share(seed, portion.first, self.plan.batch_size, self.device)
+        return rng.batch_share(seed, portion.first, self.plan.batch_size, self.device)
 
     def report(self, done: int, figures: dict[str, Tensor]) -> str:
         """The one place where a training step's figures arrive: the whole batch's, as plain numbers, on every rank.
@@ -276,7 +277,7 @@ class Training:
         n = self.config.evaluate_batches
         with self.averages.in_place():
             for batch in self.steps("valid", 0, n):
-                if distributed.any_rank(stopping.received() is not None)[0]:
+                if collectives.any_rank(signals.received() is not None)[0]:
                     break
                 for share, examples in zip(self.shares(batch), batch, strict=True):
                     with self.accelerator.autocast():
@@ -317,5 +318,5 @@ def add(sums: dict[str, Tensor], metrics: dict[str, Tensor], share: Tensor) -> N
 
 def total(figures: dict[str, Tensor]) -> dict[str, float]:
     """Shares of all ranks, added up; every rank brings the same names."""
-    sums = distributed.all_reduce_(torch.stack(list(figures.values())))
+    sums = collectives.all_reduce_(torch.stack(list(figures.values())))
     return dict(zip(figures, sums.tolist(), strict=True))

@@ -70,7 +70,7 @@ class PriorTask(Task):
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
         model, infill = self.stage.model, self.stage.model.conditioner("infill")
         return CodeWindows(
-            self.shards, split if self.shards.index.tracks.of(split) else "train", self.level, model.transformer.context, model.halo,
+            self.shards, split if self.shards.index.tracks.of(split) else "train", self.level, model.transformer.context, model.context_codes,
             self.spec.vocabularies, self.seed + (split == "valid"), **model.beside,
             infill_rate=infill.rate if infill and split == "train" else 0.0,
         )  # fmt: skip

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from audiovq import distributed
 from audiovq.data.datasets import WaveformCrops
 from audiovq.data.tracks import SILENCE, DataConfig, Scan
+from audiovq.distributed import collectives
 from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.convnet import ConvNeXtBlock, DilatedBlock
 from audiovq.tokenizer.losses import ReconstructionLoss
@@ -64,29 +64,29 @@ class TokenizerTask(Task):
         stage, model = self.stage, self.stage.model
         advice = AGAINST_COLLAPSE[model.quantizer.kind]
         return {
-            "codes_from": max(model.quantize_after, 2 * stage.losses.waveform_first), "codebook_size": model.codebook_size,
+            "codes_from": max(model.quantize_after, 2 * stage.losses.waveform_warmup_steps), "codebook_size": model.codebook_size,
             "batch_codes": tuple(stage.training.batch_size * stage.crop_samples // hop for hop in model.hop_lengths),
             "against_collapse": advice(stage) if advice else "",
             "against_silence": f", or set tokenizer.crop_seconds to {2 * stage.crop_seconds:g} (now {stage.crop_seconds:g})",
         }  # fmt: skip
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        n_at_once = self.stage.training.device_batch_size
+        microbatch_size = self.stage.training.device_batch_size
         step = int(self.network.n_steps) if self.training else None  # what is evaluated must not change its meaning
-        output = self.network(batch, n_at_once=n_at_once)
+        output = self.network(batch, microbatch_size=microbatch_size)
         # Independent autoencoders each have a reconstruction: their losses add up, as if trained apart.
-        per_output = [self.losses(reconstruction, batch, n_at_once) for reconstruction in output.reconstructions]
+        per_output = [self.losses(reconstruction, batch, microbatch_size) for reconstruction in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
         reconstruction, losses = self.losses.weighted(terms, step), output.losses
         metrics = {name: value.detach() for name, value in (terms | losses).items()}
         metrics |= {"reconstruction": reconstruction.detach(), **code_metrics(output.levels, self.stage.model)}
-        metrics |= loudness(batch, output.reconstructions)
+        metrics |= level_metrics(batch, output.reconstructions)
         return reconstruction + self.losses.weighted(losses), metrics
 
     def describe(self, metrics: dict[str, float]) -> str:
         perplexities = "/".join(f"{metrics[f'perplexity_{i}']:.0f}" for i in range(self.stage.model.n_levels))
         terms = " ".join(
-            f"{name} {metrics[name]:.4g}" for name in ("mel", "stft", "convergence", "waveform_l1") if name in metrics
+            f"{name} {metrics[name]:.4g}" for name in ("mel", "stft", "spectral_convergence", "waveform_l1") if name in metrics
         )
         return f"loss {metrics['loss']:.3f} {terms} perplexity {perplexities}"
 
@@ -104,7 +104,7 @@ def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: s
 
 
 @torch.no_grad()
-def loudness(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Tensor]:
+def level_metrics(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Tensor]:
     """Whether there is something to hear, before and after."""
     return {
         "power": batch.square().mean(),
@@ -143,7 +143,7 @@ def code_metrics(levels: list[Quantized], config: VQVAEConfig) -> dict[str, Tens
 def codebook_use(codes: list[Tensor], codebook_size: int) -> tuple[Tensor, Tensor]:
     """Perplexity 2^H of the codes of one batch on all ranks, and the share of the codebook that occurs; [levels] each."""
     counts = torch.stack([torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]).float()
-    p = distributed.all_reduce_(counts)
+    p = collectives.all_reduce_(counts)
     p = p / p.sum(dim=1, keepdim=True)
     entropy = -(p * p.clamp(min=1e-12).log()).sum(dim=1)
     return entropy.exp(), (p > 0).float().mean(dim=1)

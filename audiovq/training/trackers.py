@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from audiovq import distributed
 from audiovq.data import audio
-from audiovq.terminal import say
+from audiovq.distributed import collectives
+from audiovq.utils.progress import say
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Reporting:
             start: the step that it goes on from.
             told: the last step that they have been told of already.
         """
-        names = self.trackers if distributed.rank() == 0 else ()
+        names = self.trackers if collectives.rank() == 0 else ()
         return Trackers([TRACKERS[name](self, title, start, told) for name in names])
 
 

@@ -1,0 +1,1 @@
+"""Several processes: collectives, random numbers that do not depend on ranks, launching."""

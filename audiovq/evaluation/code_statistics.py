@@ -1,0 +1,95 @@
+"""Use of the codes of a data set, and bits of a prior on held-out tracks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from audiovq.data.datasets import CodeWindows
+from audiovq.data.shards import ShardIndex, Shards, spread
+from audiovq.prior.prior import Prior
+from audiovq.utils import signals
+from audiovq.utils.progress import ProgressBar
+from audiovq.utils.progress import track as progress
+
+MAX_WINDOWS = 1 << 14  # of held-out codes that are looked at, at most
+
+
+def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
+    """How often each code occurs in one split or in all, int64 [codebook_size] a level."""
+    index = shards.index
+    tracks = index.tracks.of(split)
+    counted = [np.zeros(index.codebook_size, dtype=np.int64) for _ in index.hop_lengths]
+    for track in progress(tracks, "count codes", len(tracks)):
+        for level, counts in enumerate(counted):
+            counts += count_codes([shards.codes(track, level)], index.codebook_size)
+    return counted
+
+
+def code_statistics(counted: list[np.ndarray], index: ShardIndex) -> list[dict[str, float]]:
+    """Of each level's counts: unigram entropy (bits a code and a second), perplexity, share of the codes that occur."""
+    result = []
+    for counts, hop in zip(counted, index.hop_lengths, strict=True):
+        bits = entropy_of_counts(counts)
+        result.append({
+            "unigram_bits_per_code": bits,
+            "unigram_bits_per_second": bits * index.sample_rate / hop,
+            "perplexity": 2**bits,
+            "usage": usage(counts),
+        })  # fmt: skip
+    return result
+
+
+def usage(counts: np.ndarray) -> float:
+    """The share of the codes that occur."""
+    return float((counts > 0).mean())
+
+
+def entropy_bits(codes: Iterable[np.ndarray], codebook_size: int) -> float:
+    """Entropy of the codes' own frequencies, bits a code."""
+    return entropy_of_counts(count_codes(codes, codebook_size))
+
+
+def count_codes(codes: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
+    """How often each code occurs, int64 [codebook_size]; one array after the other, never all at once."""
+    counts = np.zeros(codebook_size, dtype=np.int64)
+    for part in codes:
+        signals.poll()
+        counts += np.bincount(part, minlength=codebook_size)
+    return counts
+
+
+def entropy_of_counts(counts: np.ndarray) -> float:
+    """In bits a code; 0 if nothing was counted."""
+    p = counts[counts > 0] / max(1, counts.sum())
+    return float(-(p * np.log2(p)).sum()) if len(p) else 0.0
+
+
+@torch.inference_mode()
+def held_out_bits(
+    prior: Prior, shards: Shards, split: str = "valid", windows_at_once: int = 8, max_windows: int = MAX_WINDOWS
+) -> dict[str, float]:
+    """Bits a code and bits a second over every code of a split, window after window (each begins without a past). Of more
+    than `max_windows`, so many that are evenly spread; `n_codes` tells how many codes that is."""
+    context = prior.config.transformer.context // prior.spec.ratio * prior.spec.ratio
+    level = prior.spec.level
+    data = CodeWindows(
+        shards, split, level, context, prior.config.context_codes, prior.spec.vocabularies, seed=0, **prior.config.beside
+    )
+    windows = list(spread(-(-data.tracks.lengths(level) // context), max_windows))
+    nll, n_codes = 0.0, 0
+    device = prior.head.weight.device
+    with ProgressBar(f"held-out bits, level {level}", len(windows)) as bar:
+        for i in range(0, len(windows), windows_at_once):
+            some = windows[i : i + windows_at_once]
+            batch = default_collate([data.window(data.tracks[track], k * context) for track, k in some])
+            part, count = prior.loss({key: value.to(device) for key, value in batch.items()})
+            nll, n_codes = nll + float(part), n_codes + int(count)
+            bar.advance(len(some))
+            signals.poll()
+    bits = nll / n_codes / math.log(2)
+    return {"bits_per_code": bits, "bits_per_second": bits * prior.spec.code_rate, "n_codes": n_codes}

@@ -1,0 +1,1 @@
+"""Memory, hours and disk that a recipe takes, before it is trained."""

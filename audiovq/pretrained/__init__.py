@@ -1,0 +1,1 @@
+"""Folder ↔ model: load, locate, validate, export, share."""

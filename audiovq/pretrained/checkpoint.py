@@ -1,0 +1,162 @@
+"""Folder ↔ model. JSON and safetensors only; whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from audiovq import config as conf
+from audiovq.data.audio import file_sha256
+from audiovq.pretrained import validation
+from audiovq.prior.prior import Prior, PriorConfig
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
+from audiovq.utils import compat
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], sums: dict[str, str] | None = None) -> None:
+    """Make a folder atomically: fill a temporary one, checksum and flush it, then rename. `sums` are those known already."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        sums = {p.name: (sums or {}).get(p.name) or file_sha256(p) for p in sorted(temporary.iterdir())}
+        (temporary / SUMS).write_text(json.dumps(sums, indent=1))
+        for path in temporary.iterdir():
+            _flush(path)
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(f"{folder}: cannot be written ({error}); free some space or choose another --out") from None
+
+
+def is_whole(folder: Path) -> bool:
+    """True if every file is there with the content it was written with."""
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        return all(file_sha256(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises ValueError for a missing or damaged file."""
+    try:
+        return safetensors.torch.load_file(path)
+    except validation.UNREADABLE as error:
+        raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """config.json and model.safetensors; floating-point weights as `dtype` if given."""
+    state = {
+        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+
+    def fill(temporary: Path) -> None:
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1))
+        safetensors.torch.save_file(state, temporary / WEIGHTS)
+
+    write_folder(folder, fill)
+
+
+def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = None) -> None:
+    save_model(folder, {"kind": "tokenizer", "model": network.config.model_dump()}, network, dtype)
+
+
+def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
+    """Replace a tokenizer by the same one with a decoder tuned for `steps` steps.
+
+    File by file, each atomically, and config.json with the mark of it last: whenever this is cut off, a whole
+    tokenizer for the same codes is there, and `tuning_steps` does not call it tuned before it is.
+    """
+    new = folder.with_name(f".{folder.name}.tuned")
+    content = {"kind": "tokenizer", "model": network.config.model_dump(), "decoder_tuning_steps": steps}
+    save_model(new, content, network)
+    for name in (WEIGHTS, SUMS, CONFIG):
+        (new / name).replace(folder / name)
+    _flush(folder)
+    new.rmdir()
+
+
+def tuning_steps(folder: Path) -> int:
+    """For how many steps the decoder of this tokenizer was tuned; 0 if it was not."""
+    return read_config(folder, "tokenizer").get("decoder_tuning_steps", 0)
+
+
+def save_prior(folder: Path, network: Prior, sampling: SamplingConfig, dtype: torch.dtype | None = None) -> None:
+    config = {
+        "kind": "prior", "model": network.config.model_dump(), "spec": vars(network.spec), "sampling": sampling.model_dump(),
+    }  # fmt: skip
+    save_model(folder, config, network, dtype)
+
+
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """config.json of a model folder of this kind; ValueError if there is none."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {kind} there ({CONFIG} is missing)")
+    content = conf.read_json(path)
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise ValueError(
+            f"{path}: expected a {kind}, found {content.get('kind') if isinstance(content, dict) else content!r}"
+        )
+    if isinstance(content.get("model"), dict):
+        content["model"] = compat.current_model_config(kind, content["model"])
+    return content
+
+
+def _load(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
+    """The network of a folder; nothing is built before its weights are known to fit."""
+    network = validation.build_network(build, folder / CONFIG, folder / WEIGHTS)
+    network.load_state_dict({
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_tensors(folder / WEIGHTS).items()
+    })  # fmt: skip
+    return network.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> VQVAE:
+    """Raises ValueError if there is none, a damaged one, or one of absurd size."""
+    config = validation.build_config(VQVAEConfig, read_config(folder, "tokenizer"), "model", folder / CONFIG)
+    return _load(folder, lambda: VQVAE(config))
+
+
+def load_prior(folder: Path) -> tuple[Prior, SamplingConfig]:
+    """The network and the sampling settings its recipe recommends; raises as `load_tokenizer`."""
+    content, path = read_config(folder, "prior"), folder / CONFIG
+    config = validation.build_config(PriorConfig, content, "model", path)
+    spec = validation.prior_spec(content, config, path)
+    pick = validation.build_config(SamplingConfig, content, "sampling", path)
+    return _load(folder, lambda: Prior(config, spec)), pick

@@ -1,0 +1,119 @@
+"""The identity of a model: a hash that names the tokenizer whose codes a prior or a codes file holds.
+
+It depends on the weights and on a canonical form of the config. The canonical form has the key names and the defaults of
+version 0.1, written down here, so that it stays the same when the library renames a key or changes a default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic_core import to_json
+from torch import Tensor
+
+from audiovq.prior.prior import Prior
+from audiovq.tokenizer.vqvae import VQVAE
+
+# Each component of a tokenizer's config: its keys in the order of version 0.1, as (canonical name, default then). A setting
+# that is added later goes to the end with the value that behaves as before it was there.
+FRONTS: dict[str, dict[str, Any]] = {
+    "conv": {"block": "convnext", "base_dim": 64, "max_stride": 8, "n_blocks": 1},
+    "stft": {"overlap": 4},
+    "mel": {"overlaps": [2, 8], "n_mels": 512},
+}
+QUANTIZERS: dict[str, dict[str, Any]] = {
+    "ema": {
+        "codebook_size": 1024,
+        "codebook_dim": 16,
+        "gradient": "straight_through",
+        "decay": 0.99,
+        "revival_fraction": 0.03,
+        "kmeans_iterations": 10,
+    },
+    "gumbel": {
+        "codebook_size": 1024,
+        "codebook_dim": 16,
+        "temperature_start": 1.0,
+        "temperature_end": 0.0625,
+        "temperature_steps": 1000,
+        "scale": 30.0,
+        "decay": 0.99,
+        "revival_fraction": 0.03,
+        "kmeans_iterations": 10,
+    },
+    "fsq": {"levels": [8, 5, 5, 5]},
+}
+ENCODER: dict[str, Any] = {"block": "convnext", "n_blocks": 4}
+TOKENIZER: dict[str, Any] = {
+    "sample_rate": 24000,
+    "channels": 1,
+    "hop_lengths": [1024, 512, 256],
+    "topology": "residual",
+    "shared_codebook": True,
+    "dim": 256,
+    "decorrelate": False,
+}
+CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1
+# Settings that change no codes: the decoder may be tuned, and how the network was trained is in its weights.
+WITHOUT_EFFECT = {"decoder", "level_dropout"}
+
+
+def canonical_tokenizer(config: dict[str, Any]) -> str:
+    """The part of a tokenizer's config that determines its codes, as JSON that no change of the library changes.
+
+    Only what differs from the defaults of version 0.1 is written.
+
+    Args:
+        config: `VQVAEConfig.model_dump(mode="json")`.
+    """
+    facts = _changed(config, TOKENIZER)
+    encoder = config["encoder"]
+    front = _component(encoder["front"], FRONTS, default="stft")
+    inner = ({} if front is None else {"front": front}) | _changed(encoder, ENCODER)
+    quantizer = _component(config["quantizer"], QUANTIZERS, default="ema")
+    facts |= {"encoder": inner} if inner else {}
+    facts |= {} if quantizer is None else {"quantizer": quantizer}
+    return to_json(facts).decode()
+
+
+def _changed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The settings that differ from their defaults, in the order of the defaults, by their canonical names."""
+    named = {CANONICAL_NAMES.get(key, key): value for key, value in config.items()}
+    return {key: named[key] for key, default in defaults.items() if named[key] != default}
+
+
+def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> dict[str, Any] | None:
+    """A front or quantizer; None if it is the default. A kind that version 0.1 does not have is written in full."""
+    kind = config["kind"]
+    if kind not in kinds:
+        return config
+    facts = _changed(config, kinds[kind])
+    return None if kind == default and not facts else facts
+
+
+def tokenizer_hash(network: VQVAE) -> str:
+    """Identity of a tokenizer's codes: SHA-256 of what determines them in its config, and of the weights that make them.
+
+    The decoder and training statistics do not count: a tokenizer whose decoder was tuned has the same codes.
+    """
+    tensors = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if ".decoder." not in name and not name.endswith((".counts", ".sums", "n_steps"))
+    }
+    return _sha256(canonical_tokenizer(network.config.model_dump(mode="json")), tensors)
+
+
+def prior_hash(network: Prior) -> str:
+    """Identity of what a prior generates: SHA-256 of its spec and of its weights."""
+    return _sha256(json.dumps(vars(network.spec)), network.state_dict())
+
+
+def _sha256(facts: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

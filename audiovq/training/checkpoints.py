@@ -1,0 +1,152 @@
+"""Checkpoints of a training run: weights, codebooks and statistics, optimizer moments, averages, and the step.
+
+Everything else (data order, random state, learning rate) is a function of the step. A checkpoint is a folder
+`step-00000123` of safetensors with a checksum a file; it appears whole, and older ones go only after that. Weights that
+are shared out among devices are written by all of them, through torch.distributed.checkpoint. Both kinds are read by the
+same code on any number of devices.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_together
+from torch.distributed.checkpoint.state_dict_saver import save as save_together
+from torch.distributed.tensor import DTensor
+
+from audiovq.data.audio import file_sha256
+from audiovq.distributed import collectives
+from audiovq.pretrained import checkpoint
+from audiovq.training.averages import Averages
+
+
+class Checkpoints:
+    """Those of one training, in a folder. All ranks call every method."""
+
+    def __init__(
+        self, folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], averages: Averages,
+        seconds: float,
+    ):  # fmt: skip
+        self.folder, self.network, self.optimizers, self.averages = folder, network, optimizers, averages
+        self.seconds, self.saved_at = seconds, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.seconds
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is saved, by name: weights have plain names, moments and averages one with what they are before it."""
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        found = dict(self.network.state_dict())
+        for parameter, state in itertools.chain.from_iterable(o.state.items() for o in self.optimizers):
+            found |= {f"{key}/{names[id(parameter)]}": torch.as_tensor(value) for key, value in state.items()}
+        return found | {f"average/{name}": tensor for name, tensor in self.averages.tensors.items()}
+
+    def save(self, step: int, **facts: Any) -> None:
+        """One checkpoint; older ones are removed after it is safe.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        target = self.folder / f"step-{step:08d}"
+        content = {"step": step, **facts}
+        tensors = self.tensors()
+        if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+            _write_together(target, tensors, content)
+        elif collectives.rank() == 0:
+            _write(target, tensors, content)
+        if collectives.rank() == 0:
+            for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:  # the latter were cut off
+                shutil.rmtree(old, ignore_errors=True) if old != target else None
+        collectives.barrier()
+        self.saved_at = time.monotonic()
+
+    def load(self) -> dict[str, Any]:
+        """Put the newest whole checkpoint in place and return its facts; {"step": 0} if there is none.
+
+        Raises:
+            ValueError: it is of another network.
+        """
+        found = newest(self.folder) if collectives.rank() == 0 else None  # one looks, all know
+        step = collectives.from_rank_0(int(found.name.removeprefix("step-")) if found else -1)
+        if step < 0:
+            return {"step": 0}
+        folder = self.folder / f"step-{step:08d}"
+        reader = HuggingFaceStorageReader(str(folder))
+        saved = reader.read_metadata().state_dict_metadata
+        self._make_room(set(saved))
+        tensors = self.tensors()
+        if tensors.keys() != saved.keys():
+            raise ValueError(
+                f"{folder}: expected the weights of this recipe's network, found others "
+                f"({min(tensors.keys() ^ saved.keys())}); delete the folder to begin anew"
+            )
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is but one process
+            load_together(tensors, storage_reader=reader, no_dist=not collectives.is_distributed())
+        return json.loads((folder / "state.json").read_text())
+
+    def _make_room(self, saved: set[str]) -> None:
+        """Moments as the optimizers will have them, to be filled: fused AdamW keeps its step beside the parameter."""
+        parameters = dict(self.network.named_parameters())
+        owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for key, slash, name in (saved_name.partition("/") for saved_name in saved):
+            if slash and key != "average" and name in parameters:
+                parameter = parameters[name]
+                fresh = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                owners[id(parameter)].state[parameter][key] = fresh.detach()
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole."""
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if checkpoint.is_whole(path)), None)
+
+
+def _write(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def fill(temporary: Path) -> None:
+        safetensors.torch.save_file(plain, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps(content))
+
+    checkpoint.write_folder(target, fill)
+
+
+def _write_together(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    """Each rank writes and sums its part beside the folder; rank 0 makes one of them all."""
+    parts = target.with_name(f".{target.name}.parts")
+    if collectives.rank() == 0:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+    collectives.barrier()
+    try:
+        save_together(tensors, storage_writer=HuggingFaceStorageWriter(str(parts), save_distributed=True))
+    except CheckpointException as error:
+        reasons = "; ".join(sorted({str(each[0]) for each in error.failures.values()}))
+        raise ValueError(f"{target}: cannot be written ({reasons}); free some space") from None
+    names = sorted(path.name for path in parts.iterdir())
+    mine = {name: file_sha256(parts / name) for name in names[collectives.rank() :: collectives.world_size()]}
+    gathered: list[Any] = [None] * collectives.world_size()
+    dist.all_gather_object(gathered, mine)
+
+    def fill(temporary: Path) -> None:
+        for name in names:
+            (parts / name).rename(temporary / name)
+        (temporary / "state.json").write_text(json.dumps(content))
+
+    if collectives.rank() == 0:
+        checkpoint.write_folder(target, fill, {name: value for sums in gathered for name, value in sums.items()})
+        parts.rmdir()

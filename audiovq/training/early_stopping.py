@@ -1,0 +1,57 @@
+"""Early stopping: the weights with the best held-out loss are kept, and training ends when none better come."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import safetensors.torch
+from torch import nn
+
+from audiovq.distributed import collectives
+from audiovq.pretrained import checkpoint
+from audiovq.recipe import TrainingConfig
+from audiovq.utils.progress import say
+
+
+class BestWeights:
+    """With `patience` 0 nothing is kept and nothing ends early.
+
+    Which step was best is read from the folder, so that a resumed run ends as one that was never stopped: evaluations that
+    are done again give the same losses, and do not count again.
+    """
+
+    def __init__(self, folder: Path, config: TrainingConfig, title: str):
+        self.folder, self.config, self.title = folder, config, title
+        self.step, self.loss = 0, math.inf
+        if config.patience and checkpoint.is_whole(folder):
+            state = json.loads((folder / "state.json").read_text())
+            self.step, self.loss = state["step"], state["loss"]
+
+    def look(self, step: int, loss: float, network: nn.Module) -> None:
+        """After an evaluation, on all ranks: keep the weights if the loss is the lowest so far."""
+        if not self.config.patience or not loss < self.loss:
+            return
+        self.step, self.loss = step, loss
+        if collectives.rank() == 0:
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+            def fill(temporary: Path) -> None:
+                safetensors.torch.save_file(weights, temporary / checkpoint.WEIGHTS)
+                (temporary / "state.json").write_text(json.dumps({"step": step, "loss": loss}))
+
+            checkpoint.write_folder(self.folder, fill)
+
+    def exhausted(self, step: int) -> bool:
+        """Whether `patience` evaluations have passed since the best one."""
+        waited = (step - self.step) // self.config.evaluate_steps
+        return 0 < self.config.patience <= waited and self.loss < math.inf
+
+    def restore(self, network: nn.Module) -> None:
+        """At the end, on all ranks: the network gets the best weights."""
+        collectives.barrier()
+        if self.config.patience and self.loss < math.inf:
+            network.load_state_dict(checkpoint.read_tensors(self.folder / checkpoint.WEIGHTS))
+            if collectives.rank() == 0:
+                say(f"{self.title}: kept the weights of step {self.step}, the best on held-out tracks")

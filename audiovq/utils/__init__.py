@@ -1,0 +1,1 @@
+"""What every part needs: progress, signals, chunks, micro-batches, files."""

@@ -1,0 +1,102 @@
+"""What the user sees while waiting: a progress bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from audiovq.utils import signals
+
+T = TypeVar("T")
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+LOG_SECONDS = 10.0  # between two plain lines
+
+
+def say(message: str) -> None:
+    """One line to standard error, above any running progress bar."""
+    console.print(message, markup=False)
+
+
+class _NotedProgress(Progress):
+    """A bar, and below it what there is to say of it, cut to one line."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.note:
+            yield Text(f"  {self.note}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
+class ProgressBar:
+    """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`.
+
+    Args:
+        start: steps that were done before; they do not count as work of now.
+        unit, per_step: what a step gets done, such as 2.5 of "audio-s"; its rate is shown then.
+    """
+
+    def __init__(
+        self, title: str, total: int, start: int = 0, unit: str = "", per_step: float = 1.0, hidden: bool = False
+    ):
+        self.title, self.total, self.done, self.hidden = title, total, start, hidden
+        self.unit, self.per_step = unit, per_step
+        self.note = ""
+        self.began = self.printed = time.monotonic()
+        self.first = start
+        self.rich: _NotedProgress | None = None
+
+    def __enter__(self) -> ProgressBar:
+        if console.is_terminal and not self.hidden:
+            self.rich = _NotedProgress(
+                TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console,
+            )  # fmt: skip
+            self.rich.start()
+            self.task = self.rich.add_task(self.title, total=self.total, completed=self.done, rate="")
+        return self
+
+    def advance(self, n: int = 1, note: str | None = None) -> None:
+        self.done += n
+        self.note = self.note if note is None else note
+        if self.rich is not None:
+            self.rich.note = self.note
+            self.rich.update(self.task, completed=self.done, rate=self.rate)
+        elif not self.hidden and time.monotonic() - self.printed >= LOG_SECONDS:
+            self._line()
+
+    @property
+    def steps_per_second(self) -> float:
+        return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
+
+    @property
+    def rate(self) -> str:
+        """Such as "12.3 audio-s/s"; nothing without a unit, or before there is any."""
+        rate = self.steps_per_second * self.per_step
+        return f"{rate:.{0 if rate >= 100 else 1 if rate >= 10 else 2}f} {self.unit}/s" if self.unit and rate else ""
+
+    def _line(self) -> None:
+        self.printed = time.monotonic()
+        left = (self.total - self.done) / self.steps_per_second if self.done > self.first else 0.0
+        facts = [f"{self.done}/{self.total}", f"{left:.0f} s left", *([self.rate] if self.rate else [])]
+        say(f"{self.title}: {', '.join(facts)} {self.note}".rstrip())
+
+    def __exit__(self, *exception: object) -> None:
+        if self.rich is not None:
+            self.rich.stop()
+        elif not self.hidden and self.printed > self.began:
+            self._line()
+
+
+def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """Iterate with a progress bar; between two items a signal to stop is heard."""
+    with ProgressBar(title, total) as bar:
+        for item in items:
+            signals.poll()
+            yield item
+            bar.advance()
