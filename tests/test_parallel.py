@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan
-from audiovq.distributed import collectives, rng
+from audiovq.distributed import collectives, launch, rng
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.devices import whole_network
 from audiovq.training.loop import train
@@ -91,7 +91,7 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
-    with collectives.processes():
+    with launch.processes():
         tokenizer(recipe, run, folder / "tokenizer-two", device_batch_size=1, ema_decay=0.5)
         prior(recipe, run, folder / "prior-two", device_batch_size=1)
         prior(recipe, run, folder / "sharded", **SHARDED)
@@ -199,7 +199,7 @@ def half(rank: int, recipe: Path, run: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
-    with collectives.processes():
+    with launch.processes():
         accelerator = Accelerator(mixed_precision="bf16")
         for name, sharded in (("copied", False), ("sharded", True)):
             stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)

@@ -6,41 +6,10 @@ GPU go by nccl, those in main memory by gloo: so ranks can agree on something wi
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import os
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
-
-from audiovq.utils import progress
-
-PATIENCE = datetime.timedelta(days=1)  # one rank may look at a large data set while the others wait
-
-
-@contextlib.contextmanager
-def processes() -> Iterator[None]:
-    """Join the processes that our launcher, torchrun, `accelerate launch` or srun started, for as long as the block
-    lasts; each takes its own GPU if there are any, and the first one speaks. Nothing on a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    progress.console.quiet = dist.get_rank() > 0
-    try:
-        yield
-    except RuntimeError as error:
-        if "by peer" in str(error):
-            raise ValueError("another process stopped, and says why") from error
-        raise
-    finally:
-        progress.console.quiet = False
-        dist.destroy_process_group()
 
 
 def is_distributed() -> bool:

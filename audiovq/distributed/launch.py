@@ -1,26 +1,53 @@
 """One command, several processes: on this machine by torch's elastic launcher, or as srun has started them.
 
 A process that torchrun, `accelerate launch` or this launcher started has WORLD_SIZE set and works as one of many; see
-`distributed.processes`.
+`processes`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import logging
 import os
 import re
 import signal
 import sys
 import uuid
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from audiovq.utils.progress import say
+from audiovq.utils.progress import console, say
 from audiovq.utils.signals import Interrupted
+
+TIMEOUT = datetime.timedelta(days=1)  # one rank may look at a large data set while the others wait
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Join the processes that our launcher, torchrun, `accelerate launch` or srun started, for as long as the block
+    lasts; each takes its own GPU if there are any, and the first one speaks. Nothing on a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    console.quiet = dist.get_rank() > 0
+    try:
+        yield
+    except RuntimeError as error:
+        if "by peer" in str(error):
+            raise ValueError("another process stopped, and says why") from error
+        raise
+    finally:
+        console.quiet = False
+        dist.destroy_process_group()
 
 
 def run_on_several(arguments: Sequence[str], gpus: int | None, processes: int | None, useful: int) -> bool:

@@ -39,7 +39,7 @@ from audiovq.report.spectrograms import draw_spectrograms
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.adapters import merge_adapters
 from audiovq.training.decoder_task import DecoderTask
-from audiovq.training.devices import whole_network
+from audiovq.training.devices import use_bf16, whole_network
 from audiovq.training.encode_stage import encode_data_set
 from audiovq.training.loop import train
 from audiovq.training.prior_task import PriorTask
@@ -331,9 +331,3 @@ class Run:
             return False
         return sum("bits_per_second" in level for level in levels) == len(api.prior_folders(self.folder))
 
-
-def use_bf16(recipe: Recipe) -> bool:
-    """Whether a recipe computes in bfloat16 on the device at hand."""
-    if recipe.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return recipe.precision == "bf16"

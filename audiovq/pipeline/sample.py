@@ -144,7 +144,7 @@ def sample(
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if not launch.run_on_several(arguments, gpus, options.processes, useful=options.n):
-        with collectives.processes(), signals.deferred():
+        with launch.processes(), signals.deferred():
             yield from _sample(options, pick_model, finished)
 
 

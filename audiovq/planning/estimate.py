@@ -17,7 +17,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from audiovq.data.tracks import Scan, scan
-from audiovq.pipeline.run import use_bf16
 from audiovq.planning.cost import Cost, Device, count_encoding, count_pass
 from audiovq.planning.rehearsal import encode_seconds, pretended, rehearse
 from audiovq.recipe import Recipe, TrainingConfig
@@ -25,6 +24,7 @@ from audiovq.tokenizer.streaming import CHUNK_SECONDS
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
+from audiovq.training.devices import use_bf16
 from audiovq.training.loop import Task
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask

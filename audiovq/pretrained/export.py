@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from audiovq import api
 from audiovq.config import read_json
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint
+from audiovq.pretrained.hub import save_pretrained
+from audiovq.pretrained.locate import prior_folders, resolve_model
 from audiovq.recipe import Recipe, load_saved_recipe
 
 CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
@@ -27,14 +28,14 @@ def export_model(
     Raises:
         ValueError: no model, a folder that is not empty, or a run whose credits file is missing.
     """
-    place = api.resolve_model(source)
+    place = resolve_model(source)
     inner = place / "tokenizer" if (place / "tokenizer").is_dir() else place
     network = checkpoint.load_tokenizer(inner)
-    loaded = [checkpoint.load_prior(path) for path in api.prior_folders(place)]
+    loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]
     known = run_facts(place) | {"license": license}
     if credits is not None:
         known["credits"] = _read_text(credits)
-    facts = api.save_pretrained(
+    facts = save_pretrained(
         folder, network, [prior for prior, _ in loaded], [pick for _, pick in loaded], half=half, onnx=onnx,
         repo_id=repo_id, **known,
     )  # fmt: skip

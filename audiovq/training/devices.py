@@ -73,3 +73,10 @@ def forget_compiled(task: Any) -> None:
     """Compiled blocks are for the sizes of training; what comes after has others."""
     for block in task.blocks():
         block._compiled_call_impl = None
+
+
+def use_bf16(recipe: Recipe) -> bool:
+    """Whether a recipe computes in bfloat16 on the device at hand."""
+    if recipe.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return recipe.precision == "bf16"
