@@ -13,7 +13,7 @@ from conftest import cli
 from audiovq.distributed import collectives, launch
 from audiovq.utils import signals
 from audiovq.utils.progress import track
-from audiovq.utils.signals import Interrupted, listening, poll, received
+from audiovq.utils.signals import Interrupted, deferred, poll, received
 
 
 def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatc
     done: list[int] = []
 
     def work() -> None:
-        with listening(), listening():
+        with deferred(), deferred():
             poll()
             for item in track(range(5), "work", 5):
                 signal.raise_signal(signal.SIGTERM) if item == 2 else None
@@ -37,7 +37,7 @@ def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatc
     monkeypatch.setattr(signals, "REPEAT_SECONDS", 0.0)
 
     def twice() -> None:
-        with listening():
+        with deferred():
             signal.raise_signal(signal.SIGINT)
             assert received() == signal.SIGINT
             time.sleep(0.001)
@@ -49,7 +49,7 @@ def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatc
 
 def test_a_lost_connection_after_a_signal_is_the_signal() -> None:
     def lose(after: signal.Signals | None) -> None:
-        with listening():
+        with deferred():
             signal.raise_signal(after) if after else None
             raise RuntimeError("Connection closed by peer")
 
@@ -63,7 +63,7 @@ def test_other_threads_may_work_without_hearing() -> None:
     heard = []
 
     def work() -> None:
-        with listening():
+        with deferred():
             poll()
             heard.append(True)
 
