@@ -164,7 +164,7 @@ class MultiResolutionDiscriminator(nn.Module):
 class MelDiscriminator(nn.Module):
     """Looks at logarithmic mel spectrograms, patch by patch (PatchGAN, arXiv:1611.07004, section 3.2.2): whether partials
     stand out as sharply as in music. No phase, and small pictures, so that it costs little. It gave the bundled model half of its
-    lost level back, for 1.4 % more mel distance (README, "The bundled model").
+    lost level back, for 1.4 % more mel distance (docs/benchmarks.md, "The bundled model").
     """
 
     class Config(BaseConfig):
