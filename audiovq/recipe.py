@@ -69,6 +69,8 @@ class TokenizerStage(Config):
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
     crop_seconds: float = Field(default=0.68, gt=0)
+    # Training step at which the codebooks start; before it the latents are not quantized, so that they become worth coding.
+    vq_start_step: int = Field(default=100, ge=0)
     training: TrainingConfig = TrainingConfig()
 
     @property
@@ -156,11 +158,11 @@ class Recipe(Config):
         n_levels = self.tokenizer.model.n_levels
         if self.tokenizer.from_pretrained is None and len(self.priors) not in {0, 1, n_levels}:
             raise ValueError(f"priors: expected none, 1 or {n_levels} (one a level), found {len(self.priors)}")
-        after, steps = self.tokenizer.model.quantize_after, self.tokenizer.training.steps
+        after, steps = self.tokenizer.vq_start_step, self.tokenizer.training.steps
         trained = self.tokenizer.from_pretrained is None
         if trained and after >= steps:
             raise ValueError(
-                f"tokenizer.model.quantize_after: expected less than tokenizer.training.steps {steps}, found {after}"
+                f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {after}"
             )
         first = self.tokenizer.losses.waveform_warmup_steps
         if trained and 2 * first >= steps:
@@ -171,7 +173,7 @@ class Recipe(Config):
         quantizer = self.tokenizer.model.quantizer
         if trained and quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - after:
             raise ValueError(
-                f"tokenizer.model.quantizer.temperature_steps: expected at most training.steps - quantize_after = "
+                f"tokenizer.model.quantizer.temperature_steps: expected at most training.steps - vq_start_step = "
                 f"{steps - after}, else the decoder never meets the codes it will get, found {quantizer.temperature_steps}"
             )
         longest = max(self.tokenizer.losses.mel_windows) if self.tokenizer.losses.mel else 0

@@ -25,7 +25,7 @@ from audiovq.tokenizer.losses import LossConfig
 LOGARITHMS = LossConfig(
     mel=5, mel_windows=(512, 2048), stft=10, stft_windows=(1024, 4096), waveform_l1=0, commitment=0.1, kl=0.01
 )
-DEFAULT = BASE | {"quantize_after": 100}
+DEFAULT = BASE | {"vq_start_step": 100}
 STFT_FRONT = {"front": {"kind": "stft", "overlap": 8}, "n_blocks": 3}
 EMA, ISTFT = BASE["quantizer"], BASE["decoder"]
 CONV_FRONT = {"front": {"kind": "conv", "base_dim": 32, "max_stride": 8, "n_blocks": 1}, "n_blocks": 3}
@@ -46,7 +46,7 @@ CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `LOSSES`
     "conv front": {"encoder": CONV_FRONT},
     "loss: log spectra, no convergence": {"losses": LOGARITHMS},
     "loss: convergence of plain magnitudes": {"losses": LOSSES.model_copy(update={"compression": 1.0})},
-    "with phase": {"losses": PHASE, **WITH_PHASE, "quantize_after": 250},
+    "with phase": {"losses": PHASE, **WITH_PHASE, "vq_start_step": 250},
 }
 
 

@@ -18,7 +18,9 @@ from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 from vector_quantize_pytorch import ResidualVQ
 
 from audiovq.config import build
+from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import LossConfig
+from audiovq.tokenizer.quantizer import Bypass
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 SAMPLE_RATE = 24000
@@ -59,16 +61,25 @@ class Ours(Candidate):
 
     learning_rates = (5e-4, 1e-3, 2e-3)
 
-    def __init__(self, losses: LossConfig = LOSSES, **config: object):
+    def __init__(self, losses: LossConfig = LOSSES, vq_start_step: int = 100, **config: object):
         super().__init__()
-        self.losses = losses
+        self.losses, self.vq_start_step, self.n_steps = losses, vq_start_step, 0
         self.network = VQVAE(build(VQVAEConfig, {"sample_rate": SAMPLE_RATE, **config}, "candidate"))
         self.hop_lengths = list(self.network.config.hop_lengths)
         self.codebook_size = self.network.config.codebook_size
         self.multiple = self.hop_lengths[0]
 
     def forward(self, waveform: Tensor) -> Step:
-        output = self.network(waveform)
+        quantizers: list = self.network.quantizers()
+        if self.training:
+            if self.n_steps == 0:
+                initialise_statistics(self.network, waveform)
+            if self.n_steps == self.vq_start_step:
+                initialise_codebooks(self.network, waveform)
+            if self.n_steps < self.vq_start_step:
+                quantizers = [Bypass(quantizer) for quantizer in quantizers]
+            self.n_steps += 1
+        output = self.network(waveform, quantizers)
         weighted = [getattr(self.losses, name) * value for name, value in output.losses.items()]
         return output.reconstructions, torch.stack([*weighted, torch.zeros(())]).sum()
 
@@ -189,13 +200,13 @@ BASE = {  # the bundled model's plan, for 24 kHz: phases are not in the codes
     "hop_lengths": [1024, 512, 512],
     "dim": 256,
     "whiten_latents": True,
-    "quantize_after": 300,
+    "vq_start_step": 300,
     "encoder": {"front": {"kind": "mel"}, "n_blocks": 3},
     "decoder": {"kind": "istft", "dim": 320, "n_blocks": 6, "overlap": 8},
     "quantizer": {"kind": "ema", "codebook_size": 512, "codebook_dim": 8, "decay": 0.97, "revival_fraction": 0.05},
 }
 WITH_PHASE = {  # of low notes, which the waveform's own loss brings into the codes
-    "quantize_after": 900,
+    "vq_start_step": 900,
     "level_dropout": 0.3,
     "encoder": {"front": {"kind": "stft", "overlap": 4}, "n_blocks": 1},
     "decoder": {"kind": "istft", "dim": 320, "n_blocks": 3, "overlap": 4, "spectrum": "complex"},
@@ -205,7 +216,7 @@ WITH_PHASE = {  # of low notes, which the waveform's own loss brings into the co
 CODEC = {
     "hop_lengths": [512, 512, 512],
     "dim": 256,
-    "quantize_after": 1000,
+    "vq_start_step": 1000,
     "level_dropout": 0.1,
     "encoder": {"front": {"kind": "stft", "overlap": 4}, "n_blocks": 1},
     "decoder": {"kind": "istft", "dim": 256, "n_blocks": 2, "overlap": 4, "spectrum": "complex"},
@@ -215,7 +226,7 @@ JUKEBOX = {  # one autoencoder of its plan, arXiv:2005.00341, appendix B; 256 co
     "hop_lengths": [128],
     "topology": "independent",
     "dim": 64,
-    "quantize_after": 0,
+    "vq_start_step": 0,
     "encoder": {"front": {"kind": "conv", "block": "dilated", "base_dim": 32, "max_stride": 2, "n_blocks": 4},
                 "block": "dilated", "n_blocks": 0},
     "decoder": {"kind": "conv", "block": "dilated", "base_dim": 32, "max_stride": 2, "n_stride_blocks": 4, "n_blocks": 0},

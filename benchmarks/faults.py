@@ -47,11 +47,11 @@ tokenizer:
     sample_rate: 8000
     hop_lengths: [256, 128, 64]
     dim: 16
-    quantize_after: 1
     encoder: {{n_blocks: 1}}
     decoder: {{kind: istft, dim: 16, n_blocks: 1}}
     quantizer: {{kind: ema, codebook_size: 16, codebook_dim: 4}}
   losses: {{mel_windows: [256, 512]}}
+  vq_start_step: 1
   crop_seconds: 0.25
   training: {{steps: 12, batch_size: 2, log_steps: 1, evaluate_steps: 6, evaluate_batches: 1, warmup_steps: 2, checkpoint_seconds: 0}}
 priors:

@@ -43,11 +43,11 @@ tokenizer:
     sample_rate: 8000
     hop_lengths: [512, 256]
     dim: 96
-    quantize_after: {quantize_after}
     encoder: {{front: {{kind: stft, overlap: 8}}, n_blocks: 2}}
     decoder: {{kind: istft, dim: 128, n_blocks: 3, overlap: 8}}
     quantizer: {{kind: ema, codebook_size: 256, codebook_dim: 16, decay: 0.97, revival_fraction: 0.05}}
   losses: {{mel: 5, mel_windows: [512, 2048], stft: 10, stft_windows: [1024, 4096], waveform_l1: 0, commitment: 0.1}}
+  vq_start_step: {vq_start_step}
   crop_seconds: 1.0
   training: {{steps: {tokenizer_steps}, batch_size: 8, learning_rate: 0.002, warmup_steps: 10, evaluate_steps: 10000}}
 priors:
@@ -156,7 +156,7 @@ def main() -> None:
         }
         recipe = out / "steering.yaml"
         recipe.write_text(
-            RECIPE.format(folder=(out / "music").resolve(), quantize_after=steps["tokenizer_steps"] // 20, **steps)
+            RECIPE.format(folder=(out / "music").resolve(), vq_start_step=steps["tokenizer_steps"] // 20, **steps)
         )
         began = time.monotonic()
         command = [sys.executable, "-m", "audiovq", "train", str(recipe), "--out", str(out / "run")]

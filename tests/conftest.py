@@ -39,12 +39,12 @@ tokenizer:
     hop_lengths: [256, 128, 64]
     dim: 16
     whiten_latents: true
-    quantize_after: 1
     encoder: {{n_blocks: 1}}
     decoder: {{kind: istft, dim: 16, n_blocks: 1}}
     quantizer: {{kind: ema, codebook_size: 16, codebook_dim: 4}}
   losses: {{mel_windows: [256, 512]}}
   crop_seconds: 0.25
+  vq_start_step: 1
   training: {{steps: 4, batch_size: 2, log_steps: 1, evaluate_steps: 4, evaluate_batches: 1, warmup_steps: 2}}
 priors:
   - model:

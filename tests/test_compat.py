@@ -104,6 +104,8 @@ def test_an_old_recipe_means_what_its_new_names_mean(tmp_path: Path, capsys: pyt
     new = old
     for before, after in (
         ("decorrelate:", "whiten_latents:"),
+        ("    quantize_after: 2\n", ""),
+        ("  crop_seconds:", "  vq_start_step: 2\n  crop_seconds:"),
         ("convergence:", "spectral_convergence:"),
         ("waveform_first:", "waveform_warmup_steps:"),
         ("halo:", "context_codes:"),

@@ -28,12 +28,12 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
     ("tokenizer.model.hop_lengths=[512, 500]", "each divisible by the next, found [512, 500]"),
     ("tokenizer.model.hop_lengths=[64, 32, 64]", "expected a list that never rises, each divisible by the next, found [64, 32, 64]"),
     ("tokenizer.model.hop_lengths=[64, 64, 64, 64, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32]", "expected 1 to 16 hop_lengths, found 17"),
-    ("tokenizer.model.quantizer={kind: gumbel, temperature_steps: 4}", "expected at most training.steps - quantize_after = 3"),
+    ("tokenizer.model.quantizer={kind: gumbel, temperature_steps: 4}", "expected at most training.steps - vq_start_step = 3"),
     ("tokenizer.model.quantizer={kind: fsq, levels: [9, 1]}", "numbers of at least 2 with a product of at most 65536, found [9, 1]"),
     ("tokenizer.model.quantizer={kind: vq}", "tokenizer.model.quantizer"),
     ("priors.0.model.transformer.n_heads=7", "expected an even multiple of n_heads 7"),
     ("priors.0.model.conditioners=[{kind: colour}]", "priors.0.model.conditioners.0"),
-    ("tokenizer.model.quantize_after=4", "expected less than tokenizer.training.steps 4, found 4"),
+    ("tokenizer.vq_start_step=4", "expected less than tokenizer.training.steps 4, found 4"),
     ("tokenizer.losses.waveform_warmup_steps=2", "expected less than half of tokenizer.training.steps 4"),
     ("nonsense", "expected key=value"),
 ])  # fmt: skip
@@ -60,7 +60,7 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
 
 def test_extends_merges_and_later_wins(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
-        "seed: 1\ntokenizer: {model: {quantize_after: 0}, training: {steps: 7, batch_size: 3}}\n"
+        "seed: 1\ntokenizer: {vq_start_step: 0, training: {steps: 7, batch_size: 3}}\n"
     )
     (tmp_path / "b.yaml").write_text("extends: a.yaml\ntokenizer: {training: {steps: 9}}\ndata: {folder: tunes}\n")
     recipe = load_recipe(str(tmp_path / "b.yaml"), overrides=("tokenizer.training.batch_size=5",))

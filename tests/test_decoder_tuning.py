@@ -124,7 +124,6 @@ def test_independent_autoencoders_are_tuned_each_by_itself(recipe: Recipe, tiny_
     )
     assert recipe.decoder_tuning is not None
     network = VQVAE(tokenizer_stage.model)
-    network.n_steps += 5
     stage, scan = recipe.decoder_tuning, Scan.load(tiny_run / "data")
     task = DecoderTask(stage, tokenizer_stage, recipe.data, scan, network, 0).train()
     before, hashed = copy_of_state(network), tokenizer_hash(network)

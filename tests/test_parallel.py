@@ -24,7 +24,7 @@ from audiovq.utils.microbatch import in_microbatches
 from audiovq.utils.signals import Interrupted
 
 SETTINGS = (
-    "tokenizer.model.quantize_after=2", "tokenizer.losses.stft=1", "tokenizer.losses.stft_windows=[128, 512]",
+    "tokenizer.vq_start_step=2", "tokenizer.losses.stft=1", "tokenizer.losses.stft_windows=[128, 512]",
     "tokenizer.model.quantizer.revival_fraction=0.2",
     "priors.0.model.conditioners=[{kind: label, name: genre}, {kind: timing}, {kind: text, max_bytes: 8}, {kind: infill, n_codes: 4}]",
     "priors.0.model.transformer.n_layers=2",

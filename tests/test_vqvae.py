@@ -8,12 +8,13 @@ import torch
 import torchaudio
 
 from audiovq.tokenizer.convnet import DECODERS, ConvDecoder, IstftDecoder, Stack, factor_strides
+from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.encoder import FRONTS, ConvFront, Encoder, EncoderConfig, MelFront, StftFront
-from audiovq.tokenizer.quantizer import QUANTIZERS
+from audiovq.tokenizer.quantizer import QUANTIZERS, Bypass
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 SMALL = {
-    "sample_rate": 8000, "dim": 16, "quantize_after": 0,
+    "sample_rate": 8000, "dim": 16,
     "encoder": EncoderConfig(n_blocks=1),
     "decoder": IstftDecoder.Config(dim=16, n_blocks=1),
     "quantizer": {"kind": "ema", "codebook_size": 32, "codebook_dim": 4},
@@ -28,7 +29,10 @@ def make(**options: object) -> VQVAE:
 def trained_a_little(**options: object) -> VQVAE:
     """After one step, so that codebooks, statistics and spectrum are those of a signal."""
     network = make(**options).train()
-    network(0.3 * torch.randn(4, network.config.channels, 16 * network.config.hop_lengths[0]))
+    waveform = 0.3 * torch.randn(4, network.config.channels, 16 * network.config.hop_lengths[0])
+    initialise_statistics(network, waveform)
+    initialise_codebooks(network, waveform)
+    network(waveform)
     return network.eval()
 
 
@@ -190,9 +194,10 @@ def test_codes_of_one_hop_share_its_features_and_add_up() -> None:
 @pytest.mark.parametrize("topology", ["residual", "independent"])
 def test_every_quantizer_works_in_every_topology(kind: str, topology: str) -> None:
     size = {"levels": (4, 4)} if kind == "fsq" else {"codebook_size": 16, "codebook_dim": 4}
-    network = make(hop_lengths=(64, 32), topology=topology, quantize_after=1, quantizer={"kind": kind, **size}).train()
+    network = make(hop_lengths=(64, 32), topology=topology, quantizer={"kind": kind, **size}).train()
     for passing in (True, False):
-        out = network(0.3 * torch.randn(2, 1, 1024))
+        quantizers = [Bypass(quantizer) for quantizer in network.quantizers()] if passing else network.quantizers()
+        out = network(0.3 * torch.randn(2, 1, 1024), quantizers)
         (sum(r.square().sum() for r in out.reconstructions) + sum(out.losses.values())).backward()  # type: ignore[union-attr]
         assert all((int(codes.max()) == 0) == passing for codes in out.codes)
         without = [name for name, p in network.named_parameters() if p.grad is None]
@@ -207,8 +212,8 @@ def test_every_quantizer_works_in_every_topology(kind: str, topology: str) -> No
 
 def test_a_shared_gumbel_temperature_counts_each_step_once() -> None:
     quantizer = {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 4}
-    network = make(hop_lengths=(64, 32, 16), quantize_after=2, quantizer=quantizer).train()
-    for _ in range(5):
+    network = make(hop_lengths=(64, 32, 16), quantizer=quantizer).train()
+    for _ in range(3):
         network(0.3 * torch.randn(2, 1, 1024))
     assert int(network.codebooks[0].n_steps) == 3  # type: ignore[arg-type]
 
@@ -244,15 +249,25 @@ def test_dropped_levels_train_as_the_prefix_decodes() -> None:
         assert any(torch.allclose(dropped, prefix, atol=1e-5) for prefix in prefixes)
 
 
-def test_before_quantization_starts_latents_pass_and_no_code_moves() -> None:
-    network = make(quantize_after=3).train()
+def test_a_bypassed_quantizer_lets_latents_pass_and_no_code_moves() -> None:
+    network = make().train()
     codebook = network.codebooks[0].embedding.clone()  # type: ignore[union-attr]
-    for step in range(3):
-        out = network(0.3 * torch.randn(2, 1, 2048))
-        assert float(out.losses["commitment"]) == 0
-        assert torch.equal(network.codebooks[0].embedding, codebook), step  # type: ignore[arg-type]
+    out = network(0.3 * torch.randn(2, 1, 2048), [Bypass(quantizer) for quantizer in network.quantizers()])
+    assert float(out.losses["commitment"]) == 0
+    assert torch.equal(network.codebooks[0].embedding, codebook)  # type: ignore[arg-type]
     assert float(network(0.3 * torch.randn(2, 1, 2048)).losses["commitment"]) > 0
     assert not torch.equal(network.codebooks[0].embedding, codebook)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(True, [3]), (False, [1, 1, 1])])
+def test_codebooks_start_from_the_latents_of_all_their_levels(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, expected: list[int]
+) -> None:
+    network, calls = make(shared_codebook=shared).train(), []
+    for codebook in network.codebooks:
+        monkeypatch.setattr(codebook, "initialise", lambda latents: calls.append(len(latents)))
+    initialise_codebooks(network, 0.3 * torch.randn(2, 1, 4096))
+    assert calls == expected
 
 
 def test_one_shared_codebook_is_one_module_and_saved_once() -> None:

@@ -46,7 +46,7 @@ def train(
     stages: tuple[str, ...], gpus: int | None, processes: int | None, page: bool, json_file: str | None,
 ) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
-    from audiovq.distributed.launch import processes, run_on_several
+    from audiovq.distributed import launch
     from audiovq.pipeline.run import STAGES, Run
     from audiovq.recipe import load_recipe
     from audiovq.report.describe import describe_run
@@ -55,9 +55,9 @@ def train(
     if unknown:
         raise ValueError(f"--stage {unknown[0]}: expected one of {', '.join(STAGES)}")
     loaded = load_recipe(recipe, data, overrides, codes)
-    if run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
+    if launch.run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
         return
-    with processes():
+    with launch.processes():
         run = Run(loaded, Path(out or Path("runs") / loaded.name), page)
         run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
         if json_file and run.main:

@@ -13,7 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from audiovq.recipe import PriorTrainingConfig, TrainingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.loop import Task
 from audiovq.training.optimizer import make_optimizer
+from audiovq.training.tokenizer_task import TokenizerTask
 
 aten = torch.ops.aten
 Work = Counter[tuple[int, int, bool]]
@@ -223,9 +224,9 @@ def _without_content(task: nn.Module, mode: FakeTensorMode, dtype: torch.dtype |
             if parameter is not None:
                 module._parameters[name] = fake(parameter, parameter.requires_grad)
         for name, buffer in list(module._buffers.items()):
-            if name == "n_steps" and buffer is not None and hasattr(module, "_start"):
+            if name == "n_steps" and buffer is not None and isinstance(module, TokenizerTask):
                 del module._buffers[name]
-                module.n_steps = STEPS_SEEN  # type: ignore[assignment]
+                module.n_steps = cast(Any, STEPS_SEEN)
             elif buffer is not None:
                 module._buffers[name] = fake(buffer)
 

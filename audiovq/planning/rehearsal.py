@@ -18,6 +18,7 @@ from audiovq.data.tracks import Scan
 from audiovq.recipe import TrainingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.loop import Task, Training
+from audiovq.training.tokenizer_task import TokenizerTask
 from audiovq.training.trackers import Reporting
 
 PATIENCE_SECONDS = 20.0  # a step that takes longer is extrapolated from smaller ones
@@ -92,9 +93,8 @@ def _step(
     cuda = accelerator.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         training = Training(task, "plan", Path(folder), small, 0, 0, accelerator, Reporting(Path(folder)))
-        for module in task.modules():
-            if hasattr(module, "_start"):  # codebooks are there; what happens but once is left out
-                cast(Any, module).n_steps.fill_(2**40)
+        if isinstance(task, TokenizerTask):
+            task.n_steps.fill_(2**40)  # past the start-up, which happens only once
         batches = training.steps("train", 0, 3)
         waited, times = 0.0, []
         for step in range(3):

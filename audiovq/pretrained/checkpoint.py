@@ -142,7 +142,7 @@ def _load(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
     network = validation.build_network(build, folder / CONFIG, folder / WEIGHTS)
     network.load_state_dict({
         name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in read_tensors(folder / WEIGHTS).items()
+        for name, tensor in compat.without_obsolete(read_tensors(folder / WEIGHTS), network.state_dict()).items()
     })  # fmt: skip
     return network.eval().requires_grad_(False)
 

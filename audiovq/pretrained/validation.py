@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.prior.prior import PriorConfig, PriorSpec
+from audiovq.utils import compat
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -33,7 +34,7 @@ LARGEST = {
     "codebook_size": 1 << 16, "levels": 1 << 16, "overlap": 256, "overlaps": 256, "n_mels": 1 << 12, "max_stride": 1 << 16, "n_blocks": 256,
     "n_stride_blocks": 256, "n_layers": 1024, "n_heads": 4096, "n_kv_heads": 4096, "context": 1 << 16,
     "attention_window": 1 << 16, "context_codes": 1024, "max_bytes": 1 << 16, "n_codes": 1 << 12, "reach": 1 << 24, "mlp_ratio": 64,
-    "quantize_after": 1 << 40, "temperature_steps": 1 << 40, "kmeans_iterations": 1 << 16, "top_k": 1 << 16,
+    "temperature_steps": 1 << 40, "kmeans_iterations": 1 << 16, "top_k": 1 << 16,
 }  # fmt: skip
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
 LARGEST_VOCABULARY = 1 << 20
@@ -135,6 +136,7 @@ def build_network(build: Callable[[], NetworkT], config: Path, weights: Path) ->
                 f"{config}: {name}: expected at most {LARGEST_RADIUS} samples, too many blocks or too long hops"
             )
     expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in network.state_dict().items()}
+    found = compat.without_obsolete(found, expected)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(

@@ -142,7 +142,7 @@ class EncodeGraph(nn.Module):
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
         quantizers, codes = self.network.quantizers(), []
-        for group, levels in self.network._level_groups():
+        for group, levels in self.network.level_groups():
             results, _ = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels])
             codes += [result.codes for result in results]
         return tuple(codes)
@@ -162,7 +162,7 @@ class DecodeGraph(nn.Module):
     def forward(self, *codes: Tensor) -> Tensor:
         quantizers = self.network.quantizers()
         steps = []
-        for group, levels in self.network._level_groups():
+        for group, levels in self.network.level_groups():
             steps = [self._step(group, codes[i], i - levels[0], quantizers[i]) for i in levels]
         return group.decode(steps)  # of the last group: the only one, or the finest
 

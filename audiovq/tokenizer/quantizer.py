@@ -34,6 +34,7 @@ class Quantizer(nn.Module):
     """
 
     Config: Any  # has `kind`, `codebook_size`, `codebook_dim`
+    loss_names: tuple[str, ...] = ()  # the keys of `Quantized.losses`
 
     def __init__(self, config: Any):
         super().__init__()
@@ -57,16 +58,28 @@ class Quantizer(nn.Module):
         """Both ways, with gradients and losses, [b, t, codebook_dim]."""
         raise NotImplementedError
 
-    def bypass(self, x: Tensor) -> Quantized:
-        """The latents as they pass before there is a codebook, all with code 0."""
-        latents = self.normalise(x)
-        return Quantized(latents, torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device), latents, {})
-
     def initialise(self, latents: list[Tensor]) -> None:
         """Once, before the first codes: take what there is to take from a batch of latents of all levels."""
 
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
         """Once a training step: move on, by the latents [b, t, codebook_dim] and codes [b, t] of all levels."""
+
+
+class Bypass:
+    """Takes the place of a quantizer while there is no codebook: latents pass unquantized, all with code 0."""
+
+    def __init__(self, quantizer: Quantizer):
+        self.quantizer = quantizer
+
+    def __call__(self, x: Tensor) -> Quantized:  # [b, t, codebook_dim]
+        latents = self.quantizer.normalise(x)
+        codes = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+        # Data-parallel training expects a gradient for every parameter, so each loss is 0 times all of them.
+        zero = latents.new_zeros(()) + sum(0 * p.sum() for p in self.quantizer.parameters())
+        return Quantized(latents, codes, latents, dict.fromkeys(self.quantizer.loss_names, zero))
+
+    def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
+        """Nothing to update: there is no codebook yet."""
 
 
 def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
@@ -154,6 +167,7 @@ class EMAQuantizer(Quantizer):
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
         kmeans_iterations: int = Field(default=10, ge=0)
 
+    loss_names = ("commitment",)
     embedding: Tensor
     counts: Tensor
     sums: Tensor
@@ -180,10 +194,6 @@ class EMAQuantizer(Quantizer):
         nearest = self.embed(codes)
         commitment = (latents - nearest).square().sum(dim=-1).mean()
         return Quantized(self.pass_gradient(latents, nearest), codes, latents, {"commitment": commitment})
-
-    def bypass(self, x: Tensor) -> Quantized:
-        passed = super().bypass(x)
-        return Quantized(passed.vectors, passed.codes, passed.latents, {"commitment": passed.latents.new_zeros(())})
 
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
@@ -232,12 +242,13 @@ class GumbelQuantizer(Quantizer):
         codebook_dim: int = Field(default=16, ge=2)
         temperature_start: float = Field(default=1.0, gt=0)
         temperature_end: float = Field(default=0.0625, gt=0)
-        temperature_steps: int = Field(default=1000, ge=1)  # from start to end, counted from `quantize_after`
+        temperature_steps: int = Field(default=1000, ge=1)  # from start to end, counted from `vq_start_step`
         scale: float = Field(default=30.0, gt=0)  # of the cosines, to begin with
         decay: float = Field(default=0.99, gt=0, lt=1)  # of the usage that tells which codes are dead
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
         kmeans_iterations: int = Field(default=10, ge=0)
 
+    loss_names = ("kl",)
     n_steps: Tensor
     counts: Tensor
 
@@ -291,11 +302,6 @@ class GumbelQuantizer(Quantizer):
         else:
             vectors = self.embed(codes)
         return Quantized(vectors, codes, latents, {"kl": kl})
-
-    def bypass(self, x: Tensor) -> Quantized:
-        passed = super().bypass(x)
-        unused = 0 * (self.embedding.sum() + self.log_scale)  # several processes wait for every parameter's gradient
-        return Quantized(passed.vectors, passed.codes, passed.latents, {"kl": unused})
 
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:

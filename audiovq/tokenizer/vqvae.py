@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from audiovq.distributed import rng
 from audiovq.tokenizer.convnet import DECODERS, IstftDecoder, Upsample
 from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.normalization import BatchNorm, ZCAWhitening
-from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer
+from audiovq.tokenizer.quantizer import QUANTIZERS, Bypass, EMAQuantizer, Quantized, Quantizer
 from audiovq.utils.microbatch import in_microbatches
 
 MAX_LEVELS = 16
@@ -40,8 +41,6 @@ class VQVAEConfig(Config):
     shared_codebook: bool = True
     dim: int = Field(default=256, ge=8)  # width of the features that are quantized
     whiten_latents: bool = False  # latents spread in all directions of the codebook, so that levels can share it well
-    # Training steps; until then the latents pass as they are, to become worth coding.
-    quantize_after: int = Field(default=100, ge=0)
     level_dropout: float = Field(
         default=0.5, ge=0, le=1
     )  # residual: chance that an item trains with a prefix of the levels
@@ -122,12 +121,11 @@ class ResidualAutoencoder(nn.Module):
         self.decoder_radius = self.decoder.radius * hop_lengths[-1] + up_radius
 
     def quantize(
-        self, features: list[Tensor], quantizers: list[Quantizer], passing: bool = False
+        self, features: list[Tensor], quantizers: Sequence[Quantizer | Bypass]
     ) -> tuple[list[Quantized], list[Tensor]]:
-        """Quantize each level's features less what the coarser levels already said.
+        """Quantize each level's features minus the sum of the coarser levels.
 
-        Returns each level's `Quantized` and its contribution [b, dim, t]. `passing` lets the latents pass as they are,
-        before there is a codebook.
+        Returns each level's `Quantized` and its contribution [b, dim, t].
         """
         total, results, steps = None, [], []
         for i, feature in enumerate(features):
@@ -135,7 +133,7 @@ class ResidualAutoencoder(nn.Module):
             left = feature if total is None else feature - total
             latents = self.projections_in[i](self.norms[i](rearrange(left, "b d t -> b t d")))
             latents = self.standardise[i](latents)
-            quantized = quantizers[i].bypass(latents) if passing else quantizers[i](latents)
+            quantized = quantizers[i](latents)
             step = self.expand(quantized.vectors, i)
             total = step if total is None else total + step
             results.append(quantized)
@@ -164,8 +162,6 @@ def encode_features(group: ResidualAutoencoder, waveform: Tensor, microbatch_siz
 class VQVAE(nn.Module):
     """Pure network: no resampling, files or chunks here (see `audiovq.Tokenizer`)."""
 
-    n_steps: Tensor
-
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
@@ -173,7 +169,6 @@ class VQVAE(nn.Module):
         groups = [hops] if config.topology == "residual" else [[hop] for hop in hops]
         self.groups = nn.ModuleList(ResidualAutoencoder(config, group) for group in groups)
         n_codebooks = 1 if config.shared_codebook else config.n_levels
-        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # training steps seen
         self.codebooks = nn.ModuleList(QUANTIZERS[config.quantizer.kind](config.quantizer) for _ in range(n_codebooks))
 
     @property
@@ -197,59 +192,44 @@ class VQVAE(nn.Module):
         codebooks: list[Any] = list(self.codebooks)
         return codebooks * self.config.n_levels if self.config.shared_codebook else codebooks
 
-    def _level_groups(self) -> list[tuple[Any, list[int]]]:
+    def level_groups(self) -> list[tuple[Any, list[int]]]:
         """Each group with the indexes of its levels."""
         if self.config.topology == "residual":
             return [(self.groups[0], list(range(self.config.n_levels)))]
         return [(group, [i]) for i, group in enumerate(self.groups)]
 
-    def forward(self, waveform: Tensor, drop_levels: bool | None = None, microbatch_size: int | None = None) -> VQVAEOutput:
-        """One training step's view: reconstruct, and in training mode move the codebooks once.
+    def forward(
+        self,
+        waveform: Tensor,
+        quantizers: Sequence[Quantizer | Bypass] | None = None,
+        drop_levels: bool | None = None,
+        microbatch_size: int | None = None,
+    ) -> VQVAEOutput:
+        """Reconstruct a waveform; in training mode, update each codebook once.
 
         Args:
             waveform: float [b, channels, samples], samples a multiple of the top hop.
+            quantizers: one for each level; default: the network's own.
             drop_levels: whether an item may be reconstructed from a prefix of its levels; default in training mode.
             microbatch_size: items that go through encoder and decoder together, to save memory; the result is the same.
         """
         self._check_waveform(waveform)
-        if self.training:
-            self._start(waveform, microbatch_size)
         drop_levels = self.training if drop_levels is None else drop_levels
-        quantizers, passing = self.quantizers(), bool(self.n_steps < self.config.quantize_after)
+        quantizers = self.quantizers() if quantizers is None else quantizers
         reconstructions: list[Tensor] = []
         results: list[Quantized] = []
-        for group, levels in self._level_groups():
+        for group, levels in self.level_groups():
             features = encode_features(group, waveform, microbatch_size)
-            quantized, steps = group.quantize(features, [quantizers[i] for i in levels], passing)
+            quantized, steps = group.quantize(features, [quantizers[i] for i in levels])
             if drop_levels and len(levels) > 1 and self.config.level_dropout > 0:
                 steps = self._drop_levels(steps)
             reconstructions.append(torch.cat(in_microbatches(lambda *s, g=group: g.decode(list(s)), microbatch_size, *steps)))
             results += quantized
-        if self.training and not passing:
-            for codebook in self.codebooks:
-                mine = [result for q, result in zip(quantizers, results, strict=True) if q is codebook]
-                codebook.update([r.latents.detach() for r in mine], [r.codes for r in mine])  # type: ignore[operator]
         if self.training:
-            self.n_steps += 1
+            for codebook in dict.fromkeys(quantizers):  # a shared one once, with the latents of all its levels
+                mine = [result for q, result in zip(quantizers, results, strict=True) if q is codebook]
+                codebook.update([r.latents.detach() for r in mine], [r.codes for r in mine])
         return VQVAEOutput(reconstructions, results)
-
-    @torch.no_grad()
-    def _start(self, waveform: Tensor, microbatch_size: int | None = None) -> None:
-        """Take from the music what is better measured than learned: the decoder's mean spectrum at the first step, and
-        the codebooks, by k-means on latents that have become worth coding, at step `quantize_after`."""
-        step = int(self.n_steps)
-        if step == 0:
-            for group in self.groups:
-                group.encoder.front.initialise(waveform)  # type: ignore[operator,union-attr]
-                group.decoder.initialise(waveform)  # type: ignore[operator]
-        if step == self.config.quantize_after:
-            quantizers, latents = self.quantizers(), []
-            for group, levels in self._level_groups():
-                features = encode_features(group, waveform, microbatch_size)
-                passed, _ = group.quantize(features, [quantizers[i] for i in levels], passing=True)
-                latents += [level.latents for level in passed]
-            for codebook in self.codebooks:
-                codebook.initialise([x for q, x in zip(quantizers, latents, strict=True) if q is codebook])  # type: ignore[operator]
 
     def _drop_levels(self, steps: list[Tensor]) -> list[Tensor]:
         """Per item, keep all levels or a random prefix (SoundStream, arXiv:2107.03312, section III-C)."""
@@ -273,7 +253,7 @@ class VQVAE(nn.Module):
         waveform = nn.functional.pad(waveform, (0, -samples % self.config.hop_lengths[0]))
         self._check_waveform(waveform)
         quantizers, codes = self.quantizers(), []
-        for group, levels in self._level_groups():
+        for group, levels in self.level_groups():
             results, _ = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels])
             codes += [result.codes for result in results]
         hops = self.config.hop_lengths

@@ -31,6 +31,7 @@ from audiovq.data.audio import file_sha256
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.training.averages import Averages
+from audiovq.utils import compat
 
 
 class Checkpoints:
@@ -38,10 +39,11 @@ class Checkpoints:
 
     def __init__(
         self, folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], averages: Averages,
-        seconds: float,
+        seconds: float, task: nn.Module | None = None,
     ):  # fmt: skip
         self.folder, self.network, self.optimizers, self.averages = folder, network, optimizers, averages
         self.seconds, self.saved_at = seconds, time.monotonic()
+        self.task = task or nn.Module()  # its own buffers are saved, too, by their plain names
 
     @property
     def due(self) -> bool:
@@ -50,7 +52,7 @@ class Checkpoints:
     def tensors(self) -> dict[str, Tensor]:
         """All that is saved, by name: weights have plain names, moments and averages one with what they are before it."""
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        found = dict(self.network.state_dict())
+        found = dict(self.network.state_dict()) | dict(self.task.named_buffers(recurse=False))
         for parameter, state in itertools.chain.from_iterable(o.state.items() for o in self.optimizers):
             found |= {f"{key}/{names[id(parameter)]}": torch.as_tensor(value) for key, value in state.items()}
         return found | {f"average/{name}": tensor for name, tensor in self.averages.tensors.items()}
@@ -89,6 +91,7 @@ class Checkpoints:
         saved = reader.read_metadata().state_dict_metadata
         self._make_room(set(saved))
         tensors = self.tensors()
+        saved = compat.without_obsolete(saved, tensors)
         if tensors.keys() != saved.keys():
             raise ValueError(
                 f"{folder}: expected the weights of this recipe's network, found others "

@@ -12,6 +12,7 @@ from torch import nn
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.recipe import TrainingConfig
+from audiovq.utils import compat
 from audiovq.utils.progress import say
 
 
@@ -52,6 +53,7 @@ class BestWeights:
         """At the end, on all ranks: the network gets the best weights."""
         collectives.barrier()
         if self.config.patience and self.loss < math.inf:
-            network.load_state_dict(checkpoint.read_tensors(self.folder / checkpoint.WEIGHTS))
+            weights = checkpoint.read_tensors(self.folder / checkpoint.WEIGHTS)
+            network.load_state_dict(compat.without_obsolete(weights, network.state_dict()))
             if collectives.rank() == 0:
                 say(f"{self.title}: kept the weights of step {self.step}, the best on held-out tracks")

@@ -129,7 +129,7 @@ class Training:
         self.averages = Averages(self.parts[0].network, config.ema_decay)
         self.plan = split_batch(config.batch_size, None if task.splits_batches else config.device_batch_size)
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", task.network, self.optimizers, self.averages, config.checkpoint_seconds
+            folder / "checkpoints", task.network, self.optimizers, self.averages, config.checkpoint_seconds, task
         )
         state = self.checkpoints.load()
         self.start: int = state["step"]

@@ -15,8 +15,9 @@ from audiovq.data.tracks import SILENCE, DataConfig, Scan
 from audiovq.distributed import collectives
 from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.convnet import ConvNeXtBlock, DilatedBlock
+from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import ReconstructionLoss
-from audiovq.tokenizer.quantizer import Quantized
+from audiovq.tokenizer.quantizer import Bypass, Quantized
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.loop import Task
 
@@ -33,10 +34,11 @@ class TokenizerTask(Task):
         unigram_bits_per_second_i: H times the code rate, what level i's codes cost at their entropy.
         power, reconstruction_power: mean squares; of several reconstructions the most quiet one.
         silent_share: of the examples that are never above -60 dBFS.
-    Until `quantize_after` there are no codes, and these say nothing.
+    Before `vq_start_step` latents are not quantized, and metrics of the codes mean nothing.
     """
 
     network: VQVAE
+    n_steps: Tensor
     splits_batches = True  # statistics and codebooks are moved once a step, by all examples
 
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
@@ -45,6 +47,7 @@ class TokenizerTask(Task):
         self.place = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # training steps that were not skipped
         self.example_seconds = stage.crop_samples / stage.model.sample_rate
         self.losses = ReconstructionLoss(stage.losses, stage.model.sample_rate)
 
@@ -56,15 +59,15 @@ class TokenizerTask(Task):
 
     def moved(self) -> list[Tensor]:
         """Where something is taken from the music instead of learned, weights are set, too; code vectors by revival."""
-        taken = int(self.network.n_steps) in {0, self.stage.model.quantize_after}
+        taken = int(self.n_steps) in {0, self.stage.vq_start_step}
         weights = self.network if taken else self.network.codebooks
-        return [*self.network.buffers(), *weights.parameters()]
+        return [self.n_steps, *self.network.buffers(), *weights.parameters()]
 
     def watched(self) -> dict[str, Any]:
         stage, model = self.stage, self.stage.model
         advice = AGAINST_COLLAPSE[model.quantizer.kind]
         return {
-            "codes_from": max(model.quantize_after, 2 * stage.losses.waveform_warmup_steps), "codebook_size": model.codebook_size,
+            "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps), "codebook_size": model.codebook_size,
             "batch_codes": tuple(stage.training.batch_size * stage.crop_samples // hop for hop in model.hop_lengths),
             "against_collapse": advice(stage) if advice else "",
             "against_silence": f", or set tokenizer.crop_seconds to {2 * stage.crop_seconds:g} (now {stage.crop_seconds:g})",
@@ -72,8 +75,18 @@ class TokenizerTask(Task):
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         microbatch_size = self.stage.training.device_batch_size
-        step = int(self.network.n_steps) if self.training else None  # what is evaluated must not change its meaning
-        output = self.network(batch, microbatch_size=microbatch_size)
+        done = int(self.n_steps)
+        step = done if self.training else None  # what is evaluated must not change its meaning
+        if self.training and done == 0:
+            initialise_statistics(self.network, batch)
+        if self.training and done == self.stage.vq_start_step:
+            initialise_codebooks(self.network, batch, microbatch_size)
+        quantizers: list[Any] = self.network.quantizers()
+        if done < self.stage.vq_start_step:  # let the latents become worth coding
+            quantizers = [Bypass(quantizer) for quantizer in quantizers]
+        output = self.network(batch, quantizers, microbatch_size=microbatch_size)
+        if self.training:
+            self.n_steps += 1
         # Independent autoencoders each have a reconstruction: their losses add up, as if trained apart.
         per_output = [self.losses(reconstruction, batch, microbatch_size) for reconstruction in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}

@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any
+from collections.abc import Container, Mapping
+from typing import Any, TypeVar
 
 from audiovq.utils.progress import say
 
 # Dotted paths in a recipe, old and new; `*` stands for each item of a list. Renamed in version 0.2.
 RECIPE_KEYS = {
     "tokenizer.model.decorrelate": "tokenizer.model.whiten_latents",
+    "tokenizer.model.quantize_after": "tokenizer.vq_start_step",
     "tokenizer.losses.convergence": "tokenizer.losses.spectral_convergence",
     "tokenizer.losses.waveform_first": "tokenizer.losses.waveform_warmup_steps",
     "priors.*.model.halo": "priors.*.model.context_codes",
 }
-# Keys of a model's config.json, by the kind of the model; None: the key is gone.
+# Keys of a model's config.json, by the kind of the model; None: the model has no such setting any more.
 MODEL_KEYS: dict[str, dict[str, str | None]] = {
-    "tokenizer": {"decorrelate": "whiten_latents"},
+    "tokenizer": {"decorrelate": "whiten_latents", "quantize_after": None},
     "prior": {"halo": "context_codes"},
 }
+# Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
+OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
+
+T = TypeVar("T")
 
 
 def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) -> dict[str, Any]:
@@ -46,7 +52,7 @@ def current_key(path: str) -> str:
     for old, new in RECIPE_KEYS.items():
         match = re.fullmatch(re.escape(old).replace(r"\*", r"(\d+)"), path)
         if match:
-            found = new.replace("*", *match.groups()) if match.groups() else new
+            found = new.replace("*", match.group(1)) if match.groups() else new
             say(f"--set {path}: the key is now called {found}; the old name still works")
             return found
     return path
@@ -63,26 +69,34 @@ def current_model_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in renamed if key is not None}
 
 
+def without_obsolete(found: Mapping[str, T], expected: Container[str]) -> dict[str, T]:
+    """The tensors of a file without obsolete ones.
+
+    Args:
+        found: tensors of the file, or facts about them, by name.
+        expected: names that the reader has; these are never left out.
+    """
+    return {name: item for name, item in found.items() if name in expected or name not in OBSOLETE_TENSORS}
+
+
 def _move(mapping: Any, old: list[str], new: list[str], place: str) -> bool:
-    """Move the value at one path to another; True if there was one."""
-    if old[0] == "*" and new[0] == "*":
-        found = [_move(item, old[1:], new[1:], place) for item in mapping] if isinstance(mapping, list) else []
-        return any(found)
+    """Move the value at path `old` to path `new`, which has as many keys or fewer; True if there was one.
+
+    Both paths are alike up to the last key of `new`.
+    """
+    if isinstance(mapping, list) and old[0] == "*":
+        moved = [_move(item, old[1:], new[1:], place) for item in mapping]
+        return any(moved)
     if not isinstance(mapping, dict) or old[0] not in mapping:
         return False
-    if old[0] == new[0]:  # the paths part further down
+    if len(new) > 1:
         return _move(mapping[old[0]], old[1:], new[1:], place)
-    if len(old) > 1:
-        inner = mapping[old[0]]
-        if not isinstance(inner, dict) or old[1] not in inner:
-            return False
-        assert len(old) == 2, f"{old} is moved by at most one level"
-        value, rest = inner.pop(old[1]), new
-    else:
-        value, rest = mapping.pop(old[0]), new
-    for key in rest[:-1]:
-        mapping = mapping.setdefault(key, {})
-    if rest[-1] in mapping:
-        raise ValueError(f"{place}: expected its old or its new name, {'.'.join(rest)}, found both")
-    mapping[rest[-1]] = value
+    holder: Any = mapping
+    for key in old[:-1]:
+        holder = holder.get(key) if isinstance(holder, dict) else None
+    if not isinstance(holder, dict) or old[-1] not in holder:
+        return False
+    if new[0] in mapping:
+        raise ValueError(f"{place}: expected its old or its new name, {new[0]}, found both")
+    mapping[new[0]] = holder.pop(old[-1])
     return True
