@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from audiovq.tokenizer.convnet import IstftDecoder
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
+from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.encoder import EncoderConfig
 from audiovq.tokenizer.quantizer import QUANTIZERS, Bypass, EMAQuantizer
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig

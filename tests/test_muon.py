@@ -11,7 +11,7 @@ from audiovq.prior.conditioners import LabelConditioner, TimingConditioner
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
 from audiovq.recipe import PriorTrainingConfig, TrainingConfig
-from audiovq.tokenizer.convnet import IstftDecoder
+from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.averages import Averages
 from audiovq.training.checkpoints import Checkpoints

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audiovq import Tokenizer, api
 from audiovq.data.audio import Resampler, read_audio, resample
-from audiovq.tokenizer.convnet import DECODERS
+from audiovq.tokenizer.decoders import DECODERS
 from audiovq.tokenizer.encoder import FRONTS
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torchaudio
 
-from audiovq.tokenizer.convnet import DECODERS, ConvDecoder, IstftDecoder, Stack, factor_strides
+from audiovq.tokenizer.blocks import Stack, factor_strides
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
+from audiovq.tokenizer.decoders import DECODERS, ConvDecoder, IstftDecoder
 from audiovq.tokenizer.encoder import FRONTS, ConvFront, Encoder, EncoderConfig, MelFront, StftFront
 from audiovq.tokenizer.quantizer import QUANTIZERS, Bypass
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from audiovq.config import Config as BaseConfig
 from audiovq.config import one_of
 from audiovq.distributed import collectives
-from audiovq.tokenizer.convnet import BlockKind, Downsample, Stack, factor_strides
+from audiovq.tokenizer.blocks import BlockKind, Downsample, Stack, factor_strides
 
 LEAST_POWER = 1e-9  # added to that of every bin, before the logarithm
 LEAST_MEL = 1e-6  # magnitude of a band between two bins, which very high sample rates have

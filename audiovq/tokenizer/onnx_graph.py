@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq.tokenizer.convnet import IstftDecoder
+from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.encoder import LEAST_MEL, LEAST_POWER, MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE
 

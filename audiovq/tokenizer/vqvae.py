@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from audiovq.config import Config, one_of
 from audiovq.distributed import rng
-from audiovq.tokenizer.convnet import DECODERS, IstftDecoder, Upsample
+from audiovq.tokenizer.blocks import Upsample
+from audiovq.tokenizer.decoders import DECODERS, IstftDecoder
 from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.normalization import BatchNorm, ZCAWhitening
 from audiovq.tokenizer.quantizer import QUANTIZERS, Bypass, EMAQuantizer, Quantized, Quantizer

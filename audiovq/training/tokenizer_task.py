@@ -14,7 +14,7 @@ from audiovq.data.datasets import WaveformCrops
 from audiovq.data.tracks import SILENCE, DataConfig, Scan
 from audiovq.distributed import collectives
 from audiovq.recipe import TokenizerStage
-from audiovq.tokenizer.convnet import ConvNeXtBlock, DilatedBlock
+from audiovq.tokenizer.blocks import ConvNeXtBlock, DilatedBlock
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.quantizer import Bypass, Quantized
