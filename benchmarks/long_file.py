@@ -15,7 +15,8 @@ from pathlib import Path
 import soundfile
 
 from audiovq import api
-from audiovq.data.audio import AudioWriter, audio_info, stream_audio
+from audiovq.data.audio import audio_info, stream_audio
+from audiovq.data.audio_writer import AudioWriter
 
 ROOT = Path(__file__).parent.parent
 COMMAND = """

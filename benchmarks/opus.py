@@ -25,6 +25,7 @@ from torch import Tensor
 
 from audiovq import Tokenizer, api
 from audiovq.data import audio
+from audiovq.data.resampling import resample
 from audiovq.data.tracks import find_audio
 from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.metrics import METRICS, compare
@@ -39,7 +40,7 @@ def opus(waveform: Tensor, sample_rate: int, kbps: float) -> tuple[Tensor, float
     """Through Opus and back: [channels, samples] of the same length, and the kbps that the packets took."""
     with tempfile.TemporaryDirectory() as folder:
         source, coded, decoded = (Path(folder) / name for name in ("source.wav", "coded.opus", "decoded.wav"))
-        soundfile.write(source, audio.resample(waveform, sample_rate, OPUS_RATE).T.numpy(), OPUS_RATE, subtype="FLOAT")
+        soundfile.write(source, resample(waveform, sample_rate, OPUS_RATE).T.numpy(), OPUS_RATE, subtype="FLOAT")
         _run("ffmpeg", "-v", "error", "-i", str(source), "-c:a", "libopus", "-b:a", f"{kbps}k", "-vbr", "constrained",
              "-frame_duration", "60", "-compression_level", "10", str(coded))  # fmt: skip
         _run("ffmpeg", "-v", "error", "-i", str(coded), "-ar", str(OPUS_RATE), "-c:a", "pcm_f32le", str(decoded))

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from audiovq import Generator, Tokenizer, api
-from audiovq.data.audio import read_audio, resample
+from audiovq.data.audio import read_audio
+from audiovq.data.resampling import resample
 
 ROOT = Path(__file__).parent.parent
 

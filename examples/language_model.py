@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 
 from audiovq import Codes, Tokenizer
 from audiovq.data import audio
+from audiovq.data.audio_writer import write_audio
 from audiovq.data.tracks import find_audio
 
 
@@ -146,7 +147,7 @@ def main() -> None:
     waveforms = [audio.read_audio(path, rate, codes.tokenizer.config.channels)[0] for path in find_audio(options.music)]
     trainer = train(codes, waveforms, rate, options.steps, options.out.parent)
     print("loss:", [round(line["loss"], 3) for line in trainer.state.log_history if "loss" in line])
-    audio.write_audio(options.out, generate(codes, trainer.model.eval(), n_frames=32), rate)
+    write_audio(options.out, generate(codes, trainer.model.eval(), n_frames=32), rate)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Reading and writing audio files of every kind, and what is said of bad ones."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,9 @@ import soundfile
 import torch
 from conftest import TRACK, tones
 
-from audiovq.data.audio import audio_info, downmix, has_samples, read_audio, resample, write_audio
+from audiovq.data.audio import audio_info, downmix, has_samples, read_audio
+from audiovq.data.audio_writer import AudioWriter, write_audio
+from audiovq.data.resampling import resample
 
 FORMATS = [
     ("a.wav", "PCM_U8", 0.02), ("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_24", 1e-6), ("a.wav", "PCM_32", 1e-6),
@@ -162,6 +165,21 @@ def test_what_is_written_is_read_again(tmp_path: Path, suffix: str) -> None:
     assert read.shape == wave.shape
     assert float((read - wave.clamp(-1, 1)).abs().max()) < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == [f"a{suffix}"]  # no temporary file stays
+
+
+def test_a_pipe_gets_a_wav_header_and_each_piece_at_once(tmp_path: Path) -> None:
+    waveform = torch.from_numpy(tones(0.5, 24000, channels=2).T.copy())
+    write_audio(tmp_path / "a.wav", waveform, 24000)
+    with (tmp_path / "pipe.wav").open("wb") as file, AudioWriter(file, 24000, 2, n_samples=12000) as pipe:
+        for end in (5000, 12000):
+            pipe.write(waveform[:, pipe.n_samples : end])
+            assert (tmp_path / "pipe.wav").stat().st_size == 44 + 4 * end
+    same = [soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("a.wav", "pipe.wav")]
+    assert np.array_equal(*same)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as file, pytest.raises(ValueError, match="that reads it has stopped"):
+        AudioWriter(file, 24000, 2, n_samples=12000).__enter__()
 
 
 def test_writing_where_one_cannot_says_so(tmp_path: Path) -> None:

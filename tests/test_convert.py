@@ -20,12 +20,15 @@ from test_codes import some_codes
 
 from audiovq import Tokenizer, api
 from audiovq.api.convert import mirrored
-from audiovq.data import audio, entropy
-from audiovq.data.audio import AudioWriter, audio_comment, read_audio
+from audiovq.data import audio, audio_writer, entropy
+from audiovq.data.audio import audio_comment, read_audio
+from audiovq.data.audio_writer import AudioWriter, write_audio
 from audiovq.data.codes import Codes, file_kbps, read_header
+from audiovq.data.resampling import resample
 from audiovq.pretrained import checkpoint
 from audiovq.recipe import load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.files import file_sha256
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -41,15 +44,15 @@ def test_a_file_gives_the_codes_of_its_waveform_and_back(tokenizer: Tokenizer, t
     seconds: list[float] = []
     codes = tokenizer.encode_file(tmp_path / "a.flac", seconds.append)
     assert sum(seconds) == pytest.approx(31)
-    assert codes.source_sha256 == audio.file_sha256(tmp_path / "a.flac")
+    assert codes.source_sha256 == file_sha256(tmp_path / "a.flac")
     whole = tokenizer.encode(waveform, rate)
     assert all(torch.equal(a, b) for a, b in zip(codes.levels, whole.levels, strict=True))
     with torch.no_grad():  # and those of the network on the whole
-        at_rate = audio.resample(audio.downmix(waveform, 1), rate, 8000)
+        at_rate = resample(audio.downmix(waveform, 1), rate, 8000)
         naive = tokenizer.network.encode(at_rate[None])
     assert all(torch.equal(a, b[0]) for a, b in zip(codes.levels, naive, strict=True))
     tokenizer.decode_file(codes, tmp_path / "b.wav")
-    audio.write_audio(tmp_path / "c.wav", tokenizer.decode(codes), 8000)
+    write_audio(tmp_path / "c.wav", tokenizer.decode(codes), 8000)
     assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "c.wav").read_bytes()
 
 
@@ -60,7 +63,7 @@ def write_both(file: AudioWriter, first: torch.Tensor, second: torch.Tensor) -> 
 
 def test_written_in_pieces_is_written_at_once_and_never_half(tmp_path: Path) -> None:
     wave = torch.from_numpy(tones(1, 8000, channels=2).T.copy())
-    audio.write_audio(tmp_path / "whole.flac", wave, 8000)
+    write_audio(tmp_path / "whole.flac", wave, 8000)
     with AudioWriter(tmp_path / "pieces.flac", 8000, 2, comment="audiovq of this") as file:
         for piece in wave.split(777, dim=1):
             file.write(piece)
@@ -77,7 +80,7 @@ def test_more_than_a_wav_file_holds_is_refused_before_the_work(tmp_path: Path, m
         AudioWriter(tmp_path / "a.wav", 44100, 2, 1 << 30)
     with AudioWriter(tmp_path / "a.flac", 44100, 2, 1 << 30) as file:
         file.write(torch.zeros(2, 10))
-    monkeypatch.setattr(audio, "WAV_BYTES", 1000)
+    monkeypatch.setattr(audio_writer, "WAV_BYTES", 1000)
     with pytest.raises(ValueError, match="4 GB"), AudioWriter(tmp_path / "b.wav", 44100, 2) as file:
         write_both(file, torch.zeros(2, 200), torch.zeros(2, 100))
     assert [p.name for p in tmp_path.iterdir()] == ["a.flac"]

@@ -26,6 +26,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.decoder_task import DecoderTask, norm
 from audiovq.training.loop import train
 from audiovq.training.optimizer import make_optimizer
+from audiovq.utils.files import SUMS, is_whole
 
 TUNING = (
     "decoder_tuning.adversarial.discriminators=[{kind: multi_period, periods: [2, 3], dims: [4, 8]}, {kind: multi_resolution, windows: [128, 64], dim: 4, bands: [0.3]}]",
@@ -225,7 +226,7 @@ def test_priors_made_before_the_tuning_stay_valid(tiny_run: Path, tuned_run: Pat
     assert "decoder" not in json.loads(cli("info", tiny_run).output)["finished"]
     samples = {path.name for path in (tuned_run / "samples" / "decoder").iterdir()}
     assert samples == {path.name for path in (tuned_run / "samples" / "tokenizer").iterdir()}
-    assert checkpoint.is_whole(tuned_run / "tokenizer")
+    assert is_whole(tuned_run / "tokenizer")
     assert checkpoint.tuning_steps(tuned_run / "tokenizer") == 5
     refused = cli("train", tiny_recipe, "--out", tuned_run, *OPTIONS, "--set", "decoder_tuning.training.steps=6")
     assert_one_line_error(refused, "another recipe (decoder_tuning.training.steps: 5 → 6)")
@@ -252,7 +253,7 @@ def test_cut_off_while_it_replaces_the_tokenizer(
     shutil.rmtree(run / "tokenizer")
     shutil.copytree(tiny_run / "tokenizer", run / "tokenizer")
     shutil.copytree(tuned_run / "tokenizer", run / ".tokenizer.tuned")
-    for name in (checkpoint.WEIGHTS, checkpoint.SUMS)[:moved]:
+    for name in (checkpoint.WEIGHTS, SUMS)[:moved]:
         (run / ".tokenizer.tuned" / name).replace(run / "tokenizer" / name)
     tokenizer = Tokenizer.from_pretrained(run)
     assert tokenizer.hash == Tokenizer.from_pretrained(tuned_run).hash
@@ -317,7 +318,7 @@ def test_killed_at_any_moment_the_stage_ends_in_the_same_weights(
         process.wait()
         assert Tokenizer.from_pretrained(run).hash == Tokenizer.from_pretrained(whole).hash
     subprocess.run(arguments, env=environment(), check=True, capture_output=True)
-    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.SUMS):
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, SUMS):
         assert (run / "tokenizer" / name).read_bytes() == (whole / "tokenizer" / name).read_bytes()
     assert metrics.read_text() == (whole / "training" / "decoder" / "metrics.jsonl").read_text()
 

@@ -18,6 +18,7 @@ from hub_server import TOKEN, Hub, serve
 from audiovq import Generator, Tokenizer
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import MODEL_FILES, resolve_model
+from audiovq.utils.files import SUMS
 
 
 @pytest.fixture(scope="module")
@@ -199,5 +200,5 @@ def test_only_weights_and_json_are_ever_fetched() -> None:
     assert {pattern.rsplit("/", 1)[-1] for pattern in MODEL_FILES} == {
         checkpoint.CONFIG,
         checkpoint.WEIGHTS,
-        checkpoint.SUMS,
+        SUMS,
     }

@@ -11,7 +11,8 @@ from test_vqvae import trained_a_little
 from torch import Tensor
 
 from audiovq import Tokenizer, api
-from audiovq.data.audio import Resampler, read_audio, resample
+from audiovq.data.audio import read_audio
+from audiovq.data.resampling import Resampler, resample
 from audiovq.tokenizer.decoders import DECODERS
 from audiovq.tokenizer.encoder import FRONTS
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder

@@ -144,36 +144,45 @@ def test_the_samples_are_music_with_tags_and_credits() -> None:
 
 
 @pytest.fixture
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were decoded."""
     names: list[str] = []
-    real = tracks_module.look
-    monkeypatch.setattr(tracks_module, "look", lambda path: names.append(path.name) or real(path))
+    real = tracks_module.scan_file
+    monkeypatch.setattr(tracks_module, "scan_file", lambda path: names.append(path.name) or real(path))
     return names
 
 
-def test_a_scan_goes_on_where_it_was_cut_off_and_later_looks_at_what_changed(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory, looked_at: list[str]
+def test_an_interrupted_or_later_scan_decodes_only_new_and_changed_files(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, decoded: list[str]
 ) -> None:
-    looks, config = tmp_path_factory.mktemp("run") / "looks.jsonl", DataConfig(valid_fraction=0)
+    cache, config = tmp_path_factory.mktemp("run") / "scan_cache.jsonl", DataConfig(valid_fraction=0)
     fresh = scan(folder, config)
-    assert scan(folder, config, looks) == fresh
-    whole = looks.read_bytes()
+    assert scan(folder, config, cache) == fresh
+    whole = cache.read_bytes()
     names = {json.loads(line)["path"] for line in whole.splitlines()}
     bad = {"text.wav", "empty.flac", "nan.wav", "cut.flac"}
     everything = {path.relative_to(folder).as_posix() for path in find_audio(folder)}
     assert names == everything - bad
     for content, again in ((whole, bad), (whole[:-50], {*bad, "zz-other-tags.flac"}), (b"\xff{}\n3\n" + whole, bad)):
-        looks.write_bytes(content)
-        looked_at.clear()
-        assert scan(folder, config, looks) == fresh
-        assert set(looked_at) == again
+        cache.write_bytes(content)
+        decoded.clear()
+        assert scan(folder, config, cache) == fresh
+        assert set(decoded) == again
     soundfile.write(folder / "loud.wav", tones(2, 8000, seed=9), 8000)
-    looks.write_bytes(whole)
-    looked_at.clear()
-    changed = scan(folder, config, looks)
-    assert set(looked_at) == {*bad, "loud.wav"}
+    cache.write_bytes(whole)
+    decoded.clear()
+    changed = scan(folder, config, cache)
+    assert set(decoded) == {*bad, "loud.wav"}
     assert changed == scan(folder, config) != fresh
+
+
+def test_the_scan_cache_of_an_earlier_version_is_read(folder: Path, tmp_path: Path, decoded: list[str]) -> None:
+    place = tmp_path / "run" / "data"
+    fresh = scan(folder, DataConfig(), place / "scan_cache.jsonl")
+    (place / "scan_cache.jsonl").rename(place / "looks.jsonl")
+    decoded.clear()
+    assert scan(folder, DataConfig(), place / "scan_cache.jsonl") == fresh
+    assert set(decoded) == {"text.wav", "empty.flac", "nan.wav", "cut.flac"}
 
 
 def test_a_full_disk_stops_the_scan_and_sets_nothing_aside(folder: Path) -> None:
@@ -204,7 +213,7 @@ def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
     (tmp_path / "music").mkdir()
     soundfile.write(tmp_path / "a.wav", tones(2, 8000), 8000)
     os.rename(os.fsencode(tmp_path / "a.wav"), os.fsencode(tmp_path / "music") + b"/\xe9.wav")
-    found = scan(tmp_path / "music", DataConfig(), tmp_path / "looks.jsonl")
+    found = scan(tmp_path / "music", DataConfig(), tmp_path / "scan_cache.jsonl")
     found.save(tmp_path / "run")
-    assert Scan.load(tmp_path / "run") == found == scan(tmp_path / "music", DataConfig(), tmp_path / "looks.jsonl")
+    assert Scan.load(tmp_path / "run") == found == scan(tmp_path / "music", DataConfig(), tmp_path / "scan_cache.jsonl")
     assert os.fsencode(found.tracks[0].path) == b"\xe9.wav"

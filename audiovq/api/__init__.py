@@ -3,7 +3,8 @@
 from audiovq.api.generator import Generator
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.pretrained.hub import push_folder, save_models, save_pretrained
-from audiovq.pretrained.locate import bundled_model, default_model, pick_device, prior_folders, resolve_model
+from audiovq.pretrained.locate import bundled_model, default_model, prior_folders, resolve_model
+from audiovq.utils.device import pick_device
 
 __all__ = [
     "Generator", "Tokenizer", "bundled_model", "default_model", "pick_device", "prior_folders", "push_folder",

@@ -12,6 +12,7 @@ from audiovq import api
 from audiovq.data import audio
 from audiovq.data.codes import Codes, file_kbps, read_header
 from audiovq.data.tracks import find_audio
+from audiovq.utils.files import check_folder, file_sha256
 from audiovq.utils.progress import ProgressBar, say
 
 Job = tuple[Path, Path]  # source and target
@@ -38,7 +39,7 @@ class Encoding:
         return (
             header.get("tokenizer_hash") == self.tokenizer.hash
             and ("coding" in header) == self.compress
-            and header.get("source_sha256") == audio.file_sha256(source)
+            and header.get("source_sha256") == file_sha256(source)
         )
 
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
@@ -80,7 +81,7 @@ class Decoding:
         return comment == self._comment(source) and audio.has_samples(target, read_header(source)["n_samples"])
 
     def _comment(self, source: Path) -> str:
-        return f"audiovq codes={audio.file_sha256(source)} levels={self.n_levels or 'all'}"
+        return f"audiovq codes={file_sha256(source)} levels={self.n_levels or 'all'}"
 
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = Codes.load(source)
@@ -122,7 +123,7 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
     sources = find_audio(folder) if isinstance(kind, Encoding) else find_codes(folder)
     if not sources:
         raise ValueError(f"{folder}: nothing there to {kind.title}")
-    audio.check_folder(out)
+    check_folder(out)
     lengths = [_seconds(kind, source) for source in sources]
     n_done, files, set_aside = 0, [], []
     with ProgressBar(f"{kind.title}, s", int(sum(lengths))) as bar:

@@ -17,7 +17,7 @@ from audiovq.data.codes import Codes
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.hub import Shareable
 from audiovq.pretrained.identity import prior_hash
-from audiovq.pretrained.locate import check_priors, pick_device, prior_folders, resolve_model
+from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.generate import BLOCK, CodesCallback, Request, generate, ignore_codes
@@ -25,6 +25,7 @@ from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, 
 from audiovq.sampling.journal import JournalFolder
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.device import pick_device
 from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from audiovq.data import audio
+from audiovq.data.resampling import RESAMPLE_SECONDS, Resampler
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 
@@ -37,8 +38,8 @@ class EncodeStream:
         self.config, self.device, self.sample_rate, self.n_samples = config, device, sample_rate, 0
         self.encoder = StreamingEncoder(network, chunk_samples)
         # No more at once than the encoder takes: what waits in the resampler waits longer.
-        at_once = min(audio.RESAMPLE_SECONDS, self.encoder.windows.step / config.sample_rate)
-        self.resampler = audio.Resampler(sample_rate, config.sample_rate, at_once)
+        at_once = min(RESAMPLE_SECONDS, self.encoder.windows.step / config.sample_rate)
+        self.resampler = Resampler(sample_rate, config.sample_rate, at_once)
 
     @property
     def latency_seconds(self) -> float:

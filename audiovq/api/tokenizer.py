@@ -11,12 +11,14 @@ from torch import Tensor
 
 from audiovq.api.stream import DecodeStream, EncodeStream, checked
 from audiovq.data import audio
+from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
+from audiovq.data.resampling import resample
 from audiovq.data.validation import check_range
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.hub import Shareable
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.locate import pick_device, resolve_model
+from audiovq.pretrained.locate import resolve_model
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.streaming import (
@@ -29,6 +31,8 @@ from audiovq.tokenizer.streaming import (
 )
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import compute_in_batches, cut
+from audiovq.utils.device import pick_device
+from audiovq.utils.files import file_sha256
 
 
 class Tokenizer(Shareable):
@@ -121,7 +125,7 @@ class Tokenizer(Shareable):
                 if progress is not None:
                     progress(block.shape[-1] / rate)
 
-        return self._encode(self.stream(rate, CHUNK_SECONDS), blocks(), audio.file_sha256(path))
+        return self._encode(self.stream(rate, CHUNK_SECONDS), blocks(), file_sha256(path))
 
     def _encode(self, stream: EncodeStream, blocks: Iterable[Tensor], source_sha256: str) -> Codes:
         collected = LevelBuffers(self.config.n_levels)
@@ -144,7 +148,7 @@ class Tokenizer(Shareable):
                 codes might fall to the other side.)
         """
         mixed = [audio.downmix(checked(waveform), self.config.channels).to(self.device) for waveform in waveforms]
-        prepared = [audio.resample(waveform, sample_rate, self.sample_rate) for waveform in mixed]
+        prepared = [resample(waveform, sample_rate, self.sample_rate) for waveform in mixed]
         chunk = self._samples(CHUNK_SECONDS)
         windows = [cut(encoder_windows(self.network, chunk), [waveform[None]]) for waveform in prepared]
         codes = compute_in_batches(windows, self._at_once(windows_at_once), partial(encode_windows, self.network))
@@ -208,7 +212,7 @@ class Tokenizer(Shareable):
         Raises:
             ValueError: codes of another tokenizer, or a place that cannot be written.
         """
-        with audio.AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
+        with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
             for piece in self.decode_stream(codes, n_levels):
                 file.write(piece)
                 if progress is not None:

@@ -107,10 +107,11 @@ def encode(source: str, out: str, compress: bool, model: str | None, json_file: 
     from audiovq import api
     from audiovq.api.convert import Encoding, convert_file, convert_folder
     from audiovq.data import audio
+    from audiovq.utils.files import check_folder
 
     convert = convert_folder if Path(source).is_dir() else convert_file
     if convert is convert_file:
-        audio.check_folder(Path(out).parent)
+        check_folder(Path(out).parent)
         audio.audio_info(Path(source))  # what cannot be read fails at once
     tokenizer = api.Tokenizer.from_pretrained(pick_model(model, prior=False))
     _converted(convert(Encoding(tokenizer, compress), Path(source), Path(out)), json_file)
@@ -136,12 +137,12 @@ def decode(source: str, out: str, levels: int | None, suffix: str, model: str | 
     """Turn a CODES file, or all of them below a folder, back into audio, as long as what was encoded."""
     from audiovq import api
     from audiovq.api.convert import Decoding, convert_file, convert_folder
-    from audiovq.data import audio
+    from audiovq.data.audio_writer import check_writable
     from audiovq.data.codes import read_header
 
     convert = convert_folder if Path(source).is_dir() else convert_file
     if convert is convert_file:
-        audio.check_writable(Path(out))
+        check_writable(Path(out))
         read_header(Path(source))
     tokenizer = api.Tokenizer.from_pretrained(pick_model(model, prior=False))
     _converted(convert(Decoding(tokenizer, levels, f".{suffix}"), Path(source), Path(out)), json_file)

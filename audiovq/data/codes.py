@@ -1,10 +1,9 @@
-"""The codes file: one track as integers, with JSON that says what they are; never pickle."""
+"""The codes file: the codes of one track in safetensors, with a JSON header."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor
 
 from audiovq.data import entropy, validation
+from audiovq.utils.files import atomic_file, check_folder
 
 FORMAT = "audiovq-codes-1"
 
 
 @dataclass
 class Codes:
-    """One track as integers, coarse to fine, with all it takes to decode it."""
+    """The codes of one track, coarse to fine, with all that is needed to decode them."""
 
     levels: list[Tensor]  # int64 [ceil(n_samples / hop)] a level
     n_samples: int  # of the waveform, at sample_rate
@@ -41,14 +41,14 @@ class Codes:
 
     @property
     def bits_per_second(self) -> float:
-        """Raw rate: every code costs log2(codebook_size) bits."""
+        """Uncompressed: log2(codebook_size) bits per code."""
         return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
 
     def save(self, path: Path | str, compress: bool = False) -> None:
-        """Write a safetensors file with the JSON header under `audiovq`; atomic.
+        """Write a safetensors file atomically, with the header in its metadata under `audiovq`.
 
         Args:
-            compress: code it losslessly (`data.entropy`); smaller, and slow to write and read.
+            compress: lossless coding (see `data.entropy`); smaller, but slow to write and read.
         """
         path = Path(path)
         header = {k: v for k, v in asdict(self).items() if k != "levels"} | {"format": FORMAT}
@@ -59,22 +59,16 @@ class Codes:
             data = entropy.compress(levels, self.hop_lengths, self.codebook_size)
             header |= {"coding": entropy.CODING, "n_levels": len(levels), "checksum": _checksum(levels)}
             tensors = {"compressed": torch.from_numpy(data.copy())}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        check_folder(path.parent)
+        with atomic_file(path) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"audiovq": json.dumps(header)})
-            os.replace(temporary, path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{path}: cannot be written ({error})") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: Path | str) -> Codes:
         """Read a codes file, compressed or not.
 
         Raises:
-            ValueError: not a codes file, damaged, or lengths that contradict its header.
+            ValueError: not a codes file, a damaged one, or codes that contradict the header.
         """
         path = Path(path)
         header = read_header(path)
@@ -100,13 +94,15 @@ class Codes:
         return codes
 
     def lengths(self, n_levels: int) -> list[int]:
-        """Codes that each of the first levels has."""
+        """The number of codes of each of the first levels."""
         return [-(-self.n_samples // hop) for hop in self.hop_lengths[:n_levels]]
 
 
 class LevelBuffers:
-    """Collects codes that come in blocks, in one piece of memory a level: thousands of small tensors among the large
-    ones that a network takes and gives back would keep the memory between them from being used again."""
+    """Collects codes that come in blocks, in one growing array per level.
+
+    (A list of thousands of small tensors would fragment the memory that the network uses in between.)
+    """
 
     def __init__(self, n_levels: int):
         self.arrays = [array("i") for _ in range(n_levels)]
@@ -126,7 +122,7 @@ def _decompress(codes: Codes, coding: dict[str, Any], data: np.ndarray) -> list[
         raise ValueError(f"expected the coding {entropy.CODING}, found {coding['coding']}; update audiovq")
     try:
         levels = entropy.decompress(data, codes.lengths(coding["n_levels"]), codes.hop_lengths, codes.codebook_size)
-    except (AssertionError, TypeError, ValueError) as error:  # the coder met bits that nothing was coded into
+    except (AssertionError, TypeError, ValueError) as error:  # bits that no encoder wrote
         raise ValueError(f"the compressed data cannot be decoded: {error}") from None
     if _checksum(levels) != coding["checksum"]:
         raise ValueError("the checksum of the compressed data is wrong")
@@ -134,7 +130,7 @@ def _decompress(codes: Codes, coding: dict[str, Any], data: np.ndarray) -> list[
 
 
 def _checksum(levels: list[np.ndarray]) -> str:
-    """Of the integers themselves: it finds damage, and arithmetic that is not what it was on the other machine."""
+    """Checksum of the codes: it finds damage, and arithmetic that differs between machines."""
     digest = hashlib.sha256()
     for level in levels:
         digest.update(level.astype("<i4").tobytes())
@@ -142,7 +138,7 @@ def _checksum(levels: list[np.ndarray]) -> str:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a codes file: the fields of `Codes` but for the levels, and of a compressed one its coding.
+    """The JSON header of a codes file: the fields of `Codes` without the levels; and the coding, if it is compressed.
 
     Raises:
         ValueError: not a codes file, or damaged.
@@ -160,8 +156,8 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def file_kbps(path: Path, seconds: float) -> tuple[float, float]:
-    """Kilobits per second of audio that a codes file takes: its codes alone, and all of it."""
+    """Kilobits per second of audio: of the codes in a codes file, and of the whole file."""
     with path.open("rb") as file:
-        header = 8 + int.from_bytes(file.read(8), "little")  # the format's own definition
+        header = 8 + int.from_bytes(file.read(8), "little")  # a safetensors file begins with its header's length
     size = path.stat().st_size
     return 8 * (size - header) / seconds / 1000, 8 * size / seconds / 1000

@@ -1,33 +1,33 @@
-"""One look at an audio file: decode it once and note what is found. Looks are kept in a file as they are done, so that a
-scan that was cut off, or a later one, only looks at what is new or changed."""
+"""Scans audio files, and keeps the results in a file: a later scan decodes only files that are new or changed."""
 
 from __future__ import annotations
 
 import collections
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import mutagen
 import numpy as np
 
 from audiovq.data import audio
+from audiovq.utils.compat import OLD_SCAN_CACHE
+from audiovq.utils.files import file_sha256, json_line, parse_line
 
 TAGS = ("artist", "album", "genre", "title")
-SILENCE = 10 ** (-60 / 20)  # amplitude below which a block is silent: -60 dBFS
+SILENCE = 10 ** (-60 / 20)  # amplitude below which a sample counts as silent: -60 dBFS
 CLIP = 0.999
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is in a file, whatever its name and whatever is wanted of it."""
+class ScannedFile:
+    """The content of an audio file, whatever its name."""
 
     sample_rate: int
     channels: int
@@ -40,7 +40,7 @@ class Look:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def look(path: Path) -> Look:
+def scan_file(path: Path) -> ScannedFile:
     """Decode a whole file in bounded memory.
 
     Raises:
@@ -55,14 +55,12 @@ def look(path: Path) -> Look:
         silent += int((level < SILENCE).sum())
         clipped += int((level >= CLIP).sum())
         digest.update(block.tobytes())
-    sha256 = audio.file_sha256(path)
-    return Look(
-        info.sample_rate, info.channels, samples, peak, silent, clipped, sha256, digest.hexdigest(), read_tags(path)
-    )
+    sums = file_sha256(path), digest.hexdigest()
+    return ScannedFile(info.sample_rate, info.channels, samples, peak, silent, clipped, *sums, read_tags(path))
 
 
 def read_tags(path: Path) -> dict[str, str]:
-    """artist, album, genre, title from the file's own tags; a file without readable tags has none."""
+    """artist, album, genre and title from the file's own tags; none if they cannot be read."""
     try:
         file = mutagen.File(path, easy=True)  # type: ignore[attr-defined]
     except Exception:  # mutagen raises many kinds on damaged tags, and audio without tags is still audio
@@ -82,27 +80,29 @@ def read_tags(path: Path) -> dict[str, str]:
 
 
 class ScanCache:
-    """The looks of earlier scans and of this one: a JSON line a file, with its name, size and time of change.
+    """Results of this scan and of earlier ones: one JSON line per file, with its name, size and time of change.
 
-    Only good looks are kept: a file that could not be read may be readable with the next update of a decoder.
+    Files that cannot be read are not in it: they may be readable with the next update of a decoder.
 
     Args:
-        path: of the JSONL file; None keeps nothing.
+        path: of the JSONL file; None for a cache that keeps nothing.
     """
 
     def __init__(self, path: Path | None):
-        self.known: dict[str, bytes] = {}  # lines, parsed when they are asked for
+        self.lines: dict[str, bytes] = {}  # by file name; parsed when needed, because parsed lines are much larger
         self.file = None
-        if path is not None:
-            content = path.read_bytes() if path.is_file() else b""
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for place in (path.with_name(OLD_SCAN_CACHE), path):
+            content = place.read_bytes() if place.is_file() else b""
             for line in content.splitlines():
-                name = _parsed(line).get("path")
-                if name:
-                    self.known[name] = line
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("ab", buffering=0)
-            if content and not content.endswith(b"\n"):  # cut off in the middle of a line
-                self.file.write(b"\n")
+                row = parse_line(line)
+                if row and "path" in row:
+                    self.lines[row["path"]] = line
+        self.file = path.open("ab", buffering=0)
+        if content and not content.endswith(b"\n"):  # the last line is incomplete
+            self.file.write(b"\n")
 
     def __enter__(self) -> ScanCache:
         return self
@@ -111,40 +111,32 @@ class ScanCache:
         if self.file is not None:
             self.file.close()
 
-    def find(self, name: str, stamp: list[int]) -> Look | None:
-        """The look at a file that had this stamp when it was made."""
-        facts = _parsed(self.known.get(name, b""))
-        if facts.pop("path", None) != name or facts.pop("stamp", None) != stamp:
+    def find(self, name: str, stamp: list[int]) -> ScannedFile | None:
+        """The result for a file, if it had the same stamp then."""
+        row = parse_line(self.lines.get(name, b"")) or {}
+        if row.pop("path", None) != name or row.pop("stamp", None) != stamp:
             return None
         try:
-            return Look(**facts)
-        except TypeError:  # of another version
+            return ScannedFile(**row)
+        except TypeError:  # written by another version
             return None
 
-    def keep(self, name: str, stamp: list[int], found: Look) -> None:
-        """Write a new look, made of a file that had this stamp."""
+    def add(self, name: str, stamp: list[int], found: ScannedFile) -> None:
+        """Write a new result; `stamp` was read before the file was."""
         if self.file is not None:
-            self.file.write(json.dumps({"path": name, "stamp": stamp, **asdict(found)}).encode() + b"\n")
+            self.file.write(json_line({"path": name, "stamp": stamp, **asdict(found)}))
 
 
 def stamp_of(path: Path) -> list[int]:
-    """Size and time of change: a file that has the same ones is taken to be the same."""
+    """Size and time of change; a file with the same stamp is taken to be unchanged."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError:  # half a line, or damaged
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order, on all cores; few are waiting at any time, however many items there are.
+    """Results in order, computed by a thread per core; only a few wait at any time, for any number of items.
 
-    Threads, because decoding, hashing and arithmetic leave the interpreter's lock alone.
+    Threads run in parallel here, because decoding, hashing and arithmetic release the interpreter's lock.
     """
     waiting: collections.deque[Future[Result]] = collections.deque()
     n_threads = os.cpu_count() or 1

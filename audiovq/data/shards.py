@@ -1,10 +1,10 @@
-"""Token shards: the codes of a data set in few files, and a table of its tracks that opens at once however many there are.
+"""Token shards: the codes of a data set in a few files, with a table of tracks that opens fast at any number of them.
 
-shard-00000-level-0.npy …    the codes of many tracks, one after the other, uint16 (int32 beyond 65536 codes), a file a level
-shard-00000-chroma.npy       a pitch class a top code, if asked for
-tracks.jsonl                 a line a track: path, sha256, split, labels
-tracks.npy                   int64, a row of COLUMNS a track: where its line and its codes lie
-index.json                   what all this is, with the size of every file and the CRC-32 of the tables; written last
+shard-00000-level-0.npy …    one file per level: codes of many tracks in a row, uint16 (int32 beyond 65536 codes)
+shard-00000-chroma.npy       one pitch class per top code, if the data set has chroma
+tracks.jsonl                 one line per track: path, sha256, split, labels
+tracks.npy                   int64, one row per track: where its line and its codes are
+index.json                   format and tokenizer, the size of every file, CRC-32 of the tables; written last
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from audiovq.data import validation
 from audiovq.data.codes import Codes
 from audiovq.data.storage import RemoteArray, Storage, Unreachable
 from audiovq.data.tracks import Track
+from audiovq.utils.files import cannot_write, json_line, write_text
 
 FORMAT = "audiovq-shards-2"
 SHARD_CODES = 1 << 26  # codes a level in one shard file, at most (a track is never split)
@@ -34,7 +35,7 @@ SPLITS = ("train", "valid")
 
 @dataclass(frozen=True)
 class ShardTrack:
-    """Where a track's codes lie, and where they came from."""
+    """Where a track's codes are, and the file that they were made from."""
 
     path: str
     sha256: str
@@ -47,7 +48,7 @@ class ShardTrack:
 
 
 class TrackTable(Sequence[ShardTrack]):
-    """Tracks that are made when they are asked for, from two arrays that all processes share.
+    """A sequence of tracks, built on access from two arrays that worker processes share.
 
     Args:
         lines: uint8, tracks.jsonl.
@@ -66,26 +67,24 @@ class TrackTable(Sequence[ShardTrack]):
         line, n_bytes, shard, split, n_samples, *where = self.columns[self.rows[i]].tolist()
         facts = json.loads(self.lines[line : line + n_bytes].tobytes())
         validation.check_relative(facts["path"])
-        n_levels = len(where) // 2
-        return ShardTrack(
-            facts["path"], facts["sha256"], SPLITS[split], facts["labels"], n_samples, shard, where[:n_levels],
-            where[n_levels:],
-        )  # fmt: skip
+        path, sha256, labels = facts["path"], facts["sha256"], facts["labels"]
+        offsets, lengths = where[: len(where) // 2], where[len(where) // 2 :]
+        return ShardTrack(path, sha256, SPLITS[split], labels, n_samples, shard, offsets, lengths)
 
     def of(self, split: str | None) -> TrackTable:
-        """Those of one split, or all."""
+        """The tracks of one split; all for None."""
         if split is None:
             return self
         mine = self.columns[self.rows, SPLIT] == SPLITS.index(split)
         return TrackTable(self.lines, self.columns, self.rows[mine])
 
     def labels(self) -> Iterator[dict[str, str]]:
-        """Of each track; much faster than to make all tracks."""
+        """The labels of each track; much faster than building all tracks."""
         for line, n_bytes in self.columns[self.rows][:, [LINE, LINE_BYTES]].tolist():
             yield json.loads(self.lines[line : line + n_bytes].tobytes())["labels"]
 
     def lengths(self, level: int) -> np.ndarray:
-        """Codes of each track at a level, int64 [n]."""
+        """The number of codes of each track at a level, int64 [n_tracks]."""
         n_levels = (self.columns.shape[1] - COLUMNS) // 2
         return self.columns[self.rows, COLUMNS + n_levels + level]
 
@@ -95,25 +94,25 @@ NO_TRACKS = TrackTable(np.zeros(0, np.uint8), np.zeros((0, COLUMNS), np.int64))
 
 @dataclass
 class ShardIndex:
-    """Provenance of all shards in a folder."""
+    """The content of index.json, and the table of tracks."""
 
     tokenizer_hash: str
     sample_rate: int
     hop_lengths: list[int]
     codebook_size: int
-    chroma: bool = False  # whether there is one of each track beside its codes, see `data/chroma.py`
+    chroma: bool = False  # whether the shards also have pitch classes, see `data/chroma.py`
     n_shards: int = 0
     tracks: TrackTable = field(default_factory=lambda: NO_TRACKS)
 
     @property
     def names(self) -> list[str]:
-        """Of all shards' files."""
+        """The file names of all shards."""
         kinds = [f"level-{level}" for level in range(len(self.hop_lengths))] + ["chroma"] * self.chroma
         return [f"shard-{shard:05d}-{kind}.npy" for shard in range(self.n_shards) for kind in kinds]
 
 
 class _GrowingArray:
-    """A one-dimensional .npy file that grows at its end: nothing of it stays in memory."""
+    """A one-dimensional .npy file that values are appended to; they do not stay in memory."""
 
     def __init__(self, path: Path, dtype: type[np.generic]):
         self.file, self.dtype, self.n = path.open("wb"), np.dtype(dtype), 0
@@ -131,19 +130,19 @@ class _GrowingArray:
     def close(self) -> None:
         self.file.seek(0)
         self._write_header()
-        assert self.file.tell() == self.begin, "numpy leaves room for any length"
+        assert self.file.tell() == self.begin, "numpy pads the header for any length"
         _close_safely(self.file)
 
 
 def _close_safely(file: IO[Any]) -> None:
-    """What the index speaks of is on the disk before the index is."""
+    """Flush before the index is written, which must not name files that are not on the disk."""
     file.flush()
     os.fsync(file.fileno())
     file.close()
 
 
 class ShardWriter:
-    """Appends tracks; index.json is written last, so that a folder with one is complete. Memory is that of the table.
+    """Appends tracks to shards; index.json is written last and marks a complete folder.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -153,17 +152,20 @@ class ShardWriter:
         self.folder, self.index = folder, index
         folder.mkdir(parents=True, exist_ok=True)
         self.dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
-        self.files: list[_GrowingArray] = []  # of the shard at hand: a level each, then chroma
+        self.files: list[_GrowingArray] = []  # of the current shard: one per level, then chroma
         self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
         self.columns = array("q")
 
     def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
-        """Args: chroma: uint8, one for each top code; needed if the index says that there is one."""
+        """Append a track.
+
+        Args:
+            chroma: uint8 [n_top_codes], if the index has chroma.
+        """
         values = [level.numpy() for level in codes.levels]
         assert len(values) == len(self.index.hop_lengths), "expected codes of each level"
         if self.index.chroma:
-            assert chroma is not None, "the index says that there is chroma"
-            assert len(chroma) == len(values[0]), "expected a chroma class of each top code"
+            assert chroma is not None and len(chroma) == len(values[0]), "expected one chroma class per top code"  # noqa: PT018
             values.append(chroma)
         n_levels = len(codes.levels)
         try:
@@ -173,10 +175,10 @@ class ShardWriter:
             for file, part in zip(self.files, values, strict=True):
                 file.append(part)
             facts = {"path": track.path, "sha256": track.sha256, "split": track.split, "labels": track.labels}
-            start, line = self.lines.tell(), json.dumps(facts).encode() + b"\n"
+            start, line = self.lines.tell(), json_line(facts)
             self.lines.write(line)
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise cannot_write(self.folder, error) from None
         row = [start, len(line), self.index.n_shards - 1, SPLITS.index(track.split), codes.n_samples]
         self.columns.extend([*row, *offsets[:n_levels], *lengths[:n_levels]])
 
@@ -202,24 +204,16 @@ class ShardWriter:
             content |= {"format": FORMAT, "n_tracks": len(columns)}
             content["sizes"] = {name: (self.folder / name).stat().st_size for name in names}
             content["crc32"] = {name: zlib.crc32((self.folder / name).read_bytes()) for name in names[-2:]}
-            temporary = self.folder / "index.tmp"
-            with temporary.open("w") as file:
-                json.dump(content, file, indent=1)
-                _close_safely(file)
-            temporary.replace(self.folder / "index.json")
+            write_text(self.folder / "index.json", json.dumps(content, indent=1))
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
-
-
-def _unwritable(folder: Path, error: OSError) -> ValueError:
-    return ValueError(f"{folder}: cannot be written ({error.strerror}); free some space or choose another --out")
+            raise cannot_write(self.folder, error) from None
 
 
 class Shards:
-    """Codes of a whole data set, memory-mapped; or, at any URL that fsspec knows, read by ranges.
+    """The codes of a data set: local files are memory-mapped, files at a URL (see `Storage`) are read by ranges.
 
     Raises:
-        ValueError: no shards, damaged ones, or those of another tokenizer.
+        ValueError: no shards, damaged ones, or shards of another tokenizer.
     """
 
     def __init__(self, folder: Path | str, tokenizer_hash: str | None = None):
@@ -232,17 +226,17 @@ class Shards:
                 "delete the folder and run the codes stage again"
             )
         self._arrays: dict[str, np.ndarray | RemoteArray] = {}
-        if self.storage.local:  # remote ones are opened when they are needed, for each costs two requests
+        if self.storage.local:  # remote files are opened when needed, because each costs two requests
             for name in self.index.names:
                 self._array(name)
         self._check_tracks()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens its own: an array that is mapped would be sent whole."""
+        """A worker process opens its own; pickling a mapped array would copy it."""
         return Shards, (self.folder,)
 
     def _check_tracks(self) -> None:
-        """That each is where the table says, as far as the shards are here to be seen."""
+        """Raises ValueError if a track's codes are not within its shard; lengths of remote shards are not known here."""
         index, n_levels = self.index, len(self.index.hop_lengths)
         lengths = {
             (shard, level): len(self._array(f"shard-{shard:05d}-level-{level}.npy"))
@@ -281,7 +275,7 @@ class Shards:
             raise self._damaged("index.json", error) from None
 
     def _checked(self, name: str, crc32: int) -> np.ndarray:
-        """A whole file as uint8; a local one stays on the disk until it is looked at."""
+        """A whole file as uint8, after its checksum was compared; a local one is memory-mapped."""
         try:
             content = self.storage.bytes(name)
         except OSError as error:
@@ -297,7 +291,7 @@ class Shards:
                 if expected is not None and size != expected:
                     raise ValueError(f"expected {expected} bytes, found {size}")
                 array = self._arrays[name] = self.storage.array(name)
-                if isinstance(array, np.ndarray):  # of a remote one, numpy reads nothing but numbers
+                if isinstance(array, np.ndarray):  # a RemoteArray holds nothing but numbers
                     validation.check_shard(array)
             except Unreachable:
                 raise
@@ -306,9 +300,9 @@ class Shards:
         return self._arrays[name]
 
     def _damaged(self, name: str, reason: object) -> ValueError:
-        return ValueError(
-            f"{self.storage.path(name)}: shard missing or damaged ({reason}); delete its folder and run the codes stage again"
-        )
+        path = self.storage.path(name)
+        advice = "delete its folder and run the codes stage again"
+        return ValueError(f"{path}: shard missing or damaged ({reason}); {advice}")
 
     def _part(self, track: ShardTrack, kind: str, start: int, end: int) -> np.ndarray:
         name = f"shard-{track.shard:05d}-{kind}.npy"
@@ -329,13 +323,19 @@ class Shards:
         return codes
 
     def chroma(self, track: ShardTrack) -> np.ndarray:
-        """uint8, one a top code."""
+        """Pitch classes of a track, uint8 [n_top_codes]."""
         return self._part(track, "chroma", track.offsets[0], track.offsets[0] + track.lengths[0])
 
 
 def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
-    """Places in tracks, counts[i] of them in track i: all, or `at_most` of them evenly spread, as (track, which of its
-    places)."""
+    """Choose places in tracks, evenly spread over all of them.
+
+    Args:
+        counts: [n_tracks], the number of places in each track.
+        at_most: how many to choose.
+    Returns:
+        (track, place within the track), in order.
+    """
     ends = np.cumsum(counts)
     n = int(ends[-1]) if len(ends) else 0
     for place in np.linspace(0, n - 1, min(n, at_most)).round().astype(int):
@@ -344,11 +344,11 @@ def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
 
 
 def table_of(tracks: Iterable[ShardTrack]) -> TrackTable:
-    """A table that holds these tracks."""
+    """A table of these tracks."""
     lines, columns = bytearray(), []
     for track in tracks:
         facts = {key: getattr(track, key) for key in ("path", "sha256", "split", "labels")}
-        line = json.dumps(facts).encode()
+        line = json_line(facts)
         place = [len(lines), len(line), track.shard, SPLITS.index(track.split), track.n_samples]
         columns.append([*place, *track.offsets, *track.lengths])
         lines += line
@@ -356,7 +356,7 @@ def table_of(tracks: Iterable[ShardTrack]) -> TrackTable:
 
 
 def _first_format(content: dict[str, Any]) -> ShardIndex:
-    """An index.json that holds all tracks, as versions before FORMAT wrote it."""
+    """An index.json of the first format, which holds all tracks."""
     tracks = [ShardTrack(**track) for track in content.pop("tracks")]
     for track in tracks:
         validation.check_relative(track.path)

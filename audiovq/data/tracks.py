@@ -1,4 +1,4 @@
-"""A folder of music -> tracks: found, checked, labelled, split; what cannot be used is set aside with its reason."""
+"""A folder of music -> tracks: found, checked, labelled and split. Files that cannot be used are listed with the reason."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field
 
 from audiovq.config import Config
 from audiovq.data import audio
-from audiovq.data.scan_cache import SILENCE, Look, ScanCache, in_parallel, look, stamp_of
+from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, in_parallel, scan_file, stamp_of
+from audiovq.utils.files import read_jsonl, write_jsonl, write_text
 from audiovq.utils.progress import track as progress
-
-Row = TypeVar("Row")
 
 
 class DataConfig(Config):
@@ -28,9 +28,7 @@ class DataConfig(Config):
     valid_fraction: float = Field(default=0.1, ge=0, lt=1)  # of the tracks, at least one if there are two
     min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside
     cache_gigabytes: float = Field(default=2.0, ge=0)  # data sets that fit are decoded once and kept in memory
-    credits: str | None = (
-        None  # file with licences and authors, for the model card; relative to the folder; else CREDITS.*
-    )
+    credits: str | None = None  # licences and authors, for the model card; relative to the folder; else CREDITS.*
     workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0 does it in the training process
 
 
@@ -61,7 +59,7 @@ class Rejected:
 
 @dataclass
 class Scan:
-    """The result of looking at a folder once; saved in the run so that a resumed run sees the same tracks."""
+    """The tracks of a folder. It is saved in the run, so that a resumed run has the same tracks."""
 
     folder: Path
     tracks: list[Track]
@@ -71,9 +69,10 @@ class Scan:
         return [track for track in self.tracks if track.split == name]
 
     def only(self, patterns: Sequence[str]) -> Scan:
-        """The tracks whose path below the folder matches one of the shell patterns (`*` goes across folders); all for none.
+        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all if there are none.
 
-        Raises ValueError for a pattern that no track matches, and if no training track is left.
+        Raises:
+            ValueError: a pattern that no track matches, or no training track is left.
         """
         if not patterns:
             return self
@@ -82,22 +81,19 @@ class Scan:
                 raise ValueError(
                     f'codes.only: no track of {self.folder} matches "{pattern}"; expected such as "folder/*"'
                 )
-        kept = [track for track in self.tracks if any(fnmatchcase(track.path, pattern) for pattern in patterns)]
-        if not any(track.split == "train" for track in kept):
-            raise ValueError(f"codes.only: none of the {len(kept)} tracks that match is a training track")
-        return replace(self, tracks=kept)
+        matching = [track for track in self.tracks if any(fnmatchcase(track.path, pattern) for pattern in patterns)]
+        if not any(track.split == "train" for track in matching):
+            raise ValueError(f"codes.only: none of the {len(matching)} tracks that match is a training track")
+        return replace(self, tracks=matching)
 
     def report(self) -> dict[str, Any]:
-        """Hours, rates, silence, clipping and duplicates, for people and for report.json."""
-        rates: dict[str, int] = {}
-        for track in self.tracks:
-            rates[str(track.sample_rate)] = rates.get(str(track.sample_rate), 0) + 1
+        """Hours, rates, silence, clipping and duplicates, for report.json."""
         return {
             "tracks": len(self.tracks),
             "hours": sum(track.seconds for track in self.tracks) / 3600,
             "train_tracks": len(self.split("train")),
             "valid_tracks": len(self.split("valid")),
-            "sample_rates": rates,
+            "sample_rates": Counter(str(track.sample_rate) for track in self.tracks),
             "mostly_silent": [t.path for t in self.tracks if t.silent_fraction > 0.5],
             "clipped": [t.path for t in self.tracks if t.clipped_fraction > 1e-3],
             "duplicates": [r.path for r in self.rejected if r.reason.startswith("same audio")],
@@ -105,46 +101,35 @@ class Scan:
         }
 
     def save(self, folder: Path) -> None:
-        """tracks.jsonl, quarantine.jsonl and report.json; tracks.jsonl last, so that its presence means complete."""
+        """Write quarantine.jsonl, report.json and tracks.jsonl; tracks.jsonl last, because it marks a complete scan."""
         folder.mkdir(parents=True, exist_ok=True)
-        _write_lines(folder / "quarantine.jsonl", self.rejected)
-        (folder / "report.json").write_text(json.dumps({"folder": str(self.folder), **self.report()}, indent=2))
-        _write_lines(folder / "tracks.jsonl", self.tracks)
+        write_jsonl(folder / "quarantine.jsonl", map(vars, self.rejected))
+        write_text(folder / "report.json", json.dumps({"folder": str(self.folder), **self.report()}, indent=2))
+        write_jsonl(folder / "tracks.jsonl", map(vars, self.tracks))
 
     @staticmethod
     def load(folder: Path) -> Scan:
-        """Raises ValueError if a part of it is missing or damaged."""
+        """Raises ValueError if a file is missing or damaged."""
         try:
-            report = json.loads((folder / "report.json").read_text())
-            tracks = _read_lines(folder / "tracks.jsonl", Track, report["tracks"])
-            rejected = _read_lines(folder / "quarantine.jsonl", Rejected, report["quarantined"])
+            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            tracks = [Track(**row) for row in read_jsonl(folder / "tracks.jsonl")]
+            rejected = [Rejected(**row) for row in read_jsonl(folder / "quarantine.jsonl")]
+            for name, rows, n in (
+                ("tracks", tracks, report["tracks"]),
+                ("quarantine", rejected, report["quarantined"]),
+            ):
+                if len(rows) != n:
+                    raise ValueError(f"{name}.jsonl: expected {n} lines, found {len(rows)}")
             return Scan(Path(report["folder"]), tracks, rejected)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{folder}: missing or damaged ({error}); delete recipe.yaml beside it and run the same command again, "
-                "which scans the music anew and keeps the rest"
+                f"{folder}: missing or damaged ({error}); delete recipe.yaml in the run folder and run the same command "
+                "again, which scans the music anew and keeps the rest"
             ) from None
 
 
-def _read_lines(path: Path, kind: type[Row], n: int) -> list[Row]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        rows = [kind(**json.loads(line)) for line in file]
-    if len(rows) != n:
-        raise ValueError(f"{path.name}: expected {n} lines, found {len(rows)}")
-    return rows
-
-
-def _write_lines(path: Path, items: Iterable[Track | Rejected]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(json.dumps(vars(item), ensure_ascii=False) + "\n" for item in items)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def find_audio(folder: Path) -> list[Path]:
-    """All audio files below a folder, by suffix, in a stable order; hidden ones are left out."""
+    """All audio files below a folder, by suffix, in a stable order; without hidden ones."""
     return [folder / name for name in audio_names(folder)]
 
 
@@ -164,13 +149,13 @@ def audio_names(folder: Path) -> list[str]:
     return sorted((name for name in found if (folder / name).is_file()), key=lambda name: name.split("/"))
 
 
-def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
-    """Decode every file once, in bounded memory and on all cores, and sort it into tracks and quarantine.
+def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
+    """Decode every file once, in bounded memory and on all cores, and sort the files into tracks and rejected ones.
 
     Args:
-        looks: file that keeps what was found of each file as it is found; what it knows is not looked at again.
+        cache_file: keeps the result of each file as soon as it is there; files in it are not decoded again.
     Raises:
-        ValueError: no such folder, no audio in it, or nothing in it that can be used.
+        ValueError: no such folder, no audio in it, or no file that can be used.
     """
     folder = folder.resolve()
     names = audio_names(folder)
@@ -179,17 +164,18 @@ def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
     manifest = _read_manifest(folder, config.manifest)
     tracks: list[Track] = []
     rejected: list[Rejected] = []
-    seen: dict[str, str] = {}
-    with ScanCache(looks) as book:
-        found = in_parallel(lambda name: _judge(name, folder, config, manifest, book), names)
-        for result, new in progress(found, "scan", len(names)):
-            book.keep(result.path, *new) if new else None
-            if isinstance(result, Track) and result.audio_sha256 in seen:
-                result = Rejected(result.path, f"same audio as {seen[result.audio_sha256]}")
+    names_of_audio: dict[str, str] = {}
+    with ScanCache(cache_file) as cache:
+        results = in_parallel(lambda name: _check_file(name, folder, config, manifest, cache), names)
+        for result, new in progress(results, "scan", len(names)):
+            if new is not None:
+                cache.add(result.path, *new)
+            if isinstance(result, Track) and result.audio_sha256 in names_of_audio:
+                result = Rejected(result.path, f"same audio as {names_of_audio[result.audio_sha256]}")
             if isinstance(result, Rejected):
                 rejected.append(result)
             else:
-                seen[result.audio_sha256] = result.path
+                names_of_audio[result.audio_sha256] = result.path
                 tracks.append(result)
     if not tracks:
         raise ValueError(
@@ -198,24 +184,24 @@ def scan(folder: Path, config: DataConfig, looks: Path | None = None) -> Scan:
     return Scan(folder, _split(tracks, config.valid_fraction), rejected)
 
 
-def _judge(
-    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], book: ScanCache
-) -> tuple[Track | Rejected, tuple[list[int], Look] | None]:
-    """One file -> its track, or the reason why not; and if the book does not know it, its stamp and the look."""
-    new = None
+def _check_file(
+    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], cache: ScanCache
+) -> tuple[Track | Rejected, tuple[list[int], ScannedFile] | None]:
+    """A file's track, or the reason against it; and the entry for the cache if the file is not in it."""
+    path, new = folder / name, None
     try:
-        stamp = stamp_of(folder / name)
-        found = book.find(name, stamp)
+        stamp = stamp_of(path)
+        found = cache.find(name, stamp)
         if found is None:
-            found = look(folder / name)
+            found = scan_file(path)
             new = stamp, found
-        return _track(name, folder / name, found, config, manifest), new
+        return _track(name, path, found, config, manifest), new
     except (ValueError, OSError) as error:
-        return Rejected(name, str(error).removeprefix(f"{folder / name}: ")), new
+        return Rejected(name, str(error).removeprefix(f"{path}: ")), new
 
 
 def _track(
-    name: str, path: Path, found: Look, config: DataConfig, manifest: dict[str, dict[str, str]]
+    name: str, path: Path, found: ScannedFile, config: DataConfig, manifest: dict[str, dict[str, str]]
 ) -> Track | Rejected:
     if found.samples < config.min_seconds * found.sample_rate:
         seconds = found.samples / found.sample_rate
@@ -227,9 +213,18 @@ def _track(
     if split not in {"", "train", "valid"}:
         return Rejected(name, f"split: expected train or valid, found {split!r}")
     return Track(
-        name, found.sha256, found.sample_rate, found.channels, found.samples, split, labels, found.peak,
-        found.silent / found.samples, found.clipped / found.samples, found.audio_sha256,
-    )  # fmt: skip
+        path=name,
+        sha256=found.sha256,
+        sample_rate=found.sample_rate,
+        channels=found.channels,
+        samples=found.samples,
+        split=split,
+        labels=labels,
+        peak=found.peak,
+        silent_fraction=found.silent / found.samples,
+        clipped_fraction=found.clipped / found.samples,
+        audio_sha256=found.audio_sha256,
+    )
 
 
 def _track_json(path: Path) -> dict[str, str]:
@@ -264,31 +259,27 @@ def _as_labels(content: Any, source: str) -> dict[str, str]:
 
 
 def _read_manifest(folder: Path, name: str | None) -> dict[str, dict[str, str]]:
+    """Labels by the path of the track."""
     if name is None:
         return {}
     path = folder / name
     if not path.is_file():
-        raise ValueError(f"{path}: no such manifest; expected JSONL with a `path` a line")
+        raise ValueError(f"{path}: no such manifest; expected JSONL with a `path` in each line")
     rows: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                content = json.loads(line)
-            except ValueError:
-                raise ValueError(f"{path} line {number}: not valid JSON") from None
-            labels = _as_labels(content, f"{path} line {number}")
-            if "path" not in labels:
-                raise ValueError(f"{path} line {number}: expected a key `path`, found {', '.join(labels) or 'none'}")
-            rows[labels.pop("path")] = labels
+    for content in read_jsonl(path):
+        labels = _as_labels(content, path.name)
+        if "path" not in labels:
+            raise ValueError(f"{path}: expected a key `path` in each line, found {', '.join(labels) or 'none'}")
+        rows[labels.pop("path")] = labels
     return rows
 
 
 def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
-    """Give each track without a split of its own one: those whose path hashes lowest are held out.
+    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out.
 
-    By path alone, so that it never depends on order, machine or run.
+    It depends on the paths alone, and not on their order, the machine or the run.
     """
     free = sorted((t for t in tracks if not t.split), key=lambda t: hashlib.sha256(os.fsencode(t.path)).hexdigest())
-    wanted = math.ceil(valid_fraction * len(tracks)) - sum(t.split == "valid" for t in tracks)
-    held_out = {t.path for t in free[: max(0, min(wanted, len(free) - 1))]}
+    missing = math.ceil(valid_fraction * len(tracks)) - sum(t.split == "valid" for t in tracks)
+    held_out = {t.path for t in free[: max(0, min(missing, len(free) - 1))]}
     return [replace(t, split=t.split or ("valid" if t.path in held_out else "train")) for t in tracks]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.data import audio
+from audiovq.data.resampling import resample
 from audiovq.evaluation.tf_checkpoint import read_checkpoint
 
 SAMPLE_RATE = 16000
@@ -146,7 +147,7 @@ class MusicEmbedding:
         Raises:
             ValueError: less than 3 s of audio.
         """
-        mono = audio.resample(audio.downmix(waveform.float(), 1).to(self.device), sample_rate, SAMPLE_RATE)[0]
+        mono = resample(audio.downmix(waveform.float(), 1).to(self.device), sample_rate, SAMPLE_RATE)[0]
         log_mel = self._log_mel(mono)  # [frames, 96]
         n = len(log_mel) // PATCH_FRAMES
         if n == 0:

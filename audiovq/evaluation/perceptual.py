@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from audiovq.data import audio
+from audiovq.data.resampling import resample
 
 try:
     import zimtohrli  # pyright: ignore[reportMissingImports]  # of the extra "perceptual"
@@ -35,5 +35,5 @@ def perceptual_score(reconstruction: Tensor, reference: Tensor, sample_rate: int
 
 
 def _prepare(waveform: Tensor, sample_rate: int) -> np.ndarray:
-    resampled = audio.resample(waveform.detach().float().cpu(), sample_rate, SAMPLE_RATE)
+    resampled = resample(waveform.detach().float().cpu(), sample_rate, SAMPLE_RATE)
     return functional.pad(resampled, (0, max(0, SHORTEST - resampled.shape[-1]))).numpy()

@@ -1,7 +1,7 @@
 """A run: one folder, one recipe, all stages in order. Whatever is finished is not done again.
 
 run/recipe.yaml              complete, as it was run
-run/data/                    looks.jsonl, tracks.jsonl, quarantine.jsonl, report.json
+run/data/                    scan_cache.jsonl, tracks.jsonl, quarantine.jsonl, report.json
 run/tokenizer/               config.json, model.safetensors (a model folder); with a tuned decoder if the recipe asks for it
 run/codes/                   shards; none if the recipe names those of another run
 run/prior-0/ …               a model folder a level, coarse to fine
@@ -24,6 +24,7 @@ from accelerate import Accelerator
 
 from audiovq import api
 from audiovq.data import audio
+from audiovq.data.audio_writer import write_audio
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan, scan
 from audiovq.distributed import collectives
@@ -46,6 +47,7 @@ from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
 from audiovq.training.trackers import Reporting, usable
 from audiovq.utils import signals
+from audiovq.utils.files import atomic_folder, check_folder, write_checksums, write_text
 from audiovq.utils.progress import say
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
@@ -110,7 +112,7 @@ class Run:
         """Look at the data and save the recipe in a new folder; refuse one that holds another recipe's run."""
         path = self.folder / "recipe.yaml"
         if self.main and not path.exists():  # the recipe comes last: a folder with wrong data is not claimed
-            audio.check_folder(self.folder)
+            check_folder(self.folder)
             self._open_codes() if self.recipe.codes.path else self._scan()
             self._save_recipe(path)
         collectives.barrier()
@@ -143,15 +145,13 @@ class Run:
         return shards
 
     def _save_recipe(self, path: Path) -> None:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.recipe.to_yaml())
-        temporary.replace(path)
+        write_text(path, self.recipe.to_yaml())
 
     def _scan(self) -> None:
         place, data = self.folder / "data", self.recipe.data
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
-        result = scan(Path(data.folder), data, looks=place / "looks.jsonl")
+        result = scan(Path(data.folder), data, cache_file=place / "scan_cache.jsonl")
         result.only(self.recipe.codes.only)  # not only after the tokenizer's hours is it said that nothing matches
         result.save(place)
         report = result.report()
@@ -195,13 +195,11 @@ class Run:
             raise ValueError(
                 f"{shards.storage.path('../tokenizer')}: expected the tokenizer of the codes there; or copy it to {place}"
             ) from None
-
-        def fill(temporary: Path) -> None:
+        with atomic_folder(place) as temporary:
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
             self._open_codes(tokenizer_hash(checkpoint.load_tokenizer(temporary)))
-
-        checkpoint.write_folder(place, fill)
+            write_checksums(temporary)
 
     def decoder(self) -> None:
         self._need("tokenizer", "decoder")
@@ -284,7 +282,7 @@ class Run:
             waveforms = {"source": source}
             waveforms |= {f"levels-{k}": tokenizer.decode(codes, k) for k in range(1, len(codes.levels) + 1)}
             for name, waveform in waveforms.items():
-                audio.write_audio(folder / f"{Path(track.path).stem}-{name}.wav", waveform, rate)
+                write_audio(folder / f"{Path(track.path).stem}-{name}.wav", waveform, rate)
             draw_spectrograms(waveforms, rate, folder / f"{Path(track.path).stem}.png")
 
     def _generate_samples(self) -> None:
@@ -294,7 +292,7 @@ class Run:
         folder = self.folder / "samples" / f"prior-{len(generator.priors) - 1}"
         pieces = generator.sample(wanted.seconds, seed=0, n=wanted.n, progress=True)
         for i, piece in enumerate(pieces):
-            audio.write_audio(folder / f"item-{i}.wav", piece, generator.sample_rate)
+            write_audio(folder / f"item-{i}.wav", piece, generator.sample_rate)
         draw_spectrograms({f"item {i}": p for i, p in enumerate(pieces)}, generator.sample_rate, folder / "items.png")
 
     def _page(self) -> None:
@@ -313,9 +311,7 @@ class Run:
         for level, folder in enumerate(api.prior_folders(self.folder)):
             levels[level] |= held_out_bits(checkpoint.load_prior(folder)[0].to(self.device), shards, split)
             levels[level]["bigram_bits_per_code"] = bigram_bits(shards, level, split)
-        temporary = self.folder / "report.tmp"
-        temporary.write_text(json.dumps({"split": split, "levels": levels}, indent=2))
-        temporary.replace(self.folder / "report.json")
+        write_text(self.folder / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
         finished = [level for level in levels if "bits_per_second" in level]
         for i, level in enumerate(finished):
             say(

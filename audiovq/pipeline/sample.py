@@ -18,9 +18,9 @@ from audiovq import api
 from audiovq.api.live import GrowingDecoder
 from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
+from audiovq.data.audio_writer import AudioWriter, check_writable
 from audiovq.data.codes import Codes
 from audiovq.data.shards import Shards
-from audiovq.data.wav_stream import WavStream
 from audiovq.distributed import collectives, launch
 from audiovq.evaluation.copies import copy_reports, report_lines
 from audiovq.recipe import codes_place
@@ -28,6 +28,7 @@ from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.sampling.journal import JournalFolder
 from audiovq.utils import signals
+from audiovq.utils.files import check_folder
 from audiovq.utils.progress import console, say
 
 SECONDS = 20.0
@@ -156,7 +157,7 @@ def _sample(
     drawn = collectives.broadcast_(torch.tensor(secrets.randbelow(10**6)))  # by all ranks, whether needed or not
     seed = int(drawn) if options.seed is None else options.seed
     target, paths = output_paths(options, seed)
-    audio.check_writable(target)
+    check_writable(target)
     folder = pick_model()
     shards = Shards(codes_place(folder)) if options.check_copies else None
     generator = api.Generator.from_pretrained(folder)
@@ -221,7 +222,7 @@ def _write(path: Path, tokenizer: api.Tokenizer, codes: Codes, given: CodeMask |
         source, _ = audio.read_audio(options.source or options.prompt or "", rate, channels)
         kept = given.kept_stretches(codes.hop_lengths)
         pieces = splice(pieces, source, given.source_start, kept, codes.n_samples, round(FADE_SECONDS * rate))
-    with audio.AudioWriter(path, rate, channels) as file:
+    with AudioWriter(path, rate, channels) as file:
         for piece in pieces:
             file.write(piece)
 
@@ -309,8 +310,10 @@ def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int,
     network, rate = generator.tokenizer.network, generator.sample_rate
     done: dict[int, Tensor] = {}  # finished levels
     decoder = GrowingDecoder(network, n_samples, len(generator.priors))
-    with _stream_file(options.stream) as file:
-        wav = WavStream(file, n_samples, network.config.channels, rate)
+    with (
+        _stream_file(options.stream) as file,
+        AudioWriter(file, rate, network.config.channels, n_samples) as wav,
+    ):
 
         def listen(level: int, codes: Tensor, n_known: int) -> None:
             if level == len(generator.priors) - 1:
@@ -319,7 +322,7 @@ def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int,
             elif n_known == codes.shape[1]:
                 if level == 0 and level not in done:
                     preview = target.with_stem(f"{target.stem}-preview")
-                    with audio.AudioWriter(preview, rate, network.config.channels) as whole:
+                    with AudioWriter(preview, rate, network.config.channels) as whole:
                         for piece in GrowingDecoder(network, n_samples, 1).feed([codes], n_known):
                             whole.write(piece)
                     say(f"{preview}: the top level alone")
@@ -333,6 +336,6 @@ def _stream_file(name: str) -> Iterator[BinaryIO]:
     if name == "-":
         yield sys.stdout.buffer
         return
-    audio.check_folder(Path(name).parent)
+    check_folder(Path(name).parent)
     with Path(name).open("wb") as file:
         yield file

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,55 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from audiovq import config as conf
-from audiovq.data.audio import file_sha256
 from audiovq.pretrained import validation
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
+from audiovq.utils.files import SUMS, atomic_folder, write_checksums
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
-CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"
-
-
-def write_folder(folder: Path, fill: Callable[[Path], None], sums: dict[str, str] | None = None) -> None:
-    """Make a folder atomically: fill a temporary one, checksum and flush it, then rename. `sums` are those known already."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        sums = {p.name: (sums or {}).get(p.name) or file_sha256(p) for p in sorted(temporary.iterdir())}
-        (temporary / SUMS).write_text(json.dumps(sums, indent=1))
-        for path in temporary.iterdir():
-            _flush(path)
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        _flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise ValueError(f"{folder}: cannot be written ({error}); free some space or choose another --out") from None
-
-
-def is_whole(folder: Path) -> bool:
-    """True if every file is there with the content it was written with."""
-    try:
-        sums = json.loads((folder / SUMS).read_text())
-        return all(file_sha256(folder / name) == value for name, value in sums.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -83,12 +41,10 @@ def save_model(folder: Path, config: dict[str, Any], network: nn.Module, dtype: 
         name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
     }
-
-    def fill(temporary: Path) -> None:
+    with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=1))
         safetensors.torch.save_file(state, temporary / WEIGHTS)
-
-    write_folder(folder, fill)
+        write_checksums(temporary)
 
 
 def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = None) -> None:
@@ -106,7 +62,6 @@ def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
     save_model(new, content, network)
     for name in (WEIGHTS, SUMS, CONFIG):
         (new / name).replace(folder / name)
-    _flush(folder)
     new.rmdir()
 
 

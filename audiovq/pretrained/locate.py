@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import huggingface_hub
-import torch
 
 from audiovq.pretrained import checkpoint
+from audiovq.utils.files import SUMS
 
 # Of a shared model; whatever else lies in a folder on the hub (a pickle, a script) is neither fetched nor sent.
 MODEL_FILES = [
     f"{place}{name}"
     for place in ("", "tokenizer/", "prior-[0-9]*/")
-    for name in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.SUMS)
+    for name in (checkpoint.CONFIG, checkpoint.WEIGHTS, SUMS)
 ]
 
 
@@ -89,11 +89,3 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
         newest = max(stamps, key=lambda folder: stamps[folder])
         return newest, f"the newest run, {newest}"
     return bundled_model(), "the bundled model"
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

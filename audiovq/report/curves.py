@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from audiovq.utils.files import read_jsonl
 
 MAX_POINTS = 240  # a curve; more are averaged
 Line = dict[str, Any]
@@ -54,13 +55,7 @@ def _level(i: int) -> str:
 
 def read_metrics(path: Path) -> list[Line]:
     """The lines of a metrics.jsonl; half a line at the end, as a crash leaves it, is no line."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    return [line for line in read_jsonl(path, skip_damaged=True) if isinstance(line.get("step"), int)]
 
 
 def _pair(

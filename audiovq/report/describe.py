@@ -19,6 +19,7 @@ from audiovq.evaluation.code_statistics import code_statistics, level_counts, us
 from audiovq.pretrained import checkpoint
 from audiovq.recipe import codes_place
 from audiovq.training.logs import read_health
+from audiovq.utils.files import read_jsonl
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -103,8 +104,7 @@ def _codebook_use(folder: Path) -> dict[str, Any] | None:
             facts["usage"] = usage(sum(counted, start=np.zeros(shards.index.codebook_size, dtype=np.int64)))
         return facts
     path = folder / "training" / "tokenizer" / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    logged = [line for line in lines if "perplexity_0" in line]
+    logged = [line for line in read_jsonl(path, skip_damaged=True) if "perplexity_0" in line]
     if not logged:
         return None
     last, names = logged[-1], ("unigram_bits_per_second", "perplexity", "usage")

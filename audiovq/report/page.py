@@ -19,6 +19,7 @@ from audiovq.report.clips import choose, render
 from audiovq.report.contents import PARTS, Clip, Group, run_groups
 from audiovq.report.curves import stage_curves
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.files import SUMS, atomic_file
 from audiovq.utils.progress import say
 
 MAX_BYTES = 14_500_000  # of the file
@@ -83,13 +84,8 @@ def _write(
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )  # fmt: skip
     content = html.encode("utf-8", errors="replace")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_file(out) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     return {
         "report": str(out), "bytes": len(content), "clips": len(clips), "clips_left_out": n_left_out,
         "audio_format": sound["format"], "excerpt_seconds": sound["excerpt_seconds"],
@@ -148,8 +144,8 @@ def _model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
     hashes = {"tokenizer": tokenizer_hash(network)}
     for level in range(c.n_levels):
         folder = model / f"prior-{level}"
-        if (folder / checkpoint.SUMS).is_file():
-            hashes[folder.name] = (provenance.read_json(folder / checkpoint.SUMS) or {}).get(checkpoint.WEIGHTS, "")
+        if (folder / SUMS).is_file():
+            hashes[folder.name] = (provenance.read_json(folder / SUMS) or {}).get(checkpoint.WEIGHTS, "")
     return {
         "name": "the bundled model" if PACKAGE in model.resolve().parents else model.resolve().name, "sample_rate": c.sample_rate, "channels": c.channels, "n_levels": c.n_levels,
         "code_rates": c.code_rates, "codebook_size": c.codebook_size, "codes_per_second": codes,

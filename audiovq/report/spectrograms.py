@@ -14,6 +14,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from audiovq.utils.files import atomic_file
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure
@@ -49,9 +51,8 @@ def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_xlabel("")
     figure.tight_layout()
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=80, format="png")
-    temporary.replace(path)
+    with atomic_file(path, flush=False) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
     pyplot.close(figure)
 
 

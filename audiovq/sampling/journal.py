@@ -31,6 +31,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from audiovq.prior.kv_cache import KVCache
+from audiovq.utils.files import atomic_file
 
 FORMAT = "audiovq-journal-1"
 FLUSH_SECONDS = 1.0  # between two writes
@@ -160,9 +161,8 @@ class Journal:
         """Replace the saved memory; it is checked when it is read, so it need not reach the disk at once."""
         state = {"keys": cache.keys.cpu().contiguous(), "values": cache.values.cpu().contiguous()}
         content = save({**state, "place": torch.tensor([level, cache.length])})
-        temporary = self.cache_path.with_suffix(".tmp")
-        temporary.write_bytes(_SUM.pack(zlib.crc32(content)) + content)
-        temporary.replace(self.cache_path)
+        with atomic_file(self.cache_path, flush=False) as temporary:
+            temporary.write_bytes(_SUM.pack(zlib.crc32(content)) + content)
 
     def close(self) -> None:
         """Write what was noted last, and let go."""
@@ -202,7 +202,7 @@ class JournalFolder:
         """Delete this command's journals; returns what else is there: unfinished work of other commands."""
         for journal in self.journals:
             journal.last = None
-            for path in self.folder.glob(f"{journal.path.stem}.*"):
+            for path in self.folder.glob(f"*{journal.path.stem}.*"):
                 path.unlink(missing_ok=True)
         left = sorted(path.name for path in self.folder.glob("*.codes")) if self.folder.is_dir() else []
         if self.folder.is_dir() and not any(self.folder.iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import soundfile
@@ -12,6 +11,7 @@ from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.studio.code_images import draw_codes
 from audiovq.studio.versions import Version
+from audiovq.utils.files import atomic_file
 
 
 class Files:
@@ -34,9 +34,8 @@ class Files:
         path = self._path(version, ".flac")
         if not path.exists():
             samples, rate = soundfile.read(self.sound(version), dtype="int16")
-            temporary = path.with_name(f".{path.name}")
-            soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
-            os.replace(temporary, path)
+            with atomic_file(path, flush=False) as temporary:
+                soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
         return path
 
     def codes(self, version: Version) -> Path:
@@ -49,9 +48,8 @@ class Files:
         path = self._path(version, ".png")
         if not path.exists():
             waveform, rate = audio.read_audio(self.sound(version))
-            temporary = path.with_name(f".{path.name}")
-            draw_codes(waveform, rate, version.codes, temporary)
-            os.replace(temporary, path)
+            with atomic_file(path, flush=False) as temporary:
+                draw_codes(waveform, rate, version.codes, temporary)
         return path
 
     def sketch(self, codes: Codes, n_levels: int | None = None, kind: str = "sketch") -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from audiovq.api import Tokenizer
 from audiovq.data import audio
+from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes
 from audiovq.studio.code_images import draw_codes
 from audiovq.studio.files import Files
@@ -132,7 +133,7 @@ def _read_audio(
     info = audio.audio_info(path)
     most = round(limits.max_seconds * info.sample_rate)
     original, channels = shelf.new_path(KIND, ".wav"), min(info.channels, 2)
-    with audio.AudioWriter(original, info.sample_rate, channels) as file:  # whatever it was, a browser plays this
+    with AudioWriter(original, info.sample_rate, channels) as file:  # whatever it was, a browser plays this
         for block in audio.stream_audio(path, channels=channels, n_samples=most):
             file.write(block)
     done, whole = 0.0, min(limits.max_seconds, file.n_samples / info.sample_rate)

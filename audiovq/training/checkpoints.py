@@ -27,11 +27,10 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_together
 from torch.distributed.checkpoint.state_dict_saver import save as save_together
 from torch.distributed.tensor import DTensor
 
-from audiovq.data.audio import file_sha256
 from audiovq.distributed import collectives
-from audiovq.pretrained import checkpoint
 from audiovq.training.averages import Averages
 from audiovq.utils import compat
+from audiovq.utils.files import atomic_folder, file_sha256, is_whole, write_checksums
 
 
 class Checkpoints:
@@ -115,17 +114,15 @@ class Checkpoints:
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that is whole."""
-    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if checkpoint.is_whole(path)), None)
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
 def _write(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def fill(temporary: Path) -> None:
+    with atomic_folder(target) as temporary:
         safetensors.torch.save_file(plain, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(content))
-
-    checkpoint.write_folder(target, fill)
+        write_checksums(temporary)
 
 
 def _write_together(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
@@ -144,12 +141,10 @@ def _write_together(target: Path, tensors: dict[str, Tensor], content: dict[str,
     mine = {name: file_sha256(parts / name) for name in names[collectives.rank() :: collectives.world_size()]}
     gathered: list[Any] = [None] * collectives.world_size()
     dist.all_gather_object(gathered, mine)
-
-    def fill(temporary: Path) -> None:
-        for name in names:
-            (parts / name).rename(temporary / name)
-        (temporary / "state.json").write_text(json.dumps(content))
-
     if collectives.rank() == 0:
-        checkpoint.write_folder(target, fill, {name: value for sums in gathered for name, value in sums.items()})
+        with atomic_folder(target) as temporary:
+            for name in names:
+                (parts / name).rename(temporary / name)
+            (temporary / "state.json").write_text(json.dumps(content))
+            write_checksums(temporary, {name: value for sums in gathered for name, value in sums.items()})
         parts.rmdir()

@@ -13,6 +13,7 @@ from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.recipe import TrainingConfig
 from audiovq.utils import compat
+from audiovq.utils.files import atomic_folder, is_whole, write_checksums
 from audiovq.utils.progress import say
 
 
@@ -26,7 +27,7 @@ class BestWeights:
     def __init__(self, folder: Path, config: TrainingConfig, title: str):
         self.folder, self.config, self.title = folder, config, title
         self.step, self.loss = 0, math.inf
-        if config.patience and checkpoint.is_whole(folder):
+        if config.patience and is_whole(folder):
             state = json.loads((folder / "state.json").read_text())
             self.step, self.loss = state["step"], state["loss"]
 
@@ -37,12 +38,10 @@ class BestWeights:
         self.step, self.loss = step, loss
         if collectives.rank() == 0:
             weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-            def fill(temporary: Path) -> None:
+            with atomic_folder(self.folder) as temporary:
                 safetensors.torch.save_file(weights, temporary / checkpoint.WEIGHTS)
                 (temporary / "state.json").write_text(json.dumps({"step": step, "loss": loss}))
-
-            checkpoint.write_folder(self.folder, fill)
+                write_checksums(temporary)
 
     def exhausted(self, step: int) -> bool:
         """Whether `patience` evaluations have passed since the best one."""

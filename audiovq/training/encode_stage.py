@@ -19,6 +19,7 @@ from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import signals
+from audiovq.utils.files import atomic_folder
 from audiovq.utils.progress import track as progress
 
 
@@ -59,17 +60,14 @@ def encode_data_set(
 
 
 def _write_shards(folder: Path, index: ShardIndex, tracks: list[tuple[Track, list[Path]]]) -> None:
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    writer = ShardWriter(temporary, index)
-    for track, paths in progress(tracks, "shards", len(tracks)):
-        for path in paths:
-            if path.exists():  # not where a shift left nothing of the track
-                classes = np.load(chroma_file(path), allow_pickle=False) if index.chroma else None
-                writer.add(track, Codes.load(path), classes)
-    writer.finish()
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with atomic_folder(folder) as temporary:
+        writer = ShardWriter(temporary, index)
+        for track, paths in progress(tracks, "shards", len(tracks)):
+            for path in paths:
+                if path.exists():  # not where a shift left nothing of the track
+                    classes = np.load(chroma_file(path), allow_pickle=False) if index.chroma else None
+                    writer.add(track, Codes.load(path), classes)
+        writer.finish()
 
 
 def chroma_file(codes: Path) -> Path:

@@ -5,7 +5,6 @@ A resumed run drops what its checkpoint does not know.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from audiovq.distributed import collectives
 from audiovq.training.health import Finding
+from audiovq.utils.files import append_jsonl, read_jsonl, write_jsonl
 
 T = TypeVar("T")
 HEALTH = Path("metrics") / "health.jsonl"  # in a run folder
@@ -35,12 +35,13 @@ class MetricsLog:
         self.kept = [row for row in found if row["step"] <= start]
         self.told: int = max((row["step"] for row in found), default=0)
         if self.writes:
-            _rewrite(path, self.kept)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(path, self.kept)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Figures that are not finite are left out: JSON has no such numbers."""
         if self.writes:
-            _append(self.path, {"step": step, **{k: v for k, v in metrics.items() if math.isfinite(v)}})
+            append_jsonl(self.path, {"step": step, **{k: v for k, v in metrics.items() if math.isfinite(v)}})
 
 
 class HealthLog:
@@ -52,13 +53,13 @@ class HealthLog:
         rows = _rows(path) if self.writes else []
         kept = [row for row in rows if row["stage"] != stage or row["step"] <= start]
         if len(kept) < len(rows):
-            _rewrite(path, kept)
+            write_jsonl(path, kept)
         self.said = {(str(row["check"]), str(row["subject"])) for row in kept if row["stage"] == stage}
 
     def write(self, finding: Finding) -> None:
         if self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _append(self.path, asdict(finding))
+            append_jsonl(self.path, asdict(finding))
 
 
 def read_health(run: Path) -> list[dict[str, Any]]:
@@ -103,24 +104,4 @@ class Stopwatch:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file, without half a line that was written when the power went."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows
-
-
-def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(path)
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    return [row for row in read_jsonl(path, skip_damaged=True) if "step" in row]

@@ -1,0 +1,184 @@
+"""Files and folders that appear whole or not at all, checksums, and JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+SUMS = "sha256.json"  # the checksums of a folder's files
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
+    """Write a file so that it appears whole or not at all.
+
+    >>> with atomic_file(path) as temporary:
+    ...     temporary.write_bytes(content)
+
+    The temporary file is in the same folder. At the end of the block it is flushed to the disk and renamed.
+
+    Args:
+        flush: False saves the time of a flush, for a file that can be made again.
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if flush:
+            _flush(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder so that it appears whole or not at all; it replaces one of the same name.
+
+    >>> with atomic_folder(folder) as temporary:
+    ...     (temporary / "config.json").write_text(text)
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            _flush(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(folder, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: Exception) -> ValueError:
+    """The message for a file or folder that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return ValueError(f"{path}: cannot be written ({reason}); free some space, or choose another place with --out")
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder for output; ValueError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".audiovq-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+# --- checksums --------------------------------------------------------------------------------------------------------
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write sha256.json, with the checksum of every file in a folder.
+
+    Args:
+        known: file name to checksum, for files that were read before.
+    """
+    sums = {path.name: (known or {}).get(path.name) or file_sha256(path) for path in sorted(folder.iterdir())}
+    (folder / SUMS).write_text(json.dumps(sums, indent=1))
+
+
+def is_whole(folder: Path) -> bool:
+    """True if all files of a folder have the checksums that `write_checksums` noted."""
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        return all(file_sha256(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+# --- JSON lines -------------------------------------------------------------------------------------------------------
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """One line of a JSONL file. Names of files that are not UTF-8 keep their bytes."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="surrogateescape")
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object of a line; None if there is none, as after a line that was written half."""
+    try:
+        row = json.loads(line.decode(errors="surrogateescape"))
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; blank lines are left out.
+
+    Args:
+        skip_damaged: leave out lines that are not JSON objects. A missing file has no lines then.
+    Raises:
+        ValueError: a line that is not a JSON object.
+    """
+    if skip_damaged and not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        row = parse_line(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip() and not skip_damaged:
+            raise ValueError(
+                f"{path} line {number}: expected a JSON object, found {line[:40].decode(errors='replace')}"
+            )
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file atomically."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        file.writelines(map(json_line, rows))
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a line to a JSONL file, in one write."""
+    with path.open("ab", buffering=0) as file:
+        file.write(json_line(row))
