@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from audiovq.evaluation.loudness import CEILING, Gain, loudness, matching_gains
+from audiovq.evaluation.loudness import MAX_PEAK, Gain, loudness, matching_gains
 
 
 def sine(seconds: float, decibels: float, rate: int = 16000, hertz: float = 1000.0, channels: int = 2) -> torch.Tensor:
@@ -33,6 +33,12 @@ def test_bass_counts_less_and_treble_more() -> None:
     assert middle + 2 < treble < middle + 4
 
 
+def test_an_incomplete_block_at_the_end_does_not_count() -> None:
+    whole = sine(0.6, -20, rate=11025)
+    longer = torch.cat([whole, torch.zeros(2, 1000)], dim=1)
+    assert loudness(longer, 11025) == pytest.approx(loudness(whole, 11025), abs=1e-9)
+
+
 def test_short_and_silent_clips() -> None:
     assert loudness(sine(0.1, -20), 16000) == pytest.approx(loudness(sine(2, -20), 16000), abs=0.05)
     assert loudness(torch.zeros(1, 100), 8000) == -math.inf
@@ -49,7 +55,7 @@ def test_gains_make_clips_equally_loud_and_never_clip() -> None:
     click[0, ::24000] = 0.5  # hardly loud, and cannot be made so
     gains = matching_gains([*clips, click], [*rates, 48000])
     assert gains[3].limited
-    assert gains[3].decibels == pytest.approx(CEILING - 20 * math.log10(0.5), abs=0.01)
+    assert gains[3].decibels == pytest.approx(MAX_PEAK - 20 * math.log10(0.5), abs=0.01)
     assert not any(gain.limited for gain in gains[:3])
     after = [loudness(c * 10 ** (g.decibels / 20), r) for c, g, r in zip(clips, gains, rates, strict=False)]
     assert after == pytest.approx([-30] * 3, abs=0.01)  # no further down for the sake of one clip
