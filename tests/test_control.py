@@ -13,17 +13,19 @@ from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.transformer import Transformer, TransformerConfig
-from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
+from audiovq.sampling.decode_state import coarser_at_rate_above
+from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import GuidedPrior, gap_end_after, guide, piece_conditions
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.request import Request
 
 KINDS = {kind: entry.Config for kind, entry in CONDITIONERS.items()}
 ALL = (KINDS["label"](), KINDS["timing"](), KINDS["text"](max_bytes=7), KINDS["chroma"](), KINDS["infill"](n_codes=5))
 
 
 def make(level: int, conditioners: tuple = ALL) -> Prior:
-    """A prior whose weights are large enough for everything to be heard."""
+    """A prior whose weights are large enough for everything to have an effect."""
     torch.manual_seed(level)
     prior = Prior(PriorConfig(transformer=CONFIG, context_codes=2, conditioners=conditioners), spec(level)).eval()
     with torch.no_grad():
@@ -91,7 +93,7 @@ def _turned(q: torch.Tensor, k: torch.Tensor, pair: int, distance: int) -> float
     return (a * b.conjugate() * complex(math.cos(angle), math.sin(angle))).real
 
 
-def test_a_prefix_sounds_the_same_from_everywhere() -> None:
+def test_a_prefix_has_the_same_effect_everywhere() -> None:
     """A window of one code: each position sees itself and the prefix, so equal inputs give equal outputs."""
     model = Transformer(TransformerConfig(dim=32, n_layers=2, n_heads=4, context=64, attention_window=1), 4).eval()
     x = torch.randn(1, 1, 32).expand(1, 60, 32)
@@ -105,27 +107,28 @@ def test_a_prefix_sounds_the_same_from_everywhere() -> None:
 def test_too_narrow_heads_are_refused_for_a_prefix() -> None:
     narrow = TransformerConfig(dim=8, n_heads=4)
     PriorConfig(transformer=narrow)
-    with pytest.raises(ValueError, match="at least 4 times n_heads with a text or infill conditioner"):
+    with pytest.raises(ValueError, match="text and infill need at least 4 times n_heads"):
         PriorConfig(transformer=narrow, conditioners=(KINDS["text"](),))
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def told_of(
+def conditions_of(
     prior: Prior, batch: int, n_samples: int, labels: dict, text: str = "", chroma: torch.Tensor | None = None
 ) -> Conditions:
     return piece_conditions(prior, Request(n_samples, list(range(batch)), 0, labels, text, chroma), batch)
 
 
 def logits_of(prior: Prior, text: str) -> torch.Tensor:
-    told = told_of(prior, 1, 9000, {}, text)
+    conditions = conditions_of(prior, 1, 9000, {}, text)
     previous = torch.arange(40)[None] % 20
     with torch.no_grad():
-        return prior(previous, prior.context(torch.zeros(1, 0, 0).long(), told, 40), prefix=prior.prefix(told))
+        context = prior.context(torch.zeros(1, 0, 0).long(), conditions, 40)
+        return prior(previous, context, prefix=prior.prefix(conditions))
 
 
-def test_text_is_heard_everywhere_and_no_text_is_dropped_text() -> None:
+def test_text_has_an_effect_everywhere_and_no_text_is_dropped_text() -> None:
     prior = make(0)
     calm, wild, none = (logits_of(prior, text) for text in ("calm", "wild", ""))
     assert (calm - wild).abs().amax(-1).min() > 1e-3  # also at position 39, far behind the window of 12
@@ -140,21 +143,23 @@ def test_text_is_heard_everywhere_and_no_text_is_dropped_text() -> None:
 # --- guidance ---------------------------------------------------------------------------------------------------------
 
 
-def two_passes(models: list[Prior], picks: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
+def two_passes(models: list[Prior], settings: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
     """No cache, no doubled batch: two forward passes over the whole sequence for every code."""
     levels: list[torch.Tensor] = []
     batch = len(wanted.items)
-    for level, (prior, pick) in enumerate(zip(models, picks, strict=True)):
+    for level, (prior, setting) in enumerate(zip(models, settings, strict=True)):
         n = -(-wanted.n_samples // HOPS[level])
         around = coarser_at_rate_above(prior, levels, batch, n)
-        said = told_of(prior, batch, wanted.n_samples, wanted.labels, wanted.text, wanted.chroma)
-        unsaid = told_of(prior, batch, wanted.n_samples, {})
+        conditional = conditions_of(prior, batch, wanted.n_samples, wanted.labels, wanted.text, wanted.chroma)
+        unconditional = conditions_of(prior, batch, wanted.n_samples, {})
         codes = torch.full((batch, 1), 20)
         noise = torch.stack([gumbel_noise(wanted.seed, item, level, 0, n, 20) for item in wanted.items])
-        told = [(prior.context(around, c, n).expand(batch, -1, -1), prior.prefix(c)) for c in (said, unsaid)]
+        both = (conditional, unconditional)
+        inputs = [(prior.context(around, c, n).expand(batch, -1, -1), prior.prefix(c)) for c in both]
         for t in range(n):
-            a, b = (prior(codes, context[:, : t + 1], prefix=prefix)[:, -1] for context, prefix in told)
-            drawn = next_code(b + pick.guidance * (a - b), noise[:, t], pick.temperature, pick.top_k, pick.top_p)
+            a, b = (prior(codes, context[:, : t + 1], prefix=prefix)[:, -1] for context, prefix in inputs)
+            logits = b + setting.guidance * (a - b)
+            drawn = next_code(logits, noise[:, t], setting.temperature, setting.top_k, setting.top_p)
             codes = torch.cat([codes, drawn[:, None]], dim=1)
         levels.append(codes[:, 1:])
     return levels
@@ -162,34 +167,34 @@ def two_passes(models: list[Prior], picks: list[SamplingConfig], wanted: Request
 
 @torch.no_grad()
 def test_guided_generation_equals_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
+    monkeypatch.setattr("audiovq.sampling.decode_state.BLOCK", 16)
     models = [make(level) for level in range(3)]
-    picks = [SamplingConfig(guidance=2.5, temperature=0.8), SamplingConfig(guidance=0.5), SamplingConfig()]
+    settings = [SamplingConfig(guidance=2.5, temperature=0.8), SamplingConfig(guidance=0.5), SamplingConfig()]
     for wanted in (ask("calm"), ask()):
-        fast = generate(models, picks, wanted)
-        for a, b in zip(fast, two_passes(models, picks, wanted), strict=True):
+        fast = generate(models, settings, wanted)
+        for a, b in zip(fast, two_passes(models, settings, wanted), strict=True):
             assert torch.equal(a, b)
-    free = generate(models, [SamplingConfig(temperature=0.8), *picks[1:]], wanted)
+    free = generate(models, [SamplingConfig(temperature=0.8), *settings[1:]], wanted)
     assert not torch.equal(free[0], fast[0])
 
 
-def test_guidance_of_one_and_guidance_without_a_wish_double_nothing() -> None:
+def test_guidance_of_one_and_guidance_without_conditions_double_nothing() -> None:
     prior = make(0)
-    assert GuidedPrior(prior, told_of(prior, 2, 9000, {"genre": 1}), 1.0).n_rows == 2
-    assert GuidedPrior(prior, told_of(prior, 2, 9000, {}), 3.0).n_rows == 2
-    assert GuidedPrior(prior, told_of(prior, 2, 9000, {"genre": 1}), 3.0).n_rows == 4
+    assert GuidedPrior(prior, conditions_of(prior, 2, 9000, {"genre": 1}), 1.0).n_rows == 2
+    assert GuidedPrior(prior, conditions_of(prior, 2, 9000, {}), 3.0).n_rows == 2
+    assert GuidedPrior(prior, conditions_of(prior, 2, 9000, {"genre": 1}), 3.0).n_rows == 4
     both = torch.randn(4, 9)
     assert torch.equal(guide(both, 0.0), both[2:])
     assert torch.allclose(guide(both, 1.0), both[:2])
 
 
-def test_some_training_items_hear_none_of_the_conditions() -> None:
+def test_some_training_items_have_none_of_the_conditions() -> None:
     """With a joint rate of a half and nothing dropped by itself, half of the items are unlabelled, textless and chromaless."""
     sure = tuple(KINDS[kind](dropout=0.0) for kind in ("label", "text", "chroma"))
     config = PriorConfig(transformer=CONFIG, conditioners=sure, unconditional_rate=0.5)
     prior = Prior(config, spec(0))
-    heard: list[Conditions] = []
-    prior.context, real = (lambda c, told, n: heard.append(told) or real(c, told, n)), prior.context  # type: ignore[method-assign]
+    seen: list[Conditions] = []
+    prior.context, real = (lambda c, given, n: seen.append(given) or real(c, given, n)), prior.context  # type: ignore[method-assign]
     n = 200
     batch = {
         "codes": torch.zeros(n, 4).long(), "previous": torch.zeros(n, 4).long(), "coarser": torch.zeros(n, 0, 0).long(),
@@ -197,14 +202,14 @@ def test_some_training_items_hear_none_of_the_conditions() -> None:
         "text": torch.full((n, 128), 98), "chroma": torch.full((n, 5), 3),
     }  # fmt: skip
     prior.train().loss(batch)
-    silent = heard[0].labels["genre"] == 0
+    silent = seen[0].labels["genre"] == 0
     assert 70 < int(silent.sum()) < 130
-    assert heard[0].text is not None
-    assert heard[0].chroma is not None
-    assert torch.equal(heard[0].text[:, 0] == 0, silent)
-    assert torch.equal(heard[0].chroma[:, 0] == 0, silent)
+    assert seen[0].text is not None
+    assert seen[0].chroma is not None
+    assert torch.equal(seen[0].text[:, 0] == 0, silent)
+    assert torch.equal(seen[0].chroma[:, 0] == 0, silent)
     prior.eval().loss(batch)
-    assert bool((heard[1].labels["genre"] == 2).all())
+    assert bool((seen[1].labels["genre"] == 2).all())
 
 
 # --- chroma -----------------------------------------------------------------------------------------------------------
@@ -236,78 +241,81 @@ def test_chroma_names_the_pitch_class_at_its_time(hop: int, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_each_code_hears_the_chroma_of_its_own_time(level: int) -> None:
+def test_each_code_depends_on_the_chroma_of_its_own_time(level: int) -> None:
     prior = make(level, (KINDS["chroma"](),))
     n = -(-5000 // HOPS[level])
     chroma = torch.arange(20) % 13 + 1
     around = coarser_at_rate_above(prior, [torch.zeros(1, 20).long(), torch.zeros(1, 40).long()], 1, n)
 
     def context(chroma: torch.Tensor | None, start: int = 0, end: int = n) -> torch.Tensor:
-        return GuidedPrior(prior, told_of(prior, 1, 5000, {}, chroma=chroma)).context(around, start, end)[0]
+        return GuidedPrior(prior, conditions_of(prior, 1, 5000, {}, chroma=chroma)).context(around, start, end)[0]
 
     with torch.no_grad():
         other = chroma.clone()
         other[7] = 1 + other[7] % 13
         touched = (context(chroma) != context(other)).any(-1).nonzero().flatten().tolist()
         assert touched == [t for t in range(n) if t * HOPS[level] // HOPS[0] == 7]
-        for start, end in ((0, 8), (8, 20), (4, n)):  # blocks of a piece hear what the whole hears
+        for start, end in ((0, 8), (8, 20), (4, n)):  # blocks of a piece get what the whole gets
             assert torch.allclose(context(chroma, start, min(end, n)), context(chroma)[start:end], atol=1e-5)
         short = context(chroma[:7])
-        unsaid = context(None)
+        unknown = context(None)
     known = 7 * HOPS[0] // HOPS[level]
     assert torch.allclose(short[:known], context(chroma)[:known], atol=1e-5)
-    assert torch.allclose(short[known:], unsaid[known:], atol=1e-5)  # past the recording's end
+    assert torch.allclose(short[known:], unknown[known:], atol=1e-5)  # past the recording's end
 
 
 # --- gaps -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_gap_is_heard_alike_with_and_without_cache_and_can_change_on_the_way() -> None:
-    """Codes 0 to 29 are told the gap that ends at 30, all later ones the one that ends at 48."""
+def test_a_gap_is_the_same_with_and_without_cache_and_can_change_on_the_way() -> None:
+    """Codes 0 to 29 see the gap that ends at 30, all later ones the gap that ends at 48."""
     prior = make(0)
     codes = torch.randint(0, 20, (2, 60))
     previous = torch.cat([torch.full((2, 1), 20), codes[:, :-1]], dim=1)
-    told = told_of(prior, 2, 60 * 256, {"genre": 1})
+    known = conditions_of(prior, 2, 60 * 256, {"genre": 1})
     around = coarser_at_rate_above(prior, [], 2, 60)
 
     def whole(gap_end: int) -> torch.Tensor:
-        guided = GuidedPrior(prior, told)
-        guided.tell_gap(codes, gap_end)
+        guided = GuidedPrior(prior, known)
+        guided.set_gap(codes, gap_end)
         prefix = prior.prefix(guided.conditions)
         return prior(previous, guided.context(around, 0, 60), prefix=prefix)
 
-    guided = GuidedPrior(prior, told)
+    guided = GuidedPrior(prior, known)
     with torch.no_grad():
-        guided.tell_gap(codes, 30)
-        cache = prior.new_cache(guided.n_rows, guided.conditions)
+        guided.set_gap(codes, 30)
+        cache = prior.new_cache(guided.n_rows)
+        guided.write_prefix(cache)
         context = guided.context(around, 0, 60)
         stepwise = [prior(previous[:, t : t + 1], context[:, t : t + 1], cache) for t in range(30)]
         assert torch.allclose(torch.cat(stepwise, dim=1), whole(30)[:, :30], atol=1e-4)
         assert not torch.allclose(whole(30)[:, 0], whole(48)[:, 0], atol=1e-2)
-        guided.tell_gap(codes, 48, cache)
-        fresh = GuidedPrior(prior, told)
-        fresh.tell_gap(codes, 48)
+        guided.set_gap(codes, 48)
+        guided.write_prefix(cache)
+        fresh = GuidedPrior(prior, known)
+        fresh.set_gap(codes, 48)
         expected = prior.prefix(fresh.conditions)
         assert expected is not None
         for layer, (keys, _) in enumerate(expected.layers):
             assert torch.allclose(cache.keys[layer, :, :, : prior.transformer.n_prefix], keys)
-        guided.tell_gap(codes, None, cache)  # no gap any more: as if there never was one
-        untold = prior.prefix(told)
-        assert untold is not None
-        assert torch.allclose(cache.keys[0, :, :, : prior.transformer.n_prefix], untold.layers[0][0])
+        guided.set_gap(codes, None)  # no gap any more: as if there never was one
+        guided.write_prefix(cache)
+        expected = prior.prefix(known)
+        assert expected is not None
+        assert torch.allclose(cache.keys[0, :, :, : prior.transformer.n_prefix], expected.layers[0][0])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_generation_hears_what_follows_a_gap(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Naively: for every code of the gap a pass over all before it, told what follows, from the first code on."""
-    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
-    prior, pick, wanted = make(0), SamplingConfig(guidance=guidance), Request(60 * 256, [0, 1], 7, {"genre": 1})
+def test_generation_depends_on_what_follows_a_gap(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naively: for every code of the gap a pass over all before it, with what follows known from the first code on."""
+    monkeypatch.setattr("audiovq.sampling.decode_state.BLOCK", 16)
+    prior, setting, wanted = make(0), SamplingConfig(guidance=guidance), Request(60 * 256, [0, 1], 7, {"genre": 1})
     given = torch.randint(0, 20, (2, 60))
     given[:, 20:40] = -1
-    made = generate([prior], [pick], wanted, [given])[0]
+    made = generate([prior], [setting], wanted, [given])[0]
     guided = GuidedPrior(prior, piece_conditions(prior, wanted, 2), guidance)
-    guided.tell_gap(given.clamp(min=0), 40)
+    guided.set_gap(given.clamp(min=0), 40)
     prefix, context = prior.prefix(guided.conditions), guided.context(coarser_at_rate_above(prior, [], 2, 60), 0, 60)
     noise = torch.stack([gumbel_noise(7, item, 0, 0, 60, 20) for item in (0, 1)])
     codes = torch.cat([torch.full((2, 1), 20), given], dim=1)
@@ -317,7 +325,7 @@ def test_generation_hears_what_follows_a_gap(guidance: float, monkeypatch: pytes
     assert torch.equal(made, codes[:, 1:])
     other = given.clone()
     other[:, 40:] = (other[:, 40:] + 1) % 20
-    assert not torch.equal(generate([prior], [pick], wanted, [other])[0][:, 20:40], made[:, 20:40])
+    assert not torch.equal(generate([prior], [setting], wanted, [other])[0][:, 20:40], made[:, 20:40])
 
 
 def test_where_the_next_gap_ends() -> None:
@@ -355,13 +363,14 @@ def mirrors(random: np.random.Generator, n: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def fill(prior: Prior, codes: torch.Tensor, gap: tuple[int, int], told: bool) -> torch.Tensor:
+def fill(prior: Prior, codes: torch.Tensor, gap: tuple[int, int], with_right: bool) -> torch.Tensor:
     """The likeliest codes of a gap [start, end), one after the other, after what is left of it."""
     n = codes.shape[1]
-    guided = GuidedPrior(prior, told_of(prior, len(codes), n * 256, {}))
-    if told:
-        guided.tell_gap(codes, gap[1])
-    cache = prior.new_cache(guided.n_rows, guided.conditions)
+    guided = GuidedPrior(prior, conditions_of(prior, len(codes), n * 256, {}))
+    if with_right:
+        guided.set_gap(codes, gap[1])
+    cache = prior.new_cache(guided.n_rows)
+    guided.write_prefix(cache)
     context = guided.context(torch.zeros(len(codes), 0, 0).long(), 0, n)
     previous = nn.functional.pad(codes, (1, 0), value=8)
     previous[:, gap[0] + 1 :] = 8  # nothing of the gap and what follows is left in the sequence

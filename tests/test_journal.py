@@ -19,13 +19,14 @@ from audiovq import Generator
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling import journal as journal_module
-from audiovq.sampling.generate import Request, generate
+from audiovq.sampling.generate import generate
 from audiovq.sampling.journal import Journal, JournalFolder
 from audiovq.sampling.next_code import next_code
+from audiovq.sampling.request import Request
 
 HOPS = [256, 128, 32]
 FACTS = {"items": [0, 1], "seed": 42}
-PICKS = [SamplingConfig(), SamplingConfig(top_k=9), SamplingConfig(temperature=0.9)]
+SETTINGS = [SamplingConfig(), SamplingConfig(top_k=9), SamplingConfig(temperature=0.9)]
 
 
 class Killed(BaseException):
@@ -40,13 +41,13 @@ def models() -> list[Prior]:
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, and a write every few steps."""
-    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
+    monkeypatch.setattr("audiovq.sampling.decode_state.BLOCK", 16)
     monkeypatch.setattr("audiovq.sampling.journal.FLUSH_SECONDS", 0.03)
     monkeypatch.setattr("audiovq.sampling.journal.CACHE_SHARE", 0.3)
 
 
 def holes(n_samples: int) -> list[torch.Tensor]:
-    """CodeMask codes in the beginning, the middle and at the end, and some for one of the two items only."""
+    """Given codes in the beginning, the middle and at the end, and some for one of the two items only."""
     given = []
     for hop in HOPS:
         level = torch.full((2, -(-n_samples // hop)), -1)
@@ -63,7 +64,7 @@ def run(
     """Generate with a journal; at step `kill_at` leave on disk what a kill at that moment would leave."""
     count = 0
 
-    def listen(level: int, codes: torch.Tensor, n_done: int) -> None:
+    def count_calls(level: int, codes: torch.Tensor) -> None:
         nonlocal count
         count += 1
         if count == kill_at:
@@ -71,7 +72,7 @@ def run(
             raise Killed
 
     with JournalFolder(folder) as journals:
-        return generate(models, PICKS, Request(6700, [0, 1], 42, {"genre": 1}), given, listen, journals.open(FACTS))
+        return generate(models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}), given, count_calls, journals.open(FACTS))
 
 
 def kill_and_resume(
@@ -115,7 +116,7 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
 ) -> None:
     """Not only the codes, which would forgive a difference in the last bits most of the time: the logits, too."""
     given = holes(6700) if with_holes else None
-    whole = generate(models, PICKS, Request(6700, [0, 1], 42, {"genre": 1}), given)
+    whole = generate(models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}), given)
     expected = drawn_from.copy()
     chance = random.Random(0)
     for i in range(6):
@@ -126,8 +127,8 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
         assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True)), moments
         assert all(torch.equal(a, b) for a, b in zip(expected[::-1], drawn_from[::-1], strict=False)), moments
     if given:
-        for level, told in zip(whole, given, strict=True):
-            assert torch.equal(level[told >= 0], told[told >= 0])
+        for level, mask in zip(whole, given, strict=True):
+            assert torch.equal(level[mask >= 0], mask[mask >= 0])
 
 
 def test_a_resumed_run_feeds_few_codes_again_and_draws_none_twice(
@@ -140,9 +141,8 @@ def test_a_resumed_run_feeds_few_codes_again_and_draws_none_twice(
     drawn_from.clear()
     run(models, tmp_path / "journal")
     n_codes = sum(-(-6700 // hop) for hop in HOPS)
-    assert (
-        len(drawn_from) == n_codes - 147
-    )  # of 150 calls two end a level, and of the last the journal has not heard yet
+    # Of 150 calls two end a level, and the last one comes before the journal's.
+    assert len(drawn_from) == n_codes - 147
 
 
 def facts_of(journal: Journal) -> list[int]:
@@ -174,14 +174,10 @@ def test_a_torn_or_damaged_end_is_dropped_and_what_is_before_it_kept(finished: P
     assert not list(finished.glob("*.cache"))
 
 
-def test_a_damaged_memory_is_not_used(
-    models: list[Prior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    monkeypatch.setattr(
-        "audiovq.sampling.journal.FLUSH_SECONDS", 0.0
-    )  # a fast machine is through before the first saving
+def test_a_damaged_cache_is_not_used(models: list[Prior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiovq.sampling.journal.FLUSH_SECONDS", 0.0)  # else a fast machine ends before the first save
     folder = tmp_path / "journal"
-    whole = generate(models, PICKS, Request(6700, [0, 1], 42, {"genre": 1}))
+    whole = generate(models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}))
     with pytest.raises(Killed):
         run(models, folder, kill_at=200)
     (path,) = folder.glob("*.cache")
@@ -218,8 +214,8 @@ def test_the_api_goes_on_too(tiny_run: Path, tmp_path: Path) -> None:
     generator = Generator.from_pretrained(tiny_run)
     whole = generator.sample_codes(3, seed=7, n=2)
 
-    def stop(level: int, codes: torch.Tensor, n_done: int) -> None:
-        if level == 1 and n_done == 100:
+    def stop(level: int, codes: torch.Tensor) -> None:
+        if level == 1 and codes.shape[1] == 100:
             raise Killed
 
     with pytest.raises(Killed):

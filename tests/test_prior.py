@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from audiovq.prior.conditioners import CONDITIONERS, Conditions, Stream
-from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
-from audiovq.prior.transformer import Transformer, TransformerConfig, rotary, rotate, window_mask
+from audiovq.prior.conditioners import CONDITIONERS, Conditions
+from audiovq.prior.kv_cache import window_mask
+from audiovq.prior.prior import Prior, PriorConfig
+from audiovq.prior.rotary import rotary, rotate
+from audiovq.prior.spec import PriorSpec
+from audiovq.prior.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, context=64, attention_window=12)
 HOPS = [256, 128, 32]
@@ -118,7 +121,7 @@ def test_context_of_a_window_is_that_of_the_whole_track(level: int, hops: list[i
             assert torch.allclose(part, whole[:, first * ratio : last * ratio], atol=1e-5)
 
 
-def test_a_code_hears_the_coarser_code_of_its_own_time() -> None:
+def test_a_code_depends_on_the_coarser_code_of_its_own_time() -> None:
     prior = make(1)
     padded = F.pad(torch.randint(0, 20, (1, 1, 10)), (2, 2), value=20)
     changed = padded.clone()
@@ -128,12 +131,12 @@ def test_a_code_hears_the_coarser_code_of_its_own_time() -> None:
             (prior.context(padded, conditions(1), 20) - prior.context(changed, conditions(1), 20)).abs().sum(-1)[0]
         )
     touched = difference.nonzero().flatten().tolist()
-    assert touched == list(range(4, 14))  # coarse code 4 covers codes 8 and 9; a context_codes of 2 to either side
+    assert touched == list(range(4, 14))  # coarse code 4 covers codes 8 and 9, and has an effect on two coarse codes on either side
     assert int(difference.argmax()) in (8, 9)
 
 
-def test_codes_at_the_same_rate_are_heard_one_by_one() -> None:
-    """Ratio 1: the code before of the same hop says something about its own time and a context_codes of 2 to either side."""
+def test_codes_at_the_same_rate_have_an_effect_one_by_one() -> None:
+    """Ratio 1: a code of the coarser level has an effect on its own time and on two codes on either side."""
     prior = make(2, [256, 128, 128])
     padded = F.pad(torch.randint(0, 20, (1, 2, 10)), (2, 2), value=20)
     changed = padded.clone()
@@ -166,17 +169,16 @@ def test_loss_is_the_cross_entropy_of_the_codes_within_the_track() -> None:
 
 @pytest.mark.parametrize("kind", CONDITIONERS)
 def test_contract_of_every_conditioner(kind: str) -> None:
-    stream = Stream(256, 8000, {"genre": ["folk", "rock"]}, 20, 2)
     config = CONDITIONERS[kind].Config
     always_dropped = {"dropout": 1 - 1e-9} if "dropout" in config.model_fields else {}
-    conditioner = CONDITIONERS[kind](config(**always_dropped), 16, stream)
+    conditioner = CONDITIONERS[kind](config(**always_dropped), 16, spec(1))
     given = Conditions(
         {"genre": torch.tensor([1, 2])}, torch.tensor([9000, 80000]), torch.tensor([0, 4]), text=torch.tensor([[98], [99]]),
         chroma=torch.tensor([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]]), right=torch.tensor([list(range(16)), list(range(1, 17))]),
         gap_end=torch.tensor([3, 10]),
     )  # fmt: skip
 
-    def all_said(given: Conditions) -> torch.Tensor:
+    def everything(given: Conditions) -> torch.Tensor:
         added = conditioner(given, 6)
         assert added.shape in {(2, 1, 16), (2, 6, 16), (1, 1, 1)}
         prefix = conditioner.prefix(given) if conditioner.n_prefix else torch.zeros(2, 0, 16)
@@ -184,40 +186,43 @@ def test_contract_of_every_conditioner(kind: str) -> None:
         return torch.cat([added.expand(2, 6, 16), prefix], dim=1)
 
     conditioner.eval()
-    said = all_said(given)
-    assert not torch.allclose(said[0], said[1])
+    known = everything(given)
+    assert not torch.allclose(known[0], known[1])
     if always_dropped:
-        dropped = conditioner.train() and all_said(given)
+        dropped = conditioner.train() and everything(given)
         assert torch.allclose(dropped[0], dropped[1])
         conditioner.eval()
     nothing = Conditions({"genre": torch.tensor([0, 0])}, torch.tensor([9000, 9000]), torch.tensor([4, 4]))
-    unsaid = all_said(nothing)
-    assert torch.allclose(unsaid[0], unsaid[1])
-    if kind in {"label", "text", "chroma"}:  # what guidance steers by: dropped is the same as unsaid
-        assert torch.allclose(all_said(given.only_where(torch.tensor([False, False]))), unsaid)
-        assert torch.allclose(dropped, unsaid)
+    unknown = everything(nothing)
+    assert torch.allclose(unknown[0], unknown[1])
+    if kind in {"label", "text", "chroma"}:  # what guidance strengthens: dropped is the same as unknown
+        assert torch.allclose(everything(given.only_where(torch.tensor([False, False]))), unknown)
+        assert torch.allclose(dropped, unknown)
 
 
 @pytest.mark.parametrize(
     ("kind", "options"), [("timing", {}), ("label", {"name": "genre"}), ("chroma", {}), ("text", {})]
 )
 def test_a_dropout_of_one_silences_a_conditioner_in_training_and_after(kind: str, options: dict) -> None:
-    def told(said: bool) -> Conditions:
+    def some(known: bool) -> Conditions:
         return Conditions(
-            {"genre": torch.tensor([int(said)])}, torch.tensor([8000 * (1 + said)]), torch.tensor([0]),
-            text=torch.tensor([[3 * said, 4 * said]]), chroma=torch.full((1, 20), 5 * said),
-        )  # fmt: skip
+            {"genre": torch.tensor([int(known)])},
+            torch.tensor([8000 * (1 + known)]),
+            torch.tensor([0]),
+            text=torch.tensor([[3 * known, 4 * known]]),
+            chroma=torch.full((1, 20), 5 * known),
+        )
 
     for dropout, silent in ((1, True), (0, False)):
         config = CONDITIONERS[kind].Config(dropout=dropout, **options)
-        module = CONDITIONERS[kind](config, 16, Stream(256, 8000, {"genre": ["folk"]}, 20, 1))
+        module = CONDITIONERS[kind](config, 16, spec(0))
         for mode in (module.train(), module.eval()):
-            say = mode.prefix if kind == "text" else lambda conditions, mode=mode: mode(conditions, 20)
-            assert torch.equal(say(told(True)), say(told(False))) == silent
+            call = mode.prefix if kind == "text" else lambda conditions, mode=mode: mode(conditions, 20)
+            assert torch.equal(call(some(True)), call(some(False))) == silent
 
 
 def test_timing_goes_on_where_the_window_before_ended() -> None:
-    timing = CONDITIONERS["timing"](CONDITIONERS["timing"].Config(), 16, Stream(256, 8000, {}, 20, 1)).eval()
+    timing = CONDITIONERS["timing"](CONDITIONERS["timing"].Config(), 16, spec(0)).eval()
     whole = timing(conditions(1), 20)
     assert torch.allclose(timing(conditions(1, 12), 8), whole[:, 12:], atol=1e-5)
 

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
+from audiovq.sampling.decode_state import coarser_at_rate_above
+from audiovq.sampling.generate import generate
 from audiovq.sampling.next_code import keep_top_k, keep_top_p, next_code
 from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.request import Request
 
 HOPS = [256, 128, 32]
 
@@ -66,11 +68,11 @@ def priors(hops: list[int] = HOPS) -> list[Prior]:
     return [make(level, hops) for level in range(len(hops))]
 
 
-def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), **labels: int) -> Request:
-    return Request(n_samples, list(items), 42, labels, precision="fp32")  # as the plain network
+def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), segments: int = 1, **labels: int) -> Request:
+    return Request(n_samples, list(items), 42, labels, precision="fp32", segments=segments)  # as the plain network
 
 
-def naive(models: list[Prior], picks: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
+def naive(models: list[Prior], settings: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
     """No cache, no blocks: the whole sequence anew for every code."""
     levels: list[torch.Tensor] = []
     batch = len(wanted.items)
@@ -86,7 +88,8 @@ def naive(models: list[Prior], picks: list[SamplingConfig], wanted: Request) -> 
         noise = torch.stack([gumbel_noise(wanted.seed, item, level, 0, n, 20) for item in wanted.items])
         for t in range(n):
             logits = prior(codes, context[:, : t + 1])[:, -1]
-            drawn = next_code(logits, noise[:, t], picks[level].temperature, picks[level].top_k, picks[level].top_p)
+            setting = settings[level]
+            drawn = next_code(logits, noise[:, t], setting.temperature, setting.top_k, setting.top_p)
             codes = torch.cat([codes, drawn[:, None]], dim=1)
         levels.append(codes[:, 1:])
     return levels
@@ -95,18 +98,19 @@ def naive(models: list[Prior], picks: list[SamplingConfig], wanted: Request) -> 
 @torch.no_grad()
 @pytest.mark.parametrize("hops", [HOPS, [128, 128, 64], [128, 64, 64], [128, 128, 128]])
 def test_fast_generation_equals_naive_generation(monkeypatch: pytest.MonkeyPatch, hops: list[int]) -> None:
-    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
-    models, picks = priors(hops), [SamplingConfig(temperature=0.8), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
+    monkeypatch.setattr("audiovq.sampling.decode_state.BLOCK", 16)
+    models = priors(hops)
+    settings = [SamplingConfig(temperature=0.8), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
     wanted = request(3000, genre=2)
-    fast = generate(models, picks, wanted)
-    for a, b in zip(fast, naive(models, picks, wanted), strict=True):
+    fast = generate(models, settings, wanted)
+    for a, b in zip(fast, naive(models, settings, wanted), strict=True):
         assert torch.equal(a, b)
 
 
 def test_an_item_is_the_same_in_any_batch() -> None:
-    models, picks = priors(), [SamplingConfig()] * 3
-    together = generate(models, picks, request(items=(0, 1, 2, 3)))
-    alone = generate(models, picks, request(items=(2,)))
+    models, settings = priors(), [SamplingConfig()] * 3
+    together = generate(models, settings, request(items=(0, 1, 2, 3)))
+    alone = generate(models, settings, request(items=(2,)))
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a[2:3], b)
     assert not torch.equal(together[0][0], together[0][1])
@@ -120,40 +124,40 @@ def test_any_length_has_the_codes_that_decoding_needs(n_samples: int) -> None:
 
 
 def beginning(prompt: list[torch.Tensor], n_samples: int) -> list[torch.Tensor]:
-    """CodeMask codes: a prompt, and -1 to the end."""
+    """A prompt, and -1 to the end."""
     wholes = [-(-n_samples // hop) for hop in HOPS]
     return [F.pad(level, (0, n - len(level)), value=-1)[None] for level, n in zip(prompt, wholes, strict=True)]
 
 
 def test_a_prompt_is_kept_and_changes_what_follows() -> None:
-    models, picks, wanted = priors(), [SamplingConfig()] * 3, request(6000)
-    free = generate(models, picks, wanted)
+    models, settings, wanted = priors(), [SamplingConfig()] * 3, request(6000)
+    free = generate(models, settings, wanted)
     prompt = [torch.randint(0, 20, (7 * (256 // hop),)) for hop in HOPS]
-    told = generate(models, picks, wanted, beginning(prompt, 6000))
-    for level, begin in zip(told, prompt, strict=True):
+    continued = generate(models, settings, wanted, beginning(prompt, 6000))
+    for level, begin in zip(continued, prompt, strict=True):
         assert torch.equal(level[0, : len(begin)], begin)
-    assert [level.shape for level in told] == [level.shape for level in free]
+    assert [level.shape for level in continued] == [level.shape for level in free]
     begins = [len(level) for level in prompt]
-    assert any(not torch.equal(a[:, n:], b[:, n:]) for a, b, n in zip(told, free, begins, strict=True))
+    assert any(not torch.equal(a[:, n:], b[:, n:]) for a, b, n in zip(continued, free, begins, strict=True))
 
 
 def test_its_own_beginning_as_prompt_gives_the_same_piece() -> None:
     """Prefill in one pass and step by step lead to the same continuation."""
-    models, picks, wanted = priors(), [SamplingConfig()] * 3, request(20000, items=(0,))
-    free = generate(models, picks, wanted)
+    models, settings, wanted = priors(), [SamplingConfig()] * 3, request(20000, items=(0,))
+    free = generate(models, settings, wanted)
     prompt = [level[0, : 40 * (256 // hop)] for level, hop in zip(free, HOPS, strict=True)]
-    again = generate(models, picks, wanted, beginning(prompt, 20000))
+    again = generate(models, settings, wanted, beginning(prompt, 20000))
     assert all(torch.equal(a, b) for a, b in zip(free, again, strict=True))
 
 
 @torch.no_grad()
 def test_labels_change_the_music_and_progress_counts_every_position() -> None:
-    models, picks = priors(), [SamplingConfig()] * 3
+    models, settings = priors(), [SamplingConfig()] * 3
     counted: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for model in models:
         model.conditioners[0].embedding.weight *= 50  # type: ignore[operator,union-attr]
-    folk = generate(models, picks, request(genre=1), on_codes=lambda level, _, n: counted[level].append(n))
-    rock = generate(models, picks, request(genre=2))
+    folk = generate(models, settings, request(genre=1), on_codes=lambda level, codes: counted[level].append(codes.shape[1]))
+    rock = generate(models, settings, request(genre=2))
     assert not torch.equal(folk[0], rock[0])
     for level, hop in enumerate(HOPS):
         n = -(-5000 // hop)

@@ -1,8 +1,8 @@
-"""What a prior is told besides codes. A new conditioner is one class and one line in `CONDITIONERS`.
+"""Conditioners: what a prior knows besides codes. A new one is one class and one line in `CONDITIONERS`.
 
 Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix that every
-code may attend to. In training each is left out at random for some items (`dropout`), so the prior also knows what music
-is like when nothing is said; a dropout of 1 silences a conditioner for good.
+code attends to. In training a conditioner is dropped for a random share of the items (`dropout`), so that the prior also
+learns music without it, which guidance needs. With a dropout of 1 a conditioner never has an effect.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import rng
+from audiovq.prior.spec import PriorSpec
 
 N_CHROMA = 13  # twelve pitch classes and silence
 NO_GAP = -1
@@ -25,53 +26,40 @@ NO_GAP = -1
 
 @dataclass
 class Conditions:
-    """What is known of each item of a batch. In labels, text and chroma 0 means that nothing is said."""
+    """The conditions of a batch of items. In labels, text and chroma, 0 stands for "unknown"."""
 
-    labels: dict[str, Tensor]  # int64 [b] a label name
+    labels: dict[str, Tensor]  # int64 [b] per label name
     n_samples: Tensor  # int64 [b], length of the whole piece
-    position: Tensor  # int64 [b], index of the first code of this window in the piece
+    position: Tensor  # int64 [b], index in the piece of the first code of this window
     text: Tensor | None = None  # int64 [b, n_bytes], UTF-8 bytes plus one, 0 after the end
     chroma: Tensor | None = None  # int64 [b, n_frames], pitch class plus one, from the frame of the first code on
-    right: Tensor | None = (
-        None  # int64 [b, n], the codes that follow a gap; `codebook_size` past the track's end, -1 unknown
-    )
-    gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`; NO_GAP if none is told
+    right: Tensor | None = None  # int64 [b, n], codes after a gap; `codebook_size` past the track's end, -1 unknown
+    gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`, or NO_GAP
 
-    def only_where(self, said: Tensor) -> Conditions:
-        """Labels, text and chroma only for the items where `said` (bool [b]) is true: what guidance steers by."""
+    def only_where(self, keep: Tensor) -> Conditions:
+        """Drop labels, text and chroma, which guidance strengthens, of the items where `keep` (bool [b]) is false."""
         return dataclasses.replace(
             self,
-            labels={name: index * said for name, index in self.labels.items()},
-            text=None if self.text is None else self.text * said[:, None],
-            chroma=None if self.chroma is None else self.chroma * said[:, None],
+            labels={name: index * keep for name, index in self.labels.items()},
+            text=None if self.text is None else self.text * keep[:, None],
+            chroma=None if self.chroma is None else self.chroma * keep[:, None],
         )
 
 
-@dataclass(frozen=True)
-class Stream:
-    """The code stream that a prior models."""
-
-    hop_length: int
-    sample_rate: int
-    vocabularies: dict[str, list[str]]  # values of each label; index 0 of its embedding is unknown
-    codebook_size: int
-    codes_per_frame: int  # codes of this level in one code of the top level, the frame of the chroma
-
-
 class Conditioner(nn.Module):
-    """Base of all kinds: `forward` is added to the input, or `prefix` goes before the codes, by `n_prefix`."""
+    """Base of all kinds: `forward` gives vectors to add at the input, `prefix` gives `n_prefix` tokens."""
 
-    n_prefix = 0  # tokens it puts into the prefix
+    n_prefix = 0
     dropout = 0.0
 
-    def kept(self, n: int, device: torch.device) -> Tensor:
-        """Which of `n` items hear it, bool [n]: all but a random share in training, and none ever with a dropout of 1."""
+    def keep(self, n: int, device: torch.device) -> Tensor:
+        """Which of `n` items keep this condition, bool [n]: all, except for a random share in training."""
         if not self.training:
             return torch.full((n,), self.dropout < 1, device=device)
         return rng.rand_per_item(n, device) >= self.dropout
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:
-        """Vectors [1 or b, 1 or n_codes, dim] to add at the input; a kind that is all prefix adds nothing."""
+        """Vectors [1 or b, 1 or n_codes, dim] to add at the input; zero for a kind that is all prefix."""
         return torch.zeros(1, 1, 1, device=conditions.position.device)
 
     def prefix(self, conditions: Conditions) -> Tensor:
@@ -80,38 +68,42 @@ class Conditioner(nn.Module):
 
 
 class LabelConditioner(Conditioner):
-    """One of the values that a label takes in the training tracks (Jukebox, arXiv:2005.00341, section 4.2)."""
+    """The value of a label, such as a genre.
+
+    Source: Jukebox, arXiv:2005.00341, section 4.2.
+    """
 
     class Config(BaseConfig):
         kind: Literal["label"] = "label"
         name: str = "genre"
         dropout: float = Field(default=0.1, ge=0, le=1)
 
-    def __init__(self, config: Config, dim: int, stream: Stream):
+    def __init__(self, config: Config, dim: int, spec: PriorSpec):
         super().__init__()
         self.config, self.dropout = config, config.dropout
-        self.embedding = nn.Embedding(len(stream.vocabularies[config.name]) + 1, dim)
-        # As loud as a code: only the first codes of a piece need the label, so from near zero it would be learned slowly.
+        self.embedding = nn.Embedding(len(spec.vocabularies[config.name]) + 1, dim)
+        # As large as a code's embedding: only a piece's first codes need the label, so a small one would learn slowly.
         nn.init.normal_(self.embedding.weight, std=0.5)
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]
         index = conditions.labels[self.config.name]
-        return self.embedding(index * self.kept(len(index), index.device))[:, None]
+        return self.embedding(index * self.keep(len(index), index.device))[:, None]
 
 
 class TimingConditioner(Conditioner):
-    """Total length, time passed, time left and fraction passed at every code (Jukebox, section 4.2, has bins;
-    here each is a few sines)."""
+    """Total length, time passed, time left and fraction passed, at every code.
+
+    Source: Jukebox, section 4.2. Differs: each is a few sines instead of learned bins.
+    """
 
     class Config(BaseConfig):
         kind: Literal["timing"] = "timing"
         dropout: float = Field(default=0.1, ge=0, le=1)
 
-    def __init__(self, config: Config, dim: int, stream: Stream):
+    def __init__(self, config: Config, dim: int, spec: PriorSpec):
         super().__init__()
-        self.dropout = config.dropout
-        self.seconds_per_code = stream.hop_length / stream.sample_rate
-        self.sample_rate = stream.sample_rate
+        self.dropout, self.sample_rate = config.dropout, spec.sample_rate
+        self.seconds_per_code = spec.hop_length / spec.sample_rate
         self.register_buffer("periods", 2.0 ** torch.arange(3, 13), persistent=False)  # 8 s to an hour
         self.register_buffer("waves", math.pi * torch.arange(1.0, 5.0), persistent=False)
         self.project = nn.Linear(2 * (3 * 10 + 4), dim, bias=False)
@@ -121,19 +113,19 @@ class TimingConditioner(Conditioner):
         index = torch.arange(n_codes, device=conditions.position.device) + conditions.position[:, None]
         passed = index.float() * self.seconds_per_code
         total = (conditions.n_samples.float() / self.sample_rate)[:, None].expand_as(passed)
-        times = torch.stack([total, passed, total - passed], dim=-1)  # [b, n, 3]
+        times = torch.stack([total, passed, total - passed], dim=-1)  # [b, n_codes, 3]
         angles = (times[..., None] * (2 * math.pi / self.periods)).flatten(-2)  # type: ignore[operator]
         fraction = (passed / total.clamp(min=1e-3))[..., None] * self.waves  # type: ignore[operator]
         angles = torch.cat([angles, fraction], dim=-1)
         vectors = self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
-        return vectors * self.kept(len(index), index.device)[:, None, None].to(vectors.dtype)
+        return vectors * self.keep(len(index), index.device)[:, None, None].to(vectors.dtype)
 
 
 class TextConditioner(Conditioner):
-    """Caption or lyrics in front of the codes, in one stream with them (DALL-E, arXiv:2102.12092, section 2.2).
+    """A caption or lyrics as a prefix of the codes. No text, dropped text and empty text are the same.
 
-    Differs: bytes instead of word pieces, so there is nothing to train or download; padding has one embedding and the
-    positions theirs. No text, dropped text and empty text are the same.
+    Source: DALL-E, arXiv:2102.12092, section 2.2. Differs: bytes instead of word pieces, so there is nothing to train
+    or download; all padding has one embedding.
     """
 
     class Config(BaseConfig):
@@ -141,7 +133,7 @@ class TextConditioner(Conditioner):
         max_bytes: int = Field(default=128, ge=1)  # longer texts of the training tracks are cut
         dropout: float = Field(default=0.1, ge=0, le=1)
 
-    def __init__(self, config: Config, dim: int, stream: Stream):
+    def __init__(self, config: Config, dim: int, spec: PriorSpec):
         super().__init__()
         self.n_prefix, self.dropout = config.max_bytes, config.dropout
         self.embedding = nn.Embedding(256 + 1, dim)
@@ -153,21 +145,23 @@ class TextConditioner(Conditioner):
         text = conditions.text
         if text is None:
             text = torch.zeros(batch, self.n_prefix, dtype=torch.int64, device=device)
-        text = nn.functional.pad(text, (0, self.n_prefix - text.shape[1])) * self.kept(batch, device)[:, None]
+        text = nn.functional.pad(text, (0, self.n_prefix - text.shape[1])) * self.keep(batch, device)[:, None]
         return self.embedding(text) + self.positions
 
 
 class ChromaConditioner(Conditioner):
-    """The strongest pitch class of a reference recording at each top code's time (MusicGen, arXiv:2306.05284,
-    section 2.3; `data/chroma.py` computes it)."""
+    """The strongest pitch class of a reference recording at the time of each code; see `data/chroma.py`.
+
+    Source: MusicGen, arXiv:2306.05284, section 2.3.
+    """
 
     class Config(BaseConfig):
         kind: Literal["chroma"] = "chroma"
         dropout: float = Field(default=0.2, ge=0, le=1)
 
-    def __init__(self, config: Config, dim: int, stream: Stream):
+    def __init__(self, config: Config, dim: int, spec: PriorSpec):
         super().__init__()
-        self.dropout, self.codes_per_frame = config.dropout, stream.codes_per_frame
+        self.dropout, self.codes_per_frame = config.dropout, spec.top_ratio
         self.embedding = nn.Embedding(N_CHROMA + 1, dim)
         nn.init.normal_(self.embedding.weight, std=0.1)
 
@@ -178,27 +172,27 @@ class ChromaConditioner(Conditioner):
             return self.embedding(torch.zeros(batch, 1, dtype=torch.int64, device=device))
         ahead = torch.arange(n_codes, device=device) + conditions.position[:, None] % self.codes_per_frame
         frames = chroma.gather(1, ahead // self.codes_per_frame)  # [b, n_codes]
-        return self.embedding(frames * self.kept(batch, device)[:, None])
+        return self.embedding(frames * self.keep(batch, device)[:, None])
 
 
 class InfillConditioner(Conditioner):
-    """The codes that follow a gap, so that what fills it leads over to them.
+    """The codes that follow a gap, as a prefix, and at each code the distance to the gap's end.
 
-    Training with the right side moved to the front is Bavarian 2022, arXiv:2207.14255; here it does not become part of
-    the sequence but of the prefix, and each code in the gap hears how far the gap's end is. So a gap may be of any length.
+    Source: Bavarian 2022, arXiv:2207.14255, moves the codes after a gap to the front of the sequence. Differs: they are
+    in the prefix, so a gap may have any length.
     """
 
     class Config(BaseConfig):
         kind: Literal["infill"] = "infill"
-        n_codes: int = Field(default=16, ge=1)  # codes that are heard of what follows a gap
-        reach: int = Field(default=512, ge=8)  # codes; a gap's end that is farther away sounds like one that is so far
-        rate: float = Field(default=0.5, ge=0, le=1)  # training windows with a gap
+        n_codes: int = Field(default=16, ge=1)  # codes after a gap that the prior sees
+        reach: int = Field(default=512, ge=8)  # codes; all larger distances to the gap's end look the same
+        rate: float = Field(default=0.5, ge=0, le=1)  # share of the training windows with a gap
 
-    def __init__(self, config: Config, dim: int, stream: Stream):
+    def __init__(self, config: Config, dim: int, spec: PriorSpec):
         super().__init__()
         self.n_prefix, self.reach = config.n_codes, config.reach
-        self.untold = stream.codebook_size + 1
-        self.embedding = nn.Embedding(stream.codebook_size + 2, dim)
+        self.unknown = spec.codebook_size + 1
+        self.embedding = nn.Embedding(spec.codebook_size + 2, dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
         periods = 4.0 * (config.reach / 2) ** (torch.arange(16) / 15)  # codes: 4 to twice the reach
         self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
@@ -206,7 +200,7 @@ class InfillConditioner(Conditioner):
         nn.init.normal_(self.project.weight, std=0.1)
 
     def _distance(self, codes: Tensor) -> Tensor:
-        """Codes until the gap's end, negative behind it, [...] -> [..., dim]."""
+        """Codes until the gap's end, negative after it, [...] -> [..., dim]."""
         angles = codes.clamp(max=self.reach).float()[..., None] * self.frequencies  # type: ignore[operator]
         return self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
@@ -222,9 +216,9 @@ class InfillConditioner(Conditioner):
         device = conditions.position.device
         right, gap_end = conditions.right, conditions.gap_end
         if right is None or gap_end is None:
-            right = torch.full((len(conditions.position), self.n_prefix), self.untold, device=device)
+            right = torch.full((len(conditions.position), self.n_prefix), self.unknown, device=device)
         else:
-            right = right.masked_fill((gap_end == NO_GAP)[:, None] | (right < 0), self.untold)
+            right = right.masked_fill((gap_end == NO_GAP)[:, None] | (right < 0), self.unknown)
         return self.embedding(right) + self._distance(-torch.arange(self.n_prefix, device=device))
 
 

@@ -1,4 +1,4 @@
-"""A prior that goes on from another one: new labels and new conditioners, everything else as it was."""
+"""A prior that starts from another one, with new labels and new conditioners."""
 
 from __future__ import annotations
 
@@ -6,49 +6,52 @@ import torch
 from torch import nn
 
 from audiovq.prior.conditioners import LabelConditioner
-from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
+from audiovq.prior.prior import Prior, PriorConfig
+from audiovq.prior.spec import PriorSpec
+
+Vocabularies = dict[str, list[str]]  # the values of each label
 
 
-def extend_vocabularies(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The values of each label in `new`: those known already keep their places, others follow, sorted."""
-    return {name: [*old.get(name, []), *sorted(set(values) - set(old.get(name, [])))] for name, values in new.items()}
+def extend_vocabularies(old: Vocabularies, new: Vocabularies) -> Vocabularies:
+    """The labels of `new`: known values of each keep their places, new ones follow, sorted."""
+    known = {name: old.get(name, []) for name in new}
+    return {name: [*known[name], *sorted(set(values) - set(known[name]))] for name, values in new.items()}
 
 
-def told_of_labels(old: dict[str, list[str]], new: dict[str, list[str]]) -> str:
-    """One line for the user: what became of the labels."""
+def describe_new_labels(old: Vocabularies, new: Vocabularies) -> str:
+    """One line for the user: which values of which labels are new."""
     parts = []
     for name, values in new.items():
-        added = [value for value in values if value not in old.get(name, [])]
-        kept = f", behind {', '.join(old[name])}, which stay as they were" if old.get(name) else ""
-        parts.append(f"{name}: {', '.join(added) or 'nothing'} is new{kept}")
+        known = old.get(name, [])
+        added = ", ".join(value for value in values if value not in known) or "none"
+        parts.append(f"{name}: new {added}" + (f", known {', '.join(known)}" if known else ""))
     return "labels: " + ("; ".join(parts) or "none")
 
 
 @torch.no_grad()
 def extended(prior: Prior, config: PriorConfig, spec: PriorSpec) -> Prior:
-    """A prior of `config` and `spec` with the weights of another, whose conditioners are the first of its own.
+    """A prior of `config` and `spec` with the weights of another, whose conditioners come first in the new one.
 
-    Before it learns, it says what the old one says: a new value of a label begins as the row of "unknown", and a new
-    conditioner begins by adding nothing when nothing is said, and little (a tenth of a code) for each value of a label.
+    Before training it predicts nearly what the old one predicts. A new value of a label starts as a copy of "unknown".
+    A new conditioner adds nothing while its condition is unknown; a new label's values add a tenth of a code's size.
     """
     network = Prior(config, spec)
     old = prior.state_dict()
-    known = len(prior.conditioners)
+    n_known = len(prior.conditioners)
     for i, module in enumerate(network.conditioners):
-        if i >= known:
-            _quiet(module)
+        name = f"conditioners.{i}."
+        if i >= n_known:
+            _silence(module)
+            old |= {f"{name}{key}": tensor for key, tensor in module.state_dict().items()}
         elif isinstance(module, LabelConditioner):
-            name = f"conditioners.{i}.embedding.weight"
-            n_new = len(module.embedding.weight) - len(old[name])
-            old[name] = torch.cat([old[name], old[name][:1].expand(n_new, -1)])
-    fresh = {
-        k: v for k, v in network.state_dict().items() if k.startswith("conditioners.") and int(k.split(".")[1]) >= known
-    }
-    network.load_state_dict(old | fresh)
+            rows = old[f"{name}embedding.weight"]
+            n_new = len(module.embedding.weight) - len(rows)
+            old[f"{name}embedding.weight"] = torch.cat([rows, rows[:1].expand(n_new, -1)])
+    network.load_state_dict(old)
     return network
 
 
-def _quiet(module: nn.Module) -> None:
+def _silence(module: nn.Module) -> None:
     for parameter in module.parameters():
         parameter.zero_()
     if isinstance(module, LabelConditioner):

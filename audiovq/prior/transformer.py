@@ -14,19 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 from audiovq.config import Config
 from audiovq.prior.kv_cache import KVCache, Prefix, window_mask
+from audiovq.prior.rotary import Angles, rotary, rotate
 
 
 class TransformerConfig(Config):
     dim: int = Field(default=256, ge=8)
     n_layers: int = Field(default=6, ge=1)
     n_heads: int = Field(default=4, ge=1)
-    n_kv_heads: int | None = None  # fewer than n_heads shares keys and values (arXiv:2305.13245); null: as many
+    n_kv_heads: int | None = None  # fewer than n_heads: queries share keys and values (arXiv:2305.13245)
     mlp_ratio: float = Field(default=2.667, gt=0)  # hidden width of SwiGLU over dim
     context: int = Field(default=512, ge=2)  # codes in a training window
-    attention_window: int | None = Field(
-        default=None, ge=1
-    )  # codes a position sees, itself included; null: the context
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # of the input, and of what attention and MLP add
+    attention_window: int | None = Field(default=None, ge=1)  # codes a position attends to; null: the context
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # of the input, and of the outputs of attention and MLP
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:
@@ -56,74 +55,39 @@ class TransformerConfig(Config):
         return int(self.mlp_ratio * self.dim + 7) // 8 * 8
 
 
-def rotary(positions: Tensor, head_dim: int, n_still: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [t, head_dim / 2] of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2).
-
-    Args:
-        n_still: of the slowest pairs do not turn at all (p-RoPE, arXiv:2410.06205).
-    """
-    frequencies = 10000 ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
-    frequencies[head_dim // 2 - n_still :] = 0
-    angles = positions.float()[:, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the two halves of each head [b, h, t, head_dim] by the position's angles."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
-
-
 class Attention(nn.Module):
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
-        self.config = config
+        self.config, self.layer = config, layer
         width = (config.n_heads + 2 * config.kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.dim, width, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        causal: bool,
-        cache: KVCache | Prefix | None,
-        layer: int,
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, causal: bool, cache: Any) -> Tensor:
         c = self.config
         heads = rearrange(self.qkv(x), "b t (h d) -> b h t d", d=c.head_dim)
         q, k, v = heads.split([c.n_heads, c.kv_heads, c.kv_heads], dim=1)
         q, k = rotate(q, *angles), rotate(k, *angles)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        # No dropout of its own: PyTorch's fast attention on a CPU has none, and the slow one takes over twice the time.
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=c.kv_heads != c.n_heads
-        )
+        if cache is not None:  # the keys and values of earlier positions come before the new ones
+            k, v = cache.extend(self.layer, k, v)
+        # No dropout here: on a CPU, PyTorch's fast attention has none and the slow one takes twice the time.
+        grouped = c.kv_heads != c.n_heads
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.out(rearrange(y, "b h t d -> b t (h d)"))
 
 
 class Layer(nn.Module):
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.mlp_norm = nn.RMSNorm(config.dim)
         self.gate_up = nn.Linear(config.dim, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        causal: bool,
-        cache: KVCache | Prefix | None,
-        layer: int,
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), angles, mask, causal, cache, layer))
+    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, causal: bool, cache: Any) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), angles, mask, causal, cache))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.down(F.silu(gate) * up))  # SwiGLU, arXiv:2002.05202
 
@@ -131,17 +95,17 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen.
 
-    With a prefix of `n_prefix` tokens, every position attends to all of them, however far it is, beside its window.
-    For that half of each head does not turn with the position, and the prefix speaks to that half alone: it sounds
-    the same from everywhere, so training windows are heard as any later place of a long piece is.
+    With a prefix of `n_prefix` tokens, every position attends to all of them, however far away, and to its
+    window. Half of each head then does not rotate, and only this half meets the prefix. The prefix has the same
+    effect at every position, so what is learned from short training windows holds in long pieces.
     """
 
     def __init__(self, config: TransformerConfig, n_prefix: int = 0):
         super().__init__()
         self.config, self.n_prefix = config, n_prefix
-        self.n_still = config.head_dim // 4 if n_prefix else 0  # pairs
-        self.recompute = False  # in training, activations of a layer in the backward pass instead of keeping them
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.n_fixed = config.head_dim // 4 if n_prefix else 0  # pairs of dimensions
+        self.recompute = False  # in training: compute a layer's activations again in the backward pass
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:  # outputs of the residual branches start smaller (GPT-2, section 2.3)
@@ -150,44 +114,44 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> KVCache:
         c = self.config
-        return KVCache(c.n_layers, batch, c.kv_heads, c.window, c.head_dim, device, dtype, self.n_prefix)
+        shape = (2, c.n_layers, batch, c.kv_heads, self.n_prefix + c.window, c.head_dim)
+        return KVCache(torch.zeros(shape, device=device, dtype=dtype), c.window)
+
+    def angles(self, positions: Tensor) -> Angles:
+        """The rotation of queries and keys at `positions` [t]."""
+        return rotary(positions, self.config.head_dim, self.n_fixed)
 
     def read_prefix(self, tokens: Tensor) -> Prefix:
         """Keys and values of prefix tokens [b, n_prefix, dim], which attend to each other and to no code."""
-        prefix = Prefix()
-        still = (
-            torch.arange(self.config.head_dim // 2, device=tokens.device) >= self.config.head_dim // 2 - self.n_still
-        )
-        angles = (still.float()[None], torch.zeros_like(still).float()[None])  # the pairs that would turn become 0
-        for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, angles, None, False, prefix, i)
+        prefix, n_pairs = Prefix(), self.config.head_dim // 2
+        # Pairs that rotate elsewhere become 0 here, so that only the fixed half of a query meets the prefix.
+        fixed = torch.arange(n_pairs, device=tokens.device) >= n_pairs - self.n_fixed
+        angles = fixed.float()[None], torch.zeros_like(fixed).float()[None]
+        for layer in self.layers:
+            tokens = layer(tokens, angles, None, False, prefix)
         prefix.output = tokens
         return prefix
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """How far queries and keys at `positions` [t] are turned: cosine and sine [t, head_dim / 2]."""
-        return rotary(positions, self.config.head_dim, self.n_still)
-
     def forward(self, x: Tensor, cache: KVCache | None = None, prefix: Prefix | None = None) -> Tensor:
-        """Args: prefix: what is attended to besides; with a cache it is in there."""
+        """Args: prefix: required without a cache if there is one; a cache contains it."""
         assert cache is not None or (prefix is not None) == (self.n_prefix > 0), "expected the prefix of the config"
         t, window = x.shape[1], self.config.window
+        # A whole sequence within the window: attention has a fast path for a plain causal mask.
         causal = 1 < t <= window and not self.n_prefix and (cache is None or cache.length == 0)
         if cache is not None:
             positions, mask = cache.positions(t), None if causal else cache.mask(t)
         else:
-            positions = torch.arange(t, device=x.device)
-            mask = (
-                None if causal or t == 1 else F.pad(window_mask(t, 0, window, x.device), (self.n_prefix, 0), value=True)
-            )
-        angles = self.angles(positions)
+            positions, mask = torch.arange(t, device=x.device), None
+            if t > 1 and not causal:
+                mask = F.pad(window_mask(t, 0, window, x.device), (self.n_prefix, 0), value=True)
         if self.training and prefix is not None and prefix.output is not None:
-            # Nothing else needs what the last layer makes of the prefix; weights that are shared out among devices are
-            # brought together in the backward pass only for a layer whose output is needed.
+            # Sharded weights are gathered in the backward pass only for layers whose output is used. Nothing else
+            # uses the output of the prefix's last layer.
             x = x + 0 * prefix.output.sum()
-        for i, layer in enumerate(self.layers):
+        angles, past = self.angles(positions), cache if cache is not None else prefix
+        for layer in self.layers:
             call: Any = partial(checkpoint, layer, use_reentrant=False) if self.recompute and self.training else layer
-            x = call(x, angles, mask, causal, cache if cache is not None else prefix, i)
+            x = call(x, angles, mask, causal, past)
         if cache is not None:
             cache.advance(t)
         return self.norm(x)

@@ -1,66 +1,63 @@
-"""A prior with what it is told about the piece, and guidance: how strongly that is followed.
+"""A prior with the conditions of a piece, and classifier-free guidance.
 
-logits = unsaid + guidance · (said - unsaid), from two rows of one batch for each item, with and without label, text and
-chroma (classifier-free guidance, Ho & Salimans 2021, arXiv:2207.12598, equation 6; for codes of music MusicGen,
-arXiv:2306.05284, section 3.1). 1 is the prior as it is and costs nothing; timing and gaps are told to both rows.
+logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the network's
+batch: one with and one without label, text and chroma. Timing and gaps are in both. A guidance of 1 is the prior as it
+was trained, and needs one row.
+
+Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6; for codes of music MusicGen, arXiv:2306.05284, section 3.1.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from audiovq.data.datasets import text_bytes
 from audiovq.prior.conditioners import NO_GAP, Conditions
-from audiovq.prior.kv_cache import KVCache, Prefix
+from audiovq.prior.kv_cache import KVCache
 from audiovq.prior.prior import Prior
+from audiovq.sampling.request import Request
 
 
-class Wanted(Protocol):
-    """What `sampling.generate.Request` says of the pieces."""
+def piece_conditions(prior: Prior, request: Request, batch: int, starts: Sequence[int] = (0,)) -> Conditions:
+    """The conditions that a request has and the prior knows, for `batch` pieces from each of the codes `starts` on:
+    [starts · batch] rows.
 
-    n_samples: int
-    labels: dict[str, int]  # index in the prior's vocabulary, a label name; 0 or absent is unknown
-    text: str  # what is longer than the prior's `max_bytes` is cut
-    chroma: Tensor | None  # int64 [n_frames] of a reference, one a top code; 0, or past the end, is unknown
-
-
-def piece_conditions(prior: Prior, wanted: Wanted, batch: int, starts: Sequence[int] = (0,)) -> Conditions:
-    """What is asked for, a row for each of `batch` pieces from each of the codes `starts` on: [starts · batch]."""
-    device, beside, n_rows = prior.head.weight.device, prior.config.beside, batch * len(starts)
+    A text longer than the prior's `max_bytes` is cut. Chroma past the reference's end is unknown.
+    """
+    device, inputs, n_rows = prior.head.weight.device, prior.config.extra_inputs, batch * len(starts)
     full = lambda value: torch.full((n_rows,), value, dtype=torch.int64, device=device)  # noqa: E731
     position = torch.tensor(list(starts), device=device).repeat_interleave(batch)
-    labels = {name: full(wanted.labels.get(name, 0)) for name in prior.spec.vocabularies}
-    conditions = Conditions(labels, full(wanted.n_samples), position)
-    if wanted.text and beside["text_bytes"]:
-        conditions.text = text_bytes(wanted.text, beside["text_bytes"]).to(device).expand(n_rows, -1)
-    if wanted.chroma is not None and beside["chroma"]:
-        n_frames = -(-wanted.n_samples // prior.spec.hop_lengths[0])
-        kept = wanted.chroma[:n_frames].to(device)
-        conditions.chroma = torch.nn.functional.pad(kept, (0, n_frames + 1 - len(kept))).expand(n_rows, -1)
+    labels = {name: full(request.labels.get(name, 0)) for name in prior.spec.vocabularies}
+    conditions = Conditions(labels, full(request.n_samples), position)
+    if request.text and inputs["text_bytes"]:
+        conditions.text = text_bytes(request.text, inputs["text_bytes"]).to(device).expand(n_rows, -1)
+    if request.chroma is not None and inputs["chroma"]:
+        n_frames = -(-request.n_samples // prior.spec.hop_lengths[0])
+        chroma = request.chroma[:n_frames].to(device)
+        conditions.chroma = torch.nn.functional.pad(chroma, (0, n_frames + 1 - len(chroma))).expand(n_rows, -1)
     return conditions
 
 
 class GuidedPrior:
-    """One level's prior while it generates a batch of pieces: each item is one row of the network's batch, or, guided, two.
+    """One level's prior with the conditions of a batch of items; `rows` and `combine` lead from items to rows and back.
 
-    `rows` and `combine` lead from items to rows and back for whatever runs the network.
+    Args:
+        conditions: from `piece_conditions`.
     """
 
     def __init__(self, prior: Prior, conditions: Conditions, guidance: float = 1.0):
-        """Args: conditions: of `piece_conditions`."""
         self.prior, self.guidance = prior, guidance
-        batch = len(conditions.position)
-        said = any(bool(index.any()) for index in conditions.labels.values())
-        said = said or conditions.text is not None or conditions.chroma is not None
-        self.guided = said and guidance != 1
+        batch, device = len(conditions.position), conditions.position.device
+        labelled = any(bool(index.any()) for index in conditions.labels.values())
+        conditional = labelled or conditions.text is not None or conditions.chroma is not None
+        self.guided = conditional and guidance != 1
         self.n_rows = 2 * batch if self.guided else batch
         both = _twice(conditions) if self.guided else conditions
-        self.conditions = both.only_where(torch.arange(self.n_rows, device=conditions.position.device) < batch)
+        self.conditions = both.only_where(torch.arange(self.n_rows, device=device) < batch)
 
     def rows(self, items: Tensor) -> Tensor:
         """[batch, ...] -> [n_rows, ...]."""
@@ -71,90 +68,78 @@ class GuidedPrior:
         return guide(logits, self.guidance) if self.guided else logits
 
     def context(self, around: Tensor, start: int, end: int) -> Tensor:
-        """Of codes [start, end) of each row, counted from its own first one: float [n_rows, end - start, dim].
+        """The prior's context of codes [start, end) of each row, float [n_rows, end - start, dim].
 
         Args:
-            start: a multiple of the prior's ratio.
-            around: int64 [batch, level, n + 2·context_codes], the coarser levels from each row's first code on
+            around: int64 [batch, level, n + 2 · context_codes], the coarser levels from each row's first code on
                 (`coarser_at_rate_above`).
+            start: a multiple of the prior's ratio.
         """
-        prior, now = self.prior, self.conditions
-        ratio, context_codes = prior.spec.ratio, prior.config.context_codes
-        window = around[:, :, start // ratio : -(-end // ratio) + 2 * context_codes]
-        now = dataclasses.replace(now, position=now.position + start)
-        if now.chroma is not None:
-            per_frame = prior.spec.hop_lengths[0] // prior.spec.hop_lengths[prior.spec.level]
-            frames = torch.arange((end - start) // per_frame + 2, device=now.position.device)
-            frames = (now.position[:, None] // per_frame + frames).clamp(
-                max=now.chroma.shape[1] - 1
-            )  # the last: unknown
-            now = dataclasses.replace(now, chroma=now.chroma.gather(1, frames))
-        return prior.context(self.rows(window), now, end - start).expand(self.n_rows, -1, -1)
-
-    def prefix(self) -> Prefix | None:
-        """What every code may attend to: text and the right side of a gap. None if the prior has no such conditioner."""
-        return self.prior.prefix(self.conditions)
+        prior, conditions = self.prior, self.conditions
+        spec, context_codes = prior.spec, prior.config.context_codes
+        window = around[:, :, start // spec.ratio : -(-end // spec.ratio) + 2 * context_codes]
+        position = conditions.position + start
+        chroma = conditions.chroma
+        if chroma is not None:
+            frames = torch.arange((end - start) // spec.top_ratio + 2, device=position.device)
+            frames = position[:, None] // spec.top_ratio + frames
+            chroma = chroma.gather(1, frames.clamp(max=chroma.shape[1] - 1))  # the last frame is unknown
+        conditions = dataclasses.replace(conditions, position=position, chroma=chroma)
+        return prior.context(self.rows(window), conditions, end - start).expand(self.n_rows, -1, -1)
 
     def write_prefix(self, cache: KVCache) -> None:
-        """Put what every code may attend to into a cache of `n_rows`."""
-        prefix = self.prefix()
+        """Put text and the codes after a gap into a cache of `n_rows`, if the prior has such conditioners."""
+        prefix = self.prior.prefix(self.conditions)
         if prefix is not None:
             cache.write_prefix(prefix)
 
-    @property
-    def hears_gaps(self) -> bool:
-        """Whether the prior was trained to fill gaps (it has an infill conditioner)."""
-        return self.prior.config.beside["infill_codes"] > 0
-
-    def tell_gap(self, codes: Tensor, gap_end: int | None, cache: KVCache | None = None) -> None:
-        """Say what follows the gap that ends before code `gap_end`; None: no gap any more. Prefix and later contexts change.
+    def set_gap(self, codes: Tensor, gap_end: int | None) -> None:
+        """Set the gap that the prior fills, for later contexts and prefixes.
 
         Args:
-            codes: int64 [batch, n_codes] of the whole piece, of which [gap_end, gap_end + infill codes) are read.
-            cache: to be told, too, if it was made before.
+            codes: int64 [batch, n_codes] of the whole piece; those from `gap_end` on are read.
+            gap_end: index of the first code after the gap; None if there is no gap, or nothing after it.
         """
-        n = self.prior.config.beside["infill_codes"]
+        n, outside = self.prior.config.extra_inputs["infill_codes"], self.prior.spec.codebook_size
         assert n, "the prior has no infill conditioner"
         right = codes[:, gap_end : gap_end + n] if gap_end is not None else codes[:, :0]
-        right = torch.nn.functional.pad(right, (0, n - right.shape[1]), value=self.prior.spec.codebook_size)
+        right = torch.nn.functional.pad(right, (0, n - right.shape[1]), value=outside)
         end = torch.full((self.n_rows,), NO_GAP if gap_end is None else gap_end, device=codes.device)
         self.conditions = dataclasses.replace(self.conditions, right=self.rows(right), gap_end=end)
-        if cache is not None:
-            self.write_prefix(cache)
 
-    def tell_what_follows(self, given: Tensor, position: int, cache: KVCache) -> None:
-        """Say what is given behind the next gap from `position` on, if the prior hears gaps.
+    def set_next_gap(self, given: Tensor, position: int, cache: KVCache) -> None:
+        """Set the next gap from `position` on, also in the cache, if the prior was trained to fill gaps.
 
         Args:
             given: int64 [batch, n_codes] of the whole piece, -1 where codes are drawn.
         """
-        if not self.hears_gaps:
-            return
-        known = given.masked_fill(given < 0, self.prior.spec.codebook_size)
-        self.tell_gap(known, gap_end_after(given, position), cache)
+        if self.prior.config.extra_inputs["infill_codes"]:
+            known = given.masked_fill(given < 0, self.prior.spec.codebook_size)
+            self.set_gap(known, gap_end_after(given, position))
+            self.write_prefix(cache)
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:
-    """Rows with and then rows without conditions, float [2·b, ...] -> [b, ...]."""
-    said, unsaid = logits.float().chunk(2)
-    return unsaid + guidance * (said - unsaid)
+    """Rows with and then rows without conditions, float [2 · b, ...] -> [b, ...]."""
+    conditional, unconditional = logits.float().chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
 
 
 def gap_end_after(given: Tensor, start: int) -> int | None:
-    """Where the first gap ends that is open at `start` or later: the `gap_end` for `tell_gap`.
+    """Where the first gap that is open at `start` or later ends.
 
     Args:
         given: int64 [batch, n_codes], -1 where a code is to be drawn.
     Returns:
-        The index of the first code behind the gap that all items are given; None if there is no gap, or nothing behind it.
+        The first position after the gap where all items have a code. None if there is no gap or nothing after it.
     """
-    told = (given >= 0).all(dim=0)
-    missing = (~told[start:]).nonzero()
+    is_given = (given >= 0).all(dim=0)
+    missing = (~is_given[start:]).nonzero()
     if not len(missing):
         return None
     first = start + int(missing[0])
-    behind = told[first:].nonzero()
-    return first + int(behind[0]) if len(behind) else None
+    after = is_given[first:].nonzero()
+    return first + int(after[0]) if len(after) else None
 
 
 def _twice(conditions: Conditions) -> Conditions:

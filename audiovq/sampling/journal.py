@@ -1,15 +1,15 @@
-"""Codes on disk while they are generated: an interruption of any kind costs a second of work at most.
+"""Codes on disk while they are generated, so that an interruption costs at most a second of work.
 
-A folder beside the output holds, for each group of items that are generated together and named by a hash of all that
-determines their codes:
+A folder next to the output has three files for each group of items that are generated together. Their name is a hash of
+everything that determines the codes.
 
-    <hash>.codes   a JSON line that says what it is, then records that are only ever appended
-    <hash>.cache   the network's memory at some position, so that little is fed again; without it, everything is
+    <hash>.codes   a JSON line with everything that determines the codes, then records that are only ever appended
+    <hash>.cache   the network's cache at some position; without it, all codes go through the network again
     <hash>.lock    held by the process at work
 
 A record is level, first position, count and rows (little-endian uint32), the codes (int32 [rows, count]) and a CRC-32
-of all that. The codes are the truth: they are fed through the network again just as they were when they were drawn (see
-`generate_level`), so on the same machine the rest comes out to the bit as if nothing had happened.
+of all that. Codes go through the network again in the same passes as before (see `DecodeState.stretches`), so on the
+same machine a resumed run gives the same codes to the bit.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from audiovq.prior.kv_cache import KVCache
+from audiovq.sampling.decode_state import DecodeState
 from audiovq.utils.files import atomic_file
 
 FORMAT = "audiovq-journal-1"
 FLUSH_SECONDS = 1.0  # between two writes
-CACHE_SHARE = 0.02  # of the time goes into saving the network's memory, at most
+CACHE_SHARE = 0.02  # the largest share of the time that is spent on saving the cache
 _HEAD, _SUM = struct.Struct("<IIII"), struct.Struct("<I")
 
 
@@ -43,7 +43,7 @@ class Journal:
     """The codes of one group of items.
 
     Args:
-        facts: all that determines the codes, JSON and tensors.
+        facts: everything that determines the codes, JSON and tensors.
     Raises:
         ValueError: another process has it open, or the folder cannot be written.
     """
@@ -53,9 +53,9 @@ class Journal:
         stem = folder / hashlib.sha256(header).hexdigest()[:16]
         self.path, self.cache_path = stem.with_suffix(".codes"), stem.with_suffix(".cache")
         self.lock = FileLock(stem.with_suffix(".lock"))
-        self.known: dict[int, list[np.ndarray]] = {}  # found on disk: int32 [rows, n] a record, a level
-        self.counts: dict[int, int] = {}  # codes on disk, a level
-        self.last: tuple[int, Tensor, int] | None = None  # noted, not yet written
+        self.known: dict[int, list[np.ndarray]] = {}  # found on disk: level -> records, int32 [rows, n]
+        self.counts: dict[int, int] = {}  # positions on disk, of each level
+        self.pending: tuple[DecodeState, int] | None = None  # a state and its final positions, not yet written
         self.flush_due = self.cache_due = time.monotonic() + FLUSH_SECONDS
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,11 +70,11 @@ class Journal:
 
     @property
     def n_known(self) -> int:
-        """Positions found on disk, all levels together."""
+        """Positions found on disk, of all levels together."""
         return sum(part.shape[1] for parts in self.known.values() for part in parts)
 
     def _open(self, header: bytes) -> None:
-        """Take what is whole; a torn or damaged end is cut off, and a file with another header begins anew."""
+        """Read the intact records. A torn or damaged end is cut off; a file with another header starts anew."""
         content = self.path.read_bytes() if self.path.exists() else b""
         self.end = self._read(content, len(header)) if content.startswith(header) else 0
         self.file = self.path.open("r+b" if content else "w+b")
@@ -84,7 +84,7 @@ class Journal:
             self._append(header)
 
     def _read(self, content: bytes, at: int) -> int:
-        """Records from byte `at` on -> the byte where the last whole one ends."""
+        """Read records from byte `at` on; returns the byte where the last intact one ends."""
         while at + _HEAD.size <= len(content):
             level, start, n, rows = _HEAD.unpack_from(content, at)
             end = at + _HEAD.size + 4 * n * rows
@@ -99,76 +99,72 @@ class Journal:
         return at
 
     def _append(self, content: bytes) -> None:
-        self.file.seek(self.end)  # an interrupted write is written over
+        self.file.seek(self.end)  # overwrites an interrupted write
         self.file.write(content)
         self.file.flush()
         os.fsync(self.file.fileno())
         self.end += len(content)
 
-    def resume(self, level: int, codes: Tensor, cache: KVCache) -> tuple[int, int]:
-        """Put what is known into `codes` [rows, n_codes] and the saved memory into `cache`.
+    def restore(self, state: DecodeState) -> None:
+        """Put the known codes of the state's level, and the saved cache, into a new state."""
+        parts = self.known.get(state.level, [])
+        if parts:
+            known = torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64))
+            state.n_known = known.shape[1]
+            state.codes[:, 1 : state.n_known + 1] = known.to(state.codes.device)
+            self._restore_cache(state)
 
-        Returns:
-            How many positions are known, and how many of them need not be fed again.
-        """
-        parts = self.known.get(level, [])
-        if not parts:
-            return 0, 0
-        known = torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64))
-        codes[:, : known.shape[1]] = known.to(codes.device)
-        return known.shape[1], self._restore(level, known.shape[1], cache)
-
-    def _restore(self, level: int, n_known: int, cache: KVCache) -> int:
+    def _restore_cache(self, state: DecodeState) -> None:
         try:
             content = self.cache_path.read_bytes()
             if _SUM.unpack_from(content)[0] != zlib.crc32(content[_SUM.size :]):
-                return 0
-            state = load(content[_SUM.size :])
-        except (OSError, struct.error, SafetensorError):  # none, or damaged: all is fed again
-            return 0
-        of_level, n_fed = state.pop("place").tolist()
-        if of_level != level or n_fed > n_known:
-            return 0
-        cache.keys.copy_(state["keys"])
-        cache.values.copy_(state["values"])
-        cache.advance(n_fed - cache.length)
-        return n_fed
+                return
+            saved = load(content[_SUM.size :])
+        except (OSError, struct.error, SafetensorError):  # missing or damaged
+            return
+        level, length = saved.pop("place").tolist()
+        if level == state.level and length <= state.n_known:
+            state.cache.keys.copy_(saved["keys"])
+            state.cache.values.copy_(saved["values"])
+            state.cache.advance(length - state.cache.length)
+            state.n_done = length
 
-    def note(self, level: int, codes: Tensor, n_done: int, cache: KVCache) -> None:
-        """`codes` [rows, n_codes] are final up to `n_done`; written if the last time is long enough ago."""
-        self.last = level, codes, n_done
+    def note(self, state: DecodeState) -> None:
+        """Write the final codes of a state, if the last write is long enough ago."""
+        self.pending = state, state.n_done
         now = time.monotonic()
         if now < self.flush_due:
             return
-        self.write(level, codes, n_done)
+        self.write(state)
         self.flush_due = time.monotonic() + FLUSH_SECONDS
         if now >= self.cache_due:
-            self._save_cache(level, cache)
+            self._save_cache(state)
             spent = time.monotonic() - now
             self.cache_due = time.monotonic() + max(FLUSH_SECONDS, spent / CACHE_SHARE)
 
-    def write(self, level: int, codes: Tensor, n_done: int) -> None:
-        """Append the positions up to `n_done` that are not on disk yet."""
-        start = self.counts.get(level, 0)
-        if n_done > start:
-            part = codes[:, start:n_done].cpu().numpy().astype("<i4")
-            record = _HEAD.pack(level, start, n_done - start, len(part)) + part.tobytes()
+    def write(self, state: DecodeState, n_done: int | None = None) -> None:
+        """Append the final codes that are not on disk yet; `n_done` is the state's own by default."""
+        start, end = self.counts.get(state.level, 0), state.n_done if n_done is None else n_done
+        if end > start:
+            part = state.codes[:, start + 1 : end + 1].cpu().numpy().astype("<i4")
+            record = _HEAD.pack(state.level, start, end - start, len(part)) + part.tobytes()
             self._append(record + _SUM.pack(zlib.crc32(record)))
-            self.counts[level] = n_done
-        self.last = None
+            self.counts[state.level] = end
+        self.pending = None
 
-    def _save_cache(self, level: int, cache: KVCache) -> None:
-        """Replace the saved memory; it is checked when it is read, so it need not reach the disk at once."""
-        state = {"keys": cache.keys.cpu().contiguous(), "values": cache.values.cpu().contiguous()}
-        content = save({**state, "place": torch.tensor([level, cache.length])})
+    def _save_cache(self, state: DecodeState) -> None:
+        """Replace the saved cache. Its checksum is verified when it is read, so it need not reach the disk at once."""
+        cache = state.cache
+        saved = {"keys": cache.keys.cpu().contiguous(), "values": cache.values.cpu().contiguous()}
+        content = save({**saved, "place": torch.tensor([state.level, cache.length])})
         with atomic_file(self.cache_path, flush=False) as temporary:
             temporary.write_bytes(_SUM.pack(zlib.crc32(content)) + content)
 
     def close(self) -> None:
-        """Write what was noted last, and let go."""
+        """Write what is pending and release the lock."""
         try:
-            if self.last:
-                self.write(*self.last)
+            if self.pending:
+                self.write(*self.pending)
         finally:
             self.file.close()
             self.lock.release()
@@ -179,7 +175,7 @@ def _sha256(tensor: Tensor) -> str:
 
 
 class JournalFolder:
-    """The journals of one command. `with` closes them; `remove` deletes them, when the result is safe elsewhere."""
+    """The journals of one command. `with` closes them; `remove` deletes them once the result is safe elsewhere."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -199,10 +195,10 @@ class JournalFolder:
         return self.journals[-1]
 
     def remove(self) -> list[str]:
-        """Delete this command's journals; returns what else is there: unfinished work of other commands."""
+        """Delete this command's journals; returns the files of other commands that were interrupted."""
         for journal in self.journals:
-            journal.last = None
-            for path in self.folder.glob(f"*{journal.path.stem}.*"):
+            journal.pending = None
+            for path in self.folder.glob(f"{journal.path.stem}.*"):
                 path.unlink(missing_ok=True)
         left = sorted(path.name for path in self.folder.glob("*.codes")) if self.folder.is_dir() else []
         if self.folder.is_dir() and not any(self.folder.iterdir()):

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiovq.prior.prior import Prior
-from audiovq.sampling.generate import BLOCK, Request, coarser_at_rate_above
+from audiovq.sampling.decode_state import BLOCK, coarser_at_rate_above
 from audiovq.sampling.guidance import GuidedPrior, piece_conditions
+from audiovq.sampling.request import Request
 
 
 @torch.inference_mode()
@@ -33,7 +34,8 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     previous = F.pad(codes, (1, 0), value=prior.spec.codebook_size)
     around = coarser_at_rate_above(prior, [coarser.to(device) for coarser in levels[:level]], batch, n_codes)
     guided = GuidedPrior(prior, piece_conditions(prior, request, batch))
-    cache = prior.new_cache(batch, guided.conditions)
+    cache = prior.new_cache(batch)
+    guided.write_prefix(cache)
     total = torch.zeros(batch, dtype=torch.float64)
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio
     for start in range(0, n_codes, block):

@@ -8,7 +8,7 @@ from test_prior import make
 
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
-from audiovq.sampling.engine import GraphStepper, PackedStepper, Stepper, new_stepper
+from audiovq.sampling.engine import Engine, GraphEngine, PackedEngine, new_engine
 from audiovq.sampling.packed_weights import PRECISIONS, available_precisions, choose_precision
 
 N = 60  # positions: the ring of 12 goes round five times
@@ -20,15 +20,15 @@ def inputs(prior: Prior, batch: int, n: int = N) -> tuple[torch.Tensor, torch.Te
 
 
 def run(
-    stepper: Stepper, previous: torch.Tensor, context: torch.Tensor, prefills: tuple[int, ...] = ()
+    engine: Engine, previous: torch.Tensor, context: torch.Tensor, prefills: tuple[int, ...] = ()
 ) -> torch.Tensor:
     """Logits [batch, n - sum(prefills), size] of the positions that are not prefilled."""
     start = 0
     for n in prefills:
-        stepper.prefill(previous[:, start : start + n], context[:, start : start + n])
+        engine.prefill(previous[:, start : start + n], context[:, start : start + n])
         start += n
     steps = range(start, previous.shape[1])
-    return torch.stack([stepper.step(previous[:, t], context[:, t]).clone() for t in steps], dim=1)
+    return torch.stack([engine.step(previous[:, t], context[:, t]).clone() for t in steps], dim=1)
 
 
 def wide(dim: int = 64, n_heads: int = 4, n_kv_heads: int | None = None, window: int = 12, size: int = 50) -> Prior:
@@ -50,7 +50,7 @@ def wide(dim: int = 64, n_heads: int = 4, n_kv_heads: int | None = None, window:
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("n_kv_heads", [None, 2, 1])
-@pytest.mark.parametrize("kind", [PackedStepper, GraphStepper])
+@pytest.mark.parametrize("kind", [PackedEngine, GraphEngine])
 @torch.inference_mode()
 def test_steps_equal_the_whole_sequence(kind: type, n_kv_heads: int | None, batch: int) -> None:
     prior = wide(n_kv_heads=n_kv_heads)
@@ -60,7 +60,7 @@ def test_steps_equal_the_whole_sequence(kind: type, n_kv_heads: int | None, batc
 
 
 @pytest.mark.parametrize("prefills", [(1,), (5,), (12,), (13,), (40,), (7, 1, 20), (30, 2)])
-@pytest.mark.parametrize("kind", [PackedStepper, GraphStepper])
+@pytest.mark.parametrize("kind", [PackedEngine, GraphEngine])
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.inference_mode()
 def test_steps_after_a_prefill_of_any_length(kind: type, prefills: tuple[int, ...], batch: int) -> None:
@@ -76,8 +76,8 @@ def test_steps_past_the_first_table_of_angles(monkeypatch: pytest.MonkeyPatch) -
     prior = make(0)
     previous, context = inputs(prior, 2)
     whole = prior(previous, context)
-    assert torch.allclose(run(PackedStepper(prior, 2, "fp32"), previous, context), whole, atol=1e-5)
-    assert torch.allclose(run(PackedStepper(prior, 2, "fp32"), previous, context, (21,)), whole[:, 21:], atol=1e-5)
+    assert torch.allclose(run(PackedEngine(prior, 2, "fp32"), previous, context), whole, atol=1e-5)
+    assert torch.allclose(run(PackedEngine(prior, 2, "fp32"), previous, context, (21,)), whole[:, 21:], atol=1e-5)
 
 
 @torch.inference_mode()
@@ -87,7 +87,7 @@ def test_zeros_and_large_numbers_are_normed_as_the_network_norms_them() -> None:
     for scale in (0.0, 1e-4, 1e4):
         previous, context = inputs(prior, 2, 20)
         whole = prior(previous, scale * context)
-        assert torch.allclose(run(PackedStepper(prior, 2, "fp32"), previous, scale * context), whole, atol=1e-4)
+        assert torch.allclose(run(PackedEngine(prior, 2, "fp32"), previous, scale * context), whole, atol=1e-4)
 
 
 # Root mean square deviation of the logits, as a share of their standard deviation: at least and at most.
@@ -102,7 +102,7 @@ def test_precisions_are_as_near_as_they_say(precision: str) -> None:
     prior = wide(dim=128)
     previous, context = inputs(prior, 4)
     whole = prior(previous, context)[:, 9:]
-    deviation = run(new_stepper(prior, 4, precision), previous, context, (9,)) - whole
+    deviation = run(new_engine(prior, 4, precision), previous, context, (9,)) - whole
     least, most = DEVIATION[precision]
     assert least <= float(deviation.std() / whole.std()) <= most
 
@@ -118,9 +118,9 @@ def test_an_item_gets_the_same_bits_in_any_batch(precision: str, sizes: tuple[in
         pytest.skip("on other makers' CPUs MKL's float32 products change their last bit with the number of rows")
     prior = wide(*sizes)
     previous, context = inputs(prior, 17)
-    together = run(PackedStepper(prior, 17, precision), previous, context, (6,))
+    together = run(PackedEngine(prior, 17, precision), previous, context, (6,))
     for items in ([0], [3], [16], [3, 1], [5, 16, 0], list(range(8)), list(range(2, 15))):
-        some = run(PackedStepper(prior, len(items), precision), previous[items], context[items], (6,))
+        some = run(PackedEngine(prior, len(items), precision), previous[items], context[items], (6,))
         assert torch.equal(some, together[items]), items
 
 
@@ -128,21 +128,21 @@ def test_an_item_gets_the_same_bits_in_any_batch(precision: str, sizes: tuple[in
 def test_weights_are_packed_once_and_again_when_they_change() -> None:
     prior = wide()
     previous, context = inputs(prior, 1, 10)
-    first = PackedStepper(prior, 1, "fp32")
-    assert PackedStepper(prior, 2, "fp32").packed is first.packed
+    first = PackedEngine(prior, 1, "fp32")
+    assert PackedEngine(prior, 2, "fp32").packed is first.packed
     prior.transformer.layers[1].down.weight *= 2  # type: ignore[operator,union-attr,index]
-    assert torch.allclose(run(PackedStepper(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
+    assert torch.allclose(run(PackedEngine(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
     prior.load_state_dict({name: 0.9 * tensor for name, tensor in prior.state_dict().items()})
-    assert torch.allclose(run(PackedStepper(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
-    fast = PackedStepper(prior, 1)
+    assert torch.allclose(run(PackedEngine(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
+    fast = PackedEngine(prior, 1)
     assert fast.packed is not first.packed
 
 
 def test_the_default_is_what_this_machine_has() -> None:
-    assert PackedStepper(make(0), 1).precision == choose_precision() in available_precisions()
+    assert PackedEngine(make(0), 1).precision == choose_precision() in available_precisions()
     assert {"fp32"} <= set(available_precisions()) <= set(PRECISIONS)
 
 
 def test_a_precision_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="precision: expected auto or one of fp32, fp16, bf16, int8, found int4"):
-        new_stepper(make(0), 1, "int4")
+        new_engine(make(0), 1, "int4")

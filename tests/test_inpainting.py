@@ -1,4 +1,4 @@
-"""CodeMask codes: what is kept stays, what is drawn is drawn as step by step, and how likely codes are."""
+"""Given codes stay, all others are drawn as step by step; and the likelihood of codes."""
 
 import math
 
@@ -13,13 +13,14 @@ from audiovq.data.codes import Codes
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.engine import PackedStepper
-from audiovq.sampling.generate import coarser_at_rate_above, generate
+from audiovq.sampling.decode_state import coarser_at_rate_above
+from audiovq.sampling.engine import PackedEngine
+from audiovq.sampling.generate import generate
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, vary
 from audiovq.sampling.likelihood import bits_per_second, sequence_log_probability
 from audiovq.sampling.noise import gumbel_noise
 
-PICKS = [SamplingConfig(), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
+SETTINGS = [SamplingConfig(), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
 
 
 def piece(n_samples: int = 8000, n_levels: int = 3) -> Codes:
@@ -64,7 +65,7 @@ def naive_with_given(models: list, wanted, given: list[torch.Tensor]) -> list[to
 
 @torch.no_grad()
 def test_any_mask_gives_what_step_by_step_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.sampling.generate.BLOCK", 16)
+    monkeypatch.setattr("audiovq.sampling.decode_state.BLOCK", 16)
     wanted, given = request(3000), holes(3000, 2)
     fast = generate(priors(), [SamplingConfig()] * 3, wanted, given)
     for a, b in zip(fast, naive_with_given(priors(), wanted, given), strict=True):
@@ -75,9 +76,9 @@ def test_given_stretches_go_through_in_one_pass_and_what_follows_the_last_draw_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     passes: list[tuple[str, int]] = []
-    prefill, step = PackedStepper.prefill, PackedStepper.step
-    monkeypatch.setattr(PackedStepper, "prefill", lambda *a: passes.append(("prefill", a[1].shape[1])) or prefill(*a))
-    monkeypatch.setattr(PackedStepper, "step", lambda *a: passes.append(("step", 1)) or step(*a))
+    prefill, step = PackedEngine.prefill, PackedEngine.step
+    monkeypatch.setattr(PackedEngine, "prefill", lambda *a: passes.append(("prefill", a[1].shape[1])) or prefill(*a))
+    monkeypatch.setattr(PackedEngine, "step", lambda *a: passes.append(("step", 1)) or step(*a))
     given = torch.arange(100)[None] % 20
     given[0, [30, 31, 60]] = -1
     generate([make(0)], [SamplingConfig()], request(25600, items=(0,)), [given])
@@ -103,11 +104,11 @@ def test_no_pass_is_longer_than_a_block_however_long_the_piece(monkeypatch: pyte
 def test_redrawing_keeps_all_outside_and_rounds_outward() -> None:
     codes = piece()
     given = redraw(codes, 0.3, 0.5)  # samples 2400 to 4000: top codes 9 to 15
-    for level, told, hop in zip(codes.levels, given.levels, HOPS, strict=True):
+    for level, mask, hop in zip(codes.levels, given.levels, HOPS, strict=True):
         start, end = 9 * 256 // hop, 16 * 256 // hop
-        assert torch.equal(told[:start], level[:start])
-        assert (told[start:end] == -1).all()
-        assert torch.equal(told[end:], level[end:])
+        assert torch.equal(mask[:start], level[:start])
+        assert (mask[start:end] == -1).all()
+        assert torch.equal(mask[end:], level[end:])
     assert given.n_samples == 8000
     assert given.kept_stretches(HOPS) == [(0, 9 * 256), (16 * 256, 8000)]
     finer = redraw(codes, 0.3, 0.5, keep_levels=1)
@@ -161,10 +162,10 @@ def test_what_cannot_be_kept(call, message: str) -> None:
 def test_log_probability_is_that_of_the_stepwise_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audiovq.sampling.likelihood.BLOCK", 16)
     models, wanted = priors(), request(3000, genre=2)
-    levels = naive(models, PICKS, wanted)
+    levels = naive(models, SETTINGS, wanted)
     costs = torch.zeros(2, dtype=torch.float64)
     for level, prior in enumerate(models):
-        steps = prior.new_cache(2)
+        cache = prior.new_cache(2)
         around, n = coarser_at_rate_above(prior, levels, 2, levels[level].shape[1]), levels[level].shape[1]
         conditions = Conditions(
             {"genre": torch.full((2,), 2)}, torch.full((2,), 3000), torch.zeros(2, dtype=torch.int64)
@@ -173,7 +174,7 @@ def test_log_probability_is_that_of_the_stepwise_logits(monkeypatch: pytest.Monk
         before = F.pad(levels[level], (1, 0), value=20)
         total = torch.zeros(2, dtype=torch.float64)
         for t in range(n):
-            logits = prior(before[:, t : t + 1], context[:, t : t + 1], steps)[:, 0].double()
+            logits = prior(before[:, t : t + 1], context[:, t : t + 1], cache)[:, 0].double()
             total += logits.log_softmax(-1)[[0, 1], levels[level][:, t]]
         found = sequence_log_probability(prior, levels, wanted)
         assert torch.allclose(found, total, rtol=1e-5)
