@@ -161,7 +161,7 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
         Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no trained prior there"):
         Generator.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="not to be had from the hub"):
+    with pytest.raises(ValueError, match="cannot be downloaded from the hub"):
         Tokenizer.from_pretrained("nobody/no-such-model")
 
 

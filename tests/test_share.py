@@ -1,7 +1,9 @@
 """Models travel: exported folders, model cards, the hub and its cache."""
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,12 +14,16 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from conftest import ROOT, assert_one_line_error, cli
 from hub_server import TOKEN, Hub, serve
 
 from audiovq import Generator, Tokenizer
 from audiovq.pretrained import checkpoint
-from audiovq.pretrained.locate import MODEL_FILES, resolve_model
+from audiovq.pretrained.export import find_credits, without_local_paths
+from audiovq.pretrained.hub import MODEL_FILES
+from audiovq.pretrained.locate import resolve_model
+from audiovq.recipe import load_recipe, load_saved_recipe
 from audiovq.utils.files import SUMS
 
 
@@ -56,16 +62,59 @@ def test_the_card_says_data_credits_recipe_figures_and_use(exported: Path, tiny_
     assert {"music", "music-generation", "vq-vae"} <= set(head["tags"])  # type: ignore[arg-type]
     report = json.loads((tiny_run / "report.json").read_text())
     for text in (
-        "0.2 minutes (0.00 hours) of music: 3 tracks to learn from, 1 held out", "> Tunes by a synthesizer.",
-        "> # not a heading", '`genre`: folk, rock', 'from_pretrained("me/small")', "What it is not good for",
+        "0.2 minutes (0.00 hours) of music: 3 training tracks, 1 held out", "> Tunes by a synthesizer.",
+        "> # not a heading", '`genre`: folk, rock', 'from_pretrained("me/small")', "## Limits",
         "3 steps of 2 windows", "4 steps of 2 crops", "audiovq sample --model me/small", Tokenizer.from_pretrained(exported).hash,
         f"| 0 | {report['levels'][0]['bits_per_code']:.3g} |",
     ):  # fmt: skip
         assert text in card, text
-    assert str(music.parent) not in card  # whose folder it was is nobody's business
+    assert str(music.parent) not in card
     recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert recipe["data"]["folder"] == music.name
     huggingface_hub.ModelCard(card)  # reads it as the hub does
+
+
+def test_local_paths_are_not_published(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "secret" / "run")
+    places = [
+        "data.manifest=/secret/list.jsonl", "data.credits=/secret/CREDITS.md", "codes.path=s3://secret/run/codes",
+        f"tokenizer.from_pretrained={tmp_path / 'secret' / 'run'}", "priors.0.from_pretrained=owner/model@v1",
+    ]  # fmt: skip
+    public = without_local_paths(load_recipe(str(tiny_recipe), overrides=places))
+    assert "secret" not in public.to_yaml()
+    assert "/" not in public.data.folder
+    assert (public.codes.path, public.data.manifest, public.data.credits) == ("codes", "list.jsonl", "CREDITS.md")
+    assert (public.tokenizer.from_pretrained, public.priors[0].from_pretrained) == ("run", "owner/model@v1")
+    assert without_local_paths(public) == public
+
+
+def test_the_card_of_the_bundled_model_can_be_written_again(tiny_run: Path, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("bundle", ROOT / "benchmarks" / "bundle.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bundle = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bundle)
+    credits, text = tmp_path / "CARD.md", tmp_path / "LICENCES.md"
+    credits.write_text("Tunes by a synthesizer.\n")
+    text.write_text("The tokenizer learned from GPL-2 music.\n")
+    target = tmp_path / "models" / "default"
+    target.mkdir(parents=True)
+    options = [str(tiny_run), str(target), "--credits", str(credits)]
+    assert CliRunner().invoke(bundle.main, options).exit_code == 0
+    card = (target / "README.md").read_text()
+    assert (front_matter(card)["license"], front_matter(card)["license_name"]) == ("other", "see-model-card")
+    assert "> Tunes by a synthesizer." in card
+    licences = (ROOT / "recipes" / "default" / "LICENCES.md").read_text()
+    bundled = (ROOT / "audiovq" / "models" / "default" / "README.md").read_text()
+    assert licences in card
+    assert licences in bundled
+    assert front_matter(bundled)["license"] == "other"
+    given = ["--license", "cc0-1.0", "--license-text", str(text)]
+    assert CliRunner().invoke(bundle.main, [*options, *given]).exit_code == 0
+    card = (target / "README.md").read_text()
+    assert front_matter(card)["license"] == "cc0-1.0"
+    assert "license_name" not in front_matter(card)
+    assert "## Licence\n\nThe tokenizer learned from GPL-2 music.\n" in card
 
 
 def test_half_precision_is_half_as_large_and_works(exported: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -83,9 +132,6 @@ def test_half_precision_is_half_as_large_and_works(exported: Path, tiny_run: Pat
 
 
 def test_credits_beside_the_music_are_found(tiny_run: Path, tmp_path: Path) -> None:
-    from audiovq.pretrained.export import find_credits
-    from audiovq.recipe import load_recipe, load_saved_recipe
-
     recipe = load_saved_recipe(tiny_run / "recipe.yaml")
     music = tmp_path / "all" / "music"
     music.mkdir(parents=True)
@@ -171,7 +217,7 @@ print(Tokenizer.from_pretrained("me/small@v1", "cpu").hash)
 try:
     Tokenizer.from_pretrained("me/small@v2", "cpu")
 except ValueError as error:
-    assert "not to be had from the hub" in str(error), error
+    assert "cannot be downloaded from the hub" in str(error), error
 """
     environment = {
         **os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from audiovq.api.conditioning import check_text, reference_chroma
+from audiovq.api.shareable import Shareable
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
 from audiovq.pretrained import checkpoint
-from audiovq.pretrained.hub import Shareable
 from audiovq.pretrained.identity import prior_hash
 from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.generate import BLOCK, CodesCallback, Request, generate, ignore_codes
+from audiovq.sampling.decode_state import BLOCK
+from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, vary
 from audiovq.sampling.journal import JournalFolder
 from audiovq.sampling.likelihood import bits_per_second
+from audiovq.sampling.request import Request
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.device import pick_device
 from audiovq.utils.progress import ProgressBar, say
@@ -52,10 +54,10 @@ def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:
     """A listener that also moves the bar by the positions that are new."""
     done: dict[int, int] = {}
 
-    def listen(level: int, codes: Tensor, n_done: int) -> None:
-        bar.advance(n_done - done.get(level, 0), f"level {level}")
-        done[level] = n_done
-        on_codes(level, codes, n_done)
+    def listen(level: int, codes: Tensor) -> None:
+        bar.advance(codes.shape[1] - done.get(level, 0), f"level {level}")
+        done[level] = codes.shape[1]
+        on_codes(level, codes)
 
     return listen
 

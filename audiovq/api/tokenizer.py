@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from audiovq.api.shareable import Shareable
 from audiovq.api.stream import DecodeStream, EncodeStream, checked
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
@@ -16,9 +17,8 @@ from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.resampling import resample
 from audiovq.data.validation import check_range
 from audiovq.pretrained import checkpoint
-from audiovq.pretrained.hub import Shareable
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.locate import resolve_model
+from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.streaming import (
@@ -59,9 +59,8 @@ class Tokenizer(Shareable):
         Args:
             revision, token: of a hub id; see `resolve_model`.
         """
-        folder = resolve_model(source, revision, token)
-        inner = folder / "tokenizer"
-        return cls(checkpoint.load_tokenizer(inner if inner.is_dir() else folder), device)
+        folder = tokenizer_folder(resolve_model(source, revision, token))
+        return cls(checkpoint.load_tokenizer(folder), device)
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.network, (), ()

@@ -119,7 +119,13 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         infill_codes: int = 0,
         infill_rate: float = 0.0,
     ):
-        self.shards, self.level, self.context, self.context_codes, self.seed = shards, level, context, context_codes, seed
+        self.shards, self.level, self.context, self.context_codes, self.seed = (
+            shards,
+            level,
+            context,
+            context_codes,
+            seed,
+        )
         self.text_bytes, self.chroma, self.infill_codes, self.infill_rate = (
             text_bytes, chroma, infill_codes, infill_rate,
         )  # fmt: skip

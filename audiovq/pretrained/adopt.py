@@ -1,34 +1,34 @@
-"""What a recipe takes from models that are there: a frozen tokenizer, and priors to go on from."""
+"""Completes a recipe with the settings of the pretrained models that its training starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from audiovq import config as conf
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.locate import prior_folders, resolve_model
+from audiovq.pretrained.locate import prior_folders, resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.recipe import PriorStage, Recipe, first_difference
 from audiovq.tokenizer.vqvae import VQVAE
 
-# What may differ from the prior that training goes on from: settings of the training, which shape no weight.
-OWN = {"dropout", "unconditional_rate"}
+# Settings of a prior that only affect training; a recipe may change them. Other settings give the weights their shape.
+TRAINING_SETTINGS = ("dropout", "unconditional_rate")
+PREFIX_CONDITIONERS = ("text", "infill")
 
 
 def pretrained_tokenizer(source: str) -> VQVAE:
     """Raises ValueError if there is none."""
-    place = resolve_model(source)
-    return checkpoint.load_tokenizer(place / "tokenizer" if (place / "tokenizer").is_dir() else place)
+    return checkpoint.load_tokenizer(tokenizer_folder(resolve_model(source)))
 
 
 def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
-    """The prior of a level. Raises ValueError if there is none, or one for other codes."""
+    """The prior of a level; ValueError if there is none, or one for other codes."""
     folders = prior_folders(resolve_model(source))
     if level >= len(folders):
-        raise ValueError(
-            f"priors: from_pretrained: expected a prior for level {level} in {source}, found {len(folders)} priors"
-        )
+        n = len(folders)
+        raise ValueError(f"priors: from_pretrained: expected a prior for level {level} in {source}, found {n} priors")
     prior, _ = checkpoint.load_prior(folders[level])
     if prior.spec.tokenizer_hash != tokenizer_hash:
         raise ValueError(
@@ -39,22 +39,24 @@ def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
 
 
 def adopt_pretrained(recipe: Recipe) -> Recipe:
-    """The recipe with the models that it goes on from in the place of its own settings.
+    """The recipe with the model settings of its pretrained tokenizer and priors.
 
     Raises:
-        ValueError: no such model, or a setting that contradicts it.
+        ValueError: no such model, or a setting in the recipe that contradicts it.
     """
     source = recipe.tokenizer.from_pretrained
     if source is None:
         return recipe
     network = pretrained_tokenizer(source)
+    n_levels = network.config.n_levels
     if "model" in recipe.tokenizer.model_fields_set:
-        _agree("tokenizer.model", recipe.tokenizer.model.model_dump(exclude_unset=True), network.config.model_dump())
-    if len(recipe.priors) not in {1, network.config.n_levels}:
-        raise ValueError(
-            f"priors: expected 1 or {network.config.n_levels} (one a level of {source}), found {len(recipe.priors)}"
-        )
-    levels = range(network.config.n_levels if any(p.from_pretrained for p in recipe.priors) else len(recipe.priors))
+        settings = recipe.tokenizer.model.model_dump(exclude_unset=True)
+        _check_same("tokenizer.model", settings, network.config.model_dump())
+    if len(recipe.priors) not in {1, n_levels}:
+        raise ValueError(f"priors: expected 1 or {n_levels} (the levels of {source}), found {len(recipe.priors)}")
+    # One entry stands for all levels. Pretrained priors may differ in size, so each level needs an entry then.
+    any_pretrained = any(stage.from_pretrained for stage in recipe.priors)
+    levels = range(n_levels if any_pretrained else len(recipe.priors))
     identity = tokenizer_hash(network)
     priors = tuple(_adopt_prior(recipe.prior(level), level, identity) for level in levels)
     tokenizer = recipe.tokenizer.model_copy(update={"model": network.config})
@@ -63,48 +65,52 @@ def adopt_pretrained(recipe: Recipe) -> Recipe:
 
 
 def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorStage:
+    """The stage with the model settings of its pretrained prior, if it has one."""
     if stage.from_pretrained is None:
         return stage
-    theirs = pretrained_prior(stage.from_pretrained, level, tokenizer_hash).config
-    said = stage.model.model_dump(exclude_unset=True)
-    asked = said.pop("conditioners", ())
-    own = {key: said.pop(key) for key in OWN & said.keys()}
-    own_transformer = {key: said["transformer"].pop(key) for key in OWN & said.get("transformer", {}).keys()}
-    content = theirs.model_dump()
-    _agree(f"priors.{level}.model", said, content)
-    content |= own
-    content["transformer"] |= own_transformer
-    content["conditioners"] = _join(content["conditioners"], asked, level)
-    return stage.model_copy(update={"model": conf.build(PriorConfig, content, f"priors.{level}.model")})
+    place = f"priors.{level}.model"
+    pretrained = pretrained_prior(stage.from_pretrained, level, tokenizer_hash).config.model_dump()
+    settings = stage.model.model_dump(exclude_unset=True)
+    conditioners = settings.pop("conditioners", ())
+    # Training settings replace those of the pretrained prior; all other settings must be the same.
+    for new, old in ((settings, pretrained), (settings.get("transformer", {}), pretrained["transformer"])):
+        old.update({key: new.pop(key) for key in TRAINING_SETTINGS if key in new})
+    _check_same(place, settings, pretrained)
+    pretrained["conditioners"] = _merge_conditioners(pretrained["conditioners"], conditioners, place)
+    return stage.model_copy(update={"model": conf.build(PriorConfig, pretrained, place)})
 
 
-def _join(theirs: Any, asked: Any, level: int) -> list[dict[str, Any]]:
-    """Their conditioners, which stay, with the recipe's dropout (1 silences one); behind them those that are new."""
-    joined = {(c["kind"], c.get("name")): dict(c) for c in theirs}
-    with_prefix = {"text", "infill"}
-    for conditioner in asked:
-        c = {"kind": conditioner["kind"], **conditioner}
-        key = c["kind"], c.get("name", "genre") if c["kind"] == "label" else None
-        if key in joined:
-            joined[key] |= {k: v for k, v in c.items() if k in {"dropout", "rate"}}
-        elif c.get("dropout") == 1:
-            continue  # there is nothing to silence
-        elif c["kind"] in with_prefix:
+def _merge_conditioners(
+    pretrained: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]], place: str
+) -> list[dict[str, Any]]:
+    """The pretrained conditioners, with the recipe's dropout and rate, and then the recipe's new conditioners.
+
+    A pretrained conditioner cannot be removed, but a dropout of 1 silences it.
+    """
+    merged = {(c["kind"], c.get("name")): dict(c) for c in pretrained}
+    for settings in wanted:
+        kind = settings["kind"]
+        key = kind, settings.get("name", "genre") if kind == "label" else None
+        if key in merged:
+            merged[key] |= {name: settings[name] for name in ("dropout", "rate") if name in settings}
+        elif settings.get("dropout") == 1:
+            continue  # no conditioner to silence
+        elif kind in PREFIX_CONDITIONERS:
             raise ValueError(
-                f"priors.{level}.model.conditioners: a {c['kind']} conditioner cannot be added to a prior that has none, because "
+                f"{place}.conditioners: a {kind} conditioner cannot be added to a prior that has none, because "
                 "its attention was trained without a prefix; leave it out, or train the priors anew"
             )
         else:
-            joined[key] = c
-    return list(joined.values())
+            merged[key] = dict(settings)
+    return list(merged.values())
 
 
-def _agree(place: str, said: Any, theirs: Any) -> None:
-    """Raises ValueError if the recipe says something else than the model that it goes on from."""
-    if isinstance(said, dict) and isinstance(theirs, dict):
-        for key in said:
-            _agree(f"{place}.{key}", said[key], theirs.get(key))
-    elif (difference := first_difference(theirs, said)) is not None:
+def _check_same(place: str, settings: Any, pretrained: Any) -> None:
+    """Raises ValueError if a setting of the recipe differs from the pretrained model's."""
+    if isinstance(settings, dict) and isinstance(pretrained, dict):
+        for key in settings:
+            _check_same(f"{place}.{key}", settings[key], pretrained.get(key))
+    elif (difference := first_difference(pretrained, settings)) is not None:
         raise ValueError(
-            f"{place}: expected what the pretrained model has, or nothing, found {difference.lstrip(': ')}"
+            f"{place}: expected the setting of the pretrained model, or none, found {difference.lstrip(': ')}"
         )

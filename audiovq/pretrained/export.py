@@ -1,88 +1,177 @@
-"""`audiovq export`: a run or a model folder -> a folder to share, whose card says what the run knows."""
+"""Writes folders of models to share: weights, configs, and a model card with what the run knows."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from audiovq.config import read_json
 from audiovq.data.tracks import Scan
-from audiovq.pretrained import checkpoint
-from audiovq.pretrained.hub import save_pretrained
-from audiovq.pretrained.locate import prior_folders, resolve_model
+from audiovq.pretrained import checkpoint, onnx_files
+from audiovq.pretrained.identity import tokenizer_hash
+from audiovq.pretrained.locate import prior_folders, resolve_model, tokenizer_folder
+from audiovq.pretrained.model_card import ModelFacts, RunFacts, model_card
+from audiovq.prior.prior import Prior
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.recipe import Recipe, load_saved_recipe
+from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.files import atomic_folder
 
 CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
-SAID = {"licence": ("license", "licence", "copyright"), "artist": ("artist", "author", "composer")}
+# Labels of tracks that are listed in the card, with the names that they may have.
+LISTED_LABELS = {"licence": ("license", "licence", "copyright"), "artist": ("artist", "author", "composer")}
 
 
 def export_model(
-    source: str, folder: Path, half: bool = False, onnx: bool = False, license: str | None = None,
-    credits: Path | None = None, repo_id: str | None = None,
-) -> list[str]:  # fmt: skip
-    """Write the models of a run (or of a model folder, or a hub id) into a new folder; returns lines for the user.
+    source: str,
+    folder: Path,
+    half: bool = False,
+    onnx: bool = False,
+    repo_id: str | None = None,
+    credits: Path | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_text: str | None = None,
+) -> list[str]:
+    """Write the models of a run, of a model folder or of a hub id into a new folder.
 
     Args:
-        license: of the weights, as the hub names it, such as cc-by-4.0.
-        credits: text file for the card; default what the recipe names, else a CREDITS file beside the music.
+        half, onnx, repo_id: see `save_pretrained`.
+        credits: text file for the card; default the one that the recipe names, else a CREDITS file at the music.
+        license, license_name, license_text: see `RunFacts`.
+    Returns:
+        Lines for the user.
     Raises:
-        ValueError: no model, a folder that is not empty, or a run whose credits file is missing.
+        ValueError: no model, a folder that is not empty, or a credits file that is missing.
     """
     place = resolve_model(source)
-    inner = place / "tokenizer" if (place / "tokenizer").is_dir() else place
-    network = checkpoint.load_tokenizer(inner)
+    network = checkpoint.load_tokenizer(tokenizer_folder(place))
     loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]
-    known = run_facts(place) | {"license": license}
+    priors, sampling = [prior for prior, _ in loaded], [settings for _, settings in loaded]
+    run = run_facts(place)
+    run.license, run.license_name, run.license_text = license, license_name, license_text
     if credits is not None:
-        known["credits"] = _read_text(credits)
-    facts = save_pretrained(
-        folder, network, [prior for prior, _ in loaded], [pick for _, pick in loaded], half=half, onnx=onnx,
-        repo_id=repo_id, **known,
-    )  # fmt: skip
+        run.credits = _read_text(credits)
+    model = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    lines = [
-        f"{folder}: tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB; read its README.md before you share it"
-    ]
-    if facts.onnx:
-        lines.append(
-            f"onnx: {facts.onnx['codes_equal']:.2%} of the codes as by torch, samples within {facts.onnx['waveform_error']:.1g}"
-        )
-    if not facts.credits and "licence" not in facts.labels_said:
-        lines.append(
-            "no credits or licences of the music were found: add them to README.md, or name a file with --credits"
-        )
+    lines = [f"{folder}: tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB; read README.md before you share it"]
+    if model.onnx:
+        equal, error = model.onnx["codes_equal"], model.onnx["waveform_error"]
+        lines.append(f"onnx: {equal:.2%} of the codes equal those of torch, samples within {error:.1g}")
+    if not run.credits and "licence" not in run.labels:
+        lines.append("no credits or licences of the music found: add them to README.md, or name a file with --credits")
     return lines
 
 
-def run_facts(place: Path) -> dict[str, Any]:
-    """What a run says of data, recipe and results, as `CardFacts` has it; nothing for a folder that is no run.
+def save_pretrained(
+    folder: str | Path,
+    network: VQVAE,
+    priors: Sequence[Prior] = (),
+    sampling: Sequence[SamplingConfig] = (),
+    *,
+    half: bool = False,
+    onnx: bool = False,
+    repo_id: str | None = None,
+    run: RunFacts | None = None,
+) -> ModelFacts:
+    """Write a folder to share, with weights, configs and a model card; it appears when it is whole.
 
-    Names of local folders are left out: they are nobody else's business.
+    Args:
+        half: weights in half precision.
+        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
+        repo_id: its name on the hub, for the card.
+        run: for the card.
+    Raises:
+        ValueError: the folder is not empty, or it cannot be written.
     """
+    folder, run = Path(folder).absolute(), run or RunFacts()
+    if onnx:
+        onnx_files.check_installed()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder, found files in it; choose another, or empty it")
+    with atomic_folder(folder) as temporary:
+        model = ModelFacts(
+            name=run.name or (repo_id or folder.name).split("/")[-1],
+            config=network.config,
+            tokenizer_hash=save_models(temporary, network, priors, sampling, half),
+            specs=[prior.spec for prior in priors],
+            n_parameters=sum(p.numel() for n in (network, *priors) for p in n.parameters()),
+            half=half,
+        )
+        if onnx:
+            saved = checkpoint.load_tokenizer(temporary / "tokenizer")
+            model.onnx = onnx_files.export_onnx(temporary / "onnx", saved)
+        (temporary / "README.md").write_text(model_card(model, run, repo_id or "OWNER/NAME"), encoding="utf-8")
+    return model
+
+
+def save_models(
+    folder: Path,
+    network: VQVAE,
+    priors: Sequence[Prior] = (),
+    sampling: Sequence[SamplingConfig] = (),
+    half: bool = False,
+) -> str:
+    """Write tokenizer/ and prior-0/ … below `folder`; returns the hash of the tokenizer that was written.
+
+    Args:
+        half: weights in half precision. Rounding makes another tokenizer, so the saved priors get its hash.
+    """
+    dtype = torch.float16 if half else None
+    checkpoint.save_tokenizer(folder / "tokenizer", network, dtype)
+    identity = tokenizer_hash(checkpoint.load_tokenizer(folder / "tokenizer"))
+    for level, prior in enumerate(priors):
+        renamed = copy.copy(prior)  # shares the weights
+        renamed.spec = dataclasses.replace(prior.spec, tokenizer_hash=identity)
+        settings = sampling[level] if sampling else SamplingConfig()
+        checkpoint.save_prior(folder / f"prior-{level}", renamed, settings, dtype)
+    return identity
+
+
+# --- facts for the model card ---------------------------------------------------------------------
+
+
+def run_facts(place: Path) -> RunFacts:
+    """What a run knows about data, recipe and results; nothing for a folder that is not a run."""
     if not (place / "recipe.yaml").is_file():
-        return {}
+        return RunFacts()
     recipe = load_saved_recipe(place / "recipe.yaml")
-    facts: dict[str, Any] = {
-        "name": recipe.name,
-        "recipe": _public(recipe).to_yaml(),
-        "recipe_facts": _main_facts(recipe, place),
-    }
+    facts = RunFacts(recipe.name, recipe=without_local_paths(recipe).to_yaml(), recipe_facts=_main_facts(recipe, place))
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
-        facts |= {
-            "data": scan.report(),
-            "labels_said": _labels_said(scan),
-            "credits": find_credits(scan.folder, recipe),
-        }
+        facts.data, facts.labels, facts.credits = scan.report(), _labels(scan), find_credits(scan.folder, recipe)
     if (place / "report.json").is_file():
         report = read_json(place / "report.json")
-        facts |= {"split": report["split"], "levels": report["levels"]}
+        facts.split, facts.levels = report["split"], report["levels"]
     return facts
 
 
-def _public(recipe: Recipe) -> Recipe:
-    name = Path(recipe.data.folder).name
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": name})})
+def without_local_paths(recipe: Recipe) -> Recipe:
+    """The recipe to publish: of each path, URL or local model only the last name is left; hub ids stay."""
+
+    def last_name(place: str | None) -> str | None:
+        return place and Path(place).name
+
+    def public_source(source: str | None) -> str | None:
+        is_hub_id = source and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+        return source if is_hub_id and not Path(source or "").exists() else last_name(source)
+
+    data = {key: last_name(getattr(recipe.data, key)) for key in ("folder", "manifest", "credits")}
+    tokenizer = {"from_pretrained": public_source(recipe.tokenizer.from_pretrained)}
+    priors = [p.model_copy(update={"from_pretrained": public_source(p.from_pretrained)}) for p in recipe.priors]
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=data),
+            "tokenizer": recipe.tokenizer.model_copy(update=tokenizer),
+            "codes": recipe.codes.model_copy(update={"path": last_name(recipe.codes.path)}),
+            "priors": tuple(priors),
+        }
+    )
 
 
 def _main_facts(recipe: Recipe, place: Path) -> dict[str, Any]:
@@ -96,22 +185,23 @@ def _main_facts(recipe: Recipe, place: Path) -> dict[str, Any]:
     }
 
 
-def _labels_said(scan: Scan) -> dict[str, list[str]]:
-    """Licences and authors that the tracks' labels name."""
-    said = {}
-    for name, keys in SAID.items():
+def _labels(scan: Scan) -> dict[str, list[str]]:
+    """Licences and artists in the labels of the tracks."""
+    found = {}
+    for name, keys in LISTED_LABELS.items():
         values = sorted({track.labels[key] for track in scan.tracks for key in keys if key in track.labels})
         if values:
-            said[name] = values
-    return said
+            found[name] = values
+    return found
 
 
 def find_credits(music: Path, recipe: Recipe) -> str:
-    """The file that the recipe names, else one beside the music, or a CREDITS file one folder up; empty if there is none."""
+    """The text of the file that the recipe names; else of a credits or licence file in the music folder, or of a CREDITS
+    file one folder up; empty if there is none."""
     if recipe.data.credits is not None:
         return _read_text(music / recipe.data.credits)
     candidates = [
-        *(p for pattern in CREDITS for p in sorted(music.glob(pattern))),
+        *(path for pattern in CREDITS for path in sorted(music.glob(pattern))),
         *sorted(music.parent.glob(CREDITS[0])),
     ]
     texts = [path for path in candidates if path.is_file() and path.suffix.lower() in {"", ".md", ".txt"}]

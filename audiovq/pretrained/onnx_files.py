@@ -1,8 +1,9 @@
-"""A tokenizer as two ONNX files, which run without torch and without audiovq; needs the extra `audiovq[onnx]`.
+"""A tokenizer as two ONNX files, which run without torch and audiovq; needs the extra `audiovq[onnx]`.
 
-encode.onnx: waveform float32 [batch, channels, samples] -> codes_0, codes_1, … int64 [batch, samples / hop], coarse to fine.
-decode.onnx: codes_0, codes_1, … -> waveform float32 [batch, channels, samples].
-All rules (rate, padding, where a piece may be cut) are in both files' metadata, as JSON under `audiovq`.
+encode.onnx: waveform float32 [batch, channels, samples] -> codes_0, codes_1, …, coarse to fine, each
+             int64 [batch, samples / hop]
+decode.onnx: codes_0, codes_1, … -> waveform float32 [batch, channels, samples]
+The metadata of both files has all rules (rate, padding, pieces of long recordings), as JSON under `audiovq`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ def check_installed() -> None:
 
 
 def rules(network: VQVAE) -> dict[str, Any]:
-    """What one must know to use the files: the JSON in their metadata."""
+    """All that is needed to use the files: the JSON in their metadata."""
     c = network.config
+    left_out = (
+        "(levels are residual: leave out the finest first)"
+        if c.topology == "residual"
+        else "only if it is not the finest: that alone is decoded"
+    )
     return {
         "sample_rate": c.sample_rate,
         "channels": c.channels,
@@ -49,21 +55,21 @@ def rules(network: VQVAE) -> dict[str, Any]:
         "decode_period": network.period,
         "encode_context": network.encoder_radius,
         "decode_context": network.decoder_radius,
-        "padding": "Append zeros up to a multiple of samples_multiple; keep the first ceil(samples / hop_lengths[i]) codes of "
-        "level i. To decode, append codes of -1 to n · hop_lengths[0] / hop_lengths[i] codes a level, and keep the first "
-        "samples of the waveform. A level of -1 alone is left out"
-        + (" (levels are residual: leave out the finest first)." if c.topology == "residual" else " only if it is not the finest: that alone is decoded."),
-        "pieces": "A piece of a long recording must begin at a multiple of decode_period samples and have encode_context (or "
-        "decode_context) samples of its neighbours to either side, whose results are dropped; so it gives what the whole gives.",
-    }  # fmt: skip
+        "padding": "Append zeros up to a multiple of samples_multiple; keep the first ceil(samples / hop_lengths[i]) "
+        "codes of level i. To decode, append codes of -1 to n · hop_lengths[0] / hop_lengths[i] codes a level, and keep "
+        f"the first samples of the waveform. A level of -1 alone is left out {left_out}.",
+        "pieces": "A piece of a long recording must begin at a multiple of decode_period samples and have encode_context "
+        "(or decode_context) samples of its neighbours to either side, whose results are dropped; so it gives what the "
+        "whole gives.",
+    }
 
 
 def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
-    """Write encode.onnx and decode.onnx, then run both beside torch on a test signal.
+    """Write encode.onnx and decode.onnx, and compare their results with those of torch.
 
     Returns:
-        `codes_equal`, the share of codes that are the same (a latent that lies just between two codes may be rounded to the
-        other side), and `waveform_error`, the largest difference of a sample.
+        `codes_equal`, the share of equal codes (a latent halfway between two codes may be rounded to either), and
+        `waveform_error`, the largest difference of a sample.
     Raises:
         ValueError: the extra is missing, or the files do not compute what torch does.
     """
@@ -80,35 +86,40 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     with torch.no_grad():
         waveform = 0.1 * torch.randn(2, c.channels, 4 * hops[0])
         say("onnx: writing the encoder (about half a minute)")
-        _write(folder / ENCODE, network, EncodeGraph(network), (waveform,), ["waveform"], names,
-               {"waveform": {0: batch, 2: length(hops[0])}})  # fmt: skip
+        shapes: Any = {"waveform": {0: batch, 2: length(hops[0])}}
+        _write(folder / ENCODE, network, EncodeGraph(network), (waveform,), ["waveform"], names, shapes)
         say("onnx: writing the decoder")
         codes = tuple(network.encode(waveform))
         shapes = (tuple({0: batch, 1: length(hops[0] // hop)} for hop in hops),)
         _write(folder / DECODE, network, DecodeGraph(network), codes, names, ["waveform"], shapes)
-        found = compare(folder, network, test_signal(c.sample_rate, c.channels, hops[0]))
+        found = compare(folder, network, decaying_notes(c.sample_rate, c.channels, hops[0]))
     if found["codes_equal"] < 0.98 or found["waveform_error"] > 1e-3:
         raise ValueError(
-            f"onnx: expected what torch gives, found {found['codes_equal']:.1%} of the codes equal and samples that differ by "
-            f"{found['waveform_error']:.1g}; try other versions of onnxscript and onnxruntime"
+            f"onnx: expected the results of torch, found {found['codes_equal']:.1%} of the codes equal and samples that "
+            f"differ by {found['waveform_error']:.1g}; try other versions of onnxscript and onnxruntime"
         )
     return found
 
 
 def _write(
-    path: Path, network: VQVAE, graph: nn.Module, inputs: tuple[Tensor, ...], names_in: list[str], names_out: list[str],
+    path: Path,
+    network: VQVAE,
+    graph: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names_in: list[str],
+    names_out: list[str],
     shapes: Any,
-) -> None:  # fmt: skip
+) -> None:
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about itself
+            warnings.simplefilter("ignore")  # the exporter warns about itself
+            names = {"input_names": names_in, "output_names": names_out}
             program = torch.onnx.export(
-                graph.eval(), inputs, input_names=names_in, output_names=names_out, dynamic_shapes=shapes, dynamo=True,
-                verbose=False,
-            )  # fmt: skip
+                graph.eval(), inputs, **names, dynamic_shapes=shapes, dynamo=True, verbose=False
+            )
     finally:
         logger.setLevel(before)
     assert program is not None, "with dynamo=True and without a file, torch returns the program"
@@ -116,21 +127,23 @@ def _write(
     program.save(str(path), external_data=False)
 
 
-def test_signal(sample_rate: int, channels: int, multiple: int) -> Tensor:
-    """Notes that decay, and silence at the end, float [1, channels, samples]. No noise: what is quiet must be right, too."""
+def decaying_notes(sample_rate: int, channels: int, multiple: int) -> Tensor:
+    """A signal to compare with: decaying notes, then silence; float [1, channels, samples].
+
+    It has no noise, so that quiet parts are compared, too.
+    """
     n = -(-int(CHECKED_SECONDS * sample_rate) // multiple) * multiple
-    time = torch.arange(n) / sample_rate
-    notes = torch.stack([
-        torch.sin(2 * math.pi * 110 * 2 ** (step * 7 % 24 / 12) * time) * torch.exp(-4 * (time - step / 4)) * (time >= step / 4)
-        for step in range(int(4 * CHECKED_SECONDS))
-    ]).sum(dim=0)  # fmt: skip
-    return (0.3 * notes * (time < 0.85 * CHECKED_SECONDS)).expand(1, channels, -1).contiguous()
+    time, sound = torch.arange(n) / sample_rate, torch.zeros(n)
+    for step in range(int(4 * CHECKED_SECONDS)):
+        frequency, start = 110 * 2 ** (step * 7 % 24 / 12), step / 4
+        sound += torch.sin(2 * math.pi * frequency * time) * torch.exp(-4 * (time - start)) * (time >= start)
+    return (0.3 * sound * (time < 0.85 * CHECKED_SECONDS)).expand(1, channels, -1).contiguous()
 
 
 @torch.no_grad()
 def compare(folder: Path, network: VQVAE, waveform: Tensor) -> dict[str, float]:
-    """What the files give beside what torch gives, as `export_onnx` returns it; both decode torch's codes."""
-    runtime = importlib.import_module("onnxruntime")  # it takes a second to load, and every command loads this file
+    """Compare the files with torch, as `export_onnx` returns it; both decode torch's codes."""
+    runtime = importlib.import_module("onnxruntime")  # not at the top: it takes a second to load
     encode, decode = (runtime.InferenceSession(str(folder / name)) for name in (ENCODE, DECODE))
     codes = network.encode(waveform)
     found = encode.run(None, {"waveform": waveform.numpy()})

@@ -1,15 +1,16 @@
-"""Model folders that strangers made: what they say is checked before memory is allocated or anything is built of it.
+"""Checks model folders from any source before memory is taken or a network is built.
 
-A folder holds JSON and safetensors, neither of which can execute anything. What is left are numbers that ask for more than
-there is, and files that contradict each other. So every size has a limit, a network is built within an allowance of memory
-that the size of its weights file gives it, and its weights must be those of the file, name by name and shape by shape.
+A folder holds JSON and safetensors, which cannot run code. What remains are numbers that would need too much memory, and
+files that contradict each other. So every number has a limit, a network is built within the memory that the size of its
+weights file justifies, and its weights must be those of the file, by name and shape.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,34 +26,34 @@ from audiovq.prior.prior import PriorConfig, PriorSpec
 from audiovq.utils import compat
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-NetworkT = TypeVar("NetworkT", bound=nn.Module)
+Shapes = dict[str, tuple[tuple[int, ...], bool]]  # of tensors by name; True for floating-point numbers
 UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError)
-# Of the whole numbers in a config, by their key; a number in a list has the list's. They bound memory that the weights do not
-# (a cache of `context` codes), and loops (`n_blocks`).
-LARGEST = {
-    "sample_rate": 384000, "channels": 2, "hop_lengths": 1 << 16, "dim": 1 << 16, "base_dim": 1 << 16, "codebook_dim": 1 << 12,
-    "codebook_size": 1 << 16, "levels": 1 << 16, "overlap": 256, "overlaps": 256, "n_mels": 1 << 12, "max_stride": 1 << 16, "n_blocks": 256,
-    "n_stride_blocks": 256, "n_layers": 1024, "n_heads": 4096, "n_kv_heads": 4096, "context": 1 << 16,
-    "attention_window": 1 << 16, "context_codes": 1024, "max_bytes": 1 << 16, "n_codes": 1 << 12, "reach": 1 << 24, "mlp_ratio": 64,
-    "temperature_steps": 1 << 40, "kmeans_iterations": 1 << 16, "top_k": 1 << 16,
-}  # fmt: skip
+# The keys of configs by the largest number that they may have, also in a list. The limits bound loops (`n_blocks`) and
+# memory that does not depend on the weights (a cache of `context` codes).
+KEYS_BY_LIMIT = {
+    2: ["channels"],
+    64: ["mlp_ratio"],
+    256: ["n_blocks", "n_stride_blocks", "overlap", "overlaps"],
+    1 << 10: ["n_layers", "context_codes"],
+    1 << 12: ["codebook_dim", "n_mels", "n_heads", "n_kv_heads", "n_codes"],
+    1 << 16: [
+        *("hop_lengths", "dim", "base_dim", "codebook_size", "levels", "max_stride"),
+        *("context", "attention_window", "max_bytes", "kmeans_iterations", "top_k"),
+    ],
+    384000: ["sample_rate"],
+    1 << 24: ["reach"],
+    1 << 40: ["temperature_steps"],
+}
+LARGEST = {key: limit for limit, keys in KEYS_BY_LIMIT.items() for key in keys}
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
 LARGEST_VOCABULARY = 1 << 20
 
 
-class _Spec(Config):
-    """`PriorSpec` as config.json has it."""
-
-    level: int = Field(ge=0, lt=16)
-    hop_lengths: tuple[int, ...] = Field(min_length=1, max_length=16)
-    sample_rate: int = Field(ge=1000, le=384000)
-    codebook_size: int = Field(ge=2, le=1 << 16)
-    tokenizer_hash: str = Field(pattern="^[0-9a-f]{64}$")
-    vocabularies: dict[str, tuple[str, ...]]
+# --- config.json ----------------------------------------------------------------------------------
 
 
 def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: Path) -> ConfigT:
-    """The part `key` of a config.json; ValueError with one line if it is missing, wrong or asks for too much."""
+    """Build the part `key` of a config.json; ValueError if it is missing, wrong or has too large numbers."""
     part = content.get(key)
     if not isinstance(part, dict):
         raise ValueError(f"{path}: {key}: expected a mapping, found {part!r:.40}")
@@ -64,6 +65,7 @@ def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: P
 
 
 def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
+    """All numbers in nested dicts and lists, with their dotted keys; the items of a list have the key of the list."""
     if isinstance(value, dict):
         return [pair for key, item in value.items() for pair in _numbers(item, f"{path}.{key}")]
     if isinstance(value, list):
@@ -71,8 +73,19 @@ def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
     return [(path, value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
+class _Spec(Config):
+    """`PriorSpec` as it is in config.json."""
+
+    level: int = Field(ge=0, lt=16)
+    hop_lengths: tuple[int, ...] = Field(min_length=1, max_length=16)
+    sample_rate: int = Field(ge=1000, le=384000)
+    codebook_size: int = Field(ge=2, le=1 << 16)
+    tokenizer_hash: str = Field(pattern="^[0-9a-f]{64}$")
+    vocabularies: dict[str, tuple[str, ...]]
+
+
 def prior_spec(content: dict[str, Any], config: PriorConfig, path: Path) -> PriorSpec:
-    """What a prior's config.json says of its codes."""
+    """Build the part `spec` of a prior's config.json; raises as `build_config`."""
     spec = build_config(_Spec, content, "spec", path)
     hops = list(spec.hop_lengths)
     if spec.level >= len(hops) or min(hops) < 2 or any(a < b or a % b for a, b in itertools.pairwise(hops)):
@@ -82,20 +95,34 @@ def prior_spec(content: dict[str, Any], config: PriorConfig, path: Path) -> Prio
         )
     missing = [name for name in config.label_names if name not in spec.vocabularies]
     if missing or any(len(values) > LARGEST_VOCABULARY for values in spec.vocabularies.values()):
-        raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {', '.join(missing)}")
+        names = ", ".join(missing)
+        raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {names}")
     vocabularies = {name: list(values) for name, values in spec.vocabularies.items()}
     return PriorSpec(spec.level, hops, spec.sample_rate, spec.codebook_size, spec.tokenizer_hash, vocabularies)
 
 
-class Allowance(TorchFunctionMode):
-    """Within it no more than `n` numbers are made anew; ValueError before the first tensor that would be too much.
+# --- weights --------------------------------------------------------------------------------------
 
-    (Building on torch's `meta` device would need none of it, but imports what takes seconds.)
+
+def read_shapes(path: Path) -> Shapes:
+    """The shapes of the tensors in a safetensors file, from its header alone."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return {n: (tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF"))) for n, s in slices.items()}
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
+
+
+class _Allowance(TorchFunctionMode):
+    """Within it at most `n` numbers are created; ValueError before the first tensor that would be too much.
+
+    (Building on torch's `meta` device would be simpler, but torchaudio's mel filters cannot be built there.)
     """
 
     FACTORIES = frozenset({
-        torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.eye, torch.arange, torch.linspace,
-        torch.hann_window,
+        *(torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.eye),
+        *(torch.arange, torch.linspace, torch.hann_window),
     })  # fmt: skip
 
     def __init__(self, n: int):
@@ -111,7 +138,7 @@ class Allowance(TorchFunctionMode):
 
 
 def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Numbers that a factory of tensors would make."""
+    """The numbers that a factory function of torch would create."""
     size = args[0] if args and isinstance(args[0], list | tuple | torch.Size) else kwargs.get("size", args)
     size = [n for n in (size if isinstance(size, list | tuple) else [size]) if isinstance(n, int)]
     if func in (torch.arange, torch.linspace):
@@ -121,39 +148,37 @@ def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return math.prod(map(abs, size))
 
 
-def build_network(build: Callable[[], NetworkT], config: Path, weights: Path) -> NetworkT:
-    """Build a network if `weights` has just its tensors; ValueError with the first difference if not."""
-    found = _tensors(weights)
-    n_numbers = sum(math.prod(shape) for shape, _ in found.values())
+@contextlib.contextmanager
+def memory_limit(shapes: Shapes, config: Path) -> Iterator[None]:
+    """Within the block, ValueError if a network needs much more numbers than its weights file has.
+
+    Args:
+        config: path for the message.
+    """
+    n_numbers = sum(math.prod(shape) for shape, _ in shapes.values())
     try:
-        with Allowance((1 << 20) + 2 * n_numbers):  # beginnings that are overwritten, windows that are not saved
-            network = build()
+        with _Allowance((1 << 20) + 2 * n_numbers):  # initial values are overwritten, and windows are not saved
+            yield
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{config}: no network of these sizes can be built ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{config}: no network of these sizes can be built ({reason})") from None
+
+
+def check_network(network: nn.Module, shapes: Shapes, config: Path, weights: Path) -> None:
+    """Raises ValueError with the first difference between a network and its weights file, or for a huge context."""
     for name in ("encoder_radius", "decoder_radius"):
         if getattr(network, name, 0) > LARGEST_RADIUS:
             raise ValueError(
                 f"{config}: {name}: expected at most {LARGEST_RADIUS} samples, too many blocks or too long hops"
             )
     expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in network.state_dict().items()}
-    found = compat.without_obsolete(found, expected)
+    found = compat.without_obsolete(shapes, expected)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
                 f"{weights}: weights do not fit the config: {name}: expected {_text(expected.get(name))}, "
                 f"found {_text(found.get(name))}"
             )
-    return network
-
-
-def _tensors(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Shape of each tensor of a safetensors file and whether it has floating-point numbers, from its header alone."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return {n: (tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF"))) for n, s in slices.items()}
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
 
 
 def _text(tensor: tuple[tuple[int, ...], bool] | None) -> str:

@@ -41,7 +41,7 @@ VALID_FRACTION = 0.08
 PACKAGES = {
     "0ad-data": ("orchestral", "CC-BY-SA-3.0"),
     "wesnoth-1.16-music": ("orchestral", "GPL-2+"),
-    "ufoai-music": ("electronic", "GPL-2+, CC-BY-3.0, CC-BY-SA-3.0 or public domain, a file"),
+    "ufoai-music": ("electronic", "GPL-2, GPL-2+, CC-BY-3.0, CC-BY-SA-3.0 or public domain, a file"),
     "widelands-data": ("folk", "GPL-2+, some CC-BY-SA-3.0"),
     "hedgewars-data": ("mixed", "GPL-2"),
     "supertux-data": ("chip", "GPL-2+"),

@@ -1,0 +1,53 @@
+"""What `Tokenizer` and `Generator` have in common: they can be written to a folder and sent to the hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from audiovq.pretrained.export import save_pretrained
+from audiovq.pretrained.hub import push_folder
+from audiovq.prior.prior import Prior
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.tokenizer.vqvae import VQVAE
+
+
+class Shareable:
+    """Adds `save_pretrained` and `push_to_hub` to a class that defines `_models`."""
+
+    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Write a folder to share: weights, configs and a model card (`audiovq export` writes more into its card).
+
+        Args:
+            half: weights in half precision, which makes it another tokenizer with codes of its own.
+        Raises:
+            ValueError: the folder is not empty, or it cannot be written.
+        """
+        save_pretrained(folder, *self._models(), half=half)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        half: bool = False,
+        dry_run: bool = False,
+    ) -> list[str]:
+        """Send the model to the Hugging Face hub.
+
+        Args:
+            repo_id, private, revision, token, dry_run: see `push_folder`.
+            half: see `save_pretrained`.
+        Returns:
+            One line per file, and one with the address.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            save_pretrained(folder, *self._models(), half=half, repo_id=repo_id)
+            return push_folder(folder, repo_id, private=private, revision=revision, token=token, dry_run=dry_run)
