@@ -14,7 +14,7 @@ from audiovq.data import audio
 from audiovq.data.audio import read_audio
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
-from audiovq.evaluation.evaluate_generator import real_tracks
+from audiovq.evaluation.held_out import training_and_held_out_music
 from audiovq.pretrained import checkpoint
 from audiovq.training.encode_stage import encode_data_set
 
@@ -81,8 +81,8 @@ def test_priors_learn_only_the_music_that_is_asked_for(tiny_recipe: Path, tmp_pa
     found = [(split, track.path) for split in ("train", "valid") for track in tracks.of(split)]
     assert found == [("train", "track-1.wav"), ("valid", "track-3.wav")]
     assert len(Scan.load(tmp_path / "run" / "data").tracks) == 4, "the tokenizer learned from all"
-    (_, train), (_, held_out) = real_tracks(tmp_path / "run", "run", None)
-    assert [track.path for track in (*train, *held_out)] == ["track-1.wav", "track-3.wav"], (
+    train, held_out = training_and_held_out_music(tmp_path / "run", "run", None)
+    assert [track.path for track in (*train.tracks, *held_out.tracks)] == ["track-1.wav", "track-3.wav"], (
         "what new music is judged beside"
     )
 

@@ -12,11 +12,18 @@ from conftest import assert_one_line_error, cli, tones
 
 from audiovq import api
 from audiovq.data.codes import Codes
-from audiovq.data.tracks import DataConfig, scan
+from audiovq.data.tracks import Scan
 from audiovq.evaluation.embedding import fetch_weights
-from audiovq.evaluation.evaluate_generator import excerpts, generate_pieces
+from audiovq.evaluation.evaluate_generator import (
+    Piece,
+    compare_sets,
+    excerpts,
+    generate_pieces,
+    label_accuracy,
+    shuffle_codes,
+)  # fmt: skip
 from audiovq.evaluation.frechet import frechet_distance
-from audiovq.evaluation.generated import Piece, generated_report, label_accuracy, shuffle_codes
+from audiovq.evaluation.held_out import scan_folder
 from audiovq.evaluation.music_statistics import key_clarity
 
 RATE = 8000
@@ -33,9 +40,10 @@ def pieces(n: int, gain: float, seed: int, labels: dict[str, str] | None = None)
     return [Piece(wave, f"{seed}-{i}", labels or {}) for i, wave in enumerate(waves)]
 
 
-def test_every_set_stands_beside_the_held_out_music() -> None:
+def test_every_set_is_compared_with_the_held_out_music() -> None:
     held_out, train, generated = pieces(4, 1.0, 0), pieces(4, 1.0, 100), pieces(4, 0.5, 200)
-    report = generated_report(generated, train, held_out, RATE, embed, {"loud": pieces(4, 3.0, 300)})
+    sets = {"generated": generated, "training": train, "loud": pieces(4, 3.0, 300), "held-out": held_out}
+    report = compare_sets(sets, RATE, embed)
     assert report["sets"]["generated"] == {"pieces": 4, "tracks": 4, "windows": 24}
     frechet = report["frechet"]
     assert frechet["n_components"] == 2  # of the two dimensions
@@ -50,21 +58,22 @@ def test_every_set_stands_beside_the_held_out_music() -> None:
     levels = {name: group["rms_db"]["mean"] for name, group in report["statistics"].items()}
     assert levels["generated"] == pytest.approx(levels["held-out"] - 6.02, abs=1.5)
     assert set(levels) == {"generated", "training", "loud", "held-out"}
-    assert report["labels"] == {}  # none asked for
+    assert report["labels"] == {}
     with pytest.raises(ValueError, match="none of: generated"):
-        generated_report([], train, held_out, RATE, embed)
+        compare_sets({**sets, "generated": []}, RATE, embed)
 
 
 def test_pieces_of_one_track_count_as_one() -> None:
     held_out = [Piece(piece.waveform, "the same") for piece in pieces(3, 1.0, 0)]
-    report = generated_report(pieces(3, 1.0, 10), pieces(3, 1.0, 20), held_out, RATE, embed)
+    sets = {"generated": pieces(3, 1.0, 10), "training": pieces(3, 1.0, 20), "held-out": held_out}
+    report = compare_sets(sets, RATE, embed)
     assert report["sets"]["held-out"] == {"pieces": 3, "tracks": 1, "windows": 18}
     assert report["frechet"]["distances"]["generated"]["ci95"] is None
     assert report["statistics"]["held-out"]["peak"]["ci95"] is None
     assert report["statistics"]["generated"]["peak"]["ci95"] is not None
 
 
-def test_a_classifier_of_real_music_judges_the_labels_asked_for() -> None:
+def test_a_classifier_of_real_music_recognises_labels() -> None:
     random = np.random.default_rng(0)
 
     def vectors(*values: str) -> list[np.ndarray]:
@@ -76,16 +85,16 @@ def test_a_classifier_of_real_music_judges_the_labels_asked_for() -> None:
     train = ("loud", "soft", "soft") * 4
     sets = {"training": labelled(*train), "held-out": labelled("loud", "soft", "loud")}
     sets["generated"] = labelled("loud", "soft", "soft", "soft")
-    heard = {"training": vectors(*train), "held-out": vectors("loud", "soft", "loud")}
-    heard["generated"] = vectors("loud", "soft", "loud", "loud")  # two of the four do not do as they are told
-    found = label_accuracy(sets, heard)["level"]
+    vectors_of = {"training": vectors(*train), "held-out": vectors("loud", "soft", "loud")}
+    vectors_of["generated"] = vectors("loud", "soft", "loud", "loud")  # two of the four do not follow their label
+    found = label_accuracy(sets, vectors_of)["level"]
     assert found["values"] == ["loud", "soft"]
     assert found["held-out"]["accuracy"]["mean"] == 1
     assert found["held-out"]["majority"] == pytest.approx(1 / 3)  # "soft" is commonest in training
     assert found["generated"]["accuracy"]["mean"] == 0.5
     assert found["generated"]["accuracy_of_value"] == {"loud": 1, "soft": pytest.approx(1 / 3)}
     one_value = {name: [Piece(p.waveform, p.track, {"level": "soft"}) for p in group] for name, group in sets.items()}
-    assert label_accuracy(one_value, heard) == {}
+    assert label_accuracy(one_value, vectors_of) == {}
 
 
 def test_shuffled_codes_are_the_same_codes_in_another_order() -> None:
@@ -130,23 +139,24 @@ def longer_music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_excerpts_are_spread_evenly_and_short_tracks_left_out(model: Path, longer_music: Path) -> None:
     tokenizer = api.Tokenizer.from_pretrained(model)
-    tracks = scan(longer_music, DataConfig(folder=str(longer_music))).tracks
-    found = excerpts(longer_music, tracks, 5, 4.0, tokenizer)
+    music = scan_folder(str(longer_music))
+    found = excerpts(music, 5, 4.0, tokenizer)
     assert [piece.track for piece in found] == ["1.wav", "1.wav", "2.wav", "2.wav", "3.wav"]
     assert all(piece.waveform.shape == (1, 4 * RATE) for piece in found)
     whole = torch.from_numpy(soundfile.read(longer_music / "1.wav", dtype="float32")[0])
     assert torch.equal(found[0].waveform[0], whole[: 4 * RATE])
     assert torch.equal(found[1].waveform[0], whole[-4 * RATE :])
-    assert len(excerpts(longer_music, tracks, 100, 4.0, tokenizer)) == 6  # two fit into each track
-    assert len(excerpts(longer_music, tracks, 2, 60.0, tokenizer)) == 2  # whole tracks, all of 9 s
+    assert len(excerpts(music, 100, 4.0, tokenizer)) == 6  # two fit into each track
+    assert len(excerpts(music, 2, 60.0, tokenizer)) == 2  # whole tracks, all of 9 s
     with pytest.raises(ValueError, match=r"at least 2\.98 s"):
-        excerpts(longer_music, tracks[:1], 1, 4.0, tokenizer)
+        excerpts(Scan(longer_music, music.tracks[:1], []), 1, 4.0, tokenizer)
 
 
-def test_labels_are_asked_for_as_the_training_tracks_have_them(model: Path, longer_music: Path) -> None:
+def test_labels_are_drawn_as_often_as_the_training_tracks_have_them(model: Path, longer_music: Path) -> None:
     generator = api.Generator.from_pretrained(model)
-    train = scan(longer_music, DataConfig(folder=str(longer_music))).split("train")
-    assert [track.labels["genre"] for track in train] == ["rock", "folk", "rock"]
+    music = scan_folder(str(longer_music))
+    train = Scan(longer_music, music.split("train"), [])
+    assert [track.labels["genre"] for track in train.tracks] == ["rock", "folk", "rock"]
     found = generate_pieces(generator, train, 6, 0.5, seed=0)
     assert sorted(piece.labels["genre"] for piece in found) == ["folk"] * 2 + ["rock"] * 4
     assert len({piece.track for piece in found}) == 6
@@ -174,7 +184,7 @@ def test_eval_generated_prints_and_writes_the_report(model: Path, longer_music: 
         assert word in result.output
 
 
-def test_wrong_wishes_are_one_line(tiny_run: Path, model: Path) -> None:
+def test_wrong_arguments_are_one_line(tiny_run: Path, model: Path) -> None:
     assert_one_line_error(cli("eval", model, "--generated", 2), "not a run", "name a folder of music")
     assert_one_line_error(cli("eval", tiny_run, "--generated", 2, "--seconds", 1), "at least 2.98 s", "found 2 of 1 s")
     assert_one_line_error(cli("eval", tiny_run, "--generated", 0), "1 or more pieces")

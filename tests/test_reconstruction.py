@@ -15,7 +15,7 @@ from audiovq.evaluation import perceptual
 from audiovq.evaluation.confidence import Estimate, mean_estimate
 from audiovq.evaluation.metrics import METRICS, mel_distance, si_sdr
 from audiovq.evaluation.perceptual import perceptual_score
-from audiovq.evaluation.reconstruction import Reconstruction, evaluate_tracks
+from audiovq.evaluation.evaluate_tokenizer import Reconstruction, evaluate_tracks
 
 RATE = 16000
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from audiovq.prior.prior import Prior
-from audiovq.sampling.engine import Stepper, new_stepper
+from audiovq.sampling.engine import Engine, new_engine
 from audiovq.sampling.packed_weights import available_precisions
 
 STREAM_BYTES = 256 << 20  # far more than any cache
@@ -45,9 +45,9 @@ def bench_priors(
     for _ in range(turns):
         seconds["stream"].append(_seconds(lambda: stream.sum(), device))
         for level, batch, precision in keys:
-            stepper = new_stepper(priors[level], batch, precision)
-            chosen[level, batch, precision] = stepper.precision
-            seconds[level, batch, precision].append(_step_seconds(priors[level], stepper, batch, n_steps))
+            engine = new_engine(priors[level], batch, precision)
+            chosen[level, batch, precision] = engine.precision
+            seconds[level, batch, precision].append(_step_seconds(priors[level], engine, batch, n_steps))
             on_turn(1)
     bandwidth = STREAM_BYTES / statistics.median(seconds["stream"])
     rows = [
@@ -80,17 +80,17 @@ def _audio_speed(priors: Sequence[Prior], rows: Sequence[dict[str, Any]]) -> flo
 
 
 @torch.inference_mode()
-def _step_seconds(prior: Prior, stepper: Stepper, batch: int, n_steps: int) -> float:
+def _step_seconds(prior: Prior, engine: Engine, batch: int, n_steps: int) -> float:
     """Of one step once the window is full, with the likeliest code fed back."""
     device, c = prior.head.weight.device, prior.config.transformer
     previous = torch.full((batch, c.window), prior.spec.codebook_size, device=device)
     context = torch.zeros(batch, c.window, c.dim, device=device)
-    stepper.prefill(previous, context)
+    engine.prefill(previous, context)
 
     def steps(n: int) -> Tensor:
         codes = previous[:, 0]
         for _ in range(n):
-            codes = stepper.step(codes, context[:, 0]).argmax(dim=-1)
+            codes = engine.step(codes, context[:, 0]).argmax(dim=-1)
         return codes
 
     steps(4)

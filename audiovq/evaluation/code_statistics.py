@@ -78,7 +78,14 @@ def held_out_bits(
     context = prior.config.transformer.context // prior.spec.ratio * prior.spec.ratio
     level = prior.spec.level
     data = CodeWindows(
-        shards, split, level, context, prior.config.context_codes, prior.spec.vocabularies, seed=0, **prior.config.beside
+        shards,
+        split,
+        level,
+        context,
+        prior.config.context_codes,
+        prior.spec.vocabularies,
+        seed=0,
+        **prior.config.extra_inputs,
     )
     windows = list(spread(-(-data.tracks.lengths(level) // context), max_windows))
     nll, n_codes = 0.0, 0

@@ -1,7 +1,7 @@
-"""Music → vectors that music taggers learned: what the Fréchet distance compares.
+"""Embeddings of music, which the Fréchet distance compares.
 
-musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence), trained on MagnaTagATune: 50 tags from 3 s of music. Its
-penultimate layer is the embedding. It hears up to 8 kHz. The weights lie in PyPI's wheel, a TensorFlow checkpoint.
+musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags of MagnaTagATune from 3 s of music at
+16 kHz. Its penultimate layer is the embedding. The weights are in a TensorFlow checkpoint in the wheel on PyPI.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from torch.nn import functional as F
 
 from audiovq.data import audio
 from audiovq.data.resampling import resample
-from audiovq.evaluation.tf_checkpoint import read_checkpoint
 
 SAMPLE_RATE = 16000
 N_FFT, STFT_HOP, N_MELS = 512, 256, 96
-PATCH_FRAMES = 187  # 3 s, what it was trained on
-PATCH_SAMPLES = (PATCH_FRAMES - 1) * STFT_HOP  # frames are centred: the first sees sample 0
+PATCH_FRAMES = 187  # 3 s, the window it was trained on
+PATCH_SAMPLES = (PATCH_FRAMES - 1) * STFT_HOP  # frames are centred; the first one is around sample 0
 DIM = 200
 BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default
 
@@ -34,24 +33,24 @@ SHA256 = "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa"
 
 
 def fetch_weights(folder: Path | None = None) -> Path:
-    """The wheel that holds the weights (29 MB), downloaded once into the user's cache folder and checked.
+    """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked by its SHA-256.
 
     Raises:
-        ValueError: not there and not to be had; the message says how to get it by hand.
+        ValueError: it cannot be downloaded; the message says how to get it by hand.
     """
     folder = folder or Path(pooch.os_cache("audiovq"))
     try:
         return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname=WHEEL, path=folder, progressbar=False))
-    except Exception as error:  # the network fails in many ways; for the user they are one
+    except Exception as error:  # the network fails in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{folder / WHEEL}: the music embedding's weights are not there and cannot be downloaded ({reason}); "
-            f"get them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"
+            f"{folder / WHEEL}: the weights of the music embedding cannot be downloaded ({reason}); "
+            f"download them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"
         ) from None
 
 
 class ConvNorm(nn.Module):
-    """Convolution, ReLU, batch norm: in this order. `padding` of the time axis, before and behind."""
+    """Convolution, ReLU and batch norm, in this order; `padding` is that of the time axis, before and after."""
 
     def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int], padding: tuple[int, int]):
         super().__init__()
@@ -86,36 +85,37 @@ class Musicnn(nn.Module):
             y = layer(rearrange(features[-1], "b d t -> b 1 t d")).squeeze(3)  # [b, 64, time]
             features.append(y + features[-1] if i else y)
         x = torch.cat(features, dim=1)  # [b, 753, time]
-        pooled = torch.stack([x.amax(dim=2), x.mean(dim=2)], dim=2).flatten(
-            1
-        )  # of each feature the maximum, then the mean
+        # The maximum and the mean over time, one after the other for each feature: [b, 1506].
+        pooled = torch.stack([x.amax(dim=2), x.mean(dim=2)], dim=2).flatten(1)
         return self.norm_out(F.relu(self.dense(self.norm_pooled(pooled))))
 
 
-def load_weights(network: Musicnn, tensors: dict[str, np.ndarray]) -> None:
-    """TensorFlow numbers layers by kind in the order they were made."""
+@torch.no_grad()
+def load_weights(network: Musicnn, data: bytes) -> None:
+    """Copy weights from the data file of the TensorFlow checkpoint in the wheel.
+
+    The file has all variables as little-endian float32 in the order of their names, and after each trained one the two
+    moments of Adam. TensorFlow numbers layers of a kind in the order in which they were made.
+    """
     convolutions = [*network.fronts, *network.middle]
     norms = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
-    state = {}
-    names = {module: name for name, module in network.named_modules()}
+    variables = {"beta1_power": torch.zeros(()), "beta2_power": torch.zeros(())}  # Adam's; not needed
     for i, layer in enumerate(convolutions):
-        source, target = _numbered("conv2d", i), f"{names[layer]}.convolution"
-        state[f"{target}.weight"] = rearrange(tensors[f"{source}/kernel"], "h w i o -> o i h w")
-        state[f"{target}.bias"] = tensors[f"{source}/bias"]
+        name = f"conv2d_{i}" if i else "conv2d"
+        variables[f"{name}/kernel"] = layer.convolution.weight.permute(2, 3, 1, 0)  # [height, width, in, out]
+        variables[f"{name}/bias"] = layer.convolution.bias
     for i, norm in enumerate(norms):
-        source, target = _numbered("batch_normalization", i), names[norm]
-        for ours, theirs in (
-            ("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_variance")
-        ):  # fmt: skip
-            state[f"{target}.{ours}"] = tensors[f"{source}/{theirs}"]
-    state["dense.weight"], state["dense.bias"] = tensors["dense/kernel"].T, tensors["dense/bias"]
-    missing, extra = network.load_state_dict({k: torch.tensor(v.copy()) for k, v in state.items()}, strict=False)
-    unset = [name for name in missing if not name.endswith("num_batches_tracked")]  # a counter TensorFlow has not
-    assert not unset + extra, (unset, extra)
-
-
-def _numbered(name: str, i: int) -> str:
-    return name if i == 0 else f"{name}_{i}"
+        name = f"batch_normalization_{i}" if i else "batch_normalization"
+        variables |= {f"{name}/gamma": norm.weight, f"{name}/beta": norm.bias}
+        variables |= {f"{name}/moving_mean": norm.running_mean, f"{name}/moving_variance": norm.running_var}
+    variables |= {"dense/kernel": network.dense.weight.T, "dense/bias": network.dense.bias}
+    offset = 0
+    for name in sorted(variables):
+        target = variables[name]  # a view of the network's own memory
+        values = np.frombuffer(data, "<f4", target.numel(), offset)
+        target.copy_(torch.tensor(values).view(target.shape))
+        is_trained = "moving" not in name and "power" not in name
+        offset += values.nbytes * (3 if is_trained else 1)
 
 
 class MusicEmbedding:
@@ -129,12 +129,17 @@ class MusicEmbedding:
     window_seconds = PATCH_SAMPLES / SAMPLE_RATE
 
     def __init__(self, device: str | torch.device | None = None, weights: Path | None = None):
-        """Args: device: default the CPU. weights: the wheel; default it is fetched, see `fetch_weights`."""
+        """Load the network.
+
+        Args:
+            device: default the CPU.
+            weights: the wheel with the weights; default see `fetch_weights`.
+        """
         self.device = torch.device(device or "cpu")
         with zipfile.ZipFile(weights or fetch_weights()) as wheel:
-            index, data = (wheel.read(f"musicnn/MTT_musicnn/{name}") for name in (".index", ".data-00000-of-00001"))
+            data = wheel.read("musicnn/MTT_musicnn/.data-00000-of-00001")
         network = Musicnn()
-        load_weights(network, read_checkpoint(index, data))
+        load_weights(network, data)
         self.network = network.to(self.device).eval()
         filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS)
         self.filters = torch.from_numpy(filters).to(self.device)
@@ -142,8 +147,14 @@ class MusicEmbedding:
 
     @torch.inference_mode()
     def __call__(self, waveform: Tensor, sample_rate: int, batch_size: int = 16) -> np.ndarray:
-        """float [channels, samples] -> float32 [windows, 200], windows of 3 s one after the other.
+        """Embed windows of 3 s, one after the other.
 
+        Args:
+            waveform: float [channels, samples].
+            sample_rate: Hz.
+            batch_size: windows that are computed at once.
+        Returns:
+            float32 [windows, 200].
         Raises:
             ValueError: less than 3 s of audio.
         """
@@ -159,8 +170,7 @@ class MusicEmbedding:
         return torch.cat([self.network(part) for part in patches.split(batch_size)]).cpu().numpy()
 
     def _log_mel(self, mono: Tensor) -> Tensor:  # [samples] -> [frames, mels]
-        spectrum = torch.stft(
-            mono, N_FFT, STFT_HOP, window=self.window, pad_mode="constant", return_complex=True
-        )  # [bins, frames]
-        power = spectrum.real.square() + spectrum.imag.square()
+        window = self.window
+        spectrum = torch.stft(mono, N_FFT, STFT_HOP, window=window, pad_mode="constant", return_complex=True)
+        power = spectrum.real.square() + spectrum.imag.square()  # [bins, frames]
         return torch.log10(1 + 10000 * (self.filters @ power).T)

@@ -1,148 +1,287 @@
-"""The generation test: a model generates pieces, and they are judged beside real music (`audiovq eval --generated`)."""
+"""Is what a model generates like the music it learned from? Distances, statistics and label accuracy of generated pieces,
+each with the same figure of real music. The command is `audiovq eval --generated`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
-from audiovq import api
+from audiovq.api.generator import Generator
+from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
-from audiovq.data.tracks import DataConfig, Scan, Track, scan
-from audiovq.evaluation.confidence import Estimate
+from audiovq.data.codes import Codes
+from audiovq.data.tracks import Scan
+from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.embedding import MusicEmbedding
-from audiovq.evaluation.generated import Piece, generated_report, shuffle_codes
-from audiovq.recipe import load_saved_recipe
+from audiovq.evaluation.frechet import frechet_estimate, frechet_floor
+from audiovq.evaluation.held_out import training_and_held_out_music
+from audiovq.evaluation.music_statistics import music_statistics
+from audiovq.evaluation.tables import print_table, words
+from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import say
+
+Embed = Callable[[Tensor, int], np.ndarray]  # float [channels, samples] and sample rate -> [windows, dim]
+
+MAX_COMPONENTS = 32  # principal components of the embedding that are compared
+WINDOWS_PER_COMPONENT = 4  # at least, or fewer components are compared
+
+
+@dataclass
+class Piece:
+    """An excerpt of a real track, or a generated piece, which is a track of its own."""
+
+    waveform: Tensor  # float [channels, samples]
+    track: str
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the track, or those the piece was conditioned on
+
+
+# --- the sets of music ------------------------------------------------------------------------------------------------
 
 
 def evaluate_generated(model: str, data: str | None, n: int, seconds: float, seed: int = 0) -> dict[str, Any]:
-    """Generate `n` pieces and judge them; about as many excerpts of the same length are taken of each set of real music.
+    """Generate pieces and compare them with about as many excerpts of real music, all of the same length.
 
-    Real music is the run's training and held-out tracks; `data` replaces the held-out ones, or, for a model without a run,
-    is split into both. Labels are asked for in the combinations and shares that the training tracks have.
+    Real music is the run's training and held-out tracks. Labels are drawn as often as the training tracks have them.
 
+    Args:
+        model: a run, a model folder or a hub id.
+        data: a folder of music in place of the held-out tracks; for a model that is not a run, of both.
+        n: number of pieces.
+        seconds: length of each.
+    Returns:
+        The report of `compare_sets`, with the arguments.
     Raises:
-        ValueError: no such model, no real music, pieces or tracks shorter than the embedding's 3 s, or no weights for it.
+        ValueError: no such model, no real music, pieces or tracks shorter than the embedding's window of 3 s, or the
+            weights of the embedding cannot be downloaded.
     """
-    if n < 1 or seconds < MusicEmbedding.window_seconds:
-        shortest = MusicEmbedding.window_seconds
+    shortest = MusicEmbedding.window_seconds
+    if n < 1 or seconds < shortest:
         raise ValueError(f"expected 1 or more pieces of at least {shortest:.2f} s, found {n} of {seconds:g} s")
-    folder = api.resolve_model(model)
-    generator = api.Generator.from_pretrained(folder)
-    (train_root, train), (held_root, held_out) = real_tracks(folder, model, data)
+    folder = resolve_model(model)
+    generator = Generator.from_pretrained(folder)
+    training, held_out = training_and_held_out_music(folder, model, data)
     embed = MusicEmbedding(generator.device)
     tokenizer = generator.tokenizer
-    real = excerpts(train_root, train, n, seconds, tokenizer)
-    test = excerpts(held_root, held_out, n, seconds, tokenizer)
-    generated = generate_pieces(generator, train, n, seconds, seed)
-    say(f"judge {n} generated pieces beside {len(real)} excerpts of training and {len(test)} of held-out tracks")
-    codes = [tokenizer.encode(piece.waveform, tokenizer.sample_rate) for piece in test]
-    yardsticks = {
-        "reconstructed held-out": [Piece(tokenizer.decode(c), p.track) for c, p in zip(codes, test, strict=True)],
-        "shuffled codes": [
-            Piece(tokenizer.decode(shuffle_codes(c, seed + i)), p.track)
-            for i, (c, p) in enumerate(zip(codes, test, strict=True))
-        ],
-    }
-    report = generated_report(generated, real, test, tokenizer.sample_rate, embed, yardsticks)
-    return {"model": model, "seconds": seconds, "seed": seed, **report}
+    real_training, real_held_out = (excerpts(music, n, seconds, tokenizer) for music in (training, held_out))
+    generated = generate_pieces(generator, training, n, seconds, seed)
+    say(f"compare {n} generated pieces, {len(real_training)} of training and {len(real_held_out)} of held-out tracks")
+    # Two yardsticks: what the tokenizer alone costs, and codes without any order.
+    reconstructed, shuffled = [], []
+    for i, piece in enumerate(real_held_out):
+        codes = tokenizer.encode(piece.waveform, tokenizer.sample_rate)
+        reconstructed.append(Piece(tokenizer.decode(codes), piece.track))
+        shuffled.append(Piece(tokenizer.decode(shuffle_codes(codes, seed + i)), piece.track))
+    sets = {"generated": generated, "training": real_training, "reconstructed held-out": reconstructed}
+    sets |= {"shuffled codes": shuffled, "held-out": real_held_out}
+    return {"model": model, "seconds": seconds, "seed": seed, **compare_sets(sets, tokenizer.sample_rate, embed)}
 
 
-def real_tracks(
-    folder: Path, model: str, data: str | None
-) -> tuple[tuple[Path, list[Track]], tuple[Path, list[Track]]]:
-    """Training and held-out tracks of what the priors learned, each with its root folder."""
-    is_run = (folder / "data" / "tracks.jsonl").is_file()
-    if not is_run and data is None:
-        raise ValueError(f"{model}: not a run, so it has no music; name a folder of music: audiovq eval {model} DATA")
-    other = scan(Path(data), DataConfig(folder=data)) if data is not None else None
-    own = Scan.load(folder / "data").only(load_saved_recipe(folder / "recipe.yaml").codes.only) if is_run else other
-    assert own is not None
-    train = own.folder, own.split("train")
-    held_out = (other.folder, other.tracks) if other and is_run else (own.folder, own.split("valid"))
-    if not held_out[1]:
-        raise ValueError(f"{model}: no track is held out; name a folder of other music: audiovq eval {model} DATA")
-    return train, held_out
-
-
-def excerpts(root: Path, tracks: list[Track], n: int, seconds: float, tokenizer: api.Tokenizer) -> list[Piece]:
-    """About `n` excerpts, spread evenly over tracks and within each; tracks shorter than `seconds` give all they have."""
-    usable = [track for track in tracks if track.seconds >= MusicEmbedding.window_seconds]
+def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[Piece]:
+    """About `n` excerpts, spread evenly over the tracks and within each; a track shorter than `seconds` is used whole."""
+    usable = [track for track in music.tracks if track.seconds >= MusicEmbedding.window_seconds]
     if not usable:
-        raise ValueError(f"{root}: expected tracks of at least {MusicEmbedding.window_seconds:.2f} s, found none")
-    m = min(n, len(usable))
+        shortest = MusicEmbedding.window_seconds
+        raise ValueError(f"{music.folder}: expected tracks of at least {shortest:.2f} s, found none")
+    n_tracks = min(n, len(usable))
     found = []
-    for i in range(m):
-        track = usable[i * len(usable) // m]
+    for i in range(n_tracks):
+        track = usable[i * len(usable) // n_tracks]
         length = min(track.samples, round(seconds * track.sample_rate))
-        k = min(n // m + (i < n % m), track.samples // length)
-        for j in range(k):
-            start = int((track.samples - length) * (j / (k - 1) if k > 1 else 0.5))
-            waveform, _ = audio.read_audio(
-                root / track.path, tokenizer.sample_rate, tokenizer.config.channels, start, length
-            )
+        n_here = min(n // n_tracks + (i < n % n_tracks), track.samples // length)
+        for k in range(n_here):
+            start = int((track.samples - length) * (k / (n_here - 1) if n_here > 1 else 0.5))
+            path, channels = music.folder / track.path, tokenizer.config.channels
+            waveform, _ = audio.read_audio(path, tokenizer.sample_rate, channels, start, length)
             found.append(Piece(waveform, track.path, track.labels))
     return found
 
 
-def generate_pieces(generator: api.Generator, train: list[Track], n: int, seconds: float, seed: int) -> list[Piece]:
-    """New pieces; the labels asked for are those of training tracks, evenly over all of them."""
-    groups: dict[tuple[tuple[str, str], ...], int] = {}
+def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float, seed: int) -> list[Piece]:
+    """Generate `n` pieces, conditioned on labels of training tracks that are spread evenly over all of them."""
+    tracks = training.tracks
+    combinations: Counter[tuple[tuple[str, str], ...]] = Counter()  # of labels that the model knows
     for i in range(n):
-        labels = known_labels(train[i * len(train) // n % len(train)].labels, generator.labels) if train else {}
-        key = tuple(sorted(labels.items()))
-        groups[key] = groups.get(key, 0) + 1
+        labels = tracks[i * len(tracks) // n].labels if tracks else {}
+        combinations[tuple(sorted(known_labels(labels, generator.labels).items()))] += 1
     pieces = []
-    for i, (key, count) in enumerate(groups.items()):
-        waveforms = generator.sample(seconds, seed + i, count, labels=dict(key), progress=True)
-        pieces += [Piece(waveform, f"generated-{i}-{j}", dict(key)) for j, waveform in enumerate(waveforms)]
+    for i, (labels, count) in enumerate(combinations.items()):
+        waveforms = generator.sample(seconds, seed + i, count, labels=dict(labels), progress=True)
+        pieces += [Piece(waveform, f"generated-{i}-{k}", dict(labels)) for k, waveform in enumerate(waveforms)]
     return pieces
 
 
 def known_labels(labels: Mapping[str, str], vocabularies: Mapping[str, list[str]]) -> dict[str, str]:
+    """The labels whose value is in a vocabulary of the model."""
     return {name: value for name, value in labels.items() if value in vocabularies.get(name, ())}
 
 
+def shuffle_codes(codes: Codes, seed: int) -> Codes:
+    """The same codes in random order, each level by itself: as many of each, but no melody."""
+    random = torch.Generator().manual_seed(seed)
+    levels = [level[torch.randperm(len(level), generator=random)] for level in codes.levels]
+    return dataclasses.replace(codes, levels=levels)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed) -> dict[str, Any]:
+    """Compare generated with real music.
+
+    Args:
+        sets: pieces of "generated", "training" and "held-out" music, and of further sets to compare.
+        embed: such as `MusicEmbedding`.
+    Returns:
+        sets: numbers of pieces, tracks and windows of each set.
+        frechet: the Fréchet distance of each set from the held-out music with `ci95`; `floor` is the distance between
+            halves of the held-out music. Sets should be of like size, because few windows raise the distance.
+        statistics: the mean of `music_statistics` over the tracks of each set, with `ci95`.
+        labels: see `label_accuracy`.
+    """
+    empty = [name for name, pieces in sets.items() if not pieces]
+    if empty:
+        raise ValueError(f"expected at least one piece of each set, found none of: {', '.join(empty)}")
+    vectors = {name: [embed(piece.waveform, sample_rate) for piece in pieces] for name, pieces in sets.items()}
+    by_track = {name: list(_by_track(pieces, vectors[name]).values()) for name, pieces in sets.items()}
+    windows = {name: [np.concatenate(parts) for parts in tracks] for name, tracks in by_track.items()}
+    return {
+        "sets": {
+            name: {"pieces": len(pieces), "tracks": len(windows[name]), "windows": sum(map(len, vectors[name]))}
+            for name, pieces in sets.items()
+        },
+        "frechet": _distances(windows),
+        "statistics": {name: _statistics(pieces, sample_rate) for name, pieces in sets.items()},
+        "labels": label_accuracy(sets, vectors),
+    }
+
+
+def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> dict[str, list[Any]]:
+    """The values of all pieces of a track together."""
+    tracks: dict[str, list[Any]] = {}
+    for piece, value in zip(pieces, values, strict=True):
+        tracks.setdefault(piece.track, []).append(value)
+    return tracks
+
+
+def _mean_over_tracks(pieces: Sequence[Piece], values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and interval over tracks, each track with equal weight, because pieces of one track are alike."""
+    return mean_estimate([float(np.mean(track)) for track in _by_track(pieces, values).values()]).to_json()
+
+
+def _distances(windows: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
+    reference = windows["held-out"]
+    n_windows, dim = sum(map(len, reference)), reference[0].shape[1]
+    n_components = min(MAX_COMPONENTS, dim, max(1, n_windows // WINDOWS_PER_COMPONENT))
+    distances = {
+        name: frechet_estimate(tracks, reference, n_components).to_json()
+        for name, tracks in windows.items()
+        if name != "held-out"
+    }
+    return {"n_components": n_components, "floor": frechet_floor(reference, n_components), "distances": distances}
+
+
+def _statistics(pieces: Sequence[Piece], sample_rate: int) -> dict[str, Any]:
+    found = [music_statistics(piece.waveform, sample_rate) for piece in pieces]
+    return {name: _mean_over_tracks(pieces, [statistics[name] for statistics in found]) for name in found[0]}
+
+
+def label_accuracy(
+    sets: Mapping[str, Sequence[Piece]], vectors: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, dict[str, Any]]:
+    """For each label that pieces were generated with: does a classifier trained on real music recognise its value?
+
+    The classifier is a logistic regression on the standardised embeddings of the windows of "training" tracks. A piece
+    gets the value that is likeliest over all its windows. The accuracy on "held-out" tracks says how reliable the
+    classifier is, that on "generated" pieces how well the model follows its labels. `majority` is the accuracy of always
+    choosing the commonest value of the training tracks.
+    """
+    report: dict[str, dict[str, Any]] = {}
+    for name in sorted({name for piece in sets["generated"] for name in piece.labels}):
+        training = [
+            (piece.labels[name], windows)
+            for piece, windows in zip(sets["training"], vectors["training"], strict=True)
+            if name in piece.labels
+        ]
+        values = sorted({value for value, _ in training})
+        if len(values) < 2:
+            continue
+        majority = max(values, key=[value for value, _ in training].count)
+        classifier = _train_classifier(training)
+        report[name] = {"values": values}
+        for group in ("held-out", "generated"):
+            pairs = zip(sets[group], vectors[group], strict=True)
+            known = [(piece, windows) for piece, windows in pairs if piece.labels.get(name) in values]
+            if known:
+                report[name][group] = _accuracy(classifier, known, name, majority)
+    return report
+
+
+def _train_classifier(examples: Sequence[tuple[str, np.ndarray]]) -> Pipeline:
+    values = [value for value, windows in examples for _ in windows]
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return classifier.fit(np.concatenate([windows for _, windows in examples]), values)
+
+
+def _accuracy(
+    classifier: Pipeline, pieces: Sequence[tuple[Piece, np.ndarray]], name: str, majority: str
+) -> dict[str, Any]:
+    expected = [piece.labels[name] for piece, _ in pieces]
+    right: list[float] = []
+    for value, (_, windows) in zip(expected, pieces, strict=True):
+        likeliest = classifier.predict_log_proba(windows).mean(axis=0).argmax()
+        right.append(float(classifier.classes_[likeliest] == value))
+    of_value = {
+        value: [r for r, e in zip(right, expected, strict=True) if e == value] for value in sorted(set(expected))
+    }
+    return {
+        "pieces": len(pieces),
+        "accuracy": _mean_over_tracks([piece for piece, _ in pieces], right),
+        "majority": expected.count(majority) / len(expected),
+        "accuracy_of_value": {value: float(np.mean(found)) for value, found in of_value.items()},
+    }
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
 def print_tables(report: dict[str, Any]) -> None:
-    """Distances, statistics and label accuracy, real beside generated."""
-    console = Console(width=max(150, Console().width))
-    console.print(_distance_table(report["frechet"], report["sets"]))
-    statistics = report["statistics"]
-    table = Table("", *statistics, title="what the music is like, mean over tracks ± 95 % confidence")
-    for name in statistics["held-out"]:
-        table.add_row(name.replace("_", " "), *(_cell(group[name]) for group in statistics.values()))
-    console.print(table)
-    for name, label in report["labels"].items():
-        console.print(_label_table(name, label))
-
-
-def _distance_table(frechet: dict[str, Any], sets: dict[str, Any]) -> Table:
-    table = Table("set", "pieces", "tracks", "windows", "Fréchet distance", title="distance from the held-out music")
-    table.caption = f"musicnn, first {frechet['n_components']} principal components of the held-out music"
-    rows = sorted(frechet["distances"].items(), key=lambda item: item[1]["mean"])
-    for name, distance in [*rows, ("held-out", {"mean": frechet["floor"], "ci95": None})]:
-        sizes = (str(sets[name][key]) for key in ("pieces", "tracks", "windows"))
-        text = "too little music" if distance["mean"] is None else _cell(distance)
-        table.add_row("floor: held-out, halves" if name == "held-out" else name, *sizes, text)
-    return table
-
-
-def _label_table(name: str, label: dict[str, Any]) -> Table:
-    table = Table(
-        name, "pieces", "accuracy", "guessing", *label["values"], title=f"label {name}, as a classifier hears it"
+    """Print distances, statistics and label accuracy of all sets."""
+    frechet, sets, statistics = report["frechet"], report["sets"], report["statistics"]
+    distances = sorted(frechet["distances"].items(), key=lambda item: item[1]["mean"])
+    floor = "too little music" if frechet["floor"] is None else frechet["floor"]
+    print_table(
+        "distance from the held-out music",
+        ["set", "pieces", "tracks", "windows", "Fréchet distance"],
+        [
+            *([name, *sets[name].values(), distance] for name, distance in distances),
+            ["floor: held-out, halves", *sets["held-out"].values(), floor],
+        ],
+        f"musicnn, first {frechet['n_components']} principal components of the held-out music",
     )
-    for group in ("held-out", "generated"):
-        if group in label:
-            found = label[group]
-            each = [found["accuracy_of_value"].get(value) for value in label["values"]]
-            cells = ("" if accuracy is None else f"{accuracy:.2f}" for accuracy in each)
-            table.add_row(group, str(found["pieces"]), _cell(found["accuracy"]), f"{found['majority']:.2f}", *cells)
-    return table
-
-
-def _cell(estimate: dict[str, Any]) -> str:
-    return str(Estimate(estimate["mean"], estimate["ci95"]))
+    print_table(
+        "what the music is like, mean over tracks ± 95 % confidence",
+        ["", *statistics],
+        [[words(name), *(group[name] for group in statistics.values())] for name in statistics["held-out"]],
+    )
+    for name, label in report["labels"].items():
+        groups = [group for group in ("held-out", "generated") if group in label]
+        print_table(
+            f"label {name}, as a classifier recognises it",
+            [name, "pieces", "accuracy", "majority", *label["values"]],
+            [
+                [group, label[group]["pieces"], label[group]["accuracy"], label[group]["majority"]]
+                + [label[group]["accuracy_of_value"].get(value, "") for value in label["values"]]
+                for group in groups
+            ],
+        )

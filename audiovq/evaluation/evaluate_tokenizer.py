@@ -1,70 +1,84 @@
-"""The test-set command: reconstruction quality of a model on a folder of music."""
+"""How well a tokenizer reconstructs music: metrics of each track and prefix of levels, their means, and the use of the
+codes. The command is `audiovq eval`.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
-from audiovq import api
+from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
-from audiovq.data.tracks import DataConfig, Scan, Track, scan
-from audiovq.evaluation.confidence import Estimate
-from audiovq.evaluation.metrics import METRICS
+from audiovq.data.codes import Codes
+from audiovq.data.tracks import Scan
+from audiovq.evaluation.code_statistics import entropy_of_counts, usage
+from audiovq.evaluation.confidence import mean_estimate
+from audiovq.evaluation.held_out import held_out_music
+from audiovq.evaluation.metrics import METRICS, Metric, compare
 from audiovq.evaluation.perceptual import check_installed, perceptual_score
-from audiovq.evaluation.reconstruction import Reconstruction, evaluate_tracks
+from audiovq.evaluation.tables import print_table, words
+from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import track as progress
 
 T = TypeVar("T")
+Row = dict[str, Any]
+NOT_A_FIGURE = {"track", "levels", "seconds", "samples", "kbps"}  # columns without a mean in the summary
+
+
+@dataclass
+class Reconstruction:
+    """A track, and what each prefix of levels makes of it."""
+
+    track: str
+    source: Tensor  # float [channels, samples]
+    prefixes: list[Tensor]  # float [channels, samples] each: level 0 alone, levels 0 and 1, …
+    codes: Codes
+    encode_seconds: float  # how long encoding took
+    decode_seconds: list[float]  # how long decoding each prefix took
 
 
 def evaluate_model(model: str, data: str | None, perceptual: bool = False) -> dict[str, Any]:
-    """The report of `evaluate_tracks` with the model's name and the identity of its codes.
+    """Evaluate the tokenizer of a model on a folder of music.
 
+    Args:
+        model: a run, a model folder or a hub id.
+        data: a folder of music; default what the run held out.
+        perceptual: add a mean opinion score.
+    Returns:
+        The report of `evaluate_tracks`, with the model's name and the hash of its tokenizer.
     Raises:
-        ValueError: no such model; no data given and the model is not a run with held-out tracks; `perceptual` without
-            its extra.
+        ValueError: no such model, no music, or `perceptual` without the extra that it needs.
     """
     if perceptual:
         check_installed()
-    folder = api.resolve_model(model)
-    tokenizer = api.Tokenizer.from_pretrained(folder)
-    root, tracks = held_out_tracks(folder, model, data)
+    folder = resolve_model(model)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    music = held_out_music(folder, model, data)
     metrics = METRICS | ({"perceptual_score": perceptual_score} if perceptual else {})
     tokenizer.decode(tokenizer.encode(torch.zeros(tokenizer.sample_rate), tokenizer.sample_rate))  # warm up
-    items = progress(reconstructions(tokenizer, root, tracks), "evaluate", len(tracks))
-    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(items, metrics)}
+    tracks = progress(reconstructions(tokenizer, music), "evaluate", len(music.tracks))
+    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks, metrics)}
 
 
-def held_out_tracks(folder: Path, model: str, data: str | None) -> tuple[Path, list[Track]]:
-    """The folder and tracks to judge a model on: all of `data`, else those its run holds out."""
-    if data is not None:
-        found = scan(Path(data), DataConfig(folder=data))
-        return found.folder, found.tracks
-    if not (folder / "data" / "tracks.jsonl").is_file():
-        raise ValueError(
-            f"{model}: not a run, so it has no held-out tracks; name a folder of music: audiovq eval {model} DATA"
-        )
-    found = Scan.load(folder / "data")
-    tracks = found.split("valid")
-    if not tracks:
-        raise ValueError(f"{model}: the run holds no track out; name a folder of music: audiovq eval {model} DATA")
-    return found.folder, tracks
-
-
-def reconstructions(tokenizer: api.Tokenizer, root: Path, tracks: list[Track]) -> Iterator[Reconstruction]:
-    for track in tracks:
-        source, rate = audio.read_audio(root / track.path, tokenizer.sample_rate, tokenizer.config.channels)
+def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstruction]:
+    """Encode and decode each track; one is in memory at a time."""
+    for track in music.tracks:
+        path = music.folder / track.path
+        source, rate = audio.read_audio(path, tokenizer.sample_rate, tokenizer.config.channels)
         codes, encode_seconds = _timed(lambda source=source, rate=rate: tokenizer.encode(source, rate))
-        n = range(1, len(codes.levels) + 1)
-        decoded = [_timed(lambda codes=codes, k=k: tokenizer.decode(codes, k)) for k in n]
-        waveforms, decode_seconds = zip(*decoded, strict=True)
-        yield Reconstruction(track.path, source, list(waveforms), codes, encode_seconds, list(decode_seconds))
+        prefixes, decode_seconds = [], []
+        for n_levels in range(1, len(codes.levels) + 1):
+            waveform, seconds = _timed(lambda codes=codes, n=n_levels: tokenizer.decode(codes, n))
+            prefixes.append(waveform)
+            decode_seconds.append(seconds)
+        yield Reconstruction(track.path, source, prefixes, codes, encode_seconds, decode_seconds)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -73,28 +87,89 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - began
 
 
+def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metric] = METRICS) -> dict[str, Any]:
+    """Compare reconstructions with their sources.
+
+    Returns:
+        tracks: a row for each track and prefix of levels: the metrics, raw kbps, and speeds of encoding and decoding
+            as multiples of real time (`encode_speed`, `decode_speed`).
+        summary: a row for each prefix: the `mean` of these columns over tracks and the half-width `ci95` of Student's
+            interval (None for one track); raw kbps, and kbps at the entropy of the codes of all tracks.
+        levels: a row for each level: codes a second, number of codes, entropy in bits a code, perplexity, and the
+            share of the codebook that is used. The entropy is too low with fewer than about ten codes for each entry
+            of the codebook.
+    """
+    rows: list[Row] = []
+    counts: list[np.ndarray] = []  # int64 [codebook_size] a level
+    codes = None
+    for track in tracks:
+        codes = track.codes
+        found = [np.bincount(level.numpy(), minlength=codes.codebook_size) for level in codes.levels]
+        counts = [a + b for a, b in zip(counts, found, strict=True)] if counts else found
+        rows += _track_rows(track, metrics)
+    if codes is None:
+        raise ValueError("expected at least one track to evaluate, found none")
+    levels = [_level_row(level, n, codes.sample_rate / codes.hop_lengths[level]) for level, n in enumerate(counts)]
+    summary = [_summary_row(n, rows, levels, codes.codebook_size) for n in range(1, len(levels) + 1)]
+    return {"tracks": rows, "summary": summary, "levels": levels}
+
+
+def _track_rows(track: Reconstruction, metrics: Mapping[str, Metric]) -> list[Row]:
+    codes, rows = track.codes, []
+    for n_levels, waveform in enumerate(track.prefixes, start=1):
+        n_codes = sum(map(len, codes.levels[:n_levels]))
+        rows.append({
+            "track": track.track,
+            "levels": n_levels,
+            "seconds": codes.seconds,
+            "samples": codes.n_samples,
+            **compare(waveform, track.source, codes.sample_rate, metrics),
+            "kbps": n_codes * math.log2(codes.codebook_size) / codes.seconds / 1000,
+            "encode_speed": codes.seconds / track.encode_seconds,
+            "decode_speed": codes.seconds / track.decode_seconds[n_levels - 1],
+        })  # fmt: skip
+    return rows
+
+
+def _level_row(level: int, counts: np.ndarray, code_rate: float) -> Row:
+    bits = entropy_of_counts(counts)
+    return {
+        "level": level,
+        "codes_per_second": code_rate,
+        "n_codes": int(counts.sum()),
+        "entropy_bits": bits,
+        "perplexity": 2**bits,
+        "usage": usage(counts),
+    }
+
+
+def _summary_row(n_levels: int, rows: list[Row], levels: list[Row], codebook_size: int) -> Row:
+    """Means over the rows of the prefix of `n_levels`."""
+    group = [row for row in rows if row["levels"] == n_levels]
+    names = [name for name in group[0] if name not in NOT_A_FIGURE]
+    seconds = sum(row["seconds"] for row in group)
+    n_codes = sum(level["n_codes"] for level in levels[:n_levels])
+    entropy = sum(level["n_codes"] * level["entropy_bits"] for level in levels[:n_levels])
+    return {
+        "levels": n_levels,
+        "n_tracks": len(group),
+        "seconds": seconds,
+        **{name: mean_estimate([row[name] for row in group]).to_json() for name in names},
+        "kbps": n_codes * math.log2(codebook_size) / seconds / 1000,
+        "entropy_kbps": entropy / seconds / 1000,
+    }
+
+
 def print_tables(report: dict[str, Any]) -> None:
-    """Tracks; means with their intervals; use of the codes."""
-    console = Console(width=max(165, Console().width))
-    console.print(_table("tracks", report["tracks"], {"samples"}))
-    summary = Table("", *(f"{row['levels']} of {len(report['levels'])} levels" for row in report["summary"]))
-    summary.title = f"mean over {report['summary'][0]['n_tracks']} tracks ± 95 % confidence"
-    for name in report["summary"][0]:
-        if name not in {"levels", "n_tracks", "seconds"}:
-            summary.add_row(name.replace("_", " "), *(_cell(row[name]) for row in report["summary"]))
-    console.print(summary)
-    console.print(_table("use of the codes", report["levels"], set()))
-
-
-def _table(title: str, rows: list[dict[str, Any]], hidden: set[str]) -> Table:
-    names = [name for name in rows[0] if name not in hidden]
-    table = Table(*(name.replace("_", " ") for name in names), title=title)
-    for row in rows:
-        table.add_row(*(_cell(row[name]) for name in names))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return str(Estimate(value["mean"], value["ci95"]))
-    return str(Estimate(value, None)) if isinstance(value, float) else str(value)
+    """Print the tracks, the means with their confidence intervals, and the use of the codes."""
+    columns = [name for name in report["tracks"][0] if name != "samples"]
+    print_table("tracks", [*map(words, columns)], [[row[name] for name in columns] for row in report["tracks"]])
+    summary, n_levels = report["summary"], len(report["levels"])
+    names = [name for name in summary[0] if name not in {"levels", "n_tracks", "seconds"}]
+    print_table(
+        f"mean over {summary[0]['n_tracks']} tracks ± 95 % confidence",
+        ["", *(f"{row['levels']} of {n_levels} levels" for row in summary)],
+        [[words(name), *(row[name] for row in summary)] for name in names],
+    )
+    columns = list(report["levels"][0])
+    print_table("use of the codes", [*map(words, columns)], [list(row.values()) for row in report["levels"]])

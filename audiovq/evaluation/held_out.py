@@ -1,0 +1,62 @@
+"""The real music that a model is compared with: tracks of its run, or of another folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from audiovq.data.tracks import DataConfig, Scan, scan
+from audiovq.recipe import load_saved_recipe
+
+
+def held_out_music(folder: Path, model: str, data: str | None) -> Scan:
+    """All tracks of `data`; without it, the tracks that the run held out.
+
+    Args:
+        folder: of the model.
+        model: its name, for error messages.
+        data: a folder of music.
+    Raises:
+        ValueError: no `data`, and the model is not a run with held-out tracks.
+    """
+    return scan_folder(data) if data is not None else _part(_run_music(folder, model), "valid", model)
+
+
+def training_and_held_out_music(folder: Path, model: str, data: str | None) -> tuple[Scan, Scan]:
+    """The tracks that the priors of a run learned from, and held-out tracks.
+
+    `data` replaces the held-out tracks. For a model that is not a run, it is split into both.
+
+    Raises:
+        ValueError: no `data`, and the model is not a run with held-out tracks.
+    """
+    if not _is_run(folder) and data is not None:
+        music = scan_folder(data)
+        return _part(music, "train", model), _part(music, "valid", model)
+    music = _run_music(folder, model).only(load_saved_recipe(folder / "recipe.yaml").codes.only)
+    held_out = scan_folder(data) if data is not None else _part(music, "valid", model)
+    return _part(music, "train", model), held_out
+
+
+def scan_folder(data: str) -> Scan:
+    """Scan a folder of music with default settings."""
+    return scan(Path(data), DataConfig(folder=data))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "data" / "tracks.jsonl").is_file()
+
+
+def _run_music(folder: Path, model: str) -> Scan:
+    if not _is_run(folder):
+        raise ValueError(
+            f"{model}: not a run, so it has no held-out tracks; name a folder of music: audiovq eval {model} DATA"
+        )
+    return Scan.load(folder / "data")
+
+
+def _part(music: Scan, split: str, model: str) -> Scan:
+    tracks = music.split(split)
+    if not tracks and split == "valid":
+        raise ValueError(f"{model}: no track is held out; name a folder of other music: audiovq eval {model} DATA")
+    return dataclasses.replace(music, tracks=tracks)
