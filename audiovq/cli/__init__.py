@@ -1,6 +1,44 @@
-"""The commands. Each parses, calls the layers below and prints; torch is loaded only by those that need it."""
+"""The commands, one file each. A command parses its options, calls the layers below and prints.
 
-from audiovq.cli import desk, judge, learn, music, share, studio  # each adds its commands
+Only the body of a command imports what needs torch, so `audiovq --help` is quick.
+"""
+
+from audiovq.cli import (
+    bench,
+    completion,
+    copies,
+    decode,
+    doctor,
+    encode,
+    eval,
+    export,
+    info,
+    plan,
+    push,
+    recipes,
+    report,
+    sample,
+    studio,
+    train,
+)
 from audiovq.cli.group import main
 
-__all__ = ["desk", "judge", "learn", "main", "music", "share", "studio"]
+__all__ = [
+    "bench",
+    "completion",
+    "copies",
+    "decode",
+    "doctor",
+    "encode",
+    "eval",
+    "export",
+    "info",
+    "main",
+    "plan",
+    "push",
+    "recipes",
+    "report",
+    "sample",
+    "studio",
+    "train",
+]

@@ -6,13 +6,12 @@ import os
 import re
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import click
 
-from audiovq.cli import options
-from audiovq.cli.options import FOLDER
+from audiovq.cli.options import arrange
+from audiovq.utils import compat
 from audiovq.utils.signals import Interrupted
 
 LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # in what the loader says if a package's compiled part does not load
@@ -23,7 +22,7 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         given = kwargs.pop("args", None) or (args[0] if args else None)
-        arguments = options.arranged(sys.argv[1:] if given is None else given)
+        arguments = compat.current_options(arrange(sys.argv[1:] if given is None else given))
         debug = "--debug" in arguments
         try:
             return super().main(arguments, *args[1:], **{**kwargs, "standalone_mode": False})
@@ -65,25 +64,3 @@ def _fail(message: str, code: int) -> None:
 @click.version_option(package_name="audiovq")
 def main(debug: bool) -> None:
     """Learn to make music from a folder of music."""
-
-
-report_option = click.option(
-    "--report/--no-report", "page", default=True, envvar="AUDIOVQ_REPORT",
-    help="Write a page to listen to, or not; AUDIOVQ_REPORT=0 is never.",
-)  # fmt: skip
-model_option = click.option(
-    "--model", type=FOLDER, metavar="MODEL",
-    help="A run, a model folder, a hub id, or default for the bundled model; by default the newest run, else the bundled one.",
-)  # fmt: skip
-
-
-def pick_model(name: str | None, prior: bool = True) -> Path:
-    """The model asked for, or the default; says which."""
-    from audiovq import api
-    from audiovq.utils.progress import say
-
-    if name is not None:
-        return api.resolve_model(name)
-    folder, which = api.default_model(prior=prior)
-    say(f"model: {which}")
-    return folder

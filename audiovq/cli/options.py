@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 SHELLS = ("bash", "zsh", "fish")
 
 
-def arranged(arguments: Sequence[str]) -> list[str]:
+def arrange(arguments: Sequence[str]) -> list[str]:
     """`--debug` goes to the front, where the group has it; `--json` takes the next word only if that is - or a .json."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     words = [
@@ -93,3 +93,42 @@ def label_pairs(labels: tuple[str, ...]) -> dict[str, str]:
             raise ValueError(f"--label {label}: expected NAME=VALUE, such as genre=folk")
         pairs[name] = value
     return pairs
+
+
+report_option = click.option(
+    "--report/--no-report", "page", default=True, envvar="AUDIOVQ_REPORT",
+    help="Write a page to listen to, or not; AUDIOVQ_REPORT=0 is never.",
+)  # fmt: skip
+model_option = click.option(
+    "--model", type=FOLDER, metavar="MODEL",
+    help="A run, a model folder, a hub id, or default for the bundled model; by default the newest run, else the bundled one.",
+)  # fmt: skip
+
+
+def pick_model(name: str | None, prior: bool = True) -> Path:
+    """The model asked for, or the default; says which."""
+    from audiovq import api
+    from audiovq.utils.progress import say
+
+    if name is not None:
+        return api.resolve_model(name)
+    folder, which = api.default_model(prior=prior)
+    say(f"model: {which}")
+    return folder
+
+
+def recipe_names() -> list[str]:
+    from audiovq.config import recipe_folders
+
+    return sorted(
+        {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")} - {"base"}
+    )  # which is there to be extended
+
+
+def print_converted(facts: dict[str, Any], json_file: str | None) -> None:
+    """Tell; raises ValueError if something could not be converted."""
+    write_json(json_file, facts)
+    if facts.get("set_aside"):
+        raise ValueError(facts["summary"])
+    if json_file != "-":
+        click.echo(facts["summary"])

@@ -41,8 +41,8 @@ class SampleOptions:
     model: str | None
     seconds: float | None
     seed: int | None
-    n: int
-    item: int | None
+    num: int
+    index: int | None
     labels: dict[str, str]
     prompt: str | None
     source: str | None  # of --edit
@@ -65,12 +65,12 @@ class SampleOptions:
     text: str
     chroma: str | None
     precision: str
-    parallel: int
+    segments: int
     check_copies: bool
 
     @property
     def items(self) -> range:
-        return range(self.item or 0, (self.item or 0) + self.n)
+        return range(self.index or 0, (self.index or 0) + self.num)
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -79,16 +79,16 @@ class SampleOptions:
 
     @property
     def settings(self) -> dict[str, Any]:
-        names = ("temperature", "top_k", "top_p", "guidance", "precision", "parallel")
-        return {name: getattr(self, name) for name in names}
+        names = ("temperature", "top_k", "top_p", "guidance", "precision")
+        return {name: getattr(self, name) for name in names} | {"parallel": self.segments}
 
     def check(self) -> None:
         """Raises ValueError for what makes no sense together."""
         changes = [self.start, self.end, self.before or None, self.after or None, self.keep_levels]
         wrong = {
-            f"--n: expected at least 1, found {self.n}": self.n < 1,
-            f"--best: expected 1 to {self.n} (of --n), found {self.best}": self.best is not None
-            and not 1 <= self.best <= self.n,
+            f"--num: expected at least 1, found {self.num}": self.num < 1,
+            f"--best: expected 1 to {self.num} (of --num), found {self.best}": self.best is not None
+            and not 1 <= self.best <= self.num,
             "--from, --to, --before, --after and --keep-levels need a piece; give one with --edit": not self.source
             and any(change is not None for change in changes),
             "--edit: expected one of --from and --to, --before and --after, or --keep-levels beside it": self.source
@@ -99,8 +99,8 @@ class SampleOptions:
             and self.seconds is not None,
             "--keep-audio: expected an audio file in --edit or --prompt, whose waveform is kept": self.keep_audio
             and Path(self.source or self.prompt or "x.codes").suffix == ".codes",
-            "--stream: only one piece can be heard while it is made; leave out --n and --best": self.stream
-            and (self.n > 1 or self.best or collectives.world_size() > 1),
+            "--stream: only one piece can be heard while it is made; leave out --num and --best": self.stream
+            and (self.num > 1 or self.best or collectives.world_size() > 1),
             "--stream and --keep-audio: expected one of them": self.stream and self.keep_audio,
         }
         for message, is_wrong in wrong.items():
@@ -144,7 +144,7 @@ def sample(
         Interrupted: a signal asked to stop; the journals are kept.
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
-    if not launch.run_on_several(arguments, gpus, options.processes, useful=options.n):
+    if not launch.run_on_several(arguments, gpus, options.processes, useful=options.num):
         with launch.processes(), signals.deferred():
             yield from _sample(options, pick_model, finished)
 
@@ -165,7 +165,7 @@ def _sample(
     given, n_samples = _given(generator, options)
     mine = list(options.items)[collectives.rank() :: collectives.world_size()]
     if first:
-        say(f"seed {seed}, {options.n} × {n_samples / generator.sample_rate:g} s")
+        say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
     with (
         JournalFolder(target.with_name(f".{target.stem}.journal")) as journals,
         _streaming(options, generator, n_samples, target) as on_codes,
@@ -209,7 +209,7 @@ def output_paths(options: SampleOptions, seed: int) -> tuple[Path, list[Path]]:
     named = bool(options.out and target.suffix)
     if not target.suffix:
         target = target / f"music-{seed}.wav"
-    if options.n == 1 and (options.item is None or named):
+    if options.num == 1 and (options.index is None or named):
         return target, [target]
     return target, [target.with_stem(f"{target.stem}-{i}") for i in options.items]
 
@@ -267,7 +267,7 @@ def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOpt
     were asked for, by how much likelier they make the codes, log p(codes | asked) - log p(codes) (VQ-VAE-2, arXiv:1906.00446, section
     3.4, rejects by a classifier; here the prior itself is the classifier).
     """
-    costs = torch.zeros(2, options.n, dtype=torch.float64)  # bits a second, without and with labels
+    costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits a second, without and with labels
     mine = [item - options.items[0] for item in pieces]
     costs[0, mine] = torch.tensor(generator.bits_per_second(list(pieces.values())), dtype=torch.float64)
     asked = any(options.asked.values())

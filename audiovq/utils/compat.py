@@ -31,6 +31,22 @@ OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
 T = TypeVar("T")
 
+# Options of a command, old and new.
+OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments", "--codes": "--edit"}}
+
+
+def current_options(arguments: list[str]) -> list[str]:
+    """A command line with current options; prints one line for each old one that it finds."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    names, found = OPTIONS.get(command, {}), []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if option in names:
+            say(f"{command}: {option} is now called {names[option]}; the old name still works")
+            option = names[option]
+        found.append(option + equals + value)
+    return found
+
 
 def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) -> dict[str, Any]:
     """A recipe's mapping with current keys; prints one line for each old key that it finds.

@@ -1,4 +1,4 @@
-"""`export`, `push`: models that travel."""
+"""`audiovq export`: a model folder to share."""
 
 from __future__ import annotations
 
@@ -24,16 +24,3 @@ def export(run: str, folder: str, credits_file: str | None, **options: Any) -> N
 
     credits_path = Path(credits_file) if credits_file else None
     click.echo("\n".join(export_model(run, Path(folder), credits=credits_path, **options)))
-
-
-@main.command()
-@click.argument("folder", metavar="DIR")
-@click.argument("repo_id", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="Only for you, if it is made now.")
-@click.option("--revision", metavar="BRANCH", help="Default the main branch.")
-@click.option("--dry-run", is_flag=True, help="Only list what would be sent.")
-def push(folder: str, repo_id: str, **options: Any) -> None:
-    """Send DIR, which `export` wrote, to the Hugging Face hub as OWNER/NAME."""
-    from audiovq import api
-
-    click.echo("\n".join(api.push_folder(Path(folder), repo_id, **options)))

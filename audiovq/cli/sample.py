@@ -1,24 +1,34 @@
-"""`sample`, `encode`, `decode`: models at work."""
+"""`audiovq sample`: new music."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from audiovq.cli.group import main, model_option, pick_model, report_option
-from audiovq.cli.options import FILE, json_option, label_pairs, number_list, write_json
+from audiovq.cli.group import main
+from audiovq.cli.options import (
+    FILE,
+    json_option,
+    label_pairs,
+    model_option,
+    number_list,
+    pick_model,
+    report_option,
+    write_json,
+)
 
 
 @main.command()
 @model_option
 @click.option("--seconds", type=float, help="Length of each piece, a prompt included; default 20.")
 @click.option("--seed", type=click.IntRange(min=0), help="Same seed, same music; default a new one, which is printed.")
-@click.option("--n", type=int, default=1, show_default=True, help="How many pieces.")
-@click.option("--item", type=click.IntRange(min=0), help="Number of the first piece: --item 3 is the fourth of --n 8.")
+@click.option("--num", type=int, default=1, show_default=True, help="How many pieces.")
+@click.option(
+    "--index", type=click.IntRange(min=0), help="Number of the first piece: --index 3 is the fourth of --num 8."
+)
 @click.option(
     "--temperature",
     callback=number_list(float),
@@ -41,20 +51,24 @@ from audiovq.cli.options import FILE, json_option, label_pairs, number_list, wri
     help="How strongly label, text and chroma are followed; 1 as trained. One value or one a level.",
 )
 @click.option("--prompt", type=FILE, metavar="CLIP", help="Audio or codes file to continue.")
-@click.option(
-    "--edit", "--codes", "source", type=FILE, metavar="FILE", help="Audio or codes file to change, as the next six say."
-)
+@click.option("--edit", "source", type=FILE, metavar="FILE", help="Audio or codes file to change, as the next six say.")
 @click.option("--from", "start", type=float, metavar="SECONDS", help="Draw anew from here; default the beginning.")
 @click.option("--to", "end", type=float, metavar="SECONDS", help="Draw anew up to here; default the end.")
 @click.option("--before", type=float, default=0.0, metavar="SECONDS", help="New music before the piece.")
 @click.option("--after", type=float, default=0.0, metavar="SECONDS", help="New music after the piece.")
 @click.option("--keep-levels", type=int, help="Keep the first levels, draw all finer ones (within --from, --to).")
 @click.option("--keep-audio", is_flag=True, help="What is kept of the file keeps its own waveform; 50 ms cross-fades.")
-@click.option("--best", type=int, metavar="K", help="Of the --n pieces, keep those that the model ranks first.")
+@click.option("--best", type=int, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
 @click.option("--stream", type=FILE, metavar="FILE", help="WAV to write while it is generated; - is standard output.")
 @click.option("--save-codes", is_flag=True, help="Write a .codes file beside each piece, for --edit.")
 @click.option("--precision", default="auto", show_default=True, help="fp32, fp16, bf16 or int8: see `audiovq bench`.")
-@click.option("--parallel", default=1, show_default=True, help="Segments of a finer level that are generated at once.")
+@click.option(
+    "--segments",
+    default=1,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Segments of a finer level that are generated at once.",
+)
 @click.option("--check-copies", is_flag=True, help="Say what each piece shares with the run's training tracks.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Share the pieces among so many GPUs.")
 @click.option("--processes", type=click.IntRange(min=1), help="Share them among so many processes on the CPU.")
@@ -89,60 +103,3 @@ def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: st
     for line in run(chosen, sys.argv[1:], lambda: pick_model(model), finished):
         if json_file != "-":
             click.echo(line, err=options["stream"] == "-")  # standard output may be the music
-
-
-@main.command()
-@click.argument("source", type=FILE, metavar="AUDIO")
-@click.option(
-    "-o", "--out", type=FILE, required=True, metavar="FILE",
-    help="Codes file to write, such as song.codes; or a folder.",
-)  # fmt: skip
-@click.option(
-    "--compress", is_flag=True, help="Code losslessly, to about four fifths of the size; slower to write and read."
-)
-@model_option
-@json_option
-def encode(source: str, out: str, compress: bool, model: str | None, json_file: str | None) -> None:
-    """Turn an AUDIO file, or all of them below a folder, into codes."""
-    from audiovq import api
-    from audiovq.api.convert import Encoding, convert_file, convert_folder
-    from audiovq.data import audio
-    from audiovq.utils.files import check_folder
-
-    convert = convert_folder if Path(source).is_dir() else convert_file
-    if convert is convert_file:
-        check_folder(Path(out).parent)
-        audio.audio_info(Path(source))  # what cannot be read fails at once
-    tokenizer = api.Tokenizer.from_pretrained(pick_model(model, prior=False))
-    _converted(convert(Encoding(tokenizer, compress), Path(source), Path(out)), json_file)
-
-
-def _converted(facts: dict[str, Any], json_file: str | None) -> None:
-    """Tell; raises ValueError if something could not be converted."""
-    write_json(json_file, facts)
-    if facts.get("set_aside"):
-        raise ValueError(facts["summary"])
-    if json_file != "-":
-        click.echo(facts["summary"])
-
-
-@main.command()
-@click.argument("source", type=FILE, metavar="CODES")
-@click.option("-o", "--out", type=FILE, required=True, metavar="FILE", help="WAV or FLAC file to write; or a folder.")
-@click.option("--levels", type=int, help="Decode only the first levels.")
-@click.option("--format", "suffix", type=click.Choice(["wav", "flac"]), default="wav", help="Of the files in a folder.")
-@model_option
-@json_option
-def decode(source: str, out: str, levels: int | None, suffix: str, model: str | None, json_file: str | None) -> None:
-    """Turn a CODES file, or all of them below a folder, back into audio, as long as what was encoded."""
-    from audiovq import api
-    from audiovq.api.convert import Decoding, convert_file, convert_folder
-    from audiovq.data.audio_writer import check_writable
-    from audiovq.data.codes import read_header
-
-    convert = convert_folder if Path(source).is_dir() else convert_file
-    if convert is convert_file:
-        check_writable(Path(out))
-        read_header(Path(source))
-    tokenizer = api.Tokenizer.from_pretrained(pick_model(model, prior=False))
-    _converted(convert(Decoding(tokenizer, levels, f".{suffix}"), Path(source), Path(out)), json_file)

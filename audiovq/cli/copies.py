@@ -1,0 +1,27 @@
+"""`audiovq copies`: what a piece shares with the training music."""
+
+from __future__ import annotations
+
+import click
+
+from audiovq.cli.group import main
+from audiovq.cli.options import FILE, FOLDER, json_option, write_json
+
+
+@main.command()
+@click.argument("piece", type=FILE)
+@click.argument("run", type=FOLDER)
+@json_option
+def copies(piece: str, run: str, json_file: str | None) -> None:
+    """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
+    from audiovq import api
+    from audiovq.data.shards import Shards
+    from audiovq.evaluation.copies import copy_reports, report_lines
+    from audiovq.pipeline.sample import read_piece
+    from audiovq.recipe import codes_place
+
+    tokenizer = api.Tokenizer.from_pretrained(run)
+    report = copy_reports([read_piece(tokenizer, piece)], Shards(codes_place(api.resolve_model(run))))[0]
+    if json_file != "-":
+        click.echo("\n".join(report_lines(report)))
+    write_json(json_file, report)
