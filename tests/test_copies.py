@@ -54,8 +54,8 @@ def music_like(random: np.random.Generator, n: int, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_search_equals_comparing_everything(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.evaluation.shared_runs.BLOCK", 70)
-    monkeypatch.setattr("audiovq.evaluation.shared_runs.AT_ONCE", 150)
+    monkeypatch.setattr("audiovq.evaluation.shared_runs.BLOCK_SYMBOLS", 70)
+    monkeypatch.setattr("audiovq.evaluation.shared_runs.PAIRS_AT_ONCE", 150)
     random = np.random.default_rng(seed)
     size = 3 + seed
     tracks = [music_like(random, n, size) for n in (40, 3, 61, 0, 90, 33)]

@@ -1,10 +1,13 @@
-"""The longest runs that sequences of integers share with a large set of others, exact or nearly so.
+"""The longest runs of symbols that sequences share with a large set of tracks.
 
-A run is a stretch of one sequence and an equally long one of another whose symbols are equal, each with the one of its
-place: all of them ("exact"), or at least nine of ten and the first and last ("near").
+A run is a stretch of a piece and an equally long stretch of a track whose symbols are equal position by position: all of
+them in an "exact" run; in a "near" run at least nine of ten, the first and the last among them. A symbol that is held
+(a chord, silence) makes long runs that mean little, so runs are also ranked by their changes: the number of stretches of
+one symbol in them.
 
-One symbol held for long (a chord, silence) makes long runs that say little. So a run also has its number of changes, the
-stretches of one and the same symbol in it, and the longest runs are sought by either measure.
+Every run contains SEED equal symbols in a row. The search sorts the hashes of all seeds of the tracks, looks up the seeds
+of a piece, extends each match to an exact run, and searches for near runs around it. Memory is that of the pieces,
+BLOCK_SYMBOLS symbols and PAIRS_AT_ONCE comparisons, however many tracks there are.
 """
 
 from __future__ import annotations
@@ -14,64 +17,79 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SEED = 5  # symbols; shorter exact runs are not looked for
-NEAR_SYMBOLS = 10  # the shortest near run; at least SEED of its symbols in a row are equal, so none is missed
-LOSS = 9  # equal symbols that make up for one that is not, in a near run
+SEED = 5  # symbols; the shortest exact run
+NEAR_SYMBOLS = 10  # the shortest near run: at most one of ten symbols differs, so five in a row are equal
+LOSS = 9  # equal symbols that make up for one unequal symbol in a near run
 KINDS, MEASURES = ("exact", "near"), ("length", "changes")
-BLOCK = 1 << 20  # symbols that are searched at once
-AT_ONCE = 1 << 22  # comparisons in memory
-OUTSIDE, BEFORE = -1, -2  # before a track; before a piece. Symbols are 0 or more.
+BLOCK_SYMBOLS = 1 << 20  # of tracks, searched at once
+PAIRS_AT_ONCE = 1 << 22
+TRACK_BEGIN, PIECE_BEGIN = -1, -2  # stand for the symbol before the first one; symbols are 0 or more
+SEED_BITS, BEFORE_BITS = np.uint64(0xFFFFFFFF00000000), np.uint64(0xFFFFFFFF)  # halves of a seed's key
 
 
 @dataclass(frozen=True)
 class SharedRun:
-    """Symbols [start, start + length) of the piece, and those from `track_start` on of a track."""
+    """Symbols [start, start + length) of a piece, and as many of a track from `track_start` on."""
 
     track: int
     start: int
     track_start: int
     length: int
-    changes: int  # stretches of one symbol within the run of the piece
-    equal: int  # symbols that are equal
+    changes: int  # stretches of one symbol in the piece's part
+    equal: int  # number of equal symbols
 
 
-Longest = dict[tuple[str, str], SharedRun]  # by kind and measure; what is absent is shorter than SEED or NEAR_SYMBOLS
+Longest = dict[tuple[str, str], SharedRun]  # by kind and measure; a missing run is shorter than SEED or NEAR_SYMBOLS
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of a piece and a block of tracks; int64 [n] each."""
+
+    starts: np.ndarray  # in the piece
+    places: np.ndarray  # in the block
+    lengths: np.ndarray
+    equal: np.ndarray  # number of equal symbols
 
 
 def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> list[Longest]:
-    """Of each piece the longest runs that it shares with any of the tracks; integers [n] from 0 on.
+    """Find the longest runs that each piece shares with any of the tracks.
 
-    "near" by changes is the one of most changes among the longest near runs around each exact one. Memory is that of the
-    pieces, BLOCK symbols and AT_ONCE comparisons, however many tracks there are.
+    Args:
+        pieces: int [n] each, symbols from 0 on.
+        tracks: int [n] each.
+    Returns:
+        For each piece the longest exact and near run by length and by changes. The near run by changes is the one with
+        most changes among the longest near runs around each exact run.
     """
     searches = [_Search(piece) for piece in pieces]
     for block in _blocks(tracks):
         for search in searches:
-            search.look_through(block)
+            search.search(block)
     return [search.best for search in searches]
 
 
 class _Block:
-    """Tracks one after the other, with OUTSIDE before each, and the places of their seeds in the order of their hashes."""
+    """Several tracks one after the other, with TRACK_BEGIN before each, and their seeds in the order of their keys."""
 
-    def __init__(self, first: int, tracks: list[np.ndarray]):
-        self.first = first
-        self.symbols = np.concatenate([part for track in tracks for part in ([OUTSIDE], track)]).astype(np.int64)
-        self.begins = np.cumsum([1] + [len(track) + 1 for track in tracks[:-1]])
-        keys, befores = seed_hashes(self.symbols)
-        self.order = np.lexsort((befores, keys))
-        self.keys, self.befores = keys[self.order], befores[self.order]
+    def __init__(self, first_track: int, tracks: list[np.ndarray]):
+        self.first_track = first_track
+        self.symbols = np.concatenate([part for track in tracks for part in ([TRACK_BEGIN], track)]).astype(np.int64)
+        self.track_begins = np.cumsum([1] + [len(track) + 1 for track in tracks[:-1]])
+        keys = seed_keys(self.symbols, TRACK_BEGIN)
+        self.places = np.argsort(keys)
+        self.keys = keys[self.places]
 
 
 def _blocks(tracks: Iterable[np.ndarray]) -> Iterator[_Block]:
-    first, waiting = 0, []
+    first_track, waiting = 0, []
     for number, track in enumerate(tracks):
         waiting.append(track)
-        if sum(map(len, waiting)) >= BLOCK:
-            yield _Block(first, waiting)
-            first, waiting = number + 1, []
+        if sum(map(len, waiting)) >= BLOCK_SYMBOLS:
+            yield _Block(first_track, waiting)
+            first_track, waiting = number + 1, []
     if waiting:
-        yield _Block(first, waiting)
+        yield _Block(first_track, waiting)
 
 
 class _Search:
@@ -79,151 +97,146 @@ class _Search:
 
     def __init__(self, piece: np.ndarray):
         self.piece = piece.astype(np.int64)
-        self.keys, self.befores = seed_hashes(self.piece)
-        self.changed = np.concatenate([[0], np.cumsum(piece[1:] != piece[:-1])])
+        self.keys = seed_keys(self.piece, PIECE_BEGIN)
+        self.n_changes = np.concatenate([[0], np.cumsum(piece[1:] != piece[:-1])])  # up to each symbol
         self.best: Longest = {}
 
-    def look_through(self, block: _Block) -> None:
-        for starts, places in self._beginnings(block):
-            lengths = extend(self.piece, block.symbols, starts, places)
-            true = lengths >= SEED  # hashes may be equal where symbols are not
+    def search(self, block: _Block) -> None:
+        for starts, places in self._seed_matches(block):
+            lengths = equal_symbols(self.piece, block.symbols, starts, places)
+            true = lengths >= SEED  # different symbols can have equal hashes
             if true.any():
-                starts, places, lengths = starts[true], places[true], lengths[true]
-                self._offer("exact", block, starts, places, lengths, lengths)
-                for found in self._near(block, starts, places, lengths):
-                    self._offer("near", block, *found)
+                exact = _Runs(starts[true], places[true], lengths[true], lengths[true])
+                self._keep_longest("exact", block, exact)
+                for begins, shifts, width in self._near_windows(exact):
+                    n_rows = max(1, PAIRS_AT_ONCE // width)
+                    for i in range(0, len(shifts), n_rows):
+                        near = self._near_runs(block, begins[i : i + n_rows], shifts[i : i + n_rows], width)
+                        self._keep_longest("near", block, near)
 
-    def _beginnings(self, block: _Block) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places (in the piece, in the block) where equal seeds begin a run: the symbols before them differ.
+    def _seed_matches(self, block: _Block) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions (in the piece, in the block) of equal seeds where the symbols before differ, so that a run begins.
 
-        Of a symbol held for m and for n codes these are m + n pairs, where all equal seeds would be m · n.
+        A symbol held m times in the piece and n times in a track gives m + n such pairs instead of m · n.
         """
-        low, high = np.searchsorted(block.keys, self.keys), np.searchsorted(block.keys, self.keys, side="right")
-        same_low = _search_within(block.befores, low, high, self.befores)
-        same_high = _search_within(block.befores, low, high, self.befores + 1)
-        for first, last in ((low, same_low), (same_high, high)):
-            for index, within in _ranges(first, last):
-                yield index, block.order[within]
+        # In the order of keys, equal seeds lie together, and among them those with an equal symbol before.
+        first = np.searchsorted(block.keys, self.keys & SEED_BITS)
+        same_first = np.searchsorted(block.keys, self.keys)
+        same_last = np.searchsorted(block.keys, self.keys, side="right")
+        last = np.searchsorted(block.keys, self.keys | BEFORE_BITS, side="right")
+        for low, high in ((first, same_first), (same_last, last)):
+            for start, i in _pairs(low, high):
+                yield start, block.places[i]
 
-    def _near(
-        self, block: _Block, starts: np.ndarray, places: np.ndarray, lengths: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, ...]]:
-        """The longest near run around each exact one: starts, places, lengths, equal symbols.
+    def _near_windows(self, exact: _Runs) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Where near runs around exact runs can be: begins of windows in the piece, shifts (place - start), the width.
 
-        A near run whose longest exact part is of r < LOSS symbols has r // (LOSS - r) others at most, so it is looked for
-        that close to the exact one; with r >= LOSS it may be anywhere in the alignment, place = start + shift.
+        Let r be the longest exact part of a near run. With m unequal symbols it has at most (m + 1) · r equal ones, and
+        needs 9 · m. If r < 9, so m <= r / (9 - r), and the run is at most (m + 1) · r + m long. If r >= 9, it may be as
+        long as the piece.
         """
-        n = len(self.piece)
+        shifts = exact.places - exact.starts
         for r in range(SEED, LOSS):
-            reach = (r // (LOSS - r) + 1) * (r + 1) - 1
-            some = lengths == r
-            yield from self._near_within(block, starts[some] - reach, places[some] - starts[some], r + 2 * reach)
-        shifts = np.unique((places - starts)[lengths >= LOSS])
-        yield from self._near_within(block, np.zeros_like(shifts), shifts, n)
+            chosen, most_unequal = exact.lengths == r, r // (LOSS - r)
+            longest = (most_unequal + 1) * r + most_unequal
+            yield exact.starts[chosen] - longest, shifts[chosen], r + 2 * longest
+        anywhere = np.unique(shifts[exact.lengths >= LOSS])
+        yield np.zeros_like(anywhere), anywhere, len(self.piece)
 
-    def _near_within(
-        self, block: _Block, begins: np.ndarray, shifts: np.ndarray, width: int
-    ) -> Iterator[tuple[np.ndarray, ...]]:
-        """The longest near run of each alignment within [begin, begin + width) of the piece."""
-        n_rows = max(1, AT_ONCE // width)
-        for i in range(0, len(shifts), n_rows):
-            begin, shift = begins[i : i + n_rows], shifts[i : i + n_rows]
-            here = begin[:, None] + np.arange(width)
-            there = here + shift[:, None]
-            inside = (here >= 0) & (here < len(self.piece)) & (there >= 0) & (there < len(block.symbols))
-            equal = inside & (self.piece.take(here, mode="clip") == block.symbols.take(there, mode="clip"))
-            first, lengths = longest_near(equal)
-            row = np.flatnonzero(lengths >= NEAR_SYMBOLS)
-            if len(row):
-                first, lengths = first[row], lengths[row]
-                sums = np.pad(np.cumsum(equal[row], axis=1), ((0, 0), (1, 0)))
-                k = np.arange(len(row))
-                starts = begin[row] + first
-                yield starts, starts + shift[row], lengths, sums[k, first + lengths] - sums[k, first]
+    def _near_runs(self, block: _Block, begins: np.ndarray, shifts: np.ndarray, width: int) -> _Runs:
+        """The longest near run in each window of `width` symbols, where there is one."""
+        here = begins[:, None] + np.arange(width)  # [windows, width], in the piece
+        there = here + shifts[:, None]  # in the block
+        inside = (here >= 0) & (here < len(self.piece)) & (there >= 0) & (there < len(block.symbols))
+        equal = inside & (self.piece.take(here, mode="clip") == block.symbols.take(there, mode="clip"))
+        first, lengths = longest_near(equal)
+        row = np.flatnonzero(lengths >= NEAR_SYMBOLS)
+        first, lengths = first[row], lengths[row]
+        n_equal = np.pad(np.cumsum(equal[row], axis=1), ((0, 0), (1, 0)))  # [rows, width + 1], before each symbol
+        k = np.arange(len(row))
+        starts = begins[row] + first
+        return _Runs(starts, starts + shifts[row], lengths, n_equal[k, first + lengths] - n_equal[k, first])
 
-    def _offer(
-        self, kind: str, block: _Block, starts: np.ndarray, places: np.ndarray, lengths: np.ndarray, equal: np.ndarray
-    ) -> None:
-        changes = self.changed[starts + lengths - 1] - self.changed[starts] + 1
-        for measure, values in zip(MEASURES, (lengths, changes), strict=True):
+    def _keep_longest(self, kind: str, block: _Block, runs: _Runs) -> None:
+        if not len(runs.starts):
+            return
+        changes = self.n_changes[runs.starts + runs.lengths - 1] - self.n_changes[runs.starts] + 1
+        for measure, values in zip(MEASURES, (runs.lengths, changes), strict=True):
             i = int(values.argmax())
             old = self.best.get((kind, measure))
             if old is None or int(values[i]) > getattr(old, measure):
-                track = int(np.searchsorted(block.begins, places[i], side="right")) - 1
+                place = int(runs.places[i])
+                track = int(np.searchsorted(block.track_begins, place, side="right")) - 1
+                track_start = place - int(block.track_begins[track])
+                length, equal = int(runs.lengths[i]), int(runs.equal[i])
                 self.best[kind, measure] = SharedRun(
-                    block.first + track, int(starts[i]), int(places[i] - block.begins[track]), int(lengths[i]),
-                    int(changes[i]), int(equal[i]),
-                )  # fmt: skip
+                    block.first_track + track, int(runs.starts[i]), track_start, length, int(changes[i]), equal
+                )
 
 
-def seed_hashes(symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A 64-bit hash of each stretch of SEED symbols, and the symbol before each."""
+def seed_keys(symbols: np.ndarray, before: int) -> np.ndarray:
+    """A key of 64 bits for each stretch of SEED symbols: their hash in the upper half, in the lower half that of the
+    symbol before them, which is `before` at the beginning.
+    """
     n = max(0, len(symbols) - SEED + 1)
-    keys = np.zeros(n, dtype=np.uint64)
+    seeds = np.zeros(n, dtype=np.uint64)
     for k in range(SEED):
-        keys = mixed(keys, symbols[k : k + n])
-    return keys, np.concatenate([[BEFORE], symbols])[:n]
+        seeds = mix(seeds, symbols[k : k + n])
+    previous = mix(np.zeros(n, dtype=np.uint64), np.concatenate([[before], symbols])[:n])
+    return (seeds & SEED_BITS) | (previous & BEFORE_BITS)
 
 
-def mixed(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Take integers into 64-bit hashes by the finalizer of SplitMix64 (Steele 2014, doi:10.1145/2660193.2660195)."""
+def mix(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Add integers to 64-bit hashes by the finalizer of SplitMix64 (Steele 2014, doi:10.1145/2660193.2660195)."""
     x = hashes * np.uint64(3) + values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)
 
 
-def _search_within(values: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The first place of values[low:high], which ascend, that is not below `wanted`; for each of many at once."""
-    while (low < high).any():
-        middle = np.minimum((low + high) // 2, len(values) - 1)
-        below = (values[middle] < wanted) & (low < high)
-        low, high = np.where(below, middle + 1, low), np.where(below, high, np.minimum(high, np.maximum(middle, low)))
-    return low
-
-
-def _ranges(first: np.ndarray, last: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs (i, j) with first[i] <= j < last[i], in parts of about AT_ONCE."""
+def _pairs(first: np.ndarray, last: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All pairs (i, j) with first[i] <= j < last[i], about PAIRS_AT_ONCE at a time."""
     counts = last - first
     ends = np.cumsum(counts)
     begin = 0
     while begin < len(counts):
-        done = ends[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, done + AT_ONCE, side="right")))
+        n_before = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, n_before + PAIRS_AT_ONCE, side="right")))
         part = counts[begin:end]
         if part.any():
-            index = np.repeat(np.arange(begin, end), part)
-            yield index, first[index] + np.arange(len(index)) - (ends[index] - counts[index] - done)
+            i = np.repeat(np.arange(begin, end), part)
+            yield i, first[i] + np.arange(len(i)) - (ends[i] - counts[i] - n_before)
         begin = end
 
 
-def extend(piece: np.ndarray, symbols: np.ndarray, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """How many symbols are equal from each pair of places on."""
+def equal_symbols(piece: np.ndarray, symbols: np.ndarray, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """How many symbols in a row are equal from each pair of positions on; int64 [n]."""
     lengths = np.zeros(len(starts), dtype=np.int64)
     most = np.minimum(len(piece) - starts, len(symbols) - places)
-    going = np.arange(len(starts))
-    while len(going):
-        here = lengths[going]
-        going = going[piece[starts[going] + here] == symbols[places[going] + here]]
-        lengths[going] += 1
-        going = going[lengths[going] < most[going]]
+    growing = np.arange(len(starts))
+    while len(growing):
+        length = lengths[growing]
+        growing = growing[piece[starts[growing] + length] == symbols[places[growing] + length]]
+        lengths[growing] += 1
+        growing = growing[lengths[growing] < most[growing]]
     return lengths
 
 
 def longest_near(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row of bool [rows, n], start and length of the longest stretch that begins and ends with True and has at
-    least nine of ten; length 0 if there is none.
+    """The longest near run in each row of bool [rows, n]: its start, and its length or 0.
 
-    With a balance of +1 for True and -9 for False, it is the longest stretch that does not lose: for each end, the first
-    begin whose balance is not above the end's. All rows are one long one, with a loss between them that nothing makes up.
+    It begins and ends with True, and at least nine of ten are True. With a balance that rises by 1 at True and falls by
+    9 at False, it is the longest stretch that does not lose. So for each end, the earliest begin whose balance is not
+    above that of the end is wanted, which a binary search finds among the running minima.
     """
     n_rows, n = equal.shape
     balance = np.zeros((n_rows, n + 1), dtype=np.int64)
     np.cumsum(np.where(equal, 1, -LOSS), axis=1, out=balance[:, 1:])
+    # One search for all rows: they are laid end to end, with a loss between them that no row makes up for.
     balance -= 2 * (LOSS + 1) * (n + 1) * np.arange(n_rows)[:, None]
-    begin = np.where(np.pad(equal, ((0, 0), (0, 1))), balance, np.iinfo(np.int64).max)
-    lowest = np.minimum.accumulate(begin.ravel())
-    first = np.searchsorted(-lowest, -balance[:, 1:].ravel()).reshape(n_rows, n) - np.arange(n_rows)[:, None] * (n + 1)
+    begins = np.where(np.pad(equal, ((0, 0), (0, 1))), balance, np.iinfo(np.int64).max)
+    minima = np.minimum.accumulate(begins.ravel())
+    first = np.searchsorted(-minima, -balance[:, 1:].ravel()).reshape(n_rows, n) - np.arange(n_rows)[:, None] * (n + 1)
     lengths = np.where(equal, np.arange(1, n + 1) - first, 0)
     row, last = np.arange(n_rows), lengths.argmax(axis=1)
     return np.where(lengths[row, last] > 0, first[row, last], 0), lengths[row, last]
