@@ -1,44 +1,8 @@
 """The commands, one file each. A command parses its options, calls the layers below and prints.
 
-Only the body of a command imports what needs torch, so `audiovq --help` is quick.
+The layers below are imported within the commands, so that `audiovq --help` does not load torch.
 """
 
-from audiovq.cli import (
-    bench,
-    completion,
-    copies,
-    decode,
-    doctor,
-    encode,
-    eval,
-    export,
-    info,
-    plan,
-    push,
-    recipes,
-    report,
-    sample,
-    studio,
-    train,
-)
-from audiovq.cli.group import main
+from audiovq.cli.main import main
 
-__all__ = [
-    "bench",
-    "completion",
-    "copies",
-    "decode",
-    "doctor",
-    "encode",
-    "eval",
-    "export",
-    "info",
-    "main",
-    "plan",
-    "push",
-    "recipes",
-    "report",
-    "sample",
-    "studio",
-    "train",
-]
+__all__ = ["main"]

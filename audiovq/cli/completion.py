@@ -1,20 +1,21 @@
-"""`audiovq completion`: commands, options and files completed by the shell."""
+"""`audiovq completion`: completion of words in a shell."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import click
+from click import Choice, Context, argument, command, echo, pass_context
+from click.shell_completion import get_completion_class
 
-from audiovq.cli.group import main
-from audiovq.cli.options import SHELLS, completion_script
+SHELLS = ("bash", "zsh", "fish")
 
 
-@main.command()
-@click.argument("name", metavar="[bash|zsh|fish]", required=False, type=click.Choice(SHELLS))
-def completion(name: str | None) -> None:
-    """Print what makes a shell complete commands, options, recipes and files; default for the shell you are in.
+@command()
+@argument("name", metavar="[bash|zsh|fish]", required=False, type=Choice(SHELLS))
+@pass_context
+def completion(context: Context, name: str | None) -> None:
+    """Print a script that lets a shell complete commands, options, recipes and files. Default: the current shell.
 
     \b
     bash:  mkdir -p ~/.local/share/bash-completion/completions
@@ -24,7 +25,8 @@ def completion(name: str | None) -> None:
 
     Then open a new shell.
     """
-    found = name or Path(os.environ.get("SHELL", "")).name
-    if found not in SHELLS:
-        raise ValueError(f"completion: expected one of {', '.join(SHELLS)}, found {found or 'no $SHELL'}")
-    click.echo(completion_script(main, found))
+    shell = name or Path(os.environ.get("SHELL", "")).name
+    kind = get_completion_class(shell) if shell in SHELLS else None
+    if kind is None:
+        raise ValueError(f"completion: expected one of {', '.join(SHELLS)}, found {shell or 'no $SHELL'}")
+    echo(kind(context.find_root().command, {}, "audiovq", "_AUDIOVQ_COMPLETE").source())

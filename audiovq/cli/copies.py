@@ -1,16 +1,15 @@
-"""`audiovq copies`: what a piece shares with the training music."""
+"""`audiovq copies`: passages that a piece shares with the training tracks."""
 
 from __future__ import annotations
 
-import click
+from click import argument, command
 
-from audiovq.cli.group import main
-from audiovq.cli.options import FILE, FOLDER, json_option, write_json
+from audiovq.cli.options import FILE, FOLDER, json_option, show
 
 
-@main.command()
-@click.argument("piece", type=FILE)
-@click.argument("run", type=FOLDER)
+@command()
+@argument("piece", type=FILE)
+@argument("run", type=FOLDER)
 @json_option
 def copies(piece: str, run: str, json_file: str | None) -> None:
     """Find the longest runs of codes that PIECE (audio or codes) shares with the training tracks of RUN."""
@@ -22,6 +21,4 @@ def copies(piece: str, run: str, json_file: str | None) -> None:
 
     tokenizer = api.Tokenizer.from_pretrained(run)
     report = copy_reports([read_piece(tokenizer, piece)], Shards(codes_place(api.resolve_model(run))))[0]
-    if json_file != "-":
-        click.echo("\n".join(report_lines(report)))
-    write_json(json_file, report)
+    show(report_lines(report), report, json_file)

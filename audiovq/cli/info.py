@@ -1,20 +1,19 @@
-"""`audiovq info`: what a file or folder is."""
+"""`audiovq info`: facts about a file or folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import click
+from click import argument, command
 
-from audiovq.cli.group import main
 from audiovq.cli.options import FILE, json_option, write_json
 
 
-@main.command()
-@click.argument("place", type=FILE)
+@command()
+@argument("place", metavar="PATH", type=FILE)
 @json_option
 def info(place: str, json_file: str | None) -> None:
-    """Say what PLACE is: an audio file, a codes file, a model folder or a run folder; always as JSON."""
+    """Describe PATH: an audio file, a codes file, a model folder or a run folder. Always prints JSON."""
     from audiovq.report.describe import describe
 
     facts = describe(Path(place))

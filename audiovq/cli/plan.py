@@ -1,36 +1,31 @@
-"""`audiovq plan`: what a recipe takes."""
+"""`audiovq plan`: what a recipe would take."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import click
+from click import FloatRange, IntRange, command, option
 
-from audiovq.cli.group import main
-from audiovq.cli.options import FOLDER, Name, json_option, recipe_names, write_json
+from audiovq.cli.options import POSITIVE, data_option, json_option, recipe_argument, set_option, show
+
+SHARE = FloatRange(0, 1, min_open=True)
+UTILISATION_HELP = "Share of the TFLOPS that training reaches; default 0.5."
 
 
-@main.command()
-@click.argument("recipe", type=Name(recipe_names))
-@click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value (repeatable).")
-@click.option("--gpus", type=click.IntRange(min=1), help="Predict for so many GPUs that are not here.")
-@click.option("--device-memory", metavar="SIZE", help="Of each of them, such as 80GB; default 80GB.")
-@click.option(
-    "--device-tflops", type=click.FloatRange(min=0, min_open=True), help="Dense bfloat16; default 312 (A100)."
-)
-@click.option("--device-bandwidth", type=click.FloatRange(min=0, min_open=True), help="Terabytes a second; default 2.")
-@click.option(
-    "--utilisation", type=click.FloatRange(0, 1, min_open=True), help="Share of the TFLOPS that is used; default 0.5."
-)
+@command()
+@recipe_argument
+@data_option
+@set_option
+@option("--gpus", type=IntRange(min=1), help="Predict for this many GPUs that are not here.")
+@option("--device-memory", metavar="SIZE", help="Memory of each GPU, such as 80GB; default 80GB.")
+@option("--device-tflops", type=POSITIVE, help="Dense bfloat16 TFLOPS of each; default 312 (A100).")
+@option("--device-bandwidth", type=POSITIVE, help="Memory bandwidth of each in terabytes a second; default 2.")
+@option("--utilisation", type=SHARE, help=UTILISATION_HELP)
 @json_option
 def plan(recipe: str, data: str | None, overrides: tuple[str, ...], json_file: str | None, **device: Any) -> None:
-    """Memory, hours and disk that RECIPE would take, stage by stage: here, or on GPUs that are not here."""
+    """Estimate memory, hours and disk of each stage of RECIPE: on this machine, or on GPUs that are not here."""
     from audiovq.planning.estimate import make_plan, parse_device, plan_lines
     from audiovq.recipe import load_recipe
 
-    loaded = load_recipe(recipe, data, overrides)
-    result = make_plan(loaded, *parse_device(**device))
-    if json_file != "-":
-        click.echo("\n".join(plan_lines(result)))
-    write_json(json_file, result)
+    result = make_plan(load_recipe(recipe, data, overrides), *parse_device(**device))
+    show(plan_lines(result), result, json_file)

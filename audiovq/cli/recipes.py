@@ -1,20 +1,18 @@
-"""`audiovq recipes`: the recipes that come with the package."""
+"""`audiovq recipes`: the recipes that come with audiovq."""
 
 from __future__ import annotations
 
-import click
+from click import command
 
-from audiovq.cli.group import main
-from audiovq.cli.options import json_option, write_json
+from audiovq.cli.options import json_option, show
 
 
-@main.command()
+@command()
 @json_option
 def recipes(json_file: str | None) -> None:
-    """List the recipes that come with audiovq, with the purpose of each."""
+    """List the recipes that come with audiovq, and what each is for."""
     from audiovq.recipe import header, recipe_folders
 
     found = sorted({p.stem: p for folder in reversed(recipe_folders()) for p in folder.glob("*.yaml")}.values())
-    if json_file != "-":
-        click.echo("\n".join(f"{path.stem:12} {header(path).get('purpose', '')}" for path in found))
-    write_json(json_file, [{"name": path.stem, "file": str(path), **header(path)} for path in found])
+    lines = [f"{path.stem:12} {header(path).get('purpose', '')}" for path in found]
+    show(lines, [{"name": path.stem, "file": str(path), **header(path)} for path in found], json_file)

@@ -1,40 +1,37 @@
-"""`audiovq train`: from music to a model."""
+"""`audiovq train`: from a folder of music to models."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-import click
+from click import IntRange, command, option
 
-from audiovq.cli.group import main
-from audiovq.cli.options import FOLDER, Name, json_option, recipe_names, report_option, write_json
+from audiovq.cli import options
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
+CODES_HELP = "Codes of another run, a folder or URL: only the priors are trained."
+STAGE_HELP = "Only tokenizer, decoder, codes or priors (repeatable)."
 
 
-@main.command()
-@click.argument("recipe", type=Name(recipe_names))
-@click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
-@click.option("--codes", metavar="URL", help="Codes of another run, a folder or URL: only the priors are trained.")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder; default runs/<recipe name>.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: a.b=value (repeatable)."
-)
-@click.option(
-    "--stage", "stages", type=Name(lambda: STAGES), multiple=True, metavar="STAGE",
-    help="Only tokenizer, decoder, codes or priors (repeatable).",
-)  # fmt: skip
-@click.option("--gpus", type=click.IntRange(min=1), help="Use so many GPUs; default all.")
-@click.option("--processes", type=click.IntRange(min=1), help="Use so many processes on the CPU, and no GPU.")
-@report_option
-@json_option
+@command()
+@options.recipe_argument
+@options.data_option
+@option("--codes", metavar="URL", help=CODES_HELP)
+@option("--out", type=options.FOLDER, metavar="DIR", help="Run folder; default runs/<recipe name>.")
+@options.set_option
+@option("--stage", "stages", type=options.NameOrPath(lambda: STAGES), multiple=True, metavar="STAGE", help=STAGE_HELP)
+@option("--gpus", type=IntRange(min=1), help="Use this many GPUs; default all.")
+@option("--processes", type=IntRange(min=1), help="Use this many processes on the CPU, and no GPU.")
+@options.report_option
+@options.json_option
 def train(
     recipe: str, data: str | None, codes: str | None, out: str | None, overrides: tuple[str, ...],
     stages: tuple[str, ...], gpus: int | None, processes: int | None, page: bool, json_file: str | None,
 ) -> None:  # fmt: skip
-    """Train all stages of RECIPE (a file or a name); run it again to go on after an interruption."""
-    from audiovq.distributed import launch
+    """Train all stages of RECIPE (a file or a name). After an interruption the same command resumes the run."""
+    from audiovq.distributed import collectives, launch
+    from audiovq.pipeline.before_training import announce_duration, with_music
     from audiovq.pipeline.run import Run
     from audiovq.recipe import load_recipe
     from audiovq.report.describe import describe_run
@@ -43,10 +40,13 @@ def train(
     if unknown:
         raise ValueError(f"--stage {unknown[0]}: expected one of {', '.join(STAGES)}")
     loaded = load_recipe(recipe, data, overrides, codes)
+    folder = Path(out or Path("runs") / loaded.name)
+    loaded = with_music(loaded, folder)
     if launch.run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
         return
     with launch.processes():
-        run = Run(loaded, Path(out or Path("runs") / loaded.name), page)
+        announce_duration(loaded, collectives.world_size())
+        run = Run(loaded, folder, page)
         run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
         if json_file and run.main:
-            write_json(json_file, describe_run(run.folder))
+            options.write_json(json_file, describe_run(run.folder))

@@ -32,15 +32,22 @@ OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 T = TypeVar("T")
 
 # Options of a command, old and new.
-OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments", "--codes": "--edit"}}
+OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments"}}
+REMOVED_OPTIONS = {"sample": {"--codes": "--edit"}}  # old, and what to use instead
 
 
 def current_options(arguments: list[str]) -> list[str]:
-    """A command line with current options; prints one line for each old one that it finds."""
+    """A command line with current options; prints one line for each old one that it finds.
+
+    Raises:
+        ValueError: an option that no longer exists.
+    """
     command = next((word for word in arguments if not word.startswith("-")), "")
     names, found = OPTIONS.get(command, {}), []
     for word in arguments:
         option, equals, value = word.partition("=")
+        if option in REMOVED_OPTIONS.get(command, {}):
+            raise ValueError(f"{command}: {option} no longer exists; use {REMOVED_OPTIONS[command][option]}")
         if option in names:
             say(f"{command}: {option} is now called {names[option]}; the old name still works")
             option = names[option]

@@ -1,0 +1,41 @@
+"""`audiovq eval`: how good a tokenizer, or generated music, is."""
+
+from __future__ import annotations
+
+from click import IntRange, argument, command, option
+
+from audiovq.cli.options import FOLDER, json_option, write_json
+
+
+@command("eval")
+@argument("model", type=FOLDER)
+@argument("data", type=FOLDER, required=False)
+@json_option
+@option("--perceptual", is_flag=True, help="Add a mean opinion score; needs the extra audiovq[perceptual].")
+@option("--generated", type=int, metavar="N", help="Compare N generated pieces with real music instead.")
+@option("--seconds", type=float, default=20.0, show_default=True, help="Length of each generated piece.")
+@option("--seed", type=IntRange(min=0), default=0, show_default=True, help="Seed of the generated pieces.")
+def evaluate(
+    model: str,
+    data: str | None,
+    json_file: str | None,
+    perceptual: bool,
+    generated: int | None,
+    seconds: float,
+    seed: int,
+) -> None:
+    """Measure how well MODEL reconstructs the music in DATA, or with --generated how close its own music is to it.
+
+    Default of DATA: the held-out tracks of the run.
+    """
+    from audiovq.evaluation import evaluate_generator, evaluate_tokenizer
+
+    if generated is None:
+        report = evaluate_tokenizer.evaluate_model(model, data, perceptual)
+        print_tables = evaluate_tokenizer.print_tables
+    else:
+        report = evaluate_generator.evaluate_generated(model, data, generated, seconds, seed)
+        print_tables = evaluate_generator.print_tables
+    if json_file != "-":
+        print_tables(report)
+    write_json(json_file, report)

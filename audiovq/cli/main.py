@@ -1,0 +1,93 @@
+"""The command `audiovq`: a group of commands whose errors are one line each."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from audiovq.cli.bench import bench
+from audiovq.cli.completion import completion
+from audiovq.cli.copies import copies
+from audiovq.cli.decode import decode
+from audiovq.cli.doctor import doctor
+from audiovq.cli.encode import encode
+from audiovq.cli.evaluate import evaluate
+from audiovq.cli.export import export
+from audiovq.cli.info import info
+from audiovq.cli.options import arrange
+from audiovq.cli.plan import plan
+from audiovq.cli.push import push
+from audiovq.cli.recipes import recipes
+from audiovq.cli.report import report
+from audiovq.cli.sample import sample
+from audiovq.cli.studio import studio
+from audiovq.cli.train import train
+from audiovq.utils import compat
+from audiovq.utils.signals import Interrupted
+
+COMMANDS = (
+    bench, completion, copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
+    studio, train,
+)  # fmt: skip
+COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # in an OSError when a compiled part of a package cannot load
+
+
+class OneLineErrors(click.Group):
+    """Errors that the user can correct are one line and exit code 2; `--debug` adds the traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs.pop("args", None) or (args[0] if args else None)
+        arguments = arrange(sys.argv[1:] if given is None else given)
+        debug = "--debug" in arguments
+        try:
+            arguments = compat.current_options(arguments)
+            return super().main(arguments, *args[1:], **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Exit as error:
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("stopped", 130)
+        except click.ClickException as error:
+            _fail(error.format_message(), 2)
+        except Interrupted as error:
+            if os.environ.get("RANK", "0") == "0":  # one of several processes prints it
+                click.echo(f"audiovq: {error}; the same command resumes it", err=True)
+            sys.exit(128 + error.signal_number)
+        except BrokenPipeError:  # the reader of the output closed it, as `audiovq … | head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except (ValueError, OSError, ImportError) as error:
+            if debug:
+                traceback.print_exc()
+            advice = "; `audiovq doctor` finds the broken package and says what to do" if _cannot_load(error) else ""
+            _fail(f"{error}{advice}", 2)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            advice = "please report it with the output of the same command with --debug, and of `audiovq doctor`"
+            _fail(f"internal error: {type(error).__name__}: {error}; {advice}", 1)
+
+
+def _cannot_load(error: Exception) -> bool:
+    """True if a package is missing or broken, in contrast to a wrong input."""
+    return isinstance(error, ImportError) or (isinstance(error, OSError) and bool(COMPILED_LIBRARY.search(str(error))))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo("audiovq: " + " ".join(message.split()), err=True)
+    sys.exit(code)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
+@click.version_option(package_name="audiovq")
+def main(debug: bool) -> None:
+    """Learn to make music from a folder of music."""
+
+
+for command in COMMANDS:
+    main.add_command(command)
