@@ -12,11 +12,9 @@ from audiovq.sampling.packed_weights import PRECISIONS, available_precisions
 
 
 def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.evaluation.bench.STREAM_BYTES", 1 << 20)
-    priors, turned = [make(0), make(1)], []
-    result = bench_priors(priors, (1, 3), ("all",), n_steps=3, turns=2, on_turn=turned.append)
-    names = available_precisions()
-    assert sum(turned) == 2 * 2 * 2 * len(names)
+    monkeypatch.setattr("audiovq.evaluation.bench.READ_BYTES", 1 << 20)
+    priors, names = [make(0), make(1)], available_precisions()
+    result = bench_priors(priors, (1, 3), ("all",), n_steps=3, n_turns=2)
     assert [(r["level"], r["batch"], r["precision"]) for r in result["levels"]] == [
         (level, batch, name) for level in (0, 1) for batch in (1, 3) for name in names
     ]
@@ -34,7 +32,7 @@ def test_figures_follow_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_command_prints_and_writes_json(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.evaluation.bench.STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr("audiovq.evaluation.bench.READ_BYTES", 1 << 20)
     result = cli("bench", tiny_run, "--batch", "2", "--precision", "fp32", "--json", tmp_path / "bench.json")
     assert result.exit_code == 0, result.output
     assert "seconds of audio a second" in result.output

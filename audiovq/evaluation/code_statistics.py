@@ -1,9 +1,8 @@
-"""Use of the codes of a data set, and bits of a prior on held-out tracks."""
+"""How the codes of a data set are used, and what they cost under a prior."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,22 +15,26 @@ from audiovq.utils import signals
 from audiovq.utils.progress import ProgressBar
 from audiovq.utils.progress import track as progress
 
-MAX_WINDOWS = 1 << 14  # of held-out codes that are looked at, at most
+MAX_WINDOWS = 1 << 14  # of held-out codes
 
 
 def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
-    """How often each code occurs in one split or in all, int64 [codebook_size] a level."""
+    """How often each code occurs in one split or in all: int64 [codebook_size] for each level."""
     index = shards.index
     tracks = index.tracks.of(split)
     counted = [np.zeros(index.codebook_size, dtype=np.int64) for _ in index.hop_lengths]
     for track in progress(tracks, "count codes", len(tracks)):
         for level, counts in enumerate(counted):
-            counts += count_codes([shards.codes(track, level)], index.codebook_size)
+            counts += np.bincount(shards.codes(track, level), minlength=index.codebook_size)
     return counted
 
 
 def code_statistics(counted: list[np.ndarray], index: ShardIndex) -> list[dict[str, float]]:
-    """Of each level's counts: unigram entropy (bits a code and a second), perplexity, share of the codes that occur."""
+    """Unigram entropy in bits per code and per second, perplexity and usage of each level.
+
+    Args:
+        counted: int64 [codebook_size] for each level.
+    """
     result = []
     for counts, hop in zip(counted, index.hop_lengths, strict=True):
         bits = entropy_of_counts(counts)
@@ -45,26 +48,12 @@ def code_statistics(counted: list[np.ndarray], index: ShardIndex) -> list[dict[s
 
 
 def usage(counts: np.ndarray) -> float:
-    """The share of the codes that occur."""
+    """The share of the codebook that occurs."""
     return float((counts > 0).mean())
 
 
-def entropy_bits(codes: Iterable[np.ndarray], codebook_size: int) -> float:
-    """Entropy of the codes' own frequencies, bits a code."""
-    return entropy_of_counts(count_codes(codes, codebook_size))
-
-
-def count_codes(codes: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
-    """How often each code occurs, int64 [codebook_size]; one array after the other, never all at once."""
-    counts = np.zeros(codebook_size, dtype=np.int64)
-    for part in codes:
-        signals.poll()
-        counts += np.bincount(part, minlength=codebook_size)
-    return counts
-
-
 def entropy_of_counts(counts: np.ndarray) -> float:
-    """In bits a code; 0 if nothing was counted."""
+    """Entropy in bits per code; 0 if there are no codes."""
     p = counts[counts > 0] / max(1, counts.sum())
     return float(-(p * np.log2(p)).sum()) if len(p) else 0.0
 
@@ -73,8 +62,16 @@ def entropy_of_counts(counts: np.ndarray) -> float:
 def held_out_bits(
     prior: Prior, shards: Shards, split: str = "valid", windows_at_once: int = 8, max_windows: int = MAX_WINDOWS
 ) -> dict[str, float]:
-    """Bits a code and bits a second over every code of a split, window after window (each begins without a past). Of more
-    than `max_windows`, so many that are evenly spread; `n_codes` tells how many codes that is."""
+    """Bits per code and per second of the tracks of a split, in windows of the prior's context.
+
+    Each window begins without a past.
+
+    Args:
+        windows_at_once: the batch size.
+        max_windows: if there are more, as many are chosen, evenly spread.
+    Returns:
+        bits_per_code, bits_per_second, and n_codes in these windows.
+    """
     context = prior.config.transformer.context // prior.spec.ratio * prior.spec.ratio
     level = prior.spec.level
     data = CodeWindows(

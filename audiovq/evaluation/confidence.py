@@ -1,4 +1,4 @@
-"""How sure a mean over few tracks is."""
+"""Means over tracks with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import scipy.stats
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and the half-width of its 95 % confidence interval: None where there is but one track."""
+    """A figure and the half-width of its 95 % confidence interval, which is None for a single track."""
 
     value: float
     half_width: float | None
@@ -26,7 +26,10 @@ class Estimate:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean over tracks with Student's interval, mean ± t(0.975, n − 1) · s / √n (Student 1908, Biometrika 6:1)."""
+    """The mean over tracks with Student's interval, mean ± t(0.975, n − 1) · s / √n.
+
+    Source: Student 1908, Biometrika 6:1.
+    """
     n = len(values)
     if n < 2:
         return Estimate(float(np.mean(values)), None)

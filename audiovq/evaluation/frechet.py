@@ -1,10 +1,11 @@
-"""Fréchet distance between two sets of embeddings: one figure for how far generated music is from real music.
+"""Fréchet distance between two sets of embeddings, a measure of how far generated music is from real music.
 
-Heusel 2017 (arXiv:1706.08500, section 2) for images, Kilgour 2018 (arXiv:1812.08466) for audio: each set is taken for a
-Gaussian, and the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½. The estimate is biased upward for small sets
-(arXiv:2311.01616, section 3.1), so compare only sets of like size, and look at the floor: real music against real music.
+Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017 for images,
+arXiv:1706.08500, section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased upward for small sets
+(arXiv:2311.01616, section 3.1), so compare only sets of like size, and compare with the distance between two sets of real
+music.
 
-A set is a list of arrays float [windows, dim], one a track, because windows of one track are not independent.
+A set is a list of arrays float [windows, dim], one per track, because windows of one track are not independent.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ Tracks = Sequence[np.ndarray]
 
 
 def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """Fréchet distance of two Gaussians; means [dim], covariances [dim, dim], which may be singular.
+    """Fréchet distance of two Gaussians.
 
-    tr (Ca Cb)^½ is the sum of the singular values of Ca^½ Cb^½: no square root of rounding errors, never complex.
+    tr (Ca Cb)^½ is computed as the sum of the singular values of Ca^½ Cb^½, which is real and exact for singular matrices.
+
+    Args:
+        mean_a, mean_b: float [dim].
+        cov_a, cov_b: float [dim, dim], may be singular.
     """
     cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
     return max(0.0, float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
@@ -33,13 +38,13 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> float:
-    """From one set to the reference set, by their sample means and covariances.
+    """The distance between a set and the reference, by their sample means and covariances.
 
     Args:
-        n_components: compare only the first principal components of the reference (at least 10 windows a component are
-            wanted); default all dimensions.
+        n_components: compare only this many principal components of the reference; default all dimensions. At least ten
+            windows per component are recommended.
     Raises:
-        ValueError: a set of fewer than two windows, unequal dimensions, or more components than dimensions.
+        ValueError: fewer than two windows, unequal dimensions, or more components than dimensions.
     """
     a, b = _stack(tracks), _stack(reference)
     if a.shape[1] != b.shape[1]:
@@ -47,31 +52,32 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
     if n_components is not None:
         axes = principal_axes(b, n_components)
         a, b = a @ axes, b @ axes
-    return gaussian_distance(a.mean(axis=0), np.cov(a.T).reshape(a.shape[1], -1), b.mean(axis=0),
-                             np.cov(b.T).reshape(b.shape[1], -1))  # fmt: skip
+    return gaussian_distance(a.mean(axis=0), _covariance(a), b.mean(axis=0), _covariance(b))
+
+
+def _covariance(windows: np.ndarray) -> np.ndarray:
+    return np.cov(windows.T).reshape(windows.shape[1], -1)  # [1, 1] instead of a scalar for one dimension
 
 
 def principal_axes(embeddings: np.ndarray, n_components: int) -> np.ndarray:
-    """The directions of largest variance, [dim, n_components], largest first."""
+    """The directions of largest variance, float [dim, n_components], largest first."""
     if not 1 <= n_components <= embeddings.shape[1]:
         raise ValueError(f"n_components: expected 1 to {embeddings.shape[1]}, found {n_components}")
-    _, vectors = np.linalg.eigh(np.cov(embeddings.T).reshape(embeddings.shape[1], -1))
+    _, vectors = np.linalg.eigh(_covariance(embeddings))
     return vectors[:, ::-1][:, :n_components]
 
 
 def _stack(tracks: Tracks) -> np.ndarray:
     stacked = np.concatenate(list(tracks)).astype(np.float64) if len(tracks) else np.zeros((0, 1))
     if len(stacked) < 2:
-        raise ValueError(
-            f"expected at least two windows of embeddings, found {len(stacked)}; take longer or more music"
-        )
+        raise ValueError(f"expected at least two windows of embeddings, found {len(stacked)}; use more music")
     return stacked
 
 
 def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: int = 8, seed: int = 0) -> float | None:
-    """What the distance is between real and real: mean over random halves of the reference, split by track.
+    """The distance between two halves of the reference, split by track at random; the mean of several splits.
 
-    A single track is split into its first and second half. None if a half has fewer than two windows.
+    A single track is split into its first and second half. The result is None if a half has fewer than two windows.
     """
     random = np.random.default_rng(seed)
     parts = list(reference) if len(reference) > 1 else np.array_split(reference[0], 2)
@@ -88,10 +94,12 @@ def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: 
 def frechet_estimate(
     tracks: Tracks, reference: Tracks, n_components: int | None = None, n_resamples: int = 100, seed: int = 0
 ) -> Estimate:
-    """`frechet_distance` with a 95 % interval by the bootstrap over tracks of both sets.
+    """`frechet_distance` with a 95 % confidence interval by the bootstrap over the tracks of both sets.
 
-    The half-width is 1.96 standard deviations of the resampled distances (the normal interval of Efron and Tibshirani
-    1993, section 12.5): resampling raises the biased distance itself, so its percentiles would not hold the estimate.
+    The half-width is 1.96 standard deviations of the resampled distances. (Resampling raises the distance, which is
+    biased, so an interval of percentiles would not contain the estimate.)
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 12.5: the normal interval.
     """
     value = frechet_distance(tracks, reference, n_components)
     if min(len(tracks), len(reference)) < 2:

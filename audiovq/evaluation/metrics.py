@@ -1,7 +1,7 @@
-"""How close a reconstruction is to its source. Every metric is `f(reconstruction, reference, sample_rate) -> float`
-of two float [channels, samples] in [-1, 1]; `METRICS` lists them, `over_windows` applies one to a long track.
+"""How close a reconstruction is to its source.
 
-A metric raises ValueError if the two shapes differ.
+Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float [channels, samples]
+in [-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them; `compare` applies them to long tracks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)
 STFT_WINDOWS = (2048, 512)
 CQT_LOWEST = 32.703  # Hz: C1
 CQT_OCTAVES = 7  # up to C8, 4186 Hz; fewer at low sample rates
-CQT_BINS = 36  # an octave: three a semitone, so that half a semitone beside is another bin
-CQT_FLOOR = 1e-3  # 54 dB below a full-scale sine: fainter counts as silence, or masked noise between notes would decide
+CQT_BINS = 36  # per octave: three per semitone, so that half a semitone is another bin
+CQT_FLOOR = 1e-3  # 54 dB below a full-scale sine; less counts as silence, so that faint noise does not dominate
 POWER_FLOOR = 1e-6  # mean square, -60 dBFS
 CHROMA_FLOOR = 1e-4  # added to every pitch class, so that silence is a uniform chroma
 WINDOW_SECONDS = 10.0
@@ -33,15 +33,15 @@ WINDOW_SECONDS = 10.0
 def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """Mean |Δ log10 mel magnitude| over windows of 64 to 2048 samples; 0 is perfect, a gain of ten costs at most 1.
 
-    The windows of DAC (arXiv:2306.06546, section 3.4); its mel distance has other scales and is a sum over windows.
+    Source: the windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over windows
+    instead of a sum.
     """
     a, b = _pair(reconstruction, reference)
     distances = []
     for n_fft in MEL_WINDOWS:
         mel = _mel_spectrogram(sample_rate, n_fft)
-        distances.append(
-            float((mel(a).clamp(min=LOG_FLOOR).log10() - mel(b).clamp(min=LOG_FLOOR).log10()).abs().mean())
-        )
+        x, y = (mel(w).clamp(min=LOG_FLOOR).log10() for w in (a, b))
+        distances.append(float((x - y).abs().mean()))
     return sum(distances) / len(distances)
 
 
@@ -51,31 +51,27 @@ def _mel_spectrogram(sample_rate: int, n_fft: int) -> MelSpectrogram:
 
 
 def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """Sum over windows of 2048 and 512 of mean |Δ log10 |X|²| + mean |Δ |X||; 0 is perfect.
+    """Sum over windows of 2048 and 512 samples of mean |Δ log10 |X|²| + mean |Δ |X||; 0 is perfect.
 
-    The STFT distance of DAC (arXiv:2306.06546, section 4.3), with all that its released code adds: Hann windows, a hop
-    of a quarter, magnitudes not normalised and clamped at 1e-5 in the logarithm, the linear term too. The windows are
-    samples at any sample rate.
+    Source: the STFT distance of DAC, arXiv:2306.06546, section 4.3, as in its released code: Hann windows, a hop of a
+    quarter window, magnitudes that are not normalised and clamped at 1e-5 in the logarithm, and the linear term.
     """
     a, b = _pair(reconstruction, reference)
     total = 0.0
     for n_fft in STFT_WINDOWS:
         window = torch.hann_window(n_fft)
-        padding = "reflect" if a.shape[-1] > n_fft // 2 else "constant"  # too short a signal cannot be mirrored
-        x, y = (
-            torch.stft(w, n_fft, n_fft // 4, window=window, pad_mode=padding, return_complex=True).abs() for w in (a, b)
-        )
-        total += (
-            float((x.clamp(min=1e-5).log10() - y.clamp(min=1e-5).log10()).abs().mean()) * 2
-        )  # log10 |X|² = 2 log10 |X|
-        total += float((x - y).abs().mean())
+        padding = "reflect" if a.shape[-1] > n_fft // 2 else "constant"  # a signal that is too short cannot be mirrored
+        x, y = (torch.stft(w, n_fft, n_fft // 4, window=window, pad_mode=padding, return_complex=True) for w in (a, b))
+        x, y = x.abs(), y.abs()
+        logarithmic = (x.clamp(min=1e-5).log10() - y.clamp(min=1e-5).log10()).abs().mean()
+        total += float(2 * logarithmic + (x - y).abs().mean())  # log10 |X|² = 2 log10 |X|
     return total
 
 
 def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """Scale-invariant signal-to-distortion ratio, dB; higher is better, the same at every sample rate.
+    """Scale-invariant signal-to-distortion ratio of all channels together, in dB; higher is better.
 
-    Le Roux 2019 (arXiv:1811.02508), equation 5, of the waveforms less their means, all channels as one.
+    Source: Le Roux 2019, arXiv:1811.02508, equation 5, of the waveforms without their means.
     """
     e, s = (w.double().flatten() for w in _pair(reconstruction, reference))
     s, e = s - s.mean(), e - e.mean()
@@ -84,21 +80,22 @@ def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float
 
 
 def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """How much louder the reconstruction is, dB: 0 is perfect, below 0 it is too quiet. What is below -60 dBFS counts as -60.
+    """The level of the reconstruction relative to the reference, in dB: 0 is perfect, below 0 it is too quiet.
 
-    10 log10 of the ratio of mean squares. Distances of log magnitudes do not tell it: where a tokenizer is unsure of a
-    partial's place, nearly nothing there is its best guess by them, and music that loses 12 dB can have a low distance.
+    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes do not show
+    this: a tokenizer that is unsure where a partial is minimises them with nearly no partial at all, so music that lost
+    12 dB can have a low distance.
     """
     a, b = (w.double().square().mean().clamp(min=POWER_FLOOR) for w in _pair(reconstruction, reference))
     return float(10 * torch.log10(a / b))
 
 
 def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """The share of the harmony that lies in wrong pitch classes: 0 is perfect, 1 shares no pitch class.
+    """The share of the harmony that is in wrong pitch classes: 0 is perfect, 1 has no pitch class in common.
 
-    Half the L1 distance between the two chroma vectors of a frame, each of sum 1 (silence is 1/12 everywhere): the
-    total variation. Mean over frames, weighted by the reference's magnitude; 0 if the reference is silent. Chroma is
-    librosa's `chroma_cqt` of the constant-Q magnitudes below, tuned to A4 = 440 Hz.
+    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1; silence is
+    1/12 everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the reference is silent.
+    Chroma is librosa's `chroma_cqt` of the constant-Q magnitudes below, tuned to A4 = 440 Hz.
     """
     a, b = (
         librosa.feature.chroma_cqt(
@@ -106,19 +103,20 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
         )  # [channels, 12, frames]
         for w in _pair(reconstruction, reference)
     )
-    loudness = b.sum(axis=-2)
+    weight = b.sum(axis=-2)
     p, q = ((chroma + CHROMA_FLOOR) / (chroma + CHROMA_FLOOR).sum(axis=-2, keepdims=True) for chroma in (a, b))
-    return float((0.5 * np.abs(p - q).sum(axis=-2) * loudness).sum() / max(loudness.sum(), 1e-9))
+    return float((0.5 * np.abs(p - q).sum(axis=-2) * weight).sum() / max(weight.sum(), 1e-9))
 
 
 def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, highest: float = np.inf) -> float:
     """Mean |Δ log10 magnitude| of the constant-Q transform, C1 to C8 in thirds of a semitone; 0 is perfect.
 
-    Its filters last 51 periods, so it resolves the semitones of low notes, which a mel spectrogram with windows of
-    2048 samples does not (constant-Q: Brown 1991, J. Acoust. Soc. Am. 89:425; librosa's `cqt`).
+    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with windows of
+    2048 samples does not.
 
     Args:
-        highest: Hz; count bins below only.
+        highest: Hz; only bins below count.
+    Source: Brown 1991, J. Acoust. Soc. Am. 89:425; librosa's `cqt`.
     """
     a, b = (np.maximum(_constant_q(w, sample_rate), CQT_FLOOR) for w in _pair(reconstruction, reference))
     counted = _cqt_frequencies(sample_rate) < highest
@@ -126,12 +124,13 @@ def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, hi
 
 
 def low_cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """`cqt_distance` below 500 Hz, where tokenizers blur pitch first."""
+    """`cqt_distance` below 500 Hz, where tokenizers lose pitch first."""
     return cqt_distance(reconstruction, reference, sample_rate, highest=500.0)
 
 
 def _cqt_frequencies(sample_rate: int) -> np.ndarray:
-    octaves = min(CQT_OCTAVES, int(math.log2(sample_rate / 2 / CQT_LOWEST / 1.1)))  # 1.1: the highest filter's width
+    # The factor 1.1 leaves room for the width of the highest filter.
+    octaves = min(CQT_OCTAVES, int(math.log2(sample_rate / 2 / CQT_LOWEST / 1.1)))
     return librosa.cqt_frequencies(n_bins=CQT_BINS * octaves, fmin=CQT_LOWEST, bins_per_octave=CQT_BINS)
 
 
@@ -141,17 +140,10 @@ def _constant_q(waveform: Tensor, sample_rate: int) -> np.ndarray:
     frequencies = _cqt_frequencies(sample_rate)
     lengths, _ = librosa.filters.wavelet_lengths(freqs=frequencies, sr=sample_rate)
     n = waveform.shape[-1]
-    shortest = 2 ** math.ceil(math.log2(lengths.max()))  # the longest filter's transform
+    shortest = 2 ** math.ceil(math.log2(lengths.max()))  # the transform of the longest filter
     y = librosa.util.fix_length(waveform.numpy(), size=max(n, shortest))
-    spectrum = librosa.cqt(
-        y,
-        sr=sample_rate,
-        hop_length=hop,
-        fmin=CQT_LOWEST,
-        n_bins=len(frequencies),
-        bins_per_octave=CQT_BINS,
-        tuning=0.0,
-    )
+    bins = {"fmin": CQT_LOWEST, "n_bins": len(frequencies), "bins_per_octave": CQT_BINS}
+    spectrum = librosa.cqt(y, sr=sample_rate, hop_length=hop, tuning=0.0, **bins)
     return np.abs(spectrum[..., : n // hop + 1]) / np.sqrt(lengths)[:, None]
 
 
@@ -176,24 +168,24 @@ METRICS: dict[str, Metric] = {
 
 
 def over_windows(metric: Metric, reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """A metric over windows of 10 s (the last one shorter), their mean weighted by length: bounded memory.
+    """The mean of a metric over windows of 10 s, weighted by their length, at constant memory.
 
-    A mean over frames is what it is over the whole track but for the frames at the seams. Not for SI-SDR, whose scale is one
-    for the whole track.
+    For means over frames it equals the metric of the whole track up to the frames at the seams. SI-SDR has one scale for
+    the whole track, so it is not computed in this way.
     """
     n = max(1, round(WINDOW_SECONDS * sample_rate))
-    parts = list(zip(reconstruction.split(n, dim=-1), reference.split(n, dim=-1), strict=True))
-    total = sum(metric(a, b, sample_rate) * b.shape[-1] for a, b in parts)
-    return total / reference.shape[-1]
+    parts = zip(reconstruction.split(n, dim=-1), reference.split(n, dim=-1), strict=True)
+    return sum(metric(a, b, sample_rate) * b.shape[-1] for a, b in parts) / reference.shape[-1]
 
 
 def compare(
     reconstruction: Tensor, reference: Tensor, sample_rate: int, metrics: Mapping[str, Metric] = METRICS
 ) -> dict[str, float]:
-    """Every metric, by name: SI-SDR of the whole, the others over windows."""
-    return {
-        name: metric(reconstruction, reference, sample_rate)
-        if metric is si_sdr
-        else over_windows(metric, reconstruction, reference, sample_rate)
-        for name, metric in metrics.items()
-    }
+    """Every metric by name: SI-SDR of the whole track, the others over windows."""
+    values = {}
+    for name, metric in metrics.items():
+        if metric is si_sdr:
+            values[name] = metric(reconstruction, reference, sample_rate)
+        else:
+            values[name] = over_windows(metric, reconstruction, reference, sample_rate)
+    return values

@@ -1,4 +1,4 @@
-"""Whether a piece of audio behaves like music: levels, pitch classes, note beginnings. Pure functions of waveforms."""
+"""Statistics that distinguish music from noise, silence and drones: level, pitch classes, onsets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import librosa
 import numpy as np
 from torch import Tensor
 
-# How well each of the 12 pitch classes fits a key on the first (Krumhansl and Kessler 1982, Psychol. Rev. 89:334).
+# How well each pitch class fits a key on the first one (Krumhansl and Kessler 1982, Psychol. Rev. 89:334).
 KEY_PROFILES = np.array([
     [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],  # major
     [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17],  # minor
@@ -16,21 +16,27 @@ KEY_PROFILES = np.array([
 
 
 def key_clarity(chroma: np.ndarray) -> float:
-    """Largest correlation of a chroma vector [12] with the profiles of the 24 keys: near 1 tonal, near 0 not."""
+    """Largest correlation of a chroma vector, float [12], with the profiles of the 24 keys: near 1 for tonal music."""
     keys = np.stack([np.roll(profile, k) for profile in KEY_PROFILES for k in range(12)])
     return float(np.corrcoef(chroma, keys)[0, 1:].max()) if chroma.std() > 1e-9 else 0.0
 
 
 def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
-    """What tells music from silence, noise and a constant tone; float [channels, samples].
+    """Statistics of a piece.
 
-    rms_db: level, dB below full scale. peak: largest sample. clipped: share of samples at full scale.
-    flatness: median spectral flatness over frames, 1 for white noise, near 0 for tones.
-    chroma_entropy: mean entropy of the 12 pitch classes a frame, bits; log2 12 = 3.58 for noise, 0 for one pitch class.
-    chroma_change: mean L1 distance of successive half-second mean chromas; 0 for a constant tone.
-    key_clarity: of the mean chroma, see above.
-    onsets_per_second: note beginnings, by librosa's onset detector.
-    tempo: beats a minute, librosa's estimate from the autocorrelation of the onset strength; 0 if there are no onsets.
+    Args:
+        waveform: float [channels, samples].
+        sample_rate: Hz.
+    Returns:
+        rms_db: level in dB relative to full scale.
+        peak: largest absolute sample.
+        clipped: share of samples at full scale.
+        flatness: median spectral flatness over frames, 1 for white noise, near 0 for tones.
+        chroma_entropy: mean entropy of the 12 pitch classes in a frame, in bits; 3.58 for noise, 0 for one pitch class.
+        chroma_change: mean L1 distance between the mean chroma of successive half seconds; 0 for a constant tone.
+        key_clarity: of the mean chroma, see `key_clarity`.
+        onsets_per_second: of librosa's onset detector.
+        tempo: beats per minute, librosa's estimate; 0 if there are no onsets.
     """
     mono = waveform.float().mean(dim=0).numpy()
     rms = float(np.sqrt(np.mean(mono**2)))

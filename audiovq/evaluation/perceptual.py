@@ -1,4 +1,4 @@
-"""A mean opinion score by a model of hearing; needs the extra `audiovq[perceptual]`."""
+"""A mean opinion score by Zimtohrli, a model of human hearing. Needs the extra `audiovq[perceptual]`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ try:
 except ImportError:
     zimtohrli = None
 
-SAMPLE_RATE = 48000  # the only one the model hears
-SHORTEST = SAMPLE_RATE // 2  # samples: with less than 0.1 s zimtohrli 0.2.1 writes beyond its memory
+SAMPLE_RATE = 48000  # of the model
+SHORTEST = SAMPLE_RATE // 2  # samples; with less than 0.1 s zimtohrli 0.2.1 writes beyond its memory
 
 
 def check_installed() -> None:
@@ -24,10 +24,11 @@ def check_installed() -> None:
 
 
 def perceptual_score(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """From 1 (bad) to 5 (no difference heard), mean over channels: Zimtohrli (github.com/google/zimtohrli).
+    """Estimated opinion of listeners, from 1 (bad) to 5 (no difference), mean over channels.
 
-    A metric as those of `audiovq.evaluation.metrics`: float [channels, samples] twice. Both are resampled to 48 kHz,
-    so what the sample rate cannot hold is missing in both and costs nothing.
+    A metric like those of `audiovq.evaluation.metrics`. Both waveforms are resampled to 48 kHz.
+
+    Source: Zimtohrli, github.com/google/zimtohrli.
     """
     check_installed()
     a, b = (_prepare(w, sample_rate) for w in (reconstruction, reference))
