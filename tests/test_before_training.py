@@ -1,0 +1,108 @@
+"""`audiovq train` without --data takes the music at hand, and says at once if it will take days."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, TINY, assert_one_line_error, cli, tones
+
+from audiovq.pipeline.before_training import find_music, rounded
+from audiovq.planning.quick import matrix_rate, prior_operations, rough_hours, tokenizer_operations, transformer_weights
+from audiovq.prior.transformer import Transformer, TransformerConfig
+from audiovq.recipe import load_recipe, load_saved_recipe
+
+
+def put_music(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(3):
+        soundfile.write(folder / f"{i}.wav", tones(1.5, 8000, seed=i), 8000)
+    return folder
+
+
+def test_music_comes_from_here_then_the_environment_then_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AUDIOVQ_MUSIC", raising=False)
+    assert find_music("music") == ROOT / "samples" / "recordings"
+    elsewhere = put_music(tmp_path / "elsewhere")
+    monkeypatch.setenv("AUDIOVQ_MUSIC", str(elsewhere))
+    assert find_music("music") == elsewhere
+    (tmp_path / "music").mkdir()
+    assert find_music("music") == elsewhere  # an empty folder has no music
+    (tmp_path / "music").rmdir()
+    put_music(tmp_path / "music")
+    assert find_music("music") == Path("music")
+    monkeypatch.setenv("AUDIOVQ_MUSIC", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="expected a folder of music, found no folder"):
+        find_music("music")
+
+
+def test_a_run_goes_on_with_the_music_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    music = put_music(tmp_path / "music")
+    (tmp_path / "tiny.yaml").write_text(TINY.format(folder="x").replace("folder: x, ", ""))
+    train = ("train", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--stage", "tokenizer")
+    result = cli(*train)
+    assert result.exit_code == 0, result.output
+    assert "no --data: the music is music" in result.output
+    assert load_saved_recipe(tmp_path / "run" / "recipe.yaml").data.folder == str(music)
+    shutil.move(music, tmp_path / "moved")
+    again = cli(*train)  # finished: it needs no music any more
+    assert again.exit_code == 0, again.output
+    other = cli("train", tmp_path / "tiny.yaml", "--out", tmp_path / "other", "--data", tmp_path / "nothing")
+    assert_one_line_error(other, "nothing")
+
+
+def test_weights_are_counted_as_the_transformer_has_them() -> None:
+    config = TransformerConfig(dim=64, n_layers=3, n_heads=4, n_kv_heads=2, mlp_ratio=3.0)
+    matrices = sum(p.numel() for p in Transformer(config).parameters() if p.ndim == 2)
+    assert transformer_weights(config) == matrices
+
+
+def test_hours_follow_from_operations() -> None:
+    recipe = load_recipe("quickstart")
+    assert tokenizer_operations(recipe) == 0  # it takes the bundled one
+    config, training = recipe.prior(0).model.transformer, recipe.prior(0).training
+    positions = training.steps * training.batch_size * config.context
+    attention = 12 * config.n_layers * config.dim * config.window
+    assert prior_operations(recipe, 0) == positions * (6 * transformer_weights(config) + attention)
+    more = load_recipe("music", data="x")
+    tuned = 300000 * 64 + 100000 * 16
+    frames = more.tokenizer.crop_samples / 1024
+    assert tokenizer_operations(more) / (6 * frames * tuned) == pytest.approx(21.9e6, rel=0.02)  # its weights
+    assert rough_hours(more) > 100 > rough_hours(recipe) > 0
+    assert matrix_rate(torch.device("cpu"), bf16=False, size=256) > 1e8
+
+
+def test_hours_are_told_with_two_digits() -> None:
+    assert [rounded(x) for x in (13.4, 134, 13482, 1234567)] == ["13", "130", "13,000", "1,200,000"]
+
+
+def test_the_command_of_the_readme_begins_says_how_long_and_stops(tmp_path: Path) -> None:
+    """`audiovq train recipes/music.yaml` in a clone without music, without options but smaller networks' steps."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    environment = {k: v for k, v in os.environ.items() if k != "AUDIOVQ_MUSIC"}
+    command = [sys.executable, "-m", "audiovq", "train", "recipes/music.yaml", "--set", "data.workers=0"]
+    command += ["--set", "tokenizer.training.batch_size=1"]  # a step of 64 crops takes a minute here
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    said = ""
+    deadline = time.monotonic() + 60
+    while "training and" not in said and time.monotonic() < deadline:
+        said += process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said
+    assert f"no --data: the music is {ROOT / 'samples' / 'recordings'}" in said
+    assert "music takes roughly" in said
+    assert "audiovq train recipes/finetune.yaml --data" in said
+    assert "the same command resumes" in said
+    assert (tmp_path / "runs" / "music" / "recipe.yaml").is_file()
