@@ -16,8 +16,8 @@ from audiovq import Generator, api
 from audiovq.data.audio import read_audio
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
-from audiovq.sampling.engine import new_stepper
-from audiovq.sampling.generate import coarser_at_rate_above
+from audiovq.sampling.decode_state import coarser_at_rate_above
+from audiovq.sampling.engine import new_engine
 from audiovq.sampling.noise import gumbel_noise
 from audiovq.sampling.packed_weights import PRECISIONS
 
@@ -33,8 +33,8 @@ def stepped_logits(prior: Prior, levels: list[torch.Tensor], n: int, n_samples: 
     labels = {name: torch.zeros(1, dtype=torch.int64) for name in prior.spec.vocabularies}
     conditions = Conditions(labels, torch.tensor([n_samples]), torch.tensor([0]))
     context = prior.context(around, conditions, n).expand(1, -1, -1)
-    stepper = new_stepper(prior, 1, precision)
-    return torch.cat([stepper.step(codes[:, t], context[:, t]).clone() for t in range(n)])
+    engine = new_engine(prior, 1, precision)
+    return torch.cat([engine.step(codes[:, t], context[:, t]).clone() for t in range(n)])
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import transformers
 
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
-from audiovq.sampling.engine import new_stepper
+from audiovq.sampling.engine import new_engine
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
 from audiovq.sampling.packed_weights import available_precisions, choose_precision
@@ -63,10 +63,10 @@ def ours(prior: Prior, batch: int, n: int, precision: str) -> Callable[[], None]
 
     def run() -> None:
         noise = torch.stack([gumbel_noise(0, i, 0, 0, n, VOCABULARY) for i in range(batch)])
-        stepper = new_stepper(prior, batch, precision)
+        engine = new_engine(prior, batch, precision)
         codes = torch.full((batch,), VOCABULARY)
         for t in range(n):
-            codes = next_code(stepper.step(codes, context), noise[:, t], 1.0)
+            codes = next_code(engine.step(codes, context), noise[:, t], 1.0)
 
     return run
 

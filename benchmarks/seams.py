@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 from audiovq import Generator, api
 from audiovq.prior.prior import Prior
-from audiovq.sampling.generate import Request, coarser_at_rate_above, generate
+from audiovq.sampling.decode_state import coarser_at_rate_above
+from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import GuidedPrior, piece_conditions
+from audiovq.sampling.request import Request
 from audiovq.sampling.segments import SegmentLayout, lay_out_segments
 from audiovq.tokenizer.losses import MelSpectrogram
 
@@ -36,7 +38,8 @@ def bits(prior: Prior, levels: list[Tensor], request: Request) -> Tensor:
     n = codes.shape[1] - 1
     around = coarser_at_rate_above(prior, levels[:level], 1, n)
     guided = GuidedPrior(prior, piece_conditions(prior, request, 1))
-    cache, parts = prior.new_cache(1, guided.conditions), []
+    cache, parts = prior.new_cache(1), []
+    guided.write_prefix(cache)
     for start in range(0, n, 256):
         end = min(start + 256, n)
         logits = prior(codes[:, start:end], guided.context(around, start, end), cache)[0]
@@ -61,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=str(api.bundled_model()))
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--parallel", type=int, default=4)
+    parser.add_argument("--segments", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -70,14 +73,14 @@ def main() -> None:
     found: dict[tuple[str, str], list[float]] = {}
     for seed in range(given.seeds):
         pieces = {}
-        for name, parallel in (("sequential", 1), ("parallel", given.parallel)):
-            request = Request(n_samples, [0], seed, {}, parallel=parallel)
+        for name, n_segments in (("sequential", 1), ("segments", given.segments)):
+            request = Request(n_samples, [0], seed, {}, segments=n_segments)
             began = time.process_time()
-            pieces[name] = generate(generator.priors, generator.picks, request)
+            pieces[name] = generate(generator.priors, generator.sampling, request)
             found.setdefault(("seconds to draw", name), []).append(time.process_time() - began)
         for name, levels in pieces.items():
-            compare(generator, levels, name, Request(n_samples, [0], seed, {}), given.parallel, found)
-    print(f"{given.model}, {given.seconds:g} s, {given.parallel} segments, {given.seeds} seeds: means")
+            compare(generator, levels, name, Request(n_samples, [0], seed, {}), given.segments, found)
+    print(f"{given.model}, {given.seconds:g} s, {given.segments} segments, {given.seeds} seeds: means")
     for key in dict.fromkeys(key for key, _ in found):
         row = "  ".join(f"{name} {statistics.mean(values):8.4f}" for (k, name), values in found.items() if k == key)
         print(f"{key:42}  {row}")

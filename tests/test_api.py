@@ -94,7 +94,7 @@ def test_saving_a_tokenizer_keeps_its_identity_and_training_statistics_do_not_ma
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.5, 1.23456, 2])
-def test_music_is_as_long_as_asked_to_the_sample(generator: Generator, seconds: float) -> None:
+def test_music_has_the_requested_length_to_the_sample(generator: Generator, seconds: float) -> None:
     music = generator.sample(seconds=seconds, seed=0)
     assert music.shape == (1, 1, round(seconds * 8000))
     assert music.isfinite().all()
@@ -113,9 +113,9 @@ def test_a_prompt_is_continued(generator: Generator) -> None:
     prompt = generator.tokenizer.encode(clip, 8000)
     piece = generator.sample_codes(2, seed=0, prompt=prompt)[0]
     assert piece.n_samples == 16000
-    for level, told, hop in zip(piece.levels, prompt.levels, (256, 128, 64), strict=True):
+    for level, begin, hop in zip(piece.levels, prompt.levels, (256, 128, 64), strict=True):
         kept = 8000 // 256 * (256 // hop)
-        assert torch.equal(level[:kept], told[:kept])
+        assert torch.equal(level[:kept], begin[:kept])
     with pytest.raises(ValueError, match=r"expected more than the prompt's 1\.000 s"):
         generator.sample(1, prompt=prompt)
     with pytest.raises(ValueError, match="prompt: expected at least"):

@@ -25,7 +25,7 @@ CONDITIONERS = (
 
 @pytest.fixture(scope="module")
 def controlled_run(tmp_path_factory: pytest.TempPathFactory, music: Path, tiny_recipe: Path) -> Path:
-    """All stages, with texts beside the tracks and every conditioner that reads more than labels."""
+    """All stages, with a text for each track and every conditioner that reads more than labels."""
     folder = tmp_path_factory.mktemp("texts") / "music"
     shutil.copytree(music, folder)
     (folder / "track-0.txt").write_text("rock, fast\n")
@@ -54,7 +54,7 @@ def test_a_text_that_is_not_utf8_sets_its_track_aside(tmp_path: Path) -> None:
     assert "text" not in found.tracks[0].labels
 
 
-def test_chroma_lies_beside_the_codes_of_every_shift(controlled_run: Path, tiny_run: Path) -> None:
+def test_every_shift_has_chroma_with_its_codes(controlled_run: Path, tiny_run: Path) -> None:
     shards, data = Shards(controlled_run / "codes"), Scan.load(controlled_run / "data")
     seen: dict[str, int] = {}
     for track in shards.index.tracks:
@@ -68,7 +68,7 @@ def test_chroma_lies_beside_the_codes_of_every_shift(controlled_run: Path, tiny_
     plain = Shards(tiny_run / "codes")  # computed only if a prior asks for it
     assert not plain.index.chroma
     assert not list((tiny_run / "codes").glob("*chroma*"))
-    with pytest.raises(ValueError, match="no chroma beside the codes"):
+    with pytest.raises(ValueError, match="no chroma"):
         CodeWindows(plain, "train", 0, 32, 4, {}, 0, chroma=True)
 
 
@@ -105,19 +105,20 @@ def test_generator_follows_text_chroma_and_guidance(controlled_run: Path, tmp_pa
             for parameter in prior.transformer.parameters():
                 parameter *= 15
     soundfile.write(tmp_path / "song.wav", tones(1, 22050, seed=5), 22050)
-    said: dict[str, Any] = {"text": "rock", "chroma": tmp_path / "song.wav", "labels": {"genre": "folk"}}
-    wishes: list[dict[str, Any]] = [{}, {"text": "rock"}, {"chroma": said["chroma"]}, said, {**said, "guidance": 4.0}]
-    pieces = [generator.sample(1, seed=0, **options) for options in wishes]
+    everything: dict[str, Any] = {"text": "rock", "chroma": tmp_path / "song.wav", "labels": {"genre": "folk"}}
+    chroma = {"chroma": everything["chroma"]}
+    options: list[dict[str, Any]] = [{}, {"text": "rock"}, chroma, everything, {**everything, "guidance": 4.0}]
+    pieces = [generator.sample(1, seed=0, **chosen) for chosen in options]
     for i, a in enumerate(pieces):
         assert a.shape == (1, 1, 8000)
         for b in pieces[:i]:
             assert not torch.equal(a, b)
-    assert torch.equal(generator.sample(1, seed=0, **said, guidance=1), pieces[3])
-    two = generator.sample(1, seed=0, n=2, **said, guidance=[4.0, 4.0, 4.0])
+    assert torch.equal(generator.sample(1, seed=0, **everything, guidance=1), pieces[3])
+    two = generator.sample(1, seed=0, n=2, **everything, guidance=[4.0, 4.0, 4.0])
     assert torch.equal(two[:1], pieces[4])
 
 
-def test_wishes_that_cannot_be(controlled_run: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_conditions_that_cannot_be(controlled_run: Path, tiny_run: Path, tmp_path: Path) -> None:
     out = ("--seconds", 0.5, "--seed", 0, "--out", tmp_path / "x.wav")
     with_control, without = ("sample", "--model", controlled_run, *out), ("sample", "--model", tiny_run, *out)
     soundfile.write(tmp_path / "song.wav", tones(1, 8000), 8000)

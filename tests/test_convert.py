@@ -219,7 +219,7 @@ def test_broken_files_are_set_aside_and_the_others_go_on(tiny_run: Path, folder:
     assert_one_line_error(cli("encode", tmp_path / "none", "-o", out, *model), "nothing there to encode")
 
 
-def test_set_aside_is_said_in_one_line(tiny_run: Path, folder: Path, tmp_path: Path) -> None:
+def test_what_is_set_aside_is_one_line(tiny_run: Path, folder: Path, tmp_path: Path) -> None:
     bad_file(folder, "text")
     command = [sys.executable, "-m", "audiovq", "encode", str(folder), "-o", str(tmp_path / "o"), "--model", str(tiny_run)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -235,16 +235,16 @@ def test_ctrl_c_loses_nothing_finished(tiny_run: Path, tmp_path: Path) -> None:
     soundfile.write(folder / "0.wav", tones(1, 8000), 8000)
     long_file(folder / "1.wav", 3000, 16000)
     command = [sys.executable, "-m", "audiovq", "encode", str(folder), "-o", str(out), "--model", str(tiny_run)]
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # a job in the background inherits deafness
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heard)
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # jobs in the background inherit SIG_IGN
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=default)
     for _ in range(1200):
         if (out / "0.codes").exists():
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "audiovq: stopped"
+    assert errors.splitlines()[-1] == "audiovq: stopped"
     assert [p.name for p in out.iterdir()] == ["0.codes"]
     assert len(Codes.load(out / "0.codes").levels) == 3
 

@@ -19,9 +19,7 @@ def inputs(prior: Prior, batch: int, n: int = N) -> tuple[torch.Tensor, torch.Te
     return torch.randint(0, prior.spec.codebook_size, (batch, n)), 0.5 * torch.randn(batch, n, dim)
 
 
-def run(
-    engine: Engine, previous: torch.Tensor, context: torch.Tensor, prefills: tuple[int, ...] = ()
-) -> torch.Tensor:
+def run(engine: Engine, previous: torch.Tensor, context: torch.Tensor, prefills: tuple[int, ...] = ()) -> torch.Tensor:
     """Logits [batch, n - sum(prefills), size] of the positions that are not prefilled."""
     start = 0
     for n in prefills:

@@ -142,9 +142,9 @@ def test_surrounding_varying_and_continuing() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: redraw(c, 0.5, 0.5), r"from, to: expected 0 <= from < to <= 1\.000 s, found 0\.5 and 0\.5"),
-        (lambda c: redraw(c, -1, 0.5), "from, to"), (lambda c: redraw(c, 0, 1.1), "from, to"),
-        (lambda c: redraw(c, 0, float("nan")), "from, to"),
+        (lambda c: redraw(c, 0.5, 0.5), r"begin before it ends.*found --from 0\.5 --to 0\.5 in a piece of 1 s"),
+        (lambda c: redraw(c, -1, 0.5), "the stretch must begin"), (lambda c: redraw(c, 0, 1.1), "the stretch must begin"),
+        (lambda c: redraw(c, 0, float("nan")), "the stretch must begin"),
         (lambda c: redraw(c, 0, 1, 4), "keep-levels: expected 0 to 3, found 4"), (lambda c: vary(c, -1), "keep-levels"),
         (lambda c: surround(c, -1, 2), "before, after"), (lambda c: surround(c, 0, float("inf")), "before, after"),
         (lambda c: surround(piece(100), 0, 1), r"at least 0\.032 s"),

@@ -72,7 +72,9 @@ def run(
             raise Killed
 
     with JournalFolder(folder) as journals:
-        return generate(models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}), given, count_calls, journals.open(FACTS))
+        return generate(
+            models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}), given, count_calls, journals.open(FACTS)
+        )
 
 
 def kill_and_resume(
@@ -262,7 +264,7 @@ def check_killed_commands(tiny_run: Path, tmp_path: Path, n: int) -> None:
             "8",
             "--seed",
             seed,
-            "--n",
+            "--num",
             "2",
             "--save-codes",
             "--out",

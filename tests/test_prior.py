@@ -131,7 +131,9 @@ def test_a_code_depends_on_the_coarser_code_of_its_own_time() -> None:
             (prior.context(padded, conditions(1), 20) - prior.context(changed, conditions(1), 20)).abs().sum(-1)[0]
         )
     touched = difference.nonzero().flatten().tolist()
-    assert touched == list(range(4, 14))  # coarse code 4 covers codes 8 and 9, and has an effect on two coarse codes on either side
+    assert touched == list(
+        range(4, 14)
+    )  # coarse code 4 covers codes 8 and 9, and has an effect on two coarse codes on either side
     assert int(difference.argmax()) in (8, 9)
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, assert_one_line_error, cli, tones
 
 from audiovq import Codes, Generator, Tokenizer
-from audiovq.api.live import GrowingDecoder
+from audiovq.pipeline.sample import LiveDecoder
 
 HOPS = (256, 128, 64)
 
@@ -45,10 +45,10 @@ def test_editing_a_stretch_leaves_all_else_as_it_was(tiny_run: Path, tmp_path: P
         assert torch.equal(a[end // hop :], b[end // hop :])
         assert not torch.equal(a, b)
     radius = tokenizer.network.decoder_radius
-    kept, edited = tokenizer.decode(before)[0], tokenizer.decode(after)[0]
+    original, edited = tokenizer.decode(before)[0], tokenizer.decode(after)[0]
     assert len(edited) == 24000 == soundfile.info(tmp_path / "a.wav").frames
-    assert torch.allclose(kept[: start - radius], edited[: start - radius], atol=1e-5)
-    assert torch.allclose(kept[end + radius :], edited[end + radius :], atol=1e-5)
+    assert torch.allclose(original[: start - radius], edited[: start - radius], atol=1e-5)
+    assert torch.allclose(original[end + radius :], edited[end + radius :], atol=1e-5)
     sample(tiny_run, "--edit", clip, "--from", 1, "--to", 1.5, "--keep-audio", "--out", tmp_path / "b.wav")
     spliced, source = read(tmp_path / "b.wav"), read(clip)
     assert np.abs(spliced[: start - 400].astype(int) - source[: start - 400]).max() <= 1  # 50 ms of cross-fade
@@ -60,7 +60,7 @@ def test_varying_rendering_anew_and_going_on_both_ways(tiny_run: Path, tmp_path:
     sample(tiny_run, "--seconds", 2, "--out", tmp_path / "piece.wav")
     piece = Codes.load(tmp_path / "piece.codes")
     for k in (1, 2):
-        again = ("--codes", tmp_path / "piece.codes", "--keep-levels", k, "--out")
+        again = ("--edit", tmp_path / "piece.codes", "--keep-levels", k, "--out")
         sample(tiny_run, *again, tmp_path / "same.wav")
         sample(tiny_run, *again, tmp_path / "other.wav", "--seed", 2)
         same, other = Codes.load(tmp_path / "same.codes"), Codes.load(tmp_path / "other.codes")
@@ -94,19 +94,8 @@ def test_the_stream_is_the_file_and_the_preview_is_the_top_level(tiny_run: Path,
 
 
 def test_segments_at_once_are_streamed_too(tiny_run: Path, tmp_path: Path) -> None:
-    options = (
-        "--seconds",
-        4,
-        "--seed",
-        1,
-        "--parallel",
-        3,
-        "--stream",
-        tmp_path / "live.wav",
-        "--out",
-        tmp_path / "x.wav",
-    )
-    sample(tiny_run, *options)
+    files = ("--stream", tmp_path / "live.wav", "--out", tmp_path / "x.wav")
+    sample(tiny_run, "--seconds", 4, "--segments", 3, *files)
     live, whole = read(tmp_path / "live.wav"), read(tmp_path / "x.wav")
     assert len(live) == len(whole) == 32000
     assert np.abs(live.astype(int) - whole).max() <= 1
@@ -116,45 +105,39 @@ def test_segments_at_once_are_streamed_too(tiny_run: Path, tmp_path: Path) -> No
 def test_streamed_pieces_are_the_whole_and_come_early(tiny_run: Path, n_levels: int) -> None:
     tokenizer = Tokenizer.from_pretrained(tiny_run)
     codes = tokenizer.encode(torch.from_numpy(tones(9.1, 8000).T.copy()), 8000)
-    levels = [level[None] for level in codes.levels[:n_levels]]
-    decoder, pieces = GrowingDecoder(tokenizer.network, codes.n_samples, n_levels), []
-    hop = HOPS[n_levels - 1]
-    for n_known in range(0, levels[-1].shape[1] + 1, 7):
-        grown = levels[-1].clone()
-        grown[:, n_known:] = -1  # must not be looked at
-        pieces += decoder.feed([*levels[:-1], grown], n_known)
-        windows = decoder.decoder.windows
-        assert windows.start > n_known * hop - windows.step - windows.context - 1
-    pieces += decoder.feed(levels, levels[-1].shape[1])
+    pieces: list[torch.Tensor] = []
+    decoder = LiveDecoder(tokenizer, codes.n_samples, n_levels, pieces.append)
+    windows, finest = decoder.decoder.windows, n_levels - 1
+    for level in range(finest):
+        decoder(level, codes.levels[level][None])
+    for n_known in range(0, len(codes.levels[finest]) + 1, 7):
+        decoder(finest, codes.levels[finest][None, :n_known])
+        assert windows.start > n_known * HOPS[finest] - windows.step - windows.context - 1
+    decoder(finest, codes.levels[finest][None])
+    decoder(finest, codes.levels[finest][None])  # once more at a level's end, as `generate` does
     assert torch.allclose(torch.cat(pieces, dim=-1), tokenizer.decode(codes, n_levels), atol=1e-5)
 
 
 def test_a_streamed_piece_that_was_interrupted_is_streamed_whole(tiny_run: Path, tmp_path: Path) -> None:
     generator = Generator.from_pretrained(tiny_run)
-    decoder, pieces = GrowingDecoder(generator.tokenizer.network, 48000, 3), []
+    pieces: list[torch.Tensor] = []
 
-    def stop(level: int, codes: torch.Tensor, n_done: int) -> None:
-        if level == 2 and n_done == 600:
+    def stop(level: int, codes: torch.Tensor) -> None:
+        if level == 2 and codes.shape[1] == 600:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         generator.sample_codes(6, seed=3, journal=tmp_path / "j", on_codes=stop)
-    done: dict[int, torch.Tensor] = {}
-
-    def listen(level: int, codes: torch.Tensor, n_done: int) -> None:
-        done[level] = codes
-        if level == 2:
-            pieces.extend(decoder.feed([done[0], done[1], codes], n_done))
-
-    (codes,) = generator.sample_codes(6, seed=3, journal=tmp_path / "j", on_codes=listen)
+    decoder = LiveDecoder(generator.tokenizer, 48000, 3, pieces.append)
+    (codes,) = generator.sample_codes(6, seed=3, journal=tmp_path / "j", on_codes=decoder)
     assert torch.allclose(torch.cat(pieces, dim=-1), generator.tokenizer.decode(codes), atol=1e-5)
 
 
 def test_items_by_number_and_the_names_of_files(tiny_run: Path, tmp_path: Path) -> None:
-    sample(tiny_run, "--seconds", 1, "--n", 3, "--out", tmp_path / "all.wav")
-    sample(tiny_run, "--seconds", 1, "--item", 2, "--out", tmp_path / "one.wav")
-    sample(tiny_run, "--seconds", 1, "--item", 1, "--n", 2, "--out", tmp_path / "two.wav")
-    sample(tiny_run, "--seconds", 1, "--item", 2, "--out", tmp_path / "folder")
+    sample(tiny_run, "--seconds", 1, "--num", 3, "--out", tmp_path / "all.wav")
+    sample(tiny_run, "--seconds", 1, "--index", 2, "--out", tmp_path / "one.wav")
+    sample(tiny_run, "--seconds", 1, "--index", 1, "--num", 2, "--out", tmp_path / "two.wav")
+    sample(tiny_run, "--seconds", 1, "--index", 2, "--out", tmp_path / "folder")
     for name in ("one.wav", "two-2.wav", "folder/music-1-2.wav"):
         assert np.array_equal(read(tmp_path / "all-2.wav"), read(tmp_path / name))
     assert np.array_equal(read(tmp_path / "all-1.wav"), read(tmp_path / "two-1.wav"))
@@ -169,20 +152,20 @@ def test_the_best_are_those_the_model_finds_likeliest(tiny_run: Path, tmp_path: 
     generator = Generator.from_pretrained(tiny_run)
     pieces = generator.sample_codes(1, seed=1, n=5)
     expected = np.argsort(costs(generator, pieces))[:2]
-    output = sample(tiny_run, "--seconds", 1, "--n", 5, "--best", 2, "--out", tmp_path / "x.wav")
+    output = sample(tiny_run, "--seconds", 1, "--num", 5, "--best", 2, "--out", tmp_path / "x.wav")
     assert {path.name for path in tmp_path.glob("*.wav")} == {f"x-{i}.wav" for i in expected}
     ranks = re.findall(r"│ (\d) +│ (\d) +│ +([\d.]+)", output)
     assert [int(item) for _, item, _ in ranks] == np.argsort(costs(generator, pieces)).tolist()
     assert float(ranks[0][2]) == pytest.approx(min(costs(generator, pieces)), abs=0.006)
     folk = generator.sample_codes(1, seed=1, n=5, labels={"genre": "folk"})
     gain = np.array(costs(generator, folk)) - np.array(costs(generator, folk, genre="folk"))
-    label = ("--seconds", 1, "--n", 5, "--label", "genre=folk", "--best", 1, "--out")
+    label = ("--seconds", 1, "--num", 5, "--label", "genre=folk", "--best", 1, "--out")
     sample(tiny_run, *label, tmp_path / "folk.wav")
     assert [path.name for path in tmp_path.glob("folk*.wav")] == [f"folk-{gain.argmax()}.wav"]
 
 
 def test_two_processes_share_the_pieces_and_make_what_one_makes(tiny_run: Path, tmp_path: Path) -> None:
-    options = [str(o) for o in ("--model", tiny_run, "--seconds", 1, "--seed", 1, "--n", 5, "--best", 3, "--out")]
+    options = [str(o) for o in ("--model", tiny_run, "--seconds", 1, "--seed", 1, "--num", 5, "--best", 3, "--out")]
     assert cli("sample", *options, tmp_path / "one" / "x.wav").exit_code == 0
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "audiovq", "sample"]
     result = subprocess.run(
@@ -200,7 +183,7 @@ def test_two_processes_share_the_pieces_and_make_what_one_makes(tiny_run: Path, 
 
 def test_gpus_launches_as_many_processes(tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """On processes without GPUs: what is tested is the launch."""
-    arguments = ["sample", "--model", str(tiny_run), "--seconds", "1", "--seed", "1", "--n", "2", "--out"]
+    arguments = ["sample", "--model", str(tiny_run), "--seconds", "1", "--seed", "1", "--num", "2", "--out"]
     assert cli(*arguments, tmp_path / "one" / "x.wav").exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.cuda.device_count", lambda: 2)
@@ -215,17 +198,17 @@ def test_gpus_launches_as_many_processes(tiny_run: Path, tmp_path: Path, capfd: 
     ("options", "word"),
     [
         (("--from", 1), "--edit"), (("--keep-levels", 1), "--edit"),
-        (("--edit", "CLIP"), "--keep-levels"), (("--edit", "CLIP", "--from", 1, "--to", 9), "from, to"),
-        (("--edit", "CLIP", "--from", 2, "--to", 1), "from, to"),
-        (("--edit", "CLIP", "--from", 1, "--before", 1), "neither a stretch nor levels"),
+        (("--edit", "CLIP"), "--keep-levels"), (("--edit", "CLIP", "--from", 1, "--to", 9), "the stretch must begin before it ends"),
+        (("--edit", "CLIP", "--from", 2, "--to", 1), "found --from 2 --to 1 in a piece of 3 s"),
+        (("--edit", "CLIP", "--from", 1, "--before", 1), "add music around the piece"),
         (("--edit", "CLIP", "--before", -1), "before, after"),
         (("--edit", "CLIP", "--keep-levels", 4), "expected 0 to 3, found 4"),
         (("--edit", "CLIP", "--keep-levels", 3), "nothing is left to draw"),
         (("--edit", "CLIP", "--to", 1, "--seconds", 5), "leave out --seconds"),
         (("--edit", "CLIP", "--to", 1, "--prompt", "CLIP"), "expected one of them"),
         (("--keep-audio",), "--edit or --prompt"), (("--edit", "CLIP", "--to", 1, "--keep-audio", "--stream", "x.wav"), "one of them"),
-        (("--n", 2, "--stream", "x.wav"), "only one piece"), (("--n", 2, "--best", 3), "expected 1 to 2"),
-        (("--best", 0), "expected 1 to 1"), (("--n", 0), "at least 1"), (("--item", -1), "--item"),
+        (("--num", 2, "--stream", "x.wav"), "plays one piece"), (("--num", 2, "--best", 3), "expected 1 to 2"),
+        (("--best", 0), "expected 1 to 1"), (("--num", 0), "at least 1"), (("--index", -1), "--index"),
         (("--gpus", 64), "expected at most the"), (("--edit", "OTHER", "--to", 1), "those of another"),
         (("--edit", "none.wav", "--to", 1), "no such file"),
     ],
@@ -238,15 +221,15 @@ def test_options_that_make_no_sense(
         codes.tokenizer_hash = "0" * 64
         codes.save(tmp_path / "other.codes")
     places = {"CLIP": clip, "OTHER": tmp_path / "other.codes"}
-    told = [places.get(str(option), option) for option in options]
-    assert_one_line_error(cli("sample", "--model", tiny_run, *told, "--out", tmp_path / "x.wav"), word)
+    arguments = [places.get(str(option), option) for option in options]
+    assert_one_line_error(cli("sample", "--model", tiny_run, *arguments, "--out", tmp_path / "x.wav"), word)
     assert not (tmp_path / "x.wav").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from audiovq.sampling.engine import PackedStepper
+    from audiovq.sampling.engine import PackedEngine
 
-    step, count = PackedStepper.step, []
+    step, count = PackedEngine.step, []
 
     def stop(*arguments: object) -> torch.Tensor:
         count.append(1)
@@ -254,7 +237,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: p
             raise KeyboardInterrupt
         return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PackedStepper, "step", stop)
+    monkeypatch.setattr(PackedEngine, "step", stop)
     options = ("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
     result = cli(*options)
     assert result.exit_code == 130

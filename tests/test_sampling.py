@@ -156,7 +156,9 @@ def test_labels_change_the_music_and_progress_counts_every_position() -> None:
     counted: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for model in models:
         model.conditioners[0].embedding.weight *= 50  # type: ignore[operator,union-attr]
-    folk = generate(models, settings, request(genre=1), on_codes=lambda level, codes: counted[level].append(codes.shape[1]))
+    folk = generate(
+        models, settings, request(genre=1), on_codes=lambda level, codes: counted[level].append(codes.shape[1])
+    )
     rock = generate(models, settings, request(genre=2))
     assert not torch.equal(folk[0], rock[0])
     for level, hop in enumerate(HOPS):

@@ -1,6 +1,7 @@
 """What users import: `Tokenizer` (audio ↔ codes) and `Generator` (nothing, or a prompt → music)."""
 
 from audiovq.api.generator import Generator
+from audiovq.api.options import PieceOptions
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.pretrained.export import save_models, save_pretrained
 from audiovq.pretrained.hub import push_folder
@@ -8,6 +9,15 @@ from audiovq.pretrained.locate import bundled_model, default_model, prior_folder
 from audiovq.utils.device import pick_device
 
 __all__ = [
-    "Generator", "Tokenizer", "bundled_model", "default_model", "pick_device", "prior_folders", "push_folder",
-    "resolve_model", "save_models", "save_pretrained",
-]  # fmt: skip
+    "Generator",
+    "PieceOptions",
+    "Tokenizer",
+    "bundled_model",
+    "default_model",
+    "pick_device",
+    "prior_folders",
+    "push_folder",
+    "resolve_model",
+    "save_models",
+    "save_pretrained",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiovq.api.conditioning import check_text, reference_chroma
+from audiovq.api.options import PieceOptions, level_settings, make_request, options_from_keywords
 from audiovq.api.shareable import Shareable
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data.codes import Codes
@@ -25,7 +26,6 @@ from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, vary
 from audiovq.sampling.journal import JournalFolder
 from audiovq.sampling.likelihood import bits_per_second
-from audiovq.sampling.request import Request
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.device import pick_device
 from audiovq.utils.progress import ProgressBar, say
@@ -35,82 +35,42 @@ SMALL_NETWORK = 10_000_000  # parameters
 MAX_SECONDS = 24 * 3600.0
 
 
-@contextlib.contextmanager
-def few_threads(priors: Sequence[Prior]) -> Iterator[None]:
-    """One thread while small networks sample on the CPU: a step's matrices are too small to share, and threads that
-    wait for each other at every layer cost more than they do, most of all on a busy machine. The batch has no say:
-    the number of threads can change the last bits of a product, and an item is to be the same in any batch."""
-    before = torch.get_num_threads()
-    largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
-    if largest < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:
-    """A listener that also moves the bar by the positions that are new."""
-    done: dict[int, int] = {}
-
-    def listen(level: int, codes: Tensor) -> None:
-        bar.advance(codes.shape[1] - done.get(level, 0), f"level {level}")
-        done[level] = codes.shape[1]
-        on_codes(level, codes)
-
-    return listen
-
-
-def _rows(level: Tensor, group: range) -> Tensor:
-    """CodeMask codes [n] or [items, n] -> those of a group of items, [1 or group, n]."""
-    return level[None] if level.ndim == 1 else level[group.start : group.stop]
-
-
-def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
-    """Raises ValueError for priors that say of their codes what the tokenizer does not, or number labels differently."""
-    known, c = priors[0].spec.vocabularies, tokenizer.config
-    for level, spec in enumerate(prior.spec for prior in priors):
-        expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
-        found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
-        if found != expected:
-            raise ValueError(f"prior {level}: expected level, hop_lengths, rate and codes {expected}, found {found}")
-        for name in known.keys() & spec.vocabularies.keys():
-            if known[name] != spec.vocabularies[name]:
-                raise ValueError(
-                    f"prior {level}: expected the values of the label {name} that prior 0 has, found others"
-                )
-
-
 class Generator(Shareable):
     """New music from a tokenizer and its priors.
 
     >>> music = Generator.from_pretrained("runs/quickstart").sample(seconds=20, seed=0)
+
+    Args:
+        sampling: recommended settings of each level; default those of `SamplingConfig`.
+    Raises:
+        ValueError: no prior, or priors of another tokenizer.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, priors: Sequence[Prior], picks: Sequence[SamplingConfig] | None = None,
+        self,
+        tokenizer: Tokenizer,
+        priors: Sequence[Prior],
+        sampling: Sequence[SamplingConfig] | None = None,
         device: str | torch.device | None = None,
-    ):  # fmt: skip
+    ):
         if not priors:
-            raise ValueError("generator: expected at least a top prior, found none")
+            raise ValueError("generator: expected at least the prior of level 0, found none")
         self.tokenizer = tokenizer
         self.device = pick_device(device or tokenizer.device)
         self.priors = [prior.to(self.device).eval() for prior in priors]
-        self.picks = list(picks or [SamplingConfig() for _ in priors])
-        for prior in self.priors:
-            if prior.spec.tokenizer_hash != tokenizer.hash:
-                raise ValueError(
-                    f"prior {prior.spec.level}: expected one trained on codes of tokenizer {tokenizer.hash[:12]}, "
-                    f"found one for {prior.spec.tokenizer_hash[:12]}; train the priors again"
-                )
+        self.sampling = list(sampling or [SamplingConfig() for _ in priors])
+        self.hop_lengths = list(tokenizer.config.hop_lengths[: len(priors)])
         _check_fit(self.priors, tokenizer)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str | torch.device | None = None, *, revision: str | None = None,
+        cls,
+        source: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        revision: str | None = None,
         token: str | None = None,
-    ) -> Generator:  # fmt: skip
+    ) -> Generator:
         """Load from a run, an exported folder or a hub id.
 
         Args:
@@ -124,12 +84,11 @@ class Generator(Shareable):
             raise ValueError(
                 f"{source}: no trained prior there; run `audiovq train` to its end, or choose another --model"
             )
-        loaded = [checkpoint.load_prior(path) for path in prior_folders(folder)]
-        tokenizer = Tokenizer.from_pretrained(folder, device)
-        return cls(tokenizer, [prior for prior, _ in loaded], [pick for _, pick in loaded], device)
+        priors, sampling = zip(*map(checkpoint.load_prior, prior_folders(folder)), strict=True)
+        return cls(Tokenizer.from_pretrained(folder, device), priors, sampling, device)
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
-        return self.tokenizer.network, self.priors, self.picks
+        return self.tokenizer.network, self.priors, self.sampling
 
     @property
     def sample_rate(self) -> int:
@@ -141,23 +100,32 @@ class Generator(Shareable):
         return self.priors[0].spec.vocabularies
 
     def sample(self, seconds: float | None = None, seed: int = 0, n: int = 1, **options: Any) -> Tensor:
-        """New music, float [n, channels, samples] with round(seconds · sample_rate) samples; options as `sample_codes`."""
+        """New music, float [n, channels, round(seconds · sample_rate)]; all else as `sample_codes`."""
         return torch.stack([self.tokenizer.decode(codes) for codes in self.sample_codes(seconds, seed, n, **options)])
 
     def sample_codes(
-        self, seconds: float | None = None, seed: int = 0, n: int = 1, *, prompt: Codes | None = None,
-        given: CodeMask | None = None, journal: str | Path | None = None, **options: Any,
-    ) -> list[Codes]:  # fmt: skip
-        """Generate the codes of `n` pieces; item i of a seed is the same piece whatever `n` is.
+        self,
+        seconds: float | None = None,
+        seed: int = 0,
+        n: int = 1,
+        *,
+        prompt: Codes | None = None,
+        given: CodeMask | None = None,
+        journal: str | Path | None = None,
+        on_codes: CodesCallback = ignore_codes,
+        **options: Any,
+    ) -> list[Codes]:
+        """Generate the codes of `n` pieces. Item i of a seed is the same piece whatever `n` is.
 
         Args:
-            seconds: length of the whole piece, the prompt included; without, the length of `given`.
-            prompt: codes (of this tokenizer) of a clip to continue; the piece begins with it.
-            given: codes that are kept (see `keep`); all others are drawn.
-            journal: a folder; an interrupted call that is made again goes on from the codes it has there.
-            options: as `pieces`.
+            seconds: length of the whole piece, a prompt included; leave it out with `given`, which has a length.
+            prompt: codes of a clip that the piece starts with.
+            given: codes that stay (see `keep`); all others are drawn.
+            journal: a folder. An interrupted call that is repeated continues with the codes it has there.
+            on_codes: see `sampling.generate`; also called for the codes of a journal.
+            options: the fields of `PieceOptions`.
         Raises:
-            ValueError: a length, label or setting that cannot be.
+            ValueError: an impossible length, label or setting.
         """
         if n < 1:
             raise ValueError(f"n: expected at least 1, found {n}")
@@ -168,11 +136,12 @@ class Generator(Shareable):
         n_samples = given.n_samples if given else self.n_samples(seconds or 0.0)
         if prompt is not None:
             given = self.begin_with(prompt, n_samples)
-        if journal is None:
-            return list(self.pieces(n_samples, seed, range(n), given=given, **options))
-        with JournalFolder(Path(journal)) as journals:
-            codes = list(self.pieces(n_samples, seed, range(n), given=given, journals=journals, **options))
-            journals.remove()
+        chosen = options_from_keywords(options)
+        with JournalFolder(Path(journal)) if journal else contextlib.nullcontext() as journals:
+            pieces = self.pieces(n_samples, seed, range(n), chosen, given=given, journals=journals, on_codes=on_codes)
+            codes = list(pieces)
+            if journals:
+                journals.remove()
         return codes
 
     def pieces(
@@ -180,114 +149,96 @@ class Generator(Shareable):
         n_samples: int,
         seed: int,
         items: Sequence[int],
+        options: PieceOptions | None = None,
         *,
-        temperature: float | Sequence[float] | None = None,
-        top_k: int | Sequence[int] | None = None,
-        top_p: float | Sequence[float] | None = None,
-        guidance: float | Sequence[float] | None = None,
-        labels: Mapping[str, str] | None = None,
-        text: str = "",
-        chroma: str | Path | None = None,
         given: CodeMask | None = None,
-        n_levels: int | None = None,
-        precision: str = "auto",
-        parallel: int = 1,
-        progress: bool = False,
         journals: JournalFolder | None = None,
         on_codes: CodesCallback = ignore_codes,
+        n_levels: int | None = None,
     ) -> Iterator[Codes]:
-        """Generate the pieces `items` of a seed, one after the other as they are finished.
+        """Generate the items `items` of a seed, one after the other as they are finished; arguments as `sample_codes`.
 
         Args:
-            temperature, top_k, top_p, guidance: one value, or one a level (coarse to fine); default: what the recipe says.
-            labels: such as {"genre": "folk"}.
-            text: a caption or lyrics, for a model that was trained with them.
-            chroma: a recording whose melody and harmony are followed, for a model that was trained with chroma.
             n_levels: stop after so many levels; default all.
-            precision: of the priors' arithmetic, see `prior.stepper.new_stepper`.
-            parallel: segments of each finer level that are generated at once: sooner, and not the codes that 1 gives.
-            on_codes: see `sampling.generate`; also called for the codes that a journal had.
         """
+        options = options or PieceOptions()
         priors = self.priors[:n_levels]
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-        picks = self._picks(settings)[: len(priors)]
-        indexes = self._label_indexes(labels or {})
-        check_text(self.priors, text)
-        melody = reference_chroma(self.priors, chroma) if chroma is not None else None
-        if parallel < 1:
-            raise ValueError(f"parallel: expected at least 1, found {parallel}")
-        if guidance is not None and not (indexes or text or chroma):
-            raise ValueError("guidance: expected a label, text or chroma to be followed, found none of them")
-        hops = self.tokenizer.config.hop_lengths
+        settings = level_settings(self.sampling, options)[: len(priors)]
+        request = make_request(self.priors, n_samples, seed, options)
         if given:
-            given.check(hops[: len(priors)], len(items))
-        hashes = [prior_hash(prior) for prior in priors] if journals else []
+            given.check(self.hop_lengths[: len(priors)], len(items))
+        fixed = {"settings": [setting.model_dump() for setting in settings], "block": BLOCK}
+        if journals:
+            fixed["priors"] = [prior_hash(prior) for prior in priors]
         groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
-        total = len(groups) * sum(-(-n_samples // hop) for hop in hops[: len(priors)])
-        a_step = len(items) * n_samples / self.sample_rate / max(total, 1)
-        with ProgressBar("sample", total, hidden=not progress, unit="audio-s", per_step=a_step) as bar:
+        n_positions = len(groups) * sum(-(-n_samples // hop) for hop in self.hop_lengths[: len(priors)])
+        seconds = len(items) * n_samples / self.sample_rate / max(n_positions, 1)  # of audio per position
+        hidden = not options.progress
+        with ProgressBar("sample", n_positions, hidden=hidden, unit="audio-s", per_step=seconds) as bar:
             for group in groups:
-                request = Request(
-                    n_samples, [items[i] for i in group], seed, indexes, text, melody, precision, parallel
-                )
-                told = [_rows(level, group) for level in given.levels] if given else None
-                facts = {**vars(request), "given": told, "picks": [p.model_dump() for p in picks], "block": BLOCK}
-                journal = journals.open({**facts, "priors": hashes}) if journals else None
-                if journal and journal.n_known and progress:
-                    say(f"going on from {journal.n_known} codes an item of an interrupted run")
-                listener = _advancing(bar, on_codes)
-                with few_threads(priors):
-                    levels = generate(priors, picks, request, told, listener, journal)
+                request = dataclasses.replace(request, items=[items[i] for i in group])
+                mask = [_rows(level, group) for level in given.levels] if given else None
+                journal = journals.open({**vars(request), "given": mask, **fixed}) if journals else None
+                if journal and journal.n_known and options.progress:
+                    say(f"going on from {journal.n_known} codes per item of an interrupted run")
+                with _few_threads(priors):
+                    levels = generate(priors, settings, request, mask, _advancing(bar, on_codes), journal)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
-                    yield self.tokenizer._codes(list(row), n_samples)
+                    yield self.tokenizer.make_codes(row, n_samples)
 
     def grow(
-        self, n_samples: int, seed: int, items: Sequence[int], *, given: CodeMask | None = None, **options: Any
+        self,
+        n_samples: int,
+        seed: int,
+        items: Sequence[int],
+        options: PieceOptions | None = None,
+        *,
+        given: CodeMask | None = None,
+        on_codes: CodesCallback = ignore_codes,
     ) -> Iterator[list[Codes]]:
-        """Generate the pieces `items` of a seed level by level: yields all of them with their top level alone, then with
-        one finer level more each time. The last are what `pieces` gives, bit for bit.
-
-        Args:
-            given, options: as `pieces`, but for `n_levels` and `journals`.
-        Raises:
-            ValueError: a length, label or setting that cannot be, or nothing to draw.
+        """Generate the items of a seed level by level: yields all of them with level 0 alone, then with one finer level
+        more each time. The last are what `pieces` gives, to the bit.
         """
-        hops = self.tokenizer.config.hop_lengths[: len(self.priors)]
+        levels = [torch.full((len(items), -(-n_samples // hop)), -1) for hop in self.hop_lengths]
         if given:
-            given.check(hops, len(items))
-            told = [_rows(level, range(len(items))).expand(len(items), -1) for level in given.levels]
-        else:
-            told = [torch.full((len(items), -(-n_samples // hop)), -1) for hop in hops]
-        for n_levels in range(1, len(hops) + 1):
-            if any(bool((level < 0).any()) for level in told[:n_levels]):
-                known = CodeMask(n_samples, told)
-                found = list(self.pieces(n_samples, seed, items, given=known, n_levels=n_levels, **options))
+            given.check(self.hop_lengths, len(items))
+            levels = [_rows(level, range(len(items))).expand(len(items), -1) for level in given.levels]
+        for n_levels in range(1, len(levels) + 1):
+            if any(bool((level < 0).any()) for level in levels[:n_levels]):
+                mask = CodeMask(n_samples, levels)
+                drawn = self.pieces(n_samples, seed, items, options, given=mask, on_codes=on_codes, n_levels=n_levels)
+                found = list(drawn)
             else:
-                found = [self.tokenizer._codes(list(row), n_samples) for row in zip(*told[:n_levels], strict=True)]
-            told[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
+                found = [self.tokenizer.make_codes(row, n_samples) for row in zip(*levels[:n_levels], strict=True)]
+            levels[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
             yield found
 
     def begin_with(self, prompt: Codes, n_samples: int) -> CodeMask:
-        """A piece of `n_samples` that begins with `prompt`. Raises ValueError for a prompt that cannot be continued."""
+        """A piece of `n_samples` that starts with `prompt`. Raises ValueError for a prompt that cannot be continued."""
         self._check_tokenizer(prompt)
         return begin_with(prompt, n_samples)
 
     def keep(
-        self, piece: Codes, *, stretch: tuple[float, float] | None = None, before: float = 0, after: float = 0,
+        self,
+        piece: Codes,
+        *,
+        stretch: tuple[float, float] | None = None,
+        before: float = 0,
+        after: float = 0,
         levels: int | None = None,
-    ) -> CodeMask:  # fmt: skip
-        """What `sample_codes(given=...)` keeps of a piece. One of:
+    ) -> CodeMask:
+        """The codes of a piece that stay, for `sample_codes(given=...)`. One of:
 
-        - all but a `stretch` (from, to) in seconds, and there nothing or the first `levels`;
-        - all of it, with `before` and `after` seconds of new music around it;
+        - all but a `stretch` (from, to) in seconds, where nothing or the first `levels` stay;
+        - all of them, with `before` and `after` seconds of new music around the piece;
         - the first `levels`.
 
         Raises:
-            ValueError: codes of another tokenizer, or a choice that cannot be.
+            ValueError: codes of another tokenizer, or an impossible choice.
         """
         self._check_tokenizer(piece)
         if (before or after) and (stretch or levels is not None):
-            raise ValueError("before, after: expected neither a stretch nor levels beside them")
+            raise ValueError("before, after: expected neither a stretch nor levels with them")
         if before or after:
             return surround(piece, before, after)
         if stretch:
@@ -296,19 +247,32 @@ class Generator(Shareable):
 
     @torch.inference_mode()
     def bits_per_second(
-        self, pieces: Sequence[Codes], labels: Mapping[str, str] | None = None, text: str = "",
+        self,
+        pieces: Sequence[Codes],
+        labels: Mapping[str, str] | None = None,
+        text: str = "",
         chroma: str | Path | None = None,
-    ) -> list[float]:  # fmt: skip
-        """What the codes of each piece cost under the priors, all of one length: the likelier, the fewer."""
+    ) -> list[float]:
+        """The information of each piece's codes under the priors, in bits per second of audio; likelier codes have less.
+
+        Args:
+            pieces: of equal length.
+            labels, text, chroma: see `PieceOptions`.
+        """
         costs: list[float] = []
-        indexes = self._label_indexes(labels or {})
-        melody = reference_chroma(self.priors, chroma) if chroma is not None else None
+        options = PieceOptions(labels=labels or {}, text=text, chroma=chroma)
         for i in range(0, len(pieces), ITEMS_AT_ONCE):
             group = pieces[i : i + ITEMS_AT_ONCE]
-            request = Request(group[0].n_samples, list(range(len(group))), 0, indexes, text, melody)
+            request = make_request(self.priors, group[0].n_samples, 0, options)
             levels = [torch.stack(rows) for rows in zip(*(codes.levels for codes in group), strict=True)]
             costs += bits_per_second(self.priors[: len(levels)], levels, request).tolist()
         return costs
+
+    def n_samples(self, seconds: float) -> int:
+        """The length of a piece in samples. Raises ValueError for an impossible length."""
+        if not (math.isfinite(seconds) and 0 < seconds <= MAX_SECONDS):
+            raise ValueError(f"seconds: expected a number above 0 and up to {MAX_SECONDS:.0f}, found {seconds:g}")
+        return max(1, round(seconds * self.sample_rate))
 
     def _check_tokenizer(self, codes: Codes) -> None:
         if codes.tokenizer_hash != self.tokenizer.hash:
@@ -316,34 +280,51 @@ class Generator(Shareable):
                 "codes to keep: expected those of this model's tokenizer, found those of another; encode the audio again"
             )
 
-    def n_samples(self, seconds: float) -> int:
-        if not (math.isfinite(seconds) and 0 < seconds <= MAX_SECONDS):
-            raise ValueError(f"seconds: expected a number above 0 and up to {MAX_SECONDS:.0f}, found {seconds:g}")
-        return max(1, round(seconds * self.sample_rate))
 
-    def _picks(self, settings: dict[str, Any]) -> list[SamplingConfig]:
-        """The recipe's sampling settings with the given ones laid over, a level."""
-        chosen = [pick.model_dump() for pick in self.picks]
-        for name, value in settings.items():
-            if value is None:
-                continue
-            values = list(value) if isinstance(value, Sequence) else [value] * len(chosen)
-            if len(values) == 1:
-                values *= len(chosen)
-            if len(values) != len(chosen):
-                raise ValueError(f"{name}: expected one value or {len(chosen)} (one a level), found {len(values)}")
-            for pick, item in zip(chosen, values, strict=True):
-                pick[name] = item
-        return [checkpoint.conf.build(SamplingConfig, pick, "sampling") for pick in chosen]
+def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
+    """Raises ValueError for priors of other codes than the tokenizer's, or with other numbers for the same labels."""
+    known, c = priors[0].spec.vocabularies, tokenizer.config
+    for level, spec in enumerate(prior.spec for prior in priors):
+        if spec.tokenizer_hash != tokenizer.hash:
+            raise ValueError(
+                f"prior {level}: expected one trained on codes of tokenizer {tokenizer.hash[:12]}, "
+                f"found one for {spec.tokenizer_hash[:12]}; train the priors again"
+            )
+        expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
+        found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
+        if found != expected:
+            raise ValueError(f"prior {level}: expected level, hop_lengths, rate and codes {expected}, found {found}")
+        for name in known.keys() & spec.vocabularies.keys():
+            if known[name] != spec.vocabularies[name]:
+                raise ValueError(f"prior {level}: expected the values of label {name} that prior 0 has, found others")
 
-    def _label_indexes(self, labels: Mapping[str, str]) -> dict[str, int]:
-        indexes = {}
-        for name, value in labels.items():
-            if name not in self.labels:
-                known = ", ".join(self.labels) or "none"
-                raise ValueError(f"label {name}: this model knows the labels: {known}")
-            values = self.labels[name]
-            if value not in values:
-                raise ValueError(f"label {name}={value}: expected one of: {', '.join(values) or 'none'}")
-            indexes[name] = values.index(value) + 1
-        return indexes
+
+@contextlib.contextmanager
+def _few_threads(priors: Sequence[Prior]) -> Iterator[None]:
+    """One thread while small networks sample on the CPU: the matrices of a step are too small to share. The number of
+    threads must not depend on the batch, because it can change the last bits of a product."""
+    before = torch.get_num_threads()
+    largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
+    if largest < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:
+    """A callback that also moves the progress bar."""
+    done: dict[int, int] = {}
+
+    def advance(level: int, codes: Tensor) -> None:
+        bar.advance(codes.shape[1] - done.get(level, 0), f"level {level}")
+        done[level] = codes.shape[1]
+        on_codes(level, codes)
+
+    return advance
+
+
+def _rows(level: Tensor, group: range) -> Tensor:
+    """The codes of a group of items, [1 or group, n], from the codes [n] or [items, n] of a `CodeMask`."""
+    return level[None] if level.ndim == 1 else level[group.start : group.stop]

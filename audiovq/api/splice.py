@@ -1,4 +1,4 @@
-"""The source's own waveform where all its codes were kept, with short cross-fades into what is decoded."""
+"""The original audio where all its codes stayed, with short cross-fades into the decoded waveform."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ FADE_SECONDS = 0.05
 
 
 def splice(
-    decoded: Iterable[Tensor], source: Tensor, source_start: int, kept: list[tuple[int, int]], n_samples: int, fade: int
+    decoded: Iterable[Tensor],
+    source: Tensor,
+    source_start: int,
+    kept: list[tuple[int, int]],
+    n_samples: int,
+    fade: int,
 ) -> Iterator[Tensor]:
     """Lay `source` over the pieces of a decoded waveform.
 
-    The cross-fade is of equal power, since the two do not agree in phase, and lies within the kept stretch.
+    The cross-fade has equal power, since the two do not agree in phase, and lies within the kept stretch.
 
     Args:
         decoded: float [channels, any n], `n_samples` in all.
         source: float [channels, n], whose first sample is sample `source_start` of the result.
-        kept: stretches (start, end) of the result, in samples.
-        fade: samples of a cross-fade at each end of a stretch that is not an end of the piece.
+        kept: stretches (start, end) of the result that come from the source, in samples.
+        fade: samples of a cross-fade at each end of a stretch, except at the ends of the piece.
     """
     at = 0
     for piece in decoded:
@@ -31,12 +36,12 @@ def splice(
             low, high = max(at, start), min(end, stop, source_start + source.shape[-1])
             if low < high:
                 index = torch.arange(low, high)
-                into = (index - start + 0.5) / fade if start > 0 else torch.ones(high - low)
-                out = (stop - index - 0.5) / fade if stop < n_samples else torch.ones(high - low)
-                angle = torch.minimum(into, out).clamp(0, 1) * (math.pi / 2)
+                fade_in = (index - start + 0.5) / fade if start > 0 else torch.ones(high - low)
+                fade_out = (stop - index - 0.5) / fade if stop < n_samples else torch.ones(high - low)
+                angle = torch.minimum(fade_in, fade_out).clamp(0, 1) * (math.pi / 2)
                 here = slice(low - at, high - at)
-                own = source[:, low - source_start : high - source_start]
-                sum_ = angle.sin() * own + angle.cos() * piece[:, here]
-                mixed[:, here] = torch.where(angle >= math.pi / 2, own, sum_)  # to the bit outside the fades
+                original = source[:, low - source_start : high - source_start]
+                faded = angle.sin() * original + angle.cos() * piece[:, here]
+                mixed[:, here] = torch.where(angle >= math.pi / 2, original, faded)  # the same bits outside the fades
         at = end
         yield mixed

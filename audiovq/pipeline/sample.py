@@ -1,8 +1,9 @@
-"""`audiovq sample`: what its options mean together, and the way from them to files."""
+"""`audiovq sample`: from the options of the command line to files."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from audiovq import api
-from audiovq.api.live import GrowingDecoder
+from audiovq.api import Generator, PieceOptions, Tokenizer
 from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter, check_writable
@@ -32,116 +32,120 @@ from audiovq.utils.files import check_folder
 from audiovq.utils.progress import console, say
 
 SECONDS = 20.0
+STREAM_SECONDS = 2.0  # of audio that is decoded at once for --stream
 
 
-@dataclass(frozen=True)
-class SampleOptions:
-    """The command line, as it was typed."""
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(PieceOptions):
+    """The options of the command line."""
 
-    model: str | None
-    seconds: float | None
-    seed: int | None
-    num: int
-    index: int | None
-    labels: dict[str, str]
-    prompt: str | None
-    source: str | None  # of --edit
-    start: float | None
-    end: float | None
-    before: float
-    after: float
-    keep_levels: int | None
-    keep_audio: bool
-    best: int | None
-    stream: str | None
-    save_codes: bool
-    gpus: int
-    processes: int | None
-    out: str | None
-    temperature: list[float] | None
-    top_k: list[int] | None
-    top_p: list[float] | None
-    guidance: list[float] | None
-    text: str
-    chroma: str | None
-    precision: str
-    segments: int
-    check_copies: bool
+    model: str | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    num: int = 1
+    index: int | None = None
+    prompt: str | None = None
+    source: str | None = None  # of --edit
+    start: float | None = None  # of --from
+    end: float | None = None  # of --to
+    before: float = 0.0
+    after: float = 0.0
+    keep_levels: int | None = None
+    keep_audio: bool = False
+    best: int | None = None
+    stream: str | None = None
+    save_codes: bool = False
+    check_copies: bool = False
+    gpus: int = 1
+    processes: int | None = None
+    out: str | None = None
 
     @property
     def items(self) -> range:
         return range(self.index or 0, (self.index or 0) + self.num)
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What the pieces should follow."""
-        return {"labels": self.labels, "text": self.text, "chroma": self.chroma}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        names = ("temperature", "top_k", "top_p", "guidance", "precision")
-        return {name: getattr(self, name) for name in names} | {"parallel": self.segments}
+    def stretch(self) -> bool:
+        return self.start is not None or self.end is not None
 
     def check(self) -> None:
-        """Raises ValueError for what makes no sense together."""
-        changes = [self.start, self.end, self.before or None, self.after or None, self.keep_levels]
-        wrong = {
-            f"--num: expected at least 1, found {self.num}": self.num < 1,
-            f"--best: expected 1 to {self.num} (of --num), found {self.best}": self.best is not None
-            and not 1 <= self.best <= self.num,
-            "--from, --to, --before, --after and --keep-levels need a piece; give one with --edit": not self.source
-            and any(change is not None for change in changes),
-            "--edit: expected one of --from and --to, --before and --after, or --keep-levels beside it": self.source
-            and Path(self.source).suffix != ".codes"
-            and all(change is None for change in changes),
-            "--edit and --prompt: expected one of them": self.source and self.prompt,
-            "--edit: the piece has a length of its own; leave out --seconds (--before and --after make it longer)": self.source
-            and self.seconds is not None,
-            "--keep-audio: expected an audio file in --edit or --prompt, whose waveform is kept": self.keep_audio
-            and Path(self.source or self.prompt or "x.codes").suffix == ".codes",
-            "--stream: only one piece can be heard while it is made; leave out --num and --best": self.stream
-            and (self.num > 1 or self.best or collectives.world_size() > 1),
-            "--stream and --keep-audio: expected one of them": self.stream and self.keep_audio,
-        }
-        for message, is_wrong in wrong.items():
-            if is_wrong:
-                raise ValueError(message)
+        """Raises ValueError for options that do not fit together."""
+        for problem in self._problems():
+            raise ValueError(problem)
+
+    def _problems(self) -> Iterator[str]:
+        around = bool(self.before or self.after)
+        change = self.stretch or around or self.keep_levels is not None
+        recording = self.source or self.prompt
+        if self.num < 1:
+            yield f"--num: expected at least 1, found {self.num}"
+        if self.best is not None and not 1 <= self.best <= self.num:
+            yield f"--best: expected 1 to {self.num} (of --num), found {self.best}"
+        if change and not self.source:
+            yield "--from, --to, --before, --after and --keep-levels change a piece; name the piece with --edit"
+        if self.source and self.prompt:
+            yield "--edit and --prompt: expected one of them; --edit changes a piece, --prompt continues it"
+        if self.source and not change and Path(self.source).suffix != ".codes":
+            yield "--edit: add what to change: --from and --to, --before and --after, or --keep-levels"
+        if around and (self.stretch or self.keep_levels is not None):
+            yield "--before and --after add music around the piece; leave out --from, --to and --keep-levels"
+        if self.source and self.seconds is not None:
+            yield "--edit: the piece has a length; leave out --seconds (--before and --after make it longer)"
+        if self.keep_audio and (recording is None or Path(recording).suffix == ".codes"):
+            yield "--keep-audio keeps the original audio outside the change; name an audio file with --edit or --prompt"
+        if self.stream and (self.num > 1 or self.best or collectives.world_size() > 1):
+            yield "--stream plays one piece while it is made; leave out --num and --best"
+        if self.stream and self.keep_audio:
+            yield "--stream and --keep-audio: expected one of them"
+
+    def paths(self) -> tuple[Path, dict[int, Path]]:
+        """The output's name without numbers, and the name of each item. Names are numbered if there are several items, or
+        if `index` is given and `out` names no file."""
+        target = Path(self.out or f"music-{self.seed}.wav")
+        named = bool(self.out and target.suffix)
+        if not target.suffix:
+            target = target / f"music-{self.seed}.wav"
+        if self.num == 1 and (self.index is None or named):
+            return target, {self.items[0]: target}
+        return target, {i: target.with_stem(f"{target.stem}-{i}") for i in self.items}
 
 
 @dataclass
 class Sampled:
-    """What came of it."""
+    """What the command made."""
 
-    options: SampleOptions
+    options: SampleOptions  # with the seed that was used
     model: Path
-    seed: int
     seconds: float  # of each piece
-    files: dict[int, Path]  # an item
-    first_new_second: float  # where the first code was drawn
+    files: dict[int, Path]  # of each item
+    first_new_second: float  # where the first new code is
     copies: dict[Path, dict[str, Any]] = field(default_factory=dict)  # reports of this process's pieces
 
     @property
     def facts(self) -> dict[str, Any]:
         """For `--json`."""
-        pieces = [{"item": item, "file": str(path)} for item, path in self.files.items()]
-        for piece, path in zip(pieces, self.files.values(), strict=True):
-            piece |= {"copies": self.copies[path]} if path in self.copies else {}
-        return {"model": str(self.model), "seed": self.seed, "seconds": self.seconds, "pieces": pieces}
+        pieces: list[dict[str, Any]] = []
+        for item, path in self.files.items():
+            copies = {"copies": self.copies[path]} if path in self.copies else {}
+            pieces.append({"item": item, "file": str(path), **copies})
+        return {"model": str(self.model), "seed": self.options.seed, "seconds": self.seconds, "pieces": pieces}
 
 
 def sample(
-    options: SampleOptions, arguments: Sequence[str], pick_model: Callable[[], Path],
+    options: SampleOptions,
+    arguments: Sequence[str],
+    pick_model: Callable[[], Path],
     finished: Callable[[Sampled], object] = lambda sampled: None,
-) -> Iterator[str]:  # fmt: skip
-    """Make music as asked; yields the names of the files, each when it is written.
+) -> Iterator[str]:
+    """Make music; yields the name of each file when it is written.
 
     Args:
-        arguments: of this program, to start it anew on several GPUs.
-        pick_model: which model was meant; says so.
+        arguments: of this program, to start it on several GPUs.
+        pick_model: gives the model's folder.
         finished: called once when all files are there, by the first process.
     Raises:
         ValueError: options that cannot be.
-        Interrupted: a signal asked to stop; the journals are kept.
+        Interrupted: a signal asked to stop; the journals stay.
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if not launch.run_on_several(arguments, gpus, options.processes, useful=options.num):
@@ -154,68 +158,53 @@ def _sample(
 ) -> Iterator[str]:
     options.check()
     first = collectives.rank() == 0
-    drawn = collectives.broadcast_(torch.tensor(secrets.randbelow(10**6)))  # by all ranks, whether needed or not
-    seed = int(drawn) if options.seed is None else options.seed
-    target, paths = output_paths(options, seed)
+    new_seed = int(collectives.broadcast_(torch.tensor(secrets.randbelow(10**6))))  # all ranks take part
+    seed = new_seed if options.seed is None else options.seed
+    options = dataclasses.replace(options, seed=seed, progress=first)
+    target, paths = options.paths()
     check_writable(target)
     folder = pick_model()
     shards = Shards(codes_place(folder)) if options.check_copies else None
-    generator = api.Generator.from_pretrained(folder)
-    written: dict[Path, Codes] = {}
-    given, n_samples = _given(generator, options)
-    mine = list(options.items)[collectives.rank() :: collectives.world_size()]
+    generator = Generator.from_pretrained(folder)
+    given = _given(generator, options)
+    n_samples = given.n_samples if given else generator.n_samples(_seconds(options))
     if first:
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
+    mine = options.items[collectives.rank() :: collectives.world_size()]
+    written: dict[Path, Codes] = {}
     with (
         JournalFolder(target.with_name(f".{target.stem}.journal")) as journals,
-        _streaming(options, generator, n_samples, target) as on_codes,
-        _told_how_to_go_on(seed, journals),
+        _live(options, generator, n_samples, target) as on_codes,
+        _advice_if_interrupted(seed, journals),
     ):
-        pieces = generator.pieces(
-            n_samples, seed, mine, given=given, progress=first, journals=journals, on_codes=on_codes,
-            **options.asked, **options.settings,
-        )  # fmt: skip
+        drawn = generator.pieces(n_samples, seed, mine, options, given=given, journals=journals, on_codes=on_codes)
+        pieces, kept = zip(mine, drawn, strict=True), list(options.items)
         if options.best:
-            drawn_pieces = dict(zip(mine, pieces, strict=True))
-            kept = _best(generator, drawn_pieces, options)
-            chosen = iter([(item, codes) for item, codes in drawn_pieces.items() if item in kept])
-        else:
-            kept, chosen = list(options.items), zip(mine, pieces, strict=True)
-        for item, codes in chosen:
-            path = paths[item - options.items[0]]
-            _write(path, generator.tokenizer, codes, given, options)
-            if options.save_codes:
-                codes.save(path.with_suffix(".codes"))
-            if shards:
-                written[path] = codes
-            yield str(path)
-        reports = copy_reports(list(written.values()), shards) if shards else []
+            candidates = dict(pieces)
+            kept = _best(generator, candidates, options)
+            pieces = ((item, codes) for item, codes in candidates.items() if item in kept)
+        for item, codes in pieces:
+            _write(paths[item], generator.tokenizer, codes, given, options)
+            written[paths[item]] = codes
+            yield str(paths[item])
+        reports = copy_reports(list(written.values()), shards) if shards and written else []
         copies = dict(zip(written, reports, strict=False))
         for path, report in copies.items():
             yield from (f"{path}: {line}" for line in report_lines(report))
         left = journals.remove()
         if left and first and collectives.world_size() == 1:
-            say(f"{journals.folder}: still holds the unfinished work of {len(left)} other commands")
+            say(f"{journals.folder} still has the unfinished work of {len(left)} other commands")
     collectives.barrier()  # the files of all processes are there
     if first:
-        files, rate = {item: paths[item - options.items[0]] for item in kept}, generator.sample_rate
-        finished(Sampled(options, folder, seed, n_samples / rate, files, _first_new(given, generator), copies))
+        files, rate = {item: paths[item] for item in kept}, generator.sample_rate
+        names = ", ".join(path.name for path in files.values())
+        say(f"{names} in {target.parent.resolve()}; --seed {seed} makes the same music again")
+        first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
+        finished(Sampled(options, folder, n_samples / rate, files, first_new, copies))
 
 
-def output_paths(options: SampleOptions, seed: int) -> tuple[Path, list[Path]]:
-    """The output's name without numbers, and the name of each item: numbered if they are several, or if one was asked for
-    by its number and not by a name."""
-    target = Path(options.out or f"music-{seed}.wav")
-    named = bool(options.out and target.suffix)
-    if not target.suffix:
-        target = target / f"music-{seed}.wav"
-    if options.num == 1 and (options.index is None or named):
-        return target, [target]
-    return target, [target.with_stem(f"{target.stem}-{i}") for i in options.items]
-
-
-def _write(path: Path, tokenizer: api.Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions) -> None:
-    """Decode into a file at constant memory; with --keep-audio, the source's own waveform where it was kept."""
+def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions) -> None:
+    """Decode into a file at constant memory; with --keep-audio, the original audio where all codes stayed."""
     channels, rate = tokenizer.config.channels, tokenizer.sample_rate
     pieces = tokenizer.decode_stream(codes)
     if options.keep_audio and given:
@@ -225,110 +214,123 @@ def _write(path: Path, tokenizer: api.Tokenizer, codes: Codes, given: CodeMask |
     with AudioWriter(path, rate, channels) as file:
         for piece in pieces:
             file.write(piece)
+    if options.save_codes:
+        codes.save(path.with_suffix(".codes"))
 
 
-def read_piece(tokenizer: api.Tokenizer, path: str) -> Codes:
-    """Codes of a codes file, or of an audio file."""
+def read_piece(tokenizer: Tokenizer, path: str) -> Codes:
+    """The codes of a codes file or of an audio file."""
     return Codes.load(path) if Path(path).suffix == ".codes" else tokenizer.encode_file(path)
 
 
-def _given(generator: api.Generator, options: SampleOptions) -> tuple[CodeMask | None, int]:
-    """What is kept of a prompt or an edited piece, and the samples of the result."""
-    seconds = SECONDS if options.seconds is None else options.seconds
-    if options.source is None:
-        n_samples = generator.n_samples(seconds)
-        if options.prompt is None:
-            return None, n_samples
-        return generator.begin_with(read_piece(generator.tokenizer, options.prompt), n_samples), n_samples
+def _seconds(options: SampleOptions) -> float:
+    return SECONDS if options.seconds is None else options.seconds
+
+
+def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
+    """The codes that stay, of a prompt or of a piece that is changed."""
+    if options.prompt:
+        n_samples = generator.n_samples(_seconds(options))
+        return generator.begin_with(read_piece(generator.tokenizer, options.prompt), n_samples)
+    if not options.source:
+        return None
     piece = read_piece(generator.tokenizer, options.source)
-    stretch = None
-    if options.start is not None or options.end is not None:
-        stretch = options.start or 0.0, piece.seconds if options.end is None else options.end
-    given = generator.keep(
+    start, end = options.start or 0.0, piece.seconds if options.end is None else options.end
+    stretch = (start, end) if options.stretch else None
+    return generator.keep(
         piece, stretch=stretch, before=options.before, after=options.after, levels=options.keep_levels
     )
-    return given, given.n_samples
 
 
-def _first_new(given: CodeMask | None, generator: api.Generator) -> float:
-    """Second of the first code that was drawn, of any level."""
-    if given is None:
-        return 0.0
-    hops = generator.tokenizer.config.hop_lengths
-    new = [(level < 0).reshape(-1, level.shape[-1]).any(dim=0).nonzero() for level in given.levels]
-    first = [float(where[0]) * hop for where, hop in zip(new, hops, strict=False) if len(where)]
-    return min(first, default=0.0) / generator.sample_rate
+def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
+    """The items that the priors rank first among those of all processes; prints a table.
 
+    The score is the likelihood. With labels, a text or chroma it is how much likelier they make the codes,
+    log p(codes | conditions) - log p(codes).
 
-def _best(generator: api.Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
-    """The items that the priors rank first among those of all processes, after a table of their ranks.
-
-    By likelihood (DALL-E, arXiv:2102.12092, section 2.6, reranks by another network, CLIP); where labels, a text or chroma
-    were asked for, by how much likelier they make the codes, log p(codes | asked) - log p(codes) (VQ-VAE-2, arXiv:1906.00446, section
-    3.4, rejects by a classifier; here the prior itself is the classifier).
+    Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs: the prior itself
+    ranks, instead of another network.
     """
-    costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits a second, without and with labels
-    mine = [item - options.items[0] for item in pieces]
-    costs[0, mine] = torch.tensor(generator.bits_per_second(list(pieces.values())), dtype=torch.float64)
-    asked = any(options.asked.values())
-    if asked:
-        told = generator.bits_per_second(list(pieces.values()), **options.asked)
-        costs[1, mine] = torch.tensor(told, dtype=torch.float64)
+    costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits per second without and with the conditions
+    mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
+    costs[0, mine] = torch.tensor(generator.bits_per_second(codes), dtype=torch.float64)
+    if options.conditional:
+        conditional = generator.bits_per_second(codes, options.labels, options.text, options.chroma)
+        costs[1, mine] = torch.tensor(conditional, dtype=torch.float64)
     collectives.all_reduce_(costs)
-    score = costs[0] - costs[1] if asked else -costs[0]
-    order = score.argsort(descending=True, stable=True).tolist()
+    gain = costs[0] - costs[1]
+    order = (gain if options.conditional else -costs[0]).argsort(descending=True, stable=True).tolist()
     if collectives.rank() == 0:
-        _print_ranking(order, costs, options)
-    return [order[i] + options.items[0] for i in range(options.best or 0)]
-
-
-def _print_ranking(order: list[int], costs: Tensor, options: SampleOptions) -> None:
-    asked = any(options.asked.values())
-    table = Table("rank", "item", "bits/s", *(["bits/s as asked", "gain"] if asked else []), "")
-    for rank, i in enumerate(order):
-        numbers = [costs[0, i], costs[1, i], costs[0, i] - costs[1, i]][: 3 if asked else 1]
-        kept = "kept" if rank < (options.best or 0) else ""
-        table.add_row(str(rank + 1), str(options.items[i]), *(f"{float(x):.2f}" for x in numbers), kept)
-    console.print(table)
+        n_columns = 3 if options.conditional else 1
+        table = Table("rank", "item", *["bits/s", "bits/s with conditions", "gain"][:n_columns], "")
+        for rank, i in enumerate(order, start=1):
+            numbers = [f"{float(x):.2f}" for x in (costs[0, i], costs[1, i], gain[i])][:n_columns]
+            table.add_row(str(rank), str(options.items[i]), *numbers, "kept" if rank <= (options.best or 0) else "")
+        console.print(table)
+    return [options.items[i] for i in order[: options.best]]
 
 
 @contextlib.contextmanager
-def _told_how_to_go_on(seed: int, journals: JournalFolder) -> Iterator[None]:
+def _advice_if_interrupted(seed: int, journals: JournalFolder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, signals.Interrupted):
-        say(f"what is done is kept in {journals.folder}; the same command with --seed {seed} goes on from there")
+        say(f"the finished codes are in {journals.folder}; the same command with --seed {seed} goes on from there")
         raise
 
 
+class LiveDecoder:
+    """A callback for `Generator.pieces` that decodes one piece while it is drawn.
+
+    Args:
+        write: takes the waveform float [channels, n], piece by piece.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n_samples: int, n_levels: int, write: Callable[[Tensor], object]):
+        self.n_samples, self.write = n_samples, write
+        self.lengths = [-(-n_samples // hop) for hop in tokenizer.config.hop_lengths[:n_levels]]
+        self.decoder = tokenizer.decoder_stream(n_levels, STREAM_SECONDS)
+        self.counts = [0] * n_levels  # codes of each level so far
+        self.finished = False
+
+    def __call__(self, level: int, codes: Tensor) -> None:
+        if self.finished:
+            return
+        blocks = [codes[0, :0] for _ in self.lengths]
+        blocks[level] = codes[0, self.counts[level] :]
+        self.counts[level] = codes.shape[1]
+        waveforms = [self.decoder.push(blocks)]
+        if self.counts == self.lengths:
+            self.finished = True
+            waveforms.append(self.decoder.finish(self.n_samples))
+        for waveform in waveforms:
+            if waveform.shape[-1]:
+                self.write(waveform)
+
+
 @contextlib.contextmanager
-def _streaming(options: SampleOptions, generator: api.Generator, n_samples: int, target: Path) -> Iterator[CodesCallback]:
-    """A listener that writes the top level's preview when that level is done, and streams the finest as it grows."""
+def _live(options: SampleOptions, generator: Generator, n_samples: int, target: Path) -> Iterator[CodesCallback]:
+    """For --stream, a callback that writes a preview when level 0 is finished, and the piece as it grows."""
     if options.stream is None:
         yield ignore_codes
         return
-    network, rate = generator.tokenizer.network, generator.sample_rate
-    done: dict[int, Tensor] = {}  # finished levels
-    decoder = GrowingDecoder(network, n_samples, len(generator.priors))
+    tokenizer, n_levels = generator.tokenizer, len(generator.priors)
+    n_codes = -(-n_samples // generator.hop_lengths[0])
+    preview = target.with_stem(f"{target.stem}-preview")
     with (
         _stream_file(options.stream) as file,
-        AudioWriter(file, rate, network.config.channels, n_samples) as wav,
+        AudioWriter(file, generator.sample_rate, tokenizer.config.channels, n_samples) as wav,
     ):
+        live, previewed = LiveDecoder(tokenizer, n_samples, n_levels, wav.write), set[Path]()
 
-        def listen(level: int, codes: Tensor, n_known: int) -> None:
-            if level == len(generator.priors) - 1:
-                for piece in decoder.feed([*done.values(), codes], n_known):
-                    wav.write(piece)
-            elif n_known == codes.shape[1]:
-                if level == 0 and level not in done:
-                    preview = target.with_stem(f"{target.stem}-preview")
-                    with AudioWriter(preview, rate, network.config.channels) as whole:
-                        for piece in GrowingDecoder(network, n_samples, 1).feed([codes], n_known):
-                            whole.write(piece)
-                    say(f"{preview}: the top level alone")
-                done[level] = codes
+        def on_codes(level: int, codes: Tensor) -> None:
+            if level == 0 < n_levels - 1 and codes.shape[1] == n_codes and not previewed:
+                tokenizer.decode_file(tokenizer.make_codes([codes[0].cpu()], n_samples), preview)
+                say(f"{preview}: level 0 alone")
+                previewed.add(preview)
+            live(level, codes)
 
-        yield listen
+        yield on_codes
 
 
 @contextlib.contextmanager

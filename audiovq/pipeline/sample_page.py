@@ -1,4 +1,4 @@
-"""The listening report beside new pieces. A module of its own: `sample` without it need not load what draws."""
+"""The listening report of new pieces. A module of its own, so that `sample` loads plotting only if it writes one."""
 
 from __future__ import annotations
 
@@ -7,36 +7,38 @@ from typing import Any
 
 import librosa.core.convert  # noqa: F401  # librosa loads its parts at first use, which would be after the codes
 
-from audiovq.pipeline.sample import Sampled, output_paths
+from audiovq.pipeline.sample import Sampled
 from audiovq.report import report_pieces, try_report
 
-SECONDS_BEFORE = 5.0  # that an excerpt of a long piece begins before what was drawn anew
+SECONDS_BEFORE = 5.0  # of known music in an excerpt, before the first new code
 
 
 def write_page(sampled: Sampled) -> str | None:
-    """Write the page; its name, or None if that failed, which has been said then."""
+    """Write the page; returns its name, or None if that failed."""
     files, options = sampled.files, sampled.options
-    path = output_paths(options, sampled.seed)[0].with_suffix(".html")
+    path = options.paths()[0].with_suffix(".html")
     pieces = {f"Item {item}" if len(files) > 1 else file.name: file for item, file in files.items()}
     start = max(0.0, sampled.first_new_second - SECONDS_BEFORE)
-    is_changed = bool(options.source and not options.before and not options.after)  # second by second the same piece
+    same_length = bool(options.source and not options.before and not options.after)
     source = Path(options.source or options.prompt or "")
     recording = source if source.suffix and source.suffix != ".codes" else None
     facts = try_report(
-        lambda: report_pieces(path, sampled.model, pieces, _asked(sampled), recording, start, is_changed)
+        lambda: report_pieces(path, sampled.model, pieces, _settings(sampled), recording, start, same_length)
     )
     return facts["report"] if facts else None
 
 
-def _asked(sampled: Sampled) -> dict[str, str]:
-    """What was asked for, in words; what is as usual is left out."""
+def _settings(sampled: Sampled) -> dict[str, str]:
+    """The options that differ from their defaults, in words."""
     o = sampled.options
-    change = {"from": o.start, "to": o.end, "before": o.before, "after": o.after, "keep levels": o.keep_levels}
-    told: dict[str, Any] = {"length": f"{sampled.seconds:g} s", "seed": sampled.seed}
-    told |= {"label": ", ".join(f"{name}={value}" for name, value in o.labels.items()), "text": o.text}
-    told |= {"chroma": o.chroma, "prompt": o.prompt, "edit": o.source, **{k: v for k, v in change.items() if v}}
-    told |= {name.replace("_", "-"): value for name, value in o.settings.items() if value not in (1, "auto")}
-    return {name: _words(value) for name, value in told.items() if value not in (None, "")}
+    found: dict[str, Any] = {"length": f"{sampled.seconds:g} s", "seed": o.seed}
+    found |= {"label": ", ".join(f"{name}={value}" for name, value in o.labels.items()), "text": o.text}
+    found |= {"chroma": o.chroma, "prompt": o.prompt, "edit": o.source, "from": o.start, "to": o.end}
+    found |= {"before": o.before or None, "after": o.after or None, "keep levels": o.keep_levels}
+    for name in ("temperature", "top_k", "top_p", "guidance", "precision", "segments"):
+        value = getattr(o, name)
+        found[name.replace("_", "-")] = None if value in (1, "auto") else value
+    return {name: _words(value) for name, value in found.items() if value not in (None, "")}
 
 
 def _words(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which codes of a piece are given and which the model draws: continue, edit, surround, render anew, vary."""
+"""Which codes of a piece are given and which are drawn: continue, edit, surround, render anew, vary."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from audiovq.data.codes import Codes
 
 @dataclass
 class CodeMask:
-    """A piece of `n_samples` with holes."""
+    """The codes of a piece of `n_samples`, some of which are still to be drawn."""
 
     n_samples: int
-    levels: list[Tensor]  # int64 [n_codes] or [items, n_codes] a level, coarse to fine; -1 where the model draws
-    source_start: int = 0  # where the first sample of the source lies in the piece
+    levels: list[Tensor]  # int64 [n_codes] or [items, n_codes] per level, coarse to fine; -1 where a code is drawn
+    source_start: int = 0  # the sample of the piece where the source's first sample is
 
     def check(self, hop_lengths: Sequence[int], n_items: int) -> None:
-        """Raises ValueError for lengths that do not fit these levels, or if nothing is left to draw on them."""
+        """Raises ValueError for lengths that do not fit these levels, or if there is nothing to draw."""
         levels = self.levels[: len(hop_lengths)]
         for i, (level, hop) in enumerate(zip(levels, hop_lengths, strict=True)):
-            expected = -(-self.n_samples // hop)
-            if level.ndim not in {1, 2} or level.shape[-1] != expected or (level.ndim == 2 and len(level) != n_items):
+            n = -(-self.n_samples // hop)
+            if list(level.shape) not in ([n], [n_items, n]):
                 raise ValueError(
-                    f"given codes of level {i}: expected [{expected}] or [{n_items}, {expected}], found {list(level.shape)}"
+                    f"given codes of level {i}: expected [{n}] or [{n_items}, {n}], found {list(level.shape)}"
                 )
         if all(bool((level >= 0).all()) for level in levels):
             raise ValueError("given codes: nothing is left to draw; give a stretch, a length or fewer levels to keep")
+
+    def first_new_sample(self, hop_lengths: Sequence[int]) -> int:
+        """Where the first code is drawn, of any level."""
+        drawn = [(level < 0).reshape(-1, level.shape[-1]).any(dim=0).nonzero() for level in self.levels]
+        return min(
+            (int(where[0]) * hop for where, hop in zip(drawn, hop_lengths, strict=False) if len(where)), default=0
+        )
 
     def kept_stretches(self, hop_lengths: Sequence[int]) -> list[tuple[int, int]]:
         """Where the codes of all levels are given to all items: (start, end) in samples."""
@@ -38,17 +45,17 @@ class CodeMask:
         n = -(-self.n_samples // finest)
         kept = torch.ones(n, dtype=torch.bool)
         for level, hop in zip(self.levels, hop_lengths, strict=True):
-            told = (level >= 0) if level.ndim == 1 else (level >= 0).all(dim=0)
-            kept &= told.repeat_interleave(hop // finest)[:n]
+            given = (level >= 0).reshape(-1, level.shape[-1]).all(dim=0)
+            kept &= given.repeat_interleave(hop // finest)[:n]
         edges = torch.diff(kept.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
         return [(a * finest, min(b * finest, self.n_samples)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
-    """A piece of `n_samples` that begins with the whole top codes of `prompt`.
+    """A piece of `n_samples` that starts with the whole codes of level 0 of `prompt`.
 
     Raises:
-        ValueError: a prompt shorter than one top code, or as long as the piece.
+        ValueError: a prompt shorter than one code of level 0, or as long as the piece.
     """
     hops, rate = prompt.hop_lengths, prompt.sample_rate
     n_kept = prompt.n_samples // hops[0] * hops[0]
@@ -59,73 +66,72 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
             f"seconds: expected more than the prompt's {prompt.seconds:.3f} s (the piece begins with it), "
             f"found {n_samples / rate:.3f} s"
         )
-    return _laid_out(prompt, 0, n_kept, n_samples)
+    return _lay_out(prompt, 0, n_kept, n_samples)
 
 
 def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeMask:
-    """New music before and after a piece. What comes before is rounded up to whole top codes; with something after it,
-    the piece's last incomplete top code is drawn anew.
+    """New music before and after a piece. The length before is rounded up to whole codes of level 0. With music after the
+    piece, its last incomplete code of level 0 is drawn anew.
 
     Raises:
-        ValueError: negative or no seconds, or a piece shorter than one top code.
+        ValueError: negative or no seconds, or a piece shorter than one code of level 0.
     """
     top, rate = piece.hop_lengths[0], piece.sample_rate
     if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds < math.inf:
         raise ValueError(
-            f"before, after: expected seconds of which at least one is above 0, found {before_seconds:g} and {after_seconds:g}"
+            "before, after: expected seconds of new music, none negative and one above 0, "
+            f"found {before_seconds:g} and {after_seconds:g}"
         )
     before = math.ceil(before_seconds * rate / top) * top
     kept = piece.n_samples // top * top if after_seconds else piece.n_samples
     if kept == 0:
         raise ValueError(f"before, after: expected a piece of at least {top / rate:.3f} s, found {piece.seconds:.3f} s")
-    return _laid_out(piece, before, kept, before + piece.n_samples + round(after_seconds * rate))
+    return _lay_out(piece, before, kept, before + piece.n_samples + round(after_seconds * rate))
 
 
 def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: int = 0) -> CodeMask:
-    """A stretch is drawn anew, rounded outward to whole top codes; the first `keep_levels` levels are kept even there.
+    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first `keep_levels` stay.
 
     Raises:
-        ValueError: a stretch that is empty or not within the piece, or levels that are not there.
+        ValueError: an empty stretch, one that is not within the piece, or levels that do not exist.
     """
     if not 0 <= start_seconds < end_seconds <= piece.seconds:
         raise ValueError(
-            f"from, to: expected 0 <= from < to <= {piece.seconds:.3f} s, found {start_seconds:g} and {end_seconds:g}"
+            "the stretch must begin before it ends, within the piece: "
+            f"found --from {start_seconds:g} --to {end_seconds:g} in a piece of {piece.seconds:g} s"
         )
-    _check_levels(piece, keep_levels)
     top, rate = piece.hop_lengths[0], piece.sample_rate
     start = math.floor(start_seconds * rate / top) * top
     end = min(math.ceil(end_seconds * rate / top) * top, piece.n_samples)
-    given = _laid_out(piece, 0, piece.n_samples, piece.n_samples)
-    for level, hop in zip(given.levels[keep_levels:], piece.hop_lengths[keep_levels:], strict=True):
-        level[start // hop : -(-end // hop)] = -1
-    return given
+    return _draw_anew(piece, start, end, keep_levels)
 
 
 def vary(piece: Codes, keep_levels: int) -> CodeMask:
-    """Keep the first `keep_levels` levels and draw all finer ones.
+    """The first `keep_levels` levels stay, all finer ones are drawn.
 
     Raises:
-        ValueError: levels that are not there.
+        ValueError: levels that do not exist.
     """
-    _check_levels(piece, keep_levels)
-    given = _laid_out(piece, 0, piece.n_samples, piece.n_samples)
-    for level in given.levels[keep_levels:]:
-        level[:] = -1
-    return given
+    return _draw_anew(piece, 0, piece.n_samples, keep_levels)
 
 
-def _laid_out(piece: Codes, start: int, n_kept: int, n_samples: int) -> CodeMask:
-    """The first `n_kept` samples of a piece from sample `start` (a multiple of the top hop) of a longer one."""
+def _draw_anew(piece: Codes, start: int, end: int, keep_levels: int) -> CodeMask:
+    """A piece without the codes of the samples [start, end), except for the first levels."""
+    if not 0 <= keep_levels <= len(piece.levels):
+        raise ValueError(f"keep-levels: expected 0 to {len(piece.levels)}, found {keep_levels}")
+    mask = _lay_out(piece, 0, piece.n_samples, piece.n_samples)
+    for level, hop in zip(mask.levels[keep_levels:], piece.hop_lengths[keep_levels:], strict=True):
+        level[start // hop : -(-end // hop)] = -1
+    return mask
+
+
+def _lay_out(piece: Codes, start: int, n_kept: int, n_samples: int) -> CodeMask:
+    """A piece of `n_samples` with the first `n_kept` samples of another one at sample `start`, a multiple of the top hop."""
     levels = []
     for i, hop in enumerate(piece.hop_lengths):
         level = torch.full((-(-n_samples // hop),), -1, dtype=torch.int64)
-        if i < len(piece.levels):  # a codes file may hold the coarser levels only
+        if i < len(piece.levels):  # a codes file may have the coarser levels only
             n = -(-n_kept // hop)
             level[start // hop : start // hop + n] = piece.levels[i][:n]
         levels.append(level)
     return CodeMask(n_samples, levels, start)
-
-
-def _check_levels(piece: Codes, keep_levels: int) -> None:
-    if not 0 <= keep_levels <= len(piece.levels):
-        raise ValueError(f"keep-levels: expected 0 to {len(piece.levels)}, found {keep_levels}")

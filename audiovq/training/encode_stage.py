@@ -103,13 +103,13 @@ def _encode(
     for block in audio.stream_audio(path, config.sample_rate, config.channels):
         signals.poll()
         for i, encoder in enumerate(encoders):
-            kept = block[None, :, to_cut[i] :]
+            kept = block[:, to_cut[i] :]
             to_cut[i] -= block.shape[-1] - kept.shape[-1]
             counts[i] += kept.shape[-1]
-            collected[i].add([level[0] for level in encoder.push(kept.to(device))])
+            collected[i].add(encoder.push(kept.to(device)))
     found = []
     for n_samples, encoder, buffers in zip(counts, encoders, collected, strict=True):
-        buffers.add([level[0] for level in encoder.finish()])
+        buffers.add(encoder.finish())
         found.append(
             Codes(
                 buffers.levels(), n_samples, config.sample_rate, hops, config.codebook_size, config.channels,

@@ -1,8 +1,8 @@
-"""Sequences that come in blocks, cut into overlapping windows: what all streaming here is built on.
+"""Cuts sequences that come in blocks into overlapping windows. All streaming is built on it.
 
-A window has `step` of new time with `context` to either side, so that whatever depends on no more than its context
-comes out as it would from the whole. Which windows come depends on step, context and the total length alone, never on
-the blocks: a computation that is the same for the same window gives the same bits for any block sizes.
+A window has `step` of new time and `context` on either side, so that a result which depends on no more than the context
+is the same as from the whole. Which windows come depends on step, context and total length alone, never on the sizes of
+the blocks, so the results have the same bits for all block sizes.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Window:
-    """Results are wanted for the times [start, end); the sequences begin at time `low`."""
+    """Results are wanted for the times [start, end); the sequences start at time `low`."""
 
-    sequences: list[Tensor]  # [..., n], one a hop
+    sequences: list[Tensor]  # [..., n] for each hop
     low: int
     start: int
     end: int
 
     def part(self, result: Tensor, hop: int) -> Tensor:
-        """Of a result [..., n] with one element a `hop` of time, from `low` on: what is wanted."""
+        """The wanted part of a result [..., n] that has one element per `hop` of time, from `low` on."""
         return result[..., (self.start - self.low) // hop : -(-(self.end - self.low) // hop)]
 
 
 class Windows:
-    """Cuts parallel sequences, of `hops[i]` time an element, into windows.
+    """Cuts parallel sequences, with `hops[i]` of time per element, into windows.
 
     Args:
-        step, context: multiples of all hops; times are counted from the beginning of the sequences.
+        step, context: multiples of all hops.
     """
 
     def __init__(self, step: int, context: int, hops: Sequence[int] = (1,)):
@@ -43,27 +43,28 @@ class Windows:
         assert not any(step % hop or context % hop for hop in hops), f"{step} and {context}: not multiples of {hops}"
         self.step, self.context, self.hops = step, context, list(hops)
         self.low = self.start = 0
-        self.parts: list[list[Tensor]] = [[] for _ in hops]  # from time `low` on
-        self.counts = [0 for _ in hops]  # elements of each sequence so far, from the beginning
+        self.parts: list[list[Tensor]] = [[] for _ in hops]  # blocks of each sequence, from time `low` on
+        self.counts = [0 for _ in hops]  # elements of each sequence so far
+
+    def _ends(self) -> list[int]:
+        """The time up to which each sequence is known."""
+        return [n * hop for n, hop in zip(self.counts, self.hops, strict=True)]
 
     def push(self, blocks: Sequence[Tensor]) -> Iterator[Window]:
-        """Take the next blocks [..., any n], one a sequence, and give the windows that are complete."""
+        """Add the next block [..., any n] of each sequence; gives the windows that are complete."""
         for i, block in enumerate(blocks):
             self.parts[i].append(block)
             self.counts[i] += block.shape[-1]
-        return self._complete()
+        return self._complete(min(self._ends()))
 
-    def _complete(self) -> Iterator[Window]:
-        while min(n * hop for n, hop in zip(self.counts, self.hops, strict=True)) >= (
-            high := self.start + self.step + self.context
-        ):
-            yield self._window(self.start + self.step, high)
+    def _complete(self, known: int) -> Iterator[Window]:
+        while self.start + self.step + self.context <= known:
+            yield self._window(self.start + self.step, self.start + self.step + self.context)
 
     def finish(self, end: int | None = None) -> Window | None:
-        """The last window, all that is left up to time `end` (default: of the shortest sequence); None if empty."""
-        high = max(n * hop for n, hop in zip(self.counts, self.hops, strict=True))
-        end = min(n * hop for n, hop in zip(self.counts, self.hops, strict=True)) if end is None else end
-        return self._window(end, high) if end > self.start else None
+        """The last window, up to time `end` (by default of the shortest sequence); None if nothing is left."""
+        end = min(self._ends()) if end is None else end
+        return self._window(end, max(self._ends())) if end > self.start else None
 
     def _window(self, end: int, high: int) -> Window:
         sequences = [parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1) for parts in self.parts]
@@ -76,7 +77,7 @@ class Windows:
 
 
 def cut(windows: Windows, sequences: Sequence[Tensor], end: int | None = None) -> list[Window]:
-    """All windows of sequences that are there as a whole, up to time `end`."""
+    """All windows of whole sequences, up to time `end`."""
     found = list(windows.push(sequences))
     last = windows.finish(end)
     return [*found, last] if last else found
@@ -85,7 +86,7 @@ def cut(windows: Windows, sequences: Sequence[Tensor], end: int | None = None) -
 def compute_in_batches(
     items: Sequence[Sequence[Window]], at_once: int, compute: Callable[[Sequence[Window]], list[Result]]
 ) -> list[list[Result]]:
-    """The results of each item's windows, computed in batches of those with equal shapes, whosoever they are."""
+    """The results of each item's windows; windows of equal shape, of any items, are computed together."""
     groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for i, windows in enumerate(items):
         for j, window in enumerate(windows):

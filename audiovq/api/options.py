@@ -1,0 +1,134 @@
+"""How pieces are generated: the options of `Generator`, and what they mean for a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiovq.config import build
+from audiovq.data import audio
+from audiovq.data.chroma import chroma_classes
+from audiovq.prior.prior import Prior
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.request import Request
+
+RENAMED = {"parallel": "segments"}  # keyword arguments, since version 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceOptions:
+    """How pieces are generated.
+
+    Attributes:
+        temperature: above 1 codes are more varied, below 1 more predictable; 0 takes the most likely code. As the next
+            three, one value or one per level; None is what the model recommends.
+        top_k: draw from the k most likely codes; 0 is all.
+        top_p: draw from the most likely codes that together have this probability.
+        guidance: how strongly labels, text and chroma are followed; 1 is as trained.
+        labels: such as {"genre": "folk"}.
+        text: a caption or lyrics, for a model that was trained with texts.
+        chroma: a recording whose melody and harmony to follow, for a model that was trained with chroma.
+        precision: of the priors' arithmetic, see `sampling.engine.new_engine`.
+        segments: of each finer level that are drawn at once. More are faster, and give other codes than 1.
+        progress: show a progress bar.
+    """
+
+    temperature: float | Sequence[float] | None = None
+    top_k: int | Sequence[int] | None = None
+    top_p: float | Sequence[float] | None = None
+    guidance: float | Sequence[float] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    chroma: str | Path | None = None
+    precision: str = "auto"
+    segments: int = 1
+    progress: bool = False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is something for guidance to strengthen."""
+        return bool(self.labels or self.text or self.chroma)
+
+
+def options_from_keywords(keywords: Mapping[str, Any]) -> PieceOptions:
+    """The options of keyword arguments; old names give a DeprecationWarning.
+
+    Raises:
+        TypeError: no such option.
+    """
+    current = dict(keywords)
+    for old, new in RENAMED.items():
+        if old in current:
+            warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
+            current[new] = current.pop(old)
+    return PieceOptions(**current)
+
+
+def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions) -> list[SamplingConfig]:
+    """Each level's recommended settings, with those of the options in their place.
+
+    Raises:
+        ValueError: a value that is out of range, or neither one value nor one per level.
+    """
+    settings, n_levels = [setting.model_dump() for setting in recommended], len(recommended)
+    for name in SamplingConfig.model_fields:
+        value = getattr(options, name)
+        if value is None:
+            continue
+        values = list(value) if isinstance(value, Sequence) else [value]
+        if len(values) not in (1, n_levels):
+            raise ValueError(f"{name}: expected one value or {n_levels} (one per level), found {len(values)}")
+        for level, setting in enumerate(settings):
+            setting[name] = values[level % len(values)]
+    return [build(SamplingConfig, setting, "sampling") for setting in settings]
+
+
+def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: PieceOptions) -> Request:
+    """The request for a model's priors; its items are still to be set.
+
+    Raises:
+        ValueError: a label, text or recording that this model cannot follow, or an option out of range.
+    """
+    if options.segments < 1:
+        raise ValueError(f"segments: expected at least 1, found {options.segments}")
+    if options.guidance is not None and not options.conditional:
+        raise ValueError("guidance: expected a label, text or chroma to follow, found none of them")
+    labels = _label_indexes(priors[0].spec.vocabularies, options.labels)
+    _check_text(priors, options.text)
+    chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
+    return Request(n_samples, [], seed, labels, options.text, chroma, options.precision, options.segments)
+
+
+def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:
+    indexes = {}
+    for name, value in labels.items():
+        if name not in vocabularies:
+            raise ValueError(f"label {name}: this model knows the labels: {', '.join(vocabularies) or 'none'}")
+        values = vocabularies[name]
+        if value not in values:
+            raise ValueError(f"label {name}={value}: expected one of: {', '.join(values) or 'none'}")
+        indexes[name] = values.index(value) + 1  # 0 is unknown
+    return indexes
+
+
+def _check_text(priors: Sequence[Prior], text: str) -> None:
+    longest, found = max(prior.config.extra_inputs["text_bytes"] for prior in priors), len(text.encode())
+    if found and not longest:
+        raise ValueError("text: this model was trained without texts; expected a prior with a text conditioner")
+    if found > longest:
+        raise ValueError(f"text: expected at most {longest} bytes in UTF-8, found {found}")
+
+
+def _reference_chroma(priors: Sequence[Prior], path: str | Path) -> Tensor:
+    """The pitch classes of a recording, one per code of level 0: int64 [n_frames]."""
+    if not any(prior.config.extra_inputs["chroma"] for prior in priors):
+        raise ValueError("chroma: this model was trained without; expected a prior with a chroma conditioner")
+    spec = priors[0].spec
+    waveform, rate = audio.read_audio(path, spec.sample_rate)
+    return torch.from_numpy(chroma_classes(waveform, rate, spec.hop_lengths[0])).long()
