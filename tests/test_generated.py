@@ -186,5 +186,5 @@ def test_eval_generated_prints_and_writes_the_report(model: Path, longer_music: 
 
 def test_wrong_arguments_are_one_line(tiny_run: Path, model: Path) -> None:
     assert_one_line_error(cli("eval", model, "--generated", 2), "not a run", "name a folder of music")
-    assert_one_line_error(cli("eval", tiny_run, "--generated", 2, "--seconds", 1), "at least 2.98 s", "found 2 of 1 s")
+    assert_one_line_error(cli("eval", tiny_run, "--generated", 2, "--seconds", 1), "2.98 s or more", "found 2 of 1 s")
     assert_one_line_error(cli("eval", tiny_run, "--generated", 0), "1 or more pieces")

@@ -1,11 +1,13 @@
 """How fast priors generate on this machine, and how close that is to the limit of its memory.
 
-A step reads every weight once and computes little with it, so one sequence cannot be generated faster than the weights
-are read. The speed of the memory is measured in turns with the steps, because other work slows a machine down.
+A step reads every weight once and computes little with it, so one sequence cannot be generated faster than
+the weights are read. The speed of the memory is measured in turns with the steps, because other work slows
+a machine down.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -35,17 +37,17 @@ def bench_priors(
         n_turns: how often each is timed; the median counts.
     Returns:
         device, threads, and bytes_per_second of the memory;
-        levels: for each level, batch and precision the steps and codes a second, the limit, and the share of the
-        memory's speed at which weights are read (above 1 if they are in the cache);
-        audio: for each batch and precision the seconds of audio a second, of all levels one after another, without
-        drawing codes and decoding.
+        levels: for each level, batch and precision the steps and codes a second, the limit, and the share of
+        the memory's speed at which weights are read (above 1 if they are in the cache);
+        audio: for each batch and precision the seconds of audio a second, of all levels one after another,
+        without drawing codes and decoding.
     """
     device = priors[0].head.weight.device
     if "all" in precisions:
         precisions = available_precisions() if device.type == "cpu" else ["fp32", "bf16"]
     memory = torch.ones(READ_BYTES // 4, device=device)
     memory_seconds: list[float] = []
-    settings = [(prior, batch, precision) for prior in priors for batch in batches for precision in precisions]
+    settings = list(itertools.product(priors, batches, precisions))
     step_seconds: list[list[float]] = [[] for _ in settings]
     chosen = [""] * len(settings)  # the precision that "auto" stands for
     for _ in range(n_turns):
@@ -59,10 +61,10 @@ def bench_priors(
         _row(prior, batch, precision, statistics.median(seconds), bandwidth)
         for (prior, batch, _), precision, seconds in zip(settings, chosen, step_seconds, strict=True)
     ]
-    pairs = [(batch, precision) for batch in batches for precision in precisions]
+    pairs = list(itertools.product(batches, precisions))
     audio = []
     for i, (batch, precision) in enumerate(pairs):
-        levels = zip(priors, rows[i :: len(pairs)], strict=True)  # the settings of one level follow each other
+        levels = zip(priors, rows[i :: len(pairs)], strict=True)  # the rows of a level follow each other
         seconds = sum(prior.spec.code_rate / row["codes_per_second"] for prior, row in levels)
         audio.append({"batch": batch, "precision": precision, "audio_seconds_per_second": 1 / seconds})
     machine = {"device": str(device), "threads": torch.get_num_threads(), "bytes_per_second": bandwidth}

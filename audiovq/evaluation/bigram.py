@@ -29,9 +29,10 @@ def _codes(shards: Shards, level: int, split: str) -> Iterator[np.ndarray]:
 def cross_entropy(training: Iterable[np.ndarray], evaluated: Iterable[np.ndarray], codebook_size: int) -> float:
     """Bits per code under p(code | code before); 0 if there are no codes to evaluate.
 
-    The counts of pairs are smoothed towards the frequencies of single codes, each counted once more than it occurs:
-    p = (count + strength · p(code)) / (count of the code before + strength), the mean of a Dirichlet posterior. The
-    strength is the one that is best for the training pairs when each is left out of its own count.
+    The counts of pairs are smoothed towards the frequencies of single codes, each counted once more than it
+    occurs: p = (count + strength · p(code)) / (count of the code before + strength), the mean of a
+    Dirichlet posterior. The strength is the one that is best for the training pairs when each is left out
+    of its own count.
 
     Args:
         training, evaluated: int codes, one array per track. The first code of a track follows a begin symbol.

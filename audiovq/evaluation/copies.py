@@ -1,4 +1,4 @@
-"""The copy report: the longest runs that a piece shares with the training tracks, and how long such runs are by chance."""
+"""The copy report: the longest runs that a piece shares with the training tracks, compared with chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from audiovq.data.codes import Codes
 from audiovq.data.shards import Shards, ShardTrack, TrackTable, spread
-from audiovq.evaluation.shared_runs import KINDS, MEASURES, NEAR_SYMBOLS, SEED, Longest, SharedRun, longest_runs, mix
+from audiovq.evaluation import shared_runs
+from audiovq.evaluation.shared_runs import Longest, SharedRun, longest_runs
 
 MAX_STRETCHES = 100  # of the held-out tracks
 
@@ -18,9 +19,9 @@ MAX_STRETCHES = 100  # of the held-out tracks
 def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]]:
     """Find the longest runs that pieces share with the training tracks, and with which probability by chance.
 
-    A symbol stands for the time of one code of level 0: that code alone ("top"), or with all finer codes of its time
-    ("all"). To tell chance from copying, held-out tracks are cut into stretches of the length of a piece, each half a
-    stretch after the one before, and searched in the same way.
+    A symbol stands for the time of one code of level 0: that code alone ("top"), or with all finer codes of
+    its time ("all"). To tell chance from copying, held-out tracks are cut into stretches of the length of a
+    piece, each half a stretch after the one before, and searched in the same way.
 
     Args:
         pieces: all of one length.
@@ -30,13 +31,13 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
         symbols, kind, by: which symbols, which kind of run and which measure (see `shared_runs`);
         p: the share of held-out stretches, the piece counted in, whose run is at least as long, and
         held_out_95: what 95 % of these stretches reach at most; both None if no held-out track is so long;
-        if anything is shared, length, changes, distinct, equal_share, seconds, start_seconds (in the piece), track and
-        track_seconds (in the track).
+        if anything is shared, length, changes, distinct, equal_share, seconds, start_seconds (in the
+        piece), track and track_seconds (in the track).
     Raises:
         ValueError: codes of another tokenizer, or no training tracks.
     """
     training = _training_tracks(pieces[0], shards)
-    reports: list[dict[str, Any]] = [{"seconds": piece.seconds, "n_stretches": 0, "runs": []} for piece in pieces]
+    reports: list[dict[str, Any]] = [{"seconds": piece.seconds, "runs": []} for piece in pieces]
     n_levels = len(pieces[0].levels)
     for name, depth in (("top", 1), ("all", n_levels))[:n_levels]:
         symbols = [_symbols([level.numpy() for level in piece.levels[:depth]], shards) for piece in pieces]
@@ -46,8 +47,9 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
         by_chance = found[len(pieces) :]
         for report, piece, longest in zip(reports, symbols, found, strict=False):
             report["n_stretches"] = len(stretches)
-            for kind, measure in itertools.product(KINDS, MEASURES):
-                row = {"symbols": name, "kind": kind, "by": measure, **_chance(longest, by_chance, kind, measure)}
+            for kind, measure in itertools.product(shared_runs.KINDS, shared_runs.MEASURES):
+                row = {"symbols": name, "kind": kind, "by": measure}
+                row |= _chance(longest, by_chance, kind, measure)
                 run = longest.get((kind, measure))
                 report["runs"].append(row | (_describe(run, piece, training, shards) if run else {}))
     return reports
@@ -57,8 +59,8 @@ def _training_tracks(piece: Codes, shards: Shards) -> TrackTable:
     index, folder = shards.index, shards.folder
     if piece.tokenizer_hash != index.tokenizer_hash:
         raise ValueError(
-            f"{folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of another "
-            f"({piece.tokenizer_hash[:12]}); encode the audio with the model of that run"
+            f"{folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of "
+            f"another ({piece.tokenizer_hash[:12]}); encode the audio with the model of that run"
         )
     training = index.tracks.of("train")
     if not training:
@@ -67,7 +69,7 @@ def _training_tracks(piece: Codes, shards: Shards) -> TrackTable:
 
 
 def symbols_of(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], missing: int) -> np.ndarray:
-    """One symbol for each code of level 0: the code itself, or a hash of 63 bits of all levels' codes of its time.
+    """One symbol for each code of level 0: the code itself, or a hash of the codes of all levels.
 
     Args:
         levels: int [n_codes] each, coarse to fine.
@@ -84,7 +86,7 @@ def symbols_of(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], missing
         ratio = hop_lengths[0] // hop_length
         padded = np.pad(level, (0, n_top * ratio - len(level)), constant_values=missing)
         for codes in padded.reshape(n_top, ratio).T:
-            hashes = mix(hashes, codes)
+            hashes = shared_runs.mix(hashes, codes)
     return (hashes >> np.uint64(1)).astype(np.int64)
 
 
@@ -104,11 +106,10 @@ def _held_out_stretches(shards: Shards, n_levels: int, n: int) -> Iterator[np.nd
         yield _track_symbols(shards, held_out[track], n_levels)[k * step : k * step + n]
 
 
-def _chance(longest: Longest, by_chance: Sequence[Longest], kind: str, measure: str) -> dict[str, float | None]:
+def _chance(longest: Longest, by_chance: Sequence[Longest], kind: str, measure: str) -> dict[str, Any]:
     """How often runs of held-out stretches are as long as that of a piece."""
-    value, *others = (
-        getattr(runs[kind, measure], measure) if (kind, measure) in runs else 0 for runs in (longest, *by_chance)
-    )
+    found = [runs.get((kind, measure)) for runs in (longest, *by_chance)]
+    value, *others = (getattr(run, measure) if run else 0 for run in found)
     if not others:
         return {"p": None, "held_out_95": None}
     n_as_long = sum(other >= value for other in others)
@@ -118,7 +119,7 @@ def _chance(longest: Longest, by_chance: Sequence[Longest], kind: str, measure: 
 def _describe(run: SharedRun, piece: np.ndarray, training: TrackTable, shards: Shards) -> dict[str, Any]:
     index, track = shards.index, training[run.track]
     code_seconds = index.hop_lengths[0] / index.sample_rate
-    # The shifted copies of a track follow it. They lack its first samples, so their codes are that much later in it.
+    # The shifted copies of a track follow it. They lack its first samples, so their codes are later in it.
     first = run.track
     while first and training[first - 1].path == track.path:
         first -= 1
@@ -137,11 +138,11 @@ def _describe(run: SharedRun, piece: np.ndarray, training: TrackTable, shards: S
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """The report as text, a line for each run."""
-    lines = []
+    lines, shortest = [], {"exact": shared_runs.SEED, "near": shared_runs.NEAR_SYMBOLS}
     for row in report["runs"]:
         name = f"{row['symbols']:3} {row['kind']:5} by {row['by']:7}"
         if "track" not in row:
-            lines.append(f"{name}  none of {SEED if row['kind'] == 'exact' else NEAR_SYMBOLS} codes or more")
+            lines.append(f"{name}  none of {shortest[row['kind']]} codes or more")
             continue
         chance = "no held-out track is as long as the piece"
         if row["p"] is not None:

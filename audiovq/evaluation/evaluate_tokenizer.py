@@ -1,5 +1,6 @@
-"""How well a tokenizer reconstructs music: metrics of each track and prefix of levels, their means, and the use of the
-codes. The command is `audiovq eval`.
+"""How well does a tokenizer reconstruct music? The command is `audiovq eval`.
+
+Metrics of each track and prefix of levels are reported with their means and with the use of the codes.
 """
 
 from __future__ import annotations
@@ -87,17 +88,18 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - began
 
 
-def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metric] = METRICS) -> dict[str, Any]:
+def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metric] = METRICS) -> Row:
     """Compare reconstructions with their sources.
 
     Returns:
-        tracks: a row for each track and prefix of levels: the metrics, raw kbps, and speeds of encoding and decoding
-            as multiples of real time (`encode_speed`, `decode_speed`).
-        summary: a row for each prefix: the `mean` of these columns over tracks and the half-width `ci95` of Student's
-            interval (None for one track); raw kbps, and kbps at the entropy of the codes of all tracks.
-        levels: a row for each level: codes a second, number of codes, entropy in bits a code, perplexity, and the
-            share of the codebook that is used. The entropy is too low with fewer than about ten codes for each entry
-            of the codebook.
+        tracks: a row for each track and prefix of levels: the metrics, raw kbps, and speeds of encoding and
+            decoding as multiples of real time (`encode_speed`, `decode_speed`).
+        summary: a row for each prefix: the `mean` of these columns over tracks and the half-width `ci95` of
+            Student's interval (None for one track); raw kbps, and kbps at the entropy of the codes of all
+            tracks.
+        levels: a row for each level: codes a second, number of codes, entropy in bits a code, perplexity,
+            and the share of the codebook that is used. The entropy is too low with fewer than about ten
+            codes for each entry of the codebook.
     """
     rows: list[Row] = []
     counts: list[np.ndarray] = []  # int64 [codebook_size] a level
@@ -109,7 +111,8 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
         rows += _track_rows(track, metrics)
     if codes is None:
         raise ValueError("expected at least one track to evaluate, found none")
-    levels = [_level_row(level, n, codes.sample_rate / codes.hop_lengths[level]) for level, n in enumerate(counts)]
+    rates = [codes.sample_rate / hop_length for hop_length in codes.hop_lengths]
+    levels = [_level_row(level, n, rates[level]) for level, n in enumerate(counts)]
     summary = [_summary_row(n, rows, levels, codes.codebook_size) for n in range(1, len(levels) + 1)]
     return {"tracks": rows, "summary": summary, "levels": levels}
 
@@ -163,7 +166,8 @@ def _summary_row(n_levels: int, rows: list[Row], levels: list[Row], codebook_siz
 def print_tables(report: dict[str, Any]) -> None:
     """Print the tracks, the means with their confidence intervals, and the use of the codes."""
     columns = [name for name in report["tracks"][0] if name != "samples"]
-    print_table("tracks", [*map(words, columns)], [[row[name] for name in columns] for row in report["tracks"]])
+    rows = [[row[name] for name in columns] for row in report["tracks"]]
+    print_table("tracks", [*map(words, columns)], rows)
     summary, n_levels = report["summary"], len(report["levels"])
     names = [name for name in summary[0] if name not in {"levels", "n_tracks", "seconds"}]
     print_table(

@@ -1,11 +1,12 @@
 """Fréchet distance between two sets of embeddings, a measure of how far generated music is from real music.
 
-Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017 for images,
-arXiv:1706.08500, section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased upward for small sets
-(arXiv:2311.01616, section 3.1), so compare only sets of like size, and compare with the distance between two sets of real
-music.
+Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017
+for images, arXiv:1706.08500, section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased
+upward for small sets (arXiv:2311.01616, section 3.1), so compare only sets of like size, and compare with
+the distance between two sets of real music.
 
-A set is a list of arrays float [windows, dim], one per track, because windows of one track are not independent.
+A set is a list of arrays float [windows, dim], one per track, because windows of one track are not
+independent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Tracks = Sequence[np.ndarray]
 def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
     """Fréchet distance of two Gaussians.
 
-    tr (Ca Cb)^½ is computed as the sum of the singular values of Ca^½ Cb^½, which is real and exact for singular matrices.
+    tr (Ca Cb)^½ is computed as the sum of the singular values of Ca^½ Cb^½, which is real and exact for
+    singular matrices.
 
     Args:
         mean_a, mean_b: float [dim].
@@ -41,8 +43,8 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
     """The distance between a set and the reference, by their sample means and covariances.
 
     Args:
-        n_components: compare only this many principal components of the reference; default all dimensions. At least ten
-            windows per component are recommended.
+        n_components: compare only this many principal components of the reference; default all dimensions.
+            At least ten windows per component are recommended.
     Raises:
         ValueError: fewer than two windows, unequal dimensions, or more components than dimensions.
     """
@@ -77,7 +79,8 @@ def _stack(tracks: Tracks) -> np.ndarray:
 def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: int = 8, seed: int = 0) -> float | None:
     """The distance between two halves of the reference, split by track at random; the mean of several splits.
 
-    A single track is split into its first and second half. The result is None if a half has fewer than two windows.
+    A single track is split into its first and second half. The result is None if a half has fewer than two
+    windows.
     """
     random = np.random.default_rng(seed)
     parts = list(reference) if len(reference) > 1 else np.array_split(reference[0], 2)
@@ -96,8 +99,8 @@ def frechet_estimate(
 ) -> Estimate:
     """`frechet_distance` with a 95 % confidence interval by the bootstrap over the tracks of both sets.
 
-    The half-width is 1.96 standard deviations of the resampled distances. (Resampling raises the distance, which is
-    biased, so an interval of percentiles would not contain the estimate.)
+    The half-width is 1.96 standard deviations of the resampled distances. (Resampling raises the distance,
+    which is biased, so an interval of percentiles would not contain the estimate.)
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 12.5: the normal interval.
     """
@@ -107,6 +110,6 @@ def frechet_estimate(
     random = np.random.default_rng(seed)
     resampled = []
     for _ in range(n_resamples):
-        a, b = ([group[i] for i in random.integers(len(group), size=len(group))] for group in (tracks, reference))
+        a, b = ([g[i] for i in random.integers(len(g), size=len(g))] for g in (tracks, reference))
         resampled.append(frechet_distance(a, b, n_components))
     return Estimate(value, 1.96 * float(np.std(resampled, ddof=1)))

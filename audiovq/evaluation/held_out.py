@@ -58,5 +58,5 @@ def _run_music(folder: Path, model: str) -> Scan:
 def _part(music: Scan, split: str, model: str) -> Scan:
     tracks = music.split(split)
     if not tracks and split == "valid":
-        raise ValueError(f"{model}: no track is held out; name a folder of other music: audiovq eval {model} DATA")
+        raise ValueError(f"{model}: no track is held out; name a folder of music: audiovq eval {model} DATA")
     return dataclasses.replace(music, tracks=tracks)

@@ -22,8 +22,8 @@ def loudness(waveform: Tensor, sample_rate: int) -> float:
     Returns:
         Loudness in LUFS; -inf for silence.
     Source: ITU-R BS.1770-4, annex 1, as measured by pyloudnorm with the filters of B. De Man, "Evaluation of
-    Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. They are the standard's at 48 kHz and
-    keep its response at other rates.
+    Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. They are the standard's at 48 kHz
+    and keep its response at other rates.
     """
     step = STEP_SECONDS * sample_rate  # samples
     block = math.ceil(BLOCK_STEPS * step)

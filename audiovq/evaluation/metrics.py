@@ -1,7 +1,8 @@
 """How close a reconstruction is to its source.
 
-Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float [channels, samples]
-in [-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them; `compare` applies them to long tracks.
+Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float
+[channels, samples] in [-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them;
+`compare` applies them to long tracks.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ STFT_WINDOWS = (2048, 512)
 CQT_LOWEST = 32.703  # Hz: C1
 CQT_OCTAVES = 7  # up to C8, 4186 Hz; fewer at low sample rates
 CQT_BINS = 36  # per octave: three per semitone, so that half a semitone is another bin
-CQT_FLOOR = 1e-3  # 54 dB below a full-scale sine; less counts as silence, so that faint noise does not dominate
+CQT_FLOOR = 1e-3  # 54 dB below a full-scale sine; less counts as silence, so that faint noise has no weight
 POWER_FLOOR = 1e-6  # mean square, -60 dBFS
 CHROMA_FLOOR = 1e-4  # added to every pitch class, so that silence is a uniform chroma
 WINDOW_SECONDS = 10.0
 
 
 def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """Mean |Δ log10 mel magnitude| over windows of 64 to 2048 samples; 0 is perfect, a gain of ten costs at most 1.
+    """Mean |Δ log10 mel magnitude| over windows of 64 to 2048 samples; 0 is perfect, a gain of ten costs 1.
 
-    Source: the windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over windows
-    instead of a sum.
+    Source: the windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over
+    windows instead of a sum.
     """
     a, b = _pair(reconstruction, reference)
     distances = []
@@ -53,16 +54,17 @@ def _mel_spectrogram(sample_rate: int, n_fft: int) -> MelSpectrogram:
 def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """Sum over windows of 2048 and 512 samples of mean |Δ log10 |X|²| + mean |Δ |X||; 0 is perfect.
 
-    Source: the STFT distance of DAC, arXiv:2306.06546, section 4.3, as in its released code: Hann windows, a hop of a
-    quarter window, magnitudes that are not normalised and clamped at 1e-5 in the logarithm, and the linear term.
+    Source: the STFT distance of DAC, arXiv:2306.06546, section 4.3, as in its released code: Hann windows,
+    a hop of a quarter window, magnitudes that are not normalised and clamped at 1e-5 in the logarithm, and
+    the linear term.
     """
     a, b = _pair(reconstruction, reference)
     total = 0.0
     for n_fft in STFT_WINDOWS:
         window = torch.hann_window(n_fft)
-        padding = "reflect" if a.shape[-1] > n_fft // 2 else "constant"  # a signal that is too short cannot be mirrored
-        x, y = (torch.stft(w, n_fft, n_fft // 4, window=window, pad_mode=padding, return_complex=True) for w in (a, b))
-        x, y = x.abs(), y.abs()
+        padding = "reflect" if a.shape[-1] > n_fft // 2 else "constant"  # short signals cannot be mirrored
+        options = {"window": window, "pad_mode": padding, "return_complex": True}
+        x, y = (torch.stft(w, n_fft, n_fft // 4, **options).abs() for w in (a, b))
         logarithmic = (x.clamp(min=1e-5).log10() - y.clamp(min=1e-5).log10()).abs().mean()
         total += float(2 * logarithmic + (x - y).abs().mean())  # log10 |X|² = 2 log10 |X|
     return total
@@ -76,15 +78,17 @@ def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float
     e, s = (w.double().flatten() for w in _pair(reconstruction, reference))
     s, e = s - s.mean(), e - e.mean()
     target = (e @ s) / (s @ s).clamp(min=1e-12) * s
-    return float(10 * torch.log10((target @ target).clamp(min=1e-12) / ((e - target) @ (e - target)).clamp(min=1e-12)))
+    distortion = e - target
+    ratio = (target @ target).clamp(min=1e-12) / (distortion @ distortion).clamp(min=1e-12)
+    return float(10 * torch.log10(ratio))
 
 
 def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """The level of the reconstruction relative to the reference, in dB: 0 is perfect, below 0 it is too quiet.
+    """The level of the reconstruction relative to the reference, in dB: 0 is perfect, less is too quiet.
 
-    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes do not show
-    this: a tokenizer that is unsure where a partial is minimises them with nearly no partial at all, so music that lost
-    12 dB can have a low distance.
+    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes
+    do not show this: a tokenizer that is unsure where a partial is minimises them with nearly no partial at
+    all, so music that lost 12 dB can have a low distance.
     """
     a, b = (w.double().square().mean().clamp(min=POWER_FLOOR) for w in _pair(reconstruction, reference))
     return float(10 * torch.log10(a / b))
@@ -93,9 +97,10 @@ def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int
 def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """The share of the harmony that is in wrong pitch classes: 0 is perfect, 1 has no pitch class in common.
 
-    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1; silence is
-    1/12 everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the reference is silent.
-    Chroma is librosa's `chroma_cqt` of the constant-Q magnitudes below, tuned to A4 = 440 Hz.
+    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1;
+    silence is 1/12 everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the
+    reference is silent. Chroma is librosa's `chroma_cqt` of the constant-Q magnitudes below, tuned to
+    A4 = 440 Hz.
     """
     a, b = (
         librosa.feature.chroma_cqt(
@@ -104,15 +109,16 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
         for w in _pair(reconstruction, reference)
     )
     weight = b.sum(axis=-2)
-    p, q = ((chroma + CHROMA_FLOOR) / (chroma + CHROMA_FLOOR).sum(axis=-2, keepdims=True) for chroma in (a, b))
+    a, b = a + CHROMA_FLOOR, b + CHROMA_FLOOR
+    p, q = (chroma / chroma.sum(axis=-2, keepdims=True) for chroma in (a, b))
     return float((0.5 * np.abs(p - q).sum(axis=-2) * weight).sum() / max(weight.sum(), 1e-9))
 
 
-def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, highest: float = np.inf) -> float:
+def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, highest: float = math.inf) -> float:
     """Mean |Δ log10 magnitude| of the constant-Q transform, C1 to C8 in thirds of a semitone; 0 is perfect.
 
-    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with windows of
-    2048 samples does not.
+    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with
+    windows of 2048 samples does not.
 
     Args:
         highest: Hz; only bins below count.
@@ -170,8 +176,8 @@ METRICS: dict[str, Metric] = {
 def over_windows(metric: Metric, reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """The mean of a metric over windows of 10 s, weighted by their length, at constant memory.
 
-    For means over frames it equals the metric of the whole track up to the frames at the seams. SI-SDR has one scale for
-    the whole track, so it is not computed in this way.
+    For means over frames it equals the metric of the whole track up to the frames at the seams. SI-SDR has
+    one scale for the whole track, so it is not computed in this way.
     """
     n = max(1, round(WINDOW_SECONDS * sample_rate))
     parts = zip(reconstruction.split(n, dim=-1), reference.split(n, dim=-1), strict=True)

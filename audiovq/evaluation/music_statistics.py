@@ -16,7 +16,7 @@ KEY_PROFILES = np.array([
 
 
 def key_clarity(chroma: np.ndarray) -> float:
-    """Largest correlation of a chroma vector, float [12], with the profiles of the 24 keys: near 1 for tonal music."""
+    """Largest correlation of a chroma vector, float [12], with the profiles of the 24 keys."""
     keys = np.stack([np.roll(profile, k) for profile in KEY_PROFILES for k in range(12)])
     return float(np.corrcoef(chroma, keys)[0, 1:].max()) if chroma.std() > 1e-9 else 0.0
 
@@ -32,15 +32,18 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
         peak: largest absolute sample.
         clipped: share of samples at full scale.
         flatness: median spectral flatness over frames, 1 for white noise, near 0 for tones.
-        chroma_entropy: mean entropy of the 12 pitch classes in a frame, in bits; 3.58 for noise, 0 for one pitch class.
-        chroma_change: mean L1 distance between the mean chroma of successive half seconds; 0 for a constant tone.
+        chroma_entropy: mean entropy of the 12 pitch classes in a frame, in bits; 3.58 for noise, 0 for one
+            pitch class.
+        chroma_change: mean L1 distance between the mean chroma of successive half seconds; 0 for a constant
+            tone.
         key_clarity: of the mean chroma, see `key_clarity`.
         onsets_per_second: of librosa's onset detector.
         tempo: beats per minute, librosa's estimate; 0 if there are no onsets.
     """
     mono = waveform.float().mean(dim=0).numpy()
     rms = float(np.sqrt(np.mean(mono**2)))
-    frames = librosa.util.frame(mono, frame_length=2048, hop_length=512) if len(mono) >= 2048 else mono[:, None]
+    is_long = len(mono) >= 2048
+    frames = librosa.util.frame(mono, frame_length=2048, hop_length=512) if is_long else mono[:, None]
     loud = np.sqrt((frames**2).mean(axis=0)) > 0.1 * rms
     flatness = librosa.feature.spectral_flatness(y=mono, center=False)[0][: len(loud)]
     chroma = librosa.feature.chroma_stft(y=mono, sr=sample_rate, n_fft=4096, hop_length=1024, tuning=0.0)
@@ -51,6 +54,7 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
     change = np.abs(np.diff(slow, axis=0)).sum(axis=1)
     strength = librosa.onset.onset_strength(y=mono, sr=sample_rate)
     onsets = librosa.onset.onset_detect(onset_envelope=strength, sr=sample_rate)
+    tempo = librosa.feature.tempo(onset_envelope=strength, sr=sample_rate)[0] if len(onsets) else 0.0
     return {
         "rms_db": 20 * math.log10(max(rms, 1e-9)),
         "peak": float(np.abs(mono).max()),
@@ -60,5 +64,5 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
         "chroma_change": float(change.mean()) if len(change) else 0.0,
         "key_clarity": key_clarity(p.mean(axis=1)),
         "onsets_per_second": len(onsets) * sample_rate / len(mono),
-        "tempo": float(librosa.feature.tempo(onset_envelope=strength, sr=sample_rate)[0]) if len(onsets) else 0.0,
+        "tempo": float(tempo),
     }

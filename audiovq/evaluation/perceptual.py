@@ -20,7 +20,7 @@ SHORTEST = SAMPLE_RATE // 2  # samples; with less than 0.1 s zimtohrli 0.2.1 wri
 def check_installed() -> None:
     """Raises ValueError if the extra is not installed."""
     if zimtohrli is None:
-        raise ValueError("perceptual score: the package zimtohrli is missing; pip install 'audiovq[perceptual]'")
+        raise ValueError("perceptual score: zimtohrli is missing; pip install 'audiovq[perceptual]'")
 
 
 def perceptual_score(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:

@@ -1,13 +1,14 @@
 """The longest runs of symbols that sequences share with a large set of tracks.
 
-A run is a stretch of a piece and an equally long stretch of a track whose symbols are equal position by position: all of
-them in an "exact" run; in a "near" run at least nine of ten, the first and the last among them. A symbol that is held
-(a chord, silence) makes long runs that mean little, so runs are also ranked by their changes: the number of stretches of
-one symbol in them.
+A run is a stretch of a piece and an equally long stretch of a track whose symbols are equal position by
+position: all of them in an "exact" run; in a "near" run at least nine of ten, the first and the last among
+them. A symbol that is held (a chord, silence) makes long runs that mean little, so runs are also ranked by
+their changes: the number of stretches of one symbol in them.
 
-Every run contains SEED equal symbols in a row. The search sorts the hashes of all seeds of the tracks, looks up the seeds
-of a piece, extends each match to an exact run, and searches for near runs around it. Memory is that of the pieces,
-BLOCK_SYMBOLS symbols and PAIRS_AT_ONCE comparisons, however many tracks there are.
+Every run contains SEED equal symbols in a row. The search sorts the hashes of all seeds of the tracks,
+looks up the seeds of a piece, extends each match to an exact run, and searches for near runs around it.
+Memory is that of the pieces, BLOCK_SYMBOLS symbols and PAIRS_AT_ONCE comparisons, however many tracks there
+are.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class SharedRun:
     equal: int  # number of equal symbols
 
 
-Longest = dict[tuple[str, str], SharedRun]  # by kind and measure; a missing run is shorter than SEED or NEAR_SYMBOLS
+Longest = dict[tuple[str, str], SharedRun]  # by kind and measure; a run below SEED or NEAR_SYMBOLS is missing
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> 
         pieces: int [n] each, symbols from 0 on.
         tracks: int [n] each.
     Returns:
-        For each piece the longest exact and near run by length and by changes. The near run by changes is the one with
-        most changes among the longest near runs around each exact run.
+        For each piece the longest exact and near run by length and by changes. The near run by changes is
+        the one with most changes among the longest near runs around each exact run.
     """
     searches = [_Search(piece) for piece in pieces]
     for block in _blocks(tracks):
@@ -70,11 +71,12 @@ def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> 
 
 
 class _Block:
-    """Several tracks one after the other, with TRACK_BEGIN before each, and their seeds in the order of their keys."""
+    """Several tracks, with TRACK_BEGIN before each, and their seeds in the order of their keys."""
 
     def __init__(self, first_track: int, tracks: list[np.ndarray]):
         self.first_track = first_track
-        self.symbols = np.concatenate([part for track in tracks for part in ([TRACK_BEGIN], track)]).astype(np.int64)
+        parts = [part for track in tracks for part in ([TRACK_BEGIN], track)]
+        self.symbols = np.concatenate(parts).astype(np.int64)
         self.track_begins = np.cumsum([1] + [len(track) + 1 for track in tracks[:-1]])
         keys = seed_keys(self.symbols, TRACK_BEGIN)
         self.places = np.argsort(keys)
@@ -115,7 +117,7 @@ class _Search:
                         self._keep_longest("near", block, near)
 
     def _seed_matches(self, block: _Block) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Positions (in the piece, in the block) of equal seeds where the symbols before differ, so that a run begins.
+        """Positions (in the piece, in the block) where a run begins: equal seeds after different symbols.
 
         A symbol held m times in the piece and n times in a track gives m + n such pairs instead of m · n.
         """
@@ -129,11 +131,11 @@ class _Search:
                 yield start, block.places[i]
 
     def _near_windows(self, exact: _Runs) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        """Where near runs around exact runs can be: begins of windows in the piece, shifts (place - start), the width.
+        """Windows for the near runs around exact runs: begins in the piece, shifts (place - start), width.
 
-        Let r be the longest exact part of a near run. With m unequal symbols it has at most (m + 1) · r equal ones, and
-        needs 9 · m. If r < 9, so m <= r / (9 - r), and the run is at most (m + 1) · r + m long. If r >= 9, it may be as
-        long as the piece.
+        Let r be the longest exact part of a near run. With m unequal symbols it has at most (m + 1) · r
+        equal ones, and needs 9 · m. If r < 9, so m <= r / (9 - r), and the run is at most (m + 1) · r + m
+        long. If r >= 9, it may be as long as the piece.
         """
         shifts = exact.places - exact.starts
         for r in range(SEED, LOSS):
@@ -152,7 +154,7 @@ class _Search:
         first, lengths = longest_near(equal)
         row = np.flatnonzero(lengths >= NEAR_SYMBOLS)
         first, lengths = first[row], lengths[row]
-        n_equal = np.pad(np.cumsum(equal[row], axis=1), ((0, 0), (1, 0)))  # [rows, width + 1], before each symbol
+        n_equal = np.pad(np.cumsum(equal[row], axis=1), ((0, 0), (1, 0)))  # before each symbol
         k = np.arange(len(row))
         starts = begins[row] + first
         return _Runs(starts, starts + shifts[row], lengths, n_equal[k, first + lengths] - n_equal[k, first])
@@ -165,18 +167,22 @@ class _Search:
             i = int(values.argmax())
             old = self.best.get((kind, measure))
             if old is None or int(values[i]) > getattr(old, measure):
-                place = int(runs.places[i])
-                track = int(np.searchsorted(block.track_begins, place, side="right")) - 1
-                track_start = place - int(block.track_begins[track])
-                length, equal = int(runs.lengths[i]), int(runs.equal[i])
+                track = int(np.searchsorted(block.track_begins, runs.places[i], side="right")) - 1
                 self.best[kind, measure] = SharedRun(
-                    block.first_track + track, int(runs.starts[i]), track_start, length, int(changes[i]), equal
+                    track=block.first_track + track,
+                    start=int(runs.starts[i]),
+                    track_start=int(runs.places[i] - block.track_begins[track]),
+                    length=int(runs.lengths[i]),
+                    changes=int(changes[i]),
+                    equal=int(runs.equal[i]),
                 )
 
 
 def seed_keys(symbols: np.ndarray, before: int) -> np.ndarray:
-    """A key of 64 bits for each stretch of SEED symbols: their hash in the upper half, in the lower half that of the
-    symbol before them, which is `before` at the beginning.
+    """A key of 64 bits for each stretch of SEED symbols.
+
+    The upper half is a hash of these symbols, the lower half that of the symbol before them, which is
+    `before` at the beginning.
     """
     n = max(0, len(symbols) - SEED + 1)
     seeds = np.zeros(n, dtype=np.uint64)
@@ -187,7 +193,10 @@ def seed_keys(symbols: np.ndarray, before: int) -> np.ndarray:
 
 
 def mix(hashes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Add integers to 64-bit hashes by the finalizer of SplitMix64 (Steele 2014, doi:10.1145/2660193.2660195)."""
+    """Add integers to 64-bit hashes.
+
+    Source: the finalizer of SplitMix64, Steele 2014, doi:10.1145/2660193.2660195.
+    """
     x = hashes * np.uint64(3) + values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -225,9 +234,10 @@ def equal_symbols(piece: np.ndarray, symbols: np.ndarray, starts: np.ndarray, pl
 def longest_near(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The longest near run in each row of bool [rows, n]: its start, and its length or 0.
 
-    It begins and ends with True, and at least nine of ten are True. With a balance that rises by 1 at True and falls by
-    9 at False, it is the longest stretch that does not lose. So for each end, the earliest begin whose balance is not
-    above that of the end is wanted, which a binary search finds among the running minima.
+    It begins and ends with True, and at least nine of ten are True. With a balance that rises by 1 at True
+    and falls by 9 at False, it is the longest stretch that does not lose. So for each end, the earliest
+    begin whose balance is not above that of the end is wanted, which a binary search finds among the
+    running minima.
     """
     n_rows, n = equal.shape
     balance = np.zeros((n_rows, n + 1), dtype=np.int64)
@@ -236,7 +246,8 @@ def longest_near(equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     balance -= 2 * (LOSS + 1) * (n + 1) * np.arange(n_rows)[:, None]
     begins = np.where(np.pad(equal, ((0, 0), (0, 1))), balance, np.iinfo(np.int64).max)
     minima = np.minimum.accumulate(begins.ravel())
-    first = np.searchsorted(-minima, -balance[:, 1:].ravel()).reshape(n_rows, n) - np.arange(n_rows)[:, None] * (n + 1)
+    first = np.searchsorted(-minima, -balance[:, 1:].ravel()).reshape(n_rows, n)
+    first -= np.arange(n_rows)[:, None] * (n + 1)
     lengths = np.where(equal, np.arange(1, n + 1) - first, 0)
     row, last = np.arange(n_rows), lengths.argmax(axis=1)
     return np.where(lengths[row, last] > 0, first[row, last], 0), lengths[row, last]
