@@ -174,8 +174,8 @@ def test_a_pipe_gets_a_wav_header_and_each_piece_at_once(tmp_path: Path) -> None
         for end in (5000, 12000):
             pipe.write(waveform[:, pipe.n_samples : end])
             assert (tmp_path / "pipe.wav").stat().st_size == 44 + 4 * end
-    same = [soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("a.wav", "pipe.wav")]
-    assert np.array_equal(*same)
+    whole, pieces = (soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("a.wav", "pipe.wav"))
+    assert np.array_equal(whole, pieces)
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb", buffering=0) as file, pytest.raises(ValueError, match="that reads it has stopped"):

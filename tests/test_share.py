@@ -76,10 +76,10 @@ def test_the_card_says_data_credits_recipe_figures_and_use(exported: Path, tiny_
 
 def test_local_paths_are_not_published(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "secret" / "run")
-    places = [
+    places = (
         "data.manifest=/secret/list.jsonl", "data.credits=/secret/CREDITS.md", "codes.path=s3://secret/run/codes",
         f"tokenizer.from_pretrained={tmp_path / 'secret' / 'run'}", "priors.0.from_pretrained=owner/model@v1",
-    ]  # fmt: skip
+    )  # fmt: skip
     public = without_local_paths(load_recipe(str(tiny_recipe), overrides=places))
     assert "secret" not in public.to_yaml()
     assert "/" not in public.data.folder

@@ -104,7 +104,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.count(None, None) == 4  # all that are visible
     assert launch.count(2, None) == 2
     assert launch.count(None, 3) == 3
-    for gpus, processes, message in ((8, None, "expected at most the 4 that are here"), (1, 1, "expected one of them")):
+    for gpus, processes, message in ((8, None, "expected at most the 4 GPUs"), (1, 1, "expected one of them")):
         with pytest.raises(ValueError, match=message):
             launch.count(gpus, processes)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -123,20 +123,20 @@ def test_rows_of_the_pool_are_those_of_its_parts() -> None:
 def test_sampling_that_is_asked_to_stop_keeps_what_it_has(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    from audiovq.sampling.engine import PackedStepper
+    from audiovq.sampling.engine import PackedEngine
 
-    step, count = PackedStepper.step, []
+    step, count = PackedEngine.step, []
 
     def stop(*arguments: object) -> torch.Tensor:
         count.append(1)
         os.kill(os.getpid(), number) if len(count) == 100 else None
         return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PackedStepper, "step", stop)
+    monkeypatch.setattr(PackedEngine, "step", stop)
     options = ("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
     result = cli(*options)
     assert result.exit_code == 128 + number
-    assert f"audiovq: stopped by {number.name}; the same command goes on from there" in result.output
+    assert f"audiovq: stopped by {number.name}; the same command resumes it" in result.output
     assert "the same command with --seed 1 goes on" in result.output
     again = cli(*options)
     assert again.exit_code == 0

@@ -184,7 +184,7 @@ def test_priors_that_contradict_their_tokenizer_or_each_other_are_refused(model:
     change_config(
         model / "prior-1", lambda c: c["spec"].update(sample_rate=8000, vocabularies={"genre": ["rock", "folk"]})
     )
-    refuse(lambda: Generator.from_pretrained(model), "the values of the label genre that prior 0 has")
+    refuse(lambda: Generator.from_pretrained(model), "the values of label genre that prior 0 has")
 
 
 # --- codes files ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reads audio files: soundfile decodes them, and ffmpeg what soundfile cannot. Every problem is a one-line ValueError."""
+"""Reads audio files by soundfile, or by ffmpeg if soundfile cannot. Problems are one-line ValueErrors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ SUFFIXES = {
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au"),
     *ffmpeg.SUFFIXES,
 }
-LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}  # their headers have the number of samples
+# Formats whose header has the number of samples.
+LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}
 BLOCK_FRAMES = 1 << 16
-UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand for an unknown length, in headers that were written to a pipe
+UNKNOWN_BYTES = 0x7FFF0000  # from here on, the size in a header that was written to a pipe means "unknown"
 
-# Weights of each channel of the usual layouts in left and right (ITU-R BS.775-3, table 2; without the LFE channel).
+# Weights of each channel of the usual layouts in left and right (ITU-R BS.775-3, table 2; without LFE).
 _CENTRE = 2**-0.5
 _LAYOUTS = {
     3: ([1, 0, _CENTRE], [0, 1, _CENTRE]),
@@ -140,13 +141,14 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
             raise kind(f"{path}: truncated or damaged ({_reason(error)})") from None
         to_the_end = lossless and done < wanted
         if to_the_end and start + done < file.frames:
-            raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {start + done} are there")
+            found = start + done
+            raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {found} are there")
     if to_the_end:
         _check_declared_bytes(path)
 
 
 def _check_declared_bytes(path: Path) -> None:
-    """Raises ValueError if a WAV or AIFF file is shorter than its header says, which soundfile does not report."""
+    """Raises ValueError if a WAV or AIFF file is shorter than its header says. (soundfile does not.)"""
     with path.open("rb") as file:
         kind, size = file.read(4), file.read(4)
     if kind not in {b"RIFF", b"FORM"}:
@@ -160,7 +162,7 @@ def _check_declared_bytes(path: Path) -> None:
 def downmix(waveform: Tensor, channels: int) -> Tensor:
     """[1 to 6 channels or more, samples] -> [1 or 2, samples].
 
-    Surround becomes stereo by ITU-R BS.775, scaled so that it cannot clip; mono is the mean of left and right.
+    Surround becomes stereo by ITU-R BS.775, scaled so that it cannot clip. Mono is the mean of both channels.
     """
     found = waveform.shape[0]
     if found == channels:

@@ -1,4 +1,4 @@
-"""Writes 16-bit audio piece by piece: a WAV or FLAC file that appears when it is whole, or WAV into a pipe."""
+"""Writes 16-bit audio piece by piece: a WAV or FLAC file that appears when it is whole, or WAV in a pipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from audiovq.utils.files import atomic_file, cannot_write, check_folder
 
 WRITABLE = (".wav", ".flac")
 WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
-PIPE_BYTES = (1 << 32) - 1 - 36  # the largest size that a header can hold; players take it for "until the end"
+PIPE_BYTES = (1 << 32) - 1 - 36  # the largest size in a header; players take it for "until the end"
 
 
 class AudioWriter:
@@ -28,17 +28,22 @@ class AudioWriter:
     ...     file.write(waveform)  # [channels, any n]
 
     Args:
-        target: path of a .wav or .flac file; or an open binary file, such as a pipe, which gets a WAV header with the
-            whole length first, and each piece as soon as it is written.
+        target: path of a .wav or .flac file; or an open binary file, such as a pipe, which gets a WAV
+            header with the whole length first, and each piece as soon as it is written.
         n_samples: how many will come. A pipe needs it; for a file it is checked before the work, if given.
         comment: for the comment tag of a file.
     Raises:
-        ValueError: unknown suffix, a folder that is missing or cannot be written, more than a WAV file holds, or the
-            program that reads the pipe has stopped.
+        ValueError: unknown suffix, a folder that is missing or cannot be written, more than a WAV file
+            holds, or the program that reads the pipe has stopped.
     """
 
     def __init__(
-        self, target: Path | str | BinaryIO, sample_rate: int, channels: int, n_samples: int = 0, comment: str = ""
+        self,
+        target: Path | str | BinaryIO,
+        sample_rate: int,
+        channels: int,
+        n_samples: int = 0,
+        comment: str = "",
     ):
         self.target, self.channels, self.n_samples = target, channels, 0
         if isinstance(target, str | Path):
@@ -65,18 +70,17 @@ class AudioWriter:
 
     def _check_size(self, n_samples: int) -> None:
         if Path(str(self.target)).suffix.lower() == ".wav" and n_samples * self.channels * 2 > WAV_BYTES:
-            raise ValueError(f"{self.target}: a WAV file holds at most 4 GB, and this is more; write a .flac file")
+            raise ValueError(f"{self.target}: a WAV file holds at most 4 GB; write a .flac file")
 
 
 @contextlib.contextmanager
 def _file(path: Path, sample_rate: int, channels: int, comment: str) -> Iterator[soundfile.SoundFile]:
-    """A file by soundfile. The format is given, because the temporary file's name does not have the suffix."""
+    """A file that soundfile writes."""
+    form = path.suffix[1:].upper()  # given explicitly, because the temporary name does not have the suffix
     try:
         with (
             atomic_file(path) as temporary,
-            soundfile.SoundFile(
-                temporary, "w", sample_rate, channels, "PCM_16", format=path.suffix[1:].upper()
-            ) as file,
+            soundfile.SoundFile(temporary, "w", sample_rate, channels, "PCM_16", format=form) as file,
         ):
             if comment:
                 file.comment = comment
@@ -91,8 +95,9 @@ class _Pipe:
     def __init__(self, file: BinaryIO, sample_rate: int, channels: int, n_samples: int):
         self.file, frame = file, 2 * channels
         size = min(frame * n_samples, PIPE_BYTES)
-        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, frame * sample_rate, frame, 16)
-        self._send(struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE") + form + struct.pack("<4sI", b"data", size))
+        riff = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE")
+        pcm = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, frame * sample_rate, frame, 16)
+        self._send(riff + pcm + struct.pack("<4sI", b"data", size))
 
     def write(self, frames: np.ndarray) -> None:
         """int16 [n, channels]."""
@@ -115,7 +120,8 @@ def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
 def check_writable(path: Path) -> None:
     """Raises ValueError, before the work, if an audio file cannot be written there."""
     if path.suffix.lower() not in WRITABLE:
-        raise ValueError(f"{path}: expected a name that ends in .wav or .flac, found {path.suffix or 'no suffix'}")
+        found = path.suffix or "no suffix"
+        raise ValueError(f"{path}: expected a name that ends in .wav or .flac, found {found}")
     check_folder(path.parent)
     if path.is_dir():
         raise ValueError(f"{path}: expected the name of a file to write, found a folder")

@@ -1,4 +1,4 @@
-"""Which pitch class is strongest, moment by moment: the melody of a recording as the prior hears it."""
+"""Chroma: the strongest pitch class at each moment, from which the prior can follow a melody."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import librosa
 import numpy as np
 from torch import Tensor
 
-SILENT = 13  # pitch classes C to B are 1 to 12; 0 is kept for unknown
-QUIET = 10 ** (-60 / 20)  # root mean square of a frame below which it is silent: -60 dBFS
+SILENT = 13  # pitch classes C to B are 1 to 12; 0 is unknown
+QUIET = 10 ** (-60 / 20)  # root mean square below which a frame is silent: -60 dBFS
 FRAMES_AT_ONCE = 1024
 
 
 def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
-    """Float [channels, samples] -> uint8 [ceil(samples / hop_length)], 1 to 13 each.
+    """Float [channels, samples] -> pitch classes 1 to 13, uint8 [ceil(samples / hop_length)].
 
-    Frame i is about samples [i · hop_length, (i + 1) · hop_length): the transform's window is centred on them. So with the
-    top level's hop, frame i and top code i are of the same time. Computed in blocks, at bounded memory.
+    The window of frame i is centred on samples [i · hop_length, (i + 1) · hop_length), so that with the top
+    level's hop frame i and top code i are at the same time. It is computed in blocks, in bounded memory.
     Source: MusicGen, arXiv:2306.05284, section 2.3 (the argmax of a chromagram). Differs: silence is a class.
     """
     mono = waveform.float().mean(dim=0).cpu().numpy()
     n_frames = -(-len(mono) // hop_length)
-    n_fft = 1 << max(round(math.log2(0.2 * sample_rate)), (hop_length - 1).bit_length())  # about a fifth of a second
+    # A window of about a fifth of a second, and at least one hop.
+    n_fft = 1 << max(round(math.log2(0.2 * sample_rate)), (hop_length - 1).bit_length())
     lead = (n_fft - hop_length) // 2
     padded = np.pad(mono, (lead, n_fft + hop_length))
     parts = []

@@ -74,7 +74,8 @@ class Codes:
         header = read_header(path)
         coding = {key: header.pop(key, None) for key in ("coding", "n_levels", "checksum")}
         try:
-            validation.check_header(header, coding["n_levels"] if coding["coding"] else None, path.stat().st_size)
+            n_levels = coding["n_levels"] if coding["coding"] else None
+            validation.check_header(header, n_levels, path.stat().st_size)
             codes = Codes(levels=[], **header)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: codes file with an unknown header ({error})") from None
@@ -121,7 +122,8 @@ def _decompress(codes: Codes, coding: dict[str, Any], data: np.ndarray) -> list[
     if coding["coding"] != entropy.CODING:
         raise ValueError(f"expected the coding {entropy.CODING}, found {coding['coding']}; update audiovq")
     try:
-        levels = entropy.decompress(data, codes.lengths(coding["n_levels"]), codes.hop_lengths, codes.codebook_size)
+        lengths = codes.lengths(coding["n_levels"])
+        levels = entropy.decompress(data, lengths, codes.hop_lengths, codes.codebook_size)
     except (AssertionError, TypeError, ValueError) as error:  # bits that no encoder wrote
         raise ValueError(f"the compressed data cannot be decoded: {error}") from None
     if _checksum(levels) != coding["checksum"]:
@@ -138,7 +140,7 @@ def _checksum(levels: list[np.ndarray]) -> str:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a codes file: the fields of `Codes` without the levels; and the coding, if it is compressed.
+    """The JSON header of a codes file: the fields of `Codes` but `levels`, and the coding if compressed.
 
     Raises:
         ValueError: not a codes file, or damaged.
@@ -158,6 +160,6 @@ def read_header(path: Path) -> dict[str, Any]:
 def file_kbps(path: Path, seconds: float) -> tuple[float, float]:
     """Kilobits per second of audio: of the codes in a codes file, and of the whole file."""
     with path.open("rb") as file:
-        header = 8 + int.from_bytes(file.read(8), "little")  # a safetensors file begins with its header's length
+        header = 8 + int.from_bytes(file.read(8), "little")  # safetensors begin with the header's length
     size = path.stat().st_size
     return 8 * (size - header) / seconds / 1000, 8 * size / seconds / 1000

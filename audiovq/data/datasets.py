@@ -1,4 +1,4 @@
-"""Training examples: waveform crops and code windows. Example i is a pure function of (seed, i), so resuming is one integer."""
+"""Training examples: waveform crops and code windows. Example i is a function of (seed, i) alone."""
 
 from __future__ import annotations
 
@@ -12,28 +12,36 @@ from torch.utils.data import Dataset
 
 from audiovq.data import audio
 from audiovq.data.shards import Shards, ShardTrack
+from audiovq.data.text import text_bytes, track_text
 from audiovq.data.tracks import Track
 from audiovq.utils.progress import track as progress
 
 
 class WaveformCrops(Dataset[Tensor]):
-    """Random crops [channels, crop_samples] of a list of tracks, each moment of music equally likely.
+    """Random crops [channels, crop_samples] of a list of tracks; every moment of the music is equally likely.
 
-    A data set that fits into `cache_gigabytes` is decoded once and kept; a larger one is read crop by crop. Which of
-    the two depends on its total length alone, never on what was read before, so crops are the same in every run.
+    A data set that fits into `cache_gigabytes` is decoded once and stays in memory; a larger one is read
+    crop by crop. Only its total length decides which, so that crops are the same in every run.
     """
 
     def __init__(
-        self, folder: Path, tracks: list[Track], sample_rate: int, channels: int, crop_samples: int, seed: int,
+        self,
+        folder: Path,
+        tracks: list[Track],
+        sample_rate: int,
+        channels: int,
+        crop_samples: int,
+        seed: int,
         cache_gigabytes: float,
-    ):  # fmt: skip
+    ):
         if not tracks:
             raise ValueError(f"{folder}: no tracks to take crops from")
         self.folder, self.sample_rate, self.channels = folder, sample_rate, channels
         self.crop_samples, self.seed = crop_samples, seed
-        # Arrays, not objects: processes that prepare batches share their memory.
+        # Arrays and not objects, because worker processes share the memory of arrays.
         self.paths = np.array([os.fsencode(track.path) for track in tracks])
-        self.rates, self.lengths = (np.array([getattr(t, name) for t in tracks]) for name in ("sample_rate", "samples"))
+        self.rates = np.array([track.sample_rate for track in tracks])
+        self.lengths = np.array([track.samples for track in tracks])
         seconds = self.lengths / self.rates
         self.ends = np.cumsum(seconds) / seconds.sum()
         self.fits = seconds.sum() * sample_rate * channels * 4 <= cache_gigabytes * 2**30
@@ -43,8 +51,7 @@ class WaveformCrops(Dataset[Tensor]):
         return 2**62
 
     def preload(self) -> None:
-        """Decode now what would be decoded when it is needed: before the processes that prepare batches begin, so that
-        they share one copy."""
+        """Decode all tracks now, if they fit into memory, so that worker processes share one copy."""
         if self.fits:
             for track in progress(range(len(self.paths)), "decode", len(self.paths)):
                 self._decoded(track)
@@ -82,26 +89,34 @@ class WaveformCrops(Dataset[Tensor]):
 
 
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
-    """A track, each as likely as it is long; `ends` are the shares of all music up to the end of each."""
+    """A random track, with a probability that is proportional to its length.
+
+    Args:
+        ends: [n_tracks], the share of all music up to the end of each track.
+    """
     return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
 
 
 class CodeWindows(Dataset[dict[str, Tensor]]):
     """Random windows of one level's codes, with the coarser levels' codes around them.
 
-    An example is a dict of
-        codes [context]: what is to be predicted; `codebook_size` past the track's end (not counted in the loss);
-        previous [context]: the code before each, `codebook_size` before the track's start;
-        coarser [n_coarser, context / ratio + 2·context_codes]: all coarser levels at the rate of the next coarser one,
-            `codebook_size` outside the track;
-        position (): index of the first code in the track; n_samples (): length of the track;
-        labels [n_labels]: index into each vocabulary, 0 for unknown;
-    and, if asked for:
-        text [text_bytes]: see `text_bytes`;
-        chroma [frames]: class of each top code's time from the one of the first code on, 0 outside the track;
-        right [infill_codes], gap_end (): the codes that follow a gap, and where in the track they begin. Half of the gaps
-            end within the window, where the codes behind them are not counted; the others up to a window later. A share
-            `infill_rate` of the windows has one, else gap_end is -1.
+    An example is a dict of int64 tensors, in which `codebook_size` stands for no code:
+
+        codes [context]: the targets; no code after the track's end, where the loss does not count
+        previous [context]: the code before each target; no code before the track's start
+        coarser [n_coarser, context / ratio + 2 · context_codes]: all coarser levels, at the rate of the next
+            coarser one
+        position []: index of the first target in the track
+        n_samples []: length of the track
+        labels [n_labels]: index into each vocabulary, 0 for unknown
+
+    and with the options of that name:
+
+        text [text_bytes]: see `text_bytes`
+        chroma [frames]: pitch class at each top code, from the first target on; 0 outside the track
+        right [infill_codes], gap_end []: the codes after a gap, and where they begin in the track; -1 without
+            a gap. A share `infill_rate` of the windows has one. Half of the gaps end within the window, where
+            the codes after the gap do not count, the others up to a window later.
     """
 
     def __init__(
@@ -119,26 +134,18 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         infill_codes: int = 0,
         infill_rate: float = 0.0,
     ):
-        self.shards, self.level, self.context, self.context_codes, self.seed = (
-            shards,
-            level,
-            context,
-            context_codes,
-            seed,
-        )
-        self.text_bytes, self.chroma, self.infill_codes, self.infill_rate = (
-            text_bytes, chroma, infill_codes, infill_rate,
-        )  # fmt: skip
+        self.shards, self.level, self.seed = shards, level, seed
+        self.context, self.context_codes = context, context_codes
+        self.text_bytes, self.chroma = text_bytes, chroma
+        self.infill_codes, self.infill_rate = infill_codes, infill_rate
         if chroma and not shards.index.chroma:
-            raise ValueError(
-                f"{shards.folder}: no chroma beside the codes; delete the folder and run the codes stage again"
-            )
+            raise ValueError(f"{shards.folder}: no chroma; delete the folder and run the codes stage again")
         self.tracks = shards.index.tracks.of(split)
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
-        self.vocabularies = [
-            (name, {value: i for i, value in enumerate(values, start=1)}) for name, values in vocabularies.items()
-        ]
+        self.label_indices = {
+            name: {value: i for i, value in enumerate(values, start=1)} for name, values in vocabularies.items()
+        }
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
         lengths = self.tracks.lengths(level).astype(np.float64)
@@ -155,7 +162,8 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         random = np.random.default_rng([self.seed, index])
         track = self.tracks[pick(self.ends, random)]
         last = max(0, track.lengths[self.level] - self.context)
-        # Half a window of overhang at both ends, then clamped: starts and endings are heard often enough to be learned.
+        # Starts are drawn from half a window too early to half a window too late, and then clamped: so the
+        # beginning and the end of a track come often enough to be learned.
         start = int(np.clip(random.integers(-(self.context // 2), last + self.context // 2 + 1), 0, last))
         start = -(-start // self.ratio) * self.ratio
         gap_end = None
@@ -164,24 +172,29 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         return self.window(track, start, gap_end)
 
     def window(self, track: ShardTrack, start: int, gap_end: int | None = None) -> dict[str, Tensor]:
-        """The example of a track that starts at code `start`, a multiple of the ratio to the next coarser level; with a
-        gap that ends before code `gap_end`, if given."""
+        """One example.
+
+        Args:
+            start: first target in the track, a multiple of the ratio to the next coarser level.
+            gap_end: first code after the gap; None for no gap.
+        """
         codes = self._padded(track, self.level, start - 1, start + self.context)
         coarse_start = start // self.ratio - self.context_codes
         n_coarse = -(-self.context // self.ratio) + 2 * self.context_codes
         coarser = [self._at_rate_above(track, level, coarse_start, n_coarse) for level in range(self.level)]
+        labels = [indices.get(track.labels.get(name, ""), 0) for name, indices in self.label_indices.items()]
         return {
             "codes": torch.from_numpy(codes[1:]),
             "previous": torch.from_numpy(codes[:-1]),
             "coarser": torch.from_numpy(np.stack(coarser)) if coarser else torch.zeros(0, 0, dtype=torch.int64),
             "position": torch.tensor(start),
             "n_samples": torch.tensor(track.n_samples),
-            "labels": torch.tensor([values.get(track.labels.get(k, ""), 0) for k, values in self.vocabularies]),
-            **self._beside(track, start, gap_end),
+            "labels": torch.tensor(labels),
+            **self._options(track, start, gap_end),
         }
 
-    def _beside(self, track: ShardTrack, start: int, gap_end: int | None) -> dict[str, Tensor]:
-        """Text, chroma and the right side of a gap, as far as asked for."""
+    def _options(self, track: ShardTrack, start: int, gap_end: int | None) -> dict[str, Tensor]:
+        """Text, chroma and the right side of a gap, as far as they are options."""
         extra: dict[str, Tensor] = {}
         if self.text_bytes:
             extra["text"] = text_bytes(track_text(track.labels), self.text_bytes)
@@ -199,7 +212,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         return extra
 
     def _at_rate_above(self, track: ShardTrack, level: int, start: int, n: int) -> np.ndarray:
-        """Codes of a coarser level, each repeated to the rate of the level just above ours."""
+        """Codes of a coarser level, repeated to the rate of the next coarser level."""
         hops = self.shards.index.hop_lengths
         repeat = hops[level] // hops[self.level - 1]
         index = np.arange(start, start + n) // repeat
@@ -207,7 +220,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         return codes[index - index[0]]
 
     def _padded(self, track: ShardTrack, level: int, start: int, end: int) -> np.ndarray:
-        """Codes [start, end) with `codebook_size` wherever there is no track."""
+        """Codes [start, end), with `codebook_size` outside the track."""
         result = np.full(end - start, self.shards.index.codebook_size, dtype=np.int64)
         low, high = max(start, 0), min(end, track.lengths[level])
         if high > low:
@@ -216,21 +229,10 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 
 
 def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
-    """The values each label takes in the training tracks, sorted. Index 0 is kept for unknown."""
+    """The sorted values of each label in the training tracks. (Their indices start at 1; 0 is unknown.)"""
     found: dict[str, set[str]] = {name: set() for name in names}
     for labels in shards.index.tracks.of("train").labels() if names else ():
         for name in names:
             if name in labels:
                 found[name].add(labels[name])
     return {name: sorted(values) for name, values in found.items()}
-
-
-def track_text(labels: dict[str, str]) -> str:
-    """Caption or lyrics of a track: its `<name>.txt`, or `text` or `caption` among its labels."""
-    return labels.get("text") or labels.get("caption", "")
-
-
-def text_bytes(text: str, n: int) -> Tensor:
-    """The first `n` UTF-8 bytes plus one, 0 behind the end: int64 [n]."""
-    found = np.frombuffer(text.encode()[:n], dtype=np.uint8).astype(np.int64) + 1
-    return torch.from_numpy(np.pad(found, (0, n - len(found))))

@@ -1,14 +1,15 @@
-"""Codes in fewer bits, exactly: an adaptive model of each level in front of constriction's range coder.
+"""Lossless compression of codes: an adaptive model of each level, and constriction's range coder.
 
-A code's probability is a mixture of how often it came so far: at all, after the code before it, and together with the
-coarser level's code at that time. How much each of the three is trusted is learned on the way, by how well it
-predicted when it had seen as much (blending as in PPM and context mixing: Bell, Cleary and Witten, Text Compression,
-1990, chapter 6). Nothing is stored but the coded bits: the decoder learns the same counts from what it has decoded.
+The probability of a code is a mixture of its frequencies so far: overall, after the code before it, and
+together with the coarser level's code at that time. The weights of the mixture are learned on the way, from
+how well each of the three predicted at similar counts (blending as in PPM and context mixing: Bell, Cleary
+and Witten, Text Compression, 1990, chapter 6). Only the coded bits are stored, because the decoder learns
+the same counts from the codes that it decodes.
 
-All probabilities are integers, and integers below 2^53 are exact in the coder's doubles, so that any machine decodes what
-any other encoded. The trained priors would predict better, but their floating-point results differ in the last bits
-between machines, batch sizes and versions of torch, and one bit is enough to make the rest of a file undecodable: they
-are not offered.
+All probabilities are integers, and integers below 2^53 are exact in the coder's doubles, so that any
+machine decodes the files of any other. The trained priors would predict better, but their results differ in
+the last bits between machines, batch sizes and versions of torch, and a single bit makes the rest of a file
+undecodable.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ import numpy as np
 
 stream: Any = constriction.stream  # type: ignore[attr-defined]  # a compiled module, which pyright cannot see
 
-CODING = "range-1"  # the name of all that follows: a change in any number makes a new one
-ONE = 1 << 16  # of weights
-LARGEST_CONTEXT = 4096  # codebook size up to which codes after each code are counted
-TRUSTED = 15  # counts of a context up to which trust is learned apart
+CODING = "range-1"  # name of this format; any change below needs a new one
+ONE = 1 << 16  # the weight 1, as an integer
+LARGEST_CONTEXT = 4096  # codebook size up to which pairs of codes are counted
+TRUSTED = 15  # trust is learned for each count up to this one, and for ranges of counts above
 
 
 class Counts:
-    """How often each code came in one kind of context, and how far that is to be trusted, by how much was seen."""
+    """Frequencies of the codes in one kind of context, and the trust in them at each number of codes seen."""
 
     def __init__(self, size: int):
         self.size = size
@@ -37,7 +38,7 @@ class Counts:
         self.good, self.bad = [ONE] * 64, [ONE] * 64
 
     def trust(self, context: int) -> int:
-        """Weight of these counts against the more general ones, in [0, ONE)."""
+        """Weight of these frequencies against the more general ones, in [0, ONE)."""
         bucket = self.bucket(context)
         return (self.good[bucket] << 16) // (self.good[bucket] + self.bad[bucket]) if bucket else 0
 
@@ -46,7 +47,7 @@ class Counts:
         return total if total <= TRUSTED else min(TRUSTED + (total >> 4).bit_length(), 63)
 
     def learn(self, context: int, code: int, probability: int) -> int:
-        """Count a code; returns its probability by these counts and the more general `probability`, of 2^24."""
+        """Count a code; returns its probability, of 2^24, mixed with the more general `probability`."""
         row = self.rows.setdefault(context, np.zeros(self.size, dtype=np.int64))
         bucket, total = self.bucket(context), self.totals.get(context, 0)
         if total:
@@ -63,7 +64,7 @@ class Counts:
 
 
 class LevelModel:
-    """Predicts the codes of one level, from the contexts general to special."""
+    """Predicts the codes of one level from several contexts, general to special."""
 
     def __init__(self, size: int, n_contexts: int):
         self.size = size
@@ -71,7 +72,7 @@ class LevelModel:
 
     def frequencies(self, contexts: Sequence[int]) -> np.ndarray:
         """int64 [size], all above 0; their sum is about 2^24."""
-        left = ONE  # weight that the more general ones share
+        left = ONE  # the weight of the more general contexts
         result = np.zeros(self.size, dtype=np.int64)
         for counts, context in zip(reversed(self.counts), reversed(contexts), strict=True):
             weight = left * counts.trust(context) >> 16
@@ -89,7 +90,7 @@ class LevelModel:
 def _walk(
     lengths: Sequence[int], hop_lengths: Sequence[int], size: int, code_at: Callable[[int, int, Any], int]
 ) -> list[np.ndarray]:
-    """Visit all codes in their order in the file, the same for encoder and decoder; int64 a level."""
+    """Visit all codes in the order that encoder and decoder share; returns int64 [n] per level."""
     levels: list[np.ndarray] = []
     for i, length in enumerate(lengths):
         n_contexts = (1 if size > LARGEST_CONTEXT else 2) + (1 if i and size <= LARGEST_CONTEXT else 0)
@@ -106,7 +107,7 @@ def _walk(
 
 
 def compress(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], codebook_size: int) -> np.ndarray:
-    """Codes of each level, coarse to fine -> uint8 [n]. Some ten thousand codes a second."""
+    """Codes of each level, coarse to fine -> uint8 [n]; about ten thousand codes per second."""
     coder = stream.queue.RangeEncoder()
 
     def code_at(level: int, t: int, model: Any) -> int:
@@ -121,6 +122,6 @@ def compress(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], codebook_
 def decompress(
     data: np.ndarray, lengths: Sequence[int], hop_lengths: Sequence[int], codebook_size: int
 ) -> list[np.ndarray]:
-    """The inverse of `compress`, int64 a level. Data that was not compressed so gives any codes, or an exception."""
+    """The inverse of `compress`, int64 [n] per level. Other data gives arbitrary codes, or an exception."""
     coder = stream.queue.RangeDecoder(np.ascontiguousarray(data).view("<u4").astype(np.uint32))
     return _walk(lengths, hop_lengths, codebook_size, lambda level, t, model: int(coder.decode(model)))

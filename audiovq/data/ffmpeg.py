@@ -1,4 +1,4 @@
-"""Audio that soundfile cannot read, decoded by the `ffmpeg` program if it is installed: AAC, WMA, WebM, some Opus files."""
+"""Decodes audio that soundfile cannot read (AAC, WMA, WebM, some Opus files) with the program `ffmpeg`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import IO, Any
 import numpy as np
 
 SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mka", ".ape", ".wv"}
-SURE_SCORE = 26  # ffprobe's confidence, of 100, from which on the content speaks for a format and not the name alone
-# Containers whose header tells the length; of the others ffprobe guesses it from the bit rate.
-_KNOW_THEIR_LENGTH = {"mov", "matroska", "asf", "flac", "wav", "aiff", "caf", "w64", "ape", "wv"}
-_SLACK_SECONDS = 0.5  # by which a header's length may be off: paddings, and stamps in milliseconds
+SURE_SCORE = 26  # ffprobe's confidence, of 100; below it knows the file's name but not its content
+# Containers whose header has the length; for others ffprobe estimates it from the bit rate.
+_WITH_LENGTH = {"mov", "matroska", "asf", "flac", "wav", "aiff", "caf", "w64", "ape", "wv"}
+_SLACK_SECONDS = 0.5  # by which the length in a header may be too long: padding, times in milliseconds
 
 
 class FFmpegError(ValueError):
@@ -35,10 +35,10 @@ class Probe:
 
 
 def probe(path: Path) -> Probe:
-    """What ffprobe says of the first audio stream.
+    """The facts of the first audio stream, by ffprobe.
 
     Raises:
-        FFmpegError: no ffmpeg here, or no audio that it knows.
+        FFmpegError: ffmpeg is not installed, or finds no audio.
     """
     stat = path.stat()
     return _probe(path, stat.st_size, stat.st_mtime_ns)
@@ -59,25 +59,26 @@ def _probe(path: Path, size: int, mtime_ns: int) -> Probe:
     if not rate or not channels or form.get("probe_score", 0) < SURE_SCORE:
         raise FFmpegError("ffmpeg finds no audio in it, either")
     container = form["format_name"].split(",")[0]
-    return Probe(rate, channels, float(form.get("duration", 0)), container, stream.get("codec_name", "unknown"))
+    codec = stream.get("codec_name", "unknown")
+    return Probe(rate, channels, float(form.get("duration", 0)), container, codec)
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
     """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate.
 
-    It is decoded from its beginning and what comes before `start` is dropped: no container's index is exact to the sample.
+    It is always decoded from the beginning, because seeking is not exact to the sample in these containers.
 
     Raises:
-        FFmpegError: no ffmpeg here, or the file is damaged.
+        FFmpegError: ffmpeg is not installed, or the file is damaged.
     """
     facts = probe(path)
     command = [
         "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32le",
         "-ar", str(facts.sample_rate), "-ac", str(facts.channels), "-f", "f32le", "-",
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill up
+    with tempfile.TemporaryFile() as errors:  # a pipe would fill up, because it is not read
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None, "asked for"
+        assert process.stdout is not None, "requested by PIPE"
         try:
             done, end = 0, np.inf if n_samples is None else start + n_samples
             while done < end:
@@ -103,11 +104,12 @@ def _read(pipe: IO[bytes], n: int, channels: int) -> np.ndarray:
 
 
 def _check_end(process: subprocess.Popen[bytes], errors: IO[bytes], seconds: float, facts: Probe) -> None:
-    """Sound files make ffmpeg say nothing, so whatever it says is a reason not to use one."""
+    """Raises FFmpegError if the end is missing, or if ffmpeg printed anything: intact files print nothing."""
     code = process.wait()
     errors.seek(0)
-    said = errors.read().decode(errors="replace").strip().splitlines()
-    if code or said:
-        raise FFmpegError(f"truncated or damaged (ffmpeg: {said[0] if said else f'exit code {code}'})")
-    if facts.container in _KNOW_THEIR_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
+    messages = errors.read().decode(errors="replace").strip().splitlines()
+    if code or messages:
+        reason = messages[0] if messages else f"exit code {code}"
+        raise FFmpegError(f"truncated or damaged (ffmpeg: {reason})")
+    if facts.container in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
         raise FFmpegError(f"truncated: the header says {facts.seconds:.2f} s, {seconds:.2f} s are there")

@@ -23,18 +23,19 @@ class Resampler:
     def __init__(self, from_rate: int, to_rate: int, chunk_seconds: float = RESAMPLE_SECONDS):
         shared = math.gcd(from_rate, to_rate)
         self.old, self.new = from_rate // shared, to_rate // shared  # `old` samples become `new` samples
-        self.kernel = torchaudio.transforms.Resample(from_rate, to_rate, lowpass_filter_width=16, dtype=torch.float32)
+        resample = torchaudio.transforms.Resample
+        self.kernel = resample(from_rate, to_rate, lowpass_filter_width=16, dtype=torch.float32)
         width = self.kernel.width if from_rate != to_rate else 0
         chunk = max(1, int(chunk_seconds * from_rate) // self.old) * self.old
         self.windows = Windows(chunk, -(-width // self.old) * self.old)
 
     @property
     def latency_samples(self) -> int:
-        """The most samples at the old rate that must be there, from one on, before it comes at the new rate."""
+        """The largest number of samples at the old rate between a sample and its result."""
         return self.windows.step + self.windows.context if self.old != self.new else 0
 
     def push(self, waveform: Tensor) -> Tensor:
-        """float32 [..., any n] at the old rate -> [..., n] at the new rate: all that is complete, perhaps nothing."""
+        """float32 [..., any n] at the old rate -> [..., n] at the new rate: what is complete, or nothing."""
         if self.old == self.new:
             return waveform
         parts = [self._resample(window) for window in self.windows.push([waveform])]

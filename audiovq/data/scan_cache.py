@@ -1,4 +1,4 @@
-"""Scans audio files, and keeps the results in a file: a later scan decodes only files that are new or changed."""
+"""Scans audio files, and caches the results: a later scan decodes only files that are new or changed."""
 
 from __future__ import annotations
 
@@ -55,8 +55,17 @@ def scan_file(path: Path) -> ScannedFile:
         silent += int((level < SILENCE).sum())
         clipped += int((level >= CLIP).sum())
         digest.update(block.tobytes())
-    sums = file_sha256(path), digest.hexdigest()
-    return ScannedFile(info.sample_rate, info.channels, samples, peak, silent, clipped, *sums, read_tags(path))
+    return ScannedFile(
+        sample_rate=info.sample_rate,
+        channels=info.channels,
+        samples=samples,
+        peak=peak,
+        silent=silent,
+        clipped=clipped,
+        sha256=file_sha256(path),
+        audio_sha256=digest.hexdigest(),
+        tags=read_tags(path),
+    )
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -80,7 +89,7 @@ def read_tags(path: Path) -> dict[str, str]:
 
 
 class ScanCache:
-    """Results of this scan and of earlier ones: one JSON line per file, with its name, size and time of change.
+    """Results of this and earlier scans: one JSON line per file, with its name, size and time of change.
 
     Files that cannot be read are not in it: they may be readable with the next update of a decoder.
 
@@ -89,7 +98,7 @@ class ScanCache:
     """
 
     def __init__(self, path: Path | None):
-        self.lines: dict[str, bytes] = {}  # by file name; parsed when needed, because parsed lines are much larger
+        self.lines: dict[str, bytes] = {}  # by file name; parsed on demand, because parsed lines are larger
         self.file = None
         if path is None:
             return

@@ -1,10 +1,10 @@
-"""Token shards: the codes of a data set in a few files, with a table of tracks that opens fast at any number of them.
+"""Token shards: the codes of a data set in a few files, and a table of tracks that opens fast at any size.
 
-shard-00000-level-0.npy …    one file per level: codes of many tracks in a row, uint16 (int32 beyond 65536 codes)
-shard-00000-chroma.npy       one pitch class per top code, if the data set has chroma
-tracks.jsonl                 one line per track: path, sha256, split, labels
-tracks.npy                   int64, one row per track: where its line and its codes are
-index.json                   format and tokenizer, the size of every file, CRC-32 of the tables; written last
+shard-00000-level-0.npy …   one file per level: codes of many tracks in a row, uint16 or int32
+shard-00000-chroma.npy      one pitch class per top code, if the data set has chroma
+tracks.jsonl                one line per track: path, sha256, split, labels
+tracks.npy                  int64, one row per track: where its line and its codes are
+index.json                  format and tokenizer, the size of every file, CRC-32 of the tables; written last
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from audiovq.utils.files import cannot_write, json_line, write_text
 
 FORMAT = "audiovq-shards-2"
 SHARD_CODES = 1 << 26  # codes a level in one shard file, at most (a track is never split)
-LINE, LINE_BYTES, SHARD, SPLIT, SAMPLES, COLUMNS = range(6)  # then a level's first code each, then its number of codes
+# Columns of tracks.npy; from COLUMNS on the first code of each level, then the number of codes of each level.
+LINE, LINE_BYTES, SHARD, SPLIT, SAMPLES, COLUMNS = range(6)
 SPLITS = ("train", "valid")
 
 
@@ -120,8 +121,8 @@ class _GrowingArray:
         self.begin = self.file.tell()
 
     def _write_header(self) -> None:
-        facts = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n,)}
-        np.lib.format.write_array_header_1_0(self.file, facts)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
 
     def append(self, values: np.ndarray) -> None:
         self.file.write(values.astype(self.dtype).tobytes())
@@ -165,7 +166,8 @@ class ShardWriter:
         values = [level.numpy() for level in codes.levels]
         assert len(values) == len(self.index.hop_lengths), "expected codes of each level"
         if self.index.chroma:
-            assert chroma is not None and len(chroma) == len(values[0]), "expected one chroma class per top code"  # noqa: PT018
+            assert chroma is not None, "the index has chroma"
+            assert len(chroma) == len(values[0]), "expected one chroma class per top code"
             values.append(chroma)
         n_levels = len(codes.levels)
         try:
@@ -186,16 +188,17 @@ class ShardWriter:
         for file in self.files:
             file.close()
         self.index.n_shards += 1
-        names = self.index.names[-(len(self.index.hop_lengths) + self.index.chroma) :]
         dtypes = [self.dtype] * len(self.index.hop_lengths) + [np.uint8] * self.index.chroma
-        self.files = [_GrowingArray(self.folder / name, dtype) for name, dtype in zip(names, dtypes, strict=True)]
+        paths = [self.folder / name for name in self.index.names[-len(dtypes) :]]
+        self.files = [_GrowingArray(path, dtype) for path, dtype in zip(paths, dtypes, strict=True)]
 
     def finish(self) -> None:
         try:
             for file in self.files:
                 file.close()
             _close_safely(self.lines)
-            columns = np.frombuffer(self.columns, np.int64).reshape(-1, COLUMNS + 2 * len(self.index.hop_lengths))
+            n_columns = COLUMNS + 2 * len(self.index.hop_lengths)
+            columns = np.frombuffer(self.columns, np.int64).reshape(-1, n_columns)
             with (self.folder / "tracks.npy").open("wb") as file:
                 np.save(file, columns)
                 _close_safely(file)
@@ -210,7 +213,7 @@ class ShardWriter:
 
 
 class Shards:
-    """The codes of a data set: local files are memory-mapped, files at a URL (see `Storage`) are read by ranges.
+    """The codes of a data set. Local files are memory-mapped, files at a URL are read by ranges.
 
     Raises:
         ValueError: no shards, damaged ones, or shards of another tokenizer.
@@ -221,8 +224,9 @@ class Shards:
         self.sizes: dict[str, int] = {}
         self.index = self._read_index()
         if tokenizer_hash is not None and self.index.tokenizer_hash != tokenizer_hash:
+            found = self.index.tokenizer_hash[:12]
             raise ValueError(
-                f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of {self.index.tokenizer_hash[:12]}; "
+                f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of {found}; "
                 "delete the folder and run the codes stage again"
             )
         self._arrays: dict[str, np.ndarray | RemoteArray] = {}
@@ -236,7 +240,7 @@ class Shards:
         return Shards, (self.folder,)
 
     def _check_tracks(self) -> None:
-        """Raises ValueError if a track's codes are not within its shard; lengths of remote shards are not known here."""
+        """Raises ValueError if a track's codes are not within its shard. (Remote shards are not opened.)"""
         index, n_levels = self.index, len(self.index.hop_lengths)
         lengths = {
             (shard, level): len(self._array(f"shard-{shard:05d}-level-{level}.npy"))
@@ -244,8 +248,9 @@ class Shards:
             for level in range(n_levels)
         }
         try:
-            if index.tracks.columns.shape[1] != COLUMNS + 2 * n_levels:
-                raise ValueError(f"expected {COLUMNS + 2 * n_levels} columns, found {index.tracks.columns.shape[1]}")
+            expected, found = COLUMNS + 2 * n_levels, index.tracks.columns.shape[1]
+            if found != expected:
+                raise ValueError(f"expected {expected} columns, found {found}")
             validation.check_tracks(index.tracks.columns, len(index.tracks.lines), index.n_shards, lengths)
         except ValueError as error:
             raise self._damaged("tracks.npy", error) from None
@@ -260,8 +265,10 @@ class Shards:
         try:
             validation.check_header(content | {"n_samples": 1, "channels": 1}, None, 0)
             n_shards, chroma = content["n_shards"], content["chroma"]
-            if type(n_shards) is not int or not 0 <= n_shards <= validation.LARGEST_SHARDS or type(chroma) is not bool:
-                raise ValueError(f"n_shards, chroma: found {n_shards!r:.40}, {chroma!r:.40}")
+            if type(n_shards) is not int or not 0 <= n_shards <= validation.LARGEST_SHARDS:
+                raise ValueError(f"n_shards: expected 0 to {validation.LARGEST_SHARDS}, found {n_shards!r:.40}")
+            if type(chroma) is not bool:
+                raise ValueError(f"chroma: expected true or false, found {chroma!r:.40}")
             if "tracks" in content:
                 return _first_format(content)
             if content.pop("format") != FORMAT:

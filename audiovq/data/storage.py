@@ -1,5 +1,7 @@
-"""Files below a folder that is a path or any URL that fsspec knows (s3://, gs://, https://, memory:// …). Local arrays are
-memory-mapped; remote ones are read by ranges, through a cache that does not grow."""
+"""Reads files below a local folder or a URL that fsspec knows (s3://, gs://, https://, memory://, …).
+
+Local arrays are memory-mapped. Remote arrays are read by ranges, through a cache of limited size.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,17 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-BLOCK_BYTES = 1 << 16  # of a remote file, read at once
-CACHE_BYTES = 1 << 26  # of remote files, kept in memory by each process
-PAUSES = (0.5, 2.0)  # seconds before a request is tried again
+BLOCK_BYTES = 1 << 16  # of a remote file are read at once
+CACHE_BYTES = 1 << 26  # of remote files stay in the memory of each process
+PAUSES = (0.5, 2.0)  # seconds before a request is repeated
 
 
 class Unreachable(ValueError):
-    """A remote place does not answer as it should."""
+    """A remote file cannot be read."""
 
 
 class Storage:
-    """Raises ValueError if the URL's protocol is unknown, or its package is not installed."""
+    """A folder, local or at a URL; ValueError if the URL's protocol is unknown or needs a package."""
 
     def __init__(self, place: Path | str):
         self.place = str(place)
@@ -49,32 +51,32 @@ class Storage:
 
     @property
     def _filesystem(self) -> Any:
-        """Each process has its own connection."""
+        """The connection of this process."""
         if self._opened[0] != os.getpid():
             self._connect()
         return self._opened[1]
 
     def path(self, name: str) -> str:
-        """Of a file by its name, which may begin with `../`."""
+        """The path of a file; its name may begin with `../`."""
         root = self.root.rstrip("/")
         while name.startswith("../"):
             root, name = root.rpartition("/")[0], name[3:]
         return f"{root}/{name}"
 
     def read(self, name: str) -> bytes:
-        """A whole file. Raises FileNotFoundError, or Unreachable."""
+        """The content of a file; raises FileNotFoundError or Unreachable."""
         if self.local is not None:
             return Path(self.path(name)).read_bytes()
         return self._request("cat_file", name)
 
     def bytes(self, name: str) -> np.ndarray:
-        """As `read`, as uint8; a local file is memory-mapped."""
+        """The content of a file as uint8; a local file is memory-mapped. Raises as `read`."""
         if self.local is None or not self.size(name):
             return np.frombuffer(self.read(name), np.uint8)
         return np.memmap(self.path(name), np.uint8, "r")
 
     def array(self, name: str) -> np.ndarray | RemoteArray:
-        """A one-dimensional array in an .npy file, to be cut by [start:end]; raises as `read` does."""
+        """The one-dimensional array in an .npy file, which supports [start:end]; raises as `read`."""
         if self.local is None:
             return RemoteArray(self, name)
         try:
@@ -83,7 +85,7 @@ class Storage:
             raise ValueError(f"{self.path(name)}: damaged ({error})") from None
 
     def size(self, name: str) -> int:
-        """Bytes of a file; raises as `read` does."""
+        """The size of a file in bytes; raises as `read`."""
         if self.local is not None:
             return Path(self.path(name)).stat().st_size
         if name not in self._sizes:
@@ -91,19 +93,17 @@ class Storage:
         return self._sizes[name]
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a remote file; whole blocks are fetched, those that lack in one request."""
+        """Bytes [start, end) of a remote file; one request fetches the blocks that are not in the cache."""
         first, last = start // BLOCK_BYTES, -(-end // BLOCK_BYTES)
         blocks = {i: self._cache[name, i] for i in range(first, last) if (name, i) in self._cache}
-        lacking = [i for i in range(first, last) if i not in blocks]
-        if lacking:
-            low, high = lacking[0] * BLOCK_BYTES, min((lacking[-1] + 1) * BLOCK_BYTES, self.size(name))
+        missing = [i for i in range(first, last) if i not in blocks]
+        if missing:
+            low, high = missing[0] * BLOCK_BYTES, min((missing[-1] + 1) * BLOCK_BYTES, self.size(name))
             content = self._request("cat_file", name, start=low, end=high)
             if len(content) != high - low:
-                raise Unreachable(
-                    f"{self.path(name)}: asked for {high - low} bytes, found {len(content)}; expected a server that "
-                    "answers requests for ranges"
-                )
-            for i in range(lacking[0], lacking[-1] + 1):
+                sizes = f"expected {high - low} bytes, found {len(content)}"
+                raise Unreachable(f"{self.path(name)}: {sizes}; the server must support requests for ranges")
+            for i in range(missing[0], missing[-1] + 1):
                 blocks[i] = content[i * BLOCK_BYTES - low : (i + 1) * BLOCK_BYTES - low]
         for i, block in blocks.items():
             self._cache[name, i] = block
@@ -114,18 +114,18 @@ class Storage:
         return whole[start - first * BLOCK_BYTES : end - first * BLOCK_BYTES]
 
     def _request(self, verb: str, name: str, **options: int) -> Any:
+        """Call a method of the filesystem; repeat it after a pause if it fails."""
         path = self.path(name)
-        for pause in PAUSES:
+        for pause in (*PAUSES, None):
             try:
                 return getattr(self._filesystem, verb)(path, **options)
             except FileNotFoundError:
                 raise
-            except Exception:  # each protocol's package raises its own kinds
+            except Exception as error:  # each protocol's package raises its own kinds
+                if pause is None:
+                    raise Unreachable(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
                 time.sleep(pause)
-        try:
-            return getattr(self._filesystem, verb)(path, **options)
-        except Exception as error:
-            raise Unreachable(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+        raise AssertionError("the last attempt returns or raises")
 
 
 class RemoteArray:

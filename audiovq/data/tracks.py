@@ -1,4 +1,4 @@
-"""A folder of music -> tracks: found, checked, labelled and split. Files that cannot be used are listed with the reason."""
+"""A folder of music -> tracks that are checked, labelled and split, and a list of rejected files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class DataConfig(Config):
     manifest: str | None = None  # JSONL, one track a line: {"path": …, labels…}; relative to the folder
     valid_fraction: float = Field(default=0.1, ge=0, lt=1)  # of the tracks, at least one if there are two
     min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside
-    cache_gigabytes: float = Field(default=2.0, ge=0)  # data sets that fit are decoded once and kept in memory
-    credits: str | None = None  # licences and authors, for the model card; relative to the folder; else CREDITS.*
+    cache_gigabytes: float = Field(default=2.0, ge=0)  # smaller data sets are decoded once, into memory
+    credits: str | None = None  # text file for the model card; relative to the folder; default CREDITS.*
     workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0 does it in the training process
 
 
@@ -69,7 +69,7 @@ class Scan:
         return [track for track in self.tracks if track.split == name]
 
     def only(self, patterns: Sequence[str]) -> Scan:
-        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all if there are none.
+        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for none.
 
         Raises:
             ValueError: a pattern that no track matches, or no training track is left.
@@ -81,7 +81,7 @@ class Scan:
                 raise ValueError(
                     f'codes.only: no track of {self.folder} matches "{pattern}"; expected such as "folder/*"'
                 )
-        matching = [track for track in self.tracks if any(fnmatchcase(track.path, pattern) for pattern in patterns)]
+        matching = [t for t in self.tracks if any(fnmatchcase(t.path, pattern) for pattern in patterns)]
         if not any(track.split == "train" for track in matching):
             raise ValueError(f"codes.only: none of the {len(matching)} tracks that match is a training track")
         return replace(self, tracks=matching)
@@ -101,10 +101,11 @@ class Scan:
         }
 
     def save(self, folder: Path) -> None:
-        """Write quarantine.jsonl, report.json and tracks.jsonl; tracks.jsonl last, because it marks a complete scan."""
+        """Write quarantine.jsonl, report.json and, because it marks a complete scan, tracks.jsonl last."""
         folder.mkdir(parents=True, exist_ok=True)
         write_jsonl(folder / "quarantine.jsonl", map(vars, self.rejected))
-        write_text(folder / "report.json", json.dumps({"folder": str(self.folder), **self.report()}, indent=2))
+        report = {"folder": str(self.folder), **self.report()}
+        write_text(folder / "report.json", json.dumps(report, indent=2))
         write_jsonl(folder / "tracks.jsonl", map(vars, self.tracks))
 
     @staticmethod
@@ -123,8 +124,8 @@ class Scan:
             return Scan(Path(report["folder"]), tracks, rejected)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{folder}: missing or damaged ({error}); delete recipe.yaml in the run folder and run the same command "
-                "again, which scans the music anew and keeps the rest"
+                f"{folder}: missing or damaged ({error}); delete recipe.yaml in the run folder and run the same "
+                "command again, which scans the music anew and keeps the rest"
             ) from None
 
 
@@ -150,7 +151,7 @@ def audio_names(folder: Path) -> list[str]:
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
-    """Decode every file once, in bounded memory and on all cores, and sort the files into tracks and rejected ones.
+    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used.
 
     Args:
         cache_file: keeps the result of each file as soon as it is there; files in it are not decoded again.
@@ -160,7 +161,8 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     folder = folder.resolve()
     names = audio_names(folder)
     if not names:
-        raise ValueError(f"{folder}: no audio found; expected files ending in {', '.join(sorted(audio.SUFFIXES))}")
+        suffixes = ", ".join(sorted(audio.SUFFIXES))
+        raise ValueError(f"{folder}: no audio found; expected files ending in {suffixes}")
     manifest = _read_manifest(folder, config.manifest)
     tracks: list[Track] = []
     rejected: list[Rejected] = []
@@ -178,9 +180,8 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
                 names_of_audio[result.audio_sha256] = result.path
                 tracks.append(result)
     if not tracks:
-        raise ValueError(
-            f"{folder}: none of {len(names)} files can be used; the first: {rejected[0].path}: {rejected[0].reason}"
-        )
+        first = f"{rejected[0].path}: {rejected[0].reason}"
+        raise ValueError(f"{folder}: none of {len(names)} files can be used; the first: {first}")
     return Scan(folder, _split(tracks, config.valid_fraction), rejected)
 
 
@@ -228,7 +229,7 @@ def _track(
 
 
 def _track_json(path: Path) -> dict[str, str]:
-    """Labels from `track.json` in the same folder (for all its tracks), then from `<name>.json` (for this one)."""
+    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track."""
     labels: dict[str, str] = {}
     for candidate in (path.with_name("track.json"), path.with_suffix(".json")):
         if candidate.is_file():
@@ -269,7 +270,8 @@ def _read_manifest(folder: Path, name: str | None) -> dict[str, dict[str, str]]:
     for content in read_jsonl(path):
         labels = _as_labels(content, path.name)
         if "path" not in labels:
-            raise ValueError(f"{path}: expected a key `path` in each line, found {', '.join(labels) or 'none'}")
+            found = ", ".join(labels) or "none"
+            raise ValueError(f"{path}: expected a key `path` in each line, found {found}")
         rows[labels.pop("path")] = labels
     return rows
 
@@ -279,7 +281,11 @@ def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
 
     It depends on the paths alone, and not on their order, the machine or the run.
     """
-    free = sorted((t for t in tracks if not t.split), key=lambda t: hashlib.sha256(os.fsencode(t.path)).hexdigest())
+
+    def path_hash(track: Track) -> str:
+        return hashlib.sha256(os.fsencode(track.path)).hexdigest()
+
+    free = sorted((track for track in tracks if not track.split), key=path_hash)
     missing = math.ceil(valid_fraction * len(tracks)) - sum(t.split == "valid" for t in tracks)
     held_out = {t.path for t in free[: max(0, min(missing, len(free) - 1))]}
     return [replace(t, split=t.split or ("valid" if t.path in held_out else "train")) for t in tracks]

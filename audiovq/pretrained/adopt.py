@@ -13,7 +13,7 @@ from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.recipe import PriorStage, Recipe, first_difference
 from audiovq.tokenizer.vqvae import VQVAE
 
-# Settings of a prior that only affect training; a recipe may change them. Other settings give the weights their shape.
+# Settings of a prior that only affect training, so that a recipe may change them.
 TRAINING_SETTINGS = ("dropout", "unconditional_rate")
 PREFIX_CONDITIONERS = ("text", "infill")
 
@@ -27,8 +27,8 @@ def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
     """The prior of a level; ValueError if there is none, or one for other codes."""
     folders = prior_folders(resolve_model(source))
     if level >= len(folders):
-        n = len(folders)
-        raise ValueError(f"priors: from_pretrained: expected a prior for level {level} in {source}, found {n} priors")
+        found = f"found {len(folders)} priors"
+        raise ValueError(f"priors: from_pretrained: expected a prior for level {level} in {source}, {found}")
     prior, _ = checkpoint.load_prior(folders[level])
     if prior.spec.tokenizer_hash != tokenizer_hash:
         raise ValueError(
@@ -53,8 +53,9 @@ def adopt_pretrained(recipe: Recipe) -> Recipe:
         settings = recipe.tokenizer.model.model_dump(exclude_unset=True)
         _check_same("tokenizer.model", settings, network.config.model_dump())
     if len(recipe.priors) not in {1, n_levels}:
-        raise ValueError(f"priors: expected 1 or {n_levels} (the levels of {source}), found {len(recipe.priors)}")
-    # One entry stands for all levels. Pretrained priors may differ in size, so each level needs an entry then.
+        found = len(recipe.priors)
+        raise ValueError(f"priors: expected 1 or {n_levels} (the levels of {source}), found {found}")
+    # One entry may stand for all levels, but pretrained priors may differ in size and need one each.
     any_pretrained = any(stage.from_pretrained for stage in recipe.priors)
     levels = range(n_levels if any_pretrained else len(recipe.priors))
     identity = tokenizer_hash(network)
@@ -83,7 +84,7 @@ def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorSta
 def _merge_conditioners(
     pretrained: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]], place: str
 ) -> list[dict[str, Any]]:
-    """The pretrained conditioners, with the recipe's dropout and rate, and then the recipe's new conditioners.
+    """The pretrained conditioners, with the recipe's dropout and rate, then the recipe's new conditioners.
 
     A pretrained conditioner cannot be removed, but a dropout of 1 silences it.
     """
@@ -97,8 +98,8 @@ def _merge_conditioners(
             continue  # no conditioner to silence
         elif kind in PREFIX_CONDITIONERS:
             raise ValueError(
-                f"{place}.conditioners: a {kind} conditioner cannot be added to a prior that has none, because "
-                "its attention was trained without a prefix; leave it out, or train the priors anew"
+                f"{place}.conditioners: a {kind} conditioner cannot be added to a prior that has none, "
+                "because its attention was trained without a prefix; leave it out, or train the priors anew"
             )
         else:
             merged[key] = dict(settings)

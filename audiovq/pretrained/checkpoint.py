@@ -101,11 +101,12 @@ def save_prior(folder: Path, network: Prior, sampling: SamplingConfig, dtype: to
 def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
     """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps.
 
-    The files are replaced one by one, config.json last. At any interruption the folder has a tokenizer that makes the
-    same codes, and `tuning_steps` is 0 until all files are replaced.
+    The files are replaced one by one, config.json last. At any interruption the folder has a tokenizer that
+    makes the same codes, and `tuning_steps` is 0 until all files are replaced.
     """
     new = folder.with_name(f".{folder.name}.tuned")
-    _save(new, {"kind": "tokenizer", "model": network.config.model_dump(), "decoder_tuning_steps": steps}, network)
+    config = {"kind": "tokenizer", "model": network.config.model_dump()}
+    _save(new, config | {"decoder_tuning_steps": steps}, network)
     for name in (WEIGHTS, SUMS, CONFIG):
         (new / name).replace(folder / name)
     new.rmdir()
@@ -113,10 +114,10 @@ def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
 
 def _save(folder: Path, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Write a model's folder atomically, with floating-point weights as `dtype` if given."""
-    state = {
-        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in network.state_dict().items()
-    }
+    state = {}
+    for name, tensor in network.state_dict().items():
+        rounded = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        state[name] = rounded.detach().cpu().contiguous()
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=1))
         safetensors.torch.save_file(state, temporary / WEIGHTS)

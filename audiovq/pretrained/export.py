@@ -42,7 +42,7 @@ def export_model(
 
     Args:
         half, onnx, repo_id: see `save_pretrained`.
-        credits: text file for the card; default the one that the recipe names, else a CREDITS file at the music.
+        credits: text file for the card; default see `find_credits`.
         license, license_name, license_text: see `RunFacts`.
     Returns:
         Lines for the user.
@@ -59,12 +59,14 @@ def export_model(
         run.credits = _read_text(credits)
     model = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    lines = [f"{folder}: tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB; read README.md before you share it"]
+    contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
+    lines = [f"{folder}: {contents}; read README.md before you share it"]
     if model.onnx:
         equal, error = model.onnx["codes_equal"], model.onnx["waveform_error"]
         lines.append(f"onnx: {equal:.2%} of the codes equal those of torch, samples within {error:.1g}")
     if not run.credits and "licence" not in run.labels:
-        lines.append("no credits or licences of the music found: add them to README.md, or name a file with --credits")
+        advice = "add them to README.md, or name a file with --credits"
+        lines.append(f"no credits or licences of the music were found: {advice}")
     return lines
 
 
@@ -93,7 +95,7 @@ def save_pretrained(
     if onnx:
         onnx_files.check_installed()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: expected a new or empty folder, found files in it; choose another, or empty it")
+        raise ValueError(f"{folder}: expected a new or empty folder, found files; choose another, or empty it")
     with atomic_folder(folder) as temporary:
         model = ModelFacts(
             name=run.name or (repo_id or folder.name).split("/")[-1],
@@ -106,7 +108,8 @@ def save_pretrained(
         if onnx:
             saved = checkpoint.load_tokenizer(temporary / "tokenizer")
             model.onnx = onnx_files.export_onnx(temporary / "onnx", saved)
-        (temporary / "README.md").write_text(model_card(model, run, repo_id or "OWNER/NAME"), encoding="utf-8")
+        card = model_card(model, run, repo_id or "OWNER/NAME")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return model
 
 
@@ -141,10 +144,12 @@ def run_facts(place: Path) -> RunFacts:
     if not (place / "recipe.yaml").is_file():
         return RunFacts()
     recipe = load_saved_recipe(place / "recipe.yaml")
-    facts = RunFacts(recipe.name, recipe=without_local_paths(recipe).to_yaml(), recipe_facts=_main_facts(recipe, place))
+    public = without_local_paths(recipe).to_yaml()
+    facts = RunFacts(recipe.name, recipe=public, recipe_facts=_main_facts(recipe, place))
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
-        facts.data, facts.labels, facts.credits = scan.report(), _labels(scan), find_credits(scan.folder, recipe)
+        facts.data, facts.labels = scan.report(), _labels(scan)
+        facts.credits = find_credits(scan.folder, recipe)
     if (place / "report.json").is_file():
         report = read_json(place / "report.json")
         facts.split, facts.levels = report["split"], report["levels"]
@@ -163,24 +168,25 @@ def without_local_paths(recipe: Recipe) -> Recipe:
 
     data = {key: last_name(getattr(recipe.data, key)) for key in ("folder", "manifest", "credits")}
     tokenizer = {"from_pretrained": public_source(recipe.tokenizer.from_pretrained)}
-    priors = [p.model_copy(update={"from_pretrained": public_source(p.from_pretrained)}) for p in recipe.priors]
+    priors = [{"from_pretrained": public_source(prior.from_pretrained)} for prior in recipe.priors]
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=data),
             "tokenizer": recipe.tokenizer.model_copy(update=tokenizer),
             "codes": recipe.codes.model_copy(update={"path": last_name(recipe.codes.path)}),
-            "priors": tuple(priors),
+            "priors": tuple(p.model_copy(update=new) for p, new in zip(recipe.priors, priors, strict=True)),
         }
     )
 
 
 def _main_facts(recipe: Recipe, place: Path) -> dict[str, Any]:
-    tuned = checkpoint.tuning_steps(place / "tokenizer") if (place / "tokenizer").is_dir() else 0
     tokenizer = f"{recipe.tokenizer.training.steps} steps of {recipe.tokenizer.training.batch_size} crops"
+    if (place / "tokenizer").is_dir() and (steps := checkpoint.tuning_steps(place / "tokenizer")):
+        tokenizer += f"; decoder tuned for {steps} steps against discriminators"
     priors = {f"{p.training.steps} steps of {p.training.batch_size} windows" for p in recipe.priors}
     return {
         "recipe": f"`{recipe.name}`, seed {recipe.seed}",
-        "tokenizer": tokenizer + (f"; decoder tuned for {tuned} steps against discriminators" if tuned else ""),
+        "tokenizer": tokenizer,
         "priors": " / ".join(sorted(priors)),
     }
 
@@ -196,8 +202,8 @@ def _labels(scan: Scan) -> dict[str, list[str]]:
 
 
 def find_credits(music: Path, recipe: Recipe) -> str:
-    """The text of the file that the recipe names; else of a credits or licence file in the music folder, or of a CREDITS
-    file one folder up; empty if there is none."""
+    """The text of the file that the recipe names; else of a credits or licence file in the music folder, or
+    of a CREDITS file one folder up; empty if there is none."""
     if recipe.data.credits is not None:
         return _read_text(music / recipe.data.credits)
     candidates = [

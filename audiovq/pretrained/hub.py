@@ -1,7 +1,7 @@
 """Downloads model folders from the Hugging Face hub, and sends them there.
 
-The `ModelHubMixin` of the hub's client wants one config and one weights file per class. A model here is a folder with a
-tokenizer and its priors, so whole folders are sent and downloaded.
+The `ModelHubMixin` of the hub's client wants one config and one weights file per class. A model here is a
+folder with a tokenizer and its priors, so whole folders are sent and downloaded.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import huggingface_hub
 from audiovq.pretrained.checkpoint import CONFIG, WEIGHTS
 from audiovq.utils.files import SUMS
 
-# The files of a model. Anything else in a folder, such as a pickle or a script, is neither downloaded nor sent.
-MODEL_FILES = [f"{folder}{name}" for folder in ("", "tokenizer/", "prior-[0-9]*/") for name in (CONFIG, WEIGHTS, SUMS)]
+# The files of a model. Others, such as a pickle or a script, are neither downloaded nor sent.
+FOLDERS = ("", "tokenizer/", "prior-[0-9]*/")
+MODEL_FILES = [f"{folder}{name}" for folder in FOLDERS for name in (CONFIG, WEIGHTS, SUMS)]
 SHARED_FILES = ["README.md", *MODEL_FILES, "onnx/*.onnx"]
 
 
@@ -28,15 +29,19 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
     try:
         found = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=MODEL_FILES)
     except Exception as error:  # the hub's client raises many kinds
-        reason = _first_line(error)
-        raise ValueError(f"{repo_id}: no such folder, and it cannot be downloaded from the hub ({reason})") from None
+        reason = f"it cannot be downloaded from the hub ({_first_line(error)})"
+        raise ValueError(f"{repo_id}: no such folder, and {reason}") from None
     return Path(found)
 
 
 def shared_files(folder: Path) -> list[Path]:
     """The files of a folder that are sent to the hub. Raises ValueError if there is no model in it."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    found = [path for path in files if any(fnmatch(path.relative_to(folder).as_posix(), p) for p in SHARED_FILES)]
+
+    def is_shared(path: Path) -> bool:
+        name = path.relative_to(folder).as_posix()
+        return path.is_file() and any(fnmatch(name, pattern) for pattern in SHARED_FILES)
+
+    found = [path for path in sorted(folder.rglob("*")) if is_shared(path)]
     if not any(path.name == WEIGHTS for path in found):
         raise ValueError(f"{folder}: no model there to send; write one with `audiovq export RUN {folder}`")
     return found
@@ -74,7 +79,7 @@ def push_folder(
     if dry_run:
         return [*lines, f"would be sent to {repo_id}" + (f", branch {revision}" if revision else "")]
     if (token or huggingface_hub.get_token()) is None:
-        raise ValueError(f"{repo_id}: the hub wants a token, found none; run `hf auth login`, or set HF_TOKEN")
+        raise ValueError(f"{repo_id}: the hub needs a token; run `hf auth login`, or set HF_TOKEN")
     hub = huggingface_hub.HfApi(token=token)
     try:
         hub.create_repo(repo_id, private=private, exist_ok=True)

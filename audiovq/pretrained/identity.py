@@ -1,7 +1,8 @@
-"""The identity of a model: a hash that names the tokenizer whose codes a prior or a codes file holds.
+"""The identity of a model: a hash by which priors and codes files name their tokenizer.
 
-It depends on the weights and on a canonical form of the config. The canonical form has the key names and the defaults of
-version 0.1, written down here, so that it stays the same when the library renames a key or changes a default.
+It depends on the weights and on a canonical form of the config, with the key names and the defaults of
+version 0.1. They are written down here, so that a hash stays the same when the library renames a key or
+changes a default.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 from audiovq.prior.prior import Prior
 from audiovq.tokenizer.vqvae import VQVAE
 
-# Each component of a tokenizer's config: its keys in the order of version 0.1, as (canonical name, default then). A setting
-# that is added later goes to the end with the value that behaves as before it was there.
+# The components of a tokenizer's config: their keys in the order of version 0.1, by canonical name, with
+# the defaults of version 0.1. A setting that is added later goes to the end, with the value that leaves the
+# behaviour unchanged.
 FRONTS: dict[str, dict[str, Any]] = {
     "conv": {"block": "convnext", "base_dim": 64, "max_stride": 8, "n_blocks": 1},
     "stft": {"overlap": 4},
@@ -56,14 +58,12 @@ TOKENIZER: dict[str, Any] = {
     "decorrelate": False,
 }
 CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1
-# Settings that change no codes: the decoder may be tuned, and how the network was trained is in its weights.
+# Settings that do not change the codes: tuning changes the decoder, and dropout works in training alone.
 WITHOUT_EFFECT = {"decoder", "level_dropout"}
 
 
 def canonical_tokenizer(config: dict[str, Any]) -> str:
-    """The part of a tokenizer's config that determines its codes, as JSON that no change of the library changes.
-
-    Only what differs from the defaults of version 0.1 is written.
+    """The settings that determine a tokenizer's codes, if they differ from version 0.1's defaults, as JSON.
 
     Args:
         config: `VQVAEConfig.model_dump(mode="json")`.
@@ -79,13 +79,13 @@ def canonical_tokenizer(config: dict[str, Any]) -> str:
 
 
 def _changed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The settings that differ from their defaults, in the order of the defaults, by their canonical names."""
+    """The settings that differ from `defaults`, in its order, by canonical name."""
     named = {CANONICAL_NAMES.get(key, key): value for key, value in config.items()}
     return {key: named[key] for key, default in defaults.items() if named[key] != default}
 
 
 def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> dict[str, Any] | None:
-    """A front or quantizer; None if it is the default. A kind that version 0.1 does not have is written in full."""
+    """A front or quantizer; None if it is the default. Kinds newer than version 0.1 are written in full."""
     kind = config["kind"]
     if kind not in kinds:
         return config
@@ -94,9 +94,9 @@ def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> d
 
 
 def tokenizer_hash(network: VQVAE) -> str:
-    """Identity of a tokenizer's codes: SHA-256 of what determines them in its config, and of the weights that make them.
+    """Identity of a tokenizer's codes: SHA-256 of its canonical config and of the weights that make them.
 
-    The decoder and training statistics do not count: a tokenizer whose decoder was tuned has the same codes.
+    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes.
     """
     tensors = {
         name: tensor
@@ -107,7 +107,7 @@ def tokenizer_hash(network: VQVAE) -> str:
 
 
 def prior_hash(network: Prior) -> str:
-    """Identity of what a prior generates: SHA-256 of its spec and of its weights."""
+    """Identity of a prior: SHA-256 of its spec and of its weights."""
     return _sha256(json.dumps(vars(network.spec)), network.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""Finds the folder of a model: a run, an exported folder, a model on the hub, the newest run, or the bundled model."""
+"""Finds the folder of a model: a run, an exported folder, a model on the hub, or the bundled model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
     """The folder of a model.
 
     Args:
-        source: a run, an exported folder, `default` (the bundled model), or a hub id, which may name its revision as
-            in owner/name@v1. A folder that is called default is ./default.
+        source: a run, an exported folder, `default` (the bundled model), or a hub id, which may name its
+            revision as in owner/name@v1. A folder that is called default is ./default.
         revision: branch, tag or commit on the hub; default the main branch.
         token: for private models; default the one of `hf auth login` or HF_TOKEN.
     Raises:
@@ -25,9 +25,8 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
     if path.is_dir():
         return path
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise ValueError(
-            f"{source}: no such model; expected a run folder, an exported folder, a hub id (owner/name) or default"
-        )
+        expected = "a run folder, an exported folder, a hub id (owner/name) or default"
+        raise ValueError(f"{source}: no such model; expected {expected}")
     repo_id, _, named = text.partition("@")
     return hub.download(repo_id, revision or named or None, token)
 
@@ -58,10 +57,12 @@ def check_priors(folder: Path) -> None:
 
 
 def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, str]:
-    """The model of commands that name none: the newest run, else the bundled model. Returns its folder and description.
+    """The model that is used if none is named: the newest run, else the bundled model.
 
     Args:
         prior: only runs with all their priors count, else those with a tokenizer.
+    Returns:
+        Its folder, and a description.
     """
     finished: dict[Path, float] = {}
     for folder in runs.iterdir() if runs.is_dir() else ():

@@ -34,14 +34,14 @@ class ModelFacts:
 
 @dataclass
 class RunFacts:
-    """What is known of the training; the card leaves out what is not known."""
+    """Facts about the training; the card leaves out unknown ones."""
 
     name: str = ""
     license: str | None = None  # as the hub names it, such as cc-by-4.0, or other
     license_name: str | None = None  # with the license `other`
     license_text: str | None = None  # Markdown: which part is under which licence
     data: dict[str, Any] = field(default_factory=dict)  # hours, tracks, train_tracks, valid_tracks
-    labels: dict[str, list[str]] = field(default_factory=dict)  # licences and artists that the tracks have as labels
+    labels: dict[str, list[str]] = field(default_factory=dict)  # licences and artists, from the tracks
     credits: str = ""  # text of the credits file
     recipe: str = ""  # YAML
     recipe_facts: dict[str, Any] = field(default_factory=dict)  # a few that people look for

@@ -55,12 +55,13 @@ def rules(network: VQVAE) -> dict[str, Any]:
         "decode_period": network.period,
         "encode_context": network.encoder_radius,
         "decode_context": network.decoder_radius,
-        "padding": "Append zeros up to a multiple of samples_multiple; keep the first ceil(samples / hop_lengths[i]) "
-        "codes of level i. To decode, append codes of -1 to n · hop_lengths[0] / hop_lengths[i] codes a level, and keep "
-        f"the first samples of the waveform. A level of -1 alone is left out {left_out}.",
-        "pieces": "A piece of a long recording must begin at a multiple of decode_period samples and have encode_context "
-        "(or decode_context) samples of its neighbours to either side, whose results are dropped; so it gives what the "
-        "whole gives.",
+        "padding": "Append zeros up to a multiple of samples_multiple; keep the first "
+        "ceil(samples / hop_lengths[i]) codes of level i. To decode, append codes of -1 to "
+        "n · hop_lengths[0] / hop_lengths[i] codes a level, and keep the first samples of the waveform. "
+        f"A level of -1 alone is left out {left_out}.",
+        "pieces": "A piece of a long recording must begin at a multiple of decode_period samples and have "
+        "encode_context (or decode_context) samples of its neighbours to either side, whose results are "
+        "dropped; so it gives what the whole gives.",
     }
 
 
@@ -68,8 +69,8 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     """Write encode.onnx and decode.onnx, and compare their results with those of torch.
 
     Returns:
-        `codes_equal`, the share of equal codes (a latent halfway between two codes may be rounded to either), and
-        `waveform_error`, the largest difference of a sample.
+        `codes_equal`, the share of equal codes (a latent halfway between two codes may be rounded to
+        either), and `waveform_error`, the largest difference of a sample.
     Raises:
         ValueError: the extra is missing, or the files do not compute what torch does.
     """
@@ -94,9 +95,10 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
         _write(folder / DECODE, network, DecodeGraph(network), codes, names, ["waveform"], shapes)
         found = compare(folder, network, decaying_notes(c.sample_rate, c.channels, hops[0]))
     if found["codes_equal"] < 0.98 or found["waveform_error"] > 1e-3:
+        equal, error = found["codes_equal"], found["waveform_error"]
         raise ValueError(
-            f"onnx: expected the results of torch, found {found['codes_equal']:.1%} of the codes equal and samples that "
-            f"differ by {found['waveform_error']:.1g}; try other versions of onnxscript and onnxruntime"
+            f"onnx: expected the results of torch, found {equal:.1%} of the codes equal and samples that "
+            f"differ by {error:.1g}; try other versions of onnxscript and onnxruntime"
         )
     return found
 
@@ -116,9 +118,14 @@ def _write(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about itself
-            names = {"input_names": names_in, "output_names": names_out}
             program = torch.onnx.export(
-                graph.eval(), inputs, **names, dynamic_shapes=shapes, dynamo=True, verbose=False
+                graph.eval(),
+                inputs,
+                input_names=names_in,
+                output_names=names_out,
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
             )
     finally:
         logger.setLevel(before)

@@ -1,8 +1,9 @@
 """Checks model folders from any source before memory is taken or a network is built.
 
-A folder holds JSON and safetensors, which cannot run code. What remains are numbers that would need too much memory, and
-files that contradict each other. So every number has a limit, a network is built within the memory that the size of its
-weights file justifies, and its weights must be those of the file, by name and shape.
+A folder holds JSON and safetensors, which cannot run code. What remains are numbers that would need too
+much memory, and files that contradict each other. So every number has a limit, a network is built within
+the memory that the size of its weights file justifies, and its weights must be those of the file, by name
+and shape.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from audiovq.utils import compat
 ConfigT = TypeVar("ConfigT", bound=Config)
 Shapes = dict[str, tuple[tuple[int, ...], bool]]  # of tensors by name; True for floating-point numbers
 UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError)
-# The keys of configs by the largest number that they may have, also in a list. The limits bound loops (`n_blocks`) and
-# memory that does not depend on the weights (a cache of `context` codes).
+# The keys of configs by the largest number that they may have, also in a list. The limits bound loops
+# (`n_blocks`) and memory that does not depend on the weights (a cache of `context` codes).
 KEYS_BY_LIMIT = {
     2: ["channels"],
     64: ["mlp_ratio"],
@@ -65,7 +66,7 @@ def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: P
 
 
 def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
-    """All numbers in nested dicts and lists, with their dotted keys; the items of a list have the key of the list."""
+    """All numbers in nested dicts and lists, with dotted keys; the items of a list have the list's key."""
     if isinstance(value, dict):
         return [pair for key, item in value.items() for pair in _numbers(item, f"{path}.{key}")]
     if isinstance(value, list):
@@ -90,15 +91,15 @@ def prior_spec(content: dict[str, Any], config: PriorConfig, path: Path) -> Prio
     hops = list(spec.hop_lengths)
     if spec.level >= len(hops) or min(hops) < 2 or any(a < b or a % b for a, b in itertools.pairwise(hops)):
         raise ValueError(
-            f"{path}: spec: expected a level below {len(hops)} and hop_lengths that never rise, each divisible by the "
-            f"next, found level {spec.level} of {hops}"
+            f"{path}: spec: expected a level below {len(hops)} and hop_lengths that never rise, each divisible "
+            f"by the next, found level {spec.level} of {hops}"
         )
     missing = [name for name in config.label_names if name not in spec.vocabularies]
     if missing or any(len(values) > LARGEST_VOCABULARY for values in spec.vocabularies.values()):
         names = ", ".join(missing)
         raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {names}")
     vocabularies = {name: list(values) for name, values in spec.vocabularies.items()}
-    return PriorSpec(spec.level, hops, spec.sample_rate, spec.codebook_size, spec.tokenizer_hash, vocabularies)
+    return PriorSpec(**(spec.model_dump() | {"hop_lengths": hops, "vocabularies": vocabularies}))
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -109,7 +110,10 @@ def read_shapes(path: Path) -> Shapes:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return {n: (tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF"))) for n, s in slices.items()}
+            return {
+                name: (tuple(part.get_shape()), part.get_dtype().startswith(("F", "BF")))
+                for name, part in slices.items()
+            }
     except UNREADABLE as error:
         raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
 
@@ -120,10 +124,10 @@ class _Allowance(TorchFunctionMode):
     (Building on torch's `meta` device would be simpler, but torchaudio's mel filters cannot be built there.)
     """
 
-    FACTORIES = frozenset({
+    FACTORIES = (
         *(torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.eye),
         *(torch.arange, torch.linspace, torch.hann_window),
-    })  # fmt: skip
+    )
 
     def __init__(self, n: int):
         super().__init__()
@@ -157,7 +161,7 @@ def memory_limit(shapes: Shapes, config: Path) -> Iterator[None]:
     """
     n_numbers = sum(math.prod(shape) for shape, _ in shapes.values())
     try:
-        with _Allowance((1 << 20) + 2 * n_numbers):  # initial values are overwritten, and windows are not saved
+        with _Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
             yield
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -165,12 +169,11 @@ def memory_limit(shapes: Shapes, config: Path) -> Iterator[None]:
 
 
 def check_network(network: nn.Module, shapes: Shapes, config: Path, weights: Path) -> None:
-    """Raises ValueError with the first difference between a network and its weights file, or for a huge context."""
+    """Raises ValueError with the first difference between a network and its weights file."""
     for name in ("encoder_radius", "decoder_radius"):
         if getattr(network, name, 0) > LARGEST_RADIUS:
-            raise ValueError(
-                f"{config}: {name}: expected at most {LARGEST_RADIUS} samples, too many blocks or too long hops"
-            )
+            expected = f"expected at most {LARGEST_RADIUS} samples"
+            raise ValueError(f"{config}: {name}: {expected}, too many blocks or too long hops")
     expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in network.state_dict().items()}
     found = compat.without_obsolete(shapes, expected)
     for name in sorted(expected.keys() | found.keys()):

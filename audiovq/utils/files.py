@@ -82,7 +82,8 @@ def _flush(path: Path) -> None:
 def cannot_write(path: Path, error: Exception) -> ValueError:
     """The message for a file or folder that cannot be written."""
     reason = getattr(error, "strerror", None) or error
-    return ValueError(f"{path}: cannot be written ({reason}); free some space, or choose another place with --out")
+    advice = "free some space, or choose another place with --out"
+    return ValueError(f"{path}: cannot be written ({reason}); {advice}")
 
 
 def check_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A function of a batch, some items at a time: the same values and gradients, with the memory of a few items."""
+"""Applies a function to a batch a few items at a time: the same values and gradients with less memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def in_microbatches(function: Callable[..., Any], microbatch_size: int | None, *inputs: Tensor) -> list[Any]:
-    """`function(*pieces)` of each piece of the inputs, `microbatch_size` items long (None: all).
+    """Apply a function to each micro-batch.
 
-    The backward pass computes a piece anew when it gets there (gradient checkpointing, arXiv:1604.06174), so that no two
-    pieces' activations are in memory together. For a function that treats items apart and draws nothing by `chance`.
+    The backward pass computes a micro-batch again when it gets there (gradient checkpointing,
+    arXiv:1604.06174), so that the activations of only one micro-batch are in memory.
+
+    Args:
+        function: of tensors with the same first dimension; its items must not depend on each other or on
+            random numbers.
+        microbatch_size: items per micro-batch; None for all at once.
+    Returns:
+        The results, one per micro-batch.
     """
     if microbatch_size is None or microbatch_size >= len(inputs[0]):
         return [function(*inputs)]

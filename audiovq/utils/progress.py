@@ -1,4 +1,4 @@
-"""What the user sees while waiting: a progress bar on a terminal, plain lines in a log."""
+"""Messages and progress: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def say(message: str) -> None:
 
 
 class _NotedProgress(Progress):
-    """A bar, and below it what there is to say of it, cut to one line."""
+    """A bar with a one-line note below it."""
 
     note = ""
 
@@ -37,8 +37,8 @@ class ProgressBar:
     """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`.
 
     Args:
-        start: steps that were done before; they do not count as work of now.
-        unit, per_step: what a step gets done, such as 2.5 of "audio-s"; its rate is shown then.
+        start: steps that were done before; they do not count for the speed.
+        unit, per_step: what a step processes, such as 2.5 "audio-s", to show units per second.
     """
 
     def __init__(
@@ -54,9 +54,15 @@ class ProgressBar:
     def __enter__(self) -> ProgressBar:
         if console.is_terminal and not self.hidden:
             self.rich = _NotedProgress(
-                TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console,
-            )  # fmt: skip
+                TextColumn("{task.description}", markup=False),
+                BarColumn(24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[rate]}"),
+                console=console,
+            )
             self.rich.start()
             self.task = self.rich.add_task(self.title, total=self.total, completed=self.done, rate="")
         return self
@@ -76,9 +82,10 @@ class ProgressBar:
 
     @property
     def rate(self) -> str:
-        """Such as "12.3 audio-s/s"; nothing without a unit, or before there is any."""
+        """Such as "12.3 audio-s/s"; empty without a unit, and before the first step."""
         rate = self.steps_per_second * self.per_step
-        return f"{rate:.{0 if rate >= 100 else 1 if rate >= 10 else 2}f} {self.unit}/s" if self.unit and rate else ""
+        digits = 0 if rate >= 100 else 1 if rate >= 10 else 2
+        return f"{rate:.{digits}f} {self.unit}/s" if self.unit and rate else ""
 
     def _line(self) -> None:
         self.printed = time.monotonic()
@@ -94,7 +101,7 @@ class ProgressBar:
 
 
 def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Iterate with a progress bar; between two items a signal to stop is heard."""
+    """Iterate with a progress bar; a signal to stop takes effect between two items."""
     with ProgressBar(title, total) as bar:
         for item in items:
             signals.poll()

@@ -1,7 +1,8 @@
-"""Being asked to stop (Ctrl-C, SIGTERM, preemption): remembered, and obeyed where nothing is lost by it.
+"""Stops on a signal (Ctrl-C, SIGTERM, preemption) at a point where no work is lost.
 
-Within `deferred()` a signal only raises a flag. Long loops call `poll()` between two items; the training loop asks
-`received()` and saves first. Outside of it, `poll` does nothing and signals do what they always do.
+Within `deferred()` a signal only sets a flag. Long loops call `poll()` between two items, which raises
+`Interrupted`; the training loop checks `received()` and saves first. Outside `deferred()` signals work as
+usual, and `poll` does nothing.
 """
 
 from __future__ import annotations
@@ -15,67 +16,67 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-REPEAT_SECONDS = 1.0  # a launcher passes on a signal that its processes may have got, too: that is not a second one
+REPEAT_SECONDS = 1.0  # a signal this soon after the first is not a second one: launchers pass signals on
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; what was finished is kept."""
+    """A signal stopped the work; what was finished is safe."""
 
     def __init__(self, signal_number: int, when: str = ""):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}{when}")
         self.signal_number = signal_number
 
 
-class _Heard:
-    listening = False
+class _State:
+    deferring = False
     signal_number: int | None = None
-    at = 0.0
+    time = 0.0
 
 
 def received() -> int | None:
-    """The signal that asked to stop, if one did."""
-    return _Heard.signal_number
+    """The signal that came within `deferred()`, if any."""
+    return _State.signal_number
 
 
 def poll() -> None:
-    """Raises `Interrupted` if a signal asked to stop."""
-    if _Heard.signal_number is not None:
-        raise Interrupted(_Heard.signal_number)
+    """Raises `Interrupted` if a signal came within `deferred()`."""
+    if _State.signal_number is not None:
+        raise Interrupted(_State.signal_number)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within `with`, the first SIGINT or SIGTERM is only remembered; a second one stops at once.
+    """Within the block, the first SIGINT or SIGTERM only sets a flag; a second one stops at once.
 
-    Within another one, or in a thread that can hear no signals, it changes nothing.
+    It has no effect within another `deferred()`, or outside the main thread, which alone receives signals.
     """
-    if _Heard.listening or threading.current_thread() is not threading.main_thread():
+    if _State.deferring or threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    _Heard.listening, _Heard.signal_number = True, None
+    old = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    _State.deferring, _State.signal_number = True, None
     try:
         yield
-    except RuntimeError as error:  # what a collective raises when another process has stopped already
-        if _Heard.signal_number is None:
+    except RuntimeError as error:  # a collective raises it when another process has stopped
+        if _State.signal_number is None:
             raise
-        raise Interrupted(_Heard.signal_number) from error
+        raise Interrupted(_State.signal_number) from error
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-        _Heard.listening, _Heard.signal_number = False, None
+        _State.deferring, _State.signal_number = False, None
 
 
-def _hear(number: int, frame: FrameType | None) -> None:
-    if _Heard.signal_number is None:
-        _Heard.signal_number, _Heard.at = number, time.monotonic()
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _State.signal_number is None:
+        _State.signal_number, _State.time = number, time.monotonic()
         if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write("stopping after what is being done; once more stops at once\n")
-    elif time.monotonic() - _Heard.at > REPEAT_SECONDS:
+            sys.stderr.write("stopping after the current step; a second signal stops at once\n")
+    elif time.monotonic() - _State.time > REPEAT_SECONDS:
         raise KeyboardInterrupt
 
 
 def ignore_in_worker(worker: int = 0) -> None:
-    """For helper processes: signals are their parent's business, which needs them to finish what it does."""
+    """Ignore signals in a worker process: the main process needs it until it stops the worker itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
