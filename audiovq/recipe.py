@@ -219,7 +219,7 @@ class Recipe(Config):
     def prior(self, level: int) -> PriorStage:
         return self.priors[level if len(self.priors) > 1 else 0]
 
-    def prior_place(self, level: int) -> str:
+    def prior_key(self, level: int) -> str:
         """Where the stage of a level's prior is in the recipe."""
         return f"priors.{level if len(self.priors) > 1 else 0}"
 

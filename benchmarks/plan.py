@@ -26,7 +26,6 @@ from audiovq.planning.estimate import Planner
 from audiovq.planning.rehearsal import rehearse
 from audiovq.recipe import Recipe, load_recipe
 from audiovq.training.loop import Training
-from audiovq.training.trackers import Reporting
 
 STEPS = 5
 
@@ -47,9 +46,9 @@ def time_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
     name, build, config = stages(recipe)[number]
     planned = rehearse(build, config, bf16=False, clock=time.process_time).seconds
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator(), Reporting(Path(folder)))
+        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator())
         times = []
-        for step, batch in enumerate(training.steps("train", 0, STEPS)):
+        for step, batch in enumerate(training.batches("train", 0, STEPS)):
             began = time.process_time()
             training.step(step, batch)
             times.append(time.process_time() - began)
@@ -63,8 +62,8 @@ def memory_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
     torch.fft.rfft(torch.zeros(4096))  # libraries are loaded
     before = peak()
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator(), Reporting(Path(folder)))
-        for step, batch in enumerate(training.steps("train", 0, 2)):
+        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator())
+        for step, batch in enumerate(training.batches("train", 0, 2)):
             training.step(step, batch)
     return name, counted.memory, peak() - before
 

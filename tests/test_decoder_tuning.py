@@ -24,7 +24,7 @@ from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.recipe import Recipe, load_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.decoder_task import DecoderTask, norm
-from audiovq.training.loop import train
+from audiovq.training.loop import Training
 from audiovq.training.optimizer import make_optimizer
 from audiovq.utils.files import SUMS, is_whole
 
@@ -75,7 +75,7 @@ def changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
 
 
 def tune(task: DecoderTask, folder: Path) -> None:
-    train(task, "decoder", folder, task.stage.training, 0, 0, Accelerator())
+    Training(task, "decoder", folder, task.stage.training, 0, 0, Accelerator()).run()
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
+from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.encoder import EncoderConfig
-from audiovq.tokenizer.quantizer import QUANTIZERS, Bypass, EMAQuantizer
+from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.nonfinite import NonFiniteGuard
 from audiovq.training.tokenizer_task import codebook_use
@@ -49,12 +49,12 @@ def work(rank: int, folder: str) -> None:
     np.savez(f"{folder}/ema-{rank}.npz", **{k: v.numpy() for k, v in quantizer.state_dict().items()})
     perplexities, usages = codebook_use([torch.full((1, 10), rank), torch.zeros(1, 4, dtype=torch.int64)], 4)
     np.savez(f"{folder}/use-{rank}.npz", perplexities=perplexities.numpy(), usages=usages.numpy())
-    skips, moved = NonFiniteGuard(torch.device("cpu")), torch.zeros(2)
+    guard, moved = NonFiniteGuard(torch.device("cpu")), torch.zeros(2)
     for losses in ((1.0, 1.0), (1.0, float("nan")), (float("inf"), -float("inf")), (2.0, 3.0)):
-        skips.begin([moved])
+        guard.remember([moved])
         moved += 1
-        skips.judge(torch.tensor(losses[rank]), [torch.tensor(1.0)])
-    np.savez(f"{folder}/skips-{rank}.npz", moved=moved.numpy(), counts=skips.counts.numpy())
+        guard.check(torch.tensor(losses[rank]), [torch.tensor(1.0)])
+    np.savez(f"{folder}/skips-{rank}.npz", moved=moved.numpy(), counts=guard.counts.numpy())
     for kind in QUANTIZERS:
         trained = network(kind)
         model = DistributedDataParallel(trained)

@@ -17,11 +17,12 @@ from audiovq.data.shards import Shards
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.adopt import adopt_pretrained
 from audiovq.prior.conditioners import Conditions
-from audiovq.prior.extend import extend_vocabularies, extended, told_of_labels
+from audiovq.prior.extend import extend_vocabularies, extended, describe_new_labels
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.recipe import LoraConfig, TrainingConfig, load_recipe
 from audiovq.training import loop
-from audiovq.training.loop import Task, train
+from audiovq.training.loop import Training
+from audiovq.training.task import Task
 
 FINETUNE = """
 data: {{folder: {folder}, valid_fraction: 0.34, min_seconds: 0.5}}
@@ -58,7 +59,7 @@ def finetuned(finetune_recipe: Path) -> Path:
     out = finetune_recipe.parent / "run"
     result = cli("train", finetune_recipe, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "genre: blues, jazz is new, behind folk, rock, which stay as they were; mood: calm is new" in result.output
+    assert "genre: new blues, jazz, known folk, rock; mood: new calm" in result.output
     return out
 
 
@@ -152,8 +153,8 @@ def test_an_extended_prior_begins_as_the_old_one() -> None:
     assert torch.equal(logits(new, 3), logits(old, 0))  # a new value sounds as if nothing were said
     assert not torch.equal(logits(new, 1, mood=1), logits(new, 1))
     assert all(parameter.requires_grad for parameter in new.parameters())
-    assert told_of_labels(old.spec.vocabularies, known) == (
-        "labels: genre: blues is new, behind folk, rock, which stay as they were; mood: calm is new"
+    assert describe_new_labels(old.spec.vocabularies, known) == (
+        "labels: genre: new blues, known folk, rock; mood: new calm"
     )
 
 
@@ -223,13 +224,13 @@ def steps_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "audiovq.training.loop.make_optimizer", lambda n, c: torch.optim.SGD(n.parameters(), lr=1.0, fused=True)
     )
-    monkeypatch.setattr("audiovq.training.loop.learning_rate", lambda step, config: 1.0)
+    monkeypatch.setattr("audiovq.training.task.learning_rate", lambda step, config: 1.0)
 
 
 def run_overfits(folder: Path, **settings: float) -> float:
     config = TrainingConfig(steps=20, batch_size=1, evaluate_steps=1, evaluate_batches=1, **settings)  # type: ignore[arg-type]
     task = Overfits()
-    train(task, "t", folder, config, 0, 0, Accelerator(cpu=True))
+    Training(task, "t", folder, config, 0, 0, Accelerator(cpu=True)).run()
     return float(next(task.network.parameters()).detach())
 
 

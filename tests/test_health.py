@@ -18,10 +18,10 @@ from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.checkpoints import newest
 from audiovq.training.health import CHECKS, Finding, StageFacts, Watch
 from audiovq.training.logs import HealthLog, MetricsLog, Stopwatch, read_health
-from audiovq.training.loop import Training, train
+from audiovq.training.loop import Training
 from audiovq.training.nonfinite import PATIENCE
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.training.trackers import Reporting
+from audiovq.training.trackers import TrackerConfig
 
 FACTS = StageFacts(
     "tokenizer", "tokenizer", TrainingConfig(steps=1000, warmup_steps=10, learning_rate=1e-3), codebook_size=1024,
@@ -34,7 +34,7 @@ FINE = {"loss": 3.0, "gradient_norm": 0.5, "perplexity_0": 30.0, "perplexity_1":
 def shown(*rows: dict[str, float], facts: StageFacts = FACTS, every: int = 25) -> list[Finding]:
     """What a watch says of figures that arrive each `every` steps."""
     watch = Watch(facts)
-    return [finding for i, row in enumerate(rows, start=1) for finding in watch.look(i * every, {**FINE, **row})]
+    return [finding for i, row in enumerate(rows, start=1) for finding in watch.update(i * every, {**FINE, **row})]
 
 
 def test_nothing_is_said_of_a_training_that_goes_well() -> None:
@@ -46,9 +46,9 @@ def test_nothing_is_said_of_a_training_that_goes_well() -> None:
 
 
 @pytest.mark.parametrize(("check", "key", "wrong", "since", "words"), [
-    ("not_finite", "skipped_steps", [0, 2, 2, 3], 50, ["2 skipped", "learning_rate to 0.00033 (now 0.001)"]),
+    ("not_finite", "skipped_steps", [0, 2, 2, 3], 50, ["(2 so far)", "learning_rate to 0.00033 (now 0.001)"]),
     ("collapsed_codebook", "perplexity_1", [400, 400, 3, 2, 2, 2], 75,
-     ["level 1", "2.0 of 1024 that are possible", "revival_fraction to 0.05"]),
+     ["level 1", "2.0 of 1024 possible", "revival_fraction to 0.05"]),
     ("collapsed_codebook", "perplexity_0", [400, 400, 1.2, 1.1, 1.0], 75, ["level 0", "1.0 of 64"]),
     ("silence", "silent_share", [0.1, 0.9, 1, 0.8], 50, ["80% of the examples are silent", "data.folder"]),
     ("silence", "reconstruction_power", [0.01, 0.01, 1e-8, 1e-8, 1e-8], 75, ["-60 dB", "tokenizer.training.learning_rate"]),
@@ -77,7 +77,7 @@ def test_what_does_not_last_is_not_said(key: str, values: list[float]) -> None:
 def held_out(valid: list[float], training: list[float], facts: StageFacts = FACTS) -> list[Finding]:
     watch, found = Watch(facts), []
     for i, (a, b) in enumerate(zip(valid, training, strict=True), start=1):
-        found += watch.look(100 * i, {"loss": b}) + watch.look(100 * i, {"valid_loss": a})
+        found += watch.update(100 * i, {"loss": b}) + watch.update(100 * i, {"valid_loss": a})
     return found
 
 
@@ -98,17 +98,17 @@ def test_everything_begins_anew_when_there_are_codes() -> None:
 
 
 def test_a_held_out_loss_that_is_not_finite() -> None:
-    (found,) = Watch(FACTS).look(25, {"valid_loss": math.nan})
-    assert "held-out tracks is not finite" in found.message
+    (found,) = Watch(FACTS).update(25, {"valid_loss": math.nan})
+    assert "held-out loss is not finite" in found.message
 
 
 def test_a_watch_that_sees_the_same_again_is_the_same() -> None:
     rows = [{"gradient_norm": 0.5}] * 20 + [{"gradient_norm": 40.0}]
     a, b = Watch(FACTS), Watch(FACTS)
     for i, row in enumerate(rows):
-        a.look(i, row)
-        b.look(i, row)
-    assert a.look(30, {"gradient_norm": 50.0}) == b.look(30, {"gradient_norm": 50.0}) != []
+        a.update(i, row)
+        b.update(i, row)
+    assert a.update(30, {"gradient_norm": 50.0}) == b.update(30, {"gradient_norm": 50.0}) != []
 
 
 def test_every_check_has_its_case() -> None:
@@ -123,12 +123,12 @@ def test_logs_drop_what_a_checkpoint_does_not_know(tmp_path: Path) -> None:
         file.write('{"step": 4, "lo')
     before = (tmp_path / "metrics.jsonl").read_text().splitlines()[:2]
     again = MetricsLog(tmp_path / "metrics.jsonl", 2)
-    assert (again.told, again.kept) == (3, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
+    assert (again.last_logged, again.rows) == (3, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before
     path = tmp_path / "metrics" / "health.jsonl"
     for stage, step in (("a", 2), ("a", 5), ("b", 9)):
         HealthLog(path, stage, 9).write(Finding(stage, step, step, "silence", "music", f"{stage} {step}"))
-    assert HealthLog(path, "a", 3).said == {("silence", "music")}
+    assert HealthLog(path, "a", 3).reported == {("silence", "music")}
     assert [row["message"] for row in read_health(tmp_path)] == ["a 2", "b 9"]
 
 
@@ -136,7 +136,7 @@ def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 0.0, 3.0, 4.0, 6.0, 8.0, 8.0])
     monkeypatch.setattr("audiovq.training.logs.time.monotonic", lambda: next(now))
     watch = Stopwatch()
-    items = watch.waiting(range(5))
+    items = watch.timed(range(5))
     assert [next(items), next(items)] == [0, 1]  # 3 s and 2 s of waiting in 8 s
     assert watch.lap() == {"seconds_a_step": 4.0, "data_wait_share": 5 / 8}
 
@@ -159,11 +159,11 @@ class Broken(Dataset[torch.Tensor]):
 
 
 class BrokenTask(TokenizerTask):
-    steps: frozenset[int] = frozenset()
+    bad_steps: frozenset[int] = frozenset()
 
     def dataset(self, split: str) -> Dataset[torch.Tensor]:
         inner = super().dataset(split)
-        return Broken(inner, set(self.steps), 2) if split == "train" else inner
+        return Broken(inner, set(self.bad_steps), 2) if split == "train" else inner
 
 
 def broken(
@@ -174,8 +174,8 @@ def broken(
         update={"steps": n, "evaluate_steps": 100, "ema_decay": 0.9, **training}
     )
     task = BrokenTask(recipe.tokenizer, recipe.data, scan(music, recipe.data), 0)
-    task.steps = frozenset(steps)
-    return Training(task, "tokenizer", folder, config, 0, 0, Accelerator(), Reporting(folder))
+    task.bad_steps = frozenset(steps)
+    return Training(task, "tokenizer", folder, config, 0, 0, Accelerator(), TrackerConfig(folder))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
 ) -> None:
     shape = quantizer.replace("}", ", codebook_size: 16, codebook_dim: 4}")
     training = broken(tiny_recipe, music, tmp_path, {bad}, overrides=(f"tokenizer.model.quantizer={shape}",))
-    batches = list(training.steps("train", 0, bad + 2))
+    batches = list(training.batches("train", 0, bad + 2))
     for step in range(bad):
         training.step(step, batches[step])
     before = {name: tensor.clone() for name, tensor in training.checkpoints.tensors().items()}
@@ -195,12 +195,12 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert not figures["loss"].isfinite()
     later = {k: v for k, v in training.checkpoints.tensors().items() if k in before}
     assert all(torch.equal(before[name], later[name]) for name in before)
-    assert training.skips.counts.tolist() == [1, 1]
+    assert training.guard.counts.tolist() == [1, 1]
     training.step(bad + 1, batches[bad + 1])
     after = training.checkpoints.tensors()
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert training.skips.counts.tolist() == [1, 0]
+    assert training.guard.counts.tolist() == [1, 0]
 
 
 def test_a_training_goes_on_after_skipped_steps_to_the_same_bits(
@@ -208,12 +208,12 @@ def test_a_training_goes_on_after_skipped_steps_to_the_same_bits(
 ) -> None:
     whole = broken(tiny_recipe, music, tmp_path / "whole", {1, 3})
     whole.run()
-    assert [row["skipped_steps"] for row in whole.log.kept or MetricsLog(whole.log.path, 99).kept if "skipped_steps" in row] == [0, 1, 1, 2, 2, 2]  # fmt: skip
+    assert [row["skipped_steps"] for row in MetricsLog(tmp_path / "whole" / "metrics.jsonl", 99).rows if "skipped_steps" in row] == [0, 1, 1, 2, 2, 2]  # fmt: skip
     part = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
-    for step, batch in enumerate(part.steps("train", 0, 4)):
-        part.report(step + 1, part.step(step, batch))
-    part.checkpoints.save(4, to_evaluate=False, skipped=part.skips.counts.tolist())
-    part.report(5, part.step(4, next(part.steps("train", 4, 5))))  # lost by a kill -9
+    for step, batch in enumerate(part.batches("train", 0, 4)):
+        part.monitor.log_step(step + 1, part.step(step, batch), part.guard)
+    part.checkpoints.save(4, to_evaluate=False, skipped=part.guard.counts.tolist())
+    part.monitor.log_step(5, part.step(4, next(part.batches("train", 4, 5))), part.guard)  # lost by a kill -9
     again = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
     again.run()
     for name in ("metrics.jsonl", "metrics/health.jsonl"):
@@ -222,8 +222,8 @@ def test_a_training_goes_on_after_skipped_steps_to_the_same_bits(
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
     assert [row["message"] for row in read_health(tmp_path / "part")] == [
-        "tokenizer: since step 2 loss or gradients are not finite at times: 1 skipped, which changed nothing; if there are "
-        "more, set tokenizer.training.learning_rate to 0.00033 (now 0.001)"
+        "tokenizer: since step 2 some losses or gradients are not finite, and these steps are skipped (1 so far); if it "
+        "happens more often, set tokenizer.training.learning_rate to 0.00033 (now 0.001)"
     ]
 
 
@@ -265,7 +265,7 @@ def wrong_music(tiny_recipe: Path, folder: Path, waves: list[np.ndarray], *setti
         soundfile.write(folder / "music" / f"{i}.wav", wave, 8000)
     recipe = load_recipe(str(tiny_recipe), str(folder / "music"), settings)
     task = TokenizerTask(recipe.tokenizer, recipe.data, scan(folder / "music", recipe.data), 0)
-    train(task, "tokenizer", folder, recipe.tokenizer.training, 0, 0, Accelerator())
+    Training(task, "tokenizer", folder, recipe.tokenizer.training, 0, 0, Accelerator()).run()
     return [row["message"] for row in read_health(folder)]
 
 
@@ -276,7 +276,7 @@ def test_one_note_for_ever_needs_few_codes(tiny_recipe: Path, tmp_path: Path) ->
         "tokenizer.training={steps: 8, batch_size: 1, log_steps: 1, warmup_steps: 2, evaluate_steps: 8}",
         "tokenizer.model.quantizer.revival_fraction=0", "tokenizer.model.quantizer.codebook_size=128",
     )  # fmt: skip
-    assert any("codebook has collapsed" in m and "revival_fraction to 0.05 (now 0)" in m for m in health), health
+    assert any("codebook of level 0 has collapsed" in m and "revival_fraction to 0.05 (now 0)" in m for m in health), health
 
 
 def test_music_of_silence(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -284,5 +284,5 @@ def test_music_of_silence(tiny_recipe: Path, tmp_path: Path) -> None:
     for i, wave in enumerate(waves):
         wave[:400] = tones(0.05, 8000, seed=i)[:, 0]
     health = wrong_music(tiny_recipe, tmp_path, waves, "tokenizer.training.steps=6")
-    assert any("of the examples are silent; take the tracks" in message for message in health), health
+    assert any("of the examples are silent; remove the tracks" in message for message in health), health
     assert len(health) == len(set(health))

@@ -19,10 +19,10 @@ from audiovq.planning.cost import Count, Device, count_pass
 from audiovq.planning.estimate import make_plan, parse_device, plan_lines
 from audiovq.planning.rehearsal import pretended
 from audiovq.recipe import Recipe, load_recipe
-from audiovq.training.loop import Task, Training
+from audiovq.training.loop import Training
 from audiovq.training.prior_task import PriorTask
+from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.training.trackers import Reporting
 
 
 def tasks(recipe: Recipe) -> dict[str, Task]:
@@ -147,8 +147,8 @@ def test_memory_is_what_lives_in_a_real_step(tiny_recipe: Path, tmp_path: Path, 
     """The step of the loop itself, with its clipping, skipping and optimizer; its gradients stay till the end."""
     recipe = load_recipe(str(tiny_recipe))
     config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
-    training = Training(tasks(recipe)[name], "t", tmp_path, config, 0, 0, Accelerator(), Reporting(tmp_path))
-    batches = list(training.steps("train", 0, 3))
+    training = Training(tasks(recipe)[name], "t", tmp_path, config, 0, 0, Accelerator())
+    batches = list(training.batches("train", 0, 3))
     for step in range(2):  # codebooks and moments are there
         training.step(step, batches[step])
     with Count() as count:
@@ -161,9 +161,9 @@ def test_time_is_near_what_a_step_takes(planned: dict[str, Any], tiny_recipe: Pa
     """A generous bound, as machines are busy; `benchmarks/plan.py` has the figures."""
     recipe = load_recipe(str(tiny_recipe))
     config = recipe.tokenizer.training.model_copy(update={"steps": 8})
-    training = Training(tasks(recipe)["tokenizer"], "t", tmp_path, config, 0, 0, Accelerator(), Reporting(tmp_path))
+    training = Training(tasks(recipe)["tokenizer"], "t", tmp_path, config, 0, 0, Accelerator())
     times = []
-    for step, batch in enumerate(training.steps("train", 0, 8)):
+    for step, batch in enumerate(training.batches("train", 0, 8)):
         began = time.perf_counter()
         training.step(step, batch)
         times.append(time.perf_counter() - began)

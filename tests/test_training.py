@@ -58,18 +58,18 @@ def test_learning_rate_warms_up_and_falls_to_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "at_once", "world_size"), [(8, None, 4), (7, 2, 2), (9, 1, 4), (3, 1, 2), (5, 8, 1)]
+    ("batch_size", "device_batch_size", "world_size"), [(8, None, 4), (7, 2, 2), (9, 1, 4), (3, 1, 2), (5, 8, 1)]
 )
-def test_every_example_is_taken_once_whoever_takes_it(batch_size: int, at_once: int | None, world_size: int) -> None:
-    taken, portions = [], []
+def test_every_example_is_taken_once_whoever_takes_it(batch_size: int, device_batch_size: int | None, world_size: int) -> None:
+    taken, microbatches = [], []
     for rank in range(world_size):
-        mine = BatchSplit(batch_size, at_once, rank, world_size).portions()
-        portions.append(len(mine))
-        assert all(1 <= p.n <= (at_once or batch_size) for p in mine)
+        mine = BatchSplit(batch_size, device_batch_size, rank, world_size).microbatches()
+        microbatches.append(len(mine))
+        assert all(1 <= p.n <= (device_batch_size or batch_size) for p in mine)
         taken += [p.first + i for p in mine if p.counts for i in range(p.n)]
         assert all(p.first + p.n <= batch_size for p in mine)
     assert taken == list(range(batch_size))
-    assert len(set(portions)) == 1  # they meet in collectives
+    assert len(set(microbatches)) == 1  # they meet in collectives
 
 
 def test_more_processes_than_examples_are_refused() -> None:
@@ -210,7 +210,7 @@ def test_sigterm_ends_the_step_saves_and_says_how_to_go_on(tiny_recipe: Path, tm
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on from there" in errors
+    assert "the same command resumes it" in errors
     assert "Traceback" not in errors
     saved = newest(tmp_path / "run" / "training" / "tokenizer" / "checkpoints")
     assert saved is not None

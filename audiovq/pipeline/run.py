@@ -33,19 +33,19 @@ from audiovq.evaluation.code_statistics import code_statistics, held_out_bits, l
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.adopt import adopt_pretrained, pretrained_prior, pretrained_tokenizer
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.prior.extend import told_of_labels
+from audiovq.prior.extend import describe_new_labels
 from audiovq.recipe import Recipe, first_difference, fixed, load_saved_recipe
-from audiovq.report import report_run, try_report
+from audiovq.report.page import report_run, try_report
 from audiovq.report.spectrograms import draw_spectrograms
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.adapters import merge_adapters
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16, whole_network
 from audiovq.training.encode_stage import encode_data_set
-from audiovq.training.loop import train
+from audiovq.training.loop import Training
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.training.trackers import Reporting, usable
+from audiovq.training.trackers import TrackerConfig, installed_trackers
 from audiovq.utils import signals
 from audiovq.utils.files import atomic_folder, check_folder, write_checksums, write_text
 from audiovq.utils.progress import say
@@ -60,7 +60,7 @@ class Run:
         self.recipe, self.folder, self.pages = adopt_pretrained(recipe), folder, pages
         self.accelerator = Accelerator(mixed_precision="bf16" if use_bf16(recipe) else "no")
         self.main = collectives.rank() == 0
-        self.reporting = Reporting(folder, (), recipe.name)
+        self.reporting = TrackerConfig(folder, (), recipe.name)
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +95,7 @@ class Run:
         if collectives.from_rank_0(finished):
             say(f"{self.folder}: finished, nothing to do")
             return
-        self.reporting = Reporting(self.folder, usable(self.recipe.trackers), self.recipe.name)
+        self.reporting = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)
         for stage in stages:
             if not collectives.from_rank_0(self.done(stage)):
                 began = time.monotonic()
@@ -218,7 +218,7 @@ class Run:
     def codes(self) -> None:
         self._need("tokenizer", "codes")
         network = checkpoint.load_tokenizer(self.folder / "tokenizer")
-        chroma = any(stage.model.beside["chroma"] for stage in self.recipe.priors)
+        chroma = any(stage.model.extra_inputs["chroma"] for stage in self.recipe.priors)
         stage = self.recipe.codes
         encode_data_set(self.folder / "codes", self.scan().only(stage.only), network, stage.shifts, self.device, chroma)
 
@@ -242,9 +242,9 @@ class Run:
         known = shards.index.tokenizer_hash
         start = pretrained_prior(stage.from_pretrained, level, known) if stage.from_pretrained else None
         task = PriorTask(stage, shards, level, self.recipe.seed, start)
-        task.place = self.recipe.prior_place(level)
+        task.recipe_key = self.recipe.prior_key(level)
         if start and level == 0:
-            say(told_of_labels(start.spec.vocabularies, task.spec.vocabularies))
+            say(describe_new_labels(start.spec.vocabularies, task.spec.vocabularies))
         self._train(task, f"prior-{level}", stage.training)
         network = whole_network(task)
         if stage.lora is not None:
@@ -262,11 +262,11 @@ class Run:
     def _train(self, task: Any, title: str, config: Any) -> None:
         folder = self.folder / "training" / title
         workers = self.recipe.data.workers
-        train(task, title, folder, config, self.recipe.seed, workers, self.accelerator, self.reporting)
+        Training(task, title, folder, config, self.recipe.seed, workers, self.accelerator, self.reporting).run()
 
     def _show_samples(self, stage: str, step: int) -> None:
         """To the trackers, too, after the stage is done: not twice if it was interrupted."""
-        trackers = self.reporting.stage(stage, step, step)
+        trackers = self.reporting.open(stage, step, step)
         trackers.audio(step, self.folder / "samples" / stage)
         trackers.close()
 

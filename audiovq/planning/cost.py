@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from audiovq.recipe import PriorTrainingConfig, TrainingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
-from audiovq.training.loop import Task
+from audiovq.training.task import Task
 from audiovq.training.optimizer import make_optimizer
 from audiovq.training.tokenizer_task import TokenizerTask
 

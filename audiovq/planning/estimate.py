@@ -25,7 +25,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
-from audiovq.training.loop import Task
+from audiovq.training.task import Task
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
 from audiovq.utils.progress import say
@@ -115,7 +115,7 @@ class Planner:
 
     def prior(self, level: int) -> Callable[..., Task]:
         stage, model = self.recipe.prior(level), self.recipe.tokenizer.model
-        shards = pretended(self.scan.only(self.recipe.codes.only), model, stage.model.beside["chroma"])
+        shards = pretended(self.scan.only(self.recipe.codes.only), model, stage.model.extra_inputs["chroma"])
 
         def build(config: TrainingConfig, mode: FakeTensorMode | None = None) -> Task:
             if mode is None:
@@ -129,8 +129,7 @@ class Planner:
 
     def training(self, title: str, build: Callable[..., Task], config: TrainingConfig) -> dict[str, Any]:
         say(f"plan: {title}")
-        share = BatchSplit(config.batch_size, None, 0, self.n_devices).portions()[0].n
-        share = max(share, -(-config.batch_size // self.n_devices))
+        share = BatchSplit(config.batch_size, None, 0, self.n_devices).largest_share
         at_once = min(config.device_batch_size or share, share)
         whole = title == "tokenizer"  # it has its share as a whole in memory and goes through it in pieces
 
@@ -144,7 +143,7 @@ class Planner:
         while cost.memory > usable and at_once > 1:
             at_once = -(-at_once // 2)
             cost = count(at_once)
-        passes = BatchSplit(config.batch_size, at_once, 0, self.n_devices).n_portions
+        passes = BatchSplit(config.batch_size, at_once, 0, self.n_devices).n_microbatches
         seconds, measured = self.seconds(build, config, cost, at_once, 1 if whole else passes)
         evaluation = config.evaluate_batches / config.evaluate_steps * EVALUATION
         hours = None if seconds is None else config.steps * seconds * (1 + evaluation) / 3600
@@ -176,7 +175,7 @@ class Planner:
 
     def key(self, title: str) -> str:
         if title.startswith("prior"):
-            return f"{self.recipe.prior_place(int(title[6:]))}.training"
+            return f"{self.recipe.prior_key(int(title[6:]))}.training"
         return "decoder_tuning.training" if title == "decoder" else "tokenizer.training"
 
     def codes_a_step(self, title: str, config: TrainingConfig) -> float:
@@ -197,7 +196,7 @@ class Planner:
         cost = count_encoding(model, chunk)
         speed = self.device.seconds(cost.work) if self.device else encode_seconds(model, chunk, self.here)
         n_codes = seconds * sum(model.code_rates)
-        chroma = any(stage.model.beside["chroma"] for stage in recipe.priors)
+        chroma = any(stage.model.extra_inputs["chroma"] for stage in recipe.priors)
         disk = 2 * n_codes + (seconds * model.code_rates[0] if chroma else 0)
         return {
             "stage": "codes", "fits": cost.memory <= self.memory, "memory_bytes": cost.memory,

@@ -17,9 +17,9 @@ from audiovq.data.shards import ShardIndex, Shards, ShardTrack, table_of
 from audiovq.data.tracks import Scan
 from audiovq.recipe import TrainingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
-from audiovq.training.loop import Task, Training
+from audiovq.training.loop import Training
+from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.training.trackers import Reporting
 
 PATIENCE_SECONDS = 20.0  # a step that takes longer is extrapolated from smaller ones
 FEW = 4  # examples
@@ -92,10 +92,10 @@ def _step(
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     cuda = accelerator.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(task, "plan", Path(folder), small, 0, 0, accelerator, Reporting(Path(folder)))
+        training = Training(task, "plan", Path(folder), small, 0, 0, accelerator)
         if isinstance(task, TokenizerTask):
             task.n_steps.fill_(2**40)  # past the start-up, which happens only once
-        batches = training.steps("train", 0, 3)
+        batches = training.batches("train", 0, 3)
         waited, times = 0.0, []
         for step in range(3):
             batch, waited = _timed(lambda: next(batches), cuda, clock)

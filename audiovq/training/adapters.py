@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) through peft: trained beside a prior's frozen weights, then merged into them.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) by peft: trained while a prior's weights are frozen, then merged.
 
-What is saved is a plain prior, so whatever samples from it knows nothing of adapters. Needs the extra `audiovq[lora]`.
+The saved model is a plain prior. Needs the extra `audiovq[lora]`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from typing import Any
 from audiovq.prior.prior import Prior
 from audiovq.recipe import LoraConfig
 
-TARGETS = ["qkv", "out", "gate_up", "down"]  # the matrices of each layer of the transformer
-
-
-def check_installed() -> None:
-    """Raises ValueError if the extra is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError("lora: the package peft is missing; pip install 'audiovq[lora]'")
+TARGETS = ["qkv", "out", "gate_up", "down"]  # the matrices of each transformer layer
 
 
 def add_adapters(network: Prior, config: LoraConfig) -> None:
-    """Freeze all but the conditioners, whose labels may be new, and put an adapter beside each matrix of the layers."""
-    check_installed()
-    peft: Any = importlib.import_module("peft")  # not above: it imports transformers, which takes seconds
+    """Add an adapter to each matrix of the layers, and freeze all other weights but the conditioners'.
+
+    Raises:
+        ValueError: peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("lora: the package peft is missing; pip install 'audiovq[lora]'")
+    peft: Any = importlib.import_module("peft")  # here, because it imports transformers, which takes seconds
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=TARGETS, bias="none"
     )
@@ -34,7 +33,7 @@ def add_adapters(network: Prior, config: LoraConfig) -> None:
 
 
 def merge_adapters(network: Prior) -> None:
-    """Add each adapter to its matrix and take it away; the network computes what it did."""
+    """Add each adapter to its matrix and remove it; the network computes the same."""
     adapted = [(name, module) for name, module in network.named_modules() if hasattr(module, "lora_A")]
     for name, module in adapted:
         layer: Any = module

@@ -1,20 +1,23 @@
-"""A moving average of the weights: smoother than the last step's, and what is evaluated and kept if the recipe asks for it."""
+"""A moving average of the weights, which is evaluated and saved instead of the last step's weights."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from audiovq.training.devices import local
 
 
 class Averages:
-    """Of all weights of a network that learn (Polyak averaging, with Adam: arXiv:1412.6980, section 7.2).
+    """An exponential moving average of all trainable weights of a network; with `decay` None, nothing happens.
 
-    Codebooks and running statistics are no weights: they stay what they are. With `decay` None everything here does nothing.
+    Codebooks and running statistics are not averaged. torch's `AveragedModel` cannot take the place of this class: it
+    copies the module, which FSDP forbids, and its decay is one number, without a warm-up and without skipped steps.
+
+    Source: Polyak averaging, with Adam: arXiv:1412.6980, section 7.2.
     """
 
     def __init__(self, network: nn.Module, decay: float | None):
@@ -23,37 +26,31 @@ class Averages:
         self.tensors = {name: p.detach().clone() for name, p in self.weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int, happened: Tensor) -> None:
-        """After each step; the first steps decay faster, so that the beginning is soon forgotten.
+    def update(self, step: int, is_finite: Tensor) -> None:
+        """Move the averages towards the weights; the first steps move faster, so that they are soon forgotten.
 
         Args:
-            happened: bool scalar on the device; a step that was skipped changes nothing.
+            is_finite: bool scalar on the device; if False, the step was skipped and nothing changes.
         """
         if self.decay is not None:
-            part = (1 - min(self.decay, (1 + step) / (10 + step))) * happened.float()
-            for average, weight in zip(_local(self.tensors), _local(self.weights), strict=True):
-                average.lerp_(weight, part.to(average.dtype))
+            rate = (1 - min(self.decay, (1 + step) / (10 + step))) * is_finite.float()
+            for name, average in self.tensors.items():
+                local(average).lerp_(local(self.weights[name]), rate.to(average.dtype))
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within `with`, the network has the averages for weights."""
-        kept = [weight.clone() for weight in _local(self.weights)]
-        self.keep()
+    def applied(self) -> Iterator[None]:
+        """Within `with`, the network's weights are the averages."""
+        weights = [local(weight).clone() for weight in self.weights.values()]
+        self.copy_to_network()
         try:
             yield
         finally:
-            self._set(kept)
+            self._set(weights)
 
-    def keep(self) -> None:
-        """From now on the network has the averages for weights."""
-        self._set(_local(self.tensors))
+    def copy_to_network(self) -> None:
+        self._set(map(local, self.tensors.values()))
 
     @torch.no_grad()
-    def _set(self, values: list[Tensor]) -> None:
-        for weight, value in zip(_local(self.weights), values, strict=True):
-            weight.copy_(value)
-
-
-def _local(tensors: Mapping[str, Any]) -> list[Tensor]:
-    """This rank's part of each."""
-    return [(t.to_local() if isinstance(t, DTensor) else t).detach() for t in tensors.values()]
+    def _set(self, values: Iterable[Tensor]) -> None:
+        for weight, value in zip(self.weights.values(), values, strict=True):
+            local(weight).copy_(value)

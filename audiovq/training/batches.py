@@ -1,4 +1,4 @@
-"""Which examples a step is made of, who takes which, and how many at once: never what is learned from them.
+"""The examples of each step, split among ranks and micro-batches, and means over the whole batch.
 
 Step k of a run has examples k·batch_size … (k + 1)·batch_size - 1, on any number of devices.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from audiovq.distributed import collectives
+from audiovq.training.task import Task
 from audiovq.utils import signals
 
 
@@ -27,23 +28,26 @@ def step_seed(*parts: object) -> int:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Examples that a device takes at once: places first … first + n - 1 in the step's batch."""
+    """Examples `first` … `first + n - 1` of a step's batch."""
 
     first: int
     n: int
-    counts: bool = True  # False: there is nothing left, and the example is there only to keep step with the others
+    counts: bool = True  # False: a placeholder on a rank that has fewer micro-batches than others
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a batch is shared out: every rank has the same number of portions, and no two differ by more than an example.
+    """How a batch is split. Every rank has the same number of micro-batches, of sizes that differ by at most 1.
 
+    Args:
+        batch_size: examples of a step, on all ranks together.
+        device_batch_size: the largest micro-batch; None: a rank's whole share.
     Raises:
         ValueError: fewer examples than ranks.
     """
 
     batch_size: int
-    at_once: int | None  # examples that a device takes at once; None: all of its share
+    device_batch_size: int | None
     rank: int = 0
     world_size: int = 1
 
@@ -55,51 +59,73 @@ class BatchSplit:
             )
 
     @property
-    def n_portions(self) -> int:
-        largest = -(-self.batch_size // self.world_size)
-        return -(-largest // (self.at_once or largest))
+    def largest_share(self) -> int:
+        """The most examples that a rank has."""
+        return -(-self.batch_size // self.world_size)
 
-    def portions(self) -> list[Microbatch]:
-        """This rank's, in order."""
+    @property
+    def n_microbatches(self) -> int:
+        return -(-self.largest_share // (self.device_batch_size or self.largest_share))
+
+    def microbatches(self) -> list[Microbatch]:
+        """Those of this rank, in order."""
         begin, end = (self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        edges = [begin + (end - begin) * i // self.n_portions for i in range(self.n_portions + 1)]
+        n = self.n_microbatches
+        edges = [begin + (end - begin) * i // n for i in range(n + 1)]
         return [Microbatch(a, b - a) if b > a else Microbatch(begin, 1, False) for a, b in itertools.pairwise(edges)]
 
 
-class _Indexes:
-    """The example indexes of each portion of each step, from `start` on."""
-
-    def __init__(self, start: int, end: int, plan: BatchSplit):
-        self.start, self.end, self.plan = start, end, plan
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.end):
-            for portion in self.plan.portions():
-                first = step * self.plan.batch_size + portion.first
-                yield list(range(first, first + portion.n))
-
-    def __len__(self) -> int:
-        return (self.end - self.start) * self.plan.n_portions
+def split_batch(batch_size: int, device_batch_size: int | None) -> BatchSplit:
+    """The split for this rank."""
+    return BatchSplit(batch_size, device_batch_size, collectives.rank(), collectives.world_size())
 
 
-def steps(
-    dataset: Dataset[Any], start: int, end: int, plan: BatchSplit, device: torch.device, workers: int = 0
+def load_batches(
+    dataset: Dataset[Any],
+    start: int,
+    end: int,
+    split: BatchSplit,
+    device: torch.device,
+    workers: int = 0,
 ) -> Iterator[list[Any]]:
-    """The batches of steps [start, end) on this rank, a list of portions each, on the device."""
+    """The batches of steps [start, end) on `device`: a list of this rank's micro-batches for each step."""
+    indexes = (
+        list(range(step * split.batch_size + part.first, step * split.batch_size + part.first + part.n))
+        for step in range(start, end)
+        for part in split.microbatches()
+    )
     loader = DataLoader(
-        dataset, batch_sampler=_Indexes(start, end, plan), num_workers=workers, pin_memory=device.type == "cuda",
+        dataset,
+        batch_sampler=indexes,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
         worker_init_fn=signals.ignore_in_worker,
-    )  # fmt: skip
-    portions = iter(loader)
+    )
+    microbatches = iter(loader)
     for _ in range(start, end):
-        yield [to_device(batch, device) for batch in itertools.islice(portions, plan.n_portions)]
+        yield [_to_device(batch, device) for batch in itertools.islice(microbatches, split.n_microbatches)]
 
 
-def split_batch(batch_size: int, at_once: int | None) -> BatchSplit:
-    return BatchSplit(batch_size, at_once, collectives.rank(), collectives.world_size())
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
+def _to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def microbatch_weights(task: Task, batch: list[Any], split: BatchSplit, device: torch.device) -> Tensor:
+    """The weight of each of this rank's micro-batches in a mean over the whole batch; over all ranks they sum to 1."""
+    counts = [task.weight(examples) * part.counts for part, examples in zip(split.microbatches(), batch, strict=True)]
+    weights = torch.stack([torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts])
+    return weights / collectives.all_reduce_(weights.sum())
+
+
+def add_weighted(sums: dict[str, Tensor], means: dict[str, Tensor], weight: Tensor) -> None:
+    """Add the means over a micro-batch to `sums`, in place."""
+    for name, value in means.items():
+        sums[name] = sums.get(name, torch.zeros_like(weight)) + value.detach().float() * weight
+
+
+def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
+    """The sums of all ranks, which must have the same names, as numbers."""
+    total = collectives.all_reduce_(torch.stack(list(sums.values())))
+    return dict(zip(sums, total.tolist(), strict=True))

@@ -1,9 +1,9 @@
-"""Checkpoints of a training run: weights, codebooks and statistics, optimizer moments, averages, and the step.
+"""Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step.
 
-Everything else (data order, random state, learning rate) is a function of the step. A checkpoint is a folder
-`step-00000123` of safetensors with a checksum a file; it appears whole, and older ones go only after that. Weights that
-are shared out among devices are written by all of them, through torch.distributed.checkpoint. Both kinds are read by the
-same code on any number of devices.
+All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder
+`step-00000123` of safetensors with a checksum for each file. It is written atomically, and older ones are removed after
+that. Sharded weights are written by all ranks with torch.distributed.checkpoint. Either kind can be loaded on any number
+of devices.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_together
-from torch.distributed.checkpoint.state_dict_saver import save as save_together
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 from torch.distributed.tensor import DTensor
 
 from audiovq.distributed import collectives
@@ -34,61 +34,72 @@ from audiovq.utils.files import atomic_folder, file_sha256, is_whole, write_chec
 
 
 class Checkpoints:
-    """Those of one training, in a folder. All ranks call every method."""
+    """The checkpoints of one training. All ranks call every method.
+
+    Args:
+        seconds: time between two checkpoints.
+        task: its own buffers are saved, too, under their plain names.
+    """
 
     def __init__(
-        self, folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], averages: Averages,
-        seconds: float, task: nn.Module | None = None,
-    ):  # fmt: skip
+        self,
+        folder: Path,
+        network: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        averages: Averages,
+        seconds: float,
+        task: nn.Module | None = None,
+    ):
         self.folder, self.network, self.optimizers, self.averages = folder, network, optimizers, averages
         self.seconds, self.saved_at = seconds, time.monotonic()
-        self.task = task or nn.Module()  # its own buffers are saved, too, by their plain names
+        self.task = task or nn.Module()
 
     @property
     def due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.seconds
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is saved, by name: weights have plain names, moments and averages one with what they are before it."""
+        """All saved tensors: weights and buffers by plain names, others as `exp_avg/<weight>`, `average/<weight>`."""
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         found = dict(self.network.state_dict()) | dict(self.task.named_buffers(recurse=False))
         for parameter, state in itertools.chain.from_iterable(o.state.items() for o in self.optimizers):
             found |= {f"{key}/{names[id(parameter)]}": torch.as_tensor(value) for key, value in state.items()}
         return found | {f"average/{name}": tensor for name, tensor in self.averages.tensors.items()}
 
-    def save(self, step: int, **facts: Any) -> None:
-        """One checkpoint; older ones are removed after it is safe.
+    def save(self, step: int, **state: Any) -> None:
+        """Write a checkpoint, then remove older ones.
 
         Raises:
             ValueError: it cannot be written.
         """
         target = self.folder / f"step-{step:08d}"
-        content = {"step": step, **facts}
+        content = {"step": step, **state}
         tensors = self.tensors()
         if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            _write_together(target, tensors, content)
+            _write_sharded(target, tensors, content)
         elif collectives.rank() == 0:
             _write(target, tensors, content)
         if collectives.rank() == 0:
-            for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:  # the latter were cut off
+            for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:  # left by saves that were killed
                 shutil.rmtree(old, ignore_errors=True) if old != target else None
         collectives.barrier()
         self.saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any]:
-        """Put the newest whole checkpoint in place and return its facts; {"step": 0} if there is none.
+        """Load the newest undamaged checkpoint; returns what `save` was given, or {"step": 0} if there is none.
 
         Raises:
-            ValueError: it is of another network.
+            ValueError: the checkpoint is of another network.
         """
-        found = newest(self.folder) if collectives.rank() == 0 else None  # one looks, all know
+        # Rank 0 decides for all: on a shared disk, ranks may see new files at different times.
+        found = newest(self.folder) if collectives.rank() == 0 else None
         step = collectives.from_rank_0(int(found.name.removeprefix("step-")) if found else -1)
         if step < 0:
             return {"step": 0}
         folder = self.folder / f"step-{step:08d}"
         reader = HuggingFaceStorageReader(str(folder))
         saved = reader.read_metadata().state_dict_metadata
-        self._make_room(set(saved))
+        self._allocate_moments(set(saved))
         tensors = self.tensors()
         saved = compat.without_obsolete(saved, tensors)
         if tensors.keys() != saved.keys():
@@ -97,23 +108,24 @@ class Checkpoints:
                 f"({min(tensors.keys() ^ saved.keys())}); delete the folder to begin anew"
             )
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is but one process
-            load_together(tensors, storage_reader=reader, no_dist=not collectives.is_distributed())
+            warnings.simplefilter("ignore")  # about a single process
+            load_sharded(tensors, storage_reader=reader, no_dist=not collectives.is_distributed())
         return json.loads((folder / "state.json").read_text())
 
-    def _make_room(self, saved: set[str]) -> None:
-        """Moments as the optimizers will have them, to be filled: fused AdamW keeps its step beside the parameter."""
+    def _allocate_moments(self, saved: set[str]) -> None:
+        """Optimizers have no moments before their first step; allocate those that the checkpoint will fill."""
         parameters = dict(self.network.named_parameters())
         owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, slash, name in (saved_name.partition("/") for saved_name in saved):
             if slash and key != "average" and name in parameters:
                 parameter = parameters[name]
-                fresh = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
-                owners[id(parameter)].state[parameter][key] = fresh.detach()
+                # Fused AdamW has its step count on the device.
+                empty = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                owners[id(parameter)].state[parameter][key] = empty.detach()
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole."""
+    """The newest checkpoint that is complete and undamaged."""
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
@@ -125,15 +137,15 @@ def _write(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) ->
         write_checksums(temporary)
 
 
-def _write_together(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    """Each rank writes and sums its part beside the folder; rank 0 makes one of them all."""
+def _write_sharded(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    """Each rank writes its shards and their checksums to a temporary folder; rank 0 makes the checkpoint of them."""
     parts = target.with_name(f".{target.name}.parts")
     if collectives.rank() == 0:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
     collectives.barrier()
     try:
-        save_together(tensors, storage_writer=HuggingFaceStorageWriter(str(parts), save_distributed=True))
+        save_sharded(tensors, storage_writer=HuggingFaceStorageWriter(str(parts), save_distributed=True))
     except CheckpointException as error:
         reasons = "; ".join(sorted({str(each[0]) for each in error.failures.values()}))
         raise ValueError(f"{target}: cannot be written ({reasons}); free some space") from None

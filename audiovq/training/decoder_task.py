@@ -25,7 +25,7 @@ from audiovq.tokenizer.discriminators import (
 )
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.training.loop import Part, Task
+from audiovq.training.task import Part, Task
 from audiovq.training.tokenizer_task import level_metrics, waveform_crops
 
 
@@ -42,7 +42,7 @@ class DecoderTask(Task):
     ):  # fmt: skip
         super().__init__()
         torch.manual_seed(seed)
-        self.place = "decoder_tuning"
+        self.recipe_key = "decoder_tuning"
         self.stage, self.tokenizer_stage, self.data, self.scan, self.seed = stage, tokenizer_stage, data, scan, seed
         discriminators = Discriminators(tokenizer.config.channels, stage.adversarial, tokenizer.config.sample_rate)
         tokenizer.requires_grad_(False)

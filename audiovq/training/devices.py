@@ -1,4 +1,4 @@
-"""A task on one or many devices: copied to each (DDP), or its weights shared out among them (FSDP2)."""
+"""A task on one or many devices: replicated on each (DDP), or with its weights sharded among them (FSDP2)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from audiovq.distributed import collectives
-from audiovq.recipe import PriorTrainingConfig, TrainingConfig
+from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig
+
+
+def use_bf16(recipe: Recipe) -> bool:
+    """Whether a recipe computes in bfloat16 on this machine's device."""
+    if recipe.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return recipe.precision == "bf16"
 
 
 def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bool) -> nn.Module:
-    """What is called in place of `task`, so that the gradients are means over all ranks. The task itself stays usable for
-    evaluation; its parameters are final only after this."""
+    """The module to call instead of `task` in training, so that gradients are means over all ranks.
+
+    The task's parameters may be replaced here. The task itself is still called for evaluation.
+    """
     blocks = task.blocks()
     if isinstance(config, PriorTrainingConfig):
         task.recompute_activations(config.activation_checkpointing)
@@ -30,22 +39,23 @@ def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bo
     if isinstance(config, PriorTrainingConfig) and config.sharded:
         return _shard(task, blocks, device, bf16)
     ids = [device] if device.type == "cuda" else None
-    # Buffers need not be sent around: what changes them is pooled over the ranks already.
+    # No broadcast of buffers: what changes them is already reduced over the ranks.
     return DistributedDataParallel(task.to(device), ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _shard(task: nn.Module, blocks: list[nn.Module], device: torch.device, bf16: bool) -> nn.Module:
-    """Block by block, so that no device ever holds more than one whole block."""
+    """Shard block by block, so that a device never holds all weights at once."""
     mesh = init_device_mesh(device.type, (collectives.world_size(),))
-    # Inputs are left to autocast: positions must not be rounded.
+    # Inputs are left to autocast, because positions must not be rounded.
     policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
-    for block in [*blocks, task]:  # the task, too, lets go of what it gathered: averages and checkpoints need the parts
+    # The task is resharded after its forward pass, too: averages and checkpoints need the shards.
+    for block in [*blocks, task]:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return task.to(device)
 
 
 def gather_gradients(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
-    """Within `with`, a backward pass sends gradients around only if `now`: once a step is enough."""
+    """Within `with`, a backward pass exchanges gradients among ranks only if `now`."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
     elif isinstance(model, DistributedDataParallel) and not now:
@@ -54,12 +64,17 @@ def gather_gradients(model: nn.Module, now: bool) -> contextlib.AbstractContextM
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it on every rank; a collective if it is shared out."""
+    """The whole tensor on every rank; a collective if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor, or the whole tensor if it is not sharded; without its history."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
 def whole_network(task: Any) -> Any:
-    """The task's network as one process has it, on the CPU if it was shared out; called by all ranks, complete on rank 0."""
+    """The task's network without shards, on the CPU if it had some. All ranks call it; it is complete on rank 0."""
     network = task.network
     if not any(isinstance(p, DTensor) for p in network.parameters()):
         return network
@@ -70,13 +85,6 @@ def whole_network(task: Any) -> Any:
 
 
 def forget_compiled(task: Any) -> None:
-    """Compiled blocks are for the sizes of training; what comes after has others."""
+    """Undo `block.compile()`: the compiled code is for the shapes of training."""
     for block in task.blocks():
         block._compiled_call_impl = None
-
-
-def use_bf16(recipe: Recipe) -> bool:
-    """Whether a recipe computes in bfloat16 on the device at hand."""
-    if recipe.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return recipe.precision == "bf16"

@@ -1,4 +1,4 @@
-"""Early stopping: the weights with the best held-out loss are kept, and training ends when none better come."""
+"""Early stopping: training ends when the held-out loss no longer falls, with the weights that had the lowest one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from audiovq.utils.progress import say
 
 
 class BestWeights:
-    """With `patience` 0 nothing is kept and nothing ends early.
+    """The weights with the lowest held-out loss, in a folder; nothing is done if `patience` is 0.
 
-    Which step was best is read from the folder, so that a resumed run ends as one that was never stopped: evaluations that
-    are done again give the same losses, and do not count again.
+    The best step is read from the folder. A resumed run repeats evaluations and gets the same losses, so that it ends
+    at the same step as a run that was never interrupted.
     """
 
     def __init__(self, folder: Path, config: TrainingConfig, title: str):
@@ -31,8 +31,8 @@ class BestWeights:
             state = json.loads((folder / "state.json").read_text())
             self.step, self.loss = state["step"], state["loss"]
 
-    def look(self, step: int, loss: float, network: nn.Module) -> None:
-        """After an evaluation, on all ranks: keep the weights if the loss is the lowest so far."""
+    def update(self, step: int, loss: float, network: nn.Module) -> None:
+        """After an evaluation, on all ranks: save the weights if the loss is the lowest so far."""
         if not self.config.patience or not loss < self.loss:
             return
         self.step, self.loss = step, loss
@@ -44,15 +44,15 @@ class BestWeights:
                 write_checksums(temporary)
 
     def exhausted(self, step: int) -> bool:
-        """Whether `patience` evaluations have passed since the best one."""
-        waited = (step - self.step) // self.config.evaluate_steps
-        return 0 < self.config.patience <= waited and self.loss < math.inf
+        """Whether there were `patience` evaluations after the best one."""
+        n_worse = (step - self.step) // self.config.evaluate_steps
+        return 0 < self.config.patience <= n_worse and self.loss < math.inf
 
     def restore(self, network: nn.Module) -> None:
-        """At the end, on all ranks: the network gets the best weights."""
+        """At the end, on all ranks: load the best weights into the network."""
         collectives.barrier()
         if self.config.patience and self.loss < math.inf:
             weights = checkpoint.read_tensors(self.folder / checkpoint.WEIGHTS)
             network.load_state_dict(compat.without_obsolete(weights, network.state_dict()))
             if collectives.rank() == 0:
-                say(f"{self.title}: kept the weights of step {self.step}, the best on held-out tracks")
+                say(f"{self.title}: takes the weights of step {self.step}, which have the lowest held-out loss")

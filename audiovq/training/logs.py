@@ -1,7 +1,4 @@
-"""What a run finds out about itself, written down: metrics.jsonl of each stage, one line a log step, and health.jsonl.
-
-A resumed run drops what its checkpoint does not know.
-"""
+"""Log files of a run: metrics.jsonl of each stage, and health.jsonl. A resumed run drops lines after its checkpoint."""
 
 from __future__ import annotations
 
@@ -21,40 +18,45 @@ HEALTH = Path("metrics") / "health.jsonl"  # in a run folder
 
 
 class MetricsLog:
-    """One stage's figures. What differs from run to run, such as times, does not belong here.
+    """metrics.jsonl of a stage: one line for each step that is logged. Only rank 0 has one.
 
     Attributes:
-        kept: the lines so far.
-        told: the last step that an earlier start had come to, perhaps beyond its checkpoint.
+        rows: the lines up to the step where the stage continues.
+        last_logged: the last step that was logged before, perhaps after the checkpoint.
     """
 
     def __init__(self, path: Path, start: int):
         self.path = path
         self.writes = collectives.rank() == 0
-        found = _rows(path) if self.writes else []
-        self.kept = [row for row in found if row["step"] <= start]
-        self.told: int = max((row["step"] for row in found), default=0)
+        rows = _read_rows(path) if self.writes else []
+        self.rows = [row for row in rows if row["step"] <= start]
+        self.last_logged: int = max((row["step"] for row in rows), default=0)
         if self.writes:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_jsonl(path, self.kept)
+            write_jsonl(path, self.rows)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Figures that are not finite are left out: JSON has no such numbers."""
+        """Add a line, without values that are not finite, which JSON has no numbers for."""
         if self.writes:
-            append_jsonl(self.path, {"step": step, **{k: v for k, v in metrics.items() if math.isfinite(v)}})
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            append_jsonl(self.path, {"step": step, **finite})
 
 
 class HealthLog:
-    """What was said about one stage, among that of the others."""
+    """health.jsonl of a run, as one stage sees it.
+
+    Attributes:
+        reported: check and subject of the stage's findings so far.
+    """
 
     def __init__(self, path: Path, stage: str, start: int):
         self.path = path
         self.writes = collectives.rank() == 0
-        rows = _rows(path) if self.writes else []
-        kept = [row for row in rows if row["stage"] != stage or row["step"] <= start]
-        if len(kept) < len(rows):
-            write_jsonl(path, kept)
-        self.said = {(str(row["check"]), str(row["subject"])) for row in kept if row["stage"] == stage}
+        rows = _read_rows(path) if self.writes else []
+        valid = [row for row in rows if row["stage"] != stage or row["step"] <= start]
+        if len(valid) < len(rows):
+            write_jsonl(path, valid)
+        self.reported = {(str(row["check"]), str(row["subject"])) for row in valid if row["stage"] == stage}
 
     def write(self, finding: Finding) -> None:
         if self.writes:
@@ -63,12 +65,17 @@ class HealthLog:
 
 
 def read_health(run: Path) -> list[dict[str, Any]]:
-    """Everything that was said about the stages of a run."""
-    return _rows(run / HEALTH)
+    """The findings of all stages of a run."""
+    return _read_rows(run / HEALTH)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, without one that was cut off by a crash."""
+    return [row for row in read_jsonl(path, skip_damaged=True) if "step" in row]
 
 
 class Stopwatch:
-    """How long a step takes, and how much of that it waits for data."""
+    """Measures how long a step takes, and how much of that time is spent waiting for data."""
 
     def __init__(self) -> None:
         self.restart()
@@ -76,8 +83,8 @@ class Stopwatch:
     def restart(self) -> None:
         self.began, self.waited, self.n = time.monotonic(), 0.0, 0
 
-    def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """Iterate; what the iterator itself takes is waiting."""
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """Iterate over the batches, one a step."""
         iterator = iter(items)
         while True:
             began = time.monotonic()
@@ -89,19 +96,14 @@ class Stopwatch:
             self.n += 1
             yield item
 
-    def lap(self, drained: float = 0.0) -> dict[str, float]:
-        """Figures since the last lap.
+    def lap(self, device_seconds: float = 0.0) -> dict[str, float]:
+        """Metrics since the last lap.
 
         Args:
-            drained: seconds that the device still needed for steps the host was done with. If that is steps, the device
-                had work all the time, and the host's waiting cost nothing.
+            device_seconds: seconds that the device needed to finish its work after the host had. If these are whole
+                steps, the device always had work, and no time was lost by waiting for data.
         """
         passed, n = max(time.monotonic() - self.began, 1e-9), max(self.n, 1)
-        waited = self.waited if drained < 2 * passed / n else 0.0
+        waited = self.waited if device_seconds < 2 * passed / n else 0.0
         self.restart()
         return {"seconds_a_step": passed / n, "data_wait_share": waited / passed}
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, without half a line that was written when the power went."""
-    return [row for row in read_jsonl(path, skip_damaged=True) if "step" in row]

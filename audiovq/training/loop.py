@@ -1,322 +1,198 @@
 """One training loop for every stage. It knows no model: a `Task` brings network, examples and loss.
 
-A step is its batch, whole: however many devices there are and however little fits on one, the loss is the mean over the
-batch's examples, each counted alike. Batches are shared out by `batches`, gradients gathered by `devices`.
+The loss of a step is the mean over its batch, however many devices and micro-batches the batch is split into.
 
-Exact resume: the examples of a step are a function of (seed, step) and the random state is set from the same at each
-step, so a run that was killed and started again ends in the very weights of one that was not.
+Exact resume: the examples and random numbers of a step are functions of (seed, step). A run that was killed and started
+again ends with the same weights, bit for bit, as one that was not.
 
-A task may train several networks against each other: its loss is then the sum of theirs, each reaching only its own,
-and every network has its optimizer and its gradient clipped. One backward pass serves all, so that with several
-processes every parameter has a gradient in every step.
-
-A step whose loss or gradients are not finite changes nothing (`skipping`); after several in a row the training stops.
+A task may train several networks against each other. Each has its own optimizer and gradient clipping, and one backward
+pass serves all, so that every parameter has a gradient on every rank.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
+import contextlib
 import signal
-import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from audiovq.distributed import collectives, rng
 from audiovq.recipe import TrainingConfig
 from audiovq.training.averages import Averages
-from audiovq.training.batches import Microbatch, split_batch, step_seed, steps
+from audiovq.training.batches import Microbatch, add_weighted, load_batches, microbatch_weights, split_batch, step_seed
 from audiovq.training.checkpoints import Checkpoints
 from audiovq.training.devices import distribute, forget_compiled, gather_gradients, whole
 from audiovq.training.early_stopping import BestWeights
-from audiovq.training.health import StageFacts, Watch
-from audiovq.training.logs import HEALTH, HealthLog, MetricsLog, Stopwatch
-from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
-from audiovq.training.optimizer import learning_rate, make_optimizer
-from audiovq.training.trackers import Reporting
+from audiovq.training.evaluation import evaluate
+from audiovq.training.monitor import Monitor
+from audiovq.training.nonfinite import NonFiniteGuard
+from audiovq.training.optimizer import make_optimizer
+from audiovq.training.task import Part, Task
+from audiovq.training.trackers import TrackerConfig
 from audiovq.utils import signals
-from audiovq.utils.progress import ProgressBar, say
-
-
-@dataclass(frozen=True)
-class Part:
-    """A network with an optimizer of its own. It rests before `first_step`; its learning rate counts from there."""
-
-    network: nn.Module
-    config: TrainingConfig
-    first_step: int = 0
-    suffix: str = ""  # of what is logged of it
-
-    def learning_rate(self, step: int) -> float:
-        return learning_rate(step - self.first_step, self.config) if step >= self.first_step else 0.0
-
-
-class Task(nn.Module):
-    """A network with its loss. `forward(batch)` returns the loss and scalars to log; the loop trains `network`."""
-
-    network: nn.Module  # what checkpoints hold
-    place = "stage"  # in the recipe, such as tokenizer or priors.0: what advice refers to
-    splits_batches = False  # it keeps to device_batch_size itself, because it needs all examples of a device together
-    example_seconds = 0.0  # of audio, to tell the speed
-
-    def parts(self, config: TrainingConfig) -> list[Part]:
-        """What is trained, each part with an optimizer of its own; weights are averaged of the first one."""
-        return [Part(self.network, config)]
-
-    def blocks(self) -> list[nn.Module]:
-        """The repeated modules that make up most of the network: compiled, and shared out, one by one."""
-        return []
-
-    def moved(self) -> list[Tensor]:
-        """All tensors that a forward pass in training mode may change."""
-        return list(self.network.buffers())
-
-    def watched(self) -> dict[str, Any]:
-        """What the watch over its training must know of it: arguments of `health.StageFacts`."""
-        return {}
-
-    def dataset(self, split: str) -> Dataset[Any]:
-        """Endless examples; index i is always the same one, of the track `name_of(i)` if it has that method."""
-        raise NotImplementedError
-
-    def weight(self, batch: Any) -> Tensor | float:
-        """Of how many equal things the loss of this batch is the mean."""
-        return float(len(batch))
-
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        raise NotImplementedError
-
-    def describe(self, metrics: dict[str, float]) -> str:
-        """The few figures for the progress bar."""
-        return f"loss {metrics['loss']:.3f}"
-
-
-def train(
-    task: Task, title: str, folder: Path, config: TrainingConfig, seed: int, workers: int, accelerator: Accelerator,
-    reporting: Reporting | None = None,
-) -> None:  # fmt: skip
-    """Train `task.network` for `config.steps` steps, going on from the newest checkpoint below `folder`; in the end it
-    has the weights to keep.
-
-    Raises:
-        Interrupted: after a signal; the state is saved and the same call goes on.
-        ValueError: loss or gradients are not finite, several times in a row.
-    """
-    with signals.deferred():
-        Training(task, title, folder, config, seed, workers, accelerator, reporting or Reporting(folder)).run()
+from audiovq.utils.progress import say
 
 
 class Training:
-    """One stage at work."""
+    """The training of one stage, from its newest checkpoint if there is one.
+
+    Args:
+        title: of the stage, such as prior-0, in messages, logs and seeds.
+        folder: for checkpoints and metrics.jsonl.
+        workers: processes that prepare batches; 0: this one.
+        trackers: where metrics are shown, besides `folder`.
+    """
 
     def __init__(
-        self, task: Task, title: str, folder: Path, config: TrainingConfig, seed: int, workers: int,
-        accelerator: Accelerator, reporting: Reporting,
-    ):  # fmt: skip
+        self,
+        task: Task,
+        title: str,
+        folder: Path,
+        config: TrainingConfig,
+        seed: int,
+        workers: int,
+        accelerator: Accelerator,
+        trackers: TrackerConfig | None = None,
+    ):
         self.task, self.title, self.config, self.seed, self.workers = task, title, config, seed, workers
         self.accelerator, self.device = accelerator, accelerator.device
+        # Parameters are final only after `distribute`: it moves them to the device and may shard them.
         self.model = distribute(task.train(), config, self.device, accelerator.mixed_precision == "bf16")
         self.parts = task.parts(config)
         self.optimizers = [make_optimizer(part.network, part.config) for part in self.parts]
         self.averages = Averages(self.parts[0].network, config.ema_decay)
-        self.plan = split_batch(config.batch_size, None if task.splits_batches else config.device_batch_size)
+        self.split = split_batch(config.batch_size, None if task.splits_batches else config.device_batch_size)
+        # The newest checkpoint, if any, fills network, optimizers and averages.
+        seconds = config.checkpoint_seconds
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", task.network, self.optimizers, self.averages, config.checkpoint_seconds, task
+            folder / "checkpoints", task.network, self.optimizers, self.averages, seconds, task
         )
         state = self.checkpoints.load()
         self.start: int = state["step"]
-        self.to_evaluate: bool = state.get("to_evaluate", False)  # what a signal kept it from
-        self.skips = NonFiniteGuard(self.device, state.get("skipped", (0, 0)))
-        self.stopwatch = Stopwatch()
-        self.log = MetricsLog(folder / "metrics.jsonl", self.start)
+        self.must_evaluate: bool = state.get("to_evaluate", False)  # a signal prevented it
+        self.guard = NonFiniteGuard(self.device, state.get("skipped", (0, 0)))
         self.best = BestWeights(folder / "best", config, title)
-        self.health = HealthLog(reporting.folder / HEALTH, title, self.start)
-        self.watch = self.new_watch()
-        self.trackers = reporting.stage(title, self.start, self.log.told)
-
-    def new_watch(self) -> Watch:
-        """One that knows what has been logged and said."""
-        rates = {
-            f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_"): part.config.learning_rate
-            for part in self.parts
-        }
-        facts = StageFacts(
-            self.title, self.task.place, self.config, rates, len(self.parts) > 1, workers=self.workers,
-            cpus=os.cpu_count() or 1, **self.task.watched(),
-        )  # fmt: skip
-        watch = Watch(facts)
-        for row in self.log.kept:
-            watch.look(row["step"], row)
-        watch.said = self.health.said
-        return watch
+        self.monitor = Monitor(
+            task, self.parts, title, folder, config, workers, trackers or TrackerConfig(folder), self.start
+        )
 
     def run(self) -> None:
-        try:
+        """Train; `task.network` has its final weights then.
+
+        Raises:
+            Interrupted: a signal was received; the state is saved, and the next training continues from it.
+            ValueError: the loss or gradients were not finite in several steps in a row.
+        """
+        with signals.deferred(), contextlib.closing(self.monitor):
             self._run()
-        finally:
-            self.trackers.close()
 
     def _run(self) -> None:
-        config, title = self.config, self.title
+        config = self.config
         if self.start:
-            say(f"{title}: going on from step {self.start}")
-        if self.to_evaluate or (config.patience and not self.start):  # what it goes on from may already be the best
+            say(f"{self.title}: continues from step {self.start}")
+        # With early stopping, the weights at the start may already be the best.
+        if self.must_evaluate or (config.patience and not self.start):
             self.evaluate(self.start)
         end = self.start if self.best.exhausted(self.start) else config.steps
-        seconds = self.task.example_seconds * config.batch_size
-        with ProgressBar(title, config.steps, self.start, "audio-s" if seconds else "", seconds) as bar:
-            batches = self.stopwatch.waiting(self.steps("train", self.start, end, self.workers))
+        with self.monitor.progress_bar() as bar:
+            batches = self.monitor.stopwatch.timed(self.batches("train", self.start, end, self.workers))
             for step, batch in enumerate(batches, self.start):
-                figures = self.step(step, batch)
+                sums = self.step(step, batch)
                 done = step + 1
-                bar.advance(1, self.report(done, figures) if self.every(config.log_steps, done) else None)
-                self.to_evaluate = self.every(config.evaluate_steps, done) and not self.evaluate(done)
-                stopped, due = collectives.any_rank(signals.received() is not None, self.checkpoints.due)
-                ended = done == config.steps or self.best.exhausted(done)
-                if stopped or due or ended:
-                    self.checkpoints.save(done, to_evaluate=self.to_evaluate, skipped=self.skips.counts.tolist())
-                if stopped and (not ended or self.to_evaluate):
-                    raise signals.Interrupted(signals.received() or signal.SIGTERM, f" after step {done} of {title}")
-                if ended:
+                # Every few steps: log, and measure the held-out loss.
+                is_logged = self.is_due(config.log_steps, done)
+                bar.advance(1, self.monitor.log_step(done, sums, self.guard) if is_logged else None)
+                self.must_evaluate = self.is_due(config.evaluate_steps, done) and not self.evaluate(done)
+                # Ranks agree on when to save and when to stop.
+                stopped, is_late = collectives.any_rank(signals.received() is not None, self.checkpoints.due)
+                finished = done == config.steps or self.best.exhausted(done)
+                if stopped or is_late or finished:
+                    skipped = self.guard.counts.tolist()
+                    self.checkpoints.save(done, to_evaluate=self.must_evaluate, skipped=skipped)
+                if stopped and (not finished or self.must_evaluate):
+                    number = signals.received() or signal.SIGTERM
+                    raise signals.Interrupted(number, f" after step {done} of {self.title}")
+                if finished:
                     break
-        self.averages.keep()
+        # The final weights: the moving average if there is one, or the best ones with early stopping.
+        self.averages.copy_to_network()
         self.best.restore(self.task.network)
         forget_compiled(self.task.eval())
 
-    def every(self, n: int, done: int) -> bool:
-        return done % n == 0 or done == self.config.steps
+    def is_due(self, n_steps: int, done: int) -> bool:
+        """True after every `n_steps` steps, and after the last one."""
+        return done % n_steps == 0 or done == self.config.steps
 
-    def steps(self, split: str, start: int, end: int, workers: int = 0) -> Iterator[list[Any]]:
-        return steps(self.task.dataset(split), start, end, self.plan, self.device, workers)
+    def batches(self, split: str, start: int, end: int, workers: int = 0) -> Iterator[list[Any]]:
+        """The batches of steps [start, end): each a list of this rank's micro-batches."""
+        return load_batches(self.task.dataset(split), start, end, self.split, self.device, workers)
 
     def step(self, step: int, batch: list[Any]) -> dict[str, Tensor]:
-        """Learn from one batch; returns this rank's share of loss and metrics, to be added up over the ranks."""
-        torch.manual_seed(step_seed(self.seed, self.title, step, collectives.rank()))
-        figures: dict[str, Tensor] = {}
-        shares = self.shares(batch)
-        self.skips.begin(self.task.moved())
-        for i, (portion, examples) in enumerate(zip(self.plan.portions(), batch, strict=True)):
-            with gather_gradients(self.model, now=i == len(batch) - 1):
-                with self.chances(step, portion), self.accelerator.autocast():
-                    loss, metrics = self.model(examples)
-                # Gathering takes the mean over the ranks, so each counts its part as if the others had as much.
-                (loss * shares[i] * collectives.world_size()).backward()
-            add(figures, {"loss": loss, **metrics}, shares[i])
-        norms = [clip(part) for part in self.parts]
-        happens = self.skips.judge(figures["loss"], norms)
-        for part, optimizer, norm in zip(self.parts, self.optimizers, norms, strict=True):
-            update(part, optimizer, step, happens)
-            figures[f"gradient_norm{part.suffix}"] = norm / collectives.world_size()
-        self.averages.update(step, happens)
-        return figures
+        """One optimizer step.
 
-    def shares(self, batch: list[Any]) -> Tensor:
-        """Of the whole step's loss, what each of this rank's portions counts."""
-        weights = [self.task.weight(x) * p.counts for p, x in zip(self.plan.portions(), batch, strict=True)]
-        mine = torch.stack([torch.as_tensor(weight, dtype=torch.float32, device=self.device) for weight in weights])
-        return mine / collectives.all_reduce_(mine.sum())
-
-    def chances(self, step: int, portion: Microbatch) -> Any:
-        seed = step_seed(self.seed, self.title, step)
-        return rng.batch_share(seed, portion.first, self.plan.batch_size, self.device)
-
-    def report(self, done: int, figures: dict[str, Tensor]) -> str:
-        """The one place where a training step's figures arrive: the whole batch's, as plain numbers, on every rank.
-
-        Returns what the progress bar says of them.
-
-        Raises:
-            ValueError: too many of the last steps were skipped.
+        Args:
+            step: number of the step, from 0.
+            batch: this rank's micro-batches.
+        Returns:
+            loss, metrics and gradient norms: scalars on the device. Their sums over ranks are means over the batch.
         """
-        began = time.monotonic()
-        numbers = total(figures)
-        times = self.stopwatch.lap(time.monotonic() - began)
-        skipped, in_a_row = self.skips.counts.tolist()
-        rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
-        self.tell(done, numbers | rates | {"skipped_steps": skipped}, times)
-        if in_a_row >= PATIENCE:
-            raise ValueError(self.why_it_stops(done, in_a_row))
-        return self.task.describe(numbers)
-
-    def tell(self, done: int, figures: dict[str, float], times: dict[str, float] | None = None) -> None:
-        """Figures of a step to all who want them: those that any run would have, and times."""
-        self.log.write(done, figures)
-        self.trackers.log(done, figures | (times or {}))
-        for finding in self.watch.look(done, figures | (times or {})):
-            self.health.write(finding)
-            say(f"health: {finding.message}")
-
-    def why_it_stops(self, done: int, n: int) -> str:
-        """With the tracks of the last `n` batches; first those that are in each of them."""
-        name_of = getattr(self.task.dataset("train"), "name_of", lambda index: f"example {index}")
-        size = self.config.batch_size
-        batches = [{name_of(i) for i in range(step * size, (step + 1) * size)} for step in range(done - n, done)]
-        names = [name for name, _ in Counter(sorted(itertools.chain.from_iterable(batches))).most_common()]
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        advice = self.watch.facts.lower(10).removeprefix("set ")
-        return (
-            f"{self.title}: loss or gradients were not finite in the last {n} steps, up to step {done}; nothing was learned "
-            f"from them. Their batches are from {shown}. Listen to those, or try a lower learning_rate: {advice}, with "
-            "another --out"
-        )
-
-    @torch.no_grad()
-    def evaluate(self, done: int) -> bool:
-        """Report loss and metrics of the first examples of the held-out tracks, the same ones every time. False if a
-        signal came, before all were looked at."""
-        self.task.eval()
+        torch.manual_seed(step_seed(self.seed, self.title, step, collectives.rank()))
         sums: dict[str, Tensor] = {}
+        weights = microbatch_weights(self.task, batch, self.split, self.device)  # [micro-batches]
+        self.guard.remember(self.task.forward_state())
+        for i, (part, examples) in enumerate(zip(self.split.microbatches(), batch, strict=True)):
+            # Gradients add up over the micro-batches; ranks exchange them once, in the last backward pass.
+            with gather_gradients(self.model, now=i == len(batch) - 1):
+                with self.random_numbers(step, part), self.accelerator.autocast():
+                    loss, metrics = self.model(examples)
+                # The exchange takes the mean over ranks, and the weights are those of a sum: hence world_size.
+                (loss * weights[i] * collectives.world_size()).backward()
+            add_weighted(sums, {"loss": loss, **metrics}, weights[i])
+        norms = [clip_gradients(part) for part in self.parts]
+        # A step with a loss or gradients that are not finite is skipped: it leaves all state as it was.
+        is_finite = self.guard.check(sums["loss"], norms)
+        for part, optimizer, norm in zip(self.parts, self.optimizers, norms, strict=True):
+            update(part, optimizer, step, is_finite)
+            sums[f"gradient_norm{part.suffix}"] = norm / collectives.world_size()
+        self.averages.update(step, is_finite)
+        return sums
+
+    def random_numbers(self, step: int, part: Microbatch) -> Any:
+        """Within `with`, an example's random numbers are functions of seed, step and its place in the batch."""
+        seed = step_seed(self.seed, self.title, step)
+        return rng.batch_share(seed, part.first, self.split.batch_size, self.device)
+
+    def evaluate(self, done: int) -> bool:
+        """Measure the held-out loss after step `done` and keep the best weights; False if a signal interrupted it."""
         n = self.config.evaluate_batches
-        with self.averages.in_place():
-            for batch in self.steps("valid", 0, n):
-                if collectives.any_rank(signals.received() is not None)[0]:
-                    break
-                for share, examples in zip(self.shares(batch), batch, strict=True):
-                    with self.accelerator.autocast():
-                        loss, metrics = self.task(examples)
-                    add(sums, {"loss": loss, **metrics}, share / n)
-            else:
-                numbers = total(sums)
-                self.tell(done, {f"valid_{key}": value for key, value in numbers.items()})
-                say(f"{self.title}: step {done}, held out: {self.task.describe(numbers)}")
-                self.best.look(done, numbers["loss"], self.task.network)
-                self.task.train()
-                self.stopwatch.restart()
-                return True
-        self.task.train()
-        return False
+        with self.averages.applied():
+            metrics = evaluate(self.task, self.batches("valid", 0, n), n, self.split, self.accelerator)
+            if metrics is not None:
+                self.monitor.log_evaluation(done, metrics)
+                self.best.update(done, metrics["loss"], self.task.network)
+        self.monitor.stopwatch.restart()
+        return metrics is not None
 
 
-def clip(part: Part) -> Tensor:
-    """Clip the gradients of one part; returns their norm before, the same on all ranks."""
+def clip_gradients(part: Part) -> Tensor:
+    """Clip the gradients of a part; returns their norm before, the same on all ranks."""
     return whole(nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip))
 
 
-def update(part: Part, optimizer: Any, step: int, happens: Tensor) -> None:
-    """Unless the part rests, take its optimizer's step; it does nothing if `happens` (bool scalar) is false."""
+def update(part: Part, optimizer: Any, step: int, is_finite: Tensor) -> None:
+    """Step the optimizer of a part, unless training of the part has not begun, and clear its gradients.
+
+    Args:
+        is_finite: bool scalar on the device; if False, the optimizer changes nothing.
+    """
     if step >= part.first_step:
         for group in optimizer.param_groups:
             group["lr"] = part.learning_rate(step)
-        optimizer.found_inf = (~happens).float()  # which fused AdamW asks on the device
+        optimizer.found_inf = (~is_finite).float()  # fused AdamW reads this on the device, without a wait
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def add(sums: dict[str, Tensor], metrics: dict[str, Tensor], share: Tensor) -> None:
-    """Of metrics that are means over a part of a batch, what they contribute to those of the whole."""
-    for name, value in metrics.items():
-        sums[name] = sums.get(name, torch.zeros_like(share)) + value.detach().float() * share
-
-
-def total(figures: dict[str, Tensor]) -> dict[str, float]:
-    """Shares of all ranks, added up; every rank brings the same names."""
-    sums = collectives.all_reduce_(torch.stack(list(figures.values())))
-    return dict(zip(figures, sums.tolist(), strict=True))

@@ -1,6 +1,7 @@
-"""A step whose loss or gradients are not finite changes nothing: no weight, no moment, no codebook, no average.
+"""Steps with a loss or gradients that are not finite are skipped: weights, moments, codebooks and averages stay.
 
-All of it is decided on the device, from numbers that every rank has alike: nobody waits, and ranks never differ.
+The decision is made on the device, from numbers that are the same on all ranks, so that no rank waits and ranks never
+differ.
 """
 
 from __future__ import annotations
@@ -16,29 +17,33 @@ PATIENCE = 3  # skipped steps in a row, after which a training stops
 
 
 class NonFiniteGuard:
-    """Which steps were skipped. `counts`: int64 [2] on the device, all of them and those in a row that just were."""
+    """Decides whether a step is skipped, and restores what its forward pass changed.
+
+    Attributes:
+        counts: int64 [2] on the device: all skipped steps, and the latest ones in a row.
+    """
 
     def __init__(self, device: torch.device, counts: Sequence[int] = (0, 0)):
         self.counts = torch.tensor(list(counts), device=device)
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.remembered: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def begin(self, moved: Sequence[Tensor]) -> None:
+    def remember(self, tensors: Sequence[Tensor]) -> None:
         """Before the forward pass, with all tensors that it may change."""
-        self.kept = [(tensor, tensor.detach().clone()) for tensor in moved]
+        self.remembered = [(tensor, tensor.detach().clone()) for tensor in tensors]
 
     @torch.no_grad()
-    def judge(self, loss: Tensor, norms: Sequence[Tensor]) -> Tensor:
-        """Whether the step happens, a bool scalar; if not, what the forward pass changed is as it was.
+    def check(self, loss: Tensor, norms: Sequence[Tensor]) -> Tensor:
+        """True if all numbers are finite, bool scalar; else the remembered tensors get their old values.
 
         Args:
-            loss: this rank's share.
+            loss: this rank's share of the loss.
             norms: of the gradients, the same on all ranks.
         """
-        happens = torch.stack([collectives.all_reduce_(loss.detach().clone()), *norms]).isfinite().all()
-        for tensor, before in self.kept:
-            tensor.copy_(torch.where(happens, tensor, before))
-        self.kept = []
-        skipped = (~happens).long()
+        is_finite = torch.stack([collectives.all_reduce_(loss.detach().clone()), *norms]).isfinite().all()
+        for tensor, before in self.remembered:
+            tensor.copy_(torch.where(is_finite, tensor, before))
+        self.remembered = []
+        skipped = (~is_finite).long()
         self.counts = torch.stack([self.counts[0] + skipped, (self.counts[1] + 1) * skipped])
-        return happens
+        return is_finite

@@ -1,4 +1,4 @@
-"""Stage 2: a prior learns the codes of its level, given all coarser ones."""
+"""Stage 2: a prior learns to predict the codes of its level, given those of all coarser levels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from audiovq.prior.extend import extend_vocabularies, extended
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorStage
 from audiovq.training.adapters import add_adapters
-from audiovq.training.loop import Task
+from audiovq.training.task import Task
 
 
 class PriorTask(Task):
-    """Cross-entropy, logged as bits a code and as bits a second of audio (which compares across rates).
+    """Cross-entropy of the codes, logged as bits per code and as bits per second of audio, which code rates do not affect.
 
     Args:
-        start: a prior to go on from; its labels keep their values, and those of the tracks that are new follow.
+        level: of the codes to predict.
+        start: a prior to continue from. It keeps its label values, and new values of the tracks are added.
     """
 
     network: Prior
@@ -30,50 +31,56 @@ class PriorTask(Task):
     def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int, start: Prior | None = None):
         super().__init__()
         torch.manual_seed(seed)
-        self.place = f"priors.{level}"
+        self.recipe_key = f"priors.{level}"
         self.stage, self.shards, self.level, self.seed = stage, shards, level, seed
+        self.pretrained = [start] if start else []  # in a list, so that its weights are not the task's
         index = shards.index
-        known = vocabularies(shards, stage.model.label_names)
-        known = extend_vocabularies(start.spec.vocabularies, known) if start else known
+        labels = vocabularies(shards, stage.model.label_names)
+        labels = extend_vocabularies(start.spec.vocabularies, labels) if start else labels
         self.spec = PriorSpec(
-            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash, known
+            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash, labels
         )
-        self.begin = start
         self.network = self.build()
         self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
     def build(self) -> Prior:
-        """A new network of this kind."""
-        stage, start = self.stage, self.begin
-        network = extended(start, stage.model, self.spec) if start else Prior(stage.model, self.spec)
-        if stage.lora is not None:
-            add_adapters(network, stage.lora)
+        """A new network, with adapters if the recipe has some."""
+        model, lora = self.stage.model, self.stage.lora
+        network = extended(self.pretrained[0], model, self.spec) if self.pretrained else Prior(model, self.spec)
+        if lora is not None:
+            add_adapters(network, lora)
         return network
 
-    def watched(self) -> dict[str, Any]:
+    def health_facts(self) -> dict[str, Any]:
         dropout = self.stage.model.transformer.dropout
         wanted = 0.1 if dropout < 0.1 else min(0.5, dropout + 0.1)
-        advice = f" or {self.place}.model.transformer.dropout to {wanted:g} (now {dropout:g}), raise codes.shifts"
+        advice = f" or {self.recipe_key}.model.transformer.dropout to {wanted:g} (now {dropout:g}), raise codes.shifts"
         return {"against_overfitting": advice}
 
     def blocks(self) -> list[nn.Module]:
         return list(self.network.transformer.layers)
 
     def recompute_activations(self, wanted: bool) -> None:
-        """Whether a layer's activations are computed again in the backward pass instead of kept."""
+        """Whether the backward pass computes a layer's activations again instead of storing them."""
         self.network.transformer.recompute = wanted
 
     def weight(self, batch: dict[str, Any]) -> Tensor:
-        """Of the codes that count."""
+        """The number of codes to predict; those after the end of a track are not."""
         return (self.network.targets(batch) != self.spec.codebook_size).sum()
 
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
         model, infill = self.stage.model, self.stage.model.conditioner("infill")
         return CodeWindows(
-            self.shards, split if self.shards.index.tracks.of(split) else "train", self.level, model.transformer.context, model.context_codes,
-            self.spec.vocabularies, self.seed + (split == "valid"), **model.beside,
+            self.shards,
+            split if self.shards.index.tracks.of(split) else "train",
+            self.level,
+            model.transformer.context,
+            model.context_codes,
+            self.spec.vocabularies,
+            self.seed + (split == "valid"),
+            **model.extra_inputs,
             infill_rate=infill.rate if infill and split == "train" else 0.0,
-        )  # fmt: skip
+        )
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         nll, n_codes = self.network.loss(batch)

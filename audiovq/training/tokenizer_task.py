@@ -1,4 +1,4 @@
-"""Stage 1: the VQ-VAE learns to reconstruct crops of waveform."""
+"""Stage 1: the VQ-VAE learns to reconstruct crops of music."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ from audiovq.data.tracks import SILENCE, DataConfig, Scan
 from audiovq.distributed import collectives
 from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.blocks import ConvNeXtBlock, DilatedBlock
-from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
+from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import ReconstructionLoss
-from audiovq.tokenizer.quantizer import Bypass, Quantized
+from audiovq.tokenizer.quantizer import Quantized
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
-from audiovq.training.loop import Task
+from audiovq.training.task import Task
 
 
 class TokenizerTask(Task):
-    """Reconstruction and the quantizers' losses, as the parts of the negative ELBO (van den Oord 2017, arXiv:1711.00937,
+    """Reconstruction loss and the quantizers' losses, the terms of the negative ELBO (van den Oord 2017, arXiv:1711.00937,
     section 3.2).
 
-    Logged besides each term:
-        reconstruction: the weighted sum of the reconstruction's terms alone.
-        kl_bits_per_second: KL(q(codes | waveform) | uniform codes), all levels together. For quantizers without chance
-            (ema, fsq) it is the constant log2 codebook_size a code, the raw bit rate; for gumbel the real divergence.
-        perplexity_i, usage_i: 2^H of level i's codes in the batch, and the share of the codebook that occurs in it.
-        unigram_bits_per_second_i: H times the code rate, what level i's codes cost at their entropy.
-        power, reconstruction_power: mean squares; of several reconstructions the most quiet one.
-        silent_share: of the examples that are never above -60 dBFS.
-    Before `vq_start_step` latents are not quantized, and metrics of the codes mean nothing.
+    Before the first step, statistics are taken from the first batch. Until `vq_start_step` the quantizers are bypassed, so
+    that latents become worth coding; then the codebooks start by k-means.
+
+    Metrics, besides each term of the loss:
+        reconstruction: the weighted sum of the reconstruction terms.
+        kl_bits_per_second: KL(q(codes | waveform) | uniform codes), the sum over levels. For deterministic quantizers (ema,
+            fsq) it is the raw bit rate, log2 codebook_size per code; for gumbel the true divergence.
+        perplexity_i, usage_i: 2^H of level i's codes in the batch, and the fraction of the codebook that occurs in it.
+        unigram_bits_per_second_i: H times the code rate: the bit rate of level i's codes at their entropy.
+        power, reconstruction_power: mean squares; of several reconstructions the smallest.
+        silent_share: fraction of the examples that are never above -60 dBFS.
+    Metrics of codes have no meaning before `vq_start_step`.
     """
 
     network: VQVAE
     n_steps: Tensor
-    splits_batches = True  # statistics and codebooks are moved once a step, by all examples
+    splits_batches = True  # statistics and codebooks are updated once per step, with all examples
 
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
         super().__init__()
         torch.manual_seed(seed)
-        self.place = "tokenizer"
+        self.recipe_key = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # training steps that were not skipped
@@ -57,40 +60,44 @@ class TokenizerTask(Task):
     def blocks(self) -> list[nn.Module]:
         return [module for module in self.network.modules() if isinstance(module, ConvNeXtBlock | DilatedBlock)]
 
-    def moved(self) -> list[Tensor]:
-        """Where something is taken from the music instead of learned, weights are set, too; code vectors by revival."""
-        taken = int(self.n_steps) in {0, self.stage.vq_start_step}
-        weights = self.network if taken else self.network.codebooks
+    def forward_state(self) -> list[Tensor]:
+        """Buffers, code vectors (by revival), and all weights in steps in which some are taken from the data."""
+        starts = int(self.n_steps) in {0, self.stage.vq_start_step}
+        weights = self.network if starts else self.network.codebooks
         return [self.n_steps, *self.network.buffers(), *weights.parameters()]
 
-    def watched(self) -> dict[str, Any]:
+    def health_facts(self) -> dict[str, Any]:
         stage, model = self.stage, self.stage.model
         advice = AGAINST_COLLAPSE[model.quantizer.kind]
         return {
-            "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps), "codebook_size": model.codebook_size,
+            "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps),
+            "codebook_size": model.codebook_size,
             "batch_codes": tuple(stage.training.batch_size * stage.crop_samples // hop for hop in model.hop_lengths),
             "against_collapse": advice(stage) if advice else "",
             "against_silence": f", or set tokenizer.crop_seconds to {2 * stage.crop_seconds:g} (now {stage.crop_seconds:g})",
-        }  # fmt: skip
+        }
 
-    def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
+        step, start = int(self.n_steps), self.stage.vq_start_step
         microbatch_size = self.stage.training.device_batch_size
-        done = int(self.n_steps)
-        step = done if self.training else None  # what is evaluated must not change its meaning
-        if self.training and done == 0:
+        # 1. What is taken from the data, in the first step and in the first one that quantizes.
+        if self.training and step == 0:
             initialise_statistics(self.network, batch)
-        if self.training and done == self.stage.vq_start_step:
+        if self.training and step == start:
             initialise_codebooks(self.network, batch, microbatch_size)
-        quantizers: list[Any] = self.network.quantizers()
-        if done < self.stage.vq_start_step:  # let the latents become worth coding
+        # 2. Through the network.
+        quantizers = self.network.quantizers()
+        if step < start:
             quantizers = [Bypass(quantizer) for quantizer in quantizers]
         output = self.network(batch, quantizers, microbatch_size=microbatch_size)
         if self.training:
             self.n_steps += 1
-        # Independent autoencoders each have a reconstruction: their losses add up, as if trained apart.
+        # 3. Losses. Those of independent autoencoders add up, as if each were trained alone.
         per_output = [self.losses(reconstruction, batch, microbatch_size) for reconstruction in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
-        reconstruction, losses = self.losses.weighted(terms, step), output.losses
+        # Evaluations have full weights throughout, so that their losses can be compared.
+        reconstruction = self.losses.weighted(terms, step if self.training else None)
+        losses = output.losses
         metrics = {name: value.detach() for name, value in (terms | losses).items()}
         metrics |= {"reconstruction": reconstruction.detach(), **code_metrics(output.levels, self.stage.model)}
         metrics |= level_metrics(batch, output.reconstructions)
@@ -98,15 +105,14 @@ class TokenizerTask(Task):
 
     def describe(self, metrics: dict[str, float]) -> str:
         perplexities = "/".join(f"{metrics[f'perplexity_{i}']:.0f}" for i in range(self.stage.model.n_levels))
-        terms = " ".join(
-            f"{name} {metrics[name]:.4g}" for name in ("mel", "stft", "spectral_convergence", "waveform_l1") if name in metrics
-        )
+        names = ("mel", "stft", "spectral_convergence", "waveform_l1")
+        terms = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
         return f"loss {metrics['loss']:.3f} {terms} perplexity {perplexities}"
 
 
 def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: str, seed: int) -> WaveformCrops:
     """Crops of the tracks of a split, as the tokenizer is trained on."""
-    tracks = scan.split(split) or scan.split("train")  # a single track is its own yardstick
+    tracks = scan.split(split) or scan.split("train")  # a single track is evaluated on itself
     model = stage.model
     crops = WaveformCrops(
         Path(scan.folder), tracks, model.sample_rate, model.channels, stage.crop_samples, seed, data.cache_gigabytes
@@ -118,7 +124,7 @@ def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: s
 
 @torch.no_grad()
 def level_metrics(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Tensor]:
-    """Whether there is something to hear, before and after."""
+    """Loudness of the music and of its reconstructions, [b, channels, samples] each."""
     return {
         "power": batch.square().mean(),
         "reconstruction_power": torch.stack([x.float().square().mean() for x in reconstructions]).min(),
@@ -126,23 +132,24 @@ def level_metrics(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Ten
     }
 
 
-def _revive(stage: TokenizerStage) -> str:
+def _revive_more(stage: TokenizerStage) -> str:
     now = stage.model.quantizer.revival_fraction
     wanted = 0.05 if now < 0.05 else min(0.2, 2 * now)
-    return f"set tokenizer.model.quantizer.revival_fraction to {wanted:g} (now {now:g}), or lower tokenizer.training.learning_rate"
+    key = "tokenizer.model.quantizer.revival_fraction"
+    return f"set {key} to {wanted:g} (now {now:g}), or lower tokenizer.training.learning_rate"
 
 
 def _less_kl(stage: TokenizerStage) -> str:
     return f"set tokenizer.losses.kl to {stage.losses.kl / 4:g} (now {stage.losses.kl:g})"
 
 
-# By kind of quantizer, what brings codes back into use; None: a lower learning rate.
-AGAINST_COLLAPSE = {"ema": _revive, "gumbel": _less_kl, "fsq": None}
+# How more codes are used, by the quantizer's kind; None: by a lower learning rate.
+AGAINST_COLLAPSE = {"ema": _revive_more, "gumbel": _less_kl, "fsq": None}
 
 
 @torch.no_grad()
 def code_metrics(levels: list[Quantized], config: VQVAEConfig) -> dict[str, Tensor]:
-    """What `TokenizerTask` logs of the codes."""
+    """The metrics of `TokenizerTask` that are about codes."""
     perplexities, usages = codebook_use([level.codes for level in levels], config.codebook_size)
     metrics: dict[str, Tensor] = {}
     kl_bits_per_second = torch.zeros_like(perplexities[0])
@@ -154,7 +161,13 @@ def code_metrics(levels: list[Quantized], config: VQVAEConfig) -> dict[str, Tens
 
 
 def codebook_use(codes: list[Tensor], codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Perplexity 2^H of the codes of one batch on all ranks, and the share of the codebook that occurs; [levels] each."""
+    """Usage of the codebook in the batch of all ranks.
+
+    Args:
+        codes: int64 [b, time] per level.
+    Returns:
+        Perplexity 2^H of the codes, and the fraction of the codebook that occurs; [levels] each.
+    """
     counts = torch.stack([torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]).float()
     p = collectives.all_reduce_(counts)
     p = p / p.sum(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""Figures and sounds for people who look on: TensorBoard, wandb, trackio. A new one is a class and a line in `TRACKERS`.
+"""Live metrics and samples in TensorBoard, wandb or trackio. A new tracker is a class and an entry in `TRACKERS`.
 
-They come beside metrics.jsonl, never instead of it, and only the first rank has any.
+Trackers come in addition to metrics.jsonl. Only rank 0 has any.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,78 +21,68 @@ from audiovq.utils.progress import say
 
 
 @dataclass(frozen=True)
-class Reporting:
-    """Where a run's figures go, besides its metrics.jsonl."""
+class TrackerConfig:
+    """The trackers of a run."""
 
     folder: Path  # of the run
-    trackers: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     project: str = "audiovq"
 
-    def stage(self, title: str, start: int = 0, told: int = 0) -> Trackers:
+    def open(self, stage: str, start: int = 0, last_logged: int = 0) -> Trackers:
         """The trackers of one stage.
 
         Args:
-            start: the step that it goes on from.
-            told: the last step that they have been told of already.
+            start: the step where the stage continues.
+            last_logged: the last step that was logged before.
         """
-        names = self.trackers if collectives.rank() == 0 else ()
-        return Trackers([TRACKERS[name](self, title, start, told) for name in names])
+        names = self.names if collectives.rank() == 0 else ()
+        return Trackers([TRACKERS[name](self, stage, start, last_logged) for name in names])
+
+
+class Tracker(Protocol):
+    """A tracker of one stage. When a stage continues, no step may be logged twice."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def audio(self, step: int, path: Path) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Trackers:
-    """Those of a stage, as one."""
+    """All trackers of one stage."""
 
-    def __init__(self, each: list[Tracker]):
-        self.each = each
+    def __init__(self, trackers: list[Tracker]):
+        self.trackers = trackers
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        for tracker in self.each:
-            tracker.log(step, figures)
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
 
     def audio(self, step: int, folder: Path) -> None:
-        """All sounds of a folder, each under its file's name."""
-        for path in sorted(folder.glob("*.wav")) if self.each else []:
-            for tracker in self.each:
+        """All WAV files of a folder, each under its file's name."""
+        for tracker in self.trackers:
+            for path in sorted(folder.glob("*.wav")):
                 tracker.audio(step, path)
 
     def close(self) -> None:
-        for tracker in self.each:
+        for tracker in self.trackers:
             tracker.close()
 
 
-class Tracker:
-    """One of them, for one stage. A stage that goes on must not put a second point where there is one."""
+class TensorBoard:
+    """Files in the run's metrics/tensorboard. `purge_step` discards points after the checkpoint."""
 
-    package: str  # that it needs
-
-    def __init__(self, reporting: Reporting, title: str, start: int, told: int):
-        raise NotImplementedError
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        raise NotImplementedError
-
-    def audio(self, step: int, path: Path) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-
-class TensorBoard(Tracker):
-    """Files in the run's metrics/tensorboard; points after the checkpoint are struck out by `purge_step`."""
-
-    package = "tensorboard"
-
-    def __init__(self, reporting: Reporting, title: str, start: int, told: int):
+    def __init__(self, config: TrackerConfig, stage: str, start: int, last_logged: int):
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-        self.writer = writer(str(reporting.folder / "metrics" / "tensorboard" / title), purge_step=start + 1)
+        self.writer = writer(str(config.folder / "metrics" / "tensorboard" / stage), purge_step=start + 1)
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
     def audio(self, step: int, path: Path) -> None:
-        """In mono: the page plays nothing else."""
+        """In mono, the only kind that TensorBoard plays."""
         waveform, rate = audio.read_audio(path, audio.audio_info(path).sample_rate, 1)
         self.writer.add_audio(path.stem, torch.clamp(waveform, -1, 1), step, rate)
 
@@ -100,21 +90,24 @@ class TensorBoard(Tracker):
         self.writer.close()
 
 
-class Service(Tracker):
-    """Base of those that run on from an earlier start: they skip the steps that they have been told."""
+class WandB:
+    """A run of its own at wandb for each stage; it skips steps that were logged before."""
 
-    def __init__(self, reporting: Reporting, title: str, start: int, told: int):
-        self.told, self.module = told, importlib.import_module(self.package)
-        place = str(reporting.folder.resolve())
-        name = f"{reporting.folder.name}-{title}"
-        self.run = self.open(reporting, name, hashlib.sha256(f"{place}/{title}".encode()).hexdigest()[:16])
+    package = "wandb"
 
-    def open(self, reporting: Reporting, name: str, identity: str) -> Any:
-        raise NotImplementedError
+    def __init__(self, config: TrackerConfig, stage: str, start: int, last_logged: int):
+        self.last_logged, self.module = last_logged, importlib.import_module(self.package)
+        identity = hashlib.sha256(f"{config.folder.resolve()}/{stage}".encode()).hexdigest()[:16]
+        self.run = self.open(config, f"{config.folder.name}-{stage}", identity)
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        if step > self.told:
-            self.run.log(dict(figures), step=step)
+    def open(self, config: TrackerConfig, name: str, identity: str) -> Any:
+        folder = config.folder / "metrics"
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.module.init(project=config.project, name=name, id=identity, dir=str(folder), resume="allow")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step > self.last_logged:
+            self.run.log(dict(metrics), step=step)
 
     def audio(self, step: int, path: Path) -> None:
         self.run.log({f"samples/{path.stem}": self.module.Audio(str(path))}, step=step)
@@ -123,28 +116,25 @@ class Service(Tracker):
         self.run.finish()
 
 
-class WandB(Service):
-    package = "wandb"
+class Trackio(WandB):
+    """trackio, which has the functions of wandb."""
 
-    def open(self, reporting: Reporting, name: str, identity: str) -> Any:
-        folder = reporting.folder / "metrics"
-        folder.mkdir(parents=True, exist_ok=True)
-        return self.module.init(project=reporting.project, name=name, id=identity, dir=str(folder), resume="allow")
-
-
-class Trackio(Service):
     package = "trackio"
 
-    def open(self, reporting: Reporting, name: str, identity: str) -> Any:
-        return self.module.init(project=reporting.project, name=f"{name}-{identity[:6]}", resume="allow")
+    def open(self, config: TrackerConfig, name: str, identity: str) -> Any:
+        return self.module.init(project=config.project, name=f"{name}-{identity[:6]}", resume="allow")
 
 
-TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+TRACKERS: dict[str, type[TensorBoard] | type[WandB]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
 
 
-def usable(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those whose packages are here; says in a line how to get another."""
-    missing = [name for name in names if importlib.util.find_spec(TRACKERS[name].package) is None]
+def installed_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `names` that are installed; prints one line for each that is not."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     for name in missing:
-        say(f"trackers: {name} is not installed, metrics.jsonl has all figures; pip install {name} brings it")
+        say(f"trackers: {name} is not installed, so metrics go to metrics.jsonl only; pip install {name} adds it")
     return tuple(name for name in names if name not in missing)

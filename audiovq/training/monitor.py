@@ -1,0 +1,113 @@
+"""Reports on a training while it runs: metrics.jsonl, trackers, health checks, and lines on the terminal."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+from torch import Tensor
+
+from audiovq.recipe import TrainingConfig
+from audiovq.training.batches import sum_over_ranks
+from audiovq.training.health import StageFacts, Watch
+from audiovq.training.logs import HEALTH, HealthLog, MetricsLog, Stopwatch
+from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
+from audiovq.training.task import Part, Task
+from audiovq.training.trackers import TrackerConfig
+from audiovq.utils.progress import ProgressBar, say
+
+
+class Monitor:
+    """The reports of one stage. Metrics that a resumed run repeats exactly go to metrics.jsonl; times do not."""
+
+    def __init__(
+        self,
+        task: Task,
+        parts: list[Part],
+        title: str,
+        folder: Path,
+        config: TrainingConfig,
+        workers: int,
+        trackers: TrackerConfig,
+        start: int,
+    ):
+        self.task, self.parts, self.title, self.config, self.start = task, parts, title, config, start
+        self.stopwatch = Stopwatch()
+        self.log = MetricsLog(folder / "metrics.jsonl", start)
+        self.health = HealthLog(trackers.folder / HEALTH, title, start)
+        self.trackers = trackers.open(title, start, self.log.last_logged)
+        rates = {
+            f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_"): part.config.learning_rate for part in parts
+        }
+        self.facts = StageFacts(
+            title,
+            task.recipe_key,
+            config,
+            learning_rates=rates,
+            adversarial=len(parts) > 1,
+            workers=workers,
+            cpus=os.cpu_count() or 1,
+            **task.health_facts(),
+        )
+        # After a resume, the watch sees what was logged and knows what was reported.
+        self.watch = Watch(self.facts)
+        for row in self.log.rows:
+            self.watch.update(row["step"], row)
+        self.watch.reported = self.health.reported
+
+    def progress_bar(self) -> ProgressBar:
+        seconds = self.task.example_seconds * self.config.batch_size
+        return ProgressBar(self.title, self.config.steps, self.start, "audio-s" if seconds else "", seconds)
+
+    def log_step(self, done: int, sums: dict[str, Tensor], guard: NonFiniteGuard) -> str:
+        """Log the metrics of a training step, called by all ranks.
+
+        Args:
+            done: steps so far.
+            sums: this rank's share of the means over the batch.
+        Returns:
+            a line for the progress bar.
+        Raises:
+            ValueError: too many steps in a row were skipped.
+        """
+        began = time.monotonic()
+        metrics = sum_over_ranks(sums)  # waits until the device has finished the step
+        times = self.stopwatch.lap(time.monotonic() - began)
+        skipped, in_a_row = guard.counts.tolist()
+        rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
+        self._write(done, metrics | rates | {"skipped_steps": skipped}, times)
+        if in_a_row >= PATIENCE:
+            raise ValueError(self._nonfinite_message(done, in_a_row))
+        return self.task.describe(metrics)
+
+    def log_evaluation(self, done: int, metrics: dict[str, float]) -> None:
+        """Log the means over the held-out batches."""
+        self._write(done, {f"valid_{name}": value for name, value in metrics.items()}, {})
+        say(f"{self.title}: step {done}, held out: {self.task.describe(metrics)}")
+
+    def _write(self, done: int, metrics: dict[str, float], times: dict[str, float]) -> None:
+        self.log.write(done, metrics)
+        self.trackers.log(done, metrics | times)
+        for finding in self.watch.update(done, metrics | times):
+            self.health.write(finding)
+            say(f"health: {finding.message}")
+
+    def _nonfinite_message(self, done: int, n: int) -> str:
+        """Names the tracks of the last `n` batches; those that are in most of these batches come first."""
+        name_of = getattr(self.task.dataset("train"), "name_of", lambda index: f"example {index}")
+        size = self.config.batch_size
+        batches = [{name_of(i) for i in range(step * size, (step + 1) * size)} for step in range(done - n, done)]
+        names = [name for name, _ in Counter(sorted(itertools.chain.from_iterable(batches))).most_common()]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        advice = self.facts.lower_learning_rate(10)
+        return (
+            f"{self.title}: loss or gradients were not finite in the last {n} steps, up to step {done}, which were skipped. "
+            f"Their batches are from {shown}. Listen to these tracks, or try a lower learning_rate: {advice}, with "
+            "another --out"
+        )
+
+    def close(self) -> None:
+        self.trackers.close()

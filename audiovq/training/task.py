@@ -1,0 +1,69 @@
+"""What the training loop trains: a `Task` has a network, examples and a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from audiovq.recipe import TrainingConfig
+from audiovq.training.optimizer import learning_rate
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network with its own optimizer. Training begins at `first_step`, and the learning rate counts from there."""
+
+    network: nn.Module
+    config: TrainingConfig
+    first_step: int = 0
+    suffix: str = ""  # of the names of its metrics
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(step - self.first_step, self.config) if step >= self.first_step else 0.0
+
+
+class Task(nn.Module):
+    """A network with its loss.
+
+    `forward(batch)` returns the loss and a dict of scalars to log, all means over the batch. With several parts, the
+    loss is the sum of theirs, and each term reaches the weights of one part only.
+    """
+
+    network: nn.Module  # saved in checkpoints
+    recipe_key = "stage"  # of the stage in the recipe, such as tokenizer or priors.0, for messages
+    splits_batches = False  # True: the task splits a batch by `device_batch_size` itself
+    example_seconds = 0.0  # seconds of audio in an example, for the speed in the progress bar
+
+    def parts(self, config: TrainingConfig) -> list[Part]:
+        """The networks to train, each with its own optimizer. Only the first one has averaged weights."""
+        return [Part(self.network, config)]
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated modules that hold most of the weights: they are compiled and sharded one by one."""
+        return []
+
+    def forward_state(self) -> list[Tensor]:
+        """All tensors that a forward pass in training mode may change."""
+        return list(self.network.buffers())
+
+    def health_facts(self) -> dict[str, Any]:
+        """Arguments of `health.StageFacts` that only the task knows."""
+        return {}
+
+    def dataset(self, split: str) -> Dataset[Any]:
+        """An endless data set: index i is always the same example. `name_of(i)`, if defined, names its track."""
+        raise NotImplementedError
+
+    def weight(self, batch: Any) -> Tensor | float:
+        """The number of items, such as codes, that the loss of this batch is the mean of."""
+        return float(len(batch))
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def describe(self, metrics: dict[str, float]) -> str:
+        """The most important metrics in one line, for the progress bar."""
+        return f"loss {metrics['loss']:.3f}"
