@@ -131,11 +131,6 @@ class Scan:
 
 def find_audio(folder: Path) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; without hidden ones."""
-    return [folder / name for name in audio_names(folder)]
-
-
-def audio_names(folder: Path) -> list[str]:
-    """As `find_audio`: names relative to the folder, with `/` between their parts."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
@@ -143,11 +138,10 @@ def audio_names(folder: Path) -> list[str]:
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(place).relative_to(folder)
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in audio.SUFFIXES:
-                found.append((relative / name).as_posix())
-    return sorted((name for name in found if (folder / name).is_file()), key=lambda name: name.split("/"))
+                found.append(Path(place, name))
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.parts)
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
@@ -159,7 +153,7 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
         ValueError: no such folder, no audio in it, or no file that can be used.
     """
     folder = folder.resolve()
-    names = audio_names(folder)
+    names = [path.relative_to(folder).as_posix() for path in find_audio(folder)]
     if not names:
         suffixes = ", ".join(sorted(audio.SUFFIXES))
         raise ValueError(f"{folder}: no audio found; expected files ending in {suffixes}")

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from audiovq.config import read_json
+from audiovq import config as conf
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.locate import prior_folders, resolve_model, tokenizer_folder
+from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
 from audiovq.pretrained.model_card import ModelFacts, RunFacts, model_card
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
@@ -151,32 +151,21 @@ def run_facts(place: Path) -> RunFacts:
         facts.data, facts.labels = scan.report(), _labels(scan)
         facts.credits = find_credits(scan.folder, recipe)
     if (place / "report.json").is_file():
-        report = read_json(place / "report.json")
+        report = conf.read_json(place / "report.json")
         facts.split, facts.levels = report["split"], report["levels"]
     return facts
 
 
 def without_local_paths(recipe: Recipe) -> Recipe:
     """The recipe to publish: of each path, URL or local model only the last name is left; hub ids stay."""
-
-    def last_name(place: str | None) -> str | None:
-        return place and Path(place).name
-
-    def public_source(source: str | None) -> str | None:
-        is_hub_id = source and source.count("/") == 1 and not source.startswith((".", "/", "~"))
-        return source if is_hub_id and not Path(source or "").exists() else last_name(source)
-
-    data = {key: last_name(getattr(recipe.data, key)) for key in ("folder", "manifest", "credits")}
-    tokenizer = {"from_pretrained": public_source(recipe.tokenizer.from_pretrained)}
-    priors = [{"from_pretrained": public_source(prior.from_pretrained)} for prior in recipe.priors]
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update=data),
-            "tokenizer": recipe.tokenizer.model_copy(update=tokenizer),
-            "codes": recipe.codes.model_copy(update={"path": last_name(recipe.codes.path)}),
-            "priors": tuple(p.model_copy(update=new) for p, new in zip(recipe.priors, priors, strict=True)),
-        }
-    )
+    content = recipe.model_dump()
+    places = [(content["data"], "folder"), (content["data"], "manifest"), (content["data"], "credits")]
+    places += [(part, "from_pretrained") for part in (content["tokenizer"], *content["priors"])]
+    for part, key in [*places, (content["codes"], "path")]:
+        value = part[key]
+        is_hub_id = key == "from_pretrained" and value and is_hub_name(value)
+        part[key] = value and (value if is_hub_id else Path(value).name)
+    return conf.build(Recipe, content, recipe.name)
 
 
 def _main_facts(recipe: Recipe, place: Path) -> dict[str, Any]:

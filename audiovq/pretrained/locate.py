@@ -24,11 +24,16 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
         return bundled_model()
     if path.is_dir():
         return path
-    if path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
+    if not is_hub_name(text):
         expected = "a run folder, an exported folder, a hub id (owner/name) or default"
         raise ValueError(f"{source}: no such model; expected {expected}")
     repo_id, _, named = text.partition("@")
     return hub.download(repo_id, revision or named or None, token)
+
+
+def is_hub_name(source: str) -> bool:
+    """True for owner/name, if no file or folder has this name."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
 
 
 def bundled_model() -> Path:

@@ -93,7 +93,7 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
         codes = tuple(network.encode(waveform))
         shapes = (tuple({0: batch, 1: length(hops[0] // hop)} for hop in hops),)
         _write(folder / DECODE, network, DecodeGraph(network), codes, names, ["waveform"], shapes)
-        found = compare(folder, network, decaying_notes(c.sample_rate, c.channels, hops[0]))
+        found = compare(folder, network, decaying_tone(c.sample_rate, c.channels, hops[0]))
     if found["codes_equal"] < 0.98 or found["waveform_error"] > 1e-3:
         equal, error = found["codes_equal"], found["waveform_error"]
         raise ValueError(
@@ -134,17 +134,12 @@ def _write(
     program.save(str(path), external_data=False)
 
 
-def decaying_notes(sample_rate: int, channels: int, multiple: int) -> Tensor:
-    """A signal to compare with: decaying notes, then silence; float [1, channels, samples].
-
-    It has no noise, so that quiet parts are compared, too.
-    """
+def decaying_tone(sample_rate: int, channels: int, multiple: int) -> Tensor:
+    """A signal to compare with: a rising tone that decays into silence, float [1, channels, samples]."""
     n = -(-int(CHECKED_SECONDS * sample_rate) // multiple) * multiple
-    time, sound = torch.arange(n) / sample_rate, torch.zeros(n)
-    for step in range(int(4 * CHECKED_SECONDS)):
-        frequency, start = 110 * 2 ** (step * 7 % 24 / 12), step / 4
-        sound += torch.sin(2 * math.pi * frequency * time) * torch.exp(-4 * (time - start)) * (time >= start)
-    return (0.3 * sound * (time < 0.85 * CHECKED_SECONDS)).expand(1, channels, -1).contiguous()
+    time = torch.arange(n) / sample_rate
+    tone = torch.sin(2 * math.pi * (110 + 200 * time) * time) * torch.exp(-2 * time)
+    return (0.5 * tone * (time < 0.85 * CHECKED_SECONDS)).expand(1, channels, -1).contiguous()
 
 
 @torch.no_grad()
