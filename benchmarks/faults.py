@@ -3,7 +3,7 @@
 python benchmarks/faults.py [--kills 50] [--only kills disk damage] [--seed 0]
 
 kills    train, encode and sample are killed (kill -9 and SIGTERM in turns) at random moments of their whole time and started
-         again until they are done; then every file that they made must be that of a run that nobody disturbed, and what was
+         again until they are done; then every file that they made must be that of an undisturbed run, and what was
          finished before a kill must not have been made again.
 disk     each works on a disk that is full at some point (a tmpfs of that size; without the right to mount one, a limit on
          the size of a file): exit code 2 and one line; with more room the same command ends as undisturbed.
@@ -87,7 +87,7 @@ def start(arguments: Sequence[str], log: Path, file_limit: int | None = None) ->
         sys.argv = ["audiovq", *arguments]
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-        journal.FLUSH_SECONDS = 0.05  # so that short pieces have something to resume
+        journal.SNAPSHOT_SECONDS = 0.05  # so that short pieces have something to resume
         audiovq_main()
         code = 0
     except SystemExit as error:
@@ -138,7 +138,7 @@ def finished(folder: Path) -> dict[Path, int]:
 
 
 class Faults:
-    """Counts by kind; what goes wrong is told with the command's output."""
+    """Counts by kind; problems are printed with the command's output."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.random, self.counts = folder, random.Random(seed), Counter[str]()
@@ -150,7 +150,7 @@ class Faults:
             "train": lambda out: ["train", str(folder / "recipe.yaml"), "--out", str(out)],
             "encode": lambda out: ["encode", str(folder / "music"), "-o", str(out), "--model", self.model],
             "sample": lambda out: [
-                "sample", "--model", self.model, "--seconds", "6", "--seed", "3", "--n", "2", "--save-codes", "--out",
+                "sample", "--model", self.model, "--seconds", "6", "--seed", "3", "--num", "2", "--save-codes", "--out",
                 str(out / "x.wav"),
             ],
         }  # fmt: skip
@@ -190,7 +190,7 @@ class Faults:
                 while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
                     time.sleep(0.002)
                 if done[0]:
-                    if killed == began_with:  # all in one go; the very first run was slower, as it compiled
+                    if killed == began_with:  # all in one go; the first run was slower, as it compiled
                         self.seconds[name] = min(self.seconds[name], time.monotonic() - began)
                     break
                 number = self.random.choice([signal.SIGKILL, signal.SIGTERM])
@@ -203,7 +203,7 @@ class Faults:
                 self.count(f"{name}, {number.name}", code == -number or polite, "stopped")
                 now = finished(out)
                 lost = [path for path, made in marks.items() if now.get(path) != made]
-                self.count(name, not lost, f"lost {lost}" if lost else "kept what was finished")
+                self.count(name, not lost, f"lost {lost}" if lost else "finished work is safe")
                 marks = now
             code = os.waitstatus_to_exitcode(done[1]) if done[0] else code
             self.count(name, code == 0, f"the last attempt ends with {code}") if code else None

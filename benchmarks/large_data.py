@@ -106,10 +106,10 @@ def measure_music(folder: Path) -> dict[str, float]:
     }
 
 
-def measure_scan(folder: Path, looks: Path) -> dict[str, float]:
+def measure_scan(folder: Path, cache: Path) -> dict[str, float]:
     before = megabytes("VmHWM")
     began, began_cpu = time.perf_counter(), time.process_time()
-    found = scan(folder, DataConfig(min_seconds=0.1), looks)
+    found = scan(folder, DataConfig(min_seconds=0.1), cache)
     return {
         "s": time.perf_counter() - began,
         "CPU s": time.process_time() - began_cpu,
@@ -146,21 +146,21 @@ def compare_sizes(folder: Path, n_tracks: int) -> None:
 
 
 def compare_scans(folder: Path, n_files: int) -> None:
-    music, looks = folder / "music", folder / "looks.jsonl"
+    music, cache = folder / "music", folder / "scan_cache.jsonl"
     make_files(music, n_files)
     some = result_of(child("scan", music / "000", folder / "few.jsonl"))
     print(
         f"scan {some['tracks']} files: {some['s']:.2f} s, {some['CPU s']:.2f} s of CPU time, {some['MB beyond the libraries']:.0f} MB"
     )
-    process = child("scan", music, looks)
-    while not looks.exists() or looks.stat().st_size < 220 * n_files:  # about half the lines
+    process = child("scan", music, cache)
+    while not cache.exists() or cache.stat().st_size < 220 * n_files:  # about half the lines
         time.sleep(0.01)
         if process.poll() is not None:
             raise SystemExit("the scan was done before it could be killed; give more --files")
     process.kill()
     process.wait()
-    n_known = looks.read_bytes().count(b"\n")
-    rest, again = (result_of(child("scan", music, looks)) for _ in range(2))
+    n_known = cache.read_bytes().count(b"\n")
+    rest, again = (result_of(child("scan", music, cache)) for _ in range(2))
     new, known = n_files - n_known, n_known / n_files * again["CPU s"]
     print(
         f"scan {n_files} files, killed (-9) after {n_known}: the rest takes {rest['s']:.2f} s, {rest['CPU s']:.2f} s of CPU\n"

@@ -1,4 +1,4 @@
-"""A hub of one's own: as much of the Hugging Face hub's HTTP interface as sending and fetching a folder needs.
+"""A small hub: as much of the Hugging Face hub's HTTP interface as sending and fetching a folder needs.
 
 python tests/hub_server.py   # prints its address and serves until it is killed
 """
@@ -51,8 +51,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer({"error": "Invalid username or password."}, 401)
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            request = json.loads(body)
+            name = f"{request.get('organization') or 'me'}/{request['name']}"
             self.repos.setdefault(name, {"main": {}})
             return self.answer({"url": f"http://{self.headers['Host']}/{name}", "id": name})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", self.path):

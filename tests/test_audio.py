@@ -1,4 +1,4 @@
-"""Reading and writing audio files of every kind, and what is said of bad ones."""
+"""Reading and writing audio files of every kind, and the messages for bad ones."""
 
 import os
 import shutil

@@ -142,7 +142,7 @@ def test_windows_of_a_repeated_hop_have_the_codes_before_at_their_own_rate(tmp_p
 def test_examples_are_a_function_of_seed_and_index(shards: Shards) -> None:
     make = lambda seed: CodeWindows(shards, "train", 1, 12, 2, {}, seed)  # noqa: E731
     a, b = make(0), make(0)
-    _ = [b[i] for i in range(5)]  # what was asked before does not matter
+    _ = [b[i] for i in range(5)]  # earlier accesses make no difference
     assert all(torch.equal(a[7][k], b[7][k]) for k in a[7])
     assert any(not torch.equal(a[i]["codes"], make(1)[i]["codes"]) for i in range(5))
     starts = {int(a[i]["position"]) for i in range(200)}

@@ -140,8 +140,8 @@ def test_credits_beside_the_music_are_found(tiny_run: Path, tmp_path: Path) -> N
     assert find_credits(music, recipe) == ""
     (music.parent / "CREDITS.md").write_text("above")
     assert find_credits(music, recipe) == "above"
-    (music / "LICENSE").write_text("beside")
-    assert find_credits(music, recipe) == "beside"
+    (music / "LICENSE").write_text("in the folder")
+    assert find_credits(music, recipe) == "in the folder"
     assert "Wen" in find_credits(ROOT / "samples" / "chorales", load_recipe("quickstart"))
     named = recipe.model_copy(update={"data": recipe.data.model_copy(update={"credits": "none.txt"})})
     with pytest.raises(ValueError, match=r"none\.txt: expected a text file with credits"):

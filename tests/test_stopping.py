@@ -1,4 +1,4 @@
-"""Signals are remembered where work can be lost, and obeyed between two items."""
+"""Signals stop work between two items, so that none is lost; launching processes."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from audiovq.utils.progress import track
 from audiovq.utils.signals import Interrupted, deferred, poll, received
 
 
-def test_a_signal_is_heard_between_two_items_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_stops_between_two_items_and_a_second_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     done: list[int] = []
 
@@ -59,18 +59,18 @@ def test_a_lost_connection_after_a_signal_is_the_signal() -> None:
         lose(signal.SIGINT)
 
 
-def test_other_threads_may_work_without_hearing() -> None:
-    heard = []
+def test_other_threads_are_not_affected() -> None:
+    finished = []
 
     def work() -> None:
         with deferred():
             poll()
-            heard.append(True)
+            finished.append(True)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert heard == [True]
+    assert finished == [True]
 
 
 @pytest.mark.parametrize(("nodes", "first"), [

@@ -1,4 +1,4 @@
-"""A folder, codes file or shard index that a stranger made does no harm: refused in one line, before memory is taken."""
+"""Folders, codes files and shards from any source do no harm: bad ones are refused in one line, before memory is taken."""
 
 import json
 import pickle

@@ -18,7 +18,7 @@ from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Good files of several kinds with every kind of bad one beside them."""
+    """Good files of several kinds, and every kind of bad file."""
     (tmp_path / "album").mkdir()
     soundfile.write(tmp_path / "good.wav", tones(2, 8000, seed=1), 8000)
     soundfile.write(tmp_path / "album" / "tagged.flac", tones(3, 16000, seed=2), 16000)
