@@ -19,6 +19,7 @@ from audiovq import Generator
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling import journal as journal_module
+from audiovq.sampling.engine import PackedEngine
 from audiovq.sampling.generate import generate
 from audiovq.sampling.journal import Journal, JournalFolder
 from audiovq.sampling.next_code import next_code
@@ -40,10 +41,10 @@ def models() -> list[Prior]:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small blocks, and a write every few steps."""
+    """Small blocks, and a snapshot every few steps."""
     monkeypatch.setattr("audiovq.sampling.decode_state.BLOCK", 16)
-    monkeypatch.setattr("audiovq.sampling.journal.FLUSH_SECONDS", 0.03)
-    monkeypatch.setattr("audiovq.sampling.journal.CACHE_SHARE", 0.3)
+    monkeypatch.setattr("audiovq.sampling.journal.SNAPSHOT_SECONDS", 0.03)
+    monkeypatch.setattr("audiovq.sampling.journal.TIME_SHARE", 0.3)
 
 
 def holes(n_samples: int) -> list[torch.Tensor]:
@@ -78,11 +79,13 @@ def run(
 
 
 def kill_and_resume(
-    models: list[Prior], place: Path, given: list[torch.Tensor] | None, moments: list[int], cut: int,
+    models: list[Prior],
+    folder: Path,
+    given: list[torch.Tensor] | None,
+    moments: list[int],
     drawn_from: list[torch.Tensor],
-) -> list[torch.Tensor]:  # fmt: skip
-    """The result of the last attempt, after kills at these moments; each cuts so many bytes off the journal."""
-    folder = place / "journal"
+) -> list[torch.Tensor]:
+    """The result of the last attempt, after kills at these moments."""
     for moment in moments:
         drawn_from.clear()
         try:
@@ -90,10 +93,7 @@ def kill_and_resume(
         except Killed:
             shutil.rmtree(folder)
             folder.with_name("left").rename(folder)
-            for path in folder.glob("*.codes"):
-                path.write_bytes(path.read_bytes()[: -cut or None])
         else:
-            shutil.rmtree(folder)
             return result
     drawn_from.clear()
     return run(models, folder, given)
@@ -123,9 +123,7 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
     chance = random.Random(0)
     for i in range(6):
         moments = [chance.randint(1, 250) for _ in range(chance.randint(1, 3))]
-        place = tmp_path / str(i)
-        place.mkdir()
-        resumed = kill_and_resume(models, place, given, moments, chance.choice([0, 0, 1, 9, 50]), drawn_from)
+        resumed = kill_and_resume(models, tmp_path / str(i) / "journal", given, moments, drawn_from)
         assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True)), moments
         assert all(torch.equal(a, b) for a, b in zip(expected[::-1], drawn_from[::-1], strict=False)), moments
     if given:
@@ -133,11 +131,11 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
             assert torch.equal(level[mask >= 0], mask[mask >= 0])
 
 
-def test_a_resumed_run_feeds_few_codes_again_and_draws_none_twice(
+def test_a_resumed_run_draws_no_code_of_a_snapshot_again(
     models: list[Prior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn_from: list[torch.Tensor]
 ) -> None:
-    monkeypatch.setattr("audiovq.sampling.journal.FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr("audiovq.sampling.journal.CACHE_SHARE", 1e9)
+    monkeypatch.setattr("audiovq.sampling.journal.SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr("audiovq.sampling.journal.TIME_SHARE", 1e9)
     with pytest.raises(Killed):
         run(models, tmp_path / "journal", None, kill_at=150)
     drawn_from.clear()
@@ -147,46 +145,45 @@ def test_a_resumed_run_feeds_few_codes_again_and_draws_none_twice(
     assert len(drawn_from) == n_codes - 147
 
 
-def facts_of(journal: Journal) -> list[int]:
-    return [journal.counts.get(level, 0) for level in range(3)]
-
-
 @pytest.fixture
 def finished(models: list[Prior], tmp_path: Path) -> Path:
     run(models, tmp_path / "journal")
     return tmp_path / "journal"
 
 
-def test_a_torn_or_damaged_end_is_dropped_and_what_is_before_it_kept(finished: Path) -> None:
-    (path,) = finished.glob("*.codes")
+def test_a_damaged_snapshot_is_not_used(models: list[Prior], finished: Path) -> None:
+    whole = generate(models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}))
+    (path,) = finished.glob("*.journal")
     content = path.read_bytes()
-    with JournalFolder(finished) as journals:
-        whole = facts_of(journals.open(FACTS))
-    assert whole == [27, 53, 210]
-    for damaged in (content[:-1], content[:-5] + b"\0" + content[-4:], content + b"\1" * 7, content + bytes(100)):
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 255
+    for damaged in (content[:-1], bytes(flipped), content + bytes(100), b"nonsense", b""):
         path.write_bytes(damaged)
         with JournalFolder(finished) as journals:
-            found = facts_of(journals.open(FACTS))
-        assert found[:2] == whole[:2]
-        assert 0 < found[2] <= whole[2]
-        assert path.read_bytes() in (content, content[: len(path.read_bytes())])
-    path.write_bytes(b"nonsense")
-    with JournalFolder(finished) as journals:
-        assert facts_of(journals.open(FACTS)) == [0, 0, 0]
-    assert not list(finished.glob("*.cache"))
+            assert journals.open(FACTS).n_known == 0
+        assert all(torch.equal(a, b) for a, b in zip(whole, run(models, finished), strict=True))
+        assert path.read_bytes() == content
 
 
-def test_a_damaged_cache_is_not_used(models: list[Prior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.sampling.journal.FLUSH_SECONDS", 0.0)  # else a fast machine ends before the first save
-    folder = tmp_path / "journal"
-    whole = generate(models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}))
-    with pytest.raises(Killed):
-        run(models, folder, kill_at=200)
-    (path,) = folder.glob("*.cache")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(content)
-    assert all(torch.equal(a, b) for a, b in zip(whole, run(models, folder), strict=True))
+def test_an_error_in_a_pass_over_given_codes_leaves_the_snapshot_before(
+    models: list[Prior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a pass replaces entries of the cache that it would need again."""
+    given, folder = holes(6700), tmp_path / "journal"
+    whole = generate(models, SETTINGS, Request(6700, [0, 1], 42, {"genre": 1}), given)
+    prefill, calls = PackedEngine.prefill, []
+
+    def stop(*arguments: Any) -> torch.Tensor:
+        calls.append(prefill(*arguments))
+        if len(calls) == 5:
+            raise Killed
+        return calls[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedEngine, "prefill", stop)
+        with pytest.raises(Killed):
+            run(models, folder, given)
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(models, folder, given), strict=True))
 
 
 def test_other_facts_have_another_journal_and_finished_ones_are_removed(finished: Path) -> None:
@@ -222,7 +219,7 @@ def test_the_api_goes_on_too(tiny_run: Path, tmp_path: Path) -> None:
 
     with pytest.raises(Killed):
         generator.sample_codes(3, seed=7, n=2, journal=tmp_path / "journal", on_codes=stop)
-    assert list((tmp_path / "journal").glob("*.codes"))
+    assert list((tmp_path / "journal").glob("*.journal"))
     again = generator.sample_codes(3, seed=7, n=2, journal=tmp_path / "journal")
     assert not (tmp_path / "journal").exists()
     for a, b in zip(whole, again, strict=True):
@@ -232,17 +229,19 @@ def test_the_api_goes_on_too(tiny_run: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys
 import audiovq.sampling.journal as journal
-journal.FLUSH_SECONDS = 0.01
+journal.SNAPSHOT_SECONDS, journal.TIME_SHARE = 0.01, 0.5
 from audiovq.cli import main
 main(sys.argv[1:])
 """
 
 
-def sample_until(arguments: list[str], folder: Path, n_bytes: int) -> bool:
-    """Run `audiovq sample` in a process of its own and kill it when its journal has so many bytes. True if killed."""
+def sample_until(arguments: list[str], folder: Path, n_snapshots: int) -> bool:
+    """Run `audiovq sample` in a process of its own and kill it after so many snapshots. True if killed."""
     process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL, cwd=ROOT)
+    seen = set()
     while process.poll() is None:
-        if sum(path.stat().st_size for path in folder.glob("*.codes")) >= n_bytes:
+        seen |= {path.stat().st_mtime_ns for path in folder.glob("*.journal")}
+        if len(seen) >= n_snapshots:
             process.kill()
             process.wait()
             return True
@@ -252,32 +251,16 @@ def sample_until(arguments: list[str], folder: Path, n_bytes: int) -> bool:
 
 
 def check_killed_commands(tiny_run: Path, tmp_path: Path, n: int) -> None:
-    """Kill `n` times, each time when the journal has grown by a random amount; piece after piece, as long as it takes."""
+    """Kill `n` times, each time after a random number of snapshots; one seed after the other, as long as it takes."""
     chance, killed = random.Random(1), 0
-    total = 2 * 4 * sum(8 * 8000 // hop for hop in (256, 128, 64))  # bytes of two pieces of 8 s
     for seed in range(4 * n):
-        arguments = [
-            "sample",
-            "--model",
-            tiny_run,
-            "--seconds",
-            "8",
-            "--seed",
-            seed,
-            "--num",
-            "2",
-            "--save-codes",
-            "--out",
-        ]
-        command, size = [str(argument) for argument in (*arguments, tmp_path / "x.wav")], 0
-        while killed < n and size < total:
-            size += chance.randint(100, total // 2)
-            if not sample_until(command, tmp_path / ".x.journal", size):
-                break
+        options = ("--model", tiny_run, "--seconds", 8, "--seed", seed, "--num", 2, "--save-codes", "--out")
+        command = [str(argument) for argument in ("sample", *options, tmp_path / "x.wav")]
+        while killed < n and sample_until(command, tmp_path / ".x.journal", chance.randint(2, 20)):
             killed += 1
         assert cli(*command).exit_code == 0
         assert not (tmp_path / ".x.journal").exists()
-        assert cli(*arguments, tmp_path / "whole.wav").exit_code == 0
+        assert cli("sample", *options, tmp_path / "whole.wav").exit_code == 0
         for i in range(2):
             a, b = (soundfile.read(tmp_path / f"{name}-{i}.wav", dtype="int16")[0] for name in ("whole", "x"))
             assert np.array_equal(a, b)

@@ -1,4 +1,4 @@
-"""Audio files ↔ codes files: one, or all below a folder. What is finished is not done again; what is broken is named."""
+"""Audio files ↔ codes files: one file, or all files in a folder. Finished files are skipped, bad ones are listed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from audiovq import api
+from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.codes import Codes, file_kbps, read_header
 from audiovq.data.tracks import find_audio
 from audiovq.utils.files import check_folder, file_sha256
 from audiovq.utils.progress import ProgressBar, say
 
-Job = tuple[Path, Path]  # source and target
-Progress = Callable[[float], None]  # is told seconds of audio
-Facts = dict[str, Any]  # what was done; `summary` says it in one line
+Progress = Callable[[float], None]  # called with seconds of audio
+Facts = dict[str, Any]  # what was done; `summary` is a line for the user
 
 
 class Encoding:
@@ -25,14 +24,14 @@ class Encoding:
 
     title, suffix = "encode", ".codes"
 
-    def __init__(self, tokenizer: api.Tokenizer, compress: bool):
+    def __init__(self, tokenizer: Tokenizer, compress: bool):
         self.tokenizer, self.compress = tokenizer, compress
 
     def seconds(self, source: Path) -> float:
         return audio.audio_info(source).seconds
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """True if the target holds codes of just this file by this tokenizer, coded as asked."""
+        """True if the target has the codes of this source by this tokenizer, compressed or not as wanted."""
         if not target.exists():
             return False
         header = read_header(target)
@@ -45,14 +44,22 @@ class Encoding:
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = self.tokenizer.encode_file(source, progress)
         codes.save(target, self.compress)
-        alone, whole = file_kbps(target, codes.seconds)
+        stored, with_header = file_kbps(target, codes.seconds)
         raw, coding = codes.bits_per_second / 1000, "compressed" if self.compress else "stored"
+        summary = (
+            f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps raw, {coding} {stored:.2f} kbps, "
+            f"{with_header:.2f} with the header"
+        )
         return {
-            "file": str(target), "source": str(source), "seconds": codes.seconds, "kbps_raw": raw, "coding": coding,
-            "kbps_stored": alone, "kbps_stored_with_header": whole,
-            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps raw, {coding} {alone:.2f} kbps, "
-            f"{whole:.2f} with the header",
-        }  # fmt: skip
+            "file": str(target),
+            "source": str(source),
+            "seconds": codes.seconds,
+            "kbps_raw": raw,
+            "coding": coding,
+            "kbps_stored": stored,
+            "kbps_stored_with_header": with_header,
+            "summary": summary,
+        }
 
 
 class Decoding:
@@ -60,7 +67,7 @@ class Decoding:
 
     title = "decode"
 
-    def __init__(self, tokenizer: api.Tokenizer, n_levels: int | None, suffix: str = ".wav"):
+    def __init__(self, tokenizer: Tokenizer, n_levels: int | None, suffix: str = ".wav"):
         self.tokenizer, self.n_levels, self.suffix = tokenizer, n_levels, suffix
 
     def seconds(self, source: Path) -> float:
@@ -68,10 +75,10 @@ class Decoding:
         return header["n_samples"] / header["sample_rate"]
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """True if the target is whole and says that it was decoded from just these codes; they name the tokenizer.
+        """True if the target is complete and, by its comment, decoded from these codes. Codes name their tokenizer.
 
         Raises:
-            ValueError: the target is somebody else's music.
+            ValueError: the target was not made by audiovq.
         """
         if not target.exists():
             return False
@@ -87,9 +94,12 @@ class Decoding:
         codes = Codes.load(source)
         self.tokenizer.decode_file(codes, target, self.n_levels, self._comment(source), progress)
         return {
-            "file": str(target), "source": str(source), "seconds": codes.seconds, "samples": codes.n_samples,
+            "file": str(target),
+            "source": str(source),
+            "seconds": codes.seconds,
+            "samples": codes.n_samples,
             "summary": f"{target}: {codes.n_samples} samples, {codes.seconds:.3f} s",
-        }  # fmt: skip
+        }
 
 
 class Meter:
@@ -99,26 +109,28 @@ class Meter:
         self.bar, self.done, self.worked, self.began = bar, 0.0, 0.0, time.monotonic()
 
     def add(self, seconds: float) -> None:
+        """So much audio was converted."""
         self.worked += seconds
         self.reach(self.done + seconds)
 
     def reach(self, done: float) -> None:
+        """So much audio is done, skipped files included."""
         speed = self.worked / max(time.monotonic() - self.began, 1e-9)
         self.done = done
         self.bar.advance(max(0, int(done) - self.bar.done), f"{speed:.0f} audio-seconds a second")
 
 
 def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts:
-    """Raises ValueError if the source or the place of the target is no good."""
+    """Convert one file. Raises ValueError for a source or a target that cannot be used."""
     with ProgressBar(f"{kind.title}, s", int(kind.seconds(source))) as bar:
         return kind.convert(source, target, Meter(bar).add)
 
 
 def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
-    """Convert every file below a folder into the same place below `out`; `set_aside` says why which could not be.
+    """Convert every file below a folder to the same place below `out`; `set_aside` lists those that could not be.
 
     Raises:
-        ValueError: nothing there to convert.
+        ValueError: there is nothing to convert.
     """
     sources = find_audio(folder) if isinstance(kind, Encoding) else find_codes(folder)
     if not sources:
@@ -148,18 +160,18 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
 def _seconds(kind: Encoding | Decoding, source: Path) -> float:
     try:
         return kind.seconds(source)
-    except (ValueError, OSError):  # said when its turn comes
+    except (ValueError, OSError):  # reported when the file is converted
         return 0.0
 
 
 def find_codes(folder: Path) -> list[Path]:
-    """All codes files below a folder, in a stable order; hidden ones are left out."""
+    """All codes files below a folder, in a stable order, without hidden ones."""
     found = (path for path in folder.rglob("*.codes") if path.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
-def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[Job]:
-    """Each source with its place below `out`. Files that differ in their suffix alone keep it: a.wav.codes."""
+def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:
+    """Each source with its target below `out`. Files that differ only in their suffix keep it: a.wav.codes."""
     stems = Counter(source.with_suffix("") for source in sources)
     jobs = []
     for source in sources:

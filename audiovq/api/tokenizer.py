@@ -138,30 +138,24 @@ class Tokenizer(Shareable):
         return self.make_codes(collected.levels(), stream.n_samples, source_sha256)
 
     @torch.inference_mode()
-    def encode_batch(
-        self, waveforms: Sequence[Tensor], sample_rate: int, windows_at_once: int | None = None
-    ) -> list[Codes]:
+    def encode_batch(self, waveforms: Sequence[Tensor], sample_rate: int) -> list[Codes]:
         """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
 
-        Windows of equal length, of any pieces, share a batch. Nothing is padded beyond the top hop length.
-
-        Args:
-            windows_at_once: windows per batch; default 8, and 1 on the CPU, where batches are not faster. In a batch,
-                sums are rounded in another order, so a latent halfway between two codes may become the other one.
+        On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then rounded in another
+        order, so a latent halfway between two codes may become the other one. On the CPU batches are not faster.
         """
         mixed = [audio.downmix(checked(waveform), self.config.channels).to(self.device) for waveform in waveforms]
         prepared = [resample(waveform, sample_rate, self.sample_rate) for waveform in mixed]
         chunk = self._samples(CHUNK_SECONDS)
         windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
-        encode = partial(streaming.encode_windows, self.network)
-        pieces = compute_in_batches(windows, self._at_once(windows_at_once), encode)
+        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))
         return [
             self.make_codes([torch.cat(level).cpu() for level in zip(*piece, strict=True)], waveform.shape[-1])
             for piece, waveform in zip(pieces, prepared, strict=True)
         ]
 
-    def _at_once(self, windows_at_once: int | None) -> int:
-        return windows_at_once or (1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE)
+    def _at_once(self) -> int:
+        return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE
 
     # --- codes to audio -----------------------------------------------------------------------------------------------
 
@@ -191,17 +185,14 @@ class Tokenizer(Shareable):
         yield stream.finish(codes.n_samples)
 
     @torch.inference_mode()
-    def decode_batch(
-        self, codes: Sequence[Codes], n_levels: int | None = None, windows_at_once: int | None = None
-    ) -> list[Tensor]:
+    def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
         """Decode several pieces of unequal length; each gives what `decode` gives for it alone (see `encode_batch`)."""
         windows = []
         for item in codes:
             levels = self._levels(item, n_levels)
             empty = streaming.decoder_windows(self.network, len(levels), self._samples(CHUNK_SECONDS))
             windows.append(cut(empty, [level.to(self.device) for level in levels], item.n_samples))
-        decode = partial(streaming.decode_windows, self.network)
-        pieces = compute_in_batches(windows, self._at_once(windows_at_once), decode)
+        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.decode_windows, self.network))
         return [torch.cat(piece, dim=-1).clamp(-1, 1).cpu() for piece in pieces]
 
     def decode_file(

@@ -42,7 +42,7 @@ class DecodeState:
     Attributes:
         codes: int64 [rows, 1 + n]. codes[:, t] precedes position t; the first one means "outside the track".
         n_done: positions that have been through the network and whose codes are final.
-        n_known: positions whose codes come from a journal.
+        in_prefill: whether the cache is incomplete, in the middle of `prefill`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class DecodeState:
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.guided.write_prefix(self.engine.cache)
         self.codes = F.pad(self.given, (1, 0), value=spec.codebook_size)
-        self.n_done = self.n_known = 0
+        self.n_done, self.in_prefill = 0, False
 
     @property
     def level(self) -> int:
@@ -90,13 +90,13 @@ class DecodeState:
 
         Given codes go through in one pass per block. The passes depend on `given` alone, never on where a run was
         interrupted: a pass over many positions and one over a single position differ in the last bits, which can
-        change a draw. So a resumed run repeats the passes after its saved cache and gets the same codes.
+        change a draw. So a resumed run gets the same codes.
         """
         is_given = (self.given >= 0).all(dim=0).tolist()
         n = max((t + 1 for t, found in enumerate(is_given) if not found), default=0)
         ratio = self.prior.spec.ratio
         size = -(-BLOCK // (len(self.layout.starts) * ratio)) * ratio
-        for begin in range(0, n if n > self.n_known else 0, size):
+        for begin in range(0, n, size):
             block = range(begin, min(begin + size, n))
             for key, group in itertools.groupby(block, key=is_given.__getitem__):
                 positions = list(group)
@@ -123,7 +123,9 @@ class DecodeState:
 
     def prefill(self, stretch: Stretch, context: Tensor) -> None:
         """Put a stretch of given codes through the network."""
+        self.in_prefill = True
         self.engine.prefill(self.guided.rows(self.codes[:, stretch.start : stretch.end]), context)
+        self.n_done, self.in_prefill = stretch.end, False
 
     def step(self, t: int, context: Tensor) -> Tensor:
         """Logits [rows, codebook_size] of position t; `context` is [rows, dim]."""
@@ -134,6 +136,7 @@ class DecodeState:
         if self.partly_given[t]:
             drawn = torch.where(self.given[:, t] < 0, drawn, self.given[:, t])
         self.codes[:, t + 1] = drawn
+        self.n_done = t + 1
 
     def joined(self) -> Tensor:
         """The finished level, int64 [items, n_codes]."""

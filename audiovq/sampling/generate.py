@@ -41,7 +41,7 @@ def generate(
         settings: temperature, top-k, top-p and guidance of each level.
         given: int64 [1 or items, n_codes] per level; -1 where a code is to be drawn, all others stay.
         on_codes: called after each pass through a prior, and at the end of each level.
-        journal: codes that it holds are not drawn again; new ones are written to it.
+        journal: codes of its last snapshot are not drawn again; it makes snapshots of new ones.
     Returns:
         int64 [items, ceil(n_samples / hop_length)] per level, the given codes included.
     """
@@ -50,7 +50,9 @@ def generate(
         shape = len(request.items), -(-request.n_samples // prior.spec.hop_length)
         mask = given[level] if given else torch.full((1, shape[1]), -1)
         mask = mask.to(prior.head.weight.device).expand(shape)
-        if bool((mask < 0).any()):
+        if journal and level in journal.finished:
+            codes = journal.finished[level].to(mask.device)
+        elif bool((mask < 0).any()):
             state = DecodeState(prior, levels, mask, request, setting.guidance)
             if journal:
                 journal.restore(state)
@@ -58,13 +60,14 @@ def generate(
                 signals.poll()
                 on_codes(level, state.final_codes)
                 if journal:
-                    journal.note(state)
+                    journal.note()
+            codes = state.joined()
             if journal:
-                journal.write(state)
-            levels.append(state.joined())
+                journal.finish(level, codes)
         else:
-            levels.append(mask)
-        on_codes(level, levels[-1])
+            codes = mask
+        levels.append(codes)
+        on_codes(level, codes)
     return levels
 
 
@@ -74,15 +77,11 @@ def draw_level(state: DecodeState, setting: SamplingConfig) -> Iterator[None]:
         context = state.context(stretch)  # [rows, n, dim]: coarser levels, labels, text, the next gap
         if stretch.given:  # known codes go through the network together
             state.prefill(stretch, context)
-            state.n_done = stretch.end
             yield
             continue
         noise = state.noise(stretch)  # [rows, n, codebook_size]
         for t in range(max(stretch.start, state.n_done), stretch.end):
             i = t - stretch.start
             logits = state.step(t, context[:, i])  # [rows, codebook_size]
-            if t >= state.n_known:  # else the code is from a journal
-                code = next_code(logits, noise[:, i], setting.temperature, setting.top_k, setting.top_p)
-                state.put(t, code)
-            state.n_done = t + 1
+            state.put(t, next_code(logits, noise[:, i], setting.temperature, setting.top_k, setting.top_p))
             yield

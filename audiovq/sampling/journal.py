@@ -1,173 +1,138 @@
-"""Codes on disk while they are generated, so that an interruption costs at most a second of work.
+"""Snapshots of pieces that are being generated, so that an interrupted run goes on where it was.
 
-A folder next to the output has three files for each group of items that are generated together. Their name is a hash of
+A folder next to the output has two files for each group of items that are generated together. Their name is a hash of
 everything that determines the codes.
 
-    <hash>.codes   a JSON line with everything that determines the codes, then records that are only ever appended
-    <hash>.cache   the network's cache at some position; without it, all codes go through the network again
-    <hash>.lock    held by the process at work
+    <hash>.journal   a CRC-32 and a safetensors file: the finished levels (`level.0`, ...) and, of the level at work, the
+                     codes so far (`codes`) and the network's cache (`keys`, `values`)
+    <hash>.lock      held by the process at work
 
-A record is level, first position, count and rows (little-endian uint32), the codes (int32 [rows, count]) and a CRC-32
-of all that. Codes go through the network again in the same passes as before (see `DecodeState.stretches`), so on the
-same machine a resumed run gives the same codes to the bit.
+A snapshot replaces the one before atomically. With the cache restored, a resumed run continues with the same passes
+through the network (see `DecodeState.stretches`), so on the same machine it gives the same codes to the bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from audiovq.sampling.decode_state import DecodeState
 from audiovq.utils.files import atomic_file
 
-FORMAT = "audiovq-journal-1"
-FLUSH_SECONDS = 1.0  # between two writes
-CACHE_SHARE = 0.02  # the largest share of the time that is spent on saving the cache
-_HEAD, _SUM = struct.Struct("<IIII"), struct.Struct("<I")
+if TYPE_CHECKING:
+    from audiovq.sampling.decode_state import DecodeState
+
+FORMAT = "audiovq-journal-2"
+SNAPSHOT_SECONDS = 1.0  # between two snapshots
+TIME_SHARE = 0.02  # the largest share of the time that is spent on snapshots
+CHECKSUM = struct.Struct("<I")
 
 
 class Journal:
-    """The codes of one group of items.
+    """The snapshots of one group of items.
 
     Args:
         facts: everything that determines the codes, JSON and tensors.
+    Attributes:
+        finished: int64 [items, n_codes] of each finished level.
+        n_known: codes of one item that were found in a snapshot, of all levels together.
     Raises:
         ValueError: another process has it open, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
-        header = json.dumps({"format": FORMAT, **facts}, sort_keys=True, default=_sha256).encode() + b"\n"
-        stem = folder / hashlib.sha256(header).hexdigest()[:16]
-        self.path, self.cache_path = stem.with_suffix(".codes"), stem.with_suffix(".cache")
-        self.lock = FileLock(stem.with_suffix(".lock"))
-        self.known: dict[int, list[np.ndarray]] = {}  # found on disk: level -> records, int32 [rows, n]
-        self.counts: dict[int, int] = {}  # positions on disk, of each level
-        self.pending: tuple[DecodeState, int] | None = None  # a state and its final positions, not yet written
-        self.flush_due = self.cache_due = time.monotonic() + FLUSH_SECONDS
+        text = json.dumps({"format": FORMAT, **facts}, sort_keys=True, default=_sha256)
+        self.path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.journal"
+        self.lock = FileLock(self.path.with_suffix(".lock"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
-            self._open(header)
         except Timeout:
             raise ValueError(
                 f"{folder}: another process is generating this very piece; wait for it, or choose another --out"
             ) from None
         except OSError as error:
             raise ValueError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
-
-    @property
-    def n_known(self) -> int:
-        """Positions found on disk, of all levels together."""
-        return sum(part.shape[1] for parts in self.known.values() for part in parts)
-
-    def _open(self, header: bytes) -> None:
-        """Read the intact records. A torn or damaged end is cut off; a file with another header starts anew."""
-        content = self.path.read_bytes() if self.path.exists() else b""
-        self.end = self._read(content, len(header)) if content.startswith(header) else 0
-        self.file = self.path.open("r+b" if content else "w+b")
-        self.file.truncate(self.end)
-        if self.end == 0:
-            self.cache_path.unlink(missing_ok=True)
-            self._append(header)
-
-    def _read(self, content: bytes, at: int) -> int:
-        """Read records from byte `at` on; returns the byte where the last intact one ends."""
-        while at + _HEAD.size <= len(content):
-            level, start, n, rows = _HEAD.unpack_from(content, at)
-            end = at + _HEAD.size + 4 * n * rows
-            if end + _SUM.size > len(content) or start != self.counts.get(level, 0):
-                break
-            if _SUM.unpack_from(content, end)[0] != zlib.crc32(content[at:end]):
-                break
-            codes = np.frombuffer(content, "<i4", n * rows, at + _HEAD.size).reshape(rows, n)
-            self.known.setdefault(level, []).append(codes)
-            self.counts[level] = start + n
-            at = end + _SUM.size
-        return at
-
-    def _append(self, content: bytes) -> None:
-        self.file.seek(self.end)  # overwrites an interrupted write
-        self.file.write(content)
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.end += len(content)
+        found = _read(self.path)
+        self.unfinished = {name: found.pop(name) for name in ("codes", "keys", "values") if name in found}
+        self.finished = {int(name.removeprefix("level.")): codes.long() for name, codes in found.items()}
+        self.n_known = sum(codes.shape[1] for codes in [*self.finished.values(), *_codes(self.unfinished)])
+        self.state: DecodeState | None = None  # of the level at work
+        self.changed = False  # since the last snapshot
+        self.due = time.monotonic() + SNAPSHOT_SECONDS
 
     def restore(self, state: DecodeState) -> None:
-        """Put the known codes of the state's level, and the saved cache, into a new state."""
-        parts = self.known.get(state.level, [])
-        if parts:
-            known = torch.from_numpy(np.concatenate(parts, axis=1).astype(np.int64))
-            state.n_known = known.shape[1]
-            state.codes[:, 1 : state.n_known + 1] = known.to(state.codes.device)
-            self._restore_cache(state)
+        """Put the codes and the cache of the snapshot into a new state of the level at work."""
+        self.state = state
+        for codes in _codes(self.unfinished):
+            state.n_done = codes.shape[1]
+            state.codes[:, 1 : state.n_done + 1] = codes
+            state.cache.keys.copy_(self.unfinished["keys"])
+            state.cache.values.copy_(self.unfinished["values"])
+            state.cache.advance(state.n_done)
+        self.unfinished = {}
 
-    def _restore_cache(self, state: DecodeState) -> None:
-        try:
-            content = self.cache_path.read_bytes()
-            if _SUM.unpack_from(content)[0] != zlib.crc32(content[_SUM.size :]):
-                return
-            saved = load(content[_SUM.size :])
-        except (OSError, struct.error, SafetensorError):  # missing or damaged
-            return
-        level, length = saved.pop("place").tolist()
-        if level == state.level and length <= state.n_known:
-            state.cache.keys.copy_(saved["keys"])
-            state.cache.values.copy_(saved["values"])
-            state.cache.advance(length - state.cache.length)
-            state.n_done = length
+    def note(self) -> None:
+        """The state has new codes; makes a snapshot if it is time for one."""
+        self.changed = True
+        began = time.monotonic()
+        if began >= self.due:
+            self._save()
+            now = time.monotonic()
+            self.due = now + max(SNAPSHOT_SECONDS, (now - began) / TIME_SHARE)
 
-    def note(self, state: DecodeState) -> None:
-        """Write the final codes of a state, if the last write is long enough ago."""
-        self.pending = state, state.n_done
-        now = time.monotonic()
-        if now < self.flush_due:
-            return
-        self.write(state)
-        self.flush_due = time.monotonic() + FLUSH_SECONDS
-        if now >= self.cache_due:
-            self._save_cache(state)
-            spent = time.monotonic() - now
-            self.cache_due = time.monotonic() + max(FLUSH_SECONDS, spent / CACHE_SHARE)
+    def finish(self, level: int, codes: Tensor) -> None:
+        """A level, int64 [items, n_codes], is finished."""
+        self.finished[level], self.state, self.changed = codes, None, True
 
-    def write(self, state: DecodeState, n_done: int | None = None) -> None:
-        """Append the final codes that are not on disk yet; `n_done` is the state's own by default."""
-        start, end = self.counts.get(state.level, 0), state.n_done if n_done is None else n_done
-        if end > start:
-            part = state.codes[:, start + 1 : end + 1].cpu().numpy().astype("<i4")
-            record = _HEAD.pack(state.level, start, end - start, len(part)) + part.tobytes()
-            self._append(record + _SUM.pack(zlib.crc32(record)))
-            self.counts[state.level] = end
-        self.pending = None
-
-    def _save_cache(self, state: DecodeState) -> None:
-        """Replace the saved cache. Its checksum is verified when it is read, so it need not reach the disk at once."""
-        cache = state.cache
-        saved = {"keys": cache.keys.cpu().contiguous(), "values": cache.values.cpu().contiguous()}
-        content = save({**saved, "place": torch.tensor([state.level, cache.length])})
-        with atomic_file(self.cache_path, flush=False) as temporary:
-            temporary.write_bytes(_SUM.pack(zlib.crc32(content)) + content)
+    def _save(self) -> None:
+        tensors = {f"level.{level}": codes.int() for level, codes in self.finished.items()}
+        if self.state:
+            tensors["codes"] = self.state.codes[:, 1 : self.state.n_done + 1].int()
+            tensors |= {"keys": self.state.cache.keys, "values": self.state.cache.values}
+        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        with atomic_file(self.path) as temporary:
+            temporary.write_bytes(CHECKSUM.pack(zlib.crc32(content)) + content)
+        self.changed = False
 
     def close(self) -> None:
-        """Write what is pending and release the lock."""
+        """Make a last snapshot and release the lock. After an error within a pass over given codes, which leaves the cache
+        incomplete, the snapshot before stays."""
         try:
-            if self.pending:
-                self.write(*self.pending)
+            if self.changed and not (self.state and self.state.in_prefill):
+                self._save()
         finally:
-            self.file.close()
             self.lock.release()
+
+    def remove(self) -> None:
+        """Delete the files of a finished piece."""
+        self.changed = False
+        for path in (self.path, self.path.with_suffix(".lock")):
+            path.unlink(missing_ok=True)
+
+
+def _codes(unfinished: dict[str, Tensor]) -> list[Tensor]:
+    return [unfinished["codes"]] if unfinished else []
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a snapshot; none if it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+        (expected,) = CHECKSUM.unpack_from(content)
+        body = content[CHECKSUM.size :]
+        return load(body) if zlib.crc32(body) == expected else {}
+    except (OSError, struct.error, SafetensorError):
+        return {}
 
 
 def _sha256(tensor: Tensor) -> str:
@@ -197,10 +162,8 @@ class JournalFolder:
     def remove(self) -> list[str]:
         """Delete this command's journals; returns the files of other commands that were interrupted."""
         for journal in self.journals:
-            journal.pending = None
-            for path in self.folder.glob(f"{journal.path.stem}.*"):
-                path.unlink(missing_ok=True)
-        left = sorted(path.name for path in self.folder.glob("*.codes")) if self.folder.is_dir() else []
+            journal.remove()
+        left = sorted(path.name for path in self.folder.glob("*.journal")) if self.folder.is_dir() else []
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
         return left
