@@ -23,14 +23,15 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     >>> with atomic_file(path) as temporary:
     ...     temporary.write_bytes(content)
 
-    The temporary file is in the same folder. At the end of the block it is flushed to the disk and renamed.
+    The temporary file is in the same folder. At the end of the block it is flushed to the disk and renamed. If the
+    process is killed before, the next attempt overwrites it.
 
     Args:
         flush: False saves the time of a flush, for a file that can be made again.
     Raises:
         ValueError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         if flush:
