@@ -1,4 +1,4 @@
-"""audiovq learns to make music from a folder of music: waveform ↔ codes (VQ-VAE), codes → codes (transformers).
+"""Learns to make music from a folder of music: waveform ↔ codes (VQ-VAE), codes → codes (transformers).
 
 >>> from audiovq import Tokenizer, Generator
 """
@@ -17,7 +17,7 @@ _HOME = {"Tokenizer": "audiovq.api", "Generator": "audiovq.api", "Codes": "audio
 
 
 def __getattr__(name: str) -> Any:
-    """Load torch only when something that needs it is asked for."""
+    """Load torch only when a name that needs it is used."""
     if name not in _HOME:
         raise AttributeError(f"module 'audiovq' has no attribute {name!r}")
     import importlib

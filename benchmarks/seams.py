@@ -90,7 +90,7 @@ def compare(
     generator: Generator, levels: list[Tensor], name: str, request: Request, n_segments: int,
     found: dict[tuple[str, str], list[float]],
 ) -> None:  # fmt: skip
-    waveform = generator.tokenizer.decode(generator.tokenizer._codes([x[0] for x in levels], request.n_samples))
+    waveform = generator.tokenizer.decode(generator.tokenizer.make_codes([x[0] for x in levels], request.n_samples))
     change = flux(waveform, generator.sample_rate)
     for prior in generator.priors[1:]:
         level, hop = prior.spec.level, prior.spec.hop_lengths[prior.spec.level]

@@ -110,13 +110,13 @@ def test_redrawing_keeps_all_outside_and_rounds_outward() -> None:
         assert (mask[start:end] == -1).all()
         assert torch.equal(mask[end:], level[end:])
     assert given.n_samples == 8000
-    assert given.kept_stretches(HOPS) == [(0, 9 * 256), (16 * 256, 8000)]
+    assert given.given_stretches(HOPS) == [(0, 9 * 256), (16 * 256, 8000)]
     finer = redraw(codes, 0.3, 0.5, keep_levels=1)
     assert torch.equal(finer.levels[0], codes.levels[0])
     assert all(torch.equal(a, b) for a, b in zip(finer.levels[1:], given.levels[1:], strict=True))
     whole = redraw(codes, 0, 1.0)
     assert all((level == -1).all() for level in whole.levels)
-    assert whole.kept_stretches(HOPS) == []
+    assert whole.given_stretches(HOPS) == []
 
 
 def test_surrounding_varying_and_continuing() -> None:
@@ -124,10 +124,10 @@ def test_surrounding_varying_and_continuing() -> None:
     given = surround(codes, 0.1, 0.25)  # 800 samples before are rounded up to 4 top codes
     assert given.n_samples == 1024 + 8000 + 2000
     assert given.source_start == 1024
-    assert given.kept_stretches(HOPS) == [(1024, 1024 + 31 * 256)]
+    assert given.given_stretches(HOPS) == [(1024, 1024 + 31 * 256)]
     assert torch.equal(given.levels[2][32 : 32 + 31 * 8], codes.levels[2][: 31 * 8])
     only_before = surround(codes, 0.1, 0)
-    assert only_before.kept_stretches(HOPS) == [(1024, 9024)]
+    assert only_before.given_stretches(HOPS) == [(1024, 9024)]
     assert [len(level) for level in only_before.levels] == [-(-9024 // hop) for hop in HOPS]
     kept = vary(codes, 2)
     assert torch.equal(kept.levels[1], codes.levels[1])
@@ -136,7 +136,7 @@ def test_surrounding_varying_and_continuing() -> None:
     assert torch.equal(coarse.levels[0], codes.levels[0])
     assert (coarse.levels[1] == -1).all()
     begun = begin_with(codes, 20000)
-    assert begun.kept_stretches(HOPS) == [(0, 31 * 256)]
+    assert begun.given_stretches(HOPS) == [(0, 31 * 256)]
 
 
 @pytest.mark.parametrize(

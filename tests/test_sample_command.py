@@ -173,7 +173,7 @@ def test_two_processes_share_the_pieces_and_make_what_one_makes(tiny_run: Path, 
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("kept") == 3  # one table
+    assert result.stderr.count("chosen") == 3  # one table
     ones, twos = sorted((tmp_path / "one").iterdir()), sorted((tmp_path / "two").iterdir())
     assert [path.name for path in ones] == [path.name for path in twos]
     assert len(ones) == 3

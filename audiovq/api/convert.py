@@ -1,4 +1,4 @@
-"""Audio files ↔ codes files: one file, or all files in a folder. Finished files are skipped, bad ones are listed."""
+"""Audio files ↔ codes files: one, or all in a folder. Finished files are skipped, bad ones are listed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Decoding:
         return header["n_samples"] / header["sample_rate"]
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """True if the target is complete and, by its comment, decoded from these codes. Codes name their tokenizer.
+        """True if the target is complete and its comment names these codes, which name their tokenizer.
 
         Raises:
             ValueError: the target was not made by audiovq.
@@ -127,7 +127,7 @@ def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts
 
 
 def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
-    """Convert every file below a folder to the same place below `out`; `set_aside` lists those that could not be.
+    """Convert every file below a folder to the same place below `out`; `set_aside` lists failures.
 
     Raises:
         ValueError: there is nothing to convert.
@@ -171,7 +171,7 @@ def find_codes(folder: Path) -> list[Path]:
 
 
 def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """Each source with its target below `out`. Files that differ only in their suffix keep it: a.wav.codes."""
+    """Each source with its target below `out`. Names that differ only in their suffix keep it: a.wav.codes."""
     stems = Counter(source.with_suffix("") for source in sources)
     jobs = []
     for source in sources:

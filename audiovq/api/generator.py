@@ -101,7 +101,8 @@ class Generator(Shareable):
 
     def sample(self, seconds: float | None = None, seed: int = 0, n: int = 1, **options: Any) -> Tensor:
         """New music, float [n, channels, round(seconds · sample_rate)]; all else as `sample_codes`."""
-        return torch.stack([self.tokenizer.decode(codes) for codes in self.sample_codes(seconds, seed, n, **options)])
+        pieces = self.sample_codes(seconds, seed, n, **options)
+        return torch.stack([self.tokenizer.decode(codes) for codes in pieces])
 
     def sample_codes(
         self,
@@ -118,7 +119,7 @@ class Generator(Shareable):
         """Generate the codes of `n` pieces. Item i of a seed is the same piece whatever `n` is.
 
         Args:
-            seconds: length of the whole piece, a prompt included; leave it out with `given`, which has a length.
+            seconds: length of the whole piece, a prompt included; not with `given`, which has a length.
             prompt: codes of a clip that the piece starts with.
             given: codes that stay (see `keep`); all others are drawn.
             journal: a folder. An interrupted call that is repeated continues with the codes it has there.
@@ -156,7 +157,7 @@ class Generator(Shareable):
         on_codes: CodesCallback = ignore_codes,
         n_levels: int | None = None,
     ) -> Iterator[Codes]:
-        """Generate the items `items` of a seed, one after the other as they are finished; arguments as `sample_codes`.
+        """Generate the items `items` of a seed, one after the other; arguments as `sample_codes`.
 
         Args:
             n_levels: stop after so many levels; default all.
@@ -196,9 +197,8 @@ class Generator(Shareable):
         given: CodeMask | None = None,
         on_codes: CodesCallback = ignore_codes,
     ) -> Iterator[list[Codes]]:
-        """Generate the items of a seed level by level: yields all of them with level 0 alone, then with one finer level
-        more each time. The last are what `pieces` gives, to the bit.
-        """
+        """Generate the items of a seed level by level: yields all of them with level 0 alone, then with one
+        finer level more each time. The last are what `pieces` gives, to the bit."""
         levels = [torch.full((len(items), -(-n_samples // hop)), -1) for hop in self.hop_lengths]
         if given:
             given.check(self.hop_lengths, len(items))
@@ -214,7 +214,7 @@ class Generator(Shareable):
             yield found
 
     def begin_with(self, prompt: Codes, n_samples: int) -> CodeMask:
-        """A piece of `n_samples` that starts with `prompt`. Raises ValueError for a prompt that cannot be continued."""
+        """A piece of `n_samples` that starts with `prompt`; ValueError for one that cannot be continued."""
         self._check_tokenizer(prompt)
         return begin_with(prompt, n_samples)
 
@@ -253,7 +253,7 @@ class Generator(Shareable):
         text: str = "",
         chroma: str | Path | None = None,
     ) -> list[float]:
-        """The information of each piece's codes under the priors, in bits per second of audio; likelier codes have less.
+        """The information of each piece's codes under the priors in bits per second; likelier codes have less.
 
         Args:
             pieces: of equal length.
@@ -276,13 +276,11 @@ class Generator(Shareable):
 
     def _check_tokenizer(self, codes: Codes) -> None:
         if codes.tokenizer_hash != self.tokenizer.hash:
-            raise ValueError(
-                "codes to keep: expected those of this model's tokenizer, found those of another; encode the audio again"
-            )
+            raise ValueError("expected codes of this model's tokenizer, found those of another; encode the audio again")
 
 
 def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
-    """Raises ValueError for priors of other codes than the tokenizer's, or with other numbers for the same labels."""
+    """Raises ValueError for priors of other codes, or with other numbers for the same labels."""
     known, c = priors[0].spec.vocabularies, tokenizer.config
     for level, spec in enumerate(prior.spec for prior in priors):
         if spec.tokenizer_hash != tokenizer.hash:
@@ -301,8 +299,8 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
 
 @contextlib.contextmanager
 def _few_threads(priors: Sequence[Prior]) -> Iterator[None]:
-    """One thread while small networks sample on the CPU: the matrices of a step are too small to share. The number of
-    threads must not depend on the batch, because it can change the last bits of a product."""
+    """One thread while small networks sample on the CPU: the matrices of a step are too small to share. The
+    number of threads must not depend on the batch, because it can change the last bits of a product."""
     before = torch.get_num_threads()
     largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
     if largest < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":

@@ -12,7 +12,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 
 
 def checked(waveform: Tensor) -> Tensor:
-    """[samples] or [channels, samples] -> float32 [channels, samples]; ValueError if it is neither, or not finite."""
+    """[samples] or [channels, samples] -> float32 [channels, samples]; ValueError for anything else."""
     waveform = waveform[None] if waveform.ndim == 1 else waveform
     if waveform.ndim != 2:
         raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(waveform.shape)}")
@@ -48,7 +48,7 @@ class ResamplingEncoder:
 
     @torch.inference_mode()
     def push(self, block: Tensor) -> list[Tensor]:
-        """float [samples] or [channels, samples], any number, 1 to 6 channels -> int64 [n] per level, coarse to fine.
+        """float [samples] or [channels, samples], 1 to 6 channels -> int64 [n] per level, coarse to fine.
 
         Raises:
             ValueError: wrong shape, or samples that are not finite.

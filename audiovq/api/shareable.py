@@ -20,7 +20,8 @@ class Shareable:
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write a folder to share: weights, configs and a model card (`audiovq export` writes more into its card).
+        """Write a folder to share: weights, configs and a model card (`audiovq export` writes more into
+        its card).
 
         Args:
             half: weights in half precision, which makes it another tokenizer with codes of its own.

@@ -80,32 +80,35 @@ class Tokenizer(Shareable):
         facts = (c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.hash, source_sha256)
         return Codes(list(levels), n_samples, *facts)
 
-    # --- audio to codes -----------------------------------------------------------------------------------------------
+    # --- audio to codes ---
 
     def stream(self, sample_rate: int | None = None, chunk_seconds: float = 0.0) -> ResamplingEncoder:
-        """A streaming encoder. `push` blocks of any size, then `finish`; together they give what `encode` gives.
+        """A streaming encoder. `push` blocks of any size, then `finish`; together they give what `encode`
+        gives.
 
         Args:
             sample_rate: of the blocks, Hz; default the tokenizer's.
-            chunk_seconds: audio that is encoded at once. 0 gives each code as early as possible, and computes the
-                network's context again for each code of level 0; see the stream's `latency_seconds`.
+            chunk_seconds: audio that is encoded at once. 0 gives each code as early as possible, and
+                computes the network's context again for each code of level 0; see the stream's
+                `latency_seconds`.
         """
         return ResamplingEncoder(self.network, sample_rate or self.sample_rate, self._samples(chunk_seconds))
 
-    def encode(self, waveform: Tensor, sample_rate: int, source_sha256: str = "") -> Codes:
+    def encode(self, waveform: Tensor, sample_rate: int) -> Codes:
         """Resample, downmix, pad and quantize one piece of audio.
 
         Args:
             waveform: float [samples] or [channels, samples] in [-1, 1], 1 to 6 channels.
             sample_rate: of the waveform, Hz.
         Returns:
-            int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the tokenizer's rate.
+            int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the
+            tokenizer's rate.
         Raises:
             ValueError: wrong shape, no samples, or samples that are not finite.
         """
         if waveform.ndim == 0 or waveform.shape[-1] == 0:
             raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(waveform.shape)}")
-        return self._encode(sample_rate, waveform.split(audio.BLOCK_FRAMES, dim=-1), source_sha256)
+        return self._encode(sample_rate, waveform.split(audio.BLOCK_FRAMES, dim=-1), "")
 
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
@@ -141,8 +144,9 @@ class Tokenizer(Shareable):
     def encode_batch(self, waveforms: Sequence[Tensor], sample_rate: int) -> list[Codes]:
         """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
 
-        On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then rounded in another
-        order, so a latent halfway between two codes may become the other one. On the CPU batches are not faster.
+        On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then
+        rounded in another order, so a latent halfway between two codes may become the other one. On the
+        CPU batches are not faster.
         """
         mixed = [audio.downmix(checked(waveform), self.config.channels).to(self.device) for waveform in waveforms]
         prepared = [resample(waveform, sample_rate, self.sample_rate) for waveform in mixed]
@@ -157,7 +161,7 @@ class Tokenizer(Shareable):
     def _at_once(self) -> int:
         return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE
 
-    # --- codes to audio -----------------------------------------------------------------------------------------------
+    # --- codes to audio ---
 
     def decoder_stream(self, n_levels: int | None = None, chunk_seconds: float = 0.0) -> StreamingDecoder:
         """A streaming decoder of the first levels (default all). `push` blocks of codes, then `finish`."""
@@ -186,7 +190,7 @@ class Tokenizer(Shareable):
 
     @torch.inference_mode()
     def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
-        """Decode several pieces of unequal length; each gives what `decode` gives for it alone (see `encode_batch`)."""
+        """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
         windows = []
         for item in codes:
             levels = self._levels(item, n_levels)
@@ -228,7 +232,7 @@ class Tokenizer(Shareable):
         found = [len(level) for level in codes.levels]
         if found != expected:
             raise ValueError(f"codes: expected {expected} per level for {codes.n_samples} samples, found {found}")
-        for i, level in enumerate(codes.levels):  # the header of a file may claim more codes than this tokenizer has
+        for i, level in enumerate(codes.levels):  # a file's header may claim more codes
             check_range(level, self.config.codebook_size, f"codes of level {i}")
         return codes.levels[: self._check_levels(len(codes.levels), n_levels)]
 

@@ -92,15 +92,15 @@ class SampleOptions(PieceOptions):
         if self.source and self.seconds is not None:
             yield "--edit: the piece has a length; leave out --seconds (--before and --after make it longer)"
         if self.keep_audio and (recording is None or Path(recording).suffix == ".codes"):
-            yield "--keep-audio keeps the original audio outside the change; name an audio file with --edit or --prompt"
+            yield "--keep-audio keeps the original audio outside the change; it needs an audio file in --edit or --prompt"
         if self.stream and (self.num > 1 or self.best or collectives.world_size() > 1):
             yield "--stream plays one piece while it is made; leave out --num and --best"
         if self.stream and self.keep_audio:
             yield "--stream and --keep-audio: expected one of them"
 
     def paths(self) -> tuple[Path, dict[int, Path]]:
-        """The output's name without numbers, and the name of each item. Names are numbered if there are several items, or
-        if `index` is given and `out` names no file."""
+        """The output's name without numbers, and the name of each item. Names are numbered if there are
+        several items, or if `index` is given and `out` names no file."""
         target = Path(self.out or f"music-{self.seed}.wav")
         named = bool(self.out and target.suffix)
         if not target.suffix:
@@ -178,11 +178,11 @@ def _sample(
         _advice_if_interrupted(seed, journals),
     ):
         drawn = generator.pieces(n_samples, seed, mine, options, given=given, journals=journals, on_codes=on_codes)
-        pieces, kept = zip(mine, drawn, strict=True), list(options.items)
+        pieces, chosen = zip(mine, drawn, strict=True), list(options.items)
         if options.best:
             candidates = dict(pieces)
-            kept = _best(generator, candidates, options)
-            pieces = ((item, codes) for item, codes in candidates.items() if item in kept)
+            chosen = _best(generator, candidates, options)
+            pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
         for item, codes in pieces:
             _write(paths[item], generator.tokenizer, codes, given, options)
             written[paths[item]] = codes
@@ -196,7 +196,7 @@ def _sample(
             say(f"{journals.folder} still has the unfinished work of {len(left)} other commands")
     collectives.barrier()  # the files of all processes are there
     if first:
-        files, rate = {item: paths[item] for item in kept}, generator.sample_rate
+        files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
         names = ", ".join(path.name for path in files.values())
         say(f"{names} in {target.parent.resolve()}; --seed {seed} makes the same music again")
         first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
@@ -209,8 +209,8 @@ def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | Non
     pieces = tokenizer.decode_stream(codes)
     if options.keep_audio and given:
         source, _ = audio.read_audio(options.source or options.prompt or "", rate, channels)
-        kept = given.kept_stretches(codes.hop_lengths)
-        pieces = splice(pieces, source, given.source_start, kept, codes.n_samples, round(FADE_SECONDS * rate))
+        stretches, fade = given.given_stretches(codes.hop_lengths), round(FADE_SECONDS * rate)
+        pieces = splice(pieces, source, given.source_start, stretches, codes.n_samples, fade)
     with AudioWriter(path, rate, channels) as file:
         for piece in pieces:
             file.write(piece)
@@ -248,10 +248,11 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
     The score is the likelihood. With labels, a text or chroma it is how much likelier they make the codes,
     log p(codes | conditions) - log p(codes).
 
-    Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs: the prior itself
+    Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs:
+    the prior itself
     ranks, instead of another network.
     """
-    costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits per second without and with the conditions
+    costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits/s without and with the conditions
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
     costs[0, mine] = torch.tensor(generator.bits_per_second(codes), dtype=torch.float64)
     if options.conditional:
@@ -265,7 +266,7 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
         table = Table("rank", "item", *["bits/s", "bits/s with conditions", "gain"][:n_columns], "")
         for rank, i in enumerate(order, start=1):
             numbers = [f"{float(x):.2f}" for x in (costs[0, i], costs[1, i], gain[i])][:n_columns]
-            table.add_row(str(rank), str(options.items[i]), *numbers, "kept" if rank <= (options.best or 0) else "")
+            table.add_row(str(rank), str(options.items[i]), *numbers, "chosen" if rank <= (options.best or 0) else "")
         console.print(table)
     return [options.items[i] for i in order[: options.best]]
 

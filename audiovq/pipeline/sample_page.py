@@ -1,14 +1,14 @@
-"""The listening report of new pieces. A module of its own, so that `sample` loads plotting only if it writes one."""
+"""The listening report of new pieces; a separate module, because it loads plotting libraries."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import librosa.core.convert  # noqa: F401  # librosa loads its parts at first use, which would be after the codes
+import librosa.core.convert  # noqa: F401  # loads now what librosa would load later
 
 from audiovq.pipeline.sample import Sampled
-from audiovq.report import report_pieces, try_report
+from audiovq.report.page import report_pieces, try_report
 
 SECONDS_BEFORE = 5.0  # of known music in an excerpt, before the first new code
 

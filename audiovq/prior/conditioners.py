@@ -1,8 +1,9 @@
 """Conditioners: what a prior knows besides codes. A new one is one class and one line in `CONDITIONERS`.
 
-Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix that every
-code attends to. In training a conditioner is dropped for a random share of the items (`dropout`), so that the prior also
-learns music without it, which guidance needs. With a dropout of 1 a conditioner never has an effect.
+Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix
+that every code attends to. In training a conditioner is dropped for a random share of the items
+(`dropout`), so that the prior also learns music without it, which guidance needs. With a dropout of 1 a
+conditioner never has an effect.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Conditions:
     n_samples: Tensor  # int64 [b], length of the whole piece
     position: Tensor  # int64 [b], index in the piece of the first code of this window
     text: Tensor | None = None  # int64 [b, n_bytes], UTF-8 bytes plus one, 0 after the end
-    chroma: Tensor | None = None  # int64 [b, n_frames], pitch class plus one, from the frame of the first code on
-    right: Tensor | None = None  # int64 [b, n], codes after a gap; `codebook_size` past the track's end, -1 unknown
+    chroma: Tensor | None = None  # int64 [b, n_frames], pitch class plus one, from the first code's frame on
+    right: Tensor | None = None  # int64 [b, n], codes after a gap; `codebook_size` outside the track, -1 unknown
     gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`, or NO_GAP
 
     def only_where(self, keep: Tensor) -> Conditions:
-        """Drop labels, text and chroma, which guidance strengthens, of the items where `keep` (bool [b]) is false."""
+        """Drop labels, text and chroma, which guidance strengthens, where `keep` (bool [b]) is false."""
         return dataclasses.replace(
             self,
             labels={name: index * keep for name, index in self.labels.items()},
@@ -82,7 +83,8 @@ class LabelConditioner(Conditioner):
         super().__init__()
         self.config, self.dropout = config, config.dropout
         self.embedding = nn.Embedding(len(spec.vocabularies[config.name]) + 1, dim)
-        # As large as a code's embedding: only a piece's first codes need the label, so a small one would learn slowly.
+        # As large as a code's embedding. Only a piece's first codes need the label, so a small embedding
+        # would learn slowly.
         nn.init.normal_(self.embedding.weight, std=0.5)
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]
@@ -124,8 +126,8 @@ class TimingConditioner(Conditioner):
 class TextConditioner(Conditioner):
     """A caption or lyrics as a prefix of the codes. No text, dropped text and empty text are the same.
 
-    Source: DALL-E, arXiv:2102.12092, section 2.2. Differs: bytes instead of word pieces, so there is nothing to train
-    or download; all padding has one embedding.
+    Source: DALL-E, arXiv:2102.12092, section 2.2. Differs: bytes instead of word pieces, so there is no
+    vocabulary to train or download; all padding has one embedding.
     """
 
     class Config(BaseConfig):
@@ -178,8 +180,8 @@ class ChromaConditioner(Conditioner):
 class InfillConditioner(Conditioner):
     """The codes that follow a gap, as a prefix, and at each code the distance to the gap's end.
 
-    Source: Bavarian 2022, arXiv:2207.14255, moves the codes after a gap to the front of the sequence. Differs: they are
-    in the prefix, so a gap may have any length.
+    Source: Bavarian 2022, arXiv:2207.14255, moves the codes after a gap to the front of the sequence.
+    Differs: they are in the prefix, so a gap may have any length.
     """
 
     class Config(BaseConfig):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def window_mask(n_new: int, n_past: int, window: int, device: torch.device) -> Tensor:
-    """Which positions a new one attends to, bool [n_new, n_past + n_new]: itself and at most `window - 1` before it."""
+    """What new positions attend to, bool [n_new, n_past + n_new]: themselves and `window - 1` before."""
     query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
     key = torch.arange(n_past + n_new, device=device)[None]
     return (key <= query) & (key > query - window)
@@ -27,7 +27,7 @@ class Prefix:
         self.output: Tensor | None = None  # of the last layer
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """While the prefix itself is read, store its keys and values; later, put them before those of codes."""
+        """Store the keys and values while the prefix is read; later, put them before those of codes."""
         if layer == len(self.layers):
             self.layers.append((keys, values))
             return keys, values
@@ -46,7 +46,7 @@ class KVCache:
         self.both = buffers
         self.keys, self.values = buffers
         self.window, self.n_prefix = window, buffers.shape[-2] - window
-        self.length = length  # positions so far; a Python integer, so that the loop never waits for the device
+        self.length = length  # positions so far; not a tensor, so that the loop never waits for the device
 
     def write_prefix(self, prefix: Prefix) -> None:
         """Set what all codes from now on attend to besides their window; possible at any time."""
@@ -69,8 +69,9 @@ class KVCache:
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to.
 
-        First comes the prefix. For t = 1 the filled slots follow in ring order, which makes no difference to attention;
-        for t > 1 the last window - 1 old positions and the new ones, in order. Call `advance` after the last layer.
+        First comes the prefix. For t = 1 the filled slots follow, in ring order, which does not matter to
+        attention; for t > 1 the last window - 1 old positions and the new ones. Call `advance` after the last
+        layer.
         """
         t = keys.shape[2]
         if t == 1:
@@ -117,8 +118,8 @@ class KVCache:
 
 
 class DeviceKVCache(KVCache):
-    """A cache that reads the position of a single step from a tensor, so that a CUDA graph can replay the step for every
-    position. A step attends to the whole ring, with a mask of the filled slots."""
+    """A cache that reads the position of a single step from a tensor, so that a CUDA graph can replay the
+    step for every position. A step attends to the whole ring, with a mask of the filled slots."""
 
     def __init__(self, buffers: Tensor, window: int):
         super().__init__(buffers, window)
@@ -144,6 +145,6 @@ class DeviceKVCache(KVCache):
         self.position += n
 
     def seek(self, length: int) -> None:
-        """Continue as if there had been `length` positions; later slots are masked until they are overwritten."""
+        """Continue as if there had been `length` positions; later slots are masked."""
         self.length = length
         self.position.fill_(length)

@@ -1,7 +1,8 @@
 """The prior: codes so far, coarser codes and conditions -> logits of the next code. One class for all levels.
 
-Levels are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox, arXiv:2005.00341,
-section 4). A prior sees the codes of all coarser levels, a few of them ahead of its own time, and a window of its own.
+Levels are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox,
+arXiv:2005.00341, section 4). A prior sees the codes of all coarser levels, a few of them ahead of its own
+time, and a window of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from audiovq.prior.transformer import Transformer, TransformerConfig
 
 class PriorConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
-    context_codes: int = Field(default=4, ge=0)  # coarser codes that are seen on either side of the current one
+    context_codes: int = Field(default=4, ge=0)  # coarser codes to see on either side of the current one
     conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
-    # Share of the training items without label, text and chroma, for guidance (arXiv:2207.12598, section 3.2).
+    # Share of training items without label, text and chroma, for guidance (arXiv:2207.12598, section 3.2).
     unconditional_rate: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -61,9 +62,9 @@ class PriorConfig(Config):
 class UpsamplerConditioner(nn.Module):
     """Codes of all coarser levels -> one vector for each code of this level.
 
-    Codes int64 [b, n_coarser, t + 2 · context_codes], at the rate of the next coarser level -> [b, t · ratio, dim].
-    The `context_codes` at both ends are real neighbours, not padding, so a part of a track gets the same vectors as
-    the whole track.
+    int64 [b, n_coarser, t + 2 · context_codes], at the rate of the next coarser level -> [b, t · ratio, dim].
+    The `context_codes` at both ends are real neighbours, not padding, so a part of a track gets the same
+    vectors as the whole track.
     """
 
     def __init__(self, spec: PriorSpec, dim: int, context_codes: int):
@@ -104,11 +105,11 @@ class Prior(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
 
     def context(self, coarser: Tensor, conditions: Conditions, n_codes: int) -> Tensor:
-        """Everything known besides the level's own codes: [1 or b, n_codes, dim], to be added to their embeddings.
+        """Everything known besides the level's own codes, [1 or b, n_codes, dim], to add to their embeddings.
 
         Args:
-            coarser: int64 [b, level, ceil(n_codes / ratio) + 2 · context_codes], at the rate of the next coarser
-                level; the first code of the window starts a code of that level. Not used by level 0.
+            coarser: int64 [b, level, ceil(n_codes / ratio) + 2 · context_codes], at the rate of the next
+                coarser level; the window starts with a code of that level. Not used by level 0.
         """
         total = torch.zeros(1, n_codes, self.config.transformer.dim, device=conditions.position.device)
         if self.coarser is not None:
@@ -146,12 +147,12 @@ class Prior(nn.Module):
             conditions = conditions.only_where(random >= self.config.unconditional_rate)
         context = self.context(batch["coarser"], conditions, batch["codes"].shape[1])
         logits = self(batch["previous"], context, prefix=self.prefix(conditions))  # [b, t, codebook_size]
-        targets, ignored = self.targets(batch), self.spec.codebook_size
-        nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=ignored, reduction="sum")
-        return nll, (targets != ignored).sum()
+        logits, targets, outside = logits.float(), self.targets(batch), self.spec.codebook_size
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=outside, reduction="sum")
+        return nll, (targets != outside).sum()
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
-        """The codes [b, t] to predict; `codebook_size` outside the track and after a gap, where codes are given."""
+        """The codes [b, t] to predict; `codebook_size` outside the track and after a gap."""
         codes, gap_end = batch["codes"], batch.get("gap_end")
         if gap_end is None:
             return codes

@@ -1,4 +1,4 @@
-"""A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped KV heads, sliding-window attention."""
+"""A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped KV heads, sliding window."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen.
 
-    With a prefix of `n_prefix` tokens, every position attends to all of them, however far away, and to its
-    window. Half of each head then does not rotate, and only this half meets the prefix. The prefix has the same
-    effect at every position, so what is learned from short training windows holds in long pieces.
+    With a prefix of `n_prefix` tokens, every position attends to all of them and to its window. Half of each
+    head then does not rotate, and only this half meets the prefix. So the prefix has the same effect at all
+    positions, and what is learned from short training windows holds in long pieces.
     """
 
     def __init__(self, config: TransformerConfig, n_prefix: int = 0):
@@ -145,8 +145,8 @@ class Transformer(nn.Module):
             if t > 1 and not causal:
                 mask = F.pad(window_mask(t, 0, window, x.device), (self.n_prefix, 0), value=True)
         if self.training and prefix is not None and prefix.output is not None:
-            # Sharded weights are gathered in the backward pass only for layers whose output is used. Nothing else
-            # uses the output of the prefix's last layer.
+            # Sharded weights are gathered in the backward pass only for layers whose output is used.
+            # Nothing else uses the output of the prefix's last layer.
             x = x + 0 * prefix.output.sum()
         angles, past = self.angles(positions), cache if cache is not None else prefix
         for layer in self.layers:

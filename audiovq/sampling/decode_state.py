@@ -1,4 +1,4 @@
-"""The state of one level while its codes are drawn. Segments, gaps, guidance and noise are hidden behind it."""
+"""The state of one level while its codes are drawn; it hides segments, gaps, guidance and noise."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from audiovq.sampling.noise import gumbel_noise
 from audiovq.sampling.request import Request
 from audiovq.sampling.segments import SegmentLayout, lay_out_segments
 
-BLOCK = 256  # codes whose context and noise are computed at once, and the most that go through a network in one pass
+BLOCK = 256  # codes whose context and noise are computed at once; the largest pass through a network
 
 
 class Stretch(NamedTuple):
-    """Positions [start, end) of one block, all of them given or all of them to be drawn (for some rows at least)."""
+    """Positions [start, end) of a block: given to all rows, or to be drawn for some."""
 
     start: int
     end: int
@@ -57,7 +57,8 @@ class DecodeState:
         spec, (self.n_items, n_codes) = prior.spec, given.shape
         n_segments = request.segments if spec.level else 1
         self.prior, self.request = prior, request
-        self.layout = layout or lay_out_segments(n_codes, n_segments, prior.config.transformer.window, spec.ratio)
+        window = prior.config.transformer.window
+        self.layout = layout or lay_out_segments(n_codes, n_segments, window, spec.ratio)
         starts, length = self.layout.starts, self.layout.length
         end = max(n_codes, starts[-1] + length)  # the last segment may reach beyond the level's end
         padded = F.pad(given, (0, end - n_codes), value=-1)
@@ -88,9 +89,9 @@ class DecodeState:
     def stretches(self) -> Iterator[Stretch]:
         """What remains to go through the network, in order; nothing after the last code to be drawn.
 
-        Given codes go through in one pass per block. The passes depend on `given` alone, never on where a run was
-        interrupted: a pass over many positions and one over a single position differ in the last bits, which can
-        change a draw. So a resumed run gets the same codes.
+        Given codes go through in one pass per block. The passes depend on `given` alone, never on where a
+        run was interrupted: a pass over many positions and one over a single position differ in the last
+        bits, which can change a draw. So a resumed run gets the same codes.
         """
         is_given = (self.given >= 0).all(dim=0).tolist()
         n = max((t + 1 for t, found in enumerate(is_given) if not found), default=0)
@@ -104,7 +105,7 @@ class DecodeState:
                     yield Stretch(positions[0], positions[-1] + 1, key, block)
 
     def context(self, stretch: Stretch) -> Tensor:
-        """Everything known besides the level's own codes, float [rows, n, dim]; with guidance, twice the rows."""
+        """Everything known besides the level's own codes, [rows, n, dim]; with guidance, twice the rows."""
         if len(self.layout.starts) == 1:
             self.guided.set_next_gap(self.given, stretch.start, self.cache)
         block = stretch.block
@@ -144,8 +145,8 @@ class DecodeState:
 
 
 def coarser_at_rate_above(prior: Prior, coarser: Sequence[Tensor], batch: int, n_codes: int) -> Tensor:
-    """All coarser levels at the rate of the next coarser one, with `context_codes` "outside the track" at both ends:
-    int64 [batch, level, ceil(n_codes / ratio) + 2 · context_codes]."""
+    """All coarser levels at the rate of the next coarser one, with `context_codes` "outside the track" at
+    both ends: int64 [batch, level, ceil(n_codes / ratio) + 2 · context_codes]."""
     spec, context_codes = prior.spec, prior.config.context_codes
     n = -(-n_codes // spec.ratio)
     rows = []

@@ -1,19 +1,19 @@
-"""Decoding engines: a prior run one position at a time, or over a stretch of known positions in one pass.
+"""Decoding engines: they run a prior one position at a time, or over known positions in one pass.
 
-`new_engine` takes the fastest for the prior's device. All give what the prior's own forward gives.
+`new_engine` takes the one for the prior's device. Both give what the prior's own forward gives.
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiovq.prior.kv_cache import DeviceKVCache, KVCache
+from audiovq.prior.kv_cache import DeviceKVCache
 from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
 from audiovq.sampling.packed_weights import PRECISIONS, Packed, available_precisions, choose_precision
@@ -22,63 +22,15 @@ ANGLES = 1024  # positions whose rotary angles are computed at once
 EPSILON = torch.finfo(torch.float32).eps  # of RMSNorm
 
 
-class Engine(Protocol):
-    @property
-    def precision(self) -> str: ...
-
-    @property
-    def cache(self) -> KVCache: ...
-
-    def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
-        """Run positions whose codes are known, in one pass.
-
-        Args:
-            previous: int64 [batch, t], the code before each.
-            context: float [batch, t, dim], of `Prior.context`.
-        Returns:
-            Logits [batch, t, codebook_size].
-        """
-        ...
-
-    def step(self, previous: Tensor, context: Tensor) -> Tensor:
-        """Run one position: int64 [batch] and float [batch, dim] -> logits [batch, codebook_size].
-
-        The logits are a buffer that the next step overwrites.
-        """
-        ...
-
-
-def new_engine(prior: Prior, batch: int, precision: str = "auto") -> Engine:
-    """The fastest engine for the prior's device, with an empty cache for `batch` sequences.
-
-    Args:
-        precision: "auto" or a key of `PRECISIONS` on the CPU; "auto", "fp32" or "bf16" elsewhere.
-    Raises:
-        ValueError: a precision that this device does not have.
-    """
-    weight = prior.head.weight
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, found {precision}")
-    if weight.is_cpu:
-        if precision in ("fp16", "int8") and precision not in available_precisions():
-            raise ValueError(f"precision: this CPU has {', '.join(available_precisions())}, not {precision}")
-        return PackedEngine(prior, batch, precision)
-    if precision in ("fp16", "int8"):
-        raise ValueError(f"precision: expected fp32 or bf16 on this device, found {precision}")
-    if precision == "auto":
-        precision = "bf16" if weight.is_cuda and torch.cuda.is_bf16_supported() else "fp32"
-    return GraphEngine(prior, batch, precision)
-
-
 class PackedLayer:
-    """The matrices of one layer. A norm's weight, the root of its width and the scale of attention are multiplied into
-    the matrix that follows, which saves these operations in each step."""
+    """The matrices of one layer. A norm's weight, the root of its width and the scale of attention are
+    multiplied into the matrix that follows, which saves these operations in each step."""
 
     def __init__(self, layer: Layer, kind: type):
         c = layer.attention.config
         qkv = layer.attention.qkv.weight * _norm_scale(layer.attention_norm)
         qkv[: c.n_heads * c.head_dim] *= c.head_dim**-0.5
-        # The two numbers that a rotary angle rotates become neighbours: a complex number, rotated by one product.
+        # The two numbers that a rotary angle rotates become neighbours, which is one complex number.
         pairs = qkv.unflatten(0, (-1, 2, c.head_dim // 2)).transpose(1, 2).flatten(0, 2)
         self.qkv: Packed = kind(pairs)
         self.out: Packed = kind(layer.attention.out.weight)
@@ -118,8 +70,8 @@ class Buffers:
 
     def __init__(self, prior: Prior, batch: int, rows: int, n_slots: int):
         c = prior.config.transformer
-        # RMSNorm divides x by sqrt(mean(x²) + epsilon), which is the length of the vector (x, sqrt(dim · epsilon))
-        # over sqrt(dim). So one column after the residual stream x is constant, and one operation gives the length.
+        # RMSNorm divides x by sqrt(mean(x²) + epsilon): by the length of (x, sqrt(dim · epsilon)), over
+        # sqrt(dim). So a column after the residual stream x is constant, and one operation gives the length.
         self.stream = torch.zeros(rows, c.dim + 16)  # 16 columns, for the alignment of the rows
         self.stream[:, c.dim] = (c.dim * EPSILON) ** 0.5
         self.x = self.stream[:, : c.dim]
@@ -129,7 +81,7 @@ class Buffers:
         self.qkv = torch.empty(rows, n_heads * c.head_dim)
         self.qkv_pairs = self.qkv[:batch].view(torch.complex64).view(batch, n_heads, pairs)
         self.rotated = torch.empty_like(self.qkv_pairs)
-        rotated = torch.view_as_real(self.rotated).transpose(2, 3)  # [batch, heads, 2, pairs]: halves, as in the cache
+        rotated = torch.view_as_real(self.rotated).transpose(2, 3)  # [batch, heads, 2, pairs], as in the cache
         self.rotated_q, rotated_kv = rotated.split([c.n_heads, 2 * c.kv_heads], dim=1)
         self.rotated_kv = rotated_kv.unflatten(1, (2, c.kv_heads)).transpose(0, 1)  # [2, batch, kv_heads, 2, pairs]
         self.q = torch.empty(batch * c.kv_heads, c.n_heads // c.kv_heads, c.head_dim)
@@ -165,13 +117,24 @@ class PackedEngine:
         self.rotations, self.rotations_start = torch.empty(0), -1
 
     def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
-        """With the prior's own weights, whatever the precision."""
+        """Run positions whose codes are known, in one pass with the prior's own weights.
+
+        Args:
+            previous: int64 [batch, t], the code before each position.
+            context: float [batch, t, dim], of `Prior.context`.
+        Returns:
+            Logits [batch, t, codebook_size].
+        """
         rows = [slice(row, row + 1) for row in range(self.batch)]
         logits = [self.prior(previous[row], context[row], self.cache.row(row.start)) for row in rows]
         self.cache.advance(previous.shape[1])
         return torch.cat(logits)
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
+        """Run one position: int64 [batch] and float [batch, dim] -> logits [batch, codebook_size].
+
+        The logits are a buffer that the next step overwrites.
+        """
         b, slot = self.buffers, self.cache.slot
         scores, all_keys, all_values = self._seen()
         rotation = self._rotation()
@@ -198,7 +161,7 @@ class PackedEngine:
         return torch.div(b.x, b.length, out=b.normed)
 
     def _seen(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """A buffer for scores, and each layer's keys (transposed) and values that this position attends to."""
+        """A buffer for scores, and each layer's keys (transposed) and values for this position."""
         n = self.cache.n_seen
         if self.seen is None or self.seen[0] != n:
             keys, values = self.ring[0][..., :n].unbind(0), self.ring[1][:, :, :n].unbind(0)
@@ -208,7 +171,7 @@ class PackedEngine:
         return self.seen[1:]
 
     def _rotation(self) -> Tensor:
-        """This position's factor for queries, keys and values, complex [heads, head_dim / 2]; 1 for values."""
+        """This position's factor for queries, keys and values (1), complex [heads, head_dim / 2]."""
         c, start = self.prior.config.transformer, self.cache.length // ANGLES * ANGLES
         if start != self.rotations_start:
             positions = torch.arange(start, start + ANGLES)
@@ -219,8 +182,8 @@ class PackedEngine:
 
 
 class GraphEngine:
-    """The prior's own forward with the position in a tensor. On CUDA a step is captured once as a graph and replayed for
-    each position, so that the loop launches one graph per code and never waits for the device."""
+    """The prior's own forward with the position in a tensor. On CUDA a step is captured once as a graph and
+    replayed for each position, so the loop launches one graph per code and never waits for the device."""
 
     def __init__(self, prior: Prior, batch: int, precision: str = "fp32"):
         weight, dim = prior.head.weight, prior.config.transformer.dim
@@ -253,9 +216,11 @@ class GraphEngine:
         return self.prior(self.previous, self.context, self.cache)[:, 0].float()
 
     def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
+        """As `PackedEngine.prefill`."""
         return self.prior(previous, context.to(self.context.dtype), self.cache).float()
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
+        """As `PackedEngine.step`."""
         self.previous[:, 0] = previous
         self.context[:, 0] = context
         if self.graph is None:
@@ -263,3 +228,28 @@ class GraphEngine:
         self.graph.replay()
         self.cache.length += 1  # the graph has advanced the position in the tensor
         return self.logits
+
+
+Engine = PackedEngine | GraphEngine
+
+
+def new_engine(prior: Prior, batch: int, precision: str = "auto") -> Engine:
+    """The engine for the prior's device, with an empty cache for `batch` sequences.
+
+    Args:
+        precision: "auto" or a key of `PRECISIONS` on the CPU; "auto", "fp32" or "bf16" elsewhere.
+    Raises:
+        ValueError: a precision that this device does not have.
+    """
+    weight = prior.head.weight
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, found {precision}")
+    if weight.is_cpu:
+        if precision in ("fp16", "int8") and precision not in available_precisions():
+            raise ValueError(f"precision: this CPU has {', '.join(available_precisions())}, not {precision}")
+        return PackedEngine(prior, batch, precision)
+    if precision in ("fp16", "int8"):
+        raise ValueError(f"precision: expected fp32 or bf16 on this device, found {precision}")
+    if precision == "auto":
+        precision = "bf16" if weight.is_cuda and torch.cuda.is_bf16_supported() else "fp32"
+    return GraphEngine(prior, batch, precision)

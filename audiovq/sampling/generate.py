@@ -1,7 +1,7 @@
 """Ancestral sampling: level 0 first, then each finer level given all coarser ones. Any length.
 
-All tasks are a mask of given codes. A new piece has none; a continued piece has its beginning; an edited piece has
-all codes outside the gap; a new rendering has the coarser levels.
+All tasks are a mask of given codes. A new piece has none; a continued piece has its beginning; an edited
+piece has all codes outside the gap; a new rendering has the coarser levels.
 """
 
 from __future__ import annotations

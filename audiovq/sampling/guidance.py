@@ -1,10 +1,11 @@
 """A prior with the conditions of a piece, and classifier-free guidance.
 
-logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the network's
-batch: one with and one without label, text and chroma. Timing and gaps are in both. A guidance of 1 is the prior as it
-was trained, and needs one row.
+logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of
+the network's batch: one with and one without label, text and chroma. Timing and gaps are in both. A
+guidance of 1 is the prior as it was trained, and needs one row.
 
-Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6; for codes of music MusicGen, arXiv:2306.05284, section 3.1.
+Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6; for codes of music MusicGen, arXiv:2306.05284,
+section 3.1.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from audiovq.sampling.request import Request
 
 
 def piece_conditions(prior: Prior, request: Request, batch: int, starts: Sequence[int] = (0,)) -> Conditions:
-    """The conditions that a request has and the prior knows, for `batch` pieces from each of the codes `starts` on:
-    [starts · batch] rows.
+    """The conditions that a request has and the prior knows, for `batch` pieces from each of the codes
+    `starts` on: [starts · batch] rows.
 
     A text longer than the prior's `max_bytes` is cut. Chroma past the reference's end is unknown.
     """
@@ -43,7 +44,8 @@ def piece_conditions(prior: Prior, request: Request, batch: int, starts: Sequenc
 
 
 class GuidedPrior:
-    """One level's prior with the conditions of a batch of items; `rows` and `combine` lead from items to rows and back.
+    """One level's prior with the conditions of a batch of items; `rows` and `combine` lead from items to
+    rows and back.
 
     Args:
         conditions: from `piece_conditions`.
@@ -71,8 +73,8 @@ class GuidedPrior:
         """The prior's context of codes [start, end) of each row, float [n_rows, end - start, dim].
 
         Args:
-            around: int64 [batch, level, n + 2 · context_codes], the coarser levels from each row's first code on
-                (`coarser_at_rate_above`).
+            around: int64 [batch, level, n + 2 · context_codes], the coarser levels from each row's first
+                code on (`coarser_at_rate_above`).
             start: a multiple of the prior's ratio.
         """
         prior, conditions = self.prior, self.conditions
@@ -131,7 +133,8 @@ def gap_end_after(given: Tensor, start: int) -> int | None:
     Args:
         given: int64 [batch, n_codes], -1 where a code is to be drawn.
     Returns:
-        The first position after the gap where all items have a code. None if there is no gap or nothing after it.
+        The first position after the gap where all items have a code. None if there is no gap or nothing
+        after it.
     """
     is_given = (given >= 0).all(dim=0)
     missing = (~is_given[start:]).nonzero()

@@ -17,7 +17,7 @@ class CodeMask:
     """The codes of a piece of `n_samples`, some of which are still to be drawn."""
 
     n_samples: int
-    levels: list[Tensor]  # int64 [n_codes] or [items, n_codes] per level, coarse to fine; -1 where a code is drawn
+    levels: list[Tensor]  # int64 [n_codes] or [items, n_codes] per level; -1 where a code is to be drawn
     source_start: int = 0  # the sample of the piece where the source's first sample is
 
     def check(self, hop_lengths: Sequence[int], n_items: int) -> None:
@@ -30,7 +30,7 @@ class CodeMask:
                     f"given codes of level {i}: expected [{n}] or [{n_items}, {n}], found {list(level.shape)}"
                 )
         if all(bool((level >= 0).all()) for level in levels):
-            raise ValueError("given codes: nothing is left to draw; give a stretch, a length or fewer levels to keep")
+            raise ValueError("nothing is left to draw; give a stretch, a length, or fewer levels to keep")
 
     def first_new_sample(self, hop_lengths: Sequence[int]) -> int:
         """Where the first code is drawn, of any level."""
@@ -39,16 +39,17 @@ class CodeMask:
             (int(where[0]) * hop for where, hop in zip(drawn, hop_lengths, strict=False) if len(where)), default=0
         )
 
-    def kept_stretches(self, hop_lengths: Sequence[int]) -> list[tuple[int, int]]:
+    def given_stretches(self, hop_lengths: Sequence[int]) -> list[tuple[int, int]]:
         """Where the codes of all levels are given to all items: (start, end) in samples."""
         finest = hop_lengths[-1]
         n = -(-self.n_samples // finest)
-        kept = torch.ones(n, dtype=torch.bool)
+        all_given = torch.ones(n, dtype=torch.bool)
         for level, hop in zip(self.levels, hop_lengths, strict=True):
             given = (level >= 0).reshape(-1, level.shape[-1]).all(dim=0)
-            kept &= given.repeat_interleave(hop // finest)[:n]
-        edges = torch.diff(kept.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
-        return [(a * finest, min(b * finest, self.n_samples)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+            all_given &= given.repeat_interleave(hop // finest)[:n]
+        zero = torch.zeros(1)
+        edges = (torch.diff(all_given.int(), prepend=zero, append=zero).nonzero().flatten() * finest).tolist()
+        return [(start, min(end, self.n_samples)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
@@ -58,20 +59,20 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
         ValueError: a prompt shorter than one code of level 0, or as long as the piece.
     """
     hops, rate = prompt.hop_lengths, prompt.sample_rate
-    n_kept = prompt.n_samples // hops[0] * hops[0]
-    if n_kept == 0:
+    n_given = prompt.n_samples // hops[0] * hops[0]
+    if n_given == 0:
         raise ValueError(f"prompt: expected at least {hops[0] / rate:.3f} s, found {prompt.seconds:.3f} s")
     if prompt.n_samples >= n_samples:
         raise ValueError(
             f"seconds: expected more than the prompt's {prompt.seconds:.3f} s (the piece begins with it), "
             f"found {n_samples / rate:.3f} s"
         )
-    return _lay_out(prompt, 0, n_kept, n_samples)
+    return _lay_out(prompt, 0, n_given, n_samples)
 
 
 def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeMask:
-    """New music before and after a piece. The length before is rounded up to whole codes of level 0. With music after the
-    piece, its last incomplete code of level 0 is drawn anew.
+    """New music before and after a piece. The length before is rounded up to whole codes of level 0. With
+    music after the piece, its last incomplete code of level 0 is drawn anew.
 
     Raises:
         ValueError: negative or no seconds, or a piece shorter than one code of level 0.
@@ -83,14 +84,15 @@ def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeM
             f"found {before_seconds:g} and {after_seconds:g}"
         )
     before = math.ceil(before_seconds * rate / top) * top
-    kept = piece.n_samples // top * top if after_seconds else piece.n_samples
-    if kept == 0:
+    n_given = piece.n_samples // top * top if after_seconds else piece.n_samples
+    if n_given == 0:
         raise ValueError(f"before, after: expected a piece of at least {top / rate:.3f} s, found {piece.seconds:.3f} s")
-    return _lay_out(piece, before, kept, before + piece.n_samples + round(after_seconds * rate))
+    return _lay_out(piece, before, n_given, before + piece.n_samples + round(after_seconds * rate))
 
 
 def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: int = 0) -> CodeMask:
-    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first `keep_levels` stay.
+    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first
+    `keep_levels` stay.
 
     Raises:
         ValueError: an empty stretch, one that is not within the piece, or levels that do not exist.
@@ -125,13 +127,13 @@ def _draw_anew(piece: Codes, start: int, end: int, keep_levels: int) -> CodeMask
     return mask
 
 
-def _lay_out(piece: Codes, start: int, n_kept: int, n_samples: int) -> CodeMask:
-    """A piece of `n_samples` with the first `n_kept` samples of another one at sample `start`, a multiple of the top hop."""
+def _lay_out(piece: Codes, start: int, n_given: int, n_samples: int) -> CodeMask:
+    """The first `n_given` samples of a piece at sample `start`, a multiple of the top hop, of `n_samples`."""
     levels = []
     for i, hop in enumerate(piece.hop_lengths):
         level = torch.full((-(-n_samples // hop),), -1, dtype=torch.int64)
         if i < len(piece.levels):  # a codes file may have the coarser levels only
-            n = -(-n_kept // hop)
+            n = -(-n_given // hop)
             level[start // hop : start // hop + n] = piece.levels[i][:n]
         levels.append(level)
     return CodeMask(n_samples, levels, start)

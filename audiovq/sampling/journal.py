@@ -1,14 +1,15 @@
 """Snapshots of pieces that are being generated, so that an interrupted run goes on where it was.
 
-A folder next to the output has two files for each group of items that are generated together. Their name is a hash of
-everything that determines the codes.
+A folder next to the output has two files for each group of items that are generated together. Their name
+is a hash of everything that determines the codes.
 
-    <hash>.journal   a CRC-32 and a safetensors file: the finished levels (`level.0`, ...) and, of the level at work, the
-                     codes so far (`codes`) and the network's cache (`keys`, `values`)
+    <hash>.journal   a CRC-32 and a safetensors file: the finished levels (`level.0`, ...) and, of the level
+                     at work, the codes so far (`codes`) and the network's cache (`keys`, `values`)
     <hash>.lock      held by the process at work
 
-A snapshot replaces the one before atomically. With the cache restored, a resumed run continues with the same passes
-through the network (see `DecodeState.stretches`), so on the same machine it gives the same codes to the bit.
+A snapshot replaces the one before atomically. With the cache restored, a resumed run continues with the
+same passes through the network (see `DecodeState.stretches`), so on the same machine it gives the same
+codes to the bit.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ class Journal:
         self.changed = False
 
     def close(self) -> None:
-        """Make a last snapshot and release the lock. After an error within a pass over given codes, which leaves the cache
-        incomplete, the snapshot before stays."""
+        """Make a last snapshot and release the lock. After an error within a pass over given codes, which
+        leaves the cache incomplete, the snapshot before stays."""
         try:
             if self.changed and not (self.state and self.state.in_prefill):
                 self._save()
@@ -140,7 +141,7 @@ def _sha256(tensor: Tensor) -> str:
 
 
 class JournalFolder:
-    """The journals of one command. `with` closes them; `remove` deletes them once the result is safe elsewhere."""
+    """The journals of one command; `with` closes them, `remove` deletes them."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""How likely a prior finds given codes: to rank candidates, and to tell which label they fit."""
+"""The likelihood of given codes under a prior: to rank candidates, and to find the label that they fit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from audiovq.sampling.request import Request
 
 @torch.inference_mode()
 def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Request) -> Tensor:
-    """log p(codes of the prior's level | coarser codes, labels), at temperature 1 and nothing cut off.
+    """log p(codes of the prior's level | coarser codes, conditions), at temperature 1, without top-k and
+    top-p.
 
-    Teacher-forced, block after block with the cache: any length at constant memory.
+    Block by block with the cache: any length at constant memory.
 
     Args:
-        levels: int64 [items, n_codes] a level, coarse to fine, at least to the prior's own.
-        request: the conditions; its items and seed do not matter.
+        levels: int64 [items, n_codes] per level, coarse to fine, at least to the prior's.
+        request: the conditions; its items and seed are not used.
     Returns:
         float64 [items], nats, summed over the codes.
     """
@@ -47,6 +48,6 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
 
 
 def bits_per_second(priors: Sequence[Prior], levels: Sequence[Tensor], request: Request) -> Tensor:
-    """What the codes of all levels cost under the priors, float64 [items]: the likelier, the fewer."""
+    """The information of all levels under the priors, in bits per second of audio: float64 [items]."""
     nats = torch.stack([sequence_log_probability(prior, levels, request) for prior in priors]).sum(dim=0)
     return -nats / math.log(2) / (request.n_samples / priors[0].spec.sample_rate)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """-inf for all but the k largest of each row (ties with the k-th stay)."""
+    """-inf for all but the k largest logits of each row, and ties with the k-th."""
     if k <= 0 or k >= logits.shape[-1]:
         return logits
     threshold = logits.topk(k, dim=-1).values[..., -1:]
@@ -18,28 +18,35 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """-inf outside the smallest set of codes whose probability reaches p (nucleus sampling, arXiv:1904.09751; ties with
-    the last stay)."""
+    """-inf outside the smallest set of codes whose probability reaches p, and ties with the last of them.
+
+    Source: nucleus sampling, arXiv:1904.09751.
+    """
     if p >= 1:
         return logits
-    if logits.is_cpu:  # NumPy sorts with vector instructions, and without an index: some ten times faster here
+    if logits.is_cpu:  # NumPy sorts without an index and with vector instructions: ten times faster
         ordered = torch.from_numpy(np.sort(logits.numpy(), axis=-1)).flip(-1)
     else:
         ordered = logits.sort(dim=-1, descending=True).values
     probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # of all more likely codes: the first is always kept
-    least = ordered.masked_fill(before >= p, math.inf).amin(dim=-1, keepdim=True)
-    return logits.masked_fill(logits < least, -math.inf)
+    before = probabilities.cumsum(dim=-1) - probabilities  # of all more likely codes; 0 for the first
+    threshold = ordered.masked_fill(before >= p, math.inf).amin(dim=-1, keepdim=True)
+    return logits.masked_fill(logits < threshold, -math.inf)
 
 
 def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Draw one code a row, float [b, codebook_size] twice -> int64 [b].
+    """Draw one code per row: argmax(logits / temperature + Gumbel noise) is a draw from softmax(logits /
+    temperature).
 
-    argmax(logits / temperature + Gumbel noise) is a draw from softmax(logits / temperature) (Gumbel 1954; Maddison 2014,
-    arXiv:1411.0030). Temperature 0 takes the most likely code.
+    Args:
+        logits, noise: float [b, codebook_size].
+        temperature: 0 takes the most likely code.
+    Returns:
+        int64 [b].
+    Source: Gumbel 1954; Maddison 2014, arXiv:1411.0030.
     """
     logits = logits.float()
     if temperature == 0:
         return logits.argmax(dim=-1)
-    kept = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
-    return (kept + noise).argmax(dim=-1)
+    possible = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
+    return (possible + noise).argmax(dim=-1)

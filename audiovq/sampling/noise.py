@@ -1,4 +1,4 @@
-"""Counter-based noise: a pure function of (seed, item, level, position), whatever the batch and wherever one starts."""
+"""Counter-based noise: a pure function of (seed, item, level, position), whatever the batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 def gumbel_noise(seed: int, item: int, level: int, start: int, end: int, size: int) -> Tensor:
     """Standard Gumbel noise for positions [start, end), float32 [end - start, size].
 
-    Philox (Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3") keyed by seed, item and level; the position
-    is the counter, so any position can be drawn without those before it.
+    The key is seed, item and level, and the counter is the position, so positions can be drawn in any order.
+
+    Source: Philox, Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
     mask = 2**64 - 1
     blocks = -(-size // 4)  # one counter value gives four 64-bit words

@@ -1,7 +1,8 @@
-"""Weights packed for one step of sampling on the CPU: what a product of a few rows with a large matrix likes best.
+"""Weights packed for one step of sampling on the CPU.
 
-Such a product reads every weight once and does little with it, so its time is that of the reading: half the bytes are
-half the time once a network is larger than the cache. Every kind gives a row the same bits whatever rows are beside it.
+A product of a few rows with a large matrix reads every weight once and does little with it, so its time
+is that of reading. Once a network is larger than the processor's cache, half the bytes take half the
+time. All kinds give a row the same bits whatever other rows are in the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 class Packed(Protocol):
-    rows: int  # the least number of rows that it wants
+    rows: int  # the smallest number of rows that it takes
 
     def __init__(self, weight: Tensor) -> None: ...
 
@@ -22,14 +23,15 @@ class Packed(Protocol):
         """x [rows, inputs] times the weight [outputs, inputs], into `out` [rows, outputs]."""
         ...
 
-    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
-        """The same, added to `total`; `room` is of its shape, to work in."""
+    def add_to(self, x: Tensor, total: Tensor, buffer: Tensor) -> None:
+        """Add the product to `total`; `buffer` has the same shape, for intermediate results."""
         ...
 
 
 class Float32:
-    """The exact weights. MKL's product of one row rounds differently from that of two or more, so a single row is
-    computed as two: free in the cache, and up to twice the time beyond it."""
+    """The exact weights. MKL rounds the product of one row differently from that of several, so a single
+    row is computed as two. This costs nothing in the processor's cache, and up to twice the time beyond
+    it."""
 
     rows = 2
 
@@ -39,7 +41,7 @@ class Float32:
     def into(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.mm(x, self.weight, out=out)
 
-    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
+    def add_to(self, x: Tensor, total: Tensor, buffer: Tensor) -> None:
         total.addmm_(x, self.weight)
 
 
@@ -54,7 +56,7 @@ class Converted:
     def into(self, x: Tensor, out: Tensor) -> Tensor:
         return out.copy_(self.product(x))
 
-    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
+    def add_to(self, x: Tensor, total: Tensor, buffer: Tensor) -> None:
         total.add_(self.product(x))
 
 
@@ -64,7 +66,7 @@ class Float16:
     rows = 1
 
     def __init__(self, weight: Tensor):
-        with warnings.catch_warnings():  # that some later torch will not have it; `quantized` has a slower one then
+        with warnings.catch_warnings():  # deprecated in torch; `torch.ops.quantized` has a slower one
             warnings.simplefilter("ignore")
             self.weight = torch.fbgemm_pack_gemm_matrix_fp16(weight.contiguous())
             torch.fbgemm_linear_fp16_weight_fp32_activation(torch.zeros(1, weight.shape[1]), self.weight, None)
@@ -72,13 +74,14 @@ class Float16:
     def into(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.weight, None, out)
 
-    def add_to(self, x: Tensor, total: Tensor, room: Tensor) -> None:
-        total.add_(self.into(x, room))
+    def add_to(self, x: Tensor, total: Tensor, buffer: Tensor) -> None:
+        total.add_(self.into(x, buffer))
 
 
 class BFloat16(Converted):
-    """Weights and activations rounded to bfloat16 (2^-9): for CPUs with instructions for it, slow on others.
-    One row is computed as two, as in float32; whether all CPUs then round alike in every batch is unmeasured."""
+    """Weights and activations rounded to bfloat16 (2^-9): for CPUs with instructions for it, slow on
+    others. One row is computed as two, as in float32. That all CPUs then round alike in every batch is
+    not verified."""
 
     rows = 2
 
@@ -90,10 +93,12 @@ class BFloat16(Converted):
 
 
 class Int8(Converted):
-    """Weights in 8 bits with a scale an output, activations in 8 bits with a scale a row (FBGEMM; VNNI where it is).
+    """Weights in 8 bits with a scale per output, activations in 8 bits with a scale per row (FBGEMM, with
+    VNNI if there).
 
-    FBGEMM takes one scale from the least and the largest number of the whole matrix. Each row is brought to [-1, 1]
-    here, and a row of -1 and 1 goes with them: so the scale is always the same, and a row does not depend on others.
+    FBGEMM takes one scale from the smallest and the largest number of the whole matrix. So each row is
+    scaled to [-1, 1], and a row of -1 and 1 is added: the scale is then always the same, and a row does
+    not depend on others.
     """
 
     def __init__(self, weight: Tensor):
@@ -116,13 +121,16 @@ class Int8(Converted):
 
 
 PRECISIONS: dict[str, type[Float32 | Float16 | BFloat16 | Int8]] = {
-    "fp32": Float32, "fp16": Float16, "bf16": BFloat16, "int8": Int8,
-}  # fmt: skip
+    "fp32": Float32,
+    "fp16": Float16,
+    "bf16": BFloat16,
+    "int8": Int8,
+}
 
 
 def available_precisions() -> list[str]:
-    """Those that this CPU computes with instructions of its own; fp16 and int8 need FBGEMM (x86 with AVX2), fp16 also
-    a torch that lets it write into a buffer (2.11 does)."""
+    """The precisions that this CPU has instructions for. fp16 and int8 need FBGEMM (x86 with AVX2), and
+    fp16 also a torch that lets it write into a buffer, such as 2.11."""
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
     half = getattr(torch.ops.aten, "fbgemm_linear_fp16_weight_fp32_activation", None)
     has_fp16 = fbgemm and half is not None and "out" in half.overloads()
@@ -131,9 +139,10 @@ def available_precisions() -> list[str]:
 
 
 def choose_precision() -> str:
-    """What "auto" means on the CPU: fp16 where there is FBGEMM, else fp32.
+    """What "auto" means on the CPU: fp16 with FBGEMM, else fp32.
 
-    fp16 was never slower where it was measured, from 2 M parameters on, at one sequence and at eight. `audiovq bench`
-    measures all. int8 changes the logits by about a hundredth and bf16 could not be measured: neither is taken unasked.
+    fp16 was at least as fast in all measurements, from 2 M parameters on, with one sequence and with
+    eight (`audiovq bench` measures all precisions). int8 changes the logits by about a hundredth, so it
+    is never chosen automatically.
     """
     return "fp16" if "fp16" in available_precisions() else "fp32"

@@ -1,9 +1,10 @@
 """A finer level in several segments at once: all segments of all items are one batch.
 
-Once the coarser codes exist, distant parts of a finer level depend on each other only through the attention window.
-Each segment but the first therefore starts early, without a past, and its first codes are discarded (the overlap). Noise
-belongs to positions, so in the overlap a segment is drawn towards what its neighbour has there. The first segment is
-what sequential sampling gives; the others are other draws from nearly the same distribution.
+Once the coarser codes exist, distant parts of a finer level depend on each other only through the
+attention window. Each segment but the first therefore starts early, without a past, and its first codes
+are discarded (the overlap). Noise belongs to positions, so in the overlap a segment is drawn towards what
+its neighbour has there. The first segment is what sequential sampling gives; the others are other draws
+from nearly the same distribution.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SegmentLayout:
-    """Each segment has `length` positions from its start on; all but the first discard the first `overlap` of them. The
-    last may reach beyond the level's end."""
+    """Each segment has `length` positions from its start on; all but the first discard the first
+    `overlap` of them. The last may reach beyond the level's end."""
 
     n_codes: int
     starts: list[int]
@@ -37,8 +38,9 @@ class SegmentLayout:
 
 
 def lay_out_segments(n_codes: int, n_segments: int, window: int, ratio: int) -> SegmentLayout:
-    """Segments of equal length that overlap by at least an attention window and start with a code of the next coarser
-    level. There are fewer than `n_segments` where a segment would be shorter than its overlap, which saves no time.
+    """Segments of equal length that overlap by at least an attention window and start with a code of the
+    next coarser level. There are fewer than `n_segments` where a segment would be shorter than its
+    overlap, which saves no time.
 
     Args:
         window: attention window, in codes.

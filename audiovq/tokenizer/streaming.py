@@ -1,8 +1,8 @@
 """Encoding and decoding in blocks of any size, at constant memory, with the result that the whole would give.
 
-A window is computed with exactly the context that its codes or samples depend on (the receptive field), and the results
-for the context are discarded. Padding a window with zeros instead would be wrong: each layer pads its own input at a
-track's end, and the features of silence are not zeros.
+A window is computed with exactly the context that its codes or samples depend on (the receptive field),
+and the results for the context are discarded. Padding a window with zeros instead would be wrong: each
+layer pads its own input at a track's end, and the features of silence are not zeros.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ WINDOWS_AT_ONCE = 8  # in a batch, where a batch is faster
 
 
 class StreamingEncoder:
-    """A waveform in blocks -> its codes; all that `push` and `finish` return together is what `network.encode` gives.
-    Codes are on the network's device.
+    """A waveform in blocks -> its codes; all that `push` and `finish` return together is what
+    `network.encode` gives. Codes are on the network's device.
 
     Args:
-        chunk_samples: new samples per window. With few samples codes come early, but cost more, since each window
-            computes its context again; 0 gives each code of level 0 as early as possible.
+        chunk_samples: new samples per window. With few samples codes come early, but cost more, since
+            each window computes its context again; 0 gives each code of level 0 as early as possible.
     """
 
     def __init__(self, network: VQVAE, chunk_samples: int):
@@ -35,7 +35,7 @@ class StreamingEncoder:
 
     @property
     def latency_seconds(self) -> float:
-        """The longest time from the first sample of a code until the code comes: the network's context and a chunk."""
+        """The longest time from the first sample of a code until the code comes: context and a chunk."""
         return (self.windows.step + self.windows.context) / self.network.config.sample_rate
 
     @torch.inference_mode()
@@ -58,8 +58,8 @@ class StreamingEncoder:
 
 
 class StreamingDecoder:
-    """Codes of the first `n_levels` levels in blocks -> their waveform; together what `network.decode` gives. The
-    waveform is on the device of the codes.
+    """Codes of the first `n_levels` levels in blocks -> their waveform; together what `network.decode`
+    gives. The waveform is on the device of the codes.
 
     Args:
         chunk_samples: see `StreamingEncoder`.
@@ -72,7 +72,7 @@ class StreamingDecoder:
 
     @property
     def latency_seconds(self) -> float:
-        """The longest time from the first code of a stretch until its audio comes: the network's context and a chunk."""
+        """The longest time from a code until its audio comes: context and a chunk."""
         return (self.windows.step + self.windows.context) / self.network.config.sample_rate
 
     @torch.inference_mode()
@@ -139,7 +139,7 @@ def encode_windows(network: VQVAE, windows: Sequence[Window]) -> list[list[Tenso
 
 
 def decode_windows(network: VQVAE, windows: Sequence[Window]) -> list[Tensor]:
-    """Waveforms of windows with equally many codes, computed in one batch: for each window float [channels, n]."""
+    """Waveforms of windows with equally many codes, computed in one batch: float [channels, n] each."""
     levels = [torch.stack(level) for level in zip(*(window.sequences for window in windows), strict=True)]
     # At the end of a track the finer levels may be shorter than the last code of level 0.
     ends = [level.shape[-1] * hop for level, hop in zip(levels, network.config.hop_lengths, strict=False)]

@@ -1,8 +1,8 @@
 """Cuts sequences that come in blocks into overlapping windows. All streaming is built on it.
 
-A window has `step` of new time and `context` on either side, so that a result which depends on no more than the context
-is the same as from the whole. Which windows come depends on step, context and total length alone, never on the sizes of
-the blocks, so the results have the same bits for all block sizes.
+A window has `step` of new time and `context` on either side, so that a result which depends on no more
+than the context is the same as from the whole. Which windows come depends on step, context and total
+length alone, never on the sizes of the blocks, so the results have the same bits for all block sizes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Windows:
             yield self._window(self.start + self.step, self.start + self.step + self.context)
 
     def finish(self, end: int | None = None) -> Window | None:
-        """The last window, up to time `end` (by default of the shortest sequence); None if nothing is left."""
+        """The last window, up to time `end` (default: the shortest sequence's); None if nothing is left."""
         end = min(self._ends()) if end is None else end
         return self._window(end, max(self._ends())) if end > self.start else None
 
