@@ -1,4 +1,4 @@
-"""The listening report: what is in it, how big it may be, and that a browser plays it."""
+"""The listening report: its contents, its size, and that a browser plays it."""
 
 import base64
 import io
@@ -23,10 +23,10 @@ from playwright.sync_api import Browser, Page
 from scipy.stats import binomtest
 
 from audiovq import Tokenizer
-from audiovq.report import report_pieces, report_run, try_report
-from audiovq.report.clips import MAX_CLIPS, PICTURE_BYTES, choose, render, wave_path
+from audiovq.report.clips import MAX_CLIPS, PICTURE_BYTES, choose, outline, render
 from audiovq.report.contents import Clip, Group
 from audiovq.report.curves import MAX_POINTS, read_metrics, stage_curves, thin
+from audiovq.report.page import report_pieces, report_run, try_report
 
 CREDITS = (
     "# Credits\n\n| file | author |\n|---|---|\n| a | <script>alert(1)</script> |\n\n![far](http://x.test/p.png)\n"
@@ -75,11 +75,11 @@ def audios(html: str) -> list[tuple[str, bytes]]:
     return [(kind, base64.b64decode(text)) for kind, text in found]
 
 
-def test_the_page_says_all_and_fetches_nothing(run: Path, page_file: Path) -> None:
+def test_the_page_is_complete_and_loads_nothing(run: Path, page_file: Path) -> None:
     html = page_file.read_text()
     assert "<h1>tiny &amp; co</h1>" in html
-    for text in ("Source", "The top level alone", "2 of 3 levels", "All 3 levels", "Piece 1", Tokenizer.from_pretrained(run).hash,
-                 "3 to learn from, 1 held out", "CREDITS.md", "torch", (run / "recipe.yaml").read_text()):  # fmt: skip
+    for text in ("Source", "Level 0", "Levels 0 and 1", "All 3 levels", "Piece 1", Tokenizer.from_pretrained(run).hash,
+                 "3 for training, 1 held out", "CREDITS.md", "torch", (run / "recipe.yaml").read_text()):  # fmt: skip
         assert text in unescape(html), text
     assert "<script>alert" not in html
     links = Links()
@@ -96,8 +96,8 @@ def test_sounds_are_the_samples_equally_loud(run: Path, page_file: Path) -> None
     gains = [float(text.replace("−", "-")) for text in re.findall(r'class="gain">([+−][\d.]+) dB', html)]
     names = [f"tokenizer/track-3-{name}.wav" for name in ("source", "levels-1", "levels-2", "levels-3")]
     for gain, name, (_, sound) in zip(gains, names, audios(html), strict=False):
-        heard, original = soundfile.read(io.BytesIO(sound))[0], soundfile.read(run / "samples" / name)[0]
-        assert np.abs(heard - original * 10 ** (gain / 20)).max() < 0.01  # the gain is told to a tenth of a decibel
+        shown, original = soundfile.read(io.BytesIO(sound))[0], soundfile.read(run / "samples" / name)[0]
+        assert np.abs(shown - original * 10 ** (gain / 20)).max() < 0.01  # the gain is shown to a tenth of a decibel
 
 
 def test_a_page_is_never_too_big(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_page_is_never_too_big(tmp_path: Path) -> None:
     for kind, is_excerpt, share in (("flac", False, 0.9), ("mp3", False, 0.8), ("mp3", True, 0.0)):
         rendered, sound = render([Group("noise", "generated", clips)], room)
         assert sound["format"] == kind
-        assert sum(len(c["audio"]) + len(c["spectrogram"]) + len(c["wave"]) for c in rendered) <= room
+        assert sum(len(c["audio"]) + len(c["spectrogram"]) + len(c["outline"]) for c in rendered) <= room
         assert all(clip["is_excerpt"] == is_excerpt for clip in rendered)
         assert sound["excerpt_seconds"] == 6 or 3 <= sound["excerpt_seconds"] < 5.5
         room = reserved + int(share * sound["bytes"])
@@ -129,7 +129,7 @@ def test_excerpts_begin_where_something_happens(tmp_path: Path) -> None:
 def test_the_waveform_is_drawn_to_scale() -> None:
     wave = torch.zeros(1, 720)
     wave[0, 100], wave[0, 101], wave[0, 400] = 1.0, -0.5, 0.25  # columns 50 and 200 of 360
-    path = wave_path(wave)
+    path = outline(wave)
     assert "L50 -100" in path
     assert "L50 50" in path
     assert "L200 -25" in path
@@ -139,7 +139,7 @@ def test_the_waveform_is_drawn_to_scale() -> None:
 def test_curves(run: Path, tmp_path: Path) -> None:
     stages = {stage["title"]: stage["charts"] for stage in stage_curves(run / "training")}
     assert list(stages) == ["Tokenizer", "Priors"]
-    assert [chart["title"][:4] for chart in stages["Priors"]] == ["Loss", "Perp", "Cost"]
+    assert [chart["title"][:4] for chart in stages["Priors"]] == ["Loss", "Perp", "Cros"]
     logged = read_metrics(run / "training" / "prior-1" / "metrics.jsonl")
     costs = [line["bits_per_second"] for line in logged if "bits_per_second" in line]
     series = next(s for s in stages["Priors"][2]["series"] if s["level"] == 1 and not s["held_out"])
@@ -163,7 +163,7 @@ def test_training_and_sampling_leave_a_page(tiny_recipe: Path, tmp_path: Path) -
     assert not (tmp_path / "run2" / "report.html").exists()
 
 
-def test_a_page_beside_new_pieces(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_page_of_new_pieces(tiny_run: Path, tmp_path: Path) -> None:
     options = ("--model", tiny_run, "--seed", 1, "--report", "--json")
     result = cli(
         "sample", *options, "--seconds", 1, "--n", 3, "--best", 2, "--out", tmp_path / "a.wav", "--label", "genre=folk"
@@ -186,7 +186,7 @@ def test_a_page_beside_new_pieces(tiny_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "c.html").exists()  # switched off in the environment, see conftest
 
 
-def test_what_cannot_be(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_one_line_error(cli("report", tmp_path), "recipe.yaml")
     assert_one_line_error(cli("report", run, "--out", tmp_path / "none" / "x.html"), "cannot be written", "--out")
     (tmp_path / "x.wav").write_text("no sound")
@@ -260,7 +260,7 @@ def test_seeking_by_keyboard_themes_and_curves(page: Page) -> None:
 
 
 def abx_trial(page: Page, right: bool) -> str:
-    """Listen, look behind the curtain, answer; returns which X was."""
+    """Listen, look up which sound is playing, answer; returns what X was."""
     page.click("[data-listen=x]")
     truth = page.evaluate("window.played.src === document.querySelector('#clip-0 audio').src ? 'a' : 'b'")
     page.click(f"[data-answer={truth if right else 'ab'.replace(truth, '')}]")
@@ -275,7 +275,7 @@ def test_the_blind_test_counts_right(page: Page) -> None:
     for n, right in ((10, 8), (5, 5), (16, 4)):
         page.select_option("#abx-trials", str(n))
         page.click("#abx-setup button")
-        assert page.is_disabled("[data-answer=a]")  # X was not heard yet
+        assert page.is_disabled("[data-answer=a]")  # X was not played yet
         for i in range(n):
             assert page.inner_text("#abx-progress") == f"Trial {i + 1} of {n}"
             truths.append(abx_trial(page, i < right))

@@ -1,4 +1,4 @@
-"""The studio without its page: versions, what is made of them, uploads, pictures, and several people at once."""
+"""The studio without its page: versions, changes, uploads, pictures, and several people at once."""
 
 import dataclasses
 import math
@@ -15,17 +15,19 @@ from conftest import TRACK, assert_one_line_error, cli, tones
 from matplotlib import image
 
 from audiovq import Codes, Generator
-from audiovq.studio import code_images, service, views
-from audiovq.studio.code_images import HEIGHT, LEFT, RIGHT, WIDTH, draw_codes
-from audiovq.studio.service import PieceRequest, Service, Session, Stopped, Takes
+from audiovq.report import code_images
+from audiovq.report.code_images import HEIGHT, LEFT, RIGHT, WIDTH, draw_codes
+from audiovq.studio import service as studio_service
+from audiovq.studio import views
+from audiovq.studio.service import Job, PieceRequest, Service, Session, Stopped, Takes
 from audiovq.studio.uploads import Limits, Recording, check_reference
 from audiovq.studio.versions import Tree
 
 LIMITS = Limits(max_seconds=8, max_upload_mb=0.5, max_takes=3, max_versions=9)
 
 
-def hush(share: float, words: str) -> None:
-    """Nobody who could be told."""
+def ignore(share: float, words: str) -> None:
+    """For progress that a test does not look at."""
 
 
 @pytest.fixture(scope="module")
@@ -34,35 +36,38 @@ def generator(tiny_run: Path) -> Generator:
 
 
 @pytest.fixture
-def bench(generator: Generator, tmp_path: Path) -> Service:
-    return Service(generator, tmp_path / "desks", LIMITS)
+def service(generator: Generator, tmp_path: Path) -> Service:
+    return Service(generator, tmp_path / "sessions", LIMITS)
 
 
 @pytest.fixture
-def desk(bench: Service) -> Session:
-    return bench.enter(None)
+def session(service: Service) -> Session:
+    return service.enter(None)
 
 
 def finish(made: Iterator[Takes]) -> list[int]:
-    """The numbers of the versions that came of it."""
+    """The numbers of the finished versions."""
     return [version.number for version in list(made)[-1].versions]
 
 
-def make(bench: Service, desk: Session, seconds: float = 2.0, **wish: Any) -> int:
-    asked: dict[str, Any] = {"seed": 1, **wish}
-    return finish(bench.make(desk, PieceRequest(**asked), seconds, hush))[0]
+def job(session: Session, number: int | None = None, **request: Any) -> Job:
+    return Job(session, PieceRequest(**request), ignore, number)
 
 
-def take_apart(bench: Service, desk: Session, path: Path) -> Recording:
-    """The picture comes first, then what each prefix sounds like."""
-    counts = [len(recording.prefixes) for recording in bench.open(desk, path, hush)]
+def make(service: Service, session: Session, seconds: float = 2.0, **request: Any) -> int:
+    return finish(service.make(job(session, **{"seed": 1, **request}), seconds))[0]
+
+
+def open_upload(service: Service, session: Session, path: Path) -> Recording:
+    """The picture comes first, then the sound of each prefix."""
+    counts = [len(recording.prefixes) for recording in service.open(session, path, ignore)]
     assert counts == list(range(len(counts)))
-    assert desk.recording is not None
-    return desk.recording
+    assert session.recording is not None
+    return session.recording
 
 
-def levels(desk: Session, number: int) -> list[torch.Tensor]:
-    return desk.tree.get(number).codes.levels
+def levels(session: Session, number: int) -> list[torch.Tensor]:
+    return session.tree.get(number).codes.levels
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -87,39 +92,39 @@ def some_codes(seconds: float = 1.0) -> Codes:
 
 def test_a_tree_is_drawn_with_parents_above_their_children() -> None:
     tree = Tree()
-    for title, parent in (("new", None), ("longer", 1), ("mended", 2), ("varied", 2), ("other", None), ("again", 1)):
+    for title, parent in (("new", None), ("longer", 1), ("changed", 2), ("varied", 2), ("other", None), ("again", 1)):
         tree.add(title, some_codes(), parent)
     assert tree.lines() == [
-        ("1 · new · 1.0 s", 1), ("├─ 2 · longer · 1.0 s", 2), ("│  ├─ 3 · mended · 1.0 s", 3),
+        ("1 · new · 1.0 s", 1), ("├─ 2 · longer · 1.0 s", 2), ("│  ├─ 3 · changed · 1.0 s", 3),
         ("│  └─ 4 · varied · 1.0 s", 4), ("└─ 6 · again · 1.0 s", 6), ("5 · other · 1.0 s", 5),
     ]  # fmt: skip
-    assert tree.before(4) == 2
-    assert {version.number for version in tree.forget(2)} == {2, 3, 4}
+    assert tree.parent(4) == 2
+    assert {version.number for version in tree.delete(2)} == {2, 3, 4}
     assert [number for _, number in tree.lines()] == [1, 6, 5]
     assert tree.add("new", some_codes()).number == 7  # a number is never used again
 
 
 def test_what_a_tree_refuses() -> None:
-    tree = Tree(most=2)
-    with pytest.raises(ValueError, match="none yet: make a piece first"):
+    tree = Tree(max_versions=2)
+    with pytest.raises(ValueError, match="no version yet: make a piece first"):
         tree.get(None)
     tree.add("new", some_codes())
     with pytest.raises(ValueError, match="version 3: expected one of 1"):
         tree.add("of none", some_codes(), parent=3)
     with pytest.raises(ValueError, match="nothing to undo"):
-        tree.before(1)
+        tree.parent(1)
     tree.add("longer", some_codes(), 1)
-    with pytest.raises(ValueError, match="may have 2: forget some"):
+    with pytest.raises(ValueError, match="of at most 2: delete some"):
         tree.add("one too many", some_codes(), 1)
 
 
 # --- making and changing ----------------------------------------------------------------------------------------------
 
 
-def test_sketches_come_first_and_the_piece_is_the_generators(bench: Service, desk: Session) -> None:
-    generator, told = bench.generator, []
-    wish = PieceRequest(seed=7, takes=2, labels={"genre": "folk"})
-    on_the_way = bench.make(desk, wish, 2.0, lambda share, words: told.append((share, words)))
+def test_sketches_come_first_and_the_piece_is_the_generators(service: Service, session: Session) -> None:
+    generator, progress = service.generator, []
+    request = PieceRequest(seed=7, takes=2, labels={"genre": "folk"})
+    on_the_way = service.make(Job(session, request, lambda share, words: progress.append((share, words))), 2.0)
     expected = generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
     for n_levels, takes in enumerate(on_the_way, 1):
         assert takes.n_levels == n_levels
@@ -129,20 +134,20 @@ def test_sketches_come_first_and_the_piece_is_the_generators(bench: Service, des
     for version, codes in zip(takes.versions, expected, strict=True):
         assert same(version.codes.levels, codes.levels)
         assert (version.seed, version.codes.n_samples) == (7, 16000)
-    shares = [share for share, _ in told]
+    shares = [share for share, _ in progress]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert told[0][1] == "level 1 of 3"
+    assert progress[0][1] == "level 0 (the finest is 2)"
 
 
-def test_without_a_seed_pieces_differ_and_can_be_made_again(bench: Service, desk: Session) -> None:
-    first, second = (make(bench, desk, seed=None) for _ in range(2))
-    assert not same(levels(desk, first), levels(desk, second))
-    again = make(bench, desk, seed=desk.tree.get(first).seed)
-    assert same(levels(desk, first), levels(desk, again))
+def test_without_a_seed_pieces_differ_and_can_be_made_again(service: Service, session: Session) -> None:
+    first, second = (make(service, session, seed=None) for _ in range(2))
+    assert not same(levels(session, first), levels(session, second))
+    again = make(service, session, seed=session.tree.get(first).seed)
+    assert same(levels(session, first), levels(session, again))
 
 
-def test_settings_reach_the_level_that_they_are_for(bench: Service, desk: Session) -> None:
+def test_settings_reach_the_level_that_they_are_for(service: Service, session: Session) -> None:
     """Greedy below: the same top level always has the same details."""
     settings = {
         "temperature": [1.0, 0.0, 0.0],
@@ -150,117 +155,124 @@ def test_settings_reach_the_level_that_they_are_for(bench: Service, desk: Sessio
         "top_p": [1.0, 1.0, 1.0],
         "guidance": [2.0, 2.0, 2.0],
     }
-    piece = make(bench, desk, settings=settings)  # guidance without a wish is left out
-    other = finish(bench.rerender(desk, piece, PieceRequest(seed=99, settings=settings), 1, hush))[0]
-    assert same(levels(desk, piece), levels(desk, other))
-    free = finish(bench.rerender(desk, piece, PieceRequest(seed=99), 1, hush))[0]
-    assert not same(levels(desk, piece), levels(desk, free))
+    piece = make(service, session, settings=settings)  # guidance is left out, because there is nothing to follow
+    other = finish(service.rerender(job(session, piece, seed=99, settings=settings), 1))[0]
+    assert same(levels(session, piece), levels(session, other))
+    free = finish(service.rerender(job(session, piece, seed=99), 1))[0]
+    assert not same(levels(session, piece), levels(session, free))
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.0, 1.5), (1.0, 0.0), (1.0, 1.0)])
-def test_continuing_keeps_the_codes_bit_for_bit(bench: Service, desk: Session, before: float, after: float) -> None:
-    piece = make(bench, desk, 1.9)
-    longer = finish(bench.extend(desk, piece, PieceRequest(seed=5), before, after, hush))[0]
+def test_continuing_keeps_the_codes_bit_for_bit(
+    service: Service, session: Session, before: float, after: float
+) -> None:
+    piece = make(service, session, 1.9)
+    longer = finish(service.extend(job(session, piece, seed=5), before, after))[0]
     top = 256
     lead = math.ceil(before * 8000 / top) * top
     kept = round(1.9 * 8000) // top * top
-    assert desk.tree.get(longer).codes.n_samples == lead + round(1.9 * 8000) + round(after * 8000)
-    for old, new, hop in zip(levels(desk, piece), levels(desk, longer), (256, 128, 64), strict=True):
+    assert session.tree.get(longer).codes.n_samples == lead + round(1.9 * 8000) + round(after * 8000)
+    for old, new, hop in zip(levels(session, piece), levels(session, longer), (256, 128, 64), strict=True):
         assert torch.equal(new[lead // hop : (lead + kept) // hop], old[: kept // hop])
-    assert desk.tree.get(longer).parent == piece
+    assert session.tree.get(longer).parent == piece
 
 
 @pytest.mark.parametrize("keep_levels", [0, 1])
-def test_a_stretch_is_drawn_anew_and_nothing_else(bench: Service, desk: Session, keep_levels: int) -> None:
-    piece = make(bench, desk)
-    mended = finish(bench.redraw(desk, piece, PieceRequest(seed=5), 0.8, 1.2, keep_levels, hush))[0]
+def test_a_stretch_is_drawn_anew_and_nothing_else(service: Service, session: Session, keep_levels: int) -> None:
+    piece = make(service, session)
+    changed = finish(service.redraw(job(session, piece, seed=5), 0.8, 1.2, keep_levels))[0]
     start, end = math.floor(0.8 * 8000 / 256) * 256, math.ceil(1.2 * 8000 / 256) * 256
-    for i, (old, new, hop) in enumerate(zip(levels(desk, piece), levels(desk, mended), (256, 128, 64), strict=True)):
+    for i, (old, new, hop) in enumerate(
+        zip(levels(session, piece), levels(session, changed), (256, 128, 64), strict=True)
+    ):
         assert torch.equal(new[: start // hop], old[: start // hop])
         assert torch.equal(new[end // hop :], old[end // hop :])
         assert torch.equal(new, old) == (i < keep_levels)
-    assert desk.tree.get(mended).title == "anew 0.8 to 1.2 s"
+    assert session.tree.get(changed).title == "new from 0.8 to 1.2 s"
 
 
-def test_varying_changes_some_stretches_of_each_take(bench: Service, desk: Session) -> None:
-    piece = make(bench, desk, 6.0)
-    takes = finish(bench.vary(desk, piece, PieceRequest(seed=3, takes=3), 1 / 3, hush))
+def test_varying_changes_some_stretches_of_each_take(service: Service, session: Session) -> None:
+    piece = make(service, session, 6.0)
+    takes = finish(service.vary(job(session, piece, seed=3, takes=3), 100 / 3))
     changed = []
     for number in takes:
-        where = levels(desk, number)[0] != levels(desk, piece)[0]
+        where = levels(session, number)[0] != levels(session, piece)[0]
         cells = {int(i) * 256 // 8000 for i in where.nonzero().flatten()}
         assert 1 <= len(cells) <= 4  # two seconds of six, rounded outward to whole codes
         changed.append(frozenset(cells))
     assert len(set(changed)) > 1
-    whole = finish(bench.vary(desk, piece, PieceRequest(seed=3), 1.0, hush))[0]
-    anew = bench.generator.sample_codes(6.0, seed=3)[0]
-    assert same(levels(desk, whole), anew.levels)
+    whole = finish(service.vary(job(session, piece, seed=3), 100))[0]
+    anew = service.generator.sample_codes(6.0, seed=3)[0]
+    assert same(levels(session, whole), anew.levels)
 
 
-def test_new_details_keep_the_coarser_levels(bench: Service, desk: Session) -> None:
-    piece = make(bench, desk)
+def test_new_details_keep_the_coarser_levels(service: Service, session: Session) -> None:
+    piece = make(service, session)
     for keep_levels in (1, 2):
-        takes = list(bench.rerender(desk, piece, PieceRequest(seed=8), keep_levels, hush))
+        takes = list(service.rerender(job(session, piece, seed=8), keep_levels))
         new = takes[-1].versions[0].codes.levels
-        assert [torch.equal(a, b) for a, b in zip(levels(desk, piece), new, strict=True)] == [
+        assert [torch.equal(a, b) for a, b in zip(levels(session, piece), new, strict=True)] == [
             i < keep_levels for i in range(3)
         ]
         assert [t.n_levels for t in takes] == [1, 2, 3]
     with pytest.raises(ValueError, match="expected 1 to 2, found 3"):
-        next(bench.rerender(desk, piece, PieceRequest(), 3, hush))
+        next(service.rerender(job(session, piece), 3))
 
 
-def test_undo_gives_the_same_codes_and_the_same_sound(bench: Service, desk: Session) -> None:
-    piece = make(bench, desk)
-    before, heard = [level.clone() for level in levels(desk, piece)], samples(desk.shelf.sound(desk.tree.get(piece)))
-    longer = finish(bench.extend(desk, piece, PieceRequest(), 0, 1, hush))[0]
-    varied = finish(bench.vary(desk, longer, PieceRequest(), 0.5, hush))[0]
-    back = desk.tree.before(desk.tree.before(varied))
+def test_undo_gives_the_same_codes_and_the_same_sound(service: Service, session: Session) -> None:
+    piece = make(service, session)
+    before = [level.clone() for level in levels(session, piece)]
+    sound = samples(session.files.sound(session.tree.get(piece)))
+    longer = finish(service.extend(job(session, piece), 0, 1))[0]
+    varied = finish(service.vary(job(session, longer), 50))[0]
+    back = session.tree.parent(session.tree.parent(varied))
     assert back == piece
-    assert same(levels(desk, back), before)
-    assert np.array_equal(samples(desk.shelf.sound(desk.tree.get(back))), heard)
-    assert bench.forget(desk, longer) == piece
-    assert bench.forget(desk, piece) is None
-    assert not [path for path in desk.shelf.folder.iterdir() if path.name.startswith("audiovq-")]
+    assert same(levels(session, back), before)
+    assert np.array_equal(samples(session.files.sound(session.tree.get(back))), sound)
+    assert service.delete(session, longer) == piece
+    assert service.delete(session, piece) is None
+    assert not [path for path in session.files.folder.iterdir() if path.name.startswith("audiovq-")]
 
 
-def test_downloads_are_what_is_heard(bench: Service, desk: Session) -> None:
-    version = desk.tree.get(make(bench, desk))
-    expected = decoded(bench.generator, version.codes)
+def test_downloads_have_the_decoded_samples(service: Service, session: Session) -> None:
+    version = session.tree.get(make(service, session))
+    expected = decoded(service.generator, version.codes)
     assert expected.shape == (16000, 1)
-    for path in (desk.shelf.sound(version), desk.shelf.flac(version)):
+    for path in (session.files.sound(version), session.files.flac(version)):
         assert np.array_equal(samples(path), expected)
         assert soundfile.info(path).samplerate == 8000
-    kept = Codes.load(desk.shelf.codes(version))
+    kept = Codes.load(session.files.codes(version))
     assert same(kept.levels, version.codes.levels)
-    recording = take_apart(bench, desk, desk.shelf.codes(version))  # what was kept can be opened again
+    recording = open_upload(service, session, session.files.codes(version))  # saved codes can be opened again
     assert same(recording.codes.levels, version.codes.levels)
     assert np.array_equal(samples(recording.prefixes[-1]), expected)
 
 
-@pytest.mark.parametrize(("wish", "seconds", "words"), [
-    ({}, 9.0, "up to 8 s here, and this would be 9.0 s"), ({}, 0.0, "above 0 s"), ({}, math.nan, "above 0 s"),
-    ({"takes": 4}, 1.0, "takes: expected 1 to 3, found 4"), ({"seed": -1}, 1.0, "seed: expected"),
+@pytest.mark.parametrize(("request_", "seconds", "words"), [
+    ({}, 9.0, "up to 8 s long here, and this would be 9.0 s"), ({}, 0.0, "above 0 s"), ({}, math.nan, "above 0 s"),
+    ({"takes": 4}, 1.0, "takes: expected 1 to 3, found 4"), ({"seed": -1}, 1.0, "the seed must be a whole number"),
     ({"text": "loud"}, 1.0, "trained without texts"), ({"labels": {"genre": "jazz"}}, 1.0, "expected one of: folk, rock"),
 ])  # fmt: skip
-def test_what_cannot_be_made(bench: Service, desk: Session, wish: dict[str, Any], seconds: float, words: str) -> None:
+def test_impossible_requests_are_refused(
+    service: Service, session: Session, request_: dict[str, Any], seconds: float, words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
-        list(bench.make(desk, PieceRequest(**wish), seconds, hush))
-    assert not desk.tree.versions
+        list(service.make(job(session, **request_), seconds))
+    assert not session.tree.versions
 
 
-def test_a_piece_and_a_tree_grow_up_to_their_limits(bench: Service, desk: Session) -> None:
-    piece = make(bench, desk, 1.0)
+def test_a_piece_and_a_tree_grow_up_to_their_limits(service: Service, session: Session) -> None:
+    piece = make(service, session, 1.0)
     with pytest.raises(ValueError, match="up to 8 s"):
-        next(bench.extend(desk, piece, PieceRequest(), 4, 4, hush))
-    with pytest.raises(ValueError, match="0 <= from < to"):
-        next(bench.redraw(desk, piece, PieceRequest(), 3, 2, 0, hush))
+        next(service.extend(job(session, piece), 4, 4))
+    with pytest.raises(ValueError, match="the part must begin before it ends"):
+        next(service.redraw(job(session, piece), 3, 2, 0))
     with pytest.raises(ValueError, match="how much to vary"):
-        next(bench.vary(desk, piece, PieceRequest(), 0, hush))
+        next(service.vary(job(session, piece), 0))
     for _ in range(2):
-        make(bench, desk, 0.1, takes=3)
-    with pytest.raises(ValueError, match="7 versions and may have 9"):
-        next(bench.make(desk, PieceRequest(takes=3), 0.1, hush))
+        make(service, session, 0.1, takes=3)
+    with pytest.raises(ValueError, match="7 versions of at most 9"):
+        next(service.make(job(session, takes=3), 0.1))
 
 
 def test_growing_level_by_level_is_what_pieces_gives(generator: Generator) -> None:
@@ -280,86 +292,87 @@ def test_growing_level_by_level_is_what_pieces_gives(generator: Generator) -> No
 # --- several people ---------------------------------------------------------------------------------------------------
 
 
-def test_everybody_has_a_desk(bench: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "MAX_DESKS", 2)
-    mine, yours = bench.enter(None), bench.enter("made up")
+def test_every_user_has_a_session(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studio_service, "MAX_SESSIONS", 2)
+    mine, yours = service.enter(None), service.enter("made up")
     assert yours.token != "made up"
-    make(bench, mine, 0.1)
+    make(service, mine, 0.1)
     assert not yours.tree.versions
-    assert bench.enter(mine.token) is mine  # a page that is loaded again; now yours was not used for longest
-    bench.enter(None)
-    assert not yours.shelf.folder.exists()
+    assert service.enter(mine.token) is mine  # a page that is loaded again; now yours was unused for longest
+    service.enter(None)
+    assert not yours.files.folder.exists()
     with pytest.raises(ValueError, match="please reload"):
-        bench.desk(yours.token)
-    assert bench.desk(mine.token) is mine
+        service.session(yours.token)
+    assert service.session(mine.token) is mine
 
 
-def test_stopping_leaves_the_tree_as_it_was(bench: Service) -> None:
-    mine, yours = bench.enter(None, "page 1"), bench.enter(None, "page 2")
-    make(bench, mine, 0.5)
-    on_the_way = bench.make(mine, PieceRequest(), 4.0, hush)
+def test_stopping_leaves_the_tree_as_it_was(service: Service) -> None:
+    mine, yours = service.enter(None, "page 1"), service.enter(None, "page 2")
+    make(service, mine, 0.5)
+    on_the_way = service.make(job(mine), 4.0)
     next(on_the_way)
-    bench.stop("page 2")  # somebody else's page was closed
+    service.stop("page 2")  # somebody else's page was closed
     assert yours.stop.is_set()
     next(on_the_way)
-    bench.stop("page 1")
+    service.stop("page 1")
     with pytest.raises(Stopped):
         next(on_the_way)
     assert list(mine.tree.versions) == [1]
     with pytest.raises(Stopped):  # it waited for its turn, and was stopped meanwhile
-        next(bench.make(mine, PieceRequest(), 0.5, hush))
-    bench.want(mine.token)
-    assert make(bench, mine, 0.5) == 2
+        next(service.make(job(mine), 0.5))
+    service.renew_stop(mine.token)
+    assert make(service, mine, 0.5) == 2
 
 
-def test_what_was_stopped_stays_stopped_when_something_new_is_wanted(bench: Service) -> None:
-    mine = bench.enter(None, "page")
-    bench.want(mine.token)
-    stopped = bench.make(mine, PieceRequest(), 4.0, hush)
+def test_stopped_work_stays_stopped_after_a_new_request(service: Service) -> None:
+    mine = service.enter(None, "page")
+    service.renew_stop(mine.token)
+    stopped = service.make(job(mine), 4.0)
     next(stopped)
-    bench.stop("page")
-    bench.want(mine.token)
-    wanted = bench.make(mine, PieceRequest(), 0.5, hush)
+    service.stop("page")
+    service.renew_stop(mine.token)
+    new = service.make(job(mine), 0.5)
     with pytest.raises(Stopped):
         next(stopped)
-    assert [len(takes.versions) for takes in wanted] == [0, 0, 1]
-    bench.want("made up")  # a desk that was cleared away: its turn tells
+    assert [len(takes.versions) for takes in new] == [0, 0, 1]
+    service.renew_stop("made up")  # a session that was deleted is no error here
 
 
-def test_warming_up_leaves_nothing(bench: Service) -> None:
-    bench.warm_up()
-    assert not list(bench.folder.iterdir())
+def test_warming_up_leaves_nothing(service: Service) -> None:
+    service.warm_up()
+    assert not list(service.folder.iterdir())
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_recording_is_taken_apart(bench: Service, desk: Session, tmp_path: Path) -> None:
-    tokenizer = bench.generator.tokenizer
+def test_a_recording_is_encoded_and_changed(service: Service, session: Session, tmp_path: Path) -> None:
+    tokenizer = service.generator.tokenizer
     soundfile.write(tmp_path / "tune.flac", tones(3, 16000, channels=2), 16000)
-    recording = take_apart(bench, desk, tmp_path / "tune.flac")
+    recording = open_upload(service, session, tmp_path / "tune.flac")
     assert same(recording.codes.levels, tokenizer.encode_file(tmp_path / "tune.flac").levels)
     difference = samples(recording.original).astype(int) - samples(tmp_path / "tune.flac")
     assert np.abs(difference).max() <= 1
     for k, path in enumerate(recording.prefixes, 1):
-        assert np.array_equal(samples(path), decoded(bench.generator, recording.codes, k))
-    words, players = views.recording(recording)
-    assert words == "**tune.flac**: 3.0 s became 94 + 188 + 375 codes."
-    assert players[2]["note"] == "94 codes a second, 0.38 kbit/s"  # 31.25 + 62.5, of 4 bits each
-    version = bench.adopt(desk)
-    longer = finish(bench.extend(desk, version.number, PieceRequest(seed=1), 0, 1, hush))[0]
-    assert torch.equal(levels(desk, longer)[0][:93], recording.codes.levels[0][:93])
-    make(bench, desk, 0.1)
+        assert np.array_equal(samples(path), decoded(service.generator, recording.codes, k))
+    words, players = views.recording_players(recording)
+    assert words == "**tune.flac**: 3.0 s, as the model hears it."
+    assert [value["title"] for value in players] == ["tune.flac", "Level 0", "Levels 0 and 1", "All 3 levels"]
+    assert players[2]["note"] == "94 codes per second, 0.38 kbit/s"  # 31.25 + 62.5, of 4 bits each
+    version = service.adopt(session)
+    longer = finish(service.extend(job(session, version.number, seed=1), 0, 1))[0]
+    assert torch.equal(levels(session, longer)[0][:93], recording.codes.levels[0][:93])
+    make(service, session, 0.1)
     assert recording.prefixes[0].exists()  # what is made meanwhile does not take it from the page
 
 
-def test_of_a_long_recording_the_beginning_is_used(bench: Service, desk: Session, tmp_path: Path) -> None:
+def test_of_a_long_recording_the_beginning_is_used(service: Service, session: Session, tmp_path: Path) -> None:
     tune = tones(9.5, 8000)
     soundfile.write(tmp_path / "long.wav", tune, 8000)
-    recording = take_apart(bench, desk, tmp_path / "long.wav")
+    recording = open_upload(service, session, tmp_path / "long.wav")
     assert recording.note == "only its first 8 s are used"
     assert recording.codes.n_samples == 64000
-    expected = bench.generator.tokenizer.encode(
+    expected = service.generator.tokenizer.encode(
         torch.from_numpy(samples(tmp_path / "long.wav")[:64000, 0] / 32768).float(), 8000
     )
     assert same(recording.codes.levels, expected.levels)
@@ -367,7 +380,7 @@ def test_of_a_long_recording_the_beginning_is_used(bench: Service, desk: Session
 
 @pytest.fixture
 def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    """What people drop, and what they are told."""
+    """Bad files, and the error message of each."""
     tune = tones(1, 8000)
     soundfile.write(tmp_path / "half.wav", tune, 8000)
     whole = (tmp_path / "half.wav").read_bytes()
@@ -380,29 +393,29 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     dataclasses.replace(some_codes(), levels=[torch.zeros(10, dtype=torch.int64)]).save(tmp_path / "other.codes")
     words = {
         "half.wav": "truncated", "text.mp3": "not audio that can be read", "empty.wav": "empty file",
-        "large.wav": "up to 0.5 MB here; this one has 0.6", "text.codes": "not a codes file", "odd.wav": "44101 Hz",
+        "large.wav": "0.6 MB; files may have up to 0.5 MB", "text.codes": "not a codes file", "odd.wav": "44101 Hz",
         "other.codes": "another model", "gone.wav": "drop the file again",
     }  # fmt: skip
-    return {name: (tmp_path / name, said) for name, said in words.items()}
+    return {name: (tmp_path / name, text) for name, text in words.items()}
 
 
 def test_bad_uploads_give_one_friendly_line(
-    bench: Service, desk: Session, bad_files: dict[str, tuple[Path, str]]
+    service: Service, session: Session, bad_files: dict[str, tuple[Path, str]]
 ) -> None:
-    for name, (path, said) in bad_files.items():
-        with pytest.raises(ValueError, match=said) as error:
-            take_apart(bench, desk, path)
+    for name, (path, text) in bad_files.items():
+        with pytest.raises(ValueError, match=text) as error:
+            open_upload(service, session, path)
         assert str(error.value).startswith(f"{name}: ")
         assert str(path) not in str(error.value)
         assert "\n" not in str(error.value)
-        assert desk.recording is None
+        assert session.recording is None
     with pytest.raises(ValueError, match="drop one first"):
-        bench.adopt(desk)
+        service.adopt(session)
 
 
 def test_what_can_be_followed(bad_files: dict[str, tuple[Path, str]], tmp_path: Path) -> None:
-    for path, said in (bad_files[name] for name in ("text.mp3", "large.wav", "odd.wav", "gone.wav")):
-        with pytest.raises(ValueError, match=said):
+    for path, text in (bad_files[name] for name in ("text.mp3", "large.wav", "odd.wav", "gone.wav")):
+        with pytest.raises(ValueError, match=text):
             check_reference(path, 8000, LIMITS)
     check_reference(TRACK, 8000, Limits())
     with pytest.raises(ValueError, match="up to 8 s can be followed"):
@@ -412,29 +425,33 @@ def test_what_can_be_followed(bad_files: dict[str, tuple[Path, str]], tmp_path: 
 # --- what the page shows ----------------------------------------------------------------------------------------------
 
 
-def test_the_page_speaks_of_wishes_in_this_order(bench: Service) -> None:
+def test_controls_of_the_page_become_a_request(service: Service) -> None:
+    def from_controls(values: list[Any]) -> PieceRequest:
+        return PieceRequest.from_controls(values, list(service.generator.labels), service.n_levels)
+
     settings = [0.9, 0.8, 0.7, 1.0, 0.9, 0.8, 5, 6.0, 7, 1, 2, 3]
-    wish = views.wish(bench, ["12", "2", "", None, "folk", *settings])
-    assert wish == PieceRequest(12, 2, {"genre": "folk"}, "", None, {
+    request = from_controls(["12", "2", "", None, "folk", *settings])
+    assert request == PieceRequest(12, 2, {"genre": "folk"}, "", None, {
         "temperature": [0.9, 0.8, 0.7], "top_p": [1.0, 0.9, 0.8], "top_k": [5, 6, 7], "guidance": [1, 2, 3],
     })  # fmt: skip
-    assert wish.options["guidance"] == [1, 2, 3]
-    free = views.wish(bench, ["", 1, None, None, "", *settings])
+    assert request.options.guidance == [1, 2, 3]
+    free = from_controls(["", 1, None, None, "", *settings])
     assert (free.seed, free.labels, free.text) == (None, {}, "")
-    assert "guidance" not in free.options
+    assert free.options.guidance is None
     with pytest.raises(ValueError, match="found minus one"):
-        views.wish(bench, ["minus one", 1, "", None, "", *settings])
+        from_controls(["minus one", 1, "", None, "", *settings])
 
 
-def test_values_of_players_and_links(bench: Service, desk: Session) -> None:
-    number = make(bench, desk, takes=2)
-    shown, link = views.version(desk, number), views.version_files(desk, number)
+def test_values_of_players_and_links(service: Service, session: Session) -> None:
+    number = make(service, session, takes=2)
+    version, files = session.tree.get(number), session.files
+    shown, link = views.version_player(version, files), views.version_downloads(version, files)
     assert shown["title"] == "Version 1 · new piece, take 1 · 2.0 s"
     assert shown["note"].startswith("A beginning, seed 1.")
     assert shown["sound"].startswith("gradio_api/file=/")
     assert link.count("<a ") == 3
     assert 'download="audiovq-1.flac"' in link
-    assert views.take(desk, 1)["title"] == "Take 2"
+    assert views.take_player(session.takes[1], files, 1)["title"] == "Take 2"
     assert views.address(Path("/a b/#1.wav")) == "gradio_api/file=/a%20b/%231.wav"
 
 

@@ -1,4 +1,4 @@
-"""The studio as people have it: in a real browser, from an empty page to files on their disk."""
+"""The studio in a real browser, from an empty page to downloaded files."""
 
 import threading
 import urllib.error
@@ -33,16 +33,16 @@ def studio(tiny_run: Path) -> Iterator[tuple[str, Service]]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser that keeps scripts and style from page to page; every page of it is somebody else to the studio."""
+    """A browser that caches scripts and style; each of its pages is another user of the studio."""
     found = browser.new_context(viewport={"width": 1280, "height": 900})
-    found.set_default_timeout(120_000)  # a busy machine is no fault of the page
+    found.set_default_timeout(120_000)  # for a busy machine
     yield found
     found.close()
 
 
 @pytest.fixture
 def page(context: BrowserContext, studio: tuple[str, Service]) -> Iterator[Page]:
-    """A page that has been opened; what it asks of anybody else fails the test."""
+    """A page that has been opened; a request to another address fails the test."""
     tab = visit(context.new_page(), studio[0])
     yield tab
     tab.close()
@@ -50,16 +50,16 @@ def page(context: BrowserContext, studio: tuple[str, Service]) -> Iterator[Page]
 
 @pytest.fixture
 def details(studio: tuple[str, Service], monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Whoever makes music has its sketch, and waits with the details until this is set."""
-    may_come, grow = threading.Event(), studio[1].generator.grow
+    """Generation waits after each level until this is set."""
+    go_on, grow = threading.Event(), studio[1].generator.grow
 
     def waiting(*arguments: Any, **options: Any) -> Iterator[list[Codes]]:
         for takes in grow(*arguments, **options):
             yield takes
-            assert may_come.wait(120)
+            assert go_on.wait(120)
 
     monkeypatch.setattr(studio[1].generator, "grow", waiting)
-    return may_come
+    return go_on
 
 
 def visit(tab: Any, url: str) -> Any:
@@ -82,7 +82,7 @@ def wait_for_version(tab: Any, number: int) -> None:
     tab.wait_for_function(f"document.querySelector('#main img').src.endsWith('/audiovq-{number}.png')")
 
 
-def ask(tab: Any, **fields: object) -> None:
+def fill(tab: Any, **fields: object) -> None:
     for name, value in fields.items():
         tab.fill(f"#{name} :is(input[type=number], input[type=text], textarea)", str(value))
         tab.keyboard.press("Tab")
@@ -99,10 +99,10 @@ def expected(tokenizer: Tokenizer, codes: Codes) -> np.ndarray:
     return (tokenizer.decode(codes)[0] * 32767).round().numpy().astype(np.int16)
 
 
-def test_make_play_continue_mend_and_download(
+def test_make_play_continue_replace_and_download(
     page: Page, details: threading.Event, tiny_run: Path, tmp_path: Path
 ) -> None:
-    ask(page, seconds=5, seed=3)
+    fill(page, seconds=5, seed=3)
     page.click("#make")
     wait_for_sketch(page)
     details.set()
@@ -112,10 +112,10 @@ def test_make_play_continue_mend_and_download(
     page.wait_for_function("document.querySelector('#main audio').currentTime > 0.1")
     page.wait_for_function("document.querySelector('#main .picture img').naturalWidth == 1000")
 
-    ask(page, after=2)
+    fill(page, after=2)
     page.click("#extend")
     wait_for_version(page, 2)
-    page.get_by_role("tab", name="Mend").click()
+    page.get_by_role("tab", name="Replace a part").click()
     box = page.locator("#main .picture").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
@@ -125,7 +125,7 @@ def test_make_play_continue_mend_and_download(
     page.wait_for_function("document.querySelector('#start input').value != 1")
     start, end = (float(page.input_value(f"#{name} input")) for name in ("start", "end"))
     assert 3.2 < start < 3.4 < 3.9 < end < 4.2  # of seven seconds, the axis beginning at 0.07 of the width
-    ask(page, seed=4)
+    fill(page, seed=4)
     page.click("#redraw")
     wait_for_version(page, 3)
 
@@ -146,21 +146,21 @@ def test_make_play_continue_mend_and_download(
     assert first <= int(differs[0])
     assert int(differs[-1]) < last
     assert page.locator("#tree label").all_inner_texts() == [
-        "1 · new piece · 5.0 s", "└─ 2 · 2 s more · 7.0 s", f"   └─ 3 · anew {start:.1f} to {end:.1f} s · 7.0 s",
+        "1 · new piece · 5.0 s", "└─ 2 · 2 s more · 7.0 s", f"   └─ 3 · new from {start:.1f} to {end:.1f} s · 7.0 s",
     ]  # fmt: skip
     page.locator("#tree label").nth(2).click()
     wait_for_version(page, 3)
-    page.reload()  # a page that is loaded again shows the same desk
+    page.reload()  # a page that is loaded again shows the same session
     wait_for_version(page, 3)
-    page.click("#forget")
+    page.click("#delete")
     wait_for_version(page, 2)
 
 
 def test_takes_side_by_side_for_two_people_at_once(
     page: Page, context: BrowserContext, studio: tuple[str, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, bench = studio
-    at_work, most, lock, pieces = 0, 0, threading.Lock(), bench.generator.pieces
+    url, service = studio
+    at_work, most, lock, pieces = 0, 0, threading.Lock(), service.generator.pieces
 
     def watched(*arguments: Any, **options: Any) -> Iterator[Codes]:
         nonlocal at_work, most
@@ -171,10 +171,10 @@ def test_takes_side_by_side_for_two_people_at_once(
         with lock:
             at_work -= 1
 
-    monkeypatch.setattr(bench.generator, "pieces", watched)
+    monkeypatch.setattr(service.generator, "pieces", watched)
     other = visit(context.new_page(), url)
     for tab, seed in ((page, 1), (other, 2)):
-        ask(tab, seconds=2, seed=seed)
+        fill(tab, seconds=2, seed=seed)
         tab.click("#takes input")
         tab.get_by_role("option", name="2").click()
     for tab in (page, other):
@@ -190,14 +190,14 @@ def test_takes_side_by_side_for_two_people_at_once(
     other.close()
 
 
-def test_a_recording_and_what_is_none(page: Page, tmp_path: Path) -> None:
+def test_a_recording_and_files_that_are_none(page: Page, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "tune.wav", tones(2, 8000), 8000)
     (tmp_path / "broken song.wav").write_text("no music")
     (tmp_path / "large.wav").write_bytes(bytes(1_000_000))
-    page.get_by_role("tab", name="Take a recording apart").click()
+    page.get_by_role("tab", name="Use a recording").click()
     page.set_input_files("#upload input[type=file]", tmp_path / "broken song.wav")
     page.wait_for_function(
-        "document.querySelector('#heard').textContent.includes('broken song.wav: not audio that can be read')"
+        "document.querySelector('#about').textContent.includes('broken song.wav: not audio that can be read')"
     )
     assert page.is_hidden("#adopt")
     page.get_by_label("Clear").click()
@@ -207,14 +207,15 @@ def test_a_recording_and_what_is_none(page: Page, tmp_path: Path) -> None:
     for place in ("original", "prefix-1", "prefix-2", "prefix-3"):
         page.wait_for_function(f"document.querySelector('#{place} audio').duration == 2")
     page.wait_for_function("document.querySelector('#original .picture img').naturalWidth == 1000")
-    assert "63 + 125 + 250 codes" in page.inner_text("#heard")
+    assert "tune.wav: 2.0 s" in page.inner_text("#about")
+    assert page.inner_text("#prefix-2 h3") == "Levels 0 and 1"
     page.click("#adopt")
     wait_for_version(page, 1)
     assert "tune.wav" in page.inner_text("#main h3")
 
 
 def press_stop(tab: Any) -> None:
-    """Returns when the studio has heard it."""
+    """Returns when the studio has the request."""
     with tab.expect_response(lambda response: response.request.method == "POST"):
         tab.click("#stop")
 
@@ -223,11 +224,11 @@ def wait_for_words(tab: Any, words: str) -> None:
     tab.wait_for_function(f"document.querySelector('#status')?.textContent.includes('{words}')")
 
 
-def test_wrong_wishes_and_stopping(page: Page, details: threading.Event) -> None:
-    ask(page, seed="minus one")
+def test_wrong_seeds_and_stopping(page: Page, details: threading.Event) -> None:
+    fill(page, seed="minus one")
     page.click("#make")
     wait_for_words(page, "found minus one")
-    ask(page, seed="", seconds=20)
+    fill(page, seed="", seconds=20)
     page.click("#make")
     wait_for_sketch(page)
     press_stop(page)
@@ -237,7 +238,7 @@ def test_wrong_wishes_and_stopping(page: Page, details: threading.Event) -> None
     assert page.locator("text=<b>tiny</b>").count() == 1  # as text
 
 
-def test_who_waits_can_stop_too(
+def test_a_waiting_request_can_be_stopped(
     page: Page, context: BrowserContext, studio: tuple[str, Service], details: threading.Event
 ) -> None:
     page.click("#make")
@@ -249,15 +250,15 @@ def test_who_waits_can_stop_too(
     details.set()
     wait_for_words(other, "Stopped.")
     wait_for_version(page, 1)
-    other.click("#make")  # what is asked for after that is made
+    other.click("#make")  # a later request is not stopped
     wait_for_version(other, 1)
     other.close()
 
 
-def test_nobody_is_told_and_nothing_else_is_served(studio: tuple[str, Service], tiny_run: Path) -> None:
-    url, bench = studio
-    assert not studio_page.Studio(bench, "tiny").blocks.analytics_enabled
-    for path in (tiny_run / "recipe.yaml", Path("/etc/passwd"), bench.folder / ".." / ".." / "x"):
+def test_no_analytics_and_no_other_files(studio: tuple[str, Service], tiny_run: Path) -> None:
+    url, service = studio
+    assert not studio_page.Studio(service, "tiny").blocks.analytics_enabled
+    for path in (tiny_run / "recipe.yaml", Path("/etc/passwd"), service.folder / ".." / ".." / "x"):
         with pytest.raises(urllib.error.HTTPError, match=r"40[0-9]"):
             urllib.request.urlopen(f"{url}gradio_api/file={path}")
 

@@ -1,7 +1,5 @@
 """`audiovq report`: the listening page of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from click import argument, command, option
@@ -15,7 +13,7 @@ from audiovq.cli.options import FILE, FOLDER, json_option, pick_model, show
 @json_option
 def report(run: str | None, out: str | None, json_file: str | None) -> None:
     """Write one HTML page with the sounds, a blind test and the curves of RUN (default: the newest run)."""
-    from audiovq.report import report_run
+    from audiovq.report.page import report_run
 
     facts = report_run(pick_model(None, prior=False) if run is None else Path(run), Path(out) if out else None)
     show([facts["report"]], facts, json_file)

@@ -1,74 +1,71 @@
-"""metrics.jsonl of each stage → the curves of the page."""
+"""The curves of the page, from metrics.jsonl of each stage."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from audiovq.utils.files import read_jsonl
 
-MAX_POINTS = 240  # a curve; more are averaged
-Line = dict[str, Any]
-Value = Callable[[Line], float | None]
+MAX_POINTS = 240  # of a curve; neighbours are averaged
+Row = dict[str, Any]
+Series = list[dict[str, Any]]
 
 
 def stage_curves(training: Path) -> list[dict[str, Any]]:
-    """One entry a stage, all priors together: its title and charts, each with a title, a unit and series of
-    {name, level, held_out, points [[step, value], …]}; what has no points is left out."""
+    """The charts of each stage, with all priors as one stage.
+
+    Returns:
+        Dicts of a title and charts; a chart has a title, a unit and series of {name, level, held_out,
+        points}, where points are [step, value]. What has no points is left out.
+    """
     stages = []
     for name in ("tokenizer", "decoder"):
-        lines = read_metrics(training / name / "metrics.jsonl")
-        n_levels = sum(key.startswith("perplexity_") for key in max(lines, key=len, default={}))
+        rows = read_metrics(training / name / "metrics.jsonl")
         losses = ["loss", "discriminator"] if name == "decoder" else ["loss"]
+        n_levels = sum(key.startswith("perplexity_") for key in max(rows, key=len, default={}))
+        levels = dict.fromkeys(range(n_levels), rows)
         stages.append((name.capitalize(), [
-            ("Loss", "", [s for key in losses for s in _pair(key, None, lines, key)]),
-            ("Perplexity of the codes", "codes", [
-                s for i in range(n_levels) for s in _pair(_level(i), i, lines, f"perplexity_{i}")
-            ]),
-            ("Cost at their entropy", "bits a second", [
-                s for i in range(n_levels) for s in _pair(_level(i), i, lines, f"unigram_bits_per_second_{i}")
-            ]),
+            ("Loss", "", [series for key in losses for series in _series(key, None, rows, key)]),
+            ("Perplexity of the codes", "codes", _by_level(levels, "perplexity_{}")),
+            ("Entropy of the codes", "bits per second", _by_level(levels, "unigram_bits_per_second_{}")),
         ]))  # fmt: skip
-    priors = sorted(training.glob("prior-*"), key=lambda path: int(path.name.removeprefix("prior-")))
-    logs = {int(path.name.removeprefix("prior-")): read_metrics(path / "metrics.jsonl") for path in priors}
+    priors = {int(path.name.removeprefix("prior-")): path for path in training.glob("prior-*")}
+    levels = {level: read_metrics(priors[level] / "metrics.jsonl") for level in sorted(priors)}
     stages.append(("Priors", [
-        ("Loss", "nats a code", [s for i, lines in logs.items() for s in _pair(_level(i), i, lines, "loss")]),
-        ("Perplexity of the next code", "codes", [
-            s for i, lines in logs.items() for s in _pair(_level(i), i, lines, "bits_per_code", lambda x: 2**x)
-        ]),
-        ("Cost to the prior", "bits a second", [
-            s for i, lines in logs.items() for s in _pair(_level(i), i, lines, "bits_per_second")
-        ]),
+        ("Loss", "nats per code", _by_level(levels, "loss")),
+        ("Perplexity of the next code", "codes", _by_level(levels, "bits_per_code", lambda bits: 2**bits)),
+        ("Cross-entropy of the codes", "bits per second", _by_level(levels, "bits_per_second")),
     ]))  # fmt: skip
-    entries = [
-        {"title": title, "charts": [{"title": t, "unit": u, "series": s} for t, u, s in charts if s]}
-        for title, charts in stages
-    ]
-    return [entry for entry in entries if entry["charts"]]
+    result = []
+    for title, charts in stages:
+        shown = [{"title": name, "unit": unit, "series": series} for name, unit, series in charts if series]
+        if shown:
+            result.append({"title": title, "charts": shown})
+    return result
 
 
-def _level(i: int) -> str:
-    return f"level {i}"
+def read_metrics(path: Path) -> list[Row]:
+    """The lines of a metrics.jsonl, without one that was cut off by a crash."""
+    return [row for row in read_jsonl(path, skip_damaged=True) if isinstance(row.get("step"), int)]
 
 
-def read_metrics(path: Path) -> list[Line]:
-    """The lines of a metrics.jsonl; half a line at the end, as a crash leaves it, is no line."""
-    return [line for line in read_jsonl(path, skip_damaged=True) if isinstance(line.get("step"), int)]
+def _by_level(levels: dict[int, list[Row]], key: str, convert: Callable[[float], float] = float) -> Series:
+    return [s for i, rows in levels.items() for s in _series(f"level {i}", i, rows, key.format(i), convert)]
 
 
-def _pair(
-    name: str, level: int | None, lines: list[Line], key: str, change: Callable[[float], float] = float
-) -> list[dict[str, Any]]:
-    """What was logged in training, and on held-out music."""
-    series = []
-    for held_out in (False, True):
-        full = f"valid_{key}" if held_out else key
-        points = [[line["step"], change(line[full])] for line in lines if _is_finite(line.get(full))]
+def _series(
+    name: str, level: int | None, rows: Iterable[Row], key: str, convert: Callable[[float], float] = float
+) -> Series:
+    """The values in training, and those on held-out music."""
+    found = []
+    for held_out, full_key in ((False, key), (True, f"valid_{key}")):
+        points = [[row["step"], convert(row[full_key])] for row in rows if _is_finite(row.get(full_key))]
         if points:
-            series.append({"name": name, "level": level, "held_out": held_out, "points": thin(points)})
-    return series
+            found.append({"name": name, "level": level, "held_out": held_out, "points": thin(points)})
+    return found
 
 
 def _is_finite(value: Any) -> bool:
@@ -76,13 +73,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def thin(points: list[list[float]]) -> list[list[float]]:
-    """At most MAX_POINTS points, each the mean of as many neighbours; the last stays the last."""
-    if len(points) <= MAX_POINTS:
-        return [[step, _short(value)] for step, value in points]
-    size = -(-len(points) // MAX_POINTS)
+    """At most MAX_POINTS points of five digits, each the mean of its neighbours; the last step stays."""
+    size = max(1, -(-len(points) // MAX_POINTS))
     groups = [points[max(0, end - size) : end] for end in range(len(points), 0, -size)][::-1]
-    return [[group[-1][0], _short(sum(value for _, value in group) / len(group))] for group in groups]
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+    return [[group[-1][0], float(f"{sum(value for _, value in group) / len(group):.5g}")] for group in groups]

@@ -1,9 +1,9 @@
-"""Where a model comes from: recipe, data, credits, tokenizer, versions. Everything that can be missing may be."""
+"""Where a model comes from: recipe, data, credits, weights, versions. Anything can be missing."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,22 +12,60 @@ from typing import Any
 import soundfile
 from markdown_it import MarkdownIt
 
+from audiovq.config import read_json
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint
+from audiovq.pretrained.identity import tokenizer_hash
+from audiovq.pretrained.locate import bundled_model
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.files import SUMS
 
 PACKAGES = ("audiovq", "torch", "torchaudio", "librosa", "soundfile", "numpy")
-MAX_TRACKS, MAX_TEXT, MAX_FILE = 200, 80, 100_000  # rows of the table; characters of a label; bytes of a text file
+MAX_TRACKS = 200  # rows of the table
+MAX_LABEL, MAX_FILE = 80, 100_000  # characters
 
 
 def load_tokenizer(model: Path) -> VQVAE | None:
-    """The tokenizer of a run or model folder, if there is one by now."""
+    """The tokenizer of a run or model folder; None if there is none yet."""
     folder = model / "tokenizer"
     return checkpoint.load_tokenizer(folder) if (folder / checkpoint.CONFIG).is_file() else None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
+    """Name, rates and checksums of a model; None without a tokenizer."""
+    if network is None:
+        return None
+    c = network.config
+    hashes = {"tokenizer": tokenizer_hash(network)}
+    for folder in (model / f"prior-{level}" for level in range(c.n_levels)):
+        sums = read_if_there(folder / SUMS)
+        if sums is not None:
+            hashes[folder.name] = sums.get(checkpoint.WEIGHTS, "")
+    codes_per_second, bits_per_code = sum(c.code_rates), math.log2(c.codebook_size)
+    return {
+        "name": "the bundled model" if model.resolve() == bundled_model().resolve() else model.resolve().name,
+        "sample_rate": c.sample_rate,
+        "channels": c.channels,
+        "n_levels": c.n_levels,
+        "code_rates": c.code_rates,
+        "codes_per_second": codes_per_second,
+        "kbps": codes_per_second * bits_per_code / 1000,
+        "hashes": hashes,
+        "priors": len(hashes) - 1,
+    }
+
+
+def level_results(model: Path) -> dict[str, Any] | None:
+    """The results in report.json of a run, with the sum of the bits per second if all levels have them."""
+    report = read_if_there(model / "report.json")
+    if report is None or not report.get("levels"):
+        return None
+    bits = [level.get("bits_per_second") for level in report["levels"]]
+    return {**report, "bits_per_second": None if None in bits else sum(bits)}
+
+
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
 
 
 def recipe_text(model: Path) -> str | None:
@@ -37,13 +75,13 @@ def recipe_text(model: Path) -> str | None:
 
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    sndfile = soundfile.__libsndfile_version__
-    return {**found, "libsndfile": sndfile, "Python": platform.python_version(), "system": platform.platform()}
+    found |= {"libsndfile": soundfile.__libsndfile_version__, "Python": platform.python_version()}
+    return {**found, "system": platform.platform()}
 
 
 def data_facts(model: Path) -> dict[str, Any] | None:
-    """Counts of the run's music, and a row a track; None without a run."""
-    report = read_json(model / "data" / "report.json")
+    """Counts of the run's music, and a row for each track; None without a run."""
+    report = read_if_there(model / "data" / "report.json")
     if report is None:
         return None
     tracks = Scan.load(model / "data").tracks if (model / "data" / "tracks.jsonl").is_file() else []
@@ -51,13 +89,14 @@ def data_facts(model: Path) -> dict[str, Any] | None:
         {"path": t.path, "split": t.split, "seconds": t.seconds, "labels": _labels(t.labels)}
         for t in sorted(tracks, key=lambda t: t.split != "valid")[:MAX_TRACKS]
     ]
+    n_copies = len(report["duplicates"])
     rates = [f"{count} at {int(rate):,} Hz" for rate, count in report["sample_rates"].items()]
     counts = {
         "Folder": report["folder"],
-        "Tracks": f"{report['train_tracks']} to learn from, {report['valid_tracks']} held out",
+        "Tracks": f"{report['train_tracks']} for training, {report['valid_tracks']} held out",
         "Length": f"{report['hours'] * 60:.1f} minutes",
         "Rates": ", ".join(rates),
-        "Set aside": f"{report['quarantined'] or 'no'} files, {len(report['duplicates']) or 'none'} of them copies",
+        "Set aside": f"{report['quarantined'] or 'no'} files, {n_copies or 'none'} of them copies",
         "Mostly silent": f"{len(report['mostly_silent']) or 'no'} tracks",
         "Clipped": f"{len(report['clipped']) or 'no'} tracks",
     }
@@ -65,15 +104,18 @@ def data_facts(model: Path) -> dict[str, Any] | None:
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    """Of one line; long ones, such as lyrics, are cut."""
+    """Labels on one line; long ones, such as lyrics, are cut."""
     parts = [f"{name}: {value}" for name, value in labels.items()]
-    return ", ".join(p if len(p) <= MAX_TEXT else f"{p[: MAX_TEXT - 1]}…" for p in parts)
+    return ", ".join(p if len(p) <= MAX_LABEL else f"{p[: MAX_LABEL - 1]}…" for p in parts)
 
 
 def credits_html(model: Path) -> list[tuple[str, str]]:
-    """Name and text, as safe HTML, of the credits and licences that lie in the music's folder, and of the credits in the
-    folder above it. Markup is Markdown; HTML in it is shown as text, and pictures, which could be elsewhere, are left out."""
-    report = read_json(model / "data" / "report.json")
+    """Name and text of the credits and licences in the folder of the music and of the credits above it.
+
+    The text is Markdown turned into safe HTML: HTML in it is shown as text, and pictures are left out,
+    because they could be loaded from elsewhere.
+    """
+    report = read_if_there(model / "data" / "report.json")
     folder = Path(report["folder"]) if report else None
     if folder is None or not folder.is_dir():
         return []

@@ -1,1 +1,1 @@
-"""The studio: a page for making music with a model. Only `page` needs Gradio, the extra `audiovq[studio]`."""
+"""The studio: a page for making music with a model. Only `page` needs the extra `audiovq[studio]`."""

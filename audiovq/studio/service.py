@@ -1,7 +1,7 @@
-"""Making and changing music for several people at once: each has a desk with a tree of versions of its own.
+"""Making and changing music for several people at once. Each has a session with a tree of versions.
 
-All that draws codes is an iterator: it gives the takes with their top level first, then with each finer level, and at
-last as versions in the tree. It knows no page; whoever calls it sees to it that one thing is made at a time.
+Methods that generate music are iterators: they yield the takes with level 0 alone, then with each finer
+level, and at last as versions in the tree. The caller makes sure that one runs at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,71 +20,102 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiovq.api import Generator
+from audiovq.api.generator import Generator
+from audiovq.api.options import PieceOptions
 from audiovq.data.codes import Codes
 from audiovq.sampling.generate import CodesCallback
 from audiovq.sampling.inpainting import CodeMask
-from audiovq.studio.files import Files
-from audiovq.studio.uploads import Limits, Recording, called_by_name, check_reference, read_recording
-from audiovq.studio.versions import Tree, Version
+from audiovq.studio import uploads
+from audiovq.studio.uploads import Limits, OnProgress, Recording
+from audiovq.studio.versions import Files, Tree, Version
 
-MAX_DESKS = 100
-CELL_SECONDS = 1.0  # of the stretches that `vary` draws anew
-Tell = Callable[[float, str], object]  # how far it is, from 0 to 1, and what is being done
+MAX_SESSIONS = 100
+CELL_SECONDS = 1.0  # of the parts that `vary` replaces
+SETTINGS = ("temperature", "top_p", "top_k", "guidance")
 
 
 class Stopped(Exception):
-    """Whoever asked for it does not want it any more."""
+    """The user stopped the work."""
 
 
 @dataclass(frozen=True)
 class PieceRequest:
-    """What new music should be like."""
+    """How new music is to be made."""
 
-    seed: int | None = None  # the same seed, the same music; None takes a new one
+    seed: int | None = None  # the same seed gives the same music; None draws a seed
     takes: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
-    chroma: Path | None = None  # a recording whose melody and harmony are followed
-    settings: Mapping[str, Sequence[float]] = field(default_factory=dict)  # temperature, top_k, ...: a value a level
+    chroma: Path | None = None  # a recording whose melody and harmony to follow
+    settings: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of SETTINGS, one value per level
+
+    @classmethod
+    def from_controls(cls, values: Sequence[Any], labels: Sequence[str], n_levels: int) -> PieceRequest:
+        """From the controls of the page: seed, takes, text, chroma, each label, then each setting per level.
+
+        Raises:
+            ValueError: a seed that is not a number.
+        """
+        seed, takes, text, chroma, *rest = values
+        if seed and not str(seed).strip().isdecimal():
+            raise ValueError(f"the seed must be a whole number from 0 on, or empty; found {seed}")
+        chosen = {name: value for name, value in zip(labels, rest, strict=False) if value}
+        numbers = rest[len(labels) :]
+        settings = {name: numbers[i * n_levels : (i + 1) * n_levels] for i, name in enumerate(SETTINGS)}
+        settings["top_k"] = [int(value) for value in settings["top_k"]]
+        reference = Path(chroma) if chroma else None
+        return cls(int(seed) if seed else None, int(takes), chosen, text or "", reference, settings)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """For `Generator.grow`."""
-        asked = {"labels": dict(self.labels), "text": self.text, "chroma": self.chroma}
+    def options(self) -> PieceOptions:
+        """The options of `Generator.grow`."""
         settings = {name: list(values) for name, values in self.settings.items()}
-        if not any(asked.values()):
-            settings.pop("guidance", None)  # there is nothing to be followed
-        return asked | settings
+        options = PieceOptions(labels=dict(self.labels), text=self.text, chroma=self.chroma, **settings)
+        return options if options.conditional else dataclasses.replace(options, guidance=None)
 
 
 @dataclass(frozen=True)
 class Takes:
-    """Candidates on their way: what can be heard of them by now."""
+    """Unfinished or finished takes."""
 
     n_levels: int
-    sounds: list[Path]  # WAV, one a take
+    sounds: list[Path]  # WAV of each take
     versions: list[Version]  # when they are finished
 
 
 class Session:
-    """What one person has made."""
+    """The work of one user."""
 
-    def __init__(self, token: str, tree: Tree, shelf: Files):
-        self.token, self.tree, self.shelf = token, tree, shelf
-        self.recording: Recording | None = None  # the last one that was taken apart
-        self.takes: list[Version] = []  # the last ones that were made, side by side
+    def __init__(self, token: str, tree: Tree, files: Files):
+        self.token, self.tree, self.files = token, tree, files
+        self.recording: Recording | None = None  # the last upload
+        self.takes: list[Version] = []  # the last ones that were made
         self.stop = threading.Event()
-        self.visitor = ""  # the page that has it open
-        self.shown: int | None = None  # the version that it shows
+        self.visitor = ""  # the browser page that has the session open
+        self.shown: int | None = None  # the version on the page
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request for new music."""
+
+    session: Session
+    request: PieceRequest
+    on_progress: OnProgress
+    number: int | None = None  # of the version that is changed
+
+    @property
+    def version(self) -> Version:
+        """Raises ValueError if there is no such version."""
+        return self.session.tree.get(self.number)
 
 
 class Service:
-    """A model and the desks of those who use it; sounds and pictures go into `folder`."""
+    """A model and the sessions of its users; their files are in `folder`."""
 
     def __init__(self, generator: Generator, folder: Path, limits: Limits | None = None):
         self.generator, self.folder, self.limits = generator, folder, limits or Limits()
-        self._desks: dict[str, Session] = {}  # the one that was used last comes last
+        self._sessions: dict[str, Session] = {}  # the one used last comes last
         self._lock = threading.Lock()
 
     @property
@@ -93,174 +124,191 @@ class Service:
 
     @property
     def known(self) -> dict[str, Any]:
-        """What the priors were trained to follow: text (its longest, in bytes) and chroma."""
-        beside = [prior.config.beside for prior in self.generator.priors]
-        return {"text": max(b["text_bytes"] for b in beside), "chroma": any(b["chroma"] for b in beside)}
+        """What the priors can follow besides labels: text (its greatest length in bytes) and chroma."""
+        inputs = [prior.config.extra_inputs for prior in self.generator.priors]
+        return {"text": max(i["text_bytes"] for i in inputs), "chroma": any(i["chroma"] for i in inputs)}
+
+    # --- sessions -------------------------------------------------------------------------------------
 
     def enter(self, token: str | None, visitor: str = "") -> Session:
-        """The desk of a token, or a new one; with too many, the one that was not used for longest is cleared."""
+        """The session of a token, or a new one. Of too many, the one unused for longest is deleted."""
         with self._lock:
-            desk = self._desks.pop(token, None) if token else None
-            if desk is None:
+            session = self._sessions.pop(token, None) if token else None
+            if session is None:
                 token = secrets.token_urlsafe(18)
-                shelf = Files(self.generator.tokenizer, self.folder / token)
-                desk = Session(token, Tree(self.limits.max_versions), shelf)
-            desk.visitor = visitor
-            self._desks[desk.token] = desk
-            while len(self._desks) > MAX_DESKS:
-                old = self._desks.pop(next(iter(self._desks)))
+                files = Files(self.generator.tokenizer, self.folder / token)
+                session = Session(token, Tree(self.limits.max_versions), files)
+            session.visitor = visitor
+            self._sessions[session.token] = session
+            while len(self._sessions) > MAX_SESSIONS:
+                old = self._sessions.pop(next(iter(self._sessions)))
                 old.stop.set()
-                shutil.rmtree(old.shelf.folder, ignore_errors=True)
-            return desk
+                shutil.rmtree(old.files.folder, ignore_errors=True)
+            return session
 
-    def desk(self, token: str) -> Session:
+    def session(self, token: str) -> Session:
         """Raises ValueError if there is none."""
         with self._lock:
-            if token not in self._desks:
-                raise ValueError("this page was left for so long that its pieces were cleared away; please reload it")
-            self._desks[token] = self._desks.pop(token)
-            return self._desks[token]
+            if token not in self._sessions:
+                raise ValueError("the page was unused for long and its pieces were deleted; please reload it")
+            self._sessions[token] = self._sessions.pop(token)
+            return self._sessions[token]
 
-    def want(self, token: str) -> None:
-        """Something new is asked for, which waits its turn: what was stopped before stays stopped, this is not."""
+    def renew_stop(self, token: str) -> None:
+        """Called for a new request, before it waits for its turn: an earlier stop does not apply to it."""
         with self._lock:
-            desk = self._desks.get(token)  # if it was cleared away, whoever takes its turn says so
-            if desk and desk.stop.is_set():
-                desk.stop = threading.Event()
+            session = self._sessions.get(token)  # a deleted session is reported when the turn comes
+            if session and session.stop.is_set():
+                session.stop = threading.Event()
 
     def stop(self, visitor: str) -> None:
-        """Stop what is being made for a page that was closed."""
-        for desk in list(self._desks.values()):
-            if desk.visitor == visitor:
-                desk.stop.set()
-
-    def make(self, desk: Session, wish: PieceRequest, seconds: float, tell: Tell) -> Iterator[Takes]:
-        """A new piece. Raises ValueError, as all that follow, for what cannot be; `Stopped` if `desk.stop` gets set."""
-        self.limits.check_seconds(seconds)
-        yield from self._draw(desk, None, "new piece", wish, self.generator.n_samples(seconds), None, tell)
-
-    def extend(
-        self, desk: Session, number: int, wish: PieceRequest, before: float, after: float, tell: Tell
-    ) -> Iterator[Takes]:  # fmt: skip
-        """New music before and after a version, in seconds; its own whole top codes stay as they are."""
-        piece = desk.tree.get(number).codes
-        self.limits.check_seconds(piece.seconds + before + after)
-        given = self.generator.keep(piece, before=before, after=after)
-        words = [f"{before:g} s before it"] * (before > 0) + [f"{after:g} s more"] * (after > 0)
-        yield from self._draw(desk, number, ", ".join(words), wish, given.n_samples, given, tell)
-
-    def redraw(
-        self, desk: Session, number: int, wish: PieceRequest, start: float, end: float, keep_levels: int, tell: Tell
-    ) -> Iterator[Takes]:  # fmt: skip
-        """A stretch anew, from second to second; there the first `keep_levels` stay, and outside everything."""
-        piece = desk.tree.get(number).codes
-        end = min(end, piece.seconds)
-        given = self.generator.keep(piece, stretch=(start, end), levels=keep_levels)
-        yield from self._draw(desk, number, f"anew {start:.1f} to {end:.1f} s", wish, given.n_samples, given, tell)
-
-    def vary(self, desk: Session, number: int, wish: PieceRequest, share: float, tell: Tell) -> Iterator[Takes]:
-        """Stretches here and there anew, in all a `share` of the piece (0 to 1); each take has its own."""
-        piece = desk.tree.get(number).codes
-        if not 0 < share <= 1:
-            raise ValueError(f"how much to vary: expected above 0 and up to 100 %, found {100 * share:g} %")
-        wish = self._seeded(wish)
-        takes = [self._with_holes(piece, share, random.Random(f"{wish.seed} {i}")) for i in range(wish.takes)]
-        given = CodeMask(piece.n_samples, [torch.stack(rows) for rows in zip(*takes, strict=True)])
-        yield from self._draw(desk, number, f"varied by {share:.0%}", wish, piece.n_samples, given, tell)
-
-    def rerender(self, desk: Session, number: int, wish: PieceRequest, keep_levels: int, tell: Tell) -> Iterator[Takes]:
-        """The finer levels anew; the first `keep_levels` stay."""
-        piece = desk.tree.get(number).codes
-        if not 1 <= keep_levels < self.n_levels:
-            raise ValueError(f"levels to keep: expected 1 to {self.n_levels - 1}, found {keep_levels}")
-        given = self.generator.keep(piece, levels=keep_levels)
-        words = "new details" if keep_levels == 1 else f"new details, level {keep_levels + 1} on"
-        yield from self._draw(desk, number, words, wish, given.n_samples, given, tell)
-
-    def open(self, desk: Session, path: Path, tell: Tell) -> Iterator[Recording]:
-        """Take an uploaded file apart; see `read_recording`."""
-        desk.recording = None
-        for recording in read_recording(path, self.generator.tokenizer, self.limits, desk.shelf, tell):
-            desk.recording = recording
-            yield recording
-
-    def adopt(self, desk: Session) -> Version:
-        """The recording that was taken apart last as a version, to go on from."""
-        if desk.recording is None:
-            raise ValueError("there is no recording yet: drop one first")
-        version = desk.tree.add(desk.recording.name, desk.recording.codes)
-        desk.shelf.sound(version)
-        return version
-
-    def forget(self, desk: Session, number: int | None) -> int | None:
-        """Take a version away with all that was made of it; returns its parent, else the newest that is left."""
-        parent = desk.tree.get(number).parent
-        for version in desk.tree.forget(number):
-            desk.shelf.drop(version)
-        return parent if parent is not None else max(desk.tree.versions, default=None)
+        """Stop the work for a page that was closed."""
+        for session in list(self._sessions.values()):
+            if session.visitor == visitor:
+                session.stop.set()
 
     def warm_up(self) -> None:
-        """Decode and draw a second of anything: what libraries load at first use is loaded then."""
-        tokenizer, desk = self.generator.tokenizer, self.enter(None)
+        """Encode, decode and draw something, so that libraries load now what they load at first use."""
+        tokenizer, session = self.generator.tokenizer, self.enter(None)
         codes = tokenizer.encode(torch.zeros(tokenizer.sample_rate), tokenizer.sample_rate)
-        desk.shelf.picture(desk.tree.add("", codes))
+        session.files.picture(session.tree.add("", codes))
         with self._lock:
-            del self._desks[desk.token]
-        shutil.rmtree(desk.shelf.folder)
+            del self._sessions[session.token]
+        shutil.rmtree(session.files.folder)
 
-    def _seeded(self, wish: PieceRequest) -> PieceRequest:
-        if wish.seed is not None and not 0 <= wish.seed < 2**63:
-            raise ValueError(f"seed: expected a whole number from 0 on, found {wish.seed}")
-        seed = secrets.randbelow(10**6) if wish.seed is None else wish.seed
-        return dataclasses.replace(wish, seed=seed)
+    # --- new music ------------------------------------------------------------------------------------
 
-    def _with_holes(self, piece: Codes, share: float, chance: random.Random) -> list[Tensor]:
-        """A piece's levels, -1 where they are to be drawn."""
+    def make(self, job: Job, seconds: float) -> Iterator[Takes]:
+        """A new piece.
+
+        Raises (as all methods below):
+            ValueError: an impossible request.
+            Stopped: `session.stop` was set.
+        """
+        self.limits.check_seconds(seconds)
+        yield from self._draw(job, "new piece", self.generator.n_samples(seconds), None)
+
+    def extend(self, job: Job, before: float, after: float) -> Iterator[Takes]:
+        """Seconds of new music before and after a version, whose own codes stay."""
+        piece = job.version.codes
+        if min(before, after) < 0 or not before + after:
+            raise ValueError("give the seconds of new music, above 0, before or after the piece")
+        self.limits.check_seconds(piece.seconds + before + after)
+        mask = self.generator.keep(piece, before=before, after=after)
+        words = [f"{before:g} s before it"] * (before > 0) + [f"{after:g} s more"] * (after > 0)
+        yield from self._draw(job, ", ".join(words), mask.n_samples, mask)
+
+    def redraw(self, job: Job, start: float, end: float, keep_levels: int) -> Iterator[Takes]:
+        """A part anew, from second to second. Everything else stays, and there the first `keep_levels`."""
+        piece = job.version.codes
+        end = min(end, piece.seconds)
+        if not 0 <= start < end:
+            raise ValueError(
+                f"the part must begin before it ends, within the piece of {piece.seconds:.1f} s; "
+                f"found {start:g} to {end:g} s"
+            )
+        mask = self.generator.keep(piece, stretch=(start, end), levels=keep_levels)
+        yield from self._draw(job, f"new from {start:.1f} to {end:.1f} s", mask.n_samples, mask)
+
+    def vary(self, job: Job, percent: float) -> Iterator[Takes]:
+        """Parts here and there anew, in all so many per cent of the piece; other parts in each take."""
+        piece = job.version.codes
+        if not 0 < percent <= 100:
+            raise ValueError(f"how much to vary must be above 0 and up to 100 %; found {percent:g} %")
+        job = dataclasses.replace(job, request=self._with_seed(job.request))
+        rngs = [random.Random(f"{job.request.seed} {i}") for i in range(job.request.takes)]
+        takes = [self._gaps(piece, percent / 100, rng) for rng in rngs]
+        mask = CodeMask(piece.n_samples, [torch.stack(rows) for rows in zip(*takes, strict=True)])
+        yield from self._draw(job, f"varied by {percent:g} %", piece.n_samples, mask)
+
+    def rerender(self, job: Job, keep_levels: int) -> Iterator[Takes]:
+        """The finer levels anew; the first `keep_levels` stay."""
+        if not 1 <= keep_levels < self.n_levels:
+            raise ValueError(f"levels to keep: expected 1 to {self.n_levels - 1}, found {keep_levels}")
+        mask = self.generator.keep(job.version.codes, levels=keep_levels)
+        title = "new details" if keep_levels == 1 else f"new details from level {keep_levels}"
+        yield from self._draw(job, title, mask.n_samples, mask)
+
+    def _with_seed(self, request: PieceRequest) -> PieceRequest:
+        if request.seed is not None and not 0 <= request.seed < 2**63:
+            raise ValueError(f"the seed must be a whole number from 0 on; found {request.seed}")
+        seed = secrets.randbelow(10**6) if request.seed is None else request.seed
+        return dataclasses.replace(request, seed=seed)
+
+    def _gaps(self, piece: Codes, share: float, rng: random.Random) -> list[Tensor]:
+        """The levels of a piece, -1 where codes are to be drawn."""
         starts = [i * CELL_SECONDS for i in range(max(1, round(piece.seconds / CELL_SECONDS)))]
-        chosen = chance.sample(starts, max(1, round(share * len(starts))))
-        ends = {start: start + CELL_SECONDS for start in starts[:-1]} | {starts[-1]: piece.seconds}
-        kept = [self.generator.keep(piece, stretch=(start, ends[start])).levels for start in chosen]
-        return [functools.reduce(torch.minimum, levels) for levels in zip(*kept, strict=True)]
+        ends = [*starts[1:], piece.seconds]
+        chosen = rng.sample(list(zip(starts, ends, strict=True)), max(1, round(share * len(starts))))
+        masks = [self.generator.keep(piece, stretch=stretch).levels for stretch in chosen]
+        return [functools.reduce(torch.minimum, levels) for levels in zip(*masks, strict=True)]
 
-    def _draw(
-        self, desk: Session, parent: int | None, title: str, wish: PieceRequest, n_samples: int, given: CodeMask | None, tell: Tell
-    ) -> Iterator[Takes]:
-        if desk.stop.is_set():
+    def _draw(self, job: Job, title: str, n_samples: int, mask: CodeMask | None) -> Iterator[Takes]:
+        session, request = job.session, self._with_seed(job.request)
+        if session.stop.is_set():
             raise Stopped  # while it waited for its turn
-        if not 1 <= wish.takes <= self.limits.max_takes:
-            raise ValueError(f"takes: expected 1 to {self.limits.max_takes}, found {wish.takes}")
-        desk.tree.check_room(wish.takes)
-        if wish.chroma is not None:
-            check_reference(wish.chroma, self.generator.sample_rate, self.limits)
-        wish = self._seeded(wish)
-        desk.takes = []
-        desk.shelf.drop_sketches()
-        listener = self._listener(desk, n_samples, tell)
+        if not 1 <= request.takes <= self.limits.max_takes:
+            raise ValueError(f"takes: expected 1 to {self.limits.max_takes}, found {request.takes}")
+        session.tree.check_room(request.takes)
+        if request.chroma is not None:
+            uploads.check_reference(request.chroma, self.generator.sample_rate, self.limits)
+        session.takes = []
+        session.files.delete_kind("sketch")
+        on_codes, items = self._callback(job, n_samples), range(request.takes)
         takes: list[Codes] = []
-        with called_by_name(wish.chroma):
-            for takes in self.generator.grow(
-                n_samples, wish.seed or 0, range(wish.takes), given=given, on_codes=listener, **wish.options
-            ):
+        with uploads.named_as_uploaded(request.chroma):
+            growing = self.generator.grow(
+                n_samples, request.seed or 0, items, request.options, given=mask, on_codes=on_codes
+            )
+            for takes in growing:
                 n_levels = len(takes[0].levels)
                 if n_levels < self.n_levels:
-                    yield Takes(n_levels, [desk.shelf.sketch(codes) for codes in takes], [])
-        names = [f"{title}, take {i + 1}" if wish.takes > 1 else title for i in range(wish.takes)]
-        versions = [desk.tree.add(name, codes, parent, wish.seed) for name, codes in zip(names, takes, strict=True)]
-        desk.takes = versions
-        yield Takes(self.n_levels, [desk.shelf.sound(version) for version in versions], versions)
+                    yield Takes(n_levels, [session.files.sketch(codes) for codes in takes], [])
+        parent = job.number if mask else None
+        for i, codes in enumerate(takes):
+            name = f"{title}, take {i + 1}" if len(takes) > 1 else title
+            session.takes.append(session.tree.add(name, codes, parent, request.seed))
+        yield Takes(self.n_levels, [session.files.sound(version) for version in session.takes], session.takes)
 
-    def _listener(self, desk: Session, n_samples: int, tell: Tell) -> CodesCallback:
-        """Tells how far it is, a hundred times in all, and listens for being stopped."""
-        n_codes = [-(-n_samples // hop) for hop in self.generator.tokenizer.config.hop_lengths[: self.n_levels]]
-        told, stop = -1.0, desk.stop
+    def _callback(self, job: Job, n_samples: int) -> CodesCallback:
+        """Reports progress about a hundred times in all, and raises `Stopped` after `session.stop`."""
+        n_codes = [-(-n_samples // hop_length) for hop_length in self.generator.hop_lengths]
+        reported, stop = -1.0, job.session.stop
 
-        def listen(level: int, codes: Tensor, n_done: int) -> None:
-            nonlocal told
+        def on_codes(level: int, codes: Tensor) -> None:
+            nonlocal reported
             if stop.is_set():
                 raise Stopped
-            share = (sum(n_codes[:level]) + n_done) / sum(n_codes)
-            if share >= told + 0.01 or told < share == 1:
-                told = share
-                tell(share, f"level {level + 1} of {self.n_levels}")
+            share = (sum(n_codes[:level]) + codes.shape[1]) / sum(n_codes)
+            if share >= reported + 0.01 or reported < share == 1:
+                reported = share
+                job.on_progress(share, f"level {level} (the finest is {self.n_levels - 1})")
 
-        return listen
+        return on_codes
+
+    # --- uploads and versions -------------------------------------------------------------------------
+
+    def open(self, session: Session, path: Path, on_progress: OnProgress) -> Iterator[Recording]:
+        """Encode an uploaded file; see `read_recording`."""
+        session.recording = None
+        session.files.delete_kind("recording")
+        new_path = functools.partial(session.files.new_path, "recording")
+        tokenizer, limits = self.generator.tokenizer, self.limits
+        for recording in uploads.read_recording(path, tokenizer, limits, new_path, on_progress):
+            session.recording = recording
+            yield recording
+
+    def adopt(self, session: Session) -> Version:
+        """The last upload as a version, which can be changed."""
+        if session.recording is None:
+            raise ValueError("there is no recording yet: drop one first")
+        version = session.tree.add(session.recording.name, session.recording.codes)
+        session.files.sound(version)
+        return version
+
+    def delete(self, session: Session, number: int | None) -> int | None:
+        """Delete a version and all versions made from it; returns its parent, or else the newest version."""
+        parent = session.tree.get(number).parent
+        for version in session.tree.delete(number):
+            session.files.delete(version)
+        return parent if parent is not None else max(session.tree.versions, default=None)

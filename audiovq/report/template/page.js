@@ -76,7 +76,7 @@
   $$(".clip").forEach(player);
 
   // ---- A/B/X ----
-  const chanceOf = (right, n) => {  // P(at least so many right by guessing)
+  const probabilityOf = (right, n) => {  // P(at least so many right by guessing)
     let sum = 0, ways = 1;  // ways = C(n, k)
     for (let k = 0; k <= n; k++) {
       if (k >= right) sum += ways;
@@ -109,7 +109,7 @@
       return audio;
     };
     const place = () => {
-      const playing = state && state.heard ? state.audio[state.heard] : null;
+      const playing = state && state.source ? state.audio[state.source] : null;
       if (!playing) return;
       seek.value = playing.currentTime;
       time.textContent = clock(playing.currentTime);
@@ -121,10 +121,10 @@
       $$("[data-listen]", test).forEach((button) => button.setAttribute("aria-pressed", "false"));
     };
     const listen = (name) => {
-      const at = state.heard ? state.audio[state.heard].currentTime : Number(seek.value);
+      const at = state.source ? state.audio[state.source].currentTime : Number(seek.value);
       silence();
       pause();
-      state.heard = name;
+      state.source = name;
       state.audio[name].currentTime = at;
       state.audio[name].play().then(place, () => {});
       $(`[data-listen="${name}"]`, test).setAttribute("aria-pressed", "true");
@@ -133,13 +133,13 @@
     const nextTrial = () => {
       state.truth = crypto.getRandomValues(new Uint8Array(1))[0] & 1 ? "a" : "b";
       state.audio.x = sound(state.truth);
-      if (state.heard === "x") state.heard = null;
+      if (state.source === "x") state.source = null;
       $("#abx-progress").textContent = `Trial ${state.done + 1} of ${state.n}`;
       $$("[data-answer]", test).forEach((button) => (button.disabled = true));
     };
     const show = (part) => [setup, test, result].forEach((each) => (each.hidden = each !== part));
     const finish = () => {
-      const p = chanceOf(state.right, state.n);
+      const p = probabilityOf(state.right, state.n);
       $("#abx-score").textContent = `${state.right} of ${state.n} right`;
       $("#abx-p").textContent = pText(p);
       const percent = p < 0.001 ? "less than 0.1" : (100 * p).toFixed(1);
@@ -175,7 +175,7 @@
         choice.b.setCustomValidity("");
         return;
       }
-      state = { n: Number($("#abx-trials").value), done: 0, right: 0, heard: null, audio: { a: sound("a"), b: sound("b") } };
+      state = { n: Number($("#abx-trials").value), done: 0, right: 0, source: null, audio: { a: sound("a"), b: sound("b") } };
       const clips = groups[choice.group.value].clips.map((clip) => Number(document.getElementById(clip.id).dataset.seconds));
       seek.max = Math.min(clips[choice.a.value], clips[choice.b.value]);
       seek.value = 0;
@@ -187,7 +187,7 @@
     $$("[data-listen]", test).forEach((button) => button.addEventListener("click", () => listen(button.dataset.listen)));
     $$("[data-answer]", test).forEach((button) => button.addEventListener("click", () => answer(button.dataset.answer)));
     seek.addEventListener("input", () => {
-      if (state.heard) state.audio[state.heard].currentTime = Number(seek.value);
+      if (state.source) state.audio[state.source].currentTime = Number(seek.value);
       time.textContent = clock(Number(seek.value));
     });
     $("#abx-stop").addEventListener("click", () => { pause(); state = null; show(setup); });

@@ -27,7 +27,7 @@ const show = () => {
   if (value.picture) find("img").src = value.picture;
   if (!value.sound) audio.removeAttribute("src");
   else if (audio.getAttribute("src") !== value.sound) {
-    // A finer rendering of what is being heard goes on where the coarser one was.
+    // A finer version of the sound that is playing continues at the same time.
     const place = piece === value.piece ? audio.currentTime : 0, playing = piece === value.piece && !audio.paused;
     audio.src = value.sound;
     audio.addEventListener("loadedmetadata", () => {
