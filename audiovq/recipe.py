@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from audiovq import config as conf
 from audiovq.config import Config, recipe_folders
+from audiovq.data.data_config import DataConfig
 from audiovq.data.storage import is_url
-from audiovq.data.tracks import DataConfig
 from audiovq.prior.prior import PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.discriminators import AdversarialConfig

@@ -140,4 +140,4 @@ def test_sampling_that_is_asked_to_stop_keeps_what_it_has(
     assert "the same command with --seed 1 goes on" in result.output
     again = cli(*options)
     assert again.exit_code == 0
-    assert "going on from 99 codes" in again.output
+    assert "going on from 100 codes" in again.output

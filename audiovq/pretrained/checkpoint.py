@@ -16,10 +16,9 @@ from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
-from audiovq.utils.files import SUMS, atomic_folder, write_checksums
+from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, write_checksums
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 # --- read -----------------------------------------------------------------------------------------
@@ -39,7 +38,7 @@ def load_prior(folder: Path) -> tuple[Prior, SamplingConfig]:
     """The prior of a folder and its recommended sampling settings; raises as `load_tokenizer`."""
     content, path = read_config(folder, "prior"), folder / CONFIG
     config = validation.build_config(PriorConfig, content, "model", path)
-    spec = validation.prior_spec(content, config, path)
+    spec = validation.prior_spec(content, config.label_names, path)
     sampling = validation.build_config(SamplingConfig, content, "sampling", path)
     shapes = validation.read_shapes(folder / WEIGHTS)
     with validation.memory_limit(shapes, path):
@@ -67,8 +66,10 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 
 def _load_weights(network: NetworkT, shapes: validation.Shapes, folder: Path) -> NetworkT:
     """Put the weights of a folder into a network, as float32, for inference."""
+    expected = network.state_dict()
+    shapes = compat.without_obsolete(shapes, expected)
     validation.check_network(network, shapes, folder / CONFIG, folder / WEIGHTS)
-    found = compat.without_obsolete(read_tensors(folder / WEIGHTS), network.state_dict())
+    found = compat.without_obsolete(read_tensors(folder / WEIGHTS), expected)
     network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in found.items()})
     return network.eval().requires_grad_(False)
 

@@ -1,26 +1,17 @@
-"""Writes folders of models to share: weights, configs, and a model card with what the run knows."""
+"""Exports the models of a run: the folder of `save_pretrained`, with what the run knows in its model card."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from audiovq import config as conf
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint, onnx_files
-from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
-from audiovq.pretrained.model_card import ModelFacts, RunFacts, model_card
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.pretrained.model_card import ModelFacts, RunFacts
+from audiovq.pretrained.save import save_pretrained
 from audiovq.recipe import Recipe, load_saved_recipe
-from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.files import atomic_folder
 
 CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
 # Labels of tracks that are listed in the card, with the names that they may have.
@@ -41,7 +32,8 @@ def export_model(
     """Write the models of a run, of a model folder or of a hub id into a new folder.
 
     Args:
-        half, onnx, repo_id: see `save_pretrained`.
+        half, repo_id: see `save_pretrained`.
+        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
         credits: text file for the card; default see `find_credits`.
         license, license_name, license_text: see `RunFacts`.
     Returns:
@@ -49,6 +41,8 @@ def export_model(
     Raises:
         ValueError: no model, a folder that is not empty, or a credits file that is missing.
     """
+    if onnx:
+        onnx_files.check_installed()
     place = resolve_model(source)
     network = checkpoint.load_tokenizer(tokenizer_folder(place))
     loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]
@@ -57,7 +51,8 @@ def export_model(
     run.license, run.license_name, run.license_text = license, license_name, license_text
     if credits is not None:
         run.credits = _read_text(credits)
-    model = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
+    add_files = _add_onnx if onnx else None
+    model = save_pretrained(folder, network, priors, sampling, half=half, repo_id=repo_id, run=run, add_files=add_files)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]
@@ -70,70 +65,9 @@ def export_model(
     return lines
 
 
-def save_pretrained(
-    folder: str | Path,
-    network: VQVAE,
-    priors: Sequence[Prior] = (),
-    sampling: Sequence[SamplingConfig] = (),
-    *,
-    half: bool = False,
-    onnx: bool = False,
-    repo_id: str | None = None,
-    run: RunFacts | None = None,
-) -> ModelFacts:
-    """Write a folder to share, with weights, configs and a model card; it appears when it is whole.
-
-    Args:
-        half: weights in half precision.
-        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
-        repo_id: its name on the hub, for the card.
-        run: for the card.
-    Raises:
-        ValueError: the folder is not empty, or it cannot be written.
-    """
-    folder, run = Path(folder).absolute(), run or RunFacts()
-    if onnx:
-        onnx_files.check_installed()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: expected a new or empty folder, found files; choose another, or empty it")
-    with atomic_folder(folder) as temporary:
-        model = ModelFacts(
-            name=run.name or (repo_id or folder.name).split("/")[-1],
-            config=network.config,
-            tokenizer_hash=save_models(temporary, network, priors, sampling, half),
-            specs=[prior.spec for prior in priors],
-            n_parameters=sum(p.numel() for n in (network, *priors) for p in n.parameters()),
-            half=half,
-        )
-        if onnx:
-            saved = checkpoint.load_tokenizer(temporary / "tokenizer")
-            model.onnx = onnx_files.export_onnx(temporary / "onnx", saved)
-        card = model_card(model, run, repo_id or "OWNER/NAME")
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    return model
-
-
-def save_models(
-    folder: Path,
-    network: VQVAE,
-    priors: Sequence[Prior] = (),
-    sampling: Sequence[SamplingConfig] = (),
-    half: bool = False,
-) -> str:
-    """Write tokenizer/ and prior-0/ … below `folder`; returns the hash of the tokenizer that was written.
-
-    Args:
-        half: weights in half precision. Rounding makes another tokenizer, so the saved priors get its hash.
-    """
-    dtype = torch.float16 if half else None
-    checkpoint.save_tokenizer(folder / "tokenizer", network, dtype)
-    identity = tokenizer_hash(checkpoint.load_tokenizer(folder / "tokenizer"))
-    for level, prior in enumerate(priors):
-        renamed = copy.copy(prior)  # shares the weights
-        renamed.spec = dataclasses.replace(prior.spec, tokenizer_hash=identity)
-        settings = sampling[level] if sampling else SamplingConfig()
-        checkpoint.save_prior(folder / f"prior-{level}", renamed, settings, dtype)
-    return identity
+def _add_onnx(folder: Path, model: ModelFacts) -> None:
+    network = checkpoint.load_tokenizer(folder / "tokenizer")
+    model.onnx = onnx_files.export_onnx(folder / "onnx", network)
 
 
 # --- facts for the model card ---------------------------------------------------------------------

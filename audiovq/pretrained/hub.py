@@ -11,8 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from audiovq.pretrained.checkpoint import CONFIG, WEIGHTS
-from audiovq.utils.files import SUMS
+from audiovq.utils.files import CONFIG, SUMS, WEIGHTS
 
 # The files of a model. Others, such as a pickle or a script, are neither downloaded nor sent.
 FOLDERS = ("", "tokenizer/", "prior-[0-9]*/")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 from torch import Tensor
 
-from audiovq.prior.prior import Prior
-from audiovq.tokenizer.vqvae import VQVAE
+if TYPE_CHECKING:
+    from audiovq.prior.prior import Prior
+    from audiovq.tokenizer.vqvae import VQVAE
 
 # The components of a tokenizer's config: their keys in the order of version 0.1, by canonical name, with
 # the defaults of version 0.1. A setting that is added later goes to the end, with the value that leaves the

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from audiovq import config as conf
 from audiovq.pretrained import hub
-from audiovq.pretrained.checkpoint import CONFIG, read_config
+from audiovq.utils.files import CONFIG
 
 
 def resolve_model(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
@@ -73,11 +74,17 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
     for folder in runs.iterdir() if runs.is_dir() else ():
         last = folder / "tokenizer" / CONFIG
         if last.is_file() and prior:
-            n_levels = len(read_config(last.parent, "tokenizer")["model"]["hop_lengths"])
-            last = folder / f"prior-{n_levels - 1}" / CONFIG
+            last = folder / f"prior-{_n_levels(last) - 1}" / CONFIG
         if last.is_file():
             finished[folder] = last.stat().st_mtime
     if finished:
         newest = max(finished, key=lambda folder: finished[folder])
         return newest, f"the newest run, {newest}"
     return bundled_model(), "the bundled model"
+
+
+def _n_levels(config: Path) -> int:
+    try:
+        return len(conf.read_json(config)["model"]["hop_lengths"])
+    except (KeyError, TypeError):
+        raise ValueError(f"{config}: expected the config of a tokenizer; delete the run or train it again") from None

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCardData
 
-from audiovq.prior.prior import PriorSpec
+from audiovq.prior.spec import PriorSpec
 from audiovq.tokenizer.vqvae import VQVAEConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from audiovq import config as conf
 from audiovq.config import Config
-from audiovq.prior.prior import PriorConfig, PriorSpec
-from audiovq.utils import compat
+from audiovq.prior.spec import PriorSpec
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 Shapes = dict[str, tuple[tuple[int, ...], bool]]  # of tensors by name; True for floating-point numbers
@@ -85,8 +84,12 @@ class _Spec(Config):
     vocabularies: dict[str, tuple[str, ...]]
 
 
-def prior_spec(content: dict[str, Any], config: PriorConfig, path: Path) -> PriorSpec:
-    """Build the part `spec` of a prior's config.json; raises as `build_config`."""
+def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> PriorSpec:
+    """Build the part `spec` of a prior's config.json; raises as `build_config`.
+
+    Args:
+        labels: names of the labels that need a vocabulary.
+    """
     spec = build_config(_Spec, content, "spec", path)
     hops = list(spec.hop_lengths)
     if spec.level >= len(hops) or min(hops) < 2 or any(a < b or a % b for a, b in itertools.pairwise(hops)):
@@ -94,7 +97,7 @@ def prior_spec(content: dict[str, Any], config: PriorConfig, path: Path) -> Prio
             f"{path}: spec: expected a level below {len(hops)} and hop_lengths that never rise, each divisible "
             f"by the next, found level {spec.level} of {hops}"
         )
-    missing = [name for name in config.label_names if name not in spec.vocabularies]
+    missing = [name for name in labels if name not in spec.vocabularies]
     if missing or any(len(values) > LARGEST_VOCABULARY for values in spec.vocabularies.values()):
         names = ", ".join(missing)
         raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {names}")
@@ -175,12 +178,11 @@ def check_network(network: nn.Module, shapes: Shapes, config: Path, weights: Pat
             expected = f"expected at most {LARGEST_RADIUS} samples"
             raise ValueError(f"{config}: {name}: {expected}, too many blocks or too long hops")
     expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in network.state_dict().items()}
-    found = compat.without_obsolete(shapes, expected)
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
             raise ValueError(
                 f"{weights}: weights do not fit the config: {name}: expected {_text(expected.get(name))}, "
-                f"found {_text(found.get(name))}"
+                f"found {_text(shapes.get(name))}"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-SUMS = "sha256.json"  # the checksums of a folder's files
+CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"  # the files of a model's folder
 
 
 @contextlib.contextmanager
