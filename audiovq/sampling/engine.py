@@ -183,7 +183,10 @@ class PackedEngine:
 
 class GraphEngine:
     """The prior's own forward with the position in a tensor. On CUDA a step is captured once as a graph and
-    replayed for each position, so the loop launches one graph per code and never waits for the device."""
+    replayed for each position, so the loop launches one graph per code and never waits for the device.
+
+    The arithmetic is tested on the CPU; capture and replay on a GPU are not tested.
+    """
 
     def __init__(self, prior: Prior, batch: int, precision: str = "fp32"):
         weight, dim = prior.head.weight, prior.config.transformer.dim
