@@ -60,7 +60,7 @@ def test_sample_writes_exact_lengths_and_the_same_again(tiny_run: Path, tmp_path
         1.5,
         "--seed",
         3,
-        "--n",
+        "--num",
         2,
         "--out",
         tmp_path / "a.wav",
@@ -132,7 +132,9 @@ def test_wrong_codes_models_and_places(tiny_run: Path, tmp_path: Path) -> None:
         cli("sample", "--model", tiny_run, "--out", tmp_path / "file" / "x.wav"), "cannot write there"
     )
     assert_one_line_error(cli("sample", "--model", tiny_run, "--label", "folk", "--out", out), "NAME=VALUE")
-    assert_one_line_error(cli("sample", "--model", tiny_run, "--top-k", "a", "--out", out), "one number or one a level")
+    assert_one_line_error(
+        cli("sample", "--model", tiny_run, "--top-k", "a", "--out", out), "one number or one per level"
+    )
 
 
 def test_wrong_recipes_and_data(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -145,7 +147,9 @@ def test_wrong_recipes_and_data(tiny_recipe: Path, tmp_path: Path) -> None:
         cli("train", tiny_recipe, "--out", tmp_path / "run2", "--data", tmp_path / "empty"), "no audio found"
     )
     assert not (tmp_path / "run" / "recipe.yaml").exists()  # wrong data claims no folder
-    assert_one_line_error(cli("train", tiny_recipe, *out, "--stage", "prior"), "tokenizer, decoder, codes, priors")
+    assert_one_line_error(
+        cli("train", tiny_recipe, *out, "--stage", "prior"), "'tokenizer', 'decoder', 'codes', 'priors'"
+    )
     assert_one_line_error(cli("train", tiny_recipe, *out, "--nonsense"), "--nonsense")
 
 
@@ -239,7 +243,7 @@ def test_a_package_that_does_not_load(tmp_path: Path, broken: str, words: str) -
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert words in result.stderr
-    assert "`audiovq doctor` says" in result.stderr
+    assert "`audiovq doctor` finds" in result.stderr
 
 
 def test_a_log_gets_plain_lines(tmp_path: Path) -> None:

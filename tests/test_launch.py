@@ -42,20 +42,10 @@ def losses(run: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def stopped(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, float]:
-    """A run on two processes whose launcher got a SIGTERM; exit code, what it said, and how long it took to go."""
+    """A run on two processes whose launcher got a SIGTERM; its exit code, errors, and seconds until it ended."""
     run = tmp_path_factory.mktemp("launch") / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "audiovq",
-        "train",
-        str(tiny_recipe),
-        "--out",
-        str(run),
-        *OPTIONS,
-        "--processes",
-        "2",
-    ]
+    words = ["train", str(tiny_recipe), "--out", str(run), *OPTIONS, "--processes", "2"]
+    command = [sys.executable, "-m", "audiovq", *words]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     metrics, deadline = run / "training" / "tokenizer" / "metrics.jsonl", time.monotonic() + 100
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
@@ -70,7 +60,7 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint(stopped: tuple[Path, int, s
     run, code, errors, seconds = stopped
     assert code == 128 + signal.SIGTERM, errors
     assert seconds < 30
-    assert len(re.findall(r"stopped by SIGTERM after step \d+ of tokenizer; the same command goes on", errors)) == 1
+    assert len(re.findall(r"stopped by SIGTERM after step \d+ of tokenizer; the same command resumes it", errors)) == 1
     assert "Traceback" not in errors
     saved = newest(run / "training" / "tokenizer" / "checkpoints")
     assert saved is not None
@@ -80,23 +70,23 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint(stopped: tuple[Path, int, s
 def test_two_nodes_go_on_and_end_near_one_process(
     stopped: tuple[Path, int, str, float], tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """torchrun's line from the README, on two "nodes" of this machine, all stages; the prior's weights are shared out."""
+    """torchrun's line from the README, on two "nodes" of this machine, all stages, with a sharded prior."""
     run, port = stopped[0], free_port()
     node = [*LAUNCHERS, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
             "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "music", "-m", "audiovq", "train", str(tiny_recipe), "--out", str(run),
             *OPTIONS]  # fmt: skip
     nodes = [subprocess.Popen(node, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=200)[1] for process in nodes]
-    assert [process.returncode for process in nodes] == [0, 0], said
-    assert sum("going on from step" in text for text in said) == 1  # the first rank speaks
+    errors = [process.communicate(timeout=200)[1] for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], errors
+    assert sum("continues from step" in text for text in errors) == 1  # only rank 0 prints
     alone = cli("train", tiny_recipe, "--out", tmp_path / "one", *OPTIONS, "--stage", "tokenizer", "--stage", "codes")
-    assert alone.exit_code == 0
+    assert alone.exit_code == 0, alone.output
     two, one = losses(run), losses(tmp_path / "one")
     assert list(two) == list(one)
     assert [two[step] for step in two] == pytest.approx(list(one.values()), rel=0.02)
     assert list(two.values())[:10] == pytest.approx(list(one.values())[:10], rel=1e-4)
     entries = [[t.path for t in Shards(folder / "codes").index.tracks] for folder in (run, tmp_path / "one")]
-    assert entries[0] == entries[1]  # however the tracks were shared out
+    assert entries[0] == entries[1]  # the split over processes changes nothing
     shards = Shards(run / "codes")
     assert shards.index.tokenizer_hash == tokenizer_hash(checkpoint.load_tokenizer(run / "tokenizer"))
     assert json.loads((run / "report.json").read_text())["levels"][2]["bits_per_code"] > 0
@@ -105,18 +95,9 @@ def test_two_nodes_go_on_and_end_near_one_process(
 
 @pytest.mark.slow
 def test_srun_and_accelerate_launch(tiny_recipe: Path, tmp_path: Path) -> None:
-    """The same command; srun is played by its variables."""
-    command = [
-        "-m",
-        "audiovq",
-        "train",
-        str(tiny_recipe),
-        "--set",
-        "tokenizer.training.batch_size=3",
-        "--stage",
-        "tokenizer",
-        "--out",
-    ]
+    """The same command; srun is imitated by its environment variables."""
+    options = ["--set", "tokenizer.training.batch_size=3", "--stage", "tokenizer", "--out"]
+    command = ["-m", "audiovq", "train", str(tiny_recipe), *options]
     step = {
         "SLURM_JOB_ID": str(free_port()),
         "SLURM_STEP_ID": "0",
@@ -135,3 +116,13 @@ def test_srun_and_accelerate_launch(tiny_recipe: Path, tmp_path: Path) -> None:
                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]  # fmt: skip
     subprocess.run([*accelerate, *command, str(tmp_path / "accelerate")], env=environment(), check=True, timeout=200)
     assert losses(tmp_path / "srun") == pytest.approx(losses(tmp_path / "accelerate"), rel=1e-4)  # threads may differ
+
+
+def test_a_failed_process_is_one_line_of_the_launcher(tmp_path: Path) -> None:
+    """A mistake of the user (exit code 2): its message, and the launcher's line without the advice to resume."""
+    command = [sys.executable, "-m", "audiovq", "train", "quickstart", "--processes", "2", "--data", str(tmp_path)]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert result.returncode == 2, result.stderr
+    assert f"audiovq: {tmp_path}: no audio found" in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last == "audiovq: one of 2 processes failed with exit code 2; its message is above"

@@ -104,7 +104,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.count(None, None) == 4  # all that are visible
     assert launch.count(2, None) == 2
     assert launch.count(None, 3) == 3
-    for gpus, processes, message in ((8, None, "expected at most the 4 GPUs"), (1, 1, "expected one of them")):
+    for gpus, processes, message in ((8, None, "expected at most the 4 GPUs"), (1, 1, "expected only one of them")):
         with pytest.raises(ValueError, match=message):
             launch.count(gpus, processes)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)

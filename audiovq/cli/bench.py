@@ -1,7 +1,5 @@
 """`audiovq bench`: how fast a model generates."""
 
-from __future__ import annotations
-
 from click import IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER, json_option, number_list, pick_model, show
@@ -16,7 +14,7 @@ PRECISION_HELP = "fp32, fp16, bf16, int8, auto, or all; several are separated by
 @option("--threads", type=IntRange(min=1), help="CPU threads; default all.")
 @json_option
 def bench(model: str | None, batch: list[int], precision: str, threads: int | None, json_file: str | None) -> None:
-    """Measure codes and seconds of audio that MODEL generates a second, beside the limit set by memory bandwidth."""
+    """Measure how fast MODEL generates, in codes and seconds of audio, and compare with memory bandwidth."""
     import torch
 
     from audiovq import api

@@ -1,7 +1,5 @@
 """`audiovq completion`: completion of words in a shell."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -15,7 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 @argument("name", metavar="[bash|zsh|fish]", required=False, type=Choice(SHELLS))
 @pass_context
 def completion(context: Context, name: str | None) -> None:
-    """Print a script that lets a shell complete commands, options, recipes and files. Default: the current shell.
+    """Print a script that lets a shell complete words. Default: the current shell.
 
     \b
     bash:  mkdir -p ~/.local/share/bash-completion/completions

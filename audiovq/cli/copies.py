@@ -1,7 +1,5 @@
 """`audiovq copies`: passages that a piece shares with the training tracks."""
 
-from __future__ import annotations
-
 from click import argument, command
 
 from audiovq.cli.options import FILE, FOLDER, json_option, show

@@ -1,7 +1,5 @@
 """`audiovq decode`: codes to audio."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from click import Choice, argument, command, option

@@ -1,7 +1,5 @@
 """`audiovq doctor`: can audiovq work on this machine?"""
 
-from __future__ import annotations
-
 import sys
 
 from click import command, echo
@@ -12,7 +10,7 @@ from audiovq.cli.options import json_option, write_json
 @command()
 @json_option
 def doctor(json_file: str | None) -> None:
-    """Check the installation and this machine, and make a little music. Exit code 1 if audiovq cannot work here."""
+    """Check the installation and make a little music. Exit code 1 if audiovq cannot work here."""
     from audiovq.pipeline.doctor import examine, is_broken
 
     results = []

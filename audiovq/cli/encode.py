@@ -1,7 +1,5 @@
 """`audiovq encode`: audio to codes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from click import argument, command, option

@@ -1,7 +1,5 @@
 """`audiovq eval`: how good a tokenizer, or generated music, is."""
 
-from __future__ import annotations
-
 from click import IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER, json_option, write_json
@@ -24,7 +22,7 @@ def evaluate(
     seconds: float,
     seed: int,
 ) -> None:
-    """Measure how well MODEL reconstructs the music in DATA, or with --generated how close its own music is to it.
+    """Measure how well MODEL reconstructs the music in DATA, or how similar music MODEL generates.
 
     Default of DATA: the held-out tracks of the run.
     """

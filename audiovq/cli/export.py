@@ -1,7 +1,5 @@
 """`audiovq export`: a model folder to share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`audiovq info`: facts about a file or folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from click import argument, command

@@ -1,7 +1,5 @@
 """The command `audiovq`: a group of commands whose errors are one line each."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -34,7 +32,7 @@ COMMANDS = (
     bench, completion, copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
     studio, train,
 )  # fmt: skip
-COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # in an OSError when a compiled part of a package cannot load
+COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # its name is in the OSError if it cannot load
 
 
 class OneLineErrors(click.Group):
@@ -63,18 +61,19 @@ class OneLineErrors(click.Group):
         except (ValueError, OSError, ImportError) as error:
             if debug:
                 traceback.print_exc()
-            advice = "; `audiovq doctor` finds the broken package and says what to do" if _cannot_load(error) else ""
+            advice = "; `audiovq doctor` finds the broken package" if _cannot_load(error) else ""
             _fail(f"{error}{advice}", 2)
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            advice = "please report it with the output of the same command with --debug, and of `audiovq doctor`"
+            advice = "please report it with the output of this command with --debug and of `audiovq doctor`"
             _fail(f"internal error: {type(error).__name__}: {error}; {advice}", 1)
 
 
 def _cannot_load(error: Exception) -> bool:
     """True if a package is missing or broken, in contrast to a wrong input."""
-    return isinstance(error, ImportError) or (isinstance(error, OSError) and bool(COMPILED_LIBRARY.search(str(error))))
+    is_library = isinstance(error, OSError) and COMPILED_LIBRARY.search(str(error)) is not None
+    return isinstance(error, ImportError) or is_library
 
 
 def _fail(message: str, code: int) -> NoReturn:

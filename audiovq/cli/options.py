@@ -1,53 +1,27 @@
-"""Options that several commands share, the types of their values, and the arrangement of `--json` and `--debug`."""
-
-from __future__ import annotations
+"""Options that several commands share, the types of their values, and output as lines or JSON."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-F = TypeVar("F", bound=Callable[..., Any])
+# --- values of options ----------------------------------------------------------------------------
 
-
-# --- types ------------------------------------------------------------------------------------------------------------
-
-
-class PathName(click.ParamType):
-    """A path that a shell completes as a file or, with `kind` "dir", as a folder. Commands check that it exists."""
-
-    def __init__(self, kind: str = "file"):
-        self.kind = self.name = kind
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, type=self.kind)]
-
-
-class NameOrPath(PathName):
-    """One of the names that `list_names` returns, or a path."""
-
-    def __init__(self, list_names: Callable[[], Sequence[str]], kind: str = "file"):
-        super().__init__(kind)
-        self.list_names = list_names
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        names = [CompletionItem(name) for name in self.list_names() if name.startswith(incomplete)]
-        return [*super().shell_complete(ctx, param, incomplete), *names]  # bash drops what comes before a path
-
-
-FILE, FOLDER = PathName(), PathName("dir")
+FILE, FOLDER = click.Path(), click.Path(file_okay=False)  # they need not exist
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with audiovq; `base` only exists to be extended."""
+def complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files, and the recipes that come with audiovq except `base`, which only exists to be extended."""
     from audiovq.config import recipe_folders
 
-    return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")} - {"base"})
+    names = {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")} - {"base"}
+    recipes = [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+    return [CompletionItem(incomplete, type="file"), *recipes]  # in bash, names must come after the file item
 
 
 def number_list(kind: type) -> Any:
@@ -74,26 +48,19 @@ def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-# --- shared options ---------------------------------------------------------------------------------------------------
+# --- shared options -------------------------------------------------------------------------------
 
 JSON_HELP = "Print the result as JSON and nothing else; with a FILE.json, write it there and print as usual."
-REPORT_HELP = "Write a listening page or not; the environment variable AUDIOVQ_REPORT=0 turns it off for good."
-MODEL_HELP = (
-    "A run, a model folder, a hub id or `default` (the bundled model). By default the newest run, else `default`."
-)
+MODEL_HELP = "A run, model folder, hub id or `default`, the bundled model. Default: newest run, else `default`."
+REPORT_HELP = "Write a page to listen to or not; the environment variable AUDIOVQ_REPORT=0 means never."
+SET_HELP = "Change a recipe value: a.b=value (repeatable)."
 
 data_option = click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
 model_option = click.option("--model", type=FOLDER, metavar="MODEL", help=MODEL_HELP)
-recipe_argument = click.argument("recipe", type=NameOrPath(recipe_names))
+recipe_argument = click.argument("recipe", shell_complete=complete_recipe)
 report_option = click.option("--report/--no-report", "page", default=True, envvar="AUDIOVQ_REPORT", help=REPORT_HELP)
-set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: a.b=value (repeatable)."
-)
-
-
-def json_option(command: F) -> F:
-    """`--json [FILE]`; the function's `json_file` is None, "-" for standard output, or the file."""
-    return click.option("--json", "json_file", metavar="[FILE]", help=JSON_HELP)(command)
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
+json_option = click.option("--json", "json_file", metavar="[FILE]", help=JSON_HELP)
 
 
 def pick_model(name: str | None, prior: bool = True) -> Path:
@@ -108,10 +75,11 @@ def pick_model(name: str | None, prior: bool = True) -> Path:
     return folder
 
 
-# --- output -----------------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def write_json(file: str | None, facts: Any) -> None:
+    """Write the value of `--json`: None writes nothing, "-" to standard output, else to that file."""
     text = json.dumps(facts, indent=2, ensure_ascii=False)
     if file == "-":
         click.echo(text)
@@ -120,7 +88,7 @@ def write_json(file: str | None, facts: Any) -> None:
 
 
 def show(lines: Sequence[str], facts: Any, json_file: str | None) -> None:
-    """Print a result as lines, or as JSON only; see `json_option`."""
+    """Print a result as lines, or as JSON only; see `write_json`."""
     if json_file != "-":
         click.echo("\n".join(lines))
     write_json(json_file, facts)

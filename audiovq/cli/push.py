@@ -1,7 +1,5 @@
 """`audiovq push`: a model to the Hugging Face hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

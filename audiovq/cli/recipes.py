@@ -1,7 +1,5 @@
 """`audiovq recipes`: the recipes that come with audiovq."""
 
-from __future__ import annotations
-
 from click import command
 
 from audiovq.cli.options import json_option, show

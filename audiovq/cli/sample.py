@@ -1,7 +1,5 @@
 """`audiovq sample`: new music, or changes to a piece."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Any
@@ -11,44 +9,49 @@ from click import IntRange, command, echo, option
 from audiovq.cli import options
 
 COUNT, NUMBER, SECONDS = IntRange(min=1), IntRange(min=0), {"type": float, "metavar": "SECONDS"}
-LEVELS = "one value, or one per level"
+LEVELS = "one value or one per level"
 GUIDANCE_HELP = f"How closely label, text and chroma are followed, 1 as trained; {LEVELS}."
 
 
 @command()
 @options.model_option
 @option("--seconds", type=float, help="Length of each piece, including a prompt; default 20.")
-@option("--seed", type=NUMBER, help="The same seed gives the same music; default a new one, which is printed.")
+@option("--seed", type=NUMBER, help="The same seed gives the same music; default a random one.")
 @option("--num", type=int, default=1, show_default=True, help="Number of pieces.")
 @option("--index", type=NUMBER, help="Index of the first piece: --index 3 is the fourth of --num 8.")
 @option("--temperature", callback=options.number_list(float), help=f"Above 1 wilder, below 1 tamer; {LEVELS}.")
-@option("--top-k", callback=options.number_list(int), help=f"Only the k most likely codes, 0 for all; {LEVELS}.")
-@option("--top-p", callback=options.number_list(float), help=f"Only the most likely codes that make up p; {LEVELS}.")
+@option("--top-k", callback=options.number_list(int), help=f"Only the k likeliest codes, 0 for all; {LEVELS}.")
+@option(
+    "--top-p", callback=options.number_list(float), help=f"Only the likeliest codes, up to probability p; {LEVELS}."
+)
 @option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
 @option("--text", default="", help="A caption or lyrics, for a model trained with them.")
-@option("--chroma", type=options.FILE, metavar="SONG", help="A recording whose melody and harmony the music follows.")
+@option("--chroma", type=options.FILE, metavar="SONG", help="Recording whose melody and harmony to follow.")
 @option("--guidance", callback=options.number_list(float), help=GUIDANCE_HELP)
 @option("--prompt", type=options.FILE, metavar="CLIP", help="Audio or codes file to continue.")
-@option("--edit", "source", type=options.FILE, metavar="FILE", help="Audio or codes file to change, see below.")
+@option("--edit", "source", type=options.FILE, metavar="FILE", help="Audio or codes file to change.")
 @option("--from", "start", **SECONDS, help="Replace the music from here; default the beginning.")
 @option("--to", "end", **SECONDS, help="Replace the music up to here; default the end.")
 @option("--before", default=0.0, **SECONDS, help="New music before the piece.")
 @option("--after", default=0.0, **SECONDS, help="New music after the piece.")
-@option("--keep-levels", type=int, help="Keep the first levels and replace the finer ones (within --from, --to).")
+@option("--keep-levels", type=int, help="Keep the first levels, replace the finer ones (within --from, --to).")
 @option("--keep-audio", is_flag=True, help="Keep the original audio outside the edit; cross-fades of 50 ms.")
 @option("--best", type=int, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
-@option("--stream", type=options.FILE, metavar="FILE", help="WAV to write while it is generated; - is standard output.")
+@option("--stream", type=options.FILE, metavar="FILE", help="WAV to write during generation; - is standard output.")
 @option("--save-codes", is_flag=True, help="Also write a .codes file of each piece, for --edit.")
 @option("--precision", default="auto", show_default=True, help="fp32, fp16, bf16 or int8: see `audiovq bench`.")
-@option("--segments", type=COUNT, default=1, show_default=True, help="Segments of a finer level generated at once.")
+@option("--segments", type=COUNT, default=1, show_default=True, help="Segments of a finer level at once.")
 @option("--check-copies", is_flag=True, help="Print what each piece shares with the run's training tracks.")
 @option("--gpus", type=COUNT, default=1, show_default=True, help="Distribute the pieces over this many GPUs.")
 @option("--processes", type=COUNT, help="Distribute the pieces over this many processes on the CPU.")
-@option("--out", type=options.FILE, metavar="PATH", help="A .wav or .flac file, or a folder; default music-<seed>.wav.")
+@option("--out", type=options.FILE, metavar="PATH", help="WAV or FLAC file, or folder; default music-<seed>.wav.")
 @options.report_option
 @options.json_option
 def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: str | None, **values: Any) -> None:
-    """Make new music, or change a piece. After an interruption the same command with the same seed resumes it."""
+    """Make new music, or change a piece.
+
+    After an interruption the same command with the same seed resumes it.
+    """
     from audiovq.pipeline.sample import Sampled, SampleOptions
     from audiovq.pipeline.sample import sample as run
 

@@ -1,7 +1,5 @@
 """`audiovq studio`: the page for making music."""
 
-from __future__ import annotations
-
 import importlib.util
 import time
 

@@ -1,1 +1,1 @@
-"""Several processes: collectives, random numbers that do not depend on ranks, launching."""
+"""Several processes: collectives, launching, random numbers that do not depend on the number of ranks."""

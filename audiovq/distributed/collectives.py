@@ -1,7 +1,7 @@
-"""The few collectives we need, as no-ops on a single process.
+"""Collectives that do nothing on a single process.
 
-Every function here is called unconditionally by all ranks: a collective behind a rank-local branch hangs. Tensors on a
-GPU go by nccl, those in main memory by gloo: so ranks can agree on something without waiting for their GPUs.
+All ranks must call each function: a collective in a branch that only some ranks take waits forever. Tensors on a GPU
+use nccl, tensors in main memory gloo, so that ranks can agree on a flag without waiting for their GPUs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def all_reduce_(tensor: Tensor) -> Tensor:
 
 
 def mean_(tensor: Tensor, n_items: int = 1) -> Tensor:
-    """Mean over all ranks, each with the weight of its `n_items`, in place."""
+    """Mean over all ranks, weighted by their `n_items`, in place."""
     if is_distributed():
         total = all_reduce_(torch.tensor(float(n_items), device=tensor.device))
         all_reduce_(tensor.mul_(n_items)).div_(total)
@@ -40,12 +40,12 @@ def mean_(tensor: Tensor, n_items: int = 1) -> Tensor:
 
 
 def sum_with_gradient(tensor: Tensor) -> Tensor:
-    """Sum over all ranks, through which gradients flow back to all ranks."""
+    """Sum over all ranks; gradients flow back to all ranks."""
     return torch.distributed.nn.functional.all_reduce(tensor) if is_distributed() else tensor
 
 
 def mean_with_gradient(tensor: Tensor, n_items: int) -> Tensor:
-    """Mean [n] over all ranks, each with the weight of its `n_items`; gradients flow back to all ranks."""
+    """Mean [n] over all ranks, weighted by their `n_items`; gradients flow back to all ranks."""
     if not is_distributed():
         return tensor
     sums = sum_with_gradient(torch.cat([tensor * n_items, tensor.new_full((1,), n_items)]))
@@ -53,32 +53,33 @@ def mean_with_gradient(tensor: Tensor, n_items: int) -> Tensor:
 
 
 def broadcast_(tensor: Tensor) -> Tensor:
-    """Rank 0's values for everyone, in place."""
+    """Replace a tensor by the one of rank 0, in place."""
     if is_distributed():
         dist.broadcast(tensor, src=0)
     return tensor
 
 
 def from_rank_0(number: int) -> int:
-    """Rank 0's number for everyone: what it sees on a shared disk, others may see later."""
+    """The number of rank 0. Use it for facts about a shared disk, which other ranks may see later."""
     return int(broadcast_(torch.tensor(number))) if is_distributed() else number
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """Each flag true on every rank if it is true on one: how ranks agree to stop or to save."""
+    """Each flag is true on all ranks if it is true on one; used to stop or save together."""
     return (all_reduce_(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
 
 def barrier() -> None:
-    """Wait for all ranks. By gloo: a rank that waits notices when another one is gone."""
+    """Wait for all ranks. The tensor is in main memory: gloo raises an error if another rank has exited."""
     all_reduce_(torch.zeros(()))
 
 
 class Pool:
-    """The rows of all ranks, in the order in which one process that has them all would have them.
+    """The rows of all ranks, in the order that a single process with all of them would have.
 
     Args:
-        parts: this rank's rows, [n, dim] each; as many parts on all ranks. Row i of a part is behind those of lower ranks.
+        parts: rows of this rank, [n, dim] each; the same number of parts on all ranks. In the pool, part 0 of all ranks
+            comes first, in the order of the ranks, then part 1, and so on.
     """
 
     def __init__(self, parts: list[Tensor]):
@@ -87,11 +88,11 @@ class Pool:
         counts[rank()] = torch.tensor([len(part) for part in parts])
         all_reduce_(counts)
         totals = counts.sum(dim=0)
-        self.starts = totals.cumsum(0) - totals + counts[: rank()].sum(dim=0)  # of this rank's rows, a part
-        self.size = totals.sum()  # on the device: nobody waits for it unless it is looked at
+        self.starts = totals.cumsum(0) - totals + counts[: rank()].sum(dim=0)  # first row of each part
+        self.size = totals.sum()  # a tensor, so that the device is not synchronized
 
     def rows(self, index: Tensor) -> Tensor:
-        """Rows [k, dim] at `index` int64 [k], rank 0's for everyone."""
+        """Rows [k, dim] at `index`, int64 [k], which rank 0 decides."""
         index = broadcast_(index.contiguous())
         found = self.parts[0].new_zeros(len(index), self.parts[0].shape[1])
         for part, start in zip(self.parts, self.starts, strict=True):

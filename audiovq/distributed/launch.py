@@ -1,7 +1,6 @@
-"""One command, several processes: on this machine by torch's elastic launcher, or as srun has started them.
+"""Runs a command on several processes: by torch's elastic launcher on this machine, or as srun started them.
 
-A process that torchrun, `accelerate launch` or this launcher started has WORLD_SIZE set and works as one of many; see
-`processes`.
+A process that torchrun, `accelerate launch` or this launcher started has the environment variable WORLD_SIZE.
 """
 
 from __future__ import annotations
@@ -25,13 +24,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from audiovq.utils.progress import console, say
 from audiovq.utils.signals import Interrupted
 
-TIMEOUT = datetime.timedelta(days=1)  # one rank may look at a large data set while the others wait
+TIMEOUT = datetime.timedelta(days=1)  # one rank may scan a large data set while the others wait
 
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that our launcher, torchrun, `accelerate launch` or srun started, for as long as the block
-    lasts; each takes its own GPU if there are any, and the first one speaks. Nothing on a single process."""
+    """Within `with`, this process is one of those that a launcher or srun started.
+
+    Each takes its own GPU if there are any, and only rank 0 prints. On a single process this does nothing.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
@@ -43,7 +44,7 @@ def processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "by peer" in str(error):
-            raise ValueError("another process stopped, and says why") from error
+            raise ValueError("another process stopped; its message says why") from error
         raise
     finally:
         console.quiet = False
@@ -51,13 +52,15 @@ def processes() -> Iterator[None]:
 
 
 def run_on_several(arguments: Sequence[str], gpus: int | None, processes: int | None, useful: int) -> bool:
-    """Run this command on several processes if it should and is not one of them already; returns True when that is done.
+    """Run this command on several processes and wait for them, unless one is enough or this is one of them.
 
     Args:
-        arguments: of this command.
-        gpus: None takes all that are visible.
-        processes: so many on the CPU instead.
-        useful: more processes than this would have nothing to do.
+        arguments: the command's arguments.
+        gpus: number of GPUs; None uses all that are visible.
+        processes: number of processes on the CPU, instead of GPUs.
+        useful: the largest number of processes that have something to do.
+    Returns:
+        True if the processes did the work; False if this process has to do it.
     Raises:
         ValueError: more GPUs than there are, or a process failed.
         Interrupted: a signal stopped them.
@@ -67,7 +70,8 @@ def run_on_several(arguments: Sequence[str], gpus: int | None, processes: int | 
         return False
     n, useful = count(gpus, processes), max(useful, 1)
     if n > useful:
-        say(f"{useful} of {n} {'processes' if processes else 'GPUs'}: there is no work for more (batch_size, --n)")
+        kind = "processes" if processes else "GPUs"
+        say(f"using {useful} of {n} {kind}: there is no work for more (batch_size or --num)")
         n = useful
     if processes:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
@@ -79,57 +83,55 @@ def run_on_several(arguments: Sequence[str], gpus: int | None, processes: int | 
 
 
 def count(gpus: int | None, processes: int | None) -> int:
-    """How many processes were asked for."""
+    """The requested number of processes."""
     if processes is not None:
         if gpus is not None:
-            raise ValueError("--gpus and --processes: expected one of them")
+            raise ValueError("--gpus and --processes: expected only one of them")
         return processes
     visible = torch.cuda.device_count()
     if gpus is not None and gpus > max(visible, 1):
-        raise ValueError(
-            f"--gpus {gpus}: expected at most the {visible} that are here; --processes {gpus} runs on the CPU"
-        )
+        advice = f"--processes {gpus} runs on the CPU"
+        raise ValueError(f"--gpus {gpus}: expected at most the {visible} GPUs of this machine; {advice}")
     return gpus or max(visible, 1)
 
 
 def _launch(n: int, arguments: Sequence[str]) -> None:
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # what happened is said below, in one line
+    # The launcher's own reports are long; the errors below are one line.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=n, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0,
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", "audiovq", *arguments)
-    except SignalException as stop:  # it was passed on to the processes, which had 30 seconds
+    except SignalException as stop:  # the launcher passed it on and waited up to 30 seconds
         raise Interrupted(stop.sigval) from None
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         for number in (signal.SIGTERM, signal.SIGINT):
             if 128 + number in codes:
                 raise Interrupted(number) from None
-        raise ValueError(
-            f"one of {n} processes failed (exit code {', '.join(map(str, sorted(codes)))}), as it says above; "
-            "the same command goes on from what is saved"
-        ) from None
+        found = ", ".join(map(str, sorted(codes)))
+        message = f"one of {n} processes failed with exit code {found}; its message is above"
+        if codes != {2}:  # not a mistake of the user
+            message += "; the same command resumes from what is saved"
+        raise ValueError(message) from None
 
 
 def join_slurm_step(environment: MutableMapping[str, str]) -> None:
-    """If srun started this process as one of several, say so in the variables that torchrun would set."""
+    """If srun started this process as one of several, set the variables that torchrun would set."""
     n = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if n < 2 or "WORLD_SIZE" in environment:
         return
     job, step = int(environment.get("SLURM_JOB_ID", "0")), int(environment.get("SLURM_STEP_ID", "0"))
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "localhost")))
     environment.setdefault("MASTER_PORT", str(20000 + (7919 * job + step) % 20000))
-    environment.update(
-        RANK=environment["SLURM_PROCID"], LOCAL_RANK=environment["SLURM_LOCALID"], WORLD_SIZE=str(n)
-    )  # fmt: skip
+    rank, local_rank = environment["SLURM_PROCID"], environment["SLURM_LOCALID"]
+    environment.update(RANK=rank, LOCAL_RANK=local_rank, WORLD_SIZE=str(n))
 
 
 def first_host(nodes: str) -> str:
-    """Of a list as Slurm writes it: `gpu[003-005,9],login` -> gpu003."""
+    """The first host of a Slurm node list: `gpu[003-005,9],login` -> gpu003."""
     match = re.match(r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\]([^,]*))?", nodes)
-    assert match is not None, "it matches the empty text, too"
+    assert match is not None, "the pattern matches every text"
     return "".join(part or "" for part in match.groups())

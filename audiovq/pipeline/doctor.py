@@ -1,10 +1,11 @@
-"""`audiovq doctor`: can audiovq work on this machine? Libraries are loaded one at a time, so that a broken one is found."""
+"""`audiovq doctor`: checks this machine. Each check loads its own libraries, so that a broken one is found."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
 import io
+import itertools
 import os
 import platform
 import shutil
@@ -19,19 +20,28 @@ from packaging.requirements import Requirement
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 MARKS = {OK: "ok  ", WARNING: "note", BROKEN: "BAD "}
-PIP = "python -m pip install --upgrade --force-reinstall"
-FEW_GIGABYTES, NO_GIGABYTES = 5.0, 0.2
-TEST_SECONDS, NEW_SECONDS = 5.0, 2.0  # of audio in the self-test: coded, made
+REINSTALL = "python -m pip install --upgrade --force-reinstall"
+FEW_GIGABYTES, NO_GIGABYTES = 5.0, 0.2  # of free disk
+TEST_SECONDS, NEW_SECONDS = 5.0, 2.0  # of audio that the self-test encodes, and generates
+SHOWN_PACKAGES = ("torch", "torchaudio", "numpy", "librosa", "soundfile", "accelerate")
+AUDIO_FORMATS = {  # name: (format, subtype) in libsndfile
+    "WAV": ("WAV", "PCM_16"),
+    "FLAC": ("FLAC", "PCM_16"),
+    "OGG": ("OGG", "VORBIS"),
+    "MP3": ("MP3", "MPEG_LAYER_III"),
+    "AIFF": ("AIFF", "PCM_16"),
+    "Opus": ("OGG", "OPUS"),
+}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: str  # OK, WARNING or BROKEN
     found: str
-    advice: str = ""  # what to do about it
+    advice: str = ""  # what the user can do
 
     @property
     def line(self) -> str:
@@ -39,17 +49,17 @@ class CheckResult:
 
 
 def examine() -> Iterator[CheckResult]:
-    """Look at one thing after the other; never raises."""
+    """Run one check after the other; a check that raises an error is a result, too."""
     for name, check in CHECKS.items():
         try:
             yield from check()
         except Exception as error:
-            advice = f"{PIP} audiovq; if that does not help, report this line"
+            advice = f"{REINSTALL} audiovq; if that does not help, report this line"
             yield CheckResult(name, BROKEN, f"{type(error).__name__}: {' '.join(str(error).split())}", advice)
 
 
-def is_broken(findings: list[CheckResult]) -> bool:
-    return any(finding.status == BROKEN for finding in findings)
+def is_broken(results: list[CheckResult]) -> bool:
+    return any(result.status == BROKEN for result in results)
 
 
 def _load(name: str) -> Any:
@@ -57,46 +67,49 @@ def _load(name: str) -> Any:
 
 
 def check_packages() -> Iterator[CheckResult]:
-    """What audiovq requires, in the versions it requires."""
+    """The packages that audiovq requires have the versions that it requires."""
     own = importlib.metadata.version("audiovq")
     yield CheckResult("audiovq", OK, f"{own}, Python {platform.python_version()}, {platform.platform()}")
-    parsed = [Requirement(text) for text in importlib.metadata.requires("audiovq") or ()]
-    required = [each for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})]
-    found = {}
-    for requirement in required:
+    versions = {}
+    for requirement in map(Requirement, importlib.metadata.requires("audiovq") or ()):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue  # of an extra
+        name, advice = requirement.name, f"python -m pip install '{requirement}'"
         try:
-            found[requirement.name] = importlib.metadata.version(requirement.name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield CheckResult(requirement.name, BROKEN, "not installed", f"python -m pip install '{requirement}'")
+            yield CheckResult(name, BROKEN, "not installed", advice)
             continue
-        if not requirement.specifier.contains(found[requirement.name], prereleases=True):
-            told = f"{found[requirement.name]}, needs {requirement.specifier}"
-            yield CheckResult(requirement.name, BROKEN, told, f"python -m pip install '{requirement}'")
-    shown = ("torch", "torchaudio", "numpy", "librosa", "soundfile", "accelerate")
-    yield CheckResult("packages", OK, ", ".join(f"{name} {found[name]}" for name in shown if name in found))
-    torch, torchaudio = (found.get(name, "").split(".")[:2] for name in ("torch", "torchaudio"))
+        if not requirement.specifier.contains(versions[name], prereleases=True):
+            yield CheckResult(name, BROKEN, f"{versions[name]}, needs {requirement.specifier}", advice)
+    shown = [f"{name} {versions[name]}" for name in SHOWN_PACKAGES if name in versions]
+    yield CheckResult("packages", OK, ", ".join(shown))
+    torch, torchaudio = (versions.get(name, "").split(".")[:2] for name in ("torch", "torchaudio"))
     if torch != torchaudio:
-        yield CheckResult("torchaudio", BROKEN, f"{found.get('torchaudio')} beside torch {found.get('torch')}",
-                      f"{PIP} torch=={'.'.join(torch)}.* torchaudio=={'.'.join(torch)}.*")  # fmt: skip
+        found = f"{versions.get('torchaudio')} does not match torch {versions.get('torch')}"
+        advice = f"{REINSTALL} torch=={'.'.join(torch)}.* torchaudio=={'.'.join(torch)}.*"
+        yield CheckResult("torchaudio", BROKEN, found, advice)
 
 
 def check_devices() -> Iterator[CheckResult]:
-    """CPU, and a multiplication on each accelerator."""
+    """The CPU, and a matrix product on each GPU."""
     torch = _load("torch")
     yield CheckResult("CPU", OK, f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory / 2**30
         x = torch.ones(64, 64, device=f"cuda:{i}")
         works = float((x @ x).sum()) == 64**3
-        advice = "" if works else "its results are wrong: update the driver, or hide it with CUDA_VISIBLE_DEVICES="
+        advice = "" if works else "wrong results: update the driver, or hide it with CUDA_VISIBLE_DEVICES="
         yield CheckResult(f"GPU {i}", OK if works else BROKEN, f"{name}, {memory:.0f} GB", advice)
-    if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
-        yield CheckResult("GPU", WARNING, "there is an NVIDIA driver, but torch cannot use it",
-                      "install a torch for CUDA (pytorch.org/get-started), or a newer driver")  # fmt: skip
+    if torch.cuda.is_available():
+        return
+    if shutil.which("nvidia-smi"):
+        advice = "install a torch for CUDA (pytorch.org/get-started), or a newer driver"
+        yield CheckResult("GPU", WARNING, "there is an NVIDIA driver, but torch cannot use it", advice)
     elif torch.backends.mps.is_available():
         yield CheckResult("GPU", OK, "Apple Metal")
-    elif not torch.cuda.is_available():
-        yield CheckResult("GPU", OK, "none; everything works on the CPU, the recipe quickstart is made for it")
+    else:
+        yield CheckResult("GPU", OK, "none; all works on the CPU, for which the recipe finetune is made")
 
 
 def _cpu_name() -> str:
@@ -107,29 +120,28 @@ def _cpu_name() -> str:
 
 
 def check_backends() -> Iterator[CheckResult]:
-    """What the CPU's arithmetic can be done with, and what sampling takes."""
+    """Libraries and instructions of the CPU, and the precision that sampling uses with them."""
     torch, packed = _load("torch"), _load("audiovq.sampling.packed_weights")
-    has = {
-        "MKL": torch.backends.mkl.is_available(), "oneDNN": torch.backends.mkldnn.is_available(),
+    available = {
+        "MKL": torch.backends.mkl.is_available(),
+        "oneDNN": torch.backends.mkldnn.is_available(),
         "FBGEMM": "fbgemm" in torch.backends.quantized.supported_engines,
         "bf16 instructions": "bf16" in packed.available_precisions(),
-    }  # fmt: skip
-    facts = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in has.items())
-    chosen = packed.choose_precision()
-    slow = chosen == "fp32" and platform.machine().lower() in {"x86_64", "amd64"}
-    advice = (
-        "sampling is slower without FBGEMM's half precision; it needs a CPU with AVX2 and torch 2.11" if slow else ""
-    )
-    yield CheckResult("backends", WARNING if slow else OK, f"{facts}; --precision auto is {chosen} on the CPU", advice)
+    }
+    found = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in available.items())
+    precision = packed.choose_precision()
+    slow = precision == "fp32" and platform.machine().lower() in {"x86_64", "amd64"}
+    advice = "sampling is slower without FBGEMM's half precision, which needs AVX2 and torch 2.11" if slow else ""
+    found += f"; --precision auto is {precision} on the CPU"
+    yield CheckResult("backends", WARNING if slow else OK, found, advice)
 
 
 def check_audio() -> Iterator[CheckResult]:
-    """Every format that soundfile should read and write, written and read."""
+    """Write and read each audio format that soundfile should support."""
     soundfile, np = _load("soundfile"), _load("numpy")
     wave = (0.3 * np.sin(np.arange(24000) / 10)).astype(np.float32)
-    kinds = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III", "AIFF": "PCM_16"}
     works, fails = [], []
-    for name, (kind, subtype) in {**{k: (k, v) for k, v in kinds.items()}, "Opus": ("OGG", "OPUS")}.items():
+    for name, (kind, subtype) in AUDIO_FORMATS.items():
         try:
             file = io.BytesIO()
             soundfile.write(file, wave, 24000, format=kind, subtype=subtype)
@@ -141,68 +153,70 @@ def check_audio() -> Iterator[CheckResult]:
     version = f"soundfile {soundfile.__version__}, libsndfile {soundfile.__libsndfile_version__}"
     yield CheckResult("audio files", OK, f"{version}: {', '.join(works)}")
     if fails:
-        broken = {"WAV", "FLAC"} & set(fails)
-        yield CheckResult("audio files", BROKEN if broken else WARNING, f"cannot write and read {', '.join(fails)}",
-                      f"{PIP} soundfile; its wheels have libsndfile 1.2, a system's own may be older")  # fmt: skip
+        status = BROKEN if {"WAV", "FLAC"} & set(fails) else WARNING
+        advice = f"{REINSTALL} soundfile; its wheels have libsndfile 1.2, a system's own may be older"
+        yield CheckResult("audio files", status, f"cannot write and read {', '.join(fails)}", advice)
 
 
 def check_tools() -> Iterator[CheckResult]:
-    ffmpeg = shutil.which("ffmpeg")
-    told = ffmpeg or "not there; only needed to convert formats that audiovq does not read, such as M4A"
-    yield CheckResult("ffmpeg", OK, told)
+    missing = "not installed; only needed to read formats such as M4A"
+    yield CheckResult("ffmpeg", OK, shutil.which("ffmpeg") or missing)
 
 
 def check_disk() -> Iterator[CheckResult]:
-    """Room, and leave to write, where runs and temporary files go."""
+    """Free space and write permission where runs and temporary files are written."""
     for name, folder in {"disk here": Path.cwd(), "disk, temp": Path(tempfile.gettempdir())}.items():
         gigabytes = shutil.disk_usage(folder).free / 1e9
         status = BROKEN if gigabytes < NO_GIGABYTES else WARNING if gigabytes < FEW_GIGABYTES else OK
-        advice = (
-            "" if status == OK else "free some, or choose another disk with --out (runs) or TMPDIR (temporary files)"
-        )
-        yield CheckResult(name, status, f"{folder}: {gigabytes:.1f} GB free", advice)
+        advice = "free some, or choose another disk with --out (runs) or TMPDIR (temporary files)"
+        yield CheckResult(name, status, f"{folder}: {gigabytes:.1f} GB free", "" if status == OK else advice)
         try:
             with tempfile.NamedTemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            yield CheckResult(
-                name, WARNING, f"{folder}: cannot write there ({error.strerror})", "give --out with every command"
-            )
+            found = f"{folder}: cannot write there ({error.strerror})"
+            yield CheckResult(name, WARNING, found, "give --out with every command")
 
 
 def check_model() -> Iterator[CheckResult]:
-    """The bundled model encodes, decodes and samples."""
+    """The bundled model encodes, decodes and generates."""
     api, torch = _load("audiovq.api"), _load("torch")
-    began = time.monotonic()
+    times = [time.monotonic()]
     generator = api.Generator.from_pretrained(api.bundled_model())
     tokenizer = generator.tokenizer
     t = torch.arange(round(TEST_SECONDS * tokenizer.sample_rate)) / tokenizer.sample_rate
-    tune = 0.3 * torch.sin(2 * torch.pi * 220 * 2 ** ((4 * t).floor() % 5 / 12) * t)
-    loaded = time.monotonic()
-    codes = tokenizer.encode(tune, tokenizer.sample_rate)
-    decoded = tokenizer.decode(codes)
-    coded = time.monotonic()
-    made, again = (generator.sample_codes(NEW_SECONDS, seed=0, progress=True)[0] for _ in range(2))
-    sampled = time.monotonic()
-    same = all(torch.equal(a, b) for a, b in zip(made.levels, again.levels, strict=True))
+    melody = 0.3 * torch.sin(2 * torch.pi * 220 * 2 ** ((4 * t).floor() % 5 / 12) * t)
+    times.append(time.monotonic())
+    decoded = tokenizer.decode(tokenizer.encode(melody, tokenizer.sample_rate))
+    times.append(time.monotonic())
+    codes, again = (generator.sample_codes(NEW_SECONDS, seed=0, progress=True)[0] for _ in range(2))
+    times.append(time.monotonic())
     faults = {
         "decoded audio has another length": decoded.shape[-1] != len(t),
-        "decoded audio is silent or not finite": not _is_sound(decoded),
-        "new music is silent or not finite": not _is_sound(tokenizer.decode(made)),
-        "the same seed gives other codes": not same,
+        "decoded audio is silent or not finite": not _is_audible(decoded),
+        "new music is silent or not finite": not _is_audible(tokenizer.decode(codes)),
+        "the same seed gives other codes": not all(map(torch.equal, codes.levels, again.levels)),
     }
     wrong = [fault for fault, is_so in faults.items() if is_so]
-    advice = f"{PIP} torch torchaudio audiovq; if that does not help, report this line" if wrong else ""
-    times = f"loaded in {loaded - began:.1f} s, coded {TEST_SECONDS:g} s of audio in {coded - loaded:.1f} s"
-    told = f"{times}, made {2 * NEW_SECONDS:g} s of music in {sampled - coded:.1f} s on {generator.device}"
-    yield CheckResult("self-test", BROKEN if wrong else OK, "; ".join([*wrong, told]), advice)
+    load, code, sample = (end - start for start, end in itertools.pairwise(times))
+    found = (
+        f"loaded in {load:.1f} s, encoded and decoded {TEST_SECONDS:g} s of audio in {code:.1f} s, "
+        f"made {2 * NEW_SECONDS:g} s of music in {sample:.1f} s on {generator.device}"
+    )
+    advice = f"{REINSTALL} torch torchaudio audiovq; if that does not help, report this line" if wrong else ""
+    yield CheckResult("self-test", BROKEN if wrong else OK, "; ".join([*wrong, found]), advice)
 
 
-def _is_sound(waveform: Any) -> bool:
+def _is_audible(waveform: Any) -> bool:
     return bool(waveform.isfinite().all()) and float(waveform.abs().max()) > 1e-3
 
 
 CHECKS: dict[str, Callable[[], Iterator[CheckResult]]] = {
-    "packages": check_packages, "devices": check_devices, "backends": check_backends, "audio files": check_audio,
-    "tools": check_tools, "disk": check_disk, "self-test": check_model,
-}  # fmt: skip
+    "packages": check_packages,
+    "devices": check_devices,
+    "backends": check_backends,
+    "audio files": check_audio,
+    "tools": check_tools,
+    "disk": check_disk,
+    "self-test": check_model,
+}

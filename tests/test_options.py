@@ -15,18 +15,18 @@ from conftest import ROOT, assert_one_line_error, cli, tones
 from rich.console import Console
 
 from audiovq.cli import main
-from audiovq.cli.options import arranged
+from audiovq.cli.options import arrange
 from audiovq.pipeline import doctor
 from audiovq.utils import progress
 
 
 def test_words_that_may_stand_anywhere() -> None:
-    assert arranged(["info", "--json", "x.wav"]) == ["info", "--json=-", "x.wav"]
-    assert arranged(["info", "x.wav", "--json"]) == ["info", "x.wav", "--json=-"]
-    assert arranged(["eval", "run", "--json", "-"]) == ["eval", "run", "--json", "-"]
-    assert arranged(["eval", "--json", "r.json", "run"]) == ["eval", "--json", "r.json", "run"]
-    assert arranged(["info", "x", "--debug"]) == ["--debug", "info", "x"]
-    assert arranged(["info", "--", "--debug", "--json"]) == ["info", "--", "--debug", "--json"]
+    assert arrange(["info", "--json", "x.wav"]) == ["info", "--json=-", "x.wav"]
+    assert arrange(["info", "x.wav", "--json"]) == ["info", "x.wav", "--json=-"]
+    assert arrange(["eval", "run", "--json", "-"]) == ["eval", "run", "--json", "-"]
+    assert arrange(["eval", "--json", "r.json", "run"]) == ["eval", "--json", "r.json", "run"]
+    assert arrange(["info", "x", "--debug"]) == ["--debug", "info", "x"]
+    assert arrange(["info", "--", "--debug", "--json"]) == ["info", "--", "--debug", "--json"]
 
 
 def test_json_alone_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
