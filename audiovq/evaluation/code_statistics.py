@@ -15,7 +15,7 @@ from audiovq.utils import signals
 from audiovq.utils.progress import ProgressBar
 from audiovq.utils.progress import track as progress
 
-MAX_WINDOWS = 1 << 14  # of held-out codes
+MAX_WINDOWS, BATCH_SIZE = 1 << 14, 8
 
 
 def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
@@ -60,40 +60,31 @@ def entropy_of_counts(counts: np.ndarray) -> float:
 
 @torch.inference_mode()
 def held_out_bits(
-    prior: Prior, shards: Shards, split: str = "valid", windows_at_once: int = 8, max_windows: int = MAX_WINDOWS
+    prior: Prior, shards: Shards, split: str = "valid", max_windows: int = MAX_WINDOWS
 ) -> dict[str, float]:
     """Bits per code and per second of the tracks of a split, in windows of the prior's context.
 
     Each window begins without a past.
 
     Args:
-        windows_at_once: the batch size.
         max_windows: if there are more, as many are chosen, evenly spread.
     Returns:
         bits_per_code, bits_per_second, and n_codes in these windows.
     """
-    context = prior.config.transformer.context // prior.spec.ratio * prior.spec.ratio
-    level = prior.spec.level
-    data = CodeWindows(
-        shards,
-        split,
-        level,
-        context,
-        prior.config.context_codes,
-        prior.spec.vocabularies,
-        seed=0,
-        **prior.config.extra_inputs,
-    )
+    c, spec = prior.config, prior.spec
+    level, context = spec.level, c.transformer.context // spec.ratio * spec.ratio
+    inputs = {"seed": 0, **c.extra_inputs}
+    data = CodeWindows(shards, split, level, context, c.context_codes, spec.vocabularies, **inputs)
     windows = list(spread(-(-data.tracks.lengths(level) // context), max_windows))
     nll, n_codes = 0.0, 0
     device = prior.head.weight.device
     with ProgressBar(f"held-out bits, level {level}", len(windows)) as bar:
-        for i in range(0, len(windows), windows_at_once):
-            some = windows[i : i + windows_at_once]
+        for i in range(0, len(windows), BATCH_SIZE):
+            some = windows[i : i + BATCH_SIZE]
             batch = default_collate([data.window(data.tracks[track], k * context) for track, k in some])
             part, count = prior.loss({key: value.to(device) for key, value in batch.items()})
             nll, n_codes = nll + float(part), n_codes + int(count)
             bar.advance(len(some))
             signals.poll()
     bits = nll / n_codes / math.log(2)
-    return {"bits_per_code": bits, "bits_per_second": bits * prior.spec.code_rate, "n_codes": n_codes}
+    return {"bits_per_code": bits, "bits_per_second": bits * spec.code_rate, "n_codes": n_codes}

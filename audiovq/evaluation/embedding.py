@@ -125,20 +125,19 @@ class MusicEmbedding:
 
     >>> embed = MusicEmbedding()
     >>> vectors = embed(waveform, sample_rate)  # float32 [windows, 200]
+
+    Args:
+        device: default the CPU.
+    Raises:
+        ValueError: see `fetch_weights`.
     """
 
     dim = DIM
     window_seconds = PATCH_SAMPLES / SAMPLE_RATE
 
-    def __init__(self, device: str | torch.device | None = None, weights: Path | None = None):
-        """Load the network.
-
-        Args:
-            device: default the CPU.
-            weights: the wheel with the weights; default see `fetch_weights`.
-        """
+    def __init__(self, device: str | torch.device | None = None):
         self.device = torch.device(device or "cpu")
-        with zipfile.ZipFile(weights or fetch_weights()) as wheel:
+        with zipfile.ZipFile(fetch_weights()) as wheel:
             data = wheel.read("musicnn/MTT_musicnn/.data-00000-of-00001")
         network = Musicnn()
         load_weights(network, data)

@@ -17,6 +17,7 @@ import numpy as np
 
 from audiovq.evaluation.confidence import Estimate
 
+N_SPLITS, N_RESAMPLES = 8, 100
 Tracks = Sequence[np.ndarray]
 
 
@@ -76,16 +77,16 @@ def _stack(tracks: Tracks) -> np.ndarray:
     return stacked
 
 
-def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: int = 8, seed: int = 0) -> float | None:
+def frechet_floor(reference: Tracks, n_components: int | None = None) -> float | None:
     """The distance between two halves of the reference, split by track at random; the mean of several splits.
 
     A single track is split into its first and second half. The result is None if a half has fewer than two
     windows.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     parts = list(reference) if len(reference) > 1 else np.array_split(reference[0], 2)
     distances = []
-    for _ in range(n_splits if len(parts) > 2 else 1):
+    for _ in range(N_SPLITS if len(parts) > 2 else 1):
         order = random.permutation(len(parts))
         a, b = ([parts[i] for i in half] for half in np.array_split(order, 2))
         if min(sum(map(len, a)), sum(map(len, b))) < 2:
@@ -94,9 +95,7 @@ def frechet_floor(reference: Tracks, n_components: int | None = None, n_splits: 
     return float(np.mean(distances))
 
 
-def frechet_estimate(
-    tracks: Tracks, reference: Tracks, n_components: int | None = None, n_resamples: int = 100, seed: int = 0
-) -> Estimate:
+def frechet_estimate(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> Estimate:
     """`frechet_distance` with a 95 % confidence interval by the bootstrap over the tracks of both sets.
 
     The half-width is 1.96 standard deviations of the resampled distances. (Resampling raises the distance,
@@ -107,9 +106,9 @@ def frechet_estimate(
     value = frechet_distance(tracks, reference, n_components)
     if min(len(tracks), len(reference)) < 2:
         return Estimate(value, None)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     resampled = []
-    for _ in range(n_resamples):
+    for _ in range(N_RESAMPLES):
         a, b = ([g[i] for i in random.integers(len(g), size=len(g))] for g in (tracks, reference))
         resampled.append(frechet_distance(a, b, n_components))
     return Estimate(value, 1.96 * float(np.std(resampled, ddof=1)))

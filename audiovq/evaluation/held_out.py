@@ -10,12 +10,8 @@ from audiovq.recipe import load_saved_recipe
 
 
 def held_out_music(folder: Path, model: str, data: str | None) -> Scan:
-    """All tracks of `data`; without it, the tracks that the run held out.
+    """All tracks of the folder `data`; without it, the tracks that the run in `folder` held out.
 
-    Args:
-        folder: of the model.
-        model: its name, for error messages.
-        data: a folder of music.
     Raises:
         ValueError: no `data`, and the model is not a run with held-out tracks.
     """

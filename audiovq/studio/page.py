@@ -179,7 +179,6 @@ class Studio:
             self.about = gr.Markdown(about, elem_id="about")
             self.uploading = gr.HTML(elem_classes="progress")
             self.adopt = gr.Button("Change this recording", elem_id="adopt", visible=False, variant="primary")
-            self.recording_files = gr.HTML(elem_id="recording-files")
         with gr.Column(scale=5, min_width=480):
             self.original = player(elem_id="original")
             self.prefixes = [player(elem_id=f"prefix-{n + 1}") for n in range(n_levels)]
@@ -326,7 +325,7 @@ class Studio:
     def _connect_recording(self) -> None:
         service = self.service
         players = [self.original, *self.prefixes]
-        outputs = [self.about, self.uploading, *players, self.adopt, self.recording_files]
+        outputs = [self.about, self.uploading, *players, self.adopt]
 
         def open_upload(progress: gr.Progress = PROGRESS, *values: Any) -> Iterator[list[Any]]:
             token, path = values
@@ -335,11 +334,10 @@ class Studio:
                 session = service.session(token)
                 for recording in service.open(session, Path(path), on_progress(progress)):
                     text, sounds = views.recording_players(recording)
-                    files = views.downloads({"Codes": recording.file}, "recording")
                     sounds = (sounds + no_sound)[: 1 + len(no_sound)]
-                    yield [text, "", *sounds, gr.Button(visible=True), files]
+                    yield [text, "", *sounds, gr.Button(visible=True)]
             except ValueError as error:
-                yield [warn(error), "", {}, *no_sound, gr.Button(visible=False), ""]
+                yield [warn(error), "", {}, *no_sound, gr.Button(visible=False)]
 
         def adopt(token: str) -> list[Any]:
             shown = self._step(token, lambda session: service.adopt(session).number, "You can change it now.")

@@ -53,7 +53,6 @@ class Recording:
     original: Path  # WAV of the part that is used, or of all levels of uploaded codes
     prefixes: list[Path]  # WAV of level 0, of levels 0 and 1, …: those that are finished
     picture: Path
-    file: Path  # with the codes
     made_at: float  # when it was encoded, seconds since 1970
 
 
@@ -118,10 +117,9 @@ def read_recording(
             codes, note = _read_codes(path, tokenizer, limits), ""
             tokenizer.decode_file(codes, original)
     made_at, waveform, rate = time.time(), *audio.read_audio(original)
-    picture, file = new_path(".png"), new_path(".codes")
+    picture = new_path(".png")
     draw_codes(waveform, rate, codes, picture)
-    codes.save(file)
-    recording = Recording(path.name, is_audio, codes, note, original, [], picture, file, made_at)
+    recording = Recording(path.name, is_audio, codes, note, original, [], picture, made_at)
     yield recording
     for level in range(len(codes.levels)):
         on_progress(ENCODING, f"decoding level {level}")

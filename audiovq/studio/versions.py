@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import soundfile
-
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.codes import Codes
@@ -110,15 +108,6 @@ class Files:
             self.tokenizer.decode_file(version.codes, path)
         return path
 
-    def flac(self, version: Version) -> Path:
-        """The same samples as FLAC."""
-        path = self._path(version, ".flac")
-        if not path.exists():
-            samples, rate = soundfile.read(self.sound(version), dtype="int16")
-            with atomic_file(path, flush=False) as temporary:
-                soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
-        return path
-
     def codes(self, version: Version) -> Path:
         path = self._path(version, ".codes")
         if not path.exists():
@@ -150,7 +139,7 @@ class Files:
             path.unlink(missing_ok=True)
 
     def delete(self, version: Version) -> None:
-        for suffix in (".wav", ".flac", ".codes", ".png"):
+        for suffix in (".wav", ".codes", ".png"):
             self._path(version, suffix).unlink(missing_ok=True)
 
     def _path(self, version: Version, suffix: str) -> Path:

@@ -20,13 +20,6 @@ def address(path: Path) -> str:
     return f"gradio_api/file={quote(str(path))}"
 
 
-def downloads(files: dict[str, Path], name: str) -> str:
-    links = ""
-    for kind, path in files.items():
-        links += f'<a href="{address(path)}" download="{name}{path.suffix}">{kind}</a>'
-    return f'<div class="downloads"><span>Download</span>{links}</div>'
-
-
 def sketch_player(path: Path, n_levels: int, n_all: int) -> dict[str, Any]:
     sketch, whole = f"A sketch: {n_levels} of {n_all} levels", "All levels; the picture follows"
     return {"sound": address(path), "title": sketch if n_levels < n_all else whole, "piece": "new"}
@@ -56,8 +49,10 @@ def take_player(version: Version, files: Files, i: int) -> dict[str, Any]:
 
 
 def version_downloads(version: Version, files: Files) -> str:
-    found = {"WAV": files.sound(version), "FLAC": files.flac(version), "Codes": files.codes(version)}
-    return downloads(found, f"audiovq-{version.number}")
+    links = ""
+    for kind, path in (("WAV", files.sound(version)), ("Codes", files.codes(version))):
+        links += f'<a href="{address(path)}" download="{path.name}">{kind}</a>'
+    return f'<div class="downloads"><span>Download</span>{links}</div>'
 
 
 def recording_players(recording: Recording) -> tuple[str, list[dict[str, Any]]]:
