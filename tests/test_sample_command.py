@@ -134,7 +134,8 @@ def test_a_streamed_piece_that_was_interrupted_is_streamed_whole(tiny_run: Path,
 
 
 def test_items_by_number_and_the_names_of_files(tiny_run: Path, tmp_path: Path) -> None:
-    sample(tiny_run, "--seconds", 1, "--num", 3, "--out", tmp_path / "all.wav")
+    output = sample(tiny_run, "--seconds", 1, "--num", 3, "--out", tmp_path / "all.wav")
+    assert f"all-0.wav, all-1.wav, all-2.wav in {tmp_path}; --seed 1 makes the same music again" in output
     sample(tiny_run, "--seconds", 1, "--index", 2, "--out", tmp_path / "one.wav")
     sample(tiny_run, "--seconds", 1, "--index", 1, "--num", 2, "--out", tmp_path / "two.wav")
     sample(tiny_run, "--seconds", 1, "--index", 2, "--out", tmp_path / "folder")

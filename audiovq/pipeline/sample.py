@@ -185,7 +185,8 @@ def _sample(
             pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
         for item, codes in pieces:
             _write(paths[item], generator.tokenizer, codes, given, options)
-            written[paths[item]] = codes
+            if shards:
+                written[paths[item]] = codes
             yield str(paths[item])
         reports = copy_reports(list(written.values()), shards) if shards and written else []
         copies = dict(zip(written, reports, strict=False))
@@ -197,8 +198,9 @@ def _sample(
     collectives.barrier()  # the files of all processes are there
     if first:
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
-        names = ", ".join(path.name for path in files.values())
-        say(f"{names} in {target.parent.resolve()}; --seed {seed} makes the same music again")
+        names = [path.name for path in files.values()]
+        listed = ", ".join(names) if len(names) < 5 else f"{len(names)} files, {names[0]} to {names[-1]},"
+        say(f"{listed} in {target.parent.resolve()}; --seed {seed} makes the same music again")
         first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
         finished(Sampled(options, folder, n_samples / rate, files, first_new, copies))
 
