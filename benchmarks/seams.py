@@ -1,10 +1,10 @@
-"""Can one hear where segments meet? Seams of `--parallel` against the inside, by the priors' own bits and by spectral flux.
+"""Is a seam of `--segments` audible? Seams against the inside, by the priors' bits and by spectral flux.
 
 Bits: of each generated code under its own prior with all that was drawn before (no segments), the mean over the codes just
 after a seam and over all others, with the same positions of a piece that was drawn sequentially. Flux: mean
 difference of successive log-mel frames at the seams and elsewhere.
 
-python benchmarks/seams.py [MODEL] [--seconds 60] [--parallel 4] [--seeds 2]
+python benchmarks/seams.py [MODEL] [--seconds 60] [--segments 4] [--seeds 2]
 """
 
 from __future__ import annotations
@@ -87,9 +87,13 @@ def main() -> None:
 
 
 def compare(
-    generator: Generator, levels: list[Tensor], name: str, request: Request, n_segments: int,
+    generator: Generator,
+    levels: list[Tensor],
+    name: str,
+    request: Request,
+    n_segments: int,
     found: dict[tuple[str, str], list[float]],
-) -> None:  # fmt: skip
+) -> None:
     waveform = generator.tokenizer.decode(generator.tokenizer.make_codes([x[0] for x in levels], request.n_samples))
     change = flux(waveform, generator.sample_rate)
     for prior in generator.priors[1:]:

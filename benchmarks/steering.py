@@ -1,4 +1,4 @@
-"""Do samples carry the label that was asked for? Two kinds of tunes that a classifier can tell, a small model, 50 pieces a label.
+"""Do samples have the requested label? Two kinds of tunes that a classifier can tell apart, a small model, 50 pieces per label.
 
     python benchmarks/steering.py --out /tmp/steering                # renders, trains, samples, classifies
     python benchmarks/steering.py --out /tmp/steering --judge        # samples and classifies with the model that is there
@@ -7,7 +7,7 @@
 The tunes are random walks on a scale, rendered by this file: `organ` is low, slow and sustained, `bells` are high, quick and
 die away. The classifier is a logistic regression on the mean and spread of the log-mel spectrogram and the mean chroma,
 trained on the training tracks; its accuracy on held-out tracks, and on these through the tokenizer, is printed before
-the share of pieces that it takes for what was asked, for each label and guidance. Done is 90 % for each label.
+the share of pieces that it finds to have the requested label, for each label and guidance. Done is 90 % for each label.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ def judge(out: Path, n_pieces: int, guidances: list[float]) -> bool:
     generator = Generator.from_pretrained(out / "run")
     real, real_labels = stretches(out / "music", "valid")
     decoded = [generator.tokenizer.decode(generator.tokenizer.encode(w, RATE)) for w in real]
-    print(f"{len(real)} stretches of held-out tracks: {share(classifier, real, real_labels):.1%} told right, "
+    print(f"{len(real)} stretches of held-out tracks: {share(classifier, real, real_labels):.1%} classified right, "
           f"{share(classifier, decoded, real_labels):.1%} through the tokenizer")  # fmt: skip
     free = list(generator.sample(PIECE_SECONDS, seed=1, n=n_pieces))
-    print(f"no label asked: {share(classifier, free, [GENRES[0]] * n_pieces):.1%} {GENRES[0]}")
+    print(f"no label requested: {share(classifier, free, [GENRES[0]] * n_pieces):.1%} {GENRES[0]}")
     good = False
     for guidance in guidances:
         shares = []
