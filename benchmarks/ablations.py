@@ -1,13 +1,14 @@
-"""What each default of the tokenizer was chosen for: one thing changed at a time, all else equal.
+"""Ablations of the tokenizer's defaults: one change at a time, everything else equal.
 
     python benchmarks/ablations.py train --data MUSIC --test TEST_MUSIC --work WORK [--minutes 2.5]
     python benchmarks/ablations.py table --work WORK    # every run
     python benchmarks/ablations.py means --work WORK    # every change, its runs together
 
-Chance alone moves a short run as much as most changes do, so each is made three times: "gumbel", "gumbel, chance 1", "gumbel,
-chance 2" differ in their weights to begin with and in the places of the music. As in `tokenizer_peers.py`: same music, same
-CPU-seconds on one thread, the best of its learning rates. The default is what the bundled model and `music` have, at 24 kHz.
-TEST_MUSIC is not what models are judged by in the end: defaults are chosen here.
+The seed alone moves a short run as much as most changes do, so each change is trained with three seeds: "gumbel",
+"gumbel, seed 1" and "gumbel, seed 2" differ in their initial weights and their crops of the music. As in
+`tokenizer_peers.py`, all have the same music, the same CPU-seconds on one thread, and the best of their learning
+rates. The default is that of the bundled model and of recipes/music.yaml, at 24 kHz. Because defaults are chosen on
+TEST_MUSIC, models are finally evaluated on other music.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ CHANGES: dict[str, dict] = {  # of `DEFAULT`; `losses` of `LOSSES`
 }
 
 
-N_CHANCES = 3
+N_SEEDS = 3
 
 
-def run_name(change: str, chance: int) -> str:
-    return f"{change}, chance {chance}" if chance else change
+def run_name(change: str, seed: int) -> str:
+    return f"{change}, seed {seed}" if seed else change
 
 
-def changed(change: dict, chance: int) -> Candidate:
+def changed(change: dict, seed: int) -> Candidate:
     candidate = Ours(**{"losses": LOSSES, **DEFAULT, **change})
-    candidate.seed = chance
+    candidate.seed = seed
     candidate.learning_rates = (5e-4, 1e-3)  # between which the best was found for all of ours
     return candidate
 
@@ -67,45 +68,50 @@ def changed(change: dict, chance: int) -> Candidate:
 @main.command()
 @click.option("--work", type=Path, required=True)
 def means(work: Path) -> None:
-    """Each change's runs together: means, ± standard deviation of the runs, and mel distance less the default's of equal chance."""
+    """Print means over the seeds of each change, ± their standard deviation.
+
+    The mel distance is also given relative to the default with the same seed.
+    """
     runs = {facts["name"]: facts for facts in map(read_json, sorted(work.glob("*/facts.json"))) if "prefixes" in facts}
-    print("| changed | runs | steps | mel (prefixes) | less the default's | SI-SDR, dB | level, dB | chroma | CQT |")
+    print(
+        "| changed | runs | steps | mel (prefixes) | relative to the default | SI-SDR, dB | level, dB | chroma | CQT |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for change in CHANGES:
-        chances = [chance for chance in range(N_CHANCES) if run_name(change, chance) in runs]
-        if chances:
-            print(row(change, chances, runs))
+        seeds = [seed for seed in range(N_SEEDS) if run_name(change, seed) in runs]
+        if seeds:
+            print(row(change, seeds, runs))
 
 
-def row(change: str, chances: list[int], runs: dict[str, dict]) -> str:
-    mine = [runs[run_name(change, chance)]["prefixes"] for chance in chances]
+def row(change: str, seeds: list[int], runs: dict[str, dict]) -> str:
+    mine = [runs[run_name(change, seed)]["prefixes"] for seed in seeds]
     prefixes = " / ".join(f"{fmean(levels[k]['mel_distance'] for levels in mine):.3f}" for k in range(len(mine[0])))
     mel, chroma, cqt, level, si_sdr = (
         [levels[-1][name] for levels in mine]
         for name in ("mel_distance", "chroma_distance", "cqt_distance", "level_db", "si_sdr_db")
     )
     paired = [
-        found - runs[run_name("default", chance)]["prefixes"][-1]["mel_distance"]
-        for found, chance in zip(mel, chances, strict=True)
-        if run_name("default", chance) in runs
+        found - runs[run_name("default", seed)]["prefixes"][-1]["mel_distance"]
+        for found, seed in zip(mel, seeds, strict=True)
+        if run_name("default", seed) in runs
     ]
-    steps = fmean(runs[run_name(change, chance)]["steps"] for chance in chances)
+    steps = fmean(runs[run_name(change, seed)]["steps"] for seed in seeds)
     return (
-        f"| {change} | {len(chances)} | {steps:.0f} | {prefixes} {spread(mel, 3)} | {' '.join(f'{d:+.3f}' for d in paired)} "
-        f"| {fmean(si_sdr):.1f} | {fmean(level):.1f} {spread(level, 1)} | {fmean(chroma):.3f} {spread(chroma, 3)} "
-        f"| {fmean(cqt):.3f} {spread(cqt, 3)} |"
+        f"| {change} | {len(seeds)} | {steps:.0f} | {prefixes} {deviation(mel, 3)} | {' '.join(f'{d:+.3f}' for d in paired)} "
+        f"| {fmean(si_sdr):.1f} | {fmean(level):.1f} {deviation(level, 1)} | {fmean(chroma):.3f} {deviation(chroma, 3)} "
+        f"| {fmean(cqt):.3f} {deviation(cqt, 3)} |"
     )
 
 
-def spread(values: list[float], digits: int) -> str:
+def deviation(values: list[float], digits: int) -> str:
     return f"± {stdev(values):.{digits}f}" if len(values) > 1 else ""
 
 
 if __name__ == "__main__":
     CANDIDATES.clear()
     CANDIDATES.update({
-        run_name(name, chance): lambda change=change, chance=chance: changed(change, chance)
+        run_name(name, seed): lambda change=change, seed=seed: changed(change, seed)
         for name, change in CHANGES.items()
-        for chance in range(N_CHANCES)
+        for seed in range(N_SEEDS)
     })  # fmt: skip
     main()

@@ -18,9 +18,8 @@ from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 from vector_quantize_pytorch import ResidualVQ
 
 from audiovq.config import build
-from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
+from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import LossConfig
-from audiovq.tokenizer.quantizer import Bypass
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 SAMPLE_RATE = 24000
@@ -38,7 +37,7 @@ class Candidate(nn.Module):
     codebook_size: int
     multiple: int  # waveforms are as long as a multiple of it
     losses: LossConfig = LOSSES
-    seed = 0  # of its weights, its chance and the places in the music
+    seed = 0  # of its weights, random numbers and crops of the music
     learning_rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3, 2e-3)  # of which the best after a minute is taken
 
     @property

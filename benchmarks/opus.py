@@ -1,13 +1,14 @@
-"""Opus at its lowest rates beside a tokenizer, on the same music and with the same metrics.
+"""Opus at its lowest rates and a tokenizer, on the same music and with the same metrics.
 
     python benchmarks/opus.py samples --seconds 10                        # the bundled model
     python benchmarks/opus.py DIR --model runs/mine --kbps 6 12 24 --perceptual
 
-How it is kept fair: both get the same excerpt (the middle of each track) at the tokenizer's sample rate and channels, and what
-they give back is compared at that rate. Opus works at 48 kHz inside (and drops what its rate cannot hold), so the excerpt is
-resampled for it and back. libopus runs by ffmpeg with constrained variable rate, 60 ms packets and its highest effort; its kbps are those of
-its packets (container and headers left out). ffmpeg removes the encoder's delay; a rest of up to 20 ms is found by
-cross-correlation and removed, which only ever helps Opus. The tokenizer's kbps are raw, every code at log2(codebook size).
+For a fair comparison, both get the same excerpt (the middle of each track) at the tokenizer's sample rate and
+channels, and their output is compared at that rate. Opus works at 48 kHz, so the excerpt is resampled for it and
+back. libopus runs in ffmpeg with constrained variable rate, 60 ms packets and its highest effort; its kbps are
+those of its packets, without container and headers. ffmpeg removes the encoder's delay; a rest of up to 20 ms is
+found by cross-correlation and removed, which can only help Opus. The tokenizer's kbps are raw: every code has
+log2(codebook size) bits.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LAG_SECONDS = 0.02
 
 
 def opus(waveform: Tensor, sample_rate: int, kbps: float) -> tuple[Tensor, float]:
-    """Through Opus and back: [channels, samples] of the same length, and the kbps that the packets took."""
+    """Encode and decode with Opus: float [channels, samples] of the same length, and the kbps of its packets."""
     with tempfile.TemporaryDirectory() as folder:
         source, coded, decoded = (Path(folder) / name for name in ("source.wav", "coded.opus", "decoded.wav"))
         soundfile.write(source, resample(waveform, sample_rate, OPUS_RATE).T.numpy(), OPUS_RATE, subtype="FLOAT")
@@ -47,9 +48,8 @@ def opus(waveform: Tensor, sample_rate: int, kbps: float) -> tuple[Tensor, float
         sizes = _run("ffprobe", "-v", "error", "-show_entries", "packet=size", "-of", "csv=p=0", str(coded))
         result, _ = audio.read_audio(decoded, sample_rate)
     n_bytes = sum(int(line.strip(",")) for line in sizes.split())
-    return align(result, waveform, round(LAG_SECONDS * sample_rate)), n_bytes * 8 / waveform.shape[
-        -1
-    ] * sample_rate / 1000
+    seconds = waveform.shape[-1] / sample_rate
+    return align(result, waveform, round(LAG_SECONDS * sample_rate)), n_bytes * 8 / seconds / 1000
 
 
 def _run(*command: str) -> str:
@@ -57,7 +57,7 @@ def _run(*command: str) -> str:
 
 
 def align(waveform: Tensor, reference: Tensor, largest_lag: int) -> Tensor:
-    """Shifted to where it correlates best with the reference, and as long."""
+    """Shift a waveform to where it correlates best with the reference, and cut it to the same length."""
     n = reference.shape[-1]
     waveform = torch.nn.functional.pad(waveform[:, :n], (0, max(0, n - waveform.shape[-1])))
     spectrum = torch.fft.rfft(waveform, 2 * n) * torch.fft.rfft(reference, 2 * n).conj()
@@ -82,7 +82,7 @@ def excerpts(folder: Path, tokenizer: Tokenizer, seconds: float) -> list[Tensor]
 def judge(
     music: list[Tensor], tokenizer: Tokenizer, rates: list[float], perceptual: bool
 ) -> dict[str, list[dict[str, float]]]:
-    """A row of metrics and kbps a track, for each coder."""
+    """Metrics and kbps of each track, for each coder."""
     metrics = METRICS | ({"perceptual_score": perceptual_score} if perceptual else {})
     sample_rate = tokenizer.sample_rate
     rows: dict[str, list[dict[str, float]]] = {}

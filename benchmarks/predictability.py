@@ -1,12 +1,12 @@
-"""Codes are for the prior: how well does one and the same small transformer learn the codes of each tokenizer?
+"""How well does the same small transformer learn the codes of each tokenizer?
 
     python benchmarks/predictability.py --work WORK --data MUSIC [--minutes 6] [--optimizer muon] [--only NAME ...]
 
-WORK is what `tokenizer_peers.py train` left. Every tokenizer encodes the same hour of MUSIC (of one kind, or minutes teach a
-transformer nothing; tracks that are to be held out may say so with the label `split`). The codes of all levels become one
-stream (by time, coarser first), and a transformer of fixed size trains on it for so many CPU-minutes.
-Printed: bits per second of audio on tracks the transformer never saw, the share of what counting the codes of each level
-would take (unigram), and the Fréchet distance of what it generates from those tracks, beside yardsticks.
+WORK is the folder of `tokenizer_peers.py train`. Every tokenizer encodes the same hour of MUSIC, which should be of
+one kind, because a transformer learns little in minutes. The label `split` can name the held-out tracks. The codes
+of all levels become one stream (by time, coarser first), and a transformer of fixed size trains on it for some
+CPU-minutes. Printed are the bits per second of audio on held-out tracks, their share of the unigram entropy of each
+level, and the Fréchet distance of generated music from these tracks, with yardsticks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from audiovq.evaluation.frechet import frechet_distance
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
 from audiovq.recipe import PriorTrainingConfig
-from audiovq.sampling.engine import new_stepper
+from audiovq.sampling.engine import new_engine
 from audiovq.training.optimizer import make_optimizer
 from audiovq.utils.progress import track as progress
 
@@ -49,7 +49,7 @@ TRANSFORMER = TransformerConfig(dim=192, n_layers=4, n_heads=4, context=1024)
 
 
 def choose_music(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The middle minute of tracks, in a fixed random order: up to an hour to learn from, and held-out tracks to judge by."""
+    """The middle minute of tracks in a fixed random order: up to an hour for training, and held-out tracks."""
     found = scan(folder, DataConfig(folder=str(folder), valid_fraction=0.2))
     chosen = []
     for split, most in (("train", TRAIN_SECONDS), ("valid", VALID_SECONDS)):
@@ -68,7 +68,7 @@ def choose_music(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 @dataclass
 class Music:
-    """What all tokenizers share: the music, what its held-out tracks are to the embedding, and two yardsticks."""
+    """The same for all tokenizers: the music, embeddings of its held-out tracks, and two yardsticks."""
 
     train: list[np.ndarray]
     held_out: list[np.ndarray]
@@ -78,7 +78,7 @@ class Music:
 
     @staticmethod
     def load(work: Path, folder: Path) -> Music:
-        """Read and embedded once for a WORK and a folder."""
+        """Read and embed the music; the result is saved in WORK."""
         path = work / f"predictability-{folder.name}.pickle"
         if path.exists():
             return pickle.loads(path.read_bytes())
@@ -98,7 +98,7 @@ class Music:
 
 @dataclass
 class Streams:
-    """Codes of all levels as one sequence: of each top code's time the codes of all levels, coarse to fine, then the next.
+    """Codes of all levels as one sequence: for the time of each code of level 0 the codes of all levels.
 
     Code c of level k is the symbol k · codebook_size + c.
     """
@@ -107,7 +107,7 @@ class Streams:
 
     def __post_init__(self) -> None:
         hops = self.candidate.hop_lengths
-        self.counts = [hops[0] // hop for hop in hops]  # codes a level and top code
+        self.counts = [hops[0] // hop for hop in hops]  # codes per code of level 0
         self.n_symbols = len(hops) * self.candidate.codebook_size
         self.rate = sum(SAMPLE_RATE / hop for hop in hops)
         self.level_of = torch.tensor([k for k, n in enumerate(self.counts) for _ in range(n)])  # a place in the frame
@@ -129,7 +129,7 @@ class Streams:
         ]
 
     def allowed(self, place: int) -> slice:
-        """The symbols that can stand at a place of the stream."""
+        """The symbols that are possible at a place of the stream."""
         level, size = int(self.level_of[place % len(self.level_of)]), self.candidate.codebook_size
         return slice(level * size, (level + 1) * size)
 
@@ -149,17 +149,19 @@ def new_prior(streams: Streams) -> Prior:
 
 
 def bits(prior: Prior, windows: Tensor, begins: Tensor) -> Tensor:
-    """Summed negative log2-likelihood of windows [b, t]; `begins` [b] tells which start a track (nothing comes before)."""
+    """Summed negative log2-likelihood of windows [b, t]; `begins` [b] is True where a track begins."""
     before = torch.where(begins, prior.spec.codebook_size, windows[:, 0])
     previous = torch.cat([before[:, None], windows[:, :-1]], dim=1)
     logits = prior(previous, torch.zeros(1, windows.shape[1], TRANSFORMER.dim))
     nll = F.cross_entropy(logits.flatten(0, 1), windows.flatten(), reduction="none").view_as(windows)
-    nll = torch.where(torch.arange(windows.shape[1]) == 0, nll * begins[:, None], nll)  # else the first is only heard
+    nll = torch.where(
+        torch.arange(windows.shape[1]) == 0, nll * begins[:, None], nll
+    )  # else the first code is only context
     return nll.sum() / math.log(2)
 
 
 def train_prior(prior: Prior, streams: list[Tensor], seconds: float, kind: str) -> int:
-    """For so many CPU-seconds; returns the steps made."""
+    """Train for some CPU-seconds; returns the number of steps."""
     length = TRANSFORMER.context + 1
     long_enough = [stream for stream in streams if len(stream) >= length]
     weights = np.array([len(stream) for stream in long_enough], dtype=float)
@@ -186,8 +188,7 @@ def train_prior(prior: Prior, streams: list[Tensor], seconds: float, kind: str) 
 
 @torch.inference_mode()
 def held_out_bits(prior: Prior, streams: list[Tensor]) -> float:
-    """Bits of all held-out streams, read window by window; every code is counted once, all but the first after up to a
-    window of others."""
+    """Bits of all held-out streams, window by window; every code counts once."""
     total = 0.0
     for stream in streams:
         for start in range(0, len(stream) - 1, TRANSFORMER.context):
@@ -197,7 +198,7 @@ def held_out_bits(prior: Prior, streams: list[Tensor]) -> float:
 
 
 def unigram_bits(train: list[Tensor], held_out: list[Tensor], streams: Streams) -> float:
-    """What each level's code frequencies in the training tracks say of the held-out ones."""
+    """Bits of the held-out streams under the code frequencies of each level in the training tracks."""
     size = streams.candidate.codebook_size
     counts = torch.bincount(torch.cat(train), minlength=streams.n_symbols).double().view(-1, size) + 1
     cost = -(counts / counts.sum(dim=1, keepdim=True)).log2().flatten()
@@ -207,14 +208,14 @@ def unigram_bits(train: list[Tensor], held_out: list[Tensor], streams: Streams) 
 @torch.inference_mode()
 def generate(prior: Prior, streams: Streams) -> list[Tensor]:
     """New music, float [1, samples] a piece."""
-    candidate = streams.candidate  # which may decode only so many frames at a time
+    candidate = streams.candidate  # may decode only certain numbers of frames
     step = len(streams.level_of) * max(1, candidate.multiple // candidate.hop_lengths[0])
     n = math.ceil(PIECE_SECONDS * streams.rate / step) * step
     generator = torch.Generator().manual_seed(0)
-    stepper, nothing = new_stepper(prior, PIECES, "auto"), torch.zeros(PIECES, TRANSFORMER.dim)
+    engine, nothing = new_engine(prior, PIECES, "auto"), torch.zeros(PIECES, TRANSFORMER.dim)
     codes = torch.full((PIECES, n + 1), prior.spec.codebook_size)
     for t in range(n):
-        logits = stepper.step(codes[:, t], nothing)
+        logits = engine.step(codes[:, t], nothing)
         allowed = streams.allowed(t)
         noise = -torch.empty(PIECES, allowed.stop - allowed.start).exponential_(generator=generator).log()
         codes[:, t + 1] = (logits[:, allowed] + noise).argmax(dim=1) + allowed.start
@@ -233,25 +234,25 @@ def reconstruct(streams: Streams, tracks: list[np.ndarray]) -> list[Tensor]:
 
 
 def excerpts(tracks: list[np.ndarray]) -> list[np.ndarray]:
-    """As many and as long as the generated pieces, from different tracks."""
+    """Excerpts of different tracks, as many and as long as the generated pieces."""
     n = int(PIECE_SECONDS * SAMPLE_RATE)
     return [track[(len(track) - n) // 2 :][:n] for track in tracks if len(track) >= n][:PIECES]
 
 
 def one(name: str, work: Path, data: Path, minutes: float, kind: str) -> dict:
-    """Everything about one tokenizer's codes."""
+    """All results of one tokenizer."""
     music = Music.load(work, data)
     candidate = CANDIDATES[name]().eval()
     folder = work / name.replace("/", "-")
     safetensors.torch.load_model(candidate, str(folder / "model.safetensors"))
     streams = Streams(candidate)
-    learned, judged = (
+    training, held_out = (
         streams.encode(music.train, f"{name}: encode"),
         streams.encode(music.held_out, f"{name}: held out"),
     )
     prior = new_prior(streams)
-    steps = train_prior(prior, learned, 60 * minutes, kind)
-    seconds = sum(len(stream) for stream in judged) / streams.rate
+    steps = train_prior(prior, training, 60 * minutes, kind)
+    seconds = sum(len(stream) for stream in held_out) / streams.rate
     embed = MusicEmbedding()
 
     def distance(waveforms: list[Tensor]) -> float:
@@ -259,7 +260,7 @@ def one(name: str, work: Path, data: Path, minutes: float, kind: str) -> dict:
 
     facts = {
         "name": name, "codes_per_second": streams.rate, "raw": candidate.bits_per_second, "steps": steps,
-        "bits": held_out_bits(prior, judged) / seconds, "unigram": unigram_bits(learned, judged, streams) / seconds,
+        "bits": held_out_bits(prior, held_out) / seconds, "unigram": unigram_bits(training, held_out, streams) / seconds,
         "parameters": sum(p.numel() for p in prior.transformer.parameters()), "minutes": minutes,
         "generated": distance(generate(prior, streams)),
         "reconstructed": distance(reconstruct(streams, excerpts(music.train))),
@@ -275,7 +276,7 @@ def _float(track: np.ndarray) -> Tensor:
 
 
 def markdown(rows: list[dict]) -> str:
-    """One line a tokenizer, fewest bits per second first."""
+    """One line per tokenizer, fewest bits per second first."""
     first = rows[0]
     lines = [
         f"Transformer of {first['parameters'] / 1e6:.1f} M, {first['optimizer']}, {first['minutes']:g} CPU-minutes on {first['hours']:.1f} h; "
@@ -293,13 +294,13 @@ def markdown(rows: list[dict]) -> str:
 
 
 @click.command()
-@click.option("--work", type=Path, required=True, help="Where tokenizer_peers.py left its tokenizers.")
-@click.option("--data", type=Path, required=True, help="Music whose codes are learned.")
-@click.option("--minutes", default=6.0, show_default=True, help="CPU-minutes a transformer.")
+@click.option("--work", type=Path, required=True, help="Folder with the tokenizers of tokenizer_peers.py.")
+@click.option("--data", type=Path, required=True, help="Music to learn.")
+@click.option("--minutes", default=6.0, show_default=True, help="CPU-minutes per transformer.")
 @click.option("--optimizer", type=click.Choice(list(LEARNING_RATES)), default="adamw", show_default=True)
-@click.option("--only", multiple=True, help="Names of tokenizers; default all that are there.")
+@click.option("--only", multiple=True, help="Names of tokenizers; default all in WORK.")
 def main(work: Path, data: Path, minutes: float, optimizer: str, only: tuple[str, ...]) -> None:
-    """Bits per second of a fixed transformer on each tokenizer's codes; what is done is not done again."""
+    """Bits per second of a fixed transformer on the codes of each tokenizer. Finished results are reused."""
     torch.set_num_threads(1)
     os.nice(10)
     there = [name for name in CANDIDATES if (work / name.replace("/", "-") / "facts.json").exists()]
@@ -307,8 +308,8 @@ def main(work: Path, data: Path, minutes: float, optimizer: str, only: tuple[str
     for name in only or there:
         done = work / name.replace("/", "-") / "predictability.json"
         facts = json.loads(done.read_text()) if done.exists() else {}
-        asked = {"minutes": minutes, "data": data.name, "optimizer": optimizer}
-        same = all(facts.get(key) == value for key, value in asked.items())
+        arguments = {"minutes": minutes, "data": data.name, "optimizer": optimizer}
+        same = all(facts.get(key) == value for key, value in arguments.items())
         rows.append(facts if same else one(name, work, data, minutes, optimizer))
     print(markdown(rows))
 

@@ -1,11 +1,11 @@
-"""Train tokenizers side by side: same music, same losses, same CPU-seconds, (nearly) the same bit rate.
+"""Train tokenizers for comparison: the same music, losses and CPU-seconds, and nearly the same bit rate.
 
     python benchmarks/tokenizer_peers.py train --data MUSIC --test TEST_MUSIC --work WORK [--minutes 30] [--only NAME ...]
     python benchmarks/tokenizer_peers.py table --work WORK
 
-Each candidate trains in a process of its own on one thread, two at a time; its clock is the process's CPU time, which
-other work on the machine does not move. The learning rate is the best of a few after half a CPU-minute each
-(not counted). What the test music sounds like after each prefix of levels is kept below WORK, and `table` judges that.
+Each candidate trains in a process of its own on one thread, two at a time, and is timed by the CPU time of its process,
+which other work on the machine does not change. The learning rate is the best of a few after half a CPU-minute each,
+which does not count. The test music, decoded from each prefix of levels, is saved in WORK, and `table` evaluates it.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def _int16(waveform: Tensor) -> np.ndarray:
 
 
 def crops(music: np.ndarray, step: int, samples: int, seed: int) -> Tensor:
-    """The batch of a step, float [BATCH, 1, samples]: the same places for every candidate."""
+    """The batch of a step, float [BATCH, 1, samples]; the same crops for every candidate."""
     starts = np.random.default_rng([seed, step]).integers(0, len(music) - samples, BATCH)
     return _float(np.stack([music[s : s + samples] for s in starts]))[:, None]
 
 
 def fit(candidate: Candidate, music: np.ndarray, seconds: float, rate: float, note: Path | None = None) -> dict:
-    """Train for so many CPU-seconds; cosine learning rate over them. Returns what was reached in training."""
+    """Train for some CPU-seconds with a cosine learning rate. Returns the steps, time, loss and learning rate."""
     losses = ReconstructionLoss(candidate.losses, SAMPLE_RATE)
     optimizer = torch.optim.AdamW(candidate.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     samples = CROP_SAMPLES // candidate.multiple * candidate.multiple
@@ -113,7 +113,7 @@ def fit(candidate: Candidate, music: np.ndarray, seconds: float, rate: float, no
 
 @torch.inference_mode()
 def render(candidate: Candidate, excerpts: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Test music through each prefix of levels, int16 [levels, excerpts, samples], and its codes [excerpts, t] a level."""
+    """Test music decoded from each prefix of levels, int16 [levels, excerpts, samples], and its codes."""
     candidate.eval()
     rendered, codes = [], []
     for excerpt in excerpts:
@@ -127,7 +127,7 @@ def render(candidate: Candidate, excerpts: np.ndarray) -> tuple[np.ndarray, list
 
 
 def train_one(name: str, make: Callable[[], Candidate], work: Path, minutes: float) -> None:
-    """One candidate, in this process: probe the learning rate, train, render the test music, keep everything."""
+    """Train one candidate in this process: try learning rates, train, render the test music, save everything."""
     torch.set_num_threads(1)
     os.nice(10)
     folder = work / name.replace("/", "-")
@@ -156,7 +156,7 @@ def train_one(name: str, make: Callable[[], Candidate], work: Path, minutes: flo
 
 
 def train_all(names: list[str], script: str, work: Path, minutes: float, jobs: int) -> None:
-    """Each candidate in a process of its own; those that are done are left alone."""
+    """Train each candidate in a process of its own, except finished ones."""
 
     def one(name: str) -> None:
         if not (work / name.replace("/", "-") / "facts.json").exists():
@@ -167,24 +167,24 @@ def train_all(names: list[str], script: str, work: Path, minutes: float, jobs: i
 
     with ThreadPoolExecutor(jobs) as pool:
         done = [pool.submit(one, name) for name in names]
-    for each in done:  # one that failed does not keep the others from their turn
+    for each in done:  # all have run when the first error is raised
         each.result()
 
 
 @click.group()
 def main() -> None:
-    """Tokenizers side by side."""
+    """Train and compare tokenizers."""
 
 
 @main.command()
 @click.option("--data", type=Path, required=True, help="Music to train on.")
-@click.option("--test", type=Path, required=True, help="Other music to judge by.")
-@click.option("--work", type=Path, required=True, help="Where everything is kept.")
-@click.option("--minutes", default=30.0, help="CPU-minutes a candidate.")
+@click.option("--test", type=Path, required=True, help="Other music for the evaluation.")
+@click.option("--work", type=Path, required=True, help="Folder for all results.")
+@click.option("--minutes", default=30.0, help="CPU-minutes per candidate.")
 @click.option("--jobs", default=2, help="Candidates at a time, one thread each.")
 @click.option("--only", multiple=True, help="Names of candidates; default all.")
 def train(data: Path, test: Path, work: Path, minutes: float, jobs: int, only: tuple[str, ...]) -> None:
-    """Train the candidates that are not done."""
+    """Train the candidates that are not finished."""
     prepare(data, test, work)
     train_all(list(only or CANDIDATES), sys.argv[0], work, minutes, jobs)
 
@@ -192,14 +192,16 @@ def train(data: Path, test: Path, work: Path, minutes: float, jobs: int, only: t
 @main.command()
 @click.option("--work", type=Path, required=True)
 def table(work: Path) -> None:
-    """Quality of every prefix of levels on the test music, and speed on one core: as Markdown, and table.json in WORK."""
+    """Print the quality of every prefix of levels and the speed on one core; also writes table.json in WORK."""
     references = np.load(work / "test.npy")
     rows = []
     for path in sorted(work.glob("*/facts.json")):
         facts = json.loads(path.read_text())
         if "prefixes" not in facts:
             rendered = np.load(path.parent / "rendered.npy", mmap_mode="r")
-            facts["prefixes"] = [judge(level, references) for level in progress(rendered, facts["name"], len(rendered))]
+            facts["prefixes"] = [
+                evaluate(level, references) for level in progress(rendered, facts["name"], len(rendered))
+            ]
             path.write_text(json.dumps(facts, indent=1))
         rows.append(facts)
     measure_speed(rows, references[0], work)
@@ -207,7 +209,7 @@ def table(work: Path) -> None:
     print(markdown(rows, len(references)))
 
 
-def judge(rendered: np.ndarray, references: np.ndarray) -> dict[str, float]:
+def evaluate(rendered: np.ndarray, references: np.ndarray) -> dict[str, float]:
     """Mean of each metric over the excerpts, int16 [excerpts, samples] twice."""
     found = [compare(_float(a)[None], _float(b)[None], SAMPLE_RATE) for a, b in zip(rendered, references, strict=True)]
     return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
@@ -215,7 +217,7 @@ def judge(rendered: np.ndarray, references: np.ndarray) -> dict[str, float]:
 
 @torch.inference_mode()
 def measure_speed(rows: list[dict], excerpt: np.ndarray, work: Path, rounds: int = 5) -> None:
-    """Audio-seconds a CPU-second of one core for encoding and decoding; candidates take turns, the best round counts."""
+    """Seconds of audio per CPU-second of one core; candidates take turns, the best round counts."""
     torch.set_num_threads(1)
     loaded = []
     for facts in rows:
@@ -237,7 +239,7 @@ def measure_speed(rows: list[dict], excerpt: np.ndarray, work: Path, rounds: int
 
 
 def markdown(rows: list[dict], n_excerpts: int) -> str:
-    """One line a candidate, best mel distance first; in brackets each prefix of levels, coarse to fine."""
+    """One line per candidate, best mel distance first."""
     rows = sorted(rows, key=lambda facts: facts["prefixes"][-1]["mel_distance"])
     lines = [
         f"{n_excerpts} excerpts of {EXCERPT_SECONDS:.0f} s, {rows[0]['cpu_seconds'] / 60:.0f} CPU-minutes each\n",

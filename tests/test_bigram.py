@@ -1,4 +1,4 @@
-"""The bigram yardstick against a plain computation of its formula."""
+"""The bigram model against a plain computation of its formula."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def plain(learned: list[list[int]], judged: list[list[int]], size: int) -> float
         return sum(-n * math.log2(p(before, code, strength, 1)) for (before, code), n in pairs.items())
 
     strength = min(map(float, STRENGTHS), key=own)
-    asked = [(before, code) for track in judged for before, code in zip([None, *track], track, strict=False)]
-    return sum(-math.log2(p(before, code, strength)) for before, code in asked) / len(asked)
+    wanted = [(before, code) for track in judged for before, code in zip([None, *track], track, strict=False)]
+    return sum(-math.log2(p(before, code, strength)) for before, code in wanted) / len(wanted)
 
 
 def test_bigram_equals_the_formula_pair_by_pair() -> None:

@@ -209,5 +209,5 @@ def test_what_copies_cannot_do(tiny_run: Path, music: Path, tmp_path: Path) -> N
     assert_one_line_error(
         cli("sample", "--model", bundled, "--check-copies", "--out", tmp_path / "x.wav"), "no codes there"
     )
-    assert not (tmp_path / "x.wav").exists()  # said before the work
+    assert not (tmp_path / "x.wav").exists()  # the error comes before the work
     assert_one_line_error(cli("copies", codes, tmp_path / "none"), "no such model")

@@ -1,6 +1,7 @@
 """The music embedding. Tests that need the weights are skipped where they cannot be downloaded."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ def test_weights_are_read_in_the_order_of_their_names() -> None:
     network = Musicnn()
     for i, parameter in enumerate(network.state_dict().values()):
         parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape) + 1000 * i)
-    convolutions = [*network.fronts, *network.middle]
-    norms = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
+    convolutions: list[Any] = [*network.fronts, *network.middle]
+    norms: list[Any] = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
     variables = {f"conv2d{f'_{i}' * (i > 0)}/bias": c.convolution.bias for i, c in enumerate(convolutions)}
     variables |= {
         f"conv2d{f'_{i}' * (i > 0)}/kernel": rearrange(c.convolution.weight, "o i h w -> h w i o")

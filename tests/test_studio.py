@@ -170,10 +170,10 @@ def test_continuing_keeps_the_codes_bit_for_bit(
     longer = finish(service.extend(job(session, piece, seed=5), before, after))[0]
     top = 256
     lead = math.ceil(before * 8000 / top) * top
-    kept = round(1.9 * 8000) // top * top
+    n_kept = round(1.9 * 8000) // top * top
     assert session.tree.get(longer).codes.n_samples == lead + round(1.9 * 8000) + round(after * 8000)
     for old, new, hop in zip(levels(session, piece), levels(session, longer), (256, 128, 64), strict=True):
-        assert torch.equal(new[lead // hop : (lead + kept) // hop], old[: kept // hop])
+        assert torch.equal(new[lead // hop : (lead + n_kept) // hop], old[: n_kept // hop])
     assert session.tree.get(longer).parent == piece
 
 
@@ -241,8 +241,8 @@ def test_downloads_have_the_decoded_samples(service: Service, session: Session) 
     path = session.files.sound(version)
     assert np.array_equal(samples(path), expected)
     assert soundfile.info(path).samplerate == 8000
-    kept = Codes.load(session.files.codes(version))
-    assert same(kept.levels, version.codes.levels)
+    saved = Codes.load(session.files.codes(version))
+    assert same(saved.levels, version.codes.levels)
     recording = open_upload(service, session, session.files.codes(version))  # saved codes can be opened again
     assert same(recording.codes.levels, version.codes.levels)
     assert np.array_equal(samples(recording.prefixes[-1]), expected)
@@ -277,8 +277,8 @@ def test_a_piece_and_a_tree_grow_up_to_their_limits(service: Service, session: S
 
 def test_growing_level_by_level_is_what_pieces_gives(generator: Generator) -> None:
     piece = generator.sample_codes(1.0, seed=1)[0]
-    kept = generator.keep(piece, stretch=(0.2, 0.6))
-    for given in (None, kept, generator.keep(piece, levels=1)):
+    mask = generator.keep(piece, stretch=(0.2, 0.6))
+    for given in (None, mask, generator.keep(piece, levels=1)):
         whole = list(generator.pieces(8000, 4, [0, 3], given=given))
         grown = list(generator.grow(8000, 4, [0, 3], given=given))
         assert [len(takes[0].levels) for takes in grown] == [1, 2, 3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -99,9 +100,12 @@ def load_weights(network: Musicnn, data: bytes) -> None:
     The file has all variables as little-endian float32 in the order of their names, and after each trained
     one the two moments of Adam. TensorFlow numbers layers of a kind in the order in which they were made.
     """
-    convolutions = [*network.fronts, *network.middle]
-    norms = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
-    variables = {"beta1_power": torch.zeros(()), "beta2_power": torch.zeros(())}  # Adam's; not needed
+    convolutions: list[Any] = [*network.fronts, *network.middle]
+    norms: list[Any] = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
+    variables: dict[str, Tensor] = {
+        "beta1_power": torch.zeros(()),
+        "beta2_power": torch.zeros(()),
+    }  # Adam's; not needed
     for i, layer in enumerate(convolutions):
         name = f"conv2d_{i}" if i else "conv2d"
         variables[f"{name}/kernel"] = layer.convolution.weight.permute(2, 3, 1, 0)  # [height, width, in, out]

@@ -69,7 +69,7 @@ class PieceRequest:
     @property
     def options(self) -> PieceOptions:
         """The options of `Generator.grow`."""
-        settings = {name: list(values) for name, values in self.settings.items()}
+        settings: dict[str, Any] = {name: list(values) for name, values in self.settings.items()}
         options = PieceOptions(labels=dict(self.labels), text=self.text, chroma=self.chroma, **settings)
         return options if options.conditional else dataclasses.replace(options, guidance=None)
 
