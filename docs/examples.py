@@ -1,4 +1,4 @@
-"""Examples within docstrings (`>>>` lines) become code on the reference pages."""
+"""Shows examples in docstrings (`>>>` lines) as code on the reference pages."""
 
 from __future__ import annotations
 

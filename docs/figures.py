@@ -1,4 +1,4 @@
-"""Figures of the documentation, drawn when the site is built: `<!-- figure: NAME -->` becomes SVG in the page's own colours."""
+"""Figures of the documentation as SVG in the colours of the page. They replace `<!-- figure: NAME -->` when the site is built."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def text(x: float, y: float, words: str, anchor: str = "start") -> str:
 
 
 def levels() -> str:
-    """Three levels of codes over time, and what one code of the finest level sees."""
+    """Three levels of codes over time, and the codes on which one code of the finest level depends."""
     left, width, height, target = 80, 560, 26, 15
     parts = []
-    for level, (name, n) in enumerate((("top", 6), ("middle", 12), ("bottom", 24))):
+    for level, (name, n) in enumerate((("level 0", 6), ("level 1", 12), ("level 2", 24))):
         y, step = 10 + 46 * level, width / n
         parts.append(text(left - 10, y + 18, name, "end"))
         now = target * n // 24
@@ -54,14 +54,14 @@ def levels() -> str:
     parts.append(text(x, 10 + 46 * 2 + 18, "?", "middle"))
     parts.append(text(left, 165, "time →"))
     caption = (
-        "Three levels of codes. The code marked ? is drawn from what is bright: its own past within the attention window, and all "
-        "coarser codes around its time, some of them ahead."
+        "Three levels of codes. The code marked ? is sampled given the bright codes: the past of its own level within the "
+        "attention window, and the coarser codes around its time, some of them later."
     )
     return svg(660, 175, parts, caption)
 
 
 def temperatures() -> str:
-    """One draw of Gumbel-Softmax weights over eight codes at three temperatures, the same noise in all."""
+    """A sample of Gumbel-Softmax weights over eight codes at three temperatures, with the same noise."""
     random = np.random.default_rng(3)
     logits = np.array([0.4, 1.6, 0.2, 2.0, 1.2, -0.5, 0.8, 0.0])
     noise = random.gumbel(size=8)
@@ -80,8 +80,8 @@ def temperatures() -> str:
         ]
         parts.append(text(left + 72, 140, title, "middle"))
     caption = (
-        "A distribution over eight codes (left), and one draw of its Gumbel-Softmax weights with the same noise at three "
-        "temperatures: from a mixture to a choice."
+        "A distribution over eight codes (left), and a sample of its Gumbel-Softmax weights with the same noise at three "
+        "temperatures: from a mixture to a single code."
     )
     return svg(660, 150, parts, caption)
 

@@ -1,6 +1,6 @@
-"""Pages that are generated when the site is built: tables of recipes and keys from the code, formulae as MathML.
+"""Generates parts of the site when it is built: tables of recipes, keys and commands, and formulae as MathML.
 
-A comment `<!-- generated: NAME -->` on a page is replaced by what `GENERATED[NAME]` returns.
+A comment `<!-- generated: NAME -->` on a page is replaced by the result of `GENERATED[NAME]`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the site describes this checkout, not another one that is installed
+sys.path.insert(0, str(ROOT))  # describe this checkout, not an installed version
 
 from audiovq.cli import main  # noqa: E402
 from audiovq.recipe import Recipe, header, load_recipe  # noqa: E402
@@ -39,7 +39,7 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def sections(config: type[BaseModel] = Recipe, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Every config below `config` with its place in a recipe, such as `tokenizer.model`; lists are `priors[]`."""
+    """Each config within `config` with its path in a recipe, such as `tokenizer.model`; lists are `priors[]`."""
     yield path, config
     for name, field in config.model_fields.items():
         inner = f"{path}.{name}".lstrip(".")
@@ -60,7 +60,7 @@ def is_list(annotation: Any) -> bool:
 
 @functools.cache
 def comments(config: type[BaseModel]) -> dict[str, str]:
-    """What the source says of each field: the comment behind it, or the comment lines above it."""
+    """The comments of each field in the source: those above it, and the one at its end."""
     found: dict[str, str] = {}
     for base in reversed(config.__mro__):
         if not (issubclass(base, BaseModel) and base.__module__.startswith("audiovq") and base.model_fields):
@@ -85,14 +85,14 @@ def comments(config: type[BaseModel]) -> dict[str, str]:
 
 
 def meaning(config: type[BaseModel], name: str) -> str:
-    """Raises KeyError for a key that nobody has explained."""
-    said = comments(config).get(name)
-    if said is None and configs(config.model_fields[name].annotation):
+    """The meaning of a recipe key; KeyError for a key without a comment in the code and a line in meanings.yaml."""
+    comment = comments(config).get(name)
+    if comment is None and configs(config.model_fields[name].annotation):
         return "see below"
     owner = config.__qualname__.split(".")[0]
-    if said is None and name == "kind":
-        return f"picks `{owner}`"
-    return said or MEANINGS.get(f"{owner}.{name}") or MEANINGS[name]
+    if comment is None and name == "kind":
+        return f"selects `{owner}`"
+    return comment or MEANINGS.get(f"{owner}.{name}") or MEANINGS[name]
 
 
 def kind_of(annotation: Any, field: FieldInfo | None = None) -> str:
@@ -132,7 +132,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def recipe_keys() -> str:
-    """Every key of a recipe: a table a config, each once, headed by the places where it is used."""
+    """All keys of a recipe: one table per config, under the paths where it is used."""
     places: dict[type[BaseModel], list[str]] = {}
     for path, config in sections():
         places.setdefault(config, []).append(path)
@@ -163,10 +163,10 @@ def recipe_files() -> list[Path]:
 
 
 def recipe_table() -> str:
-    """What the recipes' headers say, and their rate plans."""
+    """The headers of the recipes, their rate plans, and the files."""
     rows = ["| recipe | purpose | hardware | time | reached |", "|---|---|---|---|---|"]
     plans = [
-        "| recipe | sample rate, Hz | hops | codes a second | codebook | raw bits a second |",
+        "| recipe | sample rate, Hz | hops | codes per second | codebook | raw bits per second |",
         "|---|---|---|---|---|---|",
     ]
     for path in recipe_files():
@@ -192,7 +192,7 @@ def recipe_table() -> str:
 
 
 def sample_table() -> str:
-    """The files of samples/ as they are."""
+    """The files in samples/."""
     rows = ["| file | seconds | rate, Hz | channels | kilobytes |", "|---|---|---|---|---|"]
     totals: dict[str, float] = {}
     for path in sorted((ROOT / "samples").rglob("*.opus")):
@@ -208,7 +208,7 @@ def sample_table() -> str:
 
 
 def command_pages() -> str:
-    """Every command with its arguments and options, as `--help` tells them."""
+    """Each command with its arguments and options, as `--help` prints them."""
     parts = []
     for name, command in sorted(main.commands.items()):
         context = click.Context(command, info_name=f"audiovq {name}")
@@ -229,7 +229,7 @@ def _escaped(text: str) -> str:
 GENERATED = {"commands": command_pages, "recipe keys": recipe_keys, "recipes": recipe_table, "samples": sample_table}
 
 
-# --- what mkdocs calls ------------------------------------------------------------------------------------------------
+# --- hooks of mkdocs ---------------------------------------------------------------------------------------------------
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -249,7 +249,7 @@ def formulae_to_mathml(page: str) -> str:
     def convert_one(match: re.Match[str]) -> str:
         formula = re.sub(
             r"\\log(?![_({a-z])", r"\\log\\,", html.unescape(match[2]).strip()
-        )  # the converter sets no space
+        )  # the converter adds no space
         mathml = convert(formula, display="block" if match[1] == "div" else "inline")
         if "\\" in mathml:
             raise ValueError(f"{formula}: the converter does not know a command of this formula")

@@ -1,4 +1,4 @@
-"""`audiovq train` without --data takes the music at hand, and says at once if it will take days."""
+"""`audiovq train` without --data chooses its music, and prints the hours of a long training before it begins."""
 
 import os
 import shutil
@@ -14,12 +14,19 @@ import torch
 from conftest import ROOT, TINY, assert_one_line_error, cli, tones
 
 from audiovq.pipeline.before_training import find_music, rounded
-from audiovq.planning.quick import matrix_rate, prior_operations, rough_hours, tokenizer_operations, transformer_weights
+from audiovq.planning.quick import (
+    decoder_operations,
+    matrix_rate,
+    prior_operations,
+    rough_hours,
+    tokenizer_operations,
+    transformer_weights,
+)
 from audiovq.prior.transformer import Transformer, TransformerConfig
 from audiovq.recipe import load_recipe, load_saved_recipe
 
 
-def put_music(folder: Path) -> Path:
+def write_music(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for i in range(3):
         soundfile.write(folder / f"{i}.wav", tones(1.5, 8000, seed=i), 8000)
@@ -32,22 +39,22 @@ def test_music_comes_from_here_then_the_environment_then_samples(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AUDIOVQ_MUSIC", raising=False)
     assert find_music("music") == ROOT / "samples" / "recordings"
-    elsewhere = put_music(tmp_path / "elsewhere")
+    elsewhere = write_music(tmp_path / "elsewhere")
     monkeypatch.setenv("AUDIOVQ_MUSIC", str(elsewhere))
     assert find_music("music") == elsewhere
     (tmp_path / "music").mkdir()
     assert find_music("music") == elsewhere  # an empty folder has no music
     (tmp_path / "music").rmdir()
-    put_music(tmp_path / "music")
+    write_music(tmp_path / "music")
     assert find_music("music") == Path("music")
     monkeypatch.setenv("AUDIOVQ_MUSIC", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="expected a folder of music, found no folder"):
         find_music("music")
 
 
-def test_a_run_goes_on_with_the_music_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_uses_the_same_music(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    music = put_music(tmp_path / "music")
+    music = write_music(tmp_path / "music")
     (tmp_path / "tiny.yaml").write_text(TINY.format(folder="x").replace("folder: x, ", ""))
     train = ("train", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--stage", "tokenizer")
     result = cli(*train)
@@ -55,7 +62,7 @@ def test_a_run_goes_on_with_the_music_that_it_began_with(tmp_path: Path, monkeyp
     assert "no --data: the music is music" in result.output
     assert load_saved_recipe(tmp_path / "run" / "recipe.yaml").data.folder == str(music)
     shutil.move(music, tmp_path / "moved")
-    again = cli(*train)  # finished: it needs no music any more
+    again = cli(*train)  # a finished run needs no music
     assert again.exit_code == 0, again.output
     other = cli("train", tmp_path / "tiny.yaml", "--out", tmp_path / "other", "--data", tmp_path / "nothing")
     assert_one_line_error(other, "nothing")
@@ -69,40 +76,41 @@ def test_weights_are_counted_as_the_transformer_has_them() -> None:
 
 def test_hours_follow_from_operations() -> None:
     recipe = load_recipe("quickstart")
-    assert tokenizer_operations(recipe) == 0  # it takes the bundled one
     config, training = recipe.prior(0).model.transformer, recipe.prior(0).training
     positions = training.steps * training.batch_size * config.context
     attention = 12 * config.n_layers * config.dim * config.window
     assert prior_operations(recipe, 0) == positions * (6 * transformer_weights(config) + attention)
     more = load_recipe("music", data="x")
-    tuned = 300000 * 64 + 100000 * 16
-    frames = more.tokenizer.crop_samples / 1024
-    assert tokenizer_operations(more) / (6 * frames * tuned) == pytest.approx(21.9e6, rel=0.02)  # its weights
-    assert rough_hours(more) > 100 > rough_hours(recipe) > 0
+    n_codes = more.tokenizer.crop_samples / 1024
+    assert tokenizer_operations(more) / (6 * n_codes * 300000 * 64) == pytest.approx(21.9e6, rel=0.02)  # its weights
+    # `audiovq plan` counts 1.73 TFLOP for two crops.
+    assert decoder_operations(more) / (100000 * 8) == pytest.approx(1.73e12, rel=0.1)
+    assert rough_hours(more, ["priors"]) > 100 > rough_hours(recipe, ["tokenizer", "priors"]) > 0
+    assert rough_hours(recipe, ["tokenizer", "codes"]) == 0  # the bundled tokenizer needs no training
     assert matrix_rate(torch.device("cpu"), bf16=False, size=256) > 1e8
 
 
-def test_hours_are_told_with_two_digits() -> None:
+def test_hours_have_two_significant_digits() -> None:
     assert [rounded(x) for x in (13.4, 134, 13482, 1234567)] == ["13", "130", "13,000", "1,200,000"]
 
 
-def test_the_command_of_the_readme_begins_says_how_long_and_stops(tmp_path: Path) -> None:
-    """`audiovq train recipes/music.yaml` in a clone without music, without options but smaller networks' steps."""
+def test_the_command_of_the_readme_prints_the_hours_begins_and_stops(tmp_path: Path) -> None:
+    """`audiovq train recipes/music.yaml` in a clone, with a smaller batch."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     environment = {k: v for k, v in os.environ.items() if k != "AUDIOVQ_MUSIC"}
     command = [sys.executable, "-m", "audiovq", "train", "recipes/music.yaml", "--set", "data.workers=0"]
-    command += ["--set", "tokenizer.training.batch_size=1"]  # a step of 64 crops takes a minute here
+    command += ["--set", "tokenizer.training.batch_size=1"]  # a step of 64 crops takes a minute on 2 cores
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
-    said = ""
+    errors = ""
     deadline = time.monotonic() + 60
-    while "training and" not in said and time.monotonic() < deadline:
-        said += process.stderr.readline()
+    while "training and" not in errors and time.monotonic() < deadline:
+        errors += process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    said += process.communicate(timeout=120)[1]
-    assert process.returncode == 130, said
-    assert f"no --data: the music is {ROOT / 'samples' / 'recordings'}" in said
-    assert "music takes roughly" in said
-    assert "audiovq train recipes/finetune.yaml --data" in said
-    assert "the same command resumes" in said
+    errors += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, errors
+    assert f"no --data: the music is {ROOT / 'samples' / 'recordings'}" in errors
+    assert "music takes roughly" in errors
+    assert "audiovq train recipes/finetune.yaml --data" in errors
+    assert "the same command resumes" in errors
     assert (tmp_path / "runs" / "music" / "recipe.yaml").is_file()

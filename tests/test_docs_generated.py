@@ -1,4 +1,4 @@
-"""What docs/generate.py makes of the code when the site is built: tables of keys, commands, recipes and samples, formulae."""
+"""docs/generate.py generates the tables of keys, commands, recipes and samples, and formulae, when the site is built."""
 
 from __future__ import annotations
 
@@ -34,26 +34,19 @@ def test_every_recipe_key_has_type_default_and_meaning(generate: ModuleType) -> 
             try:
                 generate.meaning(config, name)
             except KeyError:
-                pytest.fail(f"{path}.{name}: say what it means, in a comment behind the field of {config.__qualname__}")
+                pytest.fail(f"{path}.{name}: add a comment with its meaning to the field of {config.__qualname__}")
             assert generate.kind_of(field.annotation, field)
-            said = generate.comments(config).get(name)
-            if said is None:
+            if generate.comments(config).get(name) is None:
                 used |= {f"{owner}.{name}"} if f"{owner}.{name}" in generate.MEANINGS else {name}
-    assert set(generate.MEANINGS) <= used, f"docs/meanings.yaml: nobody needs {set(generate.MEANINGS) - used}"
+    assert set(generate.MEANINGS) <= used, f"docs/meanings.yaml: unused {set(generate.MEANINGS) - used}"
 
 
-def test_keys_are_told_as_they_are(generate: ModuleType) -> None:
+def test_tables_have_type_default_and_meaning(generate: ModuleType) -> None:
     page = generate.recipe_keys()
     assert "## `tokenizer.training`\n" in page
     assert "## `priors[].training`\n" in page
-    assert (
-        "| `learning_rate` | float > 0 | `0.001` | at the end of the warm-up, from where it falls along a cosine |"
-        in page
-    )
-    assert (
-        "| `attention_window` | int ≥ 1 or null | `null` | codes a position sees, itself included; null: the context |"
-        in page
-    )
+    assert "| `learning_rate` | float > 0 | `0.001` | highest learning rate, at the end of the warm-up;" in page
+    assert "| `attention_window` | int ≥ 1 or null | `null` | codes a position" in page
     assert "| `hop_lengths` | list of int | `[1024, 512, 256]` |" in page
     assert "## `tokenizer.model.quantizer`: `gumbel`" in page
     assert "| `precision` | `auto` or `fp32` or `bf16` | `auto` |" in page
@@ -69,7 +62,7 @@ def test_every_command_and_option_is_on_its_page(generate: ModuleType) -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.opts[-1] in section
-    assert "| `--segments INTEGER RANGE` | Segments of a finer level that are generated at once." in page
+    assert "| `--segments INTEGER RANGE` | Segments of a finer level at once." in page
 
 
 def test_tables_of_recipes_and_samples_are_those_of_the_files(generate: ModuleType) -> None:

@@ -38,13 +38,14 @@ def train(
     from audiovq.report.describe import describe_run
 
     loaded = load_recipe(recipe, data, overrides, codes)
-    folder = Path(out or Path("runs") / loaded.name)
-    loaded = with_music(loaded, folder)
     if launch.run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
         return
     with launch.processes():
-        announce_duration(loaded, collectives.world_size())
-        run = Run(loaded, folder, page)
-        run.go(tuple(stage for stage in STAGES if stage in stages) or STAGES)
+        folder = Path(out or Path("runs") / loaded.name)
+        run = Run(with_music(loaded, folder), folder, page)
+        wanted = tuple(stage for stage in STAGES if stage in stages) or STAGES
+        missing = [stage for stage in wanted if not run.files.is_done(stage)]
+        announce_duration(run.recipe, missing, collectives.world_size())
+        run.go(wanted)
         if json_file and run.main:
             options.write_json(json_file, describe_run(run.folder))

@@ -1,8 +1,10 @@
-"""Before a training begins: which music it takes if none was named, and a word if it will take days."""
+"""Before a training begins: the music of a recipe that names none, and a message if the training takes long."""
 
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from audiovq.config import recipe_folders
@@ -11,17 +13,19 @@ from audiovq.planning.quick import describe_machine, rough_hours
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.utils.progress import say
 
-LONG_HOURS = 12.0  # from here on a training is announced as long
+LONG_HOURS = 12.0  # a training that takes longer is announced
 
 
 def with_music(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe with a music folder. One that names neither music nor codes takes the first of: the music of this run when
-    it began, `music/` in the current folder, $AUDIOVQ_MUSIC, the recordings in samples/; one line says which.
+    """A recipe with a music folder.
+
+    A recipe that names neither music nor codes gets the first of: the music with which this run began, the folder
+    `music/` in the current folder, $AUDIOVQ_MUSIC, and the recordings in samples/. One line says which.
 
     Args:
-        run: the run's folder, which need not exist.
+        run: folder of the run, which need not exist.
     Raises:
-        ValueError: there is no music in any of these places.
+        ValueError: none of these has music.
     """
     if recipe.data.folder or recipe.codes.path:
         return recipe
@@ -35,7 +39,7 @@ def with_music(recipe: Recipe, run: Path) -> Recipe:
 
 
 def find_music(name: str) -> Path:
-    """The first place that has music; raises ValueError if none has."""
+    """The first folder with music; ValueError if there is none."""
     named = os.environ.get("AUDIOVQ_MUSIC")
     if named and not Path(named).is_dir():
         raise ValueError(f"AUDIOVQ_MUSIC: expected a folder of music, found no folder {named}")
@@ -44,26 +48,29 @@ def find_music(name: str) -> Path:
     for place in places:
         if place.is_dir() and find_audio(place):
             return place
-    raise ValueError(
-        f"{name}: no music to learn from; name a folder with --data DIR (or put music into a folder music/ here, or set "
-        "AUDIOVQ_MUSIC)"
-    )
+    advice = "name a folder with --data DIR, put music into the folder music/ here, or set AUDIOVQ_MUSIC"
+    raise ValueError(f"{name}: no music folder; {advice}")
 
 
-def announce_duration(recipe: Recipe, n_devices: int) -> None:
-    """Say how long a long training takes, and what fits this machine; nothing for a short one."""
-    hours = rough_hours(recipe, n_devices)
+def announce_duration(recipe: Recipe, stages: Sequence[str], n_devices: int) -> None:
+    """Print the hours of a long training, and the command that fits this machine; nothing if it takes less.
+
+    Args:
+        stages: names of the stages that are not done.
+        n_devices: processes that share each step.
+    """
+    hours = rough_hours(recipe, stages, n_devices)
     if hours < LONG_HOURS:
         return
-    music = f" --data {recipe.data.folder}" if recipe.data.folder else ""
+    music = shlex.quote(recipe.data.folder or "DIR")
     say(
-        f"{recipe.name} takes roughly {rounded(hours)} hours on {describe_machine()}. For this machine, in minutes: "
-        f"audiovq train recipes/finetune.yaml{music}"
+        f"{recipe.name} takes roughly {rounded(hours)} hours on {describe_machine()}. A command for this machine, which "
+        f"takes minutes: audiovq train recipes/finetune.yaml --data {music}"
     )
-    say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes")
+    say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")
 
 
 def rounded(hours: float) -> str:
-    """Two digits that count: 13,482 -> 13,000."""
+    """Two significant digits: 13,482 -> 13,000."""
     digits = len(str(int(hours))) - 2
     return f"{round(hours, -digits):,.0f}"
