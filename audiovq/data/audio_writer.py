@@ -38,12 +38,7 @@ class AudioWriter:
     """
 
     def __init__(
-        self,
-        target: Path | str | BinaryIO,
-        sample_rate: int,
-        channels: int,
-        n_samples: int = 0,
-        comment: str = "",
+        self, target: Path | str | BinaryIO, sample_rate: int, channels: int, n_samples: int = 0, comment: str = ""
     ):
         self.target, self.channels, self.n_samples = target, channels, 0
         if isinstance(target, str | Path):
