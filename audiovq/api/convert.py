@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,28 +101,10 @@ class Decoding:
         }
 
 
-class Meter:
-    """A progress bar in seconds of audio, with the speed."""
-
-    def __init__(self, bar: ProgressBar):
-        self.bar, self.done, self.worked, self.began = bar, 0.0, 0.0, time.monotonic()
-
-    def add(self, seconds: float) -> None:
-        """So much audio was converted."""
-        self.worked += seconds
-        self.reach(self.done + seconds)
-
-    def reach(self, done: float) -> None:
-        """So much audio is done, skipped files included."""
-        speed = self.worked / max(time.monotonic() - self.began, 1e-9)
-        self.done = done
-        self.bar.advance(max(0, int(done) - self.bar.done), f"{speed:.0f} audio-seconds a second")
-
-
 def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts:
     """Convert one file. Raises ValueError for a source or a target that cannot be used."""
-    with ProgressBar(f"{kind.title}, s", int(kind.seconds(source))) as bar:
-        return kind.convert(source, target, Meter(bar).add)
+    with ProgressBar(f"{kind.title}, s", int(kind.seconds(source)), unit="audio-s") as bar:
+        return kind.convert(source, target, bar.advance)
 
 
 def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
@@ -138,19 +119,20 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
     check_folder(out)
     lengths = [_seconds(kind, source) for source in sources]
     n_done, files, set_aside = 0, [], []
-    with ProgressBar(f"{kind.title}, s", int(sum(lengths))) as bar:
-        meter, end = Meter(bar), 0.0
+    with ProgressBar(f"{kind.title}, s", int(sum(lengths)), unit="audio-s") as bar:
+        end = 0.0
         for (source, target), length in zip(mirrored(sources, folder, out, kind.suffix), lengths, strict=True):
             end += length
             try:
                 if kind.is_done(source, target):
                     n_done += 1
+                    bar.first += length  # it does not count for the speed
                 else:
-                    files.append(kind.convert(source, target, meter.add))
+                    files.append(kind.convert(source, target, bar.advance))
             except (ValueError, OSError) as error:
                 set_aside.append(" ".join(str(error).split()))
                 say(f"set aside: {set_aside[-1]}")
-            meter.reach(end)
+            bar.advance(end - bar.done)
     summary = f"{out}: {len(files)} files {kind.title}d, {n_done} were done before"
     if set_aside:
         summary += f", {len(set_aside)} of {len(sources)} could not be {kind.title}d (each is named above)"

@@ -44,11 +44,11 @@ class ProgressBar:
     def __init__(
         self, title: str, total: int, start: int = 0, unit: str = "", per_step: float = 1.0, hidden: bool = False
     ):
-        self.title, self.total, self.done, self.hidden = title, total, start, hidden
+        self.title, self.total, self.hidden = title, total, hidden
         self.unit, self.per_step = unit, per_step
         self.note = ""
         self.began = self.printed = time.monotonic()
-        self.first = start
+        self.first = self.done = float(start)
         self.rich: _NotedProgress | None = None
 
     def __enter__(self) -> ProgressBar:
@@ -64,10 +64,10 @@ class ProgressBar:
                 console=console,
             )
             self.rich.start()
-            self.task = self.rich.add_task(self.title, total=self.total, completed=self.done, rate="")
+            self.task = self.rich.add_task(self.title, total=self.total, completed=int(self.done), rate="")
         return self
 
-    def advance(self, n: int = 1, note: str | None = None) -> None:
+    def advance(self, n: float = 1, note: str | None = None) -> None:
         self.done += n
         self.note = self.note if note is None else note
         if self.rich is not None:
@@ -90,7 +90,7 @@ class ProgressBar:
     def _line(self) -> None:
         self.printed = time.monotonic()
         left = (self.total - self.done) / self.steps_per_second if self.done > self.first else 0.0
-        facts = [f"{self.done}/{self.total}", f"{left:.0f} s left", *([self.rate] if self.rate else [])]
+        facts = [f"{int(self.done)}/{self.total}", f"{left:.0f} s left", *([self.rate] if self.rate else [])]
         say(f"{self.title}: {', '.join(facts)} {self.note}".rstrip())
 
     def __exit__(self, *exception: object) -> None:
