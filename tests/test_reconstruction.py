@@ -1,4 +1,4 @@
-"""The report on a test set: values of constructed tracks, and what the command prints on a tiny run."""
+"""The evaluation of a tokenizer: values of constructed tracks, and the output of the command on a tiny run."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from conftest import assert_one_line_error, cli, tones
 from audiovq.data.codes import Codes
 from audiovq.evaluation import perceptual
 from audiovq.evaluation.confidence import Estimate, mean_estimate
+from audiovq.evaluation.evaluate_tokenizer import Reconstruction, evaluate_tracks
 from audiovq.evaluation.metrics import METRICS, mel_distance, si_sdr
 from audiovq.evaluation.perceptual import perceptual_score
-from audiovq.evaluation.evaluate_tokenizer import Reconstruction, evaluate_tracks
 
 RATE = 16000
 
