@@ -23,7 +23,7 @@ from audiovq.pretrained.identity import (
     canonical_tokenizer,
 )
 from audiovq.recipe import load_recipe
-from audiovq.tokenizer import encoder, quantizer
+from audiovq.tokenizer import encoder, fronts, quantizer
 from audiovq.tokenizer.vqvae import VQVAEConfig
 from audiovq.utils import compat
 
@@ -147,6 +147,6 @@ def test_every_setting_of_a_tokenizer_counts_for_its_identity_or_is_known_not_to
 
     assert names(VQVAEConfig) == {*TOKENIZER, *WITHOUT_EFFECT, "encoder", "quantizer"}
     assert names(encoder.EncoderConfig) == {*ENCODER, "front"}
-    for tables, kinds in ((FRONTS, encoder.FRONTS), (QUANTIZERS, quantizer.QUANTIZERS)):
+    for tables, kinds in ((FRONTS, fronts.FRONTS), (QUANTIZERS, quantizer.QUANTIZERS)):
         for kind in tables.keys() & kinds.keys():
             assert names(kinds[kind].Config) == tables[kind].keys(), kind

@@ -22,7 +22,7 @@ def sine(frequency: float, seconds: float = 1.0, rate: int = 16000, amplitude: f
 
 
 def test_a_full_scale_sine_has_magnitude_one_half() -> None:
-    magnitude = stft_magnitude(sine(1000, amplitude=1.0), 1024, torch.hann_window(1024))
+    magnitude = stft_magnitude(sine(1000, amplitude=1.0), torch.hann_window(1024))
     assert float(magnitude[0, 64, 20]) == pytest.approx(0.5, rel=1e-3)
 
 

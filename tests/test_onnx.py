@@ -17,7 +17,7 @@ from audiovq.data.audio import read_audio
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.hub import shared_files
 from audiovq.tokenizer.decoders import IstftDecoder
-from audiovq.tokenizer.encoder import MelFront, StftFront
+from audiovq.tokenizer.fronts import MelFront, StftFront
 from audiovq.tokenizer.onnx_graph import (
     ConvIstftDecoder,
     ConvMelFront,

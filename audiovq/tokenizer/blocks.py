@@ -1,7 +1,8 @@
-"""Blocks of 1-D convolutions, and the decoders: from features at the rate of the codes to the waveform.
+"""Blocks of 1-D convolutions, which encoders and decoders are made of.
 
-Every module here and in `encoder.py` tells its `radius`: how many of its own input frames to either side an output frame depends on.
-`VQVAE` adds them up, so that chunked encoding and decoding can keep exactly the context that whole needs.
+Every module here, in `encoder.py`, `fronts.py` and `decoders.py` has a `radius` (or `radius_samples`): the receptive field
+to one side, in frames (or samples) of its input. `VQVAE` adds them up, so that chunks are computed with exactly the context
+that they depend on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class ConvNeXtBlock(nn.Module):
         self.contract = nn.Linear(3 * dim, dim)
         self.scale = nn.Parameter(torch.full((dim,), 1 / max(n_blocks, 1)))
 
-    def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, dim, t]
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, dim, time]
         h = rearrange(self.depthwise(x), "b c t -> b t c")
         h = self.contract(F.gelu(self.expand(self.norm(h)))) * self.scale
         return x + rearrange(h, "b t c -> b c t")
@@ -43,7 +44,7 @@ class DilatedBlock(nn.Module):
         self.dilated = nn.Conv1d(dim, dim, kernel_size=3, padding=self.radius, dilation=self.radius)
         self.pointwise = nn.Conv1d(dim, dim, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, dim, t]
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, dim, time]
         return x + self.pointwise(F.relu(self.dilated(F.relu(x))))
 
 
@@ -54,8 +55,9 @@ class Stack(nn.Sequential):
     """`n_blocks` residual blocks of one kind."""
 
     def __init__(self, kind: BlockKind, dim: int, n_blocks: int):
-        super().__init__(*(BLOCKS[kind](dim, i, n_blocks) for i in range(n_blocks)))
-        self.radius = sum(block.radius for block in self)  # type: ignore[misc]
+        blocks = [BLOCKS[kind](dim, i, n_blocks) for i in range(n_blocks)]
+        super().__init__(*blocks)
+        self.radius = sum(block.radius for block in blocks)
 
 
 class Downsample(nn.Conv1d):
@@ -64,7 +66,7 @@ class Downsample(nn.Conv1d):
     def __init__(self, dim_in: int, dim_out: int, stride: int):
         self.radius = stride // 2 + stride
         super().__init__(dim_in, dim_out, stride + 2 * (stride // 2), stride=stride, padding=stride // 2)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]  # quiet music must not drown in it at the start
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]  # a random bias would be louder than quiet music
 
 
 class Upsample(nn.ConvTranspose1d):
@@ -90,3 +92,14 @@ def factor_strides(hop_length: int, max_stride: int) -> list[int]:
         else:
             strides.append(prime)
     return sorted(strides, reverse=True)
+
+
+def overlap_add(frames: Tensor, hop_length: int) -> Tensor:
+    """Add up frames that overlap, and keep what lies around their centres: [b, c, time, n_fft] -> [b, c, time * hop]."""
+    n_frames, n_fft = frames.shape[2:]
+    pieces = rearrange(frames, "b c t (r hop) -> r b c t hop", hop=hop_length)
+    total = frames.new_zeros(*pieces.shape[1:3], n_frames + len(pieces) - 1, hop_length)
+    for r, piece in enumerate(pieces):
+        total[:, :, r : r + n_frames] += piece
+    start = (n_fft - hop_length) // 2
+    return rearrange(total, "b c t hop -> b c (t hop)")[..., start : start + n_frames * hop_length]

@@ -1,41 +1,51 @@
-"""Start-up from data: what is better measured on a batch of music than learned by gradient steps."""
+"""Start-up from data: what is measured on a batch of music before the network learns it by gradient."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from audiovq.tokenizer.quantizer import Bypass
-from audiovq.tokenizer.vqvae import VQVAE, encode_features
+from audiovq.tokenizer.quantizer import Quantized, Quantizer
+from audiovq.tokenizer.vqvae import VQVAE
+
+
+class Bypass(Quantizer):
+    """Replaces a quantizer while there is no codebook: latents pass unquantized, and every code is 0."""
+
+    def __init__(self, quantizer: Quantizer):
+        super().__init__(quantizer.config)
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> Quantized:  # [b, time, codebook_dim]
+        latents = self.quantizer.normalise(x)
+        codes = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+        # Data-parallel training expects a gradient for every parameter: the losses are 0 times each of them.
+        zero = latents.new_zeros(()) + sum(0 * parameter.sum() for parameter in self.quantizer.parameters())
+        return Quantized(latents, codes, latents, dict.fromkeys(self.quantizer.loss_names, zero))
 
 
 @torch.no_grad()
 def initialise_statistics(network: VQVAE, waveform: Tensor) -> None:
-    """Before the first step: the front's feature statistics and the decoder's mean spectrum.
+    """Before the first step: the mean and scale of the front's features, and the decoder's mean spectrum.
 
     Args:
-        waveform: float [b, channels, samples], the first batch of this rank; statistics are those of all ranks.
+        waveform: float [b, channels, samples], the first batch of this rank; statistics are pooled over ranks.
     """
     for autoencoder in network.groups:
-        parts: Any = autoencoder
-        parts.encoder.front.initialise(waveform)
-        parts.decoder.initialise(waveform)
+        autoencoder.encoder.front.initialise(waveform)
+        autoencoder.decoder.initialise(waveform)
 
 
 @torch.no_grad()
 def initialise_codebooks(network: VQVAE, waveform: Tensor, microbatch_size: int | None = None) -> None:
-    """Before the first quantized step: codebooks by k-means on the latents of a batch.
+    """Before the first step that quantizes: each codebook by k-means on the latents of all its levels.
 
     Args:
-        waveform: float [b, channels, samples]; latents of all ranks are pooled.
-        microbatch_size: items that go through the encoder together, to save memory; the result is the same.
+        waveform: float [b, channels, samples], a batch of this rank; latents are pooled over ranks.
+        microbatch_size: items that are encoded at a time, to save memory; the result is the same.
     """
-    quantizers, latents = network.quantizers(), []
-    for autoencoder, levels in network.level_groups():
-        features = encode_features(autoencoder, waveform, microbatch_size)  # [b, dim, t] for each level
-        results, _ = autoencoder.quantize(features, [Bypass(quantizers[i]) for i in levels])
-        latents += [result.latents for result in results]  # [b, t, codebook_dim]
-    for codebook in dict.fromkeys(quantizers):
+    quantizers = network.quantizers()
+    results = network.quantize(waveform, [Bypass(quantizer) for quantizer in quantizers], microbatch_size)
+    latents = [level.latents for _, levels, _ in results for level in levels]  # [b, time, codebook_dim] per level
+    for codebook in network.codebooks:
         codebook.initialise([x for q, x in zip(quantizers, latents, strict=True) if q is codebook])

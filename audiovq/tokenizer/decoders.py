@@ -1,4 +1,4 @@
-"""Decoders: from features at the rate of the codes to the waveform. A new one is one class and one line in `DECODERS`."""
+"""Decoders: from features at the finest hop to the waveform. A new one is one class and one line in `DECODERS`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,20 @@ from torch import Tensor, nn
 
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
-from audiovq.tokenizer.blocks import BlockKind, Stack, Upsample, factor_strides
+from audiovq.tokenizer.blocks import BlockKind, Stack, Upsample, factor_strides, overlap_add
 
 
 class IstftDecoder(nn.Module):
-    """ConvNeXt blocks at the rate of the codes and an inverse STFT as the only upsampling (Vocos, arXiv:2306.00814).
+    """ConvNeXt blocks at the rate of the codes, and an inverse STFT as the only upsampling (Vocos, arXiv:2306.00814).
 
-    [b, dim, frames] -> [b, channels, frames * hop]. The head and the transform stay in float32: complex numbers
-    have no bfloat16.
+    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, which continues from frame to
+    frame, so that constant codes hold a note. Without it constant codes give a waveform that repeats every hop, and every
+    pitch other than the multiples of sample_rate / hop needs codes for its phase. Each bin starts with a random phase,
+    because equal phases would add up to clicks. The reference repeats every `overlap` frames, so the first frame of a
+    chunk must be a multiple of it (`period`).
 
-    Differs from Vocos: phases are told relative to a steady sine of each bin's own frequency, which goes on from frame
-    to frame. Codes that stay the same then hold a note. A convolutional decoder without such a reference answers
-    constant codes with a waveform that repeats every hop, that is with multiples of sample_rate / hop alone, and must
-    spend its codes on phase to sound any other pitch.
-    Each bin begins with a random phase of its own, so that notes are not clicks.
-    The reference repeats every `overlap` frames, so the first frame must be a multiple of it (`period`).
-
-    `spectrum: complex` tells real and imaginary parts instead: the waveform is then linear in what the last layer gives,
-    which learns to follow a waveform far sooner, and knows no steady sine. For codecs, not for generation.
+    With `spectrum: complex` the network gives real and imaginary parts, without such a reference. The waveform is then
+    linear in the last layer's output, which learns to follow a waveform much sooner. For codecs, not for generation.
     """
 
     class Config(BaseConfig):
@@ -37,7 +33,9 @@ class IstftDecoder(nn.Module):
         dim: int = Field(default=256, ge=8)
         n_blocks: int = Field(default=5, ge=0)
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
-        spectrum: Literal["polar", "complex"] = "polar"  # what is told of each bin: magnitude and phase, or both parts
+        spectrum: Literal["polar", "complex"] = "polar"  # what each bin is given as: magnitude and phase, or both parts
+
+    window: Tensor
 
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config):
         super().__init__()
@@ -56,37 +54,44 @@ class IstftDecoder(nn.Module):
         self.period = config.overlap  # frames
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         with torch.no_grad():
-            if self.polar:  # equal phases would add up to a click a frame
-                rearrange(self.head.bias, "(c part f) -> part c f", c=channels, part=2)[1].uniform_(0, 2 * math.pi)
+            if self.polar:
+                self._biases()[1].uniform_(0, 2 * math.pi)
             else:
                 self.head.weight.mul_(0.1)
                 self.head.bias.zero_()
 
+    def _biases(self) -> Tensor:
+        """The head's bias as [2, channels, bins]: log magnitudes and phases, or real and imaginary parts."""
+        return rearrange(self.head.bias, "(c part f) -> part c f", c=self.channels, part=2)
+
     @torch.no_grad()
     def initialise(self, waveform: Tensor) -> None:
-        """Begin with the mean log spectrum of the music, [b, channels, samples]: the spectral losses span five decades,
-        a long way for a bias to learn step by step. Parts of a spectrum have no mean."""
-        if not self.polar:
-            return
-        frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window  # type: ignore[operator]
-        magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)
-        mean = collectives.mean_(magnitude.log().mean(dim=(0, 2)), len(waveform))  # [channels, bins]
-        rearrange(self.head.bias, "(c part f) -> part c f", c=self.channels, part=2)[0].copy_(mean)
+        """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks.
 
-    def forward(self, x: Tensor) -> Tensor:
+        The spectral losses cover five decades, which would take a bias many steps. (Real and imaginary parts have no mean.)
+        """
+        if self.polar:
+            frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window
+            magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)  # [b, channels, time, bins]
+            mean = collectives.mean_(magnitude.log().mean(dim=(0, 2)), len(waveform))  # [channels, bins]
+            self._biases()[0].copy_(mean)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
         real, imaginary = self.spectrum(x)
         with torch.autocast(x.device.type, enabled=False):
-            frames = torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft)  # [b, c, t, n_fft]
-            envelope = self._overlap_add(self.window.square().expand(1, 1, frames.shape[2], -1))  # type: ignore[operator]
-            return self._overlap_add(frames * self.window) / envelope  # type: ignore[operator]
+            frames = torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft)  # [b, channels, time, n_fft]
+            envelope = overlap_add(self.window.square().expand(1, 1, frames.shape[2], -1), self.hop_length)
+            return overlap_add(frames * self.window, self.hop_length) / envelope
 
     def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, dim, t] -> real and imaginary part of each frame's spectrum, float32 [b, channels, t, bins]."""
+        """[b, dim, time] -> real and imaginary parts of each frame's spectrum, float32 [b, channels, time, bins].
+
+        The head is in float32, because complex numbers have no bfloat16.
+        """
         x = rearrange(self.stack(self.enter(x)), "b c t -> b t c")
         with torch.autocast(x.device.type, enabled=False):
-            first, second = rearrange(
-                self.head(self.norm(x.float())), "b t (c part f) -> part b c t f", c=self.channels, part=2
-            )
+            x = self.head(self.norm(x.float()))
+            first, second = rearrange(x, "b t (c part f) -> part b c t f", c=self.channels, part=2)
             if not self.polar:
                 return first * self.n_fft**0.5, second * self.n_fft**0.5
             magnitude = torch.exp(first.clamp(max=math.log(1e3)))
@@ -94,39 +99,25 @@ class IstftDecoder(nn.Module):
             return magnitude * phase.cos(), magnitude * phase.sin()  # torch.polar takes three times as long
 
     def _steady_phase(self, n_frames: int, device: torch.device) -> Tensor:
-        """Phase [t, bins] at the start of frame t of a sine at each bin's frequency that began at frame 0.
+        """Phase [time, bins] at the start of each frame of a sine at each bin's frequency that starts at frame 0.
 
         It repeats every `overlap` frames and every `overlap` bins.
         """
         turns = torch.arange(self.overlap, device=device)
         period = (turns[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
         n_bins = self.n_fft // 2 + 1
-        over = self.overlap - 1  # rounded up without negative numbers, which ONNX divides differently
+        over = self.overlap - 1  # rounds up without negative numbers, which ONNX divides differently
         repeats = (n_frames + over) // self.overlap, (n_bins + over) // self.overlap
         return period.repeat(*repeats)[:n_frames, :n_bins]
 
-    def _overlap_add(self, frames: Tensor) -> Tensor:  # [b, c, t, n_fft] -> [b, c, t * hop]
-        n_frames = frames.shape[2]
-        pieces = rearrange(frames, "b c t (r hop) -> r b c t hop", r=self.overlap)
-        total = frames.new_zeros(*pieces.shape[1:3], n_frames + self.overlap - 1, self.hop_length)
-        for r, piece in enumerate(pieces):
-            total[:, :, r : r + n_frames] += piece
-        start = (self.n_fft - self.hop_length) // 2
-        return rearrange(total, "b c t hop -> b c (t hop)")[..., start : start + n_frames * self.hop_length]
-
 
 class ConvDecoder(nn.Module):
-    """The mirror of the encoder: transposed convolutions back to the sample rate (Jukebox, EnCodec).
-
-    [b, dim, frames] -> [b, channels, frames * hop].
-    """
+    """Transposed convolutions back to the sample rate, the mirror of `ConvFront` (Jukebox, EnCodec)."""
 
     class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "dilated"
-        base_dim: int = Field(
-            default=64, ge=4
-        )  # width before the last stride; doubles towards the codes up to the latents'
+        base_dim: int = Field(default=64, ge=4)  # width before the last stride; doubles with each one towards the codes
         max_stride: int = Field(default=8, ge=2)
         n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
         n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes
@@ -137,7 +128,7 @@ class ConvDecoder(nn.Module):
         stack = Stack(config.block, dim, config.n_blocks)
         layers: list[nn.Module] = [nn.Conv1d(dim, dim, kernel_size=7, padding=3), stack]
         radius, width, rate = 3.0 + stack.radius, dim, 1
-        for i, stride in enumerate(reversed(strides)):  # the encoder's order, backwards
+        for i, stride in enumerate(reversed(strides)):
             narrower = min(dim, config.base_dim * 2 ** (len(strides) - 1 - i))
             stack = Stack(config.block, narrower, config.n_stride_blocks)
             layers += [Upsample(width, narrower, stride), stack]
@@ -148,9 +139,9 @@ class ConvDecoder(nn.Module):
         self.radius = math.ceil(radius + 3 / rate)
 
     def initialise(self, waveform: Tensor) -> None:
-        """Nothing to take from the music."""
+        """Nothing is taken from the music."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
         return self.layers(x)
 
 

@@ -1,16 +1,16 @@
-"""Discriminators that tell music from its reconstruction, and the losses between them and the decoder.
+"""Discriminators, which distinguish music from its reconstruction, and the losses between them and the decoder.
 
-A new kind is one class and one line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view that it takes of the
-waveform (a period, a window size). Padding is with zeros: the gradient of reflection is not deterministic on a GPU.
+A new kind is one class and one line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view of the waveform
+that it takes (a period, a window size). Padding is with zeros: the gradient of reflection is not deterministic on a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -26,16 +26,24 @@ from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
 @dataclass
 class DiscriminatorOutput:
-    scores: Tensor  # [b, 1, height, width], one a patch of the view: high for music, low for a reconstruction
-    features: list[Tensor]  # what each layer saw, [b, dim, height, width]
+    scores: Tensor  # [b, 1, height, width], one per patch of the view: high for music, low for a reconstruction
+    features: list[Tensor]  # the output of each layer, [b, dim, height, width]
 
 
 def conv(dim_in: int, dim_out: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> nn.Module:
-    """Convolution with normalised weights; without a stride the size stays."""
+    """Convolution with weight normalization; without a stride the size stays."""
     return weight_norm(nn.Conv2d(dim_in, dim_out, kernel, stride, padding=(kernel[0] // 2, kernel[1] // 2)))
 
 
-def features_of(layers: nn.ModuleList, x: Tensor) -> list[Tensor]:
+def conv_stack(
+    dims: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], last_kernel: tuple[int, int]
+) -> nn.ModuleList:
+    """Strided convolutions from each width to the next, and one without a stride."""
+    layers = [conv(a, b, kernel, stride) for a, b in itertools.pairwise(dims)]
+    return nn.ModuleList([*layers, conv(dims[-1], dims[-1], last_kernel)])
+
+
+def features_of(layers: Any, x: Tensor) -> list[Tensor]:
     """The output of each layer in turn, after its activation."""
     features = []
     for layer in layers:
@@ -45,7 +53,7 @@ def features_of(layers: nn.ModuleList, x: Tensor) -> list[Tensor]:
 
 
 class MultiPeriodDiscriminator(nn.Module):
-    """Looks at every p-th sample, for some prime numbers p: at what repeats (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
+    """Every p-th sample for some prime numbers p, which shows periodic parts (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
 
     class Config(BaseConfig):
         kind: Literal["multi_period"] = "multi_period"
@@ -62,7 +70,7 @@ class MultiPeriodDiscriminator(nn.Module):
 
         @property
         def min_samples(self) -> int:
-            """The shortest waveform that is a whole view."""
+            """The shortest waveform that fills each view."""
             return max(self.periods)
 
     def __init__(self, channels: int, config: Config, sample_rate: int):
@@ -70,32 +78,30 @@ class MultiPeriodDiscriminator(nn.Module):
         self.periods = config.periods
         self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
         for _ in config.periods:
-            pairs = itertools.pairwise((channels, *config.dims))
-            layers = [conv(a, b, (5, 1), (3, 1)) for a, b in pairs]
-            self.stacks.append(nn.ModuleList([*layers, conv(config.dims[-1], config.dims[-1], (5, 1))]))
+            self.stacks.append(conv_stack((channels, *config.dims), (5, 1), (3, 1), last_kernel=(5, 1)))
             self.heads.append(conv(config.dims[-1], 1, (3, 1)))
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one a period
-        judgements = []
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per period
+        outputs = []
         for period, layers, head in zip(self.periods, self.stacks, self.heads, strict=True):
             padded = F.pad(waveform, (0, -waveform.shape[-1] % period))
-            features = features_of(layers, rearrange(padded, "b c (t p) -> b c t p", p=period))  # type: ignore[arg-type]
-            judgements.append(DiscriminatorOutput(head(features[-1]), features))
-        return judgements
+            features = features_of(layers, rearrange(padded, "b c (t p) -> b c t p", p=period))
+            outputs.append(DiscriminatorOutput(head(features[-1]), features))
+        return outputs
 
 
 class MultiResolutionDiscriminator(nn.Module):
-    """Looks at spectrograms of several window sizes (UnivNet, arXiv:2106.07889), each cut into bands with
-    networks of their own (DAC, arXiv:2306.06546, section 3.3).
+    """Spectrograms of several window sizes (UnivNet, arXiv:2106.07889), cut into bands of frequencies with a network for
+    each (DAC, arXiv:2306.06546, section 3.3).
 
-    `complex` shows real and imaginary part, as DAC does, so that phase counts; `magnitude` hides it, as UnivNet does.
+    `complex` gives real and imaginary part, as in DAC, so that phase counts; `magnitude` leaves it out, as in UnivNet.
     """
 
     class Config(BaseConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
         windows: tuple[int, ...] = (2048, 1024, 512)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
-        bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # where they part, as shares of half the sample rate
+        bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # borders between bands, as parts of half the sample rate
         dim: int = Field(default=32, ge=1)
         n_strides: int = Field(default=3, ge=0)  # layers that halve the number of frequencies
 
@@ -103,8 +109,8 @@ class MultiResolutionDiscriminator(nn.Module):
         def _check(self) -> MultiResolutionDiscriminator.Config:
             if not self.windows or min(self.windows) < 8 or any(n % 4 for n in self.windows):
                 raise ValueError(f"windows: expected multiples of 4 from 8 on, found {list(self.windows)}")
-            edges = (0.0, *self.bands, 1.0)
-            if any(a >= b for a, b in itertools.pairwise(edges)):
+            borders = (0.0, *self.bands, 1.0)
+            if any(a >= b for a, b in itertools.pairwise(borders)):
                 raise ValueError(f"bands: expected rising numbers between 0 and 1, found {list(self.bands)}")
             widths = [b - a for a, b in itertools.pairwise(self.edges(min(self.windows)))]
             if min(widths) < 1:
@@ -115,9 +121,9 @@ class MultiResolutionDiscriminator(nn.Module):
             return self
 
         def edges(self, window: int) -> list[int]:
-            """The bins at which bands begin, and the number of bins."""
+            """The first bin of each band, and the number of bins."""
             n_bins = window // 2 + 1
-            return [0, *(round(share * n_bins) for share in self.bands), n_bins]
+            return [0, *(round(border * n_bins) for border in self.bands), n_bins]
 
         @property
         def min_samples(self) -> int:
@@ -137,39 +143,42 @@ class MultiResolutionDiscriminator(nn.Module):
         strided = [conv(config.dim, config.dim, (3, 9), (1, 2)) for _ in range(config.n_strides)]
         return nn.ModuleList([conv(dim_in, config.dim, (3, 9)), *strided, conv(config.dim, config.dim, (3, 3))])
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one a window
-        judgements = []
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per window
+        outputs = []
         for window, stacks, head in zip(self.config.windows, self.stacks, self.heads, strict=True):
             spectrum = self.spectrum(waveform, window)
             edges = itertools.pairwise(self.config.edges(window))
-            bands = [features_of(s, spectrum[..., a:b]) for s, (a, b) in zip(stacks, edges, strict=True)]  # type: ignore[arg-type]
-            last = torch.cat([features[-1] for features in bands], dim=-1)
-            judgements.append(DiscriminatorOutput(head(last), [feature for features in bands for feature in features]))
-        return judgements
+            bands: list[list[Tensor]] = []
+            for stack, (low, high) in zip(stacks, edges, strict=True):  # type: ignore[arg-type]
+                bands.append(features_of(stack, spectrum[..., low:high]))
+            scores = head(torch.cat([features[-1] for features in bands], dim=-1))
+            outputs.append(DiscriminatorOutput(scores, list(itertools.chain.from_iterable(bands))))
+        return outputs
 
     def spectrum(self, waveform: Tensor, window: int) -> Tensor:
-        """[b, channels, samples] -> float32 [b, channels (· 2), frames, bins], a quarter window apart."""
+        """[b, channels, samples] -> float32 [b, channels (· 2), frames, bins], with a hop of a quarter window."""
         with torch.autocast(waveform.device.type, enabled=False):
-            flat = rearrange(waveform.float(), "b c t -> (b c) t")
+            flat, kernel = rearrange(waveform.float(), "b c t -> (b c) t"), self.get_buffer(f"window_{window}")
             spectrum = torch.stft(
-                flat, window, window // 4, window=self.get_buffer(f"window_{window}"), pad_mode="constant",
-                normalized=True, return_complex=True,
-            )  # fmt: skip
-            parts = torch.view_as_real(spectrum)  # [b c, bins, frames, 2]
+                flat, window, window // 4, window=kernel, pad_mode="constant", normalized=True, return_complex=True
+            )
+            parts = torch.view_as_real(spectrum)  # [b · channels, bins, frames, 2]
             if self.config.spectrum == "magnitude":
                 parts = (parts.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
         return rearrange(parts, "(b c) f t part -> b (c part) t f", c=waveform.shape[1])
 
 
 class MelDiscriminator(nn.Module):
-    """Looks at logarithmic mel spectrograms, patch by patch (PatchGAN, arXiv:1611.07004, section 3.2.2): whether partials
-    stand out as sharply as in music. No phase, and small pictures, so that it costs little. It gave the bundled model half of its
-    lost level back, for 1.4 % more mel distance (docs/benchmarks.md, "The bundled model").
+    """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2), which show how sharp partials
+    are.
+
+    There is no phase, and the spectrograms are small, so that it costs little. In the bundled model it restored half of the
+    level that was lost, for 1.4 % more mel distance (docs/benchmarks.md).
     """
 
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
-        windows: tuple[int, ...] = Field(default=(4096,), min_length=1)  # samples; a quarter of one from frame to frame
+        windows: tuple[int, ...] = Field(default=(4096,), min_length=1)  # samples; the hop is a quarter of a window
         n_mels: int = Field(default=256, ge=8)  # bands, at most
         dims: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1)  # width after each halving of the bands
 
@@ -182,36 +191,35 @@ class MelDiscriminator(nn.Module):
         self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n, config.n_mels) for n in config.windows)
         self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
         for _ in config.windows:
-            pairs = itertools.pairwise((channels, *config.dims))
-            layers = [conv(a, b, (3, 7), (1, 2)) for a, b in pairs]
-            self.stacks.append(nn.ModuleList([*layers, conv(config.dims[-1], config.dims[-1], (3, 3))]))
+            self.stacks.append(conv_stack((channels, *config.dims), (3, 7), (1, 2), last_kernel=(3, 3)))
             self.heads.append(conv(config.dims[-1], 1, (3, 3)))
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one a window
-        judgements = []
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per window
+        outputs = []
         for mel, layers, head in zip(self.mels, self.stacks, self.heads, strict=True):
             with torch.autocast(waveform.device.type, enabled=False):
                 bands = rearrange(mel(waveform.float()), "(b c) m t -> b c t m", b=len(waveform))
-                features = (bands + LOG_FLOOR).log10() / 2 + 1.5  # silence is -1, loud about 1
-            seen = features_of(layers, features)  # type: ignore[arg-type]
-            judgements.append(DiscriminatorOutput(head(seen[-1]), seen))
-        return judgements
+                bands = (bands + LOG_FLOOR).log10() / 2 + 1.5  # silence is -1, loud about 1
+            features = features_of(layers, bands)
+            outputs.append(DiscriminatorOutput(head(features[-1]), features))
+        return outputs
 
 
 DISCRIMINATORS = {
-    "multi_period": MultiPeriodDiscriminator, "multi_resolution": MultiResolutionDiscriminator, "mel": MelDiscriminator,
-}  # fmt: skip
+    "multi_period": MultiPeriodDiscriminator,
+    "multi_resolution": MultiResolutionDiscriminator,
+    "mel": MelDiscriminator,
+}
+DEFAULT = (MultiPeriodDiscriminator.Config(), MultiResolutionDiscriminator.Config())
 
 
 class AdversarialConfig(BaseConfig):
-    """Who judges the decoder, and how much that counts: 1 pulls at it as strongly as all reconstruction losses."""
+    """Which discriminators train the decoder, and their weights: 1 is as much gradient as all reconstruction losses."""
 
-    discriminators: tuple[one_of(DISCRIMINATORS), ...] = (  # type: ignore[valid-type]
-        MultiPeriodDiscriminator.Config(), MultiResolutionDiscriminator.Config(),
-    )  # fmt: skip
+    discriminators: tuple[one_of(DISCRIMINATORS), ...] = DEFAULT  # type: ignore[valid-type]
     loss: Literal["hinge", "least_squares"] = "least_squares"
-    adversarial: float = Field(default=0.5, ge=0)  # to be taken for music
-    feature_matching: float = Field(default=0.5, ge=0)  # to look like the original to every layer of a discriminator
+    adversarial: float = Field(default=0.5, ge=0)  # high scores for the reconstruction
+    feature_matching: float = Field(default=0.5, ge=0)  # features like those of the original in each layer
 
     @model_validator(mode="after")
     def _check(self) -> AdversarialConfig:
@@ -229,14 +237,13 @@ class Discriminators(nn.Module):
         super().__init__()
         self.each = nn.ModuleList(DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators)
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
-        """float [b, channels, samples] -> one judgement a view."""
-        return [judgement for discriminator in self.each for judgement in discriminator(waveform)]
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per view
+        return [output for discriminator in self.each for output in discriminator(waveform)]
 
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within, gradients pass through the module and none reaches its parameters."""
+    """Within `with`, gradients pass through the module, and none reaches its parameters."""
     module.requires_grad_(False)
     try:
         yield
@@ -244,14 +251,14 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-# Each loss is the mean over views, so that one view more does not weigh more.
+# Each loss is the mean over views, so that more views do not weigh more.
 
 
 def discriminator_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput], kind: str) -> Tensor:
-    """What the discriminators learn: high scores for music, low ones for reconstructions.
+    """For the discriminators: high scores for music, low ones for reconstructions.
 
-    least_squares: (1 − real)² + fake² (LSGAN, arXiv:1611.04076, section 3.2).
-    hinge: max(0, 1 − real) + max(0, 1 + fake) (arXiv:1705.02894).
+    least_squares: (1 - real)² + fake² (LSGAN, arXiv:1611.04076, section 3.2).
+    hinge: max(0, 1 - real) + max(0, 1 + fake) (arXiv:1705.02894).
     """
     pairs = [(r.scores.float(), f.scores.float()) for r, f in zip(real, fake, strict=True)]
     if kind == "least_squares":
@@ -260,19 +267,19 @@ def discriminator_loss(real: list[DiscriminatorOutput], fake: list[Discriminator
 
 
 def adversarial_loss(fake: list[DiscriminatorOutput], kind: str) -> Tensor:
-    """What the decoder learns from the scores: least_squares (1 − fake)², hinge −fake."""
+    """For the decoder: least_squares (1 - fake)², hinge -fake."""
     scores = [f.scores.float() for f in fake]
     return _mean([(1 - f).square().mean() if kind == "least_squares" else -f.mean() for f in scores])
 
 
 def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
     """Mean |Δ feature| / mean |feature of the music| over layers and views (EnCodec, arXiv:2210.13438, eq. 2)."""
-    pairs = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r.features, f.features, strict=True)]
-    return _mean([_relative_l1(r.detach().float(), f.float()) for r, f in pairs])
-
-
-def _relative_l1(target: Tensor, x: Tensor) -> Tensor:
-    return (x - target).abs().mean() / target.abs().mean().clamp(min=1e-6)
+    losses = []
+    for r, f in zip(real, fake, strict=True):
+        for target, x in zip(r.features, f.features, strict=True):
+            target, x = target.detach().float(), x.float()
+            losses.append((x - target).abs().mean() / target.abs().mean().clamp(min=1e-6))
+    return _mean(losses)
 
 
 def _mean(values: list[Tensor]) -> Tensor:

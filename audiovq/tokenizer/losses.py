@@ -1,6 +1,8 @@
-"""What the tokenizer is trained to keep: terms between a waveform and its reconstruction, each with its weight."""
+"""Reconstruction losses: terms between a waveform and its reconstruction, each with a weight."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torchaudio
@@ -11,8 +13,8 @@ from audiovq.config import Config
 from audiovq.distributed import collectives
 from audiovq.utils.microbatch import in_microbatches
 
-LOG_FLOOR = 1e-5  # amplitudes below count as silence
-MAGNITUDES = ("mel", "stft", "spectral_convergence")  # terms that no phase changes
+LOG_FLOOR = 1e-5  # smaller magnitudes are silence
+SPECTRAL = ("mel", "stft", "spectral_convergence")  # terms that do not depend on phase
 
 
 class LossConfig(Config):
@@ -26,8 +28,8 @@ class LossConfig(Config):
     stft_windows: tuple[int, ...] = (512, 1024, 2048)  # samples, of `stft` and `spectral_convergence`
     waveform_l1: float = Field(default=5.0, ge=0)
     waveform_l2: float = Field(default=0.0, ge=0)
-    # Training steps in which mel, stft and convergence do not count; over as many more they rise to their weights. Magnitudes
-    # are content with any phase, and a network that has found one of those never finds the right one.
+    # Training steps in which mel, stft and spectral_convergence have weight 0; over as many more they rise to their weights.
+    # Spectral terms accept any phase, and a network that has found a wrong one does not leave it.
     waveform_warmup_steps: int = Field(default=0, ge=0)
     commitment: float = Field(default=0.25, ge=0)  # quantizer ema
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
@@ -41,18 +43,19 @@ class LossConfig(Config):
         return self
 
 
-def stft_magnitude(waveform: Tensor, n_fft: int, window: Tensor) -> Tensor:
-    """Magnitudes with a quarter-window hop, [..., samples] -> [n, bins, frames], scaled so a full-scale sine is ~0.5."""
-    flat = waveform.reshape(-1, waveform.shape[-1])
-    spectrum = torch.stft(
-        flat, n_fft, n_fft // 4, window=window, center=True, pad_mode="constant", normalized=False, return_complex=True
-    )
+def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:
+    """Magnitudes with a hop of a quarter window: [..., samples] -> [n, bins, frames]; a full-scale sine has about 0.5."""
+    flat, n_fft = waveform.reshape(-1, waveform.shape[-1]), len(window)
+    spectrum = torch.stft(flat, n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
     return (power + 1e-14).sqrt() / window.sum()
 
 
 class MelSpectrogram(nn.Module):
-    """Mel magnitudes of one window size; up to `n_mels` bands, fewer for short windows, so that no band is empty."""
+    """Mel magnitudes of one window size, with `n_mels` bands or, so that no band is empty, fewer for short windows."""
+
+    filters: Tensor
+    window: Tensor
 
     def __init__(self, sample_rate: int, n_fft: int, n_mels: int = 320):
         super().__init__()
@@ -61,92 +64,91 @@ class MelSpectrogram(nn.Module):
         filters = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1, 0.0, sample_rate / 2, self.n_mels, sample_rate, norm=None, mel_scale="slaney"
         )
-        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("filters", filters, persistent=False)  # [bins, mels]
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> [n, mels, frames]
-        return self.bands(stft_magnitude(waveform, self.n_fft, self.window))  # type: ignore[arg-type]
+        return self.bands(stft_magnitude(waveform, self.window))
 
     def bands(self, magnitude: Tensor) -> Tensor:  # of `stft_magnitude`, [n, bins, frames] -> [n, mels, frames]
         return torch.einsum("nft,fm->nmt", magnitude, self.filters)
 
 
+def mean_log_difference(a: Tensor, b: Tensor, log: Callable[[Tensor], Tensor]) -> Tensor:
+    return (log(a.clamp(min=LOG_FLOOR)) - log(b.clamp(min=LOG_FLOOR))).abs().mean()
+
+
 class ReconstructionLoss(nn.Module):
-    """The weighted terms of `LossConfig`, by name.
+    """The terms of `LossConfig`, by name.
 
     mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4).
     stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2).
-    spectral_convergence: that convergence of each item's magnitudes to a power, ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ (power law: PHASEN,
-        arXiv:1911.04697, section 3.4). What is loud counts, and of the empty bins between partials little; `stft` counts
-        all bins alike, most of them above 4 kHz, so that a tokenizer spends itself on their noise.
-    waveform_l1, waveform_l2: on samples; they decide whether phase is coded.
+    spectral_convergence: ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ for each item, with magnitudes to the power c (power law: PHASEN,
+        arXiv:1911.04697, section 3.4). Loud bins count most. In `stft` all bins count alike; most are above 4 kHz, and a
+        tokenizer then spends its codes on their noise.
+    waveform_l1, waveform_l2: mean |Δ| and Δ² of samples; with them, codes hold the phase.
     """
 
     def __init__(self, config: LossConfig, sample_rate: int):
         super().__init__()
         self.config = config
         self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n) for n in config.mel_windows if config.mel > 0)
-        # A window that both terms have gives one spectrum for both.
-        linear = config.stft_windows if config.stft + config.spectral_convergence > 0 else ()
-        self.windows = sorted({mel.n_fft for mel in self.mels} | set(linear))  # type: ignore[arg-type]
+        # Terms with the same window share its spectrum.
+        self.linear_windows = config.stft_windows if config.stft + config.spectral_convergence > 0 else ()
+        self.windows = sorted({*(config.mel_windows if config.mel > 0 else ()), *self.linear_windows})
         for n in self.windows:
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
     def forward(self, reconstruction: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
-        """float [b, channels, samples] twice -> unweighted scalar terms (those with a weight).
-
-        The spectral convergence is that of all ranks' items together, the rest are means over this rank's.
+        """Compute the terms that have a weight.
 
         Args:
-            microbatch_size: items that are looked at together, to save memory; the result is the same.
+            reconstruction, target: float [b, channels, samples].
+            microbatch_size: items that are compared at a time, to save memory; the result is the same.
+        Returns:
+            Unweighted scalars, means over this rank's items. The convergence within `stft` is that of all ranks' items.
         """
-        c = self.config
         with torch.autocast(target.device.type, enabled=False):
             pieces = in_microbatches(self._sums, microbatch_size, reconstruction.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}
-            terms = {name: value / len(target) for name, value in sums.items() if name != "squares"}
-            if c.stft > 0:
-                difference, whole = collectives.sum_with_gradient(sums["squares"]).clamp(min=1e-20).sqrt()
+            squares = sums.pop("squares", None)
+            terms = {name: value / len(target) for name, value in sums.items()}
+            if squares is not None:
+                difference, whole = collectives.sum_with_gradient(squares).clamp(min=1e-20).sqrt()  # [windows] each
                 terms["stft"] = terms["stft"] + (difference / whole.clamp(min=LOG_FLOOR)).mean()
         return terms
 
     def _sums(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Each term's mean over the items, times the items; and for the convergence [2, windows] sums of squares."""
+        """Each term's sum over items; of `stft` the logarithmic part, and its `squares` [2, windows] for the convergence."""
         c, n, sums = self.config, len(x), {}
-        spectra = {size: (self._magnitude(x, size), self._magnitude(y, size)) for size in self.windows}
+        # Window size -> magnitudes of reconstruction and target, [n · channels, bins, frames] each.
+        spectra = {
+            size: [stft_magnitude(z, self.get_buffer(f"window_{size}")) for z in (x, y)] for size in self.windows
+        }
+        linear = [spectra[size] for size in self.linear_windows]
         if c.mel > 0:
-            sums["mel"] = n * torch.stack([self._mel(*spectra[mel.n_fft], mel) for mel in self.mels]).mean()  # type: ignore[index]
+            bands = [[mel.bands(magnitude) for magnitude in spectra[mel.n_fft]] for mel in self.mels]  # type: ignore
+            sums["mel"] = n * torch.stack([mean_log_difference(a, b, torch.log10) for a, b in bands]).mean()
         if c.stft > 0:
-            logs, squares = zip(*(self._stft(*spectra[size]) for size in c.stft_windows), strict=True)
-            sums["stft"], sums["squares"] = n * torch.stack(logs).mean(), torch.stack(squares, dim=1)
+            sums["stft"] = n * torch.stack([mean_log_difference(a, b, torch.log) for a, b in linear]).mean()
+            squares = [torch.stack([(a - b).square().sum(), b.square().sum()]) for a, b in linear]
+            sums["squares"] = torch.stack(squares, dim=1)
         if c.spectral_convergence > 0:
-            sums["spectral_convergence"] = n * torch.stack([self._convergence(*spectra[size]) for size in c.stft_windows]).mean()
+            sums["spectral_convergence"] = n * torch.stack([self._convergence(a, b) for a, b in linear]).mean()
         if c.waveform_l1 > 0:
             sums["waveform_l1"] = n * (x - y).abs().mean()
         if c.waveform_l2 > 0:
             sums["waveform_l2"] = n * (x - y).square().mean()
         return sums
 
-    def weighted(self, terms: dict[str, Tensor], step: int | None = None) -> Tensor:
-        """The terms (or those of the quantizers) summed with their weights; at a training step, with those of that step."""
-        weights = {name: getattr(self.config, name) for name in terms}
-        if step is not None and self.config.waveform_warmup_steps:
-            risen = min(1.0, max(0.0, step / self.config.waveform_warmup_steps - 1))
-            weights |= {name: risen * weights[name] for name in MAGNITUDES if name in terms}
-        return sum((weights[name] * value for name, value in terms.items()), torch.zeros(()))
-
-    def _magnitude(self, waveform: Tensor, n_fft: int) -> Tensor:
-        return stft_magnitude(waveform, n_fft, getattr(self, f"window_{n_fft}"))
-
-    def _mel(self, a: Tensor, b: Tensor, mel: MelSpectrogram) -> Tensor:
-        """Of two magnitudes [n, bins, frames]."""
-        return (mel.bands(a).clamp(min=LOG_FLOOR).log10() - mel.bands(b).clamp(min=LOG_FLOOR).log10()).abs().mean()
-
-    def _stft(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Of two magnitudes: mean |Δ log magnitude|, and the sums of squares [2] of their difference and of the target's."""
-        log_difference = (a.clamp(min=LOG_FLOOR).log() - b.clamp(min=LOG_FLOOR).log()).abs().mean()
-        return log_difference, torch.stack([(a - b).square().sum(), b.square().sum()])
-
-    def _convergence(self, a: Tensor, b: Tensor) -> Tensor:  # of two magnitudes -> [n]
+    def _convergence(self, a: Tensor, b: Tensor) -> Tensor:  # two magnitudes -> [n · channels]
         a, b = (x.clamp(min=LOG_FLOOR) ** self.config.compression for x in (a, b))
         return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+
+    def weighted(self, terms: dict[str, Tensor], step: int | None = None) -> Tensor:
+        """The sum of terms (or of the quantizers' losses) with their weights, or with those of a training step."""
+        weights = {name: getattr(self.config, name) for name in terms}
+        if step is not None and self.config.waveform_warmup_steps:
+            rise = min(1.0, max(0.0, step / self.config.waveform_warmup_steps - 1))
+            weights |= {name: rise * weights[name] for name in SPECTRAL if name in terms}
+        return sum((weights[name] * value for name, value in terms.items()), torch.zeros(()))

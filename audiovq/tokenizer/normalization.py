@@ -1,4 +1,4 @@
-"""Latents before they are quantized: channels of one size, and none that repeats another."""
+"""Normalization of latents before they are quantized: channels of equal size, and uncorrelated ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from audiovq.distributed import collectives
 
 
 class BatchNorm(nn.Module):
-    """Each channel to zero mean and unit variance: by the batch of all ranks in training, by running statistics after.
+    """Batch normalization (arXiv:1502.03167) without scale and shift.
 
-    Batch normalisation (arXiv:1502.03167) without scale and shift. Without it the latents of a fresh encoder point
-    almost the same way, all fall to one code, and no gradient ever parts them.
+    In training, mean and variance are those of the batch of all ranks; in inference, their running averages. Without it the
+    latents of a new encoder point in almost the same direction: all get one code, and no gradient separates them.
     """
 
     mean: Tensor
@@ -25,7 +25,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> the same, float32
+    def forward(self, x: Tensor) -> Tensor:  # [b, time, dim] -> the same, float32
         x = x.float()
         mean, variance = self.mean, self.variance
         if self.training:
@@ -37,15 +37,15 @@ class BatchNorm(nn.Module):
 
 
 class ZCAWhitening(nn.Module):
-    """Turns standardised channels into uncorrelated ones, by the inverse square root of their running correlation matrix.
+    """Make standardised channels uncorrelated, by the inverse square root of their running correlation matrix.
 
-    Latents of a coarse level soon lie along few directions; of a codebook that levels share, such a level then uses only
-    what lies there. Whitening by ZCA (Kessy 2018, arXiv:1512.00809, section 2); directions of hardly any variance are raised only so far.
+    ZCA whitening (Kessy 2018, arXiv:1512.00809, section 2). The latents of a coarse level come to lie along few directions,
+    where only part of a shared codebook is. Directions with a variance below `LEAST` are amplified as if they had it.
     """
 
+    LEAST = 0.02
     correlation: Tensor
     matrix: Tensor
-    LEAST = 0.02  # variance of a direction
 
     def __init__(self, dim: int, momentum: float = 0.03):
         super().__init__()
@@ -53,7 +53,7 @@ class ZCAWhitening(nn.Module):
         self.register_buffer("correlation", torch.eye(dim))
         self.register_buffer("matrix", torch.eye(dim))
 
-    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> the same
+    def forward(self, x: Tensor) -> Tensor:  # [b, time, dim] -> the same
         with torch.autocast(x.device.type, enabled=False):
             if self.training:
                 self._update(x.detach())
@@ -62,8 +62,13 @@ class ZCAWhitening(nn.Module):
     @torch.no_grad()
     def _update(self, x: Tensor) -> None:
         flat = rearrange(x, "b t d -> (b t) d")
-        found = collectives.mean_(flat.T @ flat / len(flat), len(x))
-        found = torch.where(found.isfinite().all(), found, self.correlation)  # the loop skips steps that are not finite
+        found = collectives.mean_(flat.T @ flat / len(flat), len(x))  # [dim, dim]
+        # eigh fails on a NaN; the training loop skips such a step afterwards.
+        found = torch.where(found.isfinite().all(), found, self.correlation)
         self.correlation.lerp_(found, self.momentum)
         variances, directions = torch.linalg.eigh(self.correlation)
         self.matrix.copy_(directions * variances.clamp(min=self.LEAST).rsqrt() @ directions.T)
+
+
+def latent_norm(dim: int, whiten: bool) -> nn.Module:
+    return nn.Sequential(BatchNorm(dim), ZCAWhitening(dim)) if whiten else BatchNorm(dim)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.tokenizer.decoders import IstftDecoder
-from audiovq.tokenizer.encoder import LEAST_MEL, LEAST_POWER, MelFront, StftFront
+from audiovq.tokenizer.fronts import LEAST_MEL, LEAST_POWER, MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE
 
 
@@ -141,11 +141,8 @@ class EncodeGraph(nn.Module):
         self.network = _exportable(network)
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
-        quantizers, codes = self.network.quantizers(), []
-        for group, levels in self.network.level_groups():
-            results, _ = group.quantize(group.encoder(waveform), [quantizers[i] for i in levels])
-            codes += [result.codes for result in results]
-        return tuple(codes)
+        results = self.network.quantize(waveform, self.network.quantizers())
+        return tuple(level.codes for _, levels, _ in results for level in levels)
 
 
 class DecodeGraph(nn.Module):
@@ -161,12 +158,9 @@ class DecodeGraph(nn.Module):
 
     def forward(self, *codes: Tensor) -> Tensor:
         quantizers = self.network.quantizers()
-        steps = []
-        for group, levels in self.network.level_groups():
-            steps = [self._step(group, codes[i], i - levels[0], quantizers[i]) for i in levels]
-        return group.decode(steps)  # of the last group: the only one, or the finest
-
-    @staticmethod
-    def _step(group: Any, codes: Tensor, i: int, quantizer: Any) -> Tensor:
-        step = group.expand(quantizer.embed(codes.clamp(min=0)), i)
-        return step * (codes >= 0).to(step.dtype)[:, None]
+        autoencoder, levels = self.network.level_groups()[-1]  # the only one, or that of the finest level
+        residuals = []
+        for i in levels:
+            residual = autoencoder.residual(quantizers[i].embed(codes[i].clamp(min=0)), i - levels[0])
+            residuals.append(residual * (codes[i] >= 0).to(residual.dtype)[:, None])
+        return autoencoder.decode(*residuals)

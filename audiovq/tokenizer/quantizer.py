@@ -1,4 +1,4 @@
-"""Codebooks: latent vectors ↔ integers. A new quantizer is one subclass of `Quantizer` and one line in `QUANTIZERS`."""
+"""Quantizers: latent vectors ↔ integer codes. A new one is a subclass of `Quantizer` and a line in `QUANTIZERS`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.config import Config as BaseConfig
-from audiovq.distributed import collectives, rng
+from audiovq.distributed import collectives
+from audiovq.tokenizer.codebook import code_counts, dead_codes, mean_count, spherical_k_means
 
-MAX_CODES = 65536  # of a codebook: a code fits into 16 bits
-LATENTS_PER_CODE = 64  # that k-means looks at, at most
+MAX_CODES = 65536  # codes of a codebook: one fits into 16 bits
 
 
 @dataclass
 class Quantized:
-    vectors: Tensor  # float32 [b, t, codebook_dim], what the decoder gets, with a gradient towards what was quantized
-    codes: Tensor  # int64 [b, t]
-    latents: Tensor  # float32 [b, t, codebook_dim], what was quantized
-    losses: dict[str, Tensor]  # scalars by name, unweighted: "commitment", "kl"
+    vectors: Tensor  # float32 [b, time, codebook_dim]: what the decoder gets, with a gradient to the latents
+    codes: Tensor  # int64 [b, time]
+    latents: Tensor  # float32 [b, time, codebook_dim]: what was quantized
+    losses: dict[str, Tensor]  # unweighted scalars by name
 
 
 class Quantizer(nn.Module):
-    """What every kind offers. Vectors are float [..., codebook_dim], codes int64 [...] in [0, codebook_size).
+    """Base of all quantizers. Vectors are float [..., codebook_dim], codes int64 [...] in [0, codebook_size).
 
-    Everything is computed in float32, whatever autocast says: bfloat16 would pick other codes.
+    Everything is computed in float32 even under autocast: in bfloat16 other codes would be nearest.
     """
 
     Config: Any  # has `kind`, `codebook_size`, `codebook_dim`
-    loss_names: tuple[str, ...] = ()  # the keys of `Quantized.losses`
+    loss_names: tuple[str, ...] = ()  # keys of `Quantized.losses`
 
     def __init__(self, config: Any):
         super().__init__()
@@ -43,43 +43,26 @@ class Quantizer(nn.Module):
         self.codebook_dim: int = config.codebook_dim
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Any vectors -> latents: where the code vectors live, here on the unit sphere."""
+        """Any vectors -> latents, where code vectors are: here on the unit sphere."""
         return F.normalize(x.float(), dim=-1)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Latents -> codes; `encode(embed(codes))` gives `codes`."""
+        """Latents -> codes. `encode(embed(codes))` gives `codes`."""
         raise NotImplementedError
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Codes -> vectors, as a decoder gets them."""
+        """Codes -> code vectors."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Quantized:
-        """Both ways, with gradients and losses, [b, t, codebook_dim]."""
+        """Any vectors [b, time, codebook_dim] -> codes and code vectors, with gradients and losses."""
         raise NotImplementedError
 
     def initialise(self, latents: list[Tensor]) -> None:
-        """Once, before the first codes: take what there is to take from a batch of latents of all levels."""
+        """Start the codebook, once, from a batch of latents [b, time, codebook_dim] per level."""
 
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        """Once a training step: move on, by the latents [b, t, codebook_dim] and codes [b, t] of all levels."""
-
-
-class Bypass:
-    """Takes the place of a quantizer while there is no codebook: latents pass unquantized, all with code 0."""
-
-    def __init__(self, quantizer: Quantizer):
-        self.quantizer = quantizer
-
-    def __call__(self, x: Tensor) -> Quantized:  # [b, t, codebook_dim]
-        latents = self.quantizer.normalise(x)
-        codes = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-        # Data-parallel training expects a gradient for every parameter, so each loss is 0 times all of them.
-        zero = latents.new_zeros(()) + sum(0 * p.sum() for p in self.quantizer.parameters())
-        return Quantized(latents, codes, latents, dict.fromkeys(self.quantizer.loss_names, zero))
-
-    def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        """Nothing to update: there is no codebook yet."""
+        """Update the codebook, once per training step, with the latents and codes [b, time] of all its levels."""
 
 
 def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
@@ -88,10 +71,10 @@ def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
 
 
 def rotation(latents: Tensor, nearest: Tensor) -> Tensor:
-    """The values of `nearest`, as the rotation of `latents` that gives them; the rotation counts as a constant.
+    """The values of `nearest` as a rotation of `latents`; for gradients the rotation is a constant.
 
     Fifty 2024, arXiv:2410.06424, section 4.2: R = 1 - 2 r rᵀ + 2 q eᵀ with r = (e + q) / |e + q|, for unit vectors
-    [..., dim] e and q. So a gradient that points away from the code points away from the latent, too.
+    [..., dim] e and q. A gradient that points away from the code then points away from the latent, too.
     """
     e, q = latents.detach(), nearest.detach()
     r = F.normalize(e + q, dim=-1)
@@ -102,60 +85,16 @@ def rotation(latents: Tensor, nearest: Tensor) -> Tensor:
 GRADIENTS = {"straight_through": straight_through, "rotation": rotation}
 
 
-def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tensor:
-    """`size` unit vectors amid the latents [b, t, dim] of one batch, all levels and ranks pooled; rank 0 decides.
-
-    Of very many latents a random part is looked at.
-    """
-    pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
-    n, device, chances = int(pool.size), latents[0].device, rng.generator()
-    limit = size * LATENTS_PER_CODE
-    seen = torch.randint(n, (limit,), generator=chances, device=device) if n > limit else torch.arange(n, device=device)
-    x = pool.rows(seen)
-    picks = torch.randperm(len(x), generator=chances, device=device)[:size]
-    more = x[torch.randint(len(x), (size - len(picks),), generator=chances, device=device)]
-    noise = torch.randn(more.shape, generator=chances, device=device)
-    centres = torch.cat([x[picks], F.normalize(more + 0.1 * noise, dim=-1)])
-    for _ in range(iterations):
-        codes = (x @ centres.T).argmax(dim=-1)
-        sums = torch.zeros_like(centres).index_add_(0, codes, x)
-        empty = sums.norm(dim=-1, keepdim=True) < 1e-6
-        centres = torch.where(empty, centres, F.normalize(sums, dim=-1))
-    return collectives.broadcast_(centres.contiguous())
-
-
-def mean_count(latents: list[Tensor], size: int) -> Tensor:
-    """Choices a code, if each of `size` codes is chosen equally often; a scalar, of all levels and ranks."""
-    n = sum(level[..., 0].numel() for level in latents)
-    return collectives.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
-
-
-def code_counts(codes: list[Tensor], size: int) -> Tensor:
-    """How often each code was chosen in this batch, of all levels and ranks: float32 [size]."""
-    flat = torch.cat([level.flatten() for level in codes])
-    return collectives.all_reduce_(torch.bincount(flat, minlength=size).float())
-
-
-def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[Tensor, Tensor]:
-    """Which codes are used less than `fraction` of the mean usage, bool [size], and a latent of this batch for each [size, dim].
-
-    Latents [b, t, dim] of all levels and ranks are drawn for every code, though only the dead ones take theirs: no host
-    sync, no branch that one rank takes alone.
-    """
-    pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
-    drawn = torch.rand(len(counts), generator=rng.generator(), device=counts.device, dtype=torch.float64)
-    return counts < fraction * counts.mean(), pool.rows((drawn * pool.size).long())
-
-
 class EMAQuantizer(Quantizer):
-    """Vector quantization with a codebook that follows the mean of its latents.
+    """Vector quantization with a codebook of moving averages.
 
-    Nearest code with a straight-through or rotation gradient, codebook by exponential moving averages of counts and
-    sums (van den Oord 2017, arXiv:1711.00937, section 3.2 and appendix A.1). Differs: latents and codes live on the unit
-    sphere of a low dimension, so nearest means largest cosine and no code can be missed by its length
-    (ViT-VQGAN, arXiv:2110.04627, section 3.2); k-means start as in SoundStream (arXiv:2107.03312, section III-C), revival of
-    dead codes as in Jukebox (arXiv:2005.00341, section 3), but dead means below a fraction of mean usage, and a revived
-    code starts with full counts.
+    The nearest code, a straight-through or rotation gradient, and code vectors that follow the mean of their latents by
+    exponential moving averages of counts and sums (van den Oord 2017, arXiv:1711.00937, section 3.2 and appendix A.1).
+
+    Differs: latents and code vectors are on the unit sphere of a low dimension, so that the nearest is the one with the
+    largest cosine (ViT-VQGAN, arXiv:2110.04627, section 3.2). Codes start by k-means (SoundStream, arXiv:2107.03312,
+    section III-C). Dead codes are revived as in Jukebox (arXiv:2005.00341, section 3), but dead means used less than a
+    fraction of the mean, and a revived code starts with the mean count.
     """
 
     class Config(BaseConfig):
@@ -177,11 +116,11 @@ class EMAQuantizer(Quantizer):
         shape = (config.codebook_size, config.codebook_dim)
         self.pass_gradient = GRADIENTS[config.gradient]
         self.register_buffer("embedding", F.normalize(torch.randn(shape), dim=-1))
+        # Moving averages per step: how often each code is chosen, and the sum of the latents that choose it.
         self.register_buffer("counts", torch.ones(config.codebook_size))
         self.register_buffer("sums", self.embedding.clone())
 
     def encode(self, latents: Tensor) -> Tensor:
-        """The nearest code of each latent."""
         with torch.autocast(latents.device.type, enabled=False):
             return (latents @ self.embedding.T).argmax(dim=-1)
 
@@ -189,9 +128,9 @@ class EMAQuantizer(Quantizer):
         return F.embedding(codes, self.embedding)
 
     def forward(self, x: Tensor) -> Quantized:
-        latents = self.normalise(x)
-        codes = self.encode(latents)
-        nearest = self.embed(codes)
+        latents = self.normalise(x)  # [b, time, codebook_dim]
+        codes = self.encode(latents)  # [b, time]
+        nearest = self.embed(codes)  # [b, time, codebook_dim]
         commitment = (latents - nearest).square().sum(dim=-1).mean()
         return Quantized(self.pass_gradient(latents, nearest), codes, latents, {"commitment": commitment})
 
@@ -203,13 +142,15 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        """Move the codebook once, by what all its levels have on all ranks."""
+        # 1. Counts and sums of this step, of all levels and ranks, into the moving averages.
         x = torch.cat([rearrange(level, "b t d -> (b t) d") for level in latents])
         flat = torch.cat([level.flatten() for level in codes])
         sums = collectives.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
         self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
+        # 2. Each code moves to the mean direction of its latents.
         means = torch.where(self.sums.norm(dim=-1, keepdim=True) > 1e-6, self.normalise(self.sums), self.embedding)
+        # 3. A dead code moves to a latent of this batch, and is counted as one of average use.
         dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
         full = self.counts.mean()
         self.embedding.copy_(torch.where(dead[:, None], candidates, means))
@@ -225,15 +166,13 @@ def gumbel_like(logits: Tensor) -> Tensor:
 class GumbelQuantizer(Quantizer):
     """The discrete VAE: a distribution q over the codes, trained through the Gumbel-Softmax relaxation.
 
-    Training mixes the code vectors with weights softmax((logits + Gumbel noise) / temperature) (Jang 2016,
-    arXiv:1611.01144, eq. 2; Maddison 2016, arXiv:1611.00712, eq. 10), and the temperature falls, so that the mixture
-    becomes the single vector that inference takes: the one of the largest logit (DALL-E, arXiv:2102.12092, appendix A).
-    The loss "kl" is KL(q | uniform) = log codebook_size - H(q), in nats, mean a code.
+    In training, code vectors are mixed with weights softmax((logits + Gumbel noise) / temperature) (Jang 2016,
+    arXiv:1611.01144, eq. 2; Maddison 2016, arXiv:1611.00712, eq. 10). The temperature falls, so that the mixture approaches
+    the one vector that inference takes, that of the largest logit (DALL-E, arXiv:2102.12092, appendix A). The loss "kl" is
+    KL(q | uniform) = log codebook_size - H(q) in nats, the mean per code.
 
-    Differs from DALL-E: logits are the cosine between latent and code vector times a learned scale, not a layer of their
-    own. Nearest-code look-up and this one then agree, codes can begin by k-means, those that no latent chooses can be
-    revived as those of `EMAQuantizer` are, and one codebook serves all levels. The temperature falls by equal factors a
-    step, not by a cosine.
+    Differs from DALL-E: logits are the cosine between latent and code vector times a learned scale, so that codes can start
+    by k-means and be revived as in `EMAQuantizer`. The temperature falls by an equal factor each step, not along a cosine.
     """
 
     class Config(BaseConfig):
@@ -243,8 +182,8 @@ class GumbelQuantizer(Quantizer):
         temperature_start: float = Field(default=1.0, gt=0)
         temperature_end: float = Field(default=0.0625, gt=0)
         temperature_steps: int = Field(default=1000, ge=1)  # from start to end, counted from `vq_start_step`
-        scale: float = Field(default=30.0, gt=0)  # of the cosines, to begin with
-        decay: float = Field(default=0.99, gt=0, lt=1)  # of the usage that tells which codes are dead
+        scale: float = Field(default=30.0, gt=0)  # initial factor of the cosines
+        decay: float = Field(default=0.99, gt=0, lt=1)  # of the usage by which dead codes are found
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
         kmeans_iterations: int = Field(default=10, ge=0)
 
@@ -254,53 +193,43 @@ class GumbelQuantizer(Quantizer):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.register_buffer("counts", torch.ones(config.codebook_size))  # of choices a step, moving averages
+        self.register_buffer("counts", torch.ones(config.codebook_size))  # moving averages of choices per step
         self.embedding = nn.Parameter(F.normalize(torch.randn(config.codebook_size, config.codebook_dim), dim=-1))
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
-        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # updates seen
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # updates so far
 
     @property
     def temperature(self) -> Tensor:
-        """From start to end by equal factors over `temperature_steps`, then constant; a scalar."""
+        """A scalar: from start to end by equal factors over `temperature_steps`, then constant."""
         c = self.config
         passed = (self.n_steps / c.temperature_steps).clamp(max=1)
         return c.temperature_start * (c.temperature_end / c.temperature_start) ** passed
 
     def vectors(self) -> Tensor:
-        """Of all codes, of unit length: [codebook_size, codebook_dim]."""
-        return self.normalise(self.embedding.clone())  # a copy: `update` writes before the backward pass
+        """All code vectors, of unit length: [codebook_size, codebook_dim]."""
+        return self.normalise(self.embedding.clone())  # a copy, because `update` writes before the backward pass
 
     def logits(self, latents: Tensor) -> Tensor:  # [..., codebook_dim] -> [..., codebook_size]
         with torch.autocast(latents.device.type, enabled=False):
             return self.log_scale.exp() * (latents @ self.vectors().T)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """The most likely code of each latent."""
         return self.logits(latents).argmax(dim=-1)
-
-    def sample(self, latents: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Draw a code from q for each latent: argmax(logits + Gumbel noise) (Maddison 2014, arXiv:1411.0030)."""
-        logits = self.logits(latents)
-        return (logits + (gumbel_like(logits) if noise is None else noise)).argmax(dim=-1)
-
-    def relax(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """Weights of the codes, [..., codebook_size], that sum to 1; nearly one-hot at a low temperature."""
-        return ((logits + noise) / self.temperature).softmax(dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.vectors())
 
     def forward(self, x: Tensor) -> Quantized:
-        latents = self.normalise(x)
-        logits = self.logits(latents)
-        codes = logits.argmax(dim=-1)
+        latents = self.normalise(x)  # [b, time, codebook_dim]
+        logits = self.logits(latents)  # [b, time, codebook_size]
+        codes = logits.argmax(dim=-1)  # [b, time]
         log_q = logits.log_softmax(dim=-1)
         kl = math.log(self.codebook_size) + (log_q.exp() * log_q).sum(dim=-1).mean()
-        if self.training:
-            with torch.autocast(latents.device.type, enabled=False):
-                vectors = self.relax(logits, gumbel_like(logits)) @ self.vectors()
-        else:
-            vectors = self.embed(codes)
+        if not self.training:
+            return Quantized(self.embed(codes), codes, latents, {"kl": kl})
+        with torch.autocast(latents.device.type, enabled=False):
+            weights = ((logits + gumbel_like(logits)) / self.temperature).softmax(dim=-1)
+            vectors = weights @ self.vectors()  # [b, time, codebook_dim]
         return Quantized(vectors, codes, latents, {"kl": kl})
 
     @torch.no_grad()
@@ -310,7 +239,7 @@ class GumbelQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        """The codes learn by gradient; here the temperature falls, and the dead ones move to where latents are."""
+        """Code vectors learn by gradient. Here the temperature falls, and dead codes move to latents of this batch."""
         self.n_steps += 1
         self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
@@ -319,22 +248,23 @@ class GumbelQuantizer(Quantizer):
 
 
 class FSQuantizer(Quantizer):
-    """Finite scalar quantization: each channel is bounded and rounded to one of a few levels; nothing is learned.
+    """Finite scalar quantization: each channel is bounded and rounded to one of a few values; nothing is learned.
 
-    Mentzer 2023, arXiv:2309.15505, section 3.1. A code is the number whose digits, in mixed radix with the first channel
-    as the lowest digit, are the channels' levels. Differs: the levels of a channel are spread evenly over [-1, 1], both
-    ends included, whether their number is odd or even, where the paper moves even ones by half a level.
+    Mentzer 2023, arXiv:2309.15505, section 3.1. A code is a number in mixed radix whose digits are the channels' values,
+    the first channel's digit the lowest. Differs: the values of a channel are spread evenly over [-1, 1], both ends
+    included, for odd and even numbers of them; the paper moves even ones by half a step.
     """
 
     class Config(BaseConfig):
         kind: Literal["fsq"] = "fsq"
-        levels: tuple[int, ...] = (8, 5, 5, 5)  # a channel; the paper, section 4.1, has more
+        levels: tuple[int, ...] = (8, 5, 5, 5)  # values per channel; the paper, section 4.1, has more
 
         @model_validator(mode="after")
         def _check(self) -> FSQuantizer.Config:
             if not self.levels or min(self.levels) < 2 or self.codebook_size > MAX_CODES:
                 raise ValueError(
-                    f"levels: expected numbers of at least 2 with a product of at most {MAX_CODES}, found {list(self.levels)}"
+                    f"levels: expected numbers of at least 2 with a product of at most {MAX_CODES}, "
+                    f"found {list(self.levels)}"
                 )
             return self
 
@@ -351,12 +281,12 @@ class FSQuantizer(Quantizer):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        places = [math.prod(config.levels[:i]) for i in range(len(config.levels))]
+        places = [math.prod(config.levels[:i]) for i in range(len(config.levels))]  # what each digit counts
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Into (-1, 1)."""
+        """Any vectors -> (-1, 1)."""
         return torch.tanh(x.float())
 
     def encode(self, latents: Tensor) -> Tensor:

@@ -1,0 +1,60 @@
+"""How codebooks start and stay in use: k-means, usage counts, revival. Everything is pooled over levels and ranks."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiovq.distributed import collectives, rng
+
+LATENTS_PER_CODE = 64  # of more latents, k-means takes a random part
+
+
+def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tensor:
+    """Unit vectors [size, dim] at the centres of clusters of the latents [b, time, dim] per level; rank 0 decides."""
+    pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
+    n, device, generator = int(pool.size), latents[0].device, rng.generator()
+    limit = size * LATENTS_PER_CODE
+    rows = torch.arange(n, device=device)
+    if n > limit:
+        rows = torch.randint(n, (limit,), generator=generator, device=device)
+    x = pool.rows(rows)  # [n, dim]
+    # Centres start at random latents; if there are too few, also at latents with noise.
+    first = torch.randperm(len(x), generator=generator, device=device)[:size]
+    more = x[torch.randint(len(x), (size - len(first),), generator=generator, device=device)]
+    noise = torch.randn(more.shape, generator=generator, device=device)
+    centres = torch.cat([x[first], F.normalize(more + 0.1 * noise, dim=-1)])  # [size, dim]
+    for _ in range(iterations):
+        codes = (x @ centres.T).argmax(dim=-1)  # [n]
+        sums = torch.zeros_like(centres).index_add_(0, codes, x)
+        empty = sums.norm(dim=-1, keepdim=True) < 1e-6
+        centres = torch.where(empty, centres, F.normalize(sums, dim=-1))
+    return collectives.broadcast_(centres.contiguous())
+
+
+def mean_count(latents: list[Tensor], size: int) -> Tensor:
+    """A scalar: how often each of `size` codes is chosen in this batch if all are chosen equally often."""
+    n = sum(level[..., 0].numel() for level in latents)
+    return collectives.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
+
+
+def code_counts(codes: list[Tensor], size: int) -> Tensor:
+    """float32 [size]: how often each code is chosen in this batch."""
+    flat = torch.cat([level.flatten() for level in codes])
+    return collectives.all_reduce_(torch.bincount(flat, minlength=size).float())
+
+
+def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[Tensor, Tensor]:
+    """Find the codes that are used less than `fraction` of the mean, and draw a latent of this batch for each code.
+
+    A latent is drawn for every code, though only the dead ones take theirs: then nothing waits for the device, and no
+    rank takes a branch alone.
+
+    Returns:
+        bool [size], true where a code is dead, and the latents [size, dim].
+    """
+    pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
+    drawn = torch.rand(len(counts), generator=rng.generator(), device=counts.device, dtype=torch.float64)
+    return counts < fraction * counts.mean(), pool.rows((drawn * pool.size).long())

@@ -1,0 +1,176 @@
+"""Fronts: from the waveform to features at the finest hop. A new one is one class and one line in `FRONTS`."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torchaudio
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiovq.config import Config as BaseConfig
+from audiovq.distributed import collectives
+from audiovq.tokenizer.blocks import BlockKind, Downsample, Stack, factor_strides
+
+LEAST_POWER = 1e-9  # added to the power of every bin, before the logarithm
+LEAST_MEL = 1e-6  # magnitude of a band that lies between two bins, at very high sample rates
+
+
+class ConvFront(nn.Module):
+    """Learned strided convolutions with residual blocks between them."""
+
+    class Config(BaseConfig):
+        kind: Literal["conv"] = "conv"
+        block: BlockKind = "convnext"
+        base_dim: int = Field(default=64, ge=4)  # width after the first stride; doubles with each further one
+        max_stride: int = Field(default=8, ge=2)  # the hop is split into strides of at most this
+        n_blocks: int = Field(default=1, ge=0)  # residual blocks after each stride
+
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        width, rate, self.radius_samples = channels, 1, 0
+        for i, stride in enumerate(factor_strides(hop_length, config.max_stride)):
+            wider = min(dim, config.base_dim * 2**i)
+            down, stack = Downsample(width, wider, stride), Stack(config.block, wider, config.n_blocks)
+            layers += [down, stack]
+            self.radius_samples += down.radius * rate + stack.radius * rate * stride
+            width, rate = wider, rate * stride
+        self.layers = nn.Sequential(*layers, nn.Conv1d(width, dim, kernel_size=1, bias=False))
+
+    def initialise(self, waveform: Tensor) -> None:
+        """Nothing is taken from the music."""
+
+    def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
+        return self.layers(waveform)
+
+
+class SpectralFront(nn.Module):
+    """Base of the fronts with fixed features, which are standardised and mixed by a learned 1×1 convolution.
+
+    Each feature has zero mean and unit variance on the first batch of music (`initialise`). Otherwise the mean spectrum
+    would be much larger than what changes from frame to frame.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, n_features: int, dim: int):
+        super().__init__()
+        self.mix = nn.Conv1d(n_features, dim, kernel_size=1)
+        self.register_buffer("mean", torch.zeros(n_features, 1))
+        self.register_buffer("scale", torch.ones(n_features, 1))
+
+    def set_statistics(self, mean: Tensor, square: Tensor, n: int) -> None:
+        """From each feature's mean and mean square [n_features] over this rank's n items, pooled over ranks."""
+        mean, square = collectives.mean_(torch.stack([mean, square]), n)
+        self.mean.copy_(mean[:, None])
+        self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
+
+
+def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int) -> Tensor:
+    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on the middle of hop t."""
+    side = len(window) - hop_length
+    frames = F.pad(waveform.float(), (side // 2, side - side // 2)).unfold(-1, len(window), hop_length)
+    return torch.fft.rfft(frames * window, norm="ortho")
+
+
+class StftFront(SpectralFront):
+    """A short-time Fourier transform.
+
+    The features are logarithmic magnitudes, which the spectral losses compare, and the complex spectrum with its
+    magnitudes to the power 0.3, which has the phase.
+    """
+
+    class Config(BaseConfig):
+        kind: Literal["stft"] = "stft"
+        overlap: int = Field(default=4, ge=2)  # n_fft / finest hop
+
+    window: Tensor
+
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
+        n_fft = hop_length * config.overlap
+        super().__init__(channels * 3 * (n_fft // 2 + 1), dim)
+        self.hop_length, self.radius_samples = hop_length, n_fft
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    @torch.no_grad()
+    def initialise(self, waveform: Tensor) -> None:
+        features = torch.stack(self.features(waveform), dim=2)  # [b, channels, part, time, bins]
+        mean, square = features.mean(dim=(0, 3)).flatten(), features.square().mean(dim=(0, 3)).flatten()
+        self.set_statistics(mean, square, len(waveform))
+
+    def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
+        """Mix (features - mean) * scale. Mean and scale go into the weights, because the features are many more."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            weight = self.mix.weight[:, :, 0] * self.scale[:, 0]  # [dim, n_features]
+            assert self.mix.bias is not None, "a convolution has one by default"
+            bias = self.mix.bias - weight @ self.mean[:, 0]
+            parts = rearrange(weight, "d (c part f) -> part d (c f)", c=waveform.shape[1], part=3)
+            features = [rearrange(feature, "b c t f -> b t (c f)") for feature in self.features(waveform)]
+            mixed = bias + sum(F.linear(feature, part) for feature, part in zip(features, parts, strict=True))
+            return rearrange(mixed, "b t d -> b d t")
+
+    def features(self, waveform: Tensor) -> list[Tensor]:
+        """Logarithmic magnitude, real and imaginary part, each float32 [b, channels, time, bins]."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            spectrum = short_time_spectrum(waveform, self.window, self.hop_length)
+            log_power = (spectrum.real.square() + spectrum.imag.square() + LEAST_POWER).log()
+            log_magnitude = log_power / (4 * math.log(10)) + 1  # -40 dB is 0, full scale about 1
+            compression = torch.exp(-0.35 * log_power)  # magnitude ** -0.7
+            return [log_magnitude, spectrum.real * compression, spectrum.imag * compression]
+
+
+class MelFront(SpectralFront):
+    """Logarithmic mel magnitudes by windows of several sizes.
+
+    A few hundred features, spaced like pitch, where `StftFront` has thousands: a partial is in one or few of them, so that
+    less music suffices to learn them. Long windows separate low notes, short ones locate onsets. There is no phase, so this
+    is for tokenizers whose decoder generates it.
+    """
+
+    class Config(BaseConfig):
+        kind: Literal["mel"] = "mel"
+        overlaps: tuple[int, ...] = Field(default=(2, 8), min_length=1)  # n_fft / finest hop of each window
+        n_mels: int = Field(default=512, ge=8)  # bands; a short window has at most a 12th of its samples
+
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
+        if min(config.overlaps) < 1:
+            raise ValueError(f"mel front: expected overlaps of at least 1, found {list(config.overlaps)}")
+        n_ffts = [hop_length * overlap for overlap in config.overlaps]
+        n_mels = [max(2, min(config.n_mels, n // 12)) for n in n_ffts]
+        super().__init__(channels * sum(n_mels), dim)
+        self.hop_length, self.n_ffts, self.n_mels, self.radius_samples = hop_length, n_ffts, n_mels, max(n_ffts)
+        for i, (n, bands) in enumerate(zip(n_ffts, n_mels, strict=True)):
+            filters = torchaudio.functional.melscale_fbanks(
+                n // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate, norm=None, mel_scale="slaney"
+            )
+            self.register_buffer(f"filters_{i}", filters, persistent=False)  # [bins, bands]
+            self.register_buffer(f"window_{i}", torch.hann_window(n), persistent=False)
+
+    @torch.no_grad()
+    def initialise(self, waveform: Tensor) -> None:
+        features = self.features(waveform)
+        self.set_statistics(features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2)), len(waveform))
+
+    def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
+        with torch.autocast(waveform.device.type, enabled=False):
+            return self.mix((self.features(waveform) - self.mean) * self.scale)
+
+    def features(self, waveform: Tensor) -> Tensor:
+        """float32 [b, channels · bands of all windows, time]."""
+        features = []
+        with torch.autocast(waveform.device.type, enabled=False):
+            for i in range(len(self.n_ffts)):
+                spectrum = short_time_spectrum(waveform, self.get_buffer(f"window_{i}"), self.hop_length)
+                magnitude = (spectrum.real.square() + spectrum.imag.square() + LEAST_POWER).sqrt()
+                mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL)
+                features.append(rearrange(mel.log10() / 2 + 1, "b c t m -> b (c m) t"))
+        return torch.cat(features, dim=1)
+
+
+FRONTS = {"stft": StftFront, "mel": MelFront, "conv": ConvFront}
