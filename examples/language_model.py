@@ -1,12 +1,12 @@
-"""A language model of music by transformers: audiovq's codes are its tokens.
+"""A language model of music with the library transformers: audiovq's codes are its tokens.
 
     pip install 'audiovq[peers]'
     python examples/language_model.py samples/chorales codes.wav --steps 20
 
-`CodeTokenizer` is to audio what a transformers tokenizer is to text: called with waveforms it returns `input_ids`, ready for
-`Trainer`; `decode` turns ids back into a waveform. All levels become one sequence: for each top code, its own, then those of
-the finer levels in its time, coarse to fine; level i's code c is the id `first[i] + c`. A few steps make noise: it shows how
-the parts fit, and audiovq's own priors are made for this job.
+`CodeTokenizer` works like a tokenizer of text: called with waveforms it returns `input_ids` for `Trainer`, and `decode` turns
+ids back into a waveform. All levels become one sequence of frames. A frame has one code of level 0 and the codes of the finer
+levels in its time, coarse to fine; code c of level i has the id `i * codebook_size + c`. A few steps only make noise: the
+example shows how the parts fit together. audiovq's own priors generate music.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ from audiovq.data.tracks import find_audio
 
 
 class CodeTokenizer:
-    """Waveforms -> `input_ids` and back, for any transformers model."""
+    """Waveforms -> `input_ids` and back, for any model of transformers."""
 
     def __init__(self, tokenizer: Tokenizer):
         c = tokenizer.config
         self.tokenizer, self.n_levels, self.codebook_size = tokenizer, c.n_levels, c.codebook_size
         self.bos_token_id = self.pad_token_id = c.n_levels * c.codebook_size
         self.vocab_size = self.pad_token_id + 1
-        self.counts = [c.hop_lengths[0] // hop for hop in c.hop_lengths]  # codes of each level in a top code's time
-        self.levels = torch.cat([torch.full((n,), i) for i, n in enumerate(self.counts)])  # of each place in a frame
+        self.counts = [c.hop_lengths[0] // hop for hop in c.hop_lengths]  # codes of each level in a frame
+        self.levels = torch.cat(
+            [torch.full((n,), i) for i, n in enumerate(self.counts)]
+        )  # level of each place in a frame
 
     @property
     def frame(self) -> int:
-        """Ids for one top code."""
+        """Number of ids in a frame."""
         return len(self.levels)
 
     def __call__(self, waveforms: list[Tensor], sampling_rate: int, max_length: int | None = None) -> dict[str, Tensor]:
-        """Encode, put the levels into one sequence each, and pad: int64 [n, length] with its attention mask."""
+        """Encode, flatten and pad the waveforms: int64 [n, length], and the attention mask."""
         rows = [self.flatten(self.tokenizer.encode(waveform, sampling_rate))[:max_length] for waveform in waveforms]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         return {"input_ids": ids, "attention_mask": mask}
 
     def flatten(self, codes: Codes) -> Tensor:
-        """int64 [1 + frames · frame]; a last frame that is not full is left out."""
+        """Codes -> int64 [1 + n_frames · frame], without a last frame that is not full."""
         n = min(len(level) // count for level, count in zip(codes.levels, self.counts, strict=True))
         parts = [
             level[: n * count].reshape(n, count) + i * self.codebook_size
@@ -58,22 +60,17 @@ class CodeTokenizer:
         return torch.cat([torch.tensor([self.bos_token_id]), torch.cat(parts, dim=1).flatten()])
 
     def decode(self, ids: Tensor) -> Tensor:
-        """int64 [1 + frames · frame] -> float [channels, samples] at the tokenizer's rate."""
+        """int64 [1 + n_frames · frame] -> float [channels, samples] at the tokenizer's sample rate."""
         c = self.tokenizer.config
-        frames = (
-            ids[1:][: (len(ids) - 1) // self.frame * self.frame].reshape(-1, self.frame)
-            - self.levels * self.codebook_size
-        )
+        n_frames = (len(ids) - 1) // self.frame
+        frames = ids[1 : 1 + n_frames * self.frame].reshape(n_frames, self.frame) - self.levels * self.codebook_size
         levels = [frames[:, self.levels == i].flatten() for i in range(self.n_levels)]
-        n_samples = len(frames) * c.hop_lengths[0]
-        return self.tokenizer.decode(
-            Codes(
-                levels, n_samples, c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.tokenizer.hash
-            )
-        )
+        n_samples, hops = n_frames * c.hop_lengths[0], list(c.hop_lengths)
+        codes = Codes(levels, n_samples, c.sample_rate, hops, c.codebook_size, c.channels, self.tokenizer.hash)
+        return self.tokenizer.decode(codes)
 
     def only_its_level(self) -> LogitsProcessorList:
-        """For `generate`: at each place only the ids of the level whose turn it is."""
+        """For `generate`: allows at each place only the ids of its level."""
         outer = self
 
         class OnlyItsLevel(LogitsProcessor):
@@ -88,7 +85,7 @@ class CodeTokenizer:
 
 
 class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Stretches of whole frames of the encoded tracks, each behind a beginning."""
+    """Sequences of whole frames of the encoded tracks, each after a bos token."""
 
     def __init__(self, rows: Tensor, mask: Tensor, frame: int, n_frames: int):
         bos = rows[0, :1]
@@ -108,7 +105,7 @@ class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
 def train(
     codes: CodeTokenizer, waveforms: list[Tensor], rate: int, steps: int, folder: Path, n_frames: int = 16
 ) -> Any:
-    """A small Llama over the codes; returns the `Trainer` when it is done."""
+    """Train a small Llama model of the codes; returns the `Trainer`."""
     batch = codes(waveforms, sampling_rate=rate)
     data = Windows(batch["input_ids"], batch["attention_mask"], codes.frame, n_frames)
     model = LlamaForCausalLM(LlamaConfig(
@@ -125,7 +122,7 @@ def train(
 
 
 def generate(codes: CodeTokenizer, model: Any, n_frames: int, seed: int = 0) -> Tensor:
-    """New ids by transformers' own `generate`, as a waveform [channels, samples]."""
+    """Generate ids with transformers' `generate`; returns the waveform [channels, samples]."""
     torch.manual_seed(seed)
     start = torch.tensor([[codes.bos_token_id]], device=model.device)
     ids = model.generate(

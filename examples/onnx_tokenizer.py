@@ -1,11 +1,11 @@
-"""Music -> codes -> music with onnxruntime alone: no torch, no audiovq.
+"""Music -> codes -> music with onnxruntime, without torch and audiovq.
 
     audiovq export runs/quickstart shared --onnx
     pip install onnxruntime soundfile
     python examples/onnx_tokenizer.py shared/onnx music.wav again.wav
 
-All that must be known is in the files' metadata. A recording that does not fit into memory goes through in pieces, as the
-metadata's `pieces` says.
+The metadata of the files have all facts about the model. `pieces` in them explains how to encode a recording that does not fit
+into memory in chunks.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class OnnxTokenizer:
         self.hops = self.rules["hop_lengths"]
 
     def encode(self, waveform: np.ndarray) -> list[np.ndarray]:
-        """float32 [channels, samples] at the model's rate -> int64 [ceil(samples / hop)] a level, coarse to fine."""
+        """float32 [channels, samples] at the model's sample rate -> int64 [ceil(samples / hop)] per level."""
         n_samples = waveform.shape[1]
         padded = np.pad(waveform, ((0, 0), (0, -n_samples % self.rules["samples_multiple"])))
         levels: Any = self.encoder.run(None, {"waveform": padded[None].astype(np.float32)})
         return [level[0, : -(-n_samples // hop)] for level, hop in zip(levels, self.hops, strict=True)]
 
     def decode(self, levels: list[np.ndarray], n_samples: int) -> np.ndarray:
-        """Codes of all levels (or of the first few, for a coarser rendering) -> float32 [channels, n_samples]."""
+        """Codes of all levels, or only of the first ones -> float32 [channels, n_samples]."""
         n = -(-n_samples // self.hops[0])
         inputs = {}
         for i, hop in enumerate(self.hops):
@@ -55,7 +55,7 @@ def main(folder: str, source: str, target: str) -> None:
     mono = tokenizer.rules["channels"] == 1
     waveform = audio.mean(axis=1, keepdims=True).T if mono else audio[:, :2].T
     levels = tokenizer.encode(waveform)
-    print("codes a level:", [len(level) for level in levels])
+    print("codes per level:", [len(level) for level in levels])
     soundfile.write(target, tokenizer.decode(levels, waveform.shape[1]).T, rate)
 
 

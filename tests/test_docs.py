@@ -1,11 +1,12 @@
-"""README.md and docs/: every command and snippet is run, every option, recipe, key and name that they mention exists.
+"""README.md and docs/: commands and snippets run, and each option, recipe, key and name that they mention exists.
 
-A page's blocks are run in order, commands in this process, in a folder that has what pages speak of: music in ~/Music/mine
-and ~/Test, song.wav, clip.wav, piece.wav, piece.codes and a finished small run in runs/mine and runs/quickstart. So that it takes
-seconds, pieces are cut to SECONDS, and commands in SLOW are only parsed; `pytest -m slow` cuts nothing and runs those, too.
+The blocks of a page run in order, commands in this process, in a folder with the files that pages mention: music in
+~/Music/mine and ~/Test, song.wav, clip.wav, piece.wav, piece.codes, and a small finished run in runs/mine and
+runs/quickstart. To take only seconds, pieces are cut to SECONDS and commands in SLOW are only parsed; `pytest -m slow`
+runs everything.
 
-A block after `<!-- not run: reason -->` is parsed: its options and recipes exist. Where it trains, a copy of the small run is
-put where the training would have left its own, for what follows on the page.
+A block after `<!-- not run: reason -->` is only parsed: its options and recipes exist. If it trains, a copy of the small
+run is put where the training would write its own, for the following blocks.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from audiovq.recipe import find_recipe, load_recipe
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-SECONDS = 1.0  # pieces are cut to it; a clip is half as long
+SECONDS = 1.0  # longest piece; a clip is half as long
 SLOW = {"eval", "bench"}
-ALLOWED = {"ls", "mkdir", "cp", "cat", "head"}  # beside audiovq, in blocks that are run
+ALLOWED = {"ls", "mkdir", "cp", "cat", "head"}  # commands besides audiovq in blocks that run
 NAMES = {page: str(page.relative_to(ROOT)) for page in PAGES}
 
 
@@ -72,7 +73,7 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """A block's commands as words; what is behind a pipe is left out."""
+    """The commands of a block as words, without those after a pipe."""
     lines = re.sub(r"\s#.*", "", text.replace("\\\n", " "), flags=re.MULTILINE).replace("\n", " ; ")
     lexer = shlex.shlex(lines, posix=True, punctuation_chars=";&|")
     lexer.whitespace_split, lexer.commenters = True, ""
@@ -88,7 +89,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def arguments_of(words: list[str]) -> list[str] | None:
-    """Of an audiovq command, also one that a launcher starts; None for others."""
+    """The arguments of an audiovq command, also if a launcher starts it; None for other commands."""
     if words[0] == "audiovq":
         return words[1:]
     if words[0] in {"torchrun", "accelerate"}:
@@ -97,7 +98,7 @@ def arguments_of(words: list[str]) -> list[str] | None:
 
 
 def check_options(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """Parse without running; click raises for what does not exist. Returns the command and its values."""
+    """Parse without running; click raises errors for unknown options. Returns the command and its values."""
     name, *rest = [word for word in arguments if word != "--debug"]
     if name in {"--help", "-h", "--version"}:
         return name, {}
@@ -110,12 +111,12 @@ def check_options(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     return name, values
 
 
-# --- what the pages are run in ----------------------------------------------------------------------------------------
+# --- the folder for the blocks ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def desk(tmp_path: Path, tiny_run: Path, music: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that pages speak of; it is made the working folder and its `home` the home."""
+def workspace(tmp_path: Path, tiny_run: Path, music: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the files that pages mention; it becomes the working folder, with a home of its own."""
     home = tmp_path / "home"
     shutil.copytree(music, home / "Music" / "mine")
     (home / "Test").mkdir()
@@ -137,11 +138,11 @@ def desk(tmp_path: Path, tiny_run: Path, music: Path, monkeypatch: pytest.Monkey
 
 
 def cut(arguments: list[str]) -> list[str]:
-    """Ask for SECONDS of music instead of more."""
+    """The arguments with at most SECONDS of music."""
     result = list(arguments)
     if arguments[0] != "sample":
         return result
-    if not {"--seconds", "--edit", "--codes"} & set(arguments):
+    if not {"--seconds", "--edit"} & set(arguments):
         result += ["--seconds", str(SECONDS)]
     for i, word in enumerate(arguments[:-1]):
         if word in {"--seconds", "--before", "--after"}:
@@ -150,7 +151,7 @@ def cut(arguments: list[str]) -> list[str]:
 
 
 def put_small_run(values: dict[str, Any], tiny_run: Path) -> None:
-    """Where a training that is not run would have left its run."""
+    """Put a run where a training that does not run would write its own."""
     out = Path(values["out"] or Path("runs") / find_recipe(values["recipe"]).stem)
     if not out.exists():
         shutil.copytree(tiny_run, out)
@@ -182,14 +183,14 @@ def run_shell(block: Block, tiny_run: Path, whole: bool) -> None:
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["quick", "whole"])
 @pytest.mark.parametrize("page", [p for p in PAGES if any(True for _ in blocks(p.read_text()))], ids=NAMES.__getitem__)
-def test_every_block_of_a_page_runs(page: Path, whole: bool, desk: Path, tiny_run: Path) -> None:
+def test_every_block_of_a_page_runs(page: Path, whole: bool, workspace: Path, tiny_run: Path) -> None:
     namespace: dict[str, Any] = {}
     for block in blocks(page.read_text()):
         if block.language in {"sh", "console"}:
             run_shell(block, tiny_run, whole)
         elif block.language == "python":
             assert not block.not_run, "snippets are run"
-            if page.name == "README.md":  # which says in words what these are
+            if page.name == "README.md":  # which names these in a comment
                 namespace |= readme_names()
             with contextlib.redirect_stdout(None):
                 exec(compile(block.text, NAMES[page], "exec"), namespace)
@@ -207,7 +208,7 @@ def readme_names() -> dict[str, Any]:
     return {"waveform": waveform, "block": waveform[:22050]}
 
 
-# --- what is said within sentences ------------------------------------------------------------------------------------
+# --- code within sentences ----------------------------------------------------------------------------------------
 
 
 def spans(page: Path) -> list[str]:
