@@ -24,7 +24,8 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.averages import Averages
 from audiovq.training.batches import BatchSplit, step_seed
 from audiovq.training.checkpoints import Checkpoints, newest
-from audiovq.training.optimizer import learning_rate, make_optimizer
+from audiovq.training.optimizer import make_optimizer
+from audiovq.training.schedule import learning_rate
 
 MODELS = ("tokenizer", "prior-0", "prior-1", "prior-2")
 

@@ -1,8 +1,7 @@
-"""AdamW or Muon, and a learning rate that is a function of the step, so that no scheduler state is saved."""
+"""The optimizers: AdamW, or Muon for the matrices of a prior."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -38,12 +37,3 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Ad
         groups.append({"params": orthogonal, "weight_decay": config.weight_decay, "orthogonal": True})
     optimizer = Muon if is_muon else torch.optim.AdamW
     return optimizer(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up, then a cosine to `final_fraction`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    passed = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
-    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from audiovq.recipe import TrainingConfig
-from audiovq.training.optimizer import learning_rate
+from audiovq.training.schedule import learning_rate
 
 
 @dataclass(frozen=True)
