@@ -114,8 +114,8 @@ def test_a_prompt_is_continued(generator: Generator) -> None:
     piece = generator.sample_codes(2, seed=0, prompt=prompt)[0]
     assert piece.n_samples == 16000
     for level, begin, hop in zip(piece.levels, prompt.levels, (256, 128, 64), strict=True):
-        kept = 8000 // 256 * (256 // hop)
-        assert torch.equal(level[:kept], begin[:kept])
+        n = 8000 // 256 * (256 // hop)
+        assert torch.equal(level[:n], begin[:n])
     with pytest.raises(ValueError, match=r"expected more than the prompt's 1\.000 s"):
         generator.sample(1, prompt=prompt)
     with pytest.raises(ValueError, match="prompt: expected at least"):

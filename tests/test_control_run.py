@@ -123,12 +123,12 @@ def test_conditions_that_cannot_be(controlled_run: Path, tiny_run: Path, tmp_pat
     out = ("--seconds", 0.5, "--seed", 0, "--out", tmp_path / "x.wav")
     with_control, without = ("sample", "--model", controlled_run, *out), ("sample", "--model", tiny_run, *out)
     soundfile.write(tmp_path / "song.wav", tones(1, 8000), 8000)
-    wishes = ("--text", "rock", "--chroma", tmp_path / "song.wav", "--guidance", "2,1.5,1")
-    assert cli(*with_control, *wishes).exit_code == 0
+    conditions = ("--text", "rock", "--chroma", tmp_path / "song.wav", "--guidance", "2,1.5,1")
+    assert cli(*with_control, *conditions).exit_code == 0
     assert_one_line_error(cli(*with_control, "--text", "much too long a text"), "at most 12 bytes", "found 20")
     assert_one_line_error(cli(*with_control, "--chroma", tmp_path / "none.wav"), "no such file")
     assert_one_line_error(cli(*with_control, "--guidance", "3"), "guidance: expected a label, text or chroma")
-    assert_one_line_error(cli(*with_control, *wishes, "--guidance", "-1"), "guidance")
+    assert_one_line_error(cli(*with_control, *conditions, "--guidance", "-1"), "guidance")
     assert_one_line_error(cli(*without, "--text", "rock"), "trained without texts")
     assert_one_line_error(cli(*without, "--chroma", tmp_path / "song.wav"), "trained without")
 

@@ -184,7 +184,7 @@ def test_a_folder_is_mirrored_and_what_is_done_is_skipped(tiny_run: Path, folder
     (out / "album" / "b.codes").unlink()
     assert "2 files encoded, 1 were done before" in cli("encode", folder, "-o", out, *model).output
     assert stamps(out)["a.flac.codes"] == first["a.flac.codes"]
-    assert "3 files encoded" in cli("encode", folder, "-o", out, *model, "--compress").output  # asked for otherwise
+    assert "3 files encoded" in cli("encode", folder, "-o", out, *model, "--compress").output  # other than before
     back = tmp_path / "back"
     result = cli("decode", out, "-o", back, *model, "--format", "flac")
     assert result.exit_code == 0, result.output

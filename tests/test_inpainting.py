@@ -129,9 +129,9 @@ def test_surrounding_varying_and_continuing() -> None:
     only_before = surround(codes, 0.1, 0)
     assert only_before.given_stretches(HOPS) == [(1024, 9024)]
     assert [len(level) for level in only_before.levels] == [-(-9024 // hop) for hop in HOPS]
-    kept = vary(codes, 2)
-    assert torch.equal(kept.levels[1], codes.levels[1])
-    assert (kept.levels[2] == -1).all()
+    varied = vary(codes, 2)
+    assert torch.equal(varied.levels[1], codes.levels[1])
+    assert (varied.levels[2] == -1).all()
     coarse = vary(piece(8000, n_levels=1), 1)  # a file of the top level alone
     assert torch.equal(coarse.levels[0], codes.levels[0])
     assert (coarse.levels[1] == -1).all()

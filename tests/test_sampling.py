@@ -55,12 +55,12 @@ def test_codes_are_drawn_with_their_probabilities() -> None:
 
 def test_top_k_and_top_p_keep_what_they_say() -> None:
     logits = torch.tensor([[0.5, 0.2, 0.1, 0.15, 0.05]]).log()
-    kept = lambda x: x.isfinite()[0].tolist()  # noqa: E731
-    assert kept(keep_top_k(logits, 2)) == [True, True, False, False, False]
-    assert kept(keep_top_k(logits, 0)) == [True] * 5
-    assert kept(keep_top_p(logits, 0.6)) == [True, True, False, False, False]
-    assert kept(keep_top_p(logits, 0.71)) == [True, True, False, True, False]
-    assert kept(keep_top_p(logits, 1e-6)) == [True, False, False, False, False]
+    possible = lambda x: x.isfinite()[0].tolist()  # noqa: E731
+    assert possible(keep_top_k(logits, 2)) == [True, True, False, False, False]
+    assert possible(keep_top_k(logits, 0)) == [True] * 5
+    assert possible(keep_top_p(logits, 0.6)) == [True, True, False, False, False]
+    assert possible(keep_top_p(logits, 0.71)) == [True, True, False, True, False]
+    assert possible(keep_top_p(logits, 1e-6)) == [True, False, False, False, False]
     assert torch.equal(keep_top_p(logits, 1.0), logits)
 
 
