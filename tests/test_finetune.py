@@ -17,11 +17,12 @@ from audiovq.data.shards import Shards
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.adopt import adopt_pretrained
 from audiovq.prior.conditioners import Conditions
-from audiovq.prior.extend import extend_vocabularies, extended, describe_new_labels
+from audiovq.prior.extend import describe_new_labels, extend_vocabularies, extended
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.recipe import LoraConfig, TrainingConfig, load_recipe
 from audiovq.training import loop
 from audiovq.training.loop import Training
+from audiovq.training.prior_task import PriorTask
 from audiovq.training.task import Task
 
 FINETUNE = """
@@ -84,6 +85,14 @@ def test_priors_learned_and_know_old_and_new_labels(finetuned: Path, tiny_run: P
     assert (finetuned / "report.json").is_file()
 
 
+def test_only_the_new_prior_is_trained(finetuned: Path, tiny_run: Path) -> None:
+    """DistributedDataParallel waits for a gradient of every weight of the task."""
+    start, _ = checkpoint.load_prior(tiny_run / "prior-0")
+    stage = load_recipe(str(finetuned / "recipe.yaml")).prior(0)
+    task = PriorTask(stage, Shards(finetuned / "codes"), 0, 0, start)
+    assert {id(p) for p in task.parameters()} == {id(p) for p in task.network.parameters()}
+
+
 def test_the_same_command_finds_it_finished_and_another_recipe_is_refused(
     finetune_recipe: Path, finetuned: Path
 ) -> None:
@@ -105,7 +114,7 @@ def test_what_contradicts_the_pretrained_model_is_named(finetune_recipe: Path, t
         assert_one_line_error(cli("train", finetune_recipe, "--out", tmp_path / "x", "--set", override), *words)
     assert_one_line_error(
         cli("train", finetune_recipe, "--out", tmp_path / "x", "--set", "priors.0.lora={rank: 2}",
-            "--set", "priors.0.from_pretrained=null"), "lora: expected from_pretrained beside it",
+            "--set", "priors.0.from_pretrained=null"), "lora: expected from_pretrained, too",
     )  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""The folder of a run: which stages are done, the saved recipe, the scanned music and the codes.
+
+run/recipe.yaml              the complete recipe
+run/data/                    scan_cache.jsonl, tracks.jsonl, quarantine.jsonl, report.json
+run/tokenizer/               config.json, model.safetensors (a model folder), with a tuned decoder if the recipe has one
+run/codes/                   shards; absent if the recipe has the codes of another run
+run/prior-0/ …               a model folder for each level, coarse to fine
+run/training/<stage>/        checkpoints and metrics.jsonl
+run/metrics/                 health.jsonl: problems, and what to change; tensorboard/
+run/samples/<stage>/         audio and spectrograms
+run/report.json              codebook usage, and bits of each prior
+run/report.html              all of this in one page, to listen to and look at
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from audiovq.data.shards import Shards
+from audiovq.data.tracks import Scan, scan
+from audiovq.distributed import collectives
+from audiovq.pretrained import checkpoint
+from audiovq.pretrained.locate import prior_folders
+from audiovq.recipe import Recipe, first_difference, load_saved_recipe, without_mutable
+from audiovq.utils.files import check_folder, write_text
+from audiovq.utils.progress import say
+
+
+class RunFolder:
+    """The files of a run. All ranks see what rank 0 sees."""
+
+    def __init__(self, path: Path, recipe: Recipe):
+        self.path, self.recipe = path, recipe
+
+    # --- what is done -------------------------------------------------------------------------------------------------
+
+    def is_done(self, stage: str) -> bool:
+        return bool(collectives.from_rank_0(self._is_done(stage)))
+
+    def _is_done(self, stage: str) -> bool:
+        recipe, tokenizer = self.recipe, self.path / "tokenizer"
+        has_tokenizer = (tokenizer / checkpoint.CONFIG).is_file()
+        if stage == "tokenizer":
+            return has_tokenizer
+        if stage == "decoder":
+            is_wanted = recipe.decoder_tuning is not None and not recipe.codes.path
+            return not is_wanted or (has_tokenizer and checkpoint.tuning_steps(tokenizer) > 0)
+        if stage == "codes":
+            return bool(recipe.codes.path) or (self.path / "codes" / "index.json").is_file()
+        n = recipe.n_priors
+        return n == 0 or (len(prior_folders(self.path)) == n and self.has_prior_samples(n - 1))
+
+    def require(self, earlier: str, stage: str) -> None:
+        """Raises ValueError if a stage that `stage` builds on is not done."""
+        if not self.is_done(earlier):
+            raise ValueError(f"{self.path}: stage {stage} needs stage {earlier}, which is not done; run it first")
+
+    @property
+    def n_priors(self) -> int:
+        """Trained priors so far."""
+        return collectives.from_rank_0(len(prior_folders(self.path)))
+
+    def has_prior_samples(self, level: int) -> bool:
+        return (self.path / "samples" / f"prior-{level}" / "items.png").is_file()
+
+    def has_report(self) -> bool:
+        """True if report.json has all trained priors."""
+        try:
+            levels = json.loads((self.path / "report.json").read_text())["levels"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return sum("bits_per_second" in level for level in levels) == len(prior_folders(self.path))
+
+    # --- recipe, music and codes --------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Scan the music and save the recipe, or check that the folder has a run of this recipe.
+
+        Raises:
+            ValueError: no music, or a run of another recipe.
+        """
+        path = self.path / "recipe.yaml"
+        is_main = collectives.rank() == 0
+        if is_main and not path.exists():
+            check_folder(self.path)
+            # The recipe comes last: a folder without usable music stays free for another recipe.
+            self.open_codes() if self.recipe.codes.path else self._scan()
+            write_text(path, self.recipe.to_yaml())
+        collectives.barrier()
+        saved = load_saved_recipe(path)
+        is_added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
+        if is_added:  # decoder tuning may be added to a finished run, because codes stay the same
+            saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
+        difference = first_difference(without_mutable(saved.model_dump()), without_mutable(self.recipe.model_dump()))
+        if difference:
+            raise ValueError(
+                f"{self.path}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
+            )
+        collectives.barrier()
+        if is_main and (is_added or saved != self.recipe):
+            write_text(path, self.recipe.to_yaml())
+
+    def _scan(self) -> None:
+        folder, data = self.path / "data", self.recipe.data
+        if not data.folder:
+            raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
+        result = scan(Path(data.folder), data, cache_file=folder / "scan_cache.jsonl")
+        result.only(self.recipe.codes.only)  # fails before the tokenizer is trained, not hours later
+        result.save(folder)
+        report = result.report()
+        say(
+            f"data: {report['train_tracks']} training and {report['valid_tracks']} held-out tracks, "
+            f"{report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside"
+            + (f" (see {folder / 'quarantine.jsonl'})" if report["quarantined"] else "")
+        )
+
+    def scan(self) -> Scan:
+        """The tracks as they were when the run began."""
+        return Scan.load(self.path / "data")
+
+    def open_codes(self, tokenizer_hash: str | None = None) -> Shards:
+        """The codes of this run, or those that its recipe names.
+
+        Raises:
+            ValueError: they do not fit the recipe, or are of another tokenizer.
+        """
+        shards, model = (
+            Shards(self.recipe.codes.path or self.path / "codes", tokenizer_hash),
+            self.recipe.tokenizer.model,
+        )
+        expected = model.sample_rate, list(model.hop_lengths), model.codebook_size
+        found = shards.index.sample_rate, shards.index.hop_lengths, shards.index.codebook_size
+        if found != expected:
+            raise ValueError(
+                f"{shards.folder}: expected codes as in tokenizer.model, with sample_rate {expected[0]}, hop_lengths "
+                f"{expected[1]} and codebook_size {expected[2]}, found {found[0]}, {found[1]} and {found[2]}; "
+                "change tokenizer.model"
+            )
+        return shards
