@@ -1,4 +1,7 @@
-"""Shows examples in docstrings (`>>>` lines) as code on the reference pages."""
+"""Docstrings on the reference pages: examples (`>>>` lines) as code, and a line for each of several arguments.
+
+In the code, arguments of the same meaning share a line (`start, end: seconds`), which the parser of docstrings does not know.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ from typing import Any
 
 import griffe
 
+EXAMPLE = re.compile(r"^>>> .*(\n(>>>|\.\.\.) .*)*", re.MULTILINE)
+SHARED_LINE = re.compile(r"^    (\w+(?:, \w+)+): (.*(?:\n {8,}.*)*)$", re.MULTILINE)
+
 
 class Examples(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
-            fenced = r"```pycon\n\g<0>\n```"
-            obj.docstring.value = re.sub(
-                r"^>>> .*(\n(>>>|\.\.\.) .*)*", fenced, obj.docstring.value, flags=re.MULTILINE
-            )
+            text = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
+            obj.docstring.value = SHARED_LINE.sub(line_for_each, text)
+
+
+def line_for_each(match: re.Match[str]) -> str:
+    return "\n".join(f"    {name}: {match[2]}" for name in match[1].split(", "))
