@@ -1,4 +1,4 @@
-"""Every command on real input, and every wrong input as one line with exit code 2."""
+"""Each command on real input; wrong input gives an error of one line and exit code 2."""
 
 import json
 import os
@@ -48,10 +48,10 @@ def test_encode_decode_info_and_eval_on_a_real_track(tiny_run: Path, tmp_path: P
     assert result.exit_code == 0, result.output
     assert "low cqt distance" in result.output
     assert [row["levels"] for row in json.loads((tmp_path / "report.json").read_text())["tracks"]] == [1, 2, 3]
-    assert cli("eval", tiny_run).exit_code == 0  # its own held-out track
+    assert cli("eval", tiny_run).exit_code == 0  # the held-out track of the run
 
 
-def test_sample_writes_exact_lengths_and_the_same_again(tiny_run: Path, tmp_path: Path) -> None:
+def test_sample_writes_exact_lengths_and_is_reproducible(tiny_run: Path, tmp_path: Path) -> None:
     result = cli(
         "sample",
         "--model",
@@ -103,7 +103,7 @@ def test_one_sample_and_silence_are_encoded(tiny_run: Path, tmp_path: Path) -> N
         assert soundfile.info(tmp_path / "x.wav").frames == len(samples)
 
 
-def test_wrong_codes_models_and_places(tiny_run: Path, tmp_path: Path) -> None:
+def test_wrong_codes_models_and_paths(tiny_run: Path, tmp_path: Path) -> None:
     codes = tmp_path / "x.codes"
     assert cli("encode", TRACK, "-o", codes, "--model", tiny_run).exit_code == 0
     other = Codes.load(codes)
@@ -146,14 +146,14 @@ def test_wrong_recipes_and_data(tiny_recipe: Path, tmp_path: Path) -> None:
     assert_one_line_error(
         cli("train", tiny_recipe, "--out", tmp_path / "run2", "--data", tmp_path / "empty"), "no audio found"
     )
-    assert not (tmp_path / "run" / "recipe.yaml").exists()  # wrong data claims no folder
+    assert not (tmp_path / "run" / "recipe.yaml").exists()  # with wrong data, no run folder is made
     assert_one_line_error(
         cli("train", tiny_recipe, *out, "--stage", "prior"), "'tokenizer', 'decoder', 'codes', 'priors'"
     )
     assert_one_line_error(cli("train", tiny_recipe, *out, "--nonsense"), "--nonsense")
 
 
-def test_train_uses_the_good_files_beside_bad_ones(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_train_uses_the_good_files_among_bad_ones(tiny_recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
     for i in range(2):
@@ -190,7 +190,7 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     if recipe.tokenizer.from_pretrained is None:
         width = "base_dim" if recipe.tokenizer.model.decoder.kind == "conv" else "dim"
         small.append(f"tokenizer.model.decoder.{width}=16")
-    else:  # the model is as large as what it goes on from
+    else:  # the size is that of the pretrained model
         small = [override for override in small if override.startswith(("samples", "data", "codes", "precision"))]
     if recipe.tokenizer.model.quantizer.kind == "gumbel":
         small.append("tokenizer.model.quantizer.temperature_steps=2")
@@ -234,7 +234,7 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     ("broken", "words"), [("import ctypes; ctypes.CDLL('{}/libtorchaudio.so')", "libtorchaudio.so"), ("import missing_part", "missing_part")]
 )  # fmt: skip
 def test_a_package_that_does_not_load(tmp_path: Path, broken: str, words: str) -> None:
-    """As torchaudio 2.11.1 beside torch 2.11.0, which pip installs together."""
+    """As torchaudio 2.11.1 with torch 2.11.0, which pip installs together."""
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text(broken.format(tmp_path))
     (tmp_path / "libtorchaudio.so").write_text("no library")
@@ -261,4 +261,4 @@ def test_a_log_gets_plain_lines(tmp_path: Path) -> None:
 def test_help_is_quick() -> None:
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "audiovq", "--help"], capture_output=True, check=True, cwd=ROOT)
-    assert time.monotonic() - began < 2  # a bound for any machine; the figure is in benchmarks/
+    assert time.monotonic() - began < 2  # a limit for any machine; measurements are in benchmarks/

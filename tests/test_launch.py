@@ -124,5 +124,6 @@ def test_a_failed_process_is_one_line_of_the_launcher(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert result.returncode == 2, result.stderr
     assert f"audiovq: {tmp_path}: no audio found" in result.stderr
+    assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert last == "audiovq: one of 2 processes failed with exit code 2; its message is above"

@@ -1,4 +1,4 @@
-"""What holds for every command: JSON alone on standard output, one line for any error, completion, progress."""
+"""All commands: options anywhere, only JSON on standard output, errors of one line, completion, progress; the doctor."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from audiovq.pipeline import doctor
 from audiovq.utils import progress
 
 
-def test_words_that_may_stand_anywhere() -> None:
+def test_json_and_debug_can_stand_anywhere() -> None:
     assert arrange(["info", "--json", "x.wav"]) == ["info", "--json=-", "x.wav"]
     assert arrange(["info", "x.wav", "--json"]) == ["info", "x.wav", "--json=-"]
     assert arrange(["eval", "run", "--json", "-"]) == ["eval", "run", "--json", "-"]
@@ -29,7 +29,23 @@ def test_words_that_may_stand_anywhere() -> None:
     assert arrange(["info", "--", "--debug", "--json"]) == ["info", "--", "--debug", "--json"]
 
 
-def test_json_alone_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
+def test_old_options_of_sample(tiny_run: Path, tmp_path: Path) -> None:
+    new = ("--num", 2, "--index", 3, "--segments", 2)
+    old = ("--n", 2, "--item=3", "--parallel", 2)
+    for name, words in (("new", new), ("old", old)):
+        options = ("--model", tiny_run, "--seconds", 0.5, "--seed", 1, "--out", tmp_path / name / "x.wav")
+        result = cli("sample", *options, *words)
+        assert result.exit_code == 0, result.output
+        notices = [line for line in result.output.splitlines() if "is now called" in line]
+        assert len(notices) == (3 if name == "old" else 0)
+    files = [sorted(path.name for path in (tmp_path / name).glob("*.wav")) for name in ("new", "old")]
+    assert files == [["x-3.wav", "x-4.wav"]] * 2
+    for file in files[0]:
+        assert (tmp_path / "new" / file).read_bytes() == (tmp_path / "old" / file).read_bytes()
+    assert_one_line_error(cli("sample", "--codes", "piece.codes"), "--codes no longer exists; use --edit")
+
+
+def test_only_json_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "music"
     folder.mkdir()
     soundfile.write(folder / "a.wav", tones(1, 8000), 8000)
@@ -74,7 +90,7 @@ def test_a_folder_with_a_broken_file_gives_json_and_exit_code_2(tiny_run: Path, 
     assert "bad.wav" in facts["set_aside"][0]
 
 
-def test_the_unexpected_is_one_line_unless_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_one_line_without_debug(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         raise RuntimeError("two\nlines")
 
@@ -90,7 +106,7 @@ def test_the_unexpected_is_one_line_unless_debug(monkeypatch: pytest.MonkeyPatch
     assert_one_line_error(cli("info"), "Missing argument")
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m audiovq recipes | true"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert result.stderr == ""
@@ -103,7 +119,7 @@ def completions(words: list[str], incomplete: str) -> list[tuple[str, str]]:
     return [(item.type, item.value) for item in found]
 
 
-def test_completion_knows_commands_recipes_stages_and_places() -> None:
+def test_completion_of_commands_recipes_stages_and_paths() -> None:
     assert completions([], "tr") == [("plain", "train")]
     assert completions(["train"], "qu") == [("file", "qu"), ("plain", "quickstart")]
     names = [value for kind, value in completions(["train"], "") if kind == "plain"]
@@ -132,7 +148,7 @@ def test_completion_scripts(tmp_path: Path) -> None:
     assert "<quickstart>" in result.stdout, (result.stdout, result.stderr)
 
 
-def test_the_doctor_finds_this_machine_well(tmp_path: Path) -> None:
+def test_the_doctor_finds_that_audiovq_works(tmp_path: Path) -> None:
     result = cli("doctor", "--json")
     report = json.loads(result.stdout)
     broken = [finding for finding in report["findings"] if finding["status"] == doctor.BROKEN]
@@ -165,13 +181,13 @@ def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in result.output
 
 
-def test_the_doctor_minds_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_checks_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, status in ((50e9, doctor.OK), (1e9, doctor.WARNING), (1e6, doctor.BROKEN)):
         monkeypatch.setattr("shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         assert {finding.status for finding in doctor.check_disk()} == {status}
 
 
-def test_a_terminal_has_the_rate_and_the_note_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_rate_and_the_note_on_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=True, width=80, color_system=None))
     with progress.ProgressBar("tokenizer", 10, start=4, unit="audio-s", per_step=800.0) as bar:
@@ -185,10 +201,10 @@ def test_a_terminal_has_the_rate_and_the_note_on_a_line_of_its_own(monkeypatch: 
 
 
 def test_a_log_has_the_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(progress, "say", said.append)
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     with progress.ProgressBar("sample", 4, unit="audio-s", per_step=0.5) as bar:
         bar.began -= 1.0
         bar.advance(2, "level 0")
-    assert said[0] == "sample: 2/4, 1 s left, 1.00 audio-s/s level 0"
+    assert lines[0] == "sample: 2/4, 1 s left, 1.00 audio-s/s level 0"

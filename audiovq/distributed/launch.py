@@ -111,11 +111,15 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             if 128 + number in codes:
                 raise Interrupted(number) from None
-        found = ", ".join(map(str, sorted(codes)))
-        message = f"one of {n} processes failed with exit code {found}; its message is above"
-        if codes != {2}:  # not a mistake of the user
-            message += "; the same command resumes from what is saved"
-        raise ValueError(message) from None
+        raise ValueError(_failure(n, codes - {-signal.SIGTERM} or codes)) from None  # the launcher ends the others so
+
+
+def _failure(n: int, codes: set[int]) -> str:
+    """The message for exit codes of failed processes; negative ones are signals, and 2 is a mistake of the user."""
+    if -signal.SIGKILL in codes:
+        return f"one of {n} processes was killed, perhaps because memory ran out; the same command resumes"
+    message = f"one of {n} processes failed with exit code {min(codes)}; its message is above"
+    return message if 2 in codes else f"{message}; the same command resumes from what is saved"
 
 
 def join_slurm_step(environment: MutableMapping[str, str]) -> None:
