@@ -23,7 +23,9 @@ FLOPS_PER_WEIGHT = 6
 # Passes of a decoder step through the discriminators, in forward passes: 3 for the original and 3 for the reconstruction,
 # which train them, and 3 for the decoder, whose two loss terms each need a gradient.
 DISCRIMINATOR_PASSES = 9
-EFFICIENCY = 0.5  # assumed share of the speed of a large matrix product
+# Training reaches this share of the speed of a large matrix product. With it, the estimates for the recipes quickstart,
+# finetune and scratch are within a factor of two of the times in their headers.
+EFFICIENCY = 0.5
 
 
 def rough_hours(recipe: Recipe, stages: Sequence[str], n_devices: int = 1) -> float:
