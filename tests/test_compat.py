@@ -143,7 +143,7 @@ def test_identities_are_those_of_version_0_1(case: dict[str, Any]) -> None:
 
 def test_every_setting_of_a_tokenizer_counts_for_its_identity_or_is_known_not_to() -> None:
     def names(config: Any) -> set[str]:
-        return {CANONICAL_NAMES.get(name, name) for name in config.model_fields} - {"kind"}
+        return {CANONICAL_NAMES.get(name) or name for name in config.model_fields} - {"kind"}
 
     assert names(VQVAEConfig) == {*TOKENIZER, *WITHOUT_EFFECT, "encoder", "quantizer"}
     assert names(encoder.EncoderConfig) == {*ENCODER, "front"}

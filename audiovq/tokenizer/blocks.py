@@ -1,8 +1,8 @@
 """Blocks of 1-D convolutions, which encoders and decoders are made of.
 
-Every module here, in `encoder.py`, `fronts.py` and `decoders.py` has a `radius` (or `radius_samples`): the receptive field
-to one side, in frames (or samples) of its input. `VQVAE` adds them up, so that chunks are computed with exactly the context
-that they depend on.
+Modules here, in `encoder.py`, `fronts.py` and `decoders.py` have a `radius`: the receptive field to one side, in
+frames of their input (`radius_samples`: in samples). `VQVAE` adds them up, so that chunks are computed with
+exactly the context that they depend on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BlockKind = Literal["convnext", "dilated"]
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, then a two-layer perceptron on each frame (ConvNeXt, arXiv:2201.03545, fig. 4)."""
+    """Depthwise convolution, then a two-layer MLP on each frame (ConvNeXt, arXiv:2201.03545, fig. 4)."""
 
     def __init__(self, dim: int, index: int, n_blocks: int):
         super().__init__()
@@ -36,7 +36,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class DilatedBlock(nn.Module):
-    """ReLU, dilated convolution, ReLU, 1×1 convolution; dilation 3^index (Jukebox, arXiv:2005.00341, appendix B)."""
+    """Dilated and 1×1 convolution with ReLU; dilation 3^index (Jukebox, arXiv:2005.00341, appendix B)."""
 
     def __init__(self, dim: int, index: int, n_blocks: int):
         super().__init__()
@@ -78,7 +78,7 @@ class Upsample(nn.ConvTranspose1d):
 
 
 def factor_strides(hop_length: int, max_stride: int) -> list[int]:
-    """Split a hop into strides of at most `max_stride` (a larger prime factor stays whole): 256, 8 -> [8, 8, 4]."""
+    """Split a hop into strides of at most `max_stride`, if its prime factors allow it: 256, 8 -> [8, 8, 4]."""
     primes, rest, p = [], hop_length, 2
     while rest > 1:
         while rest % p == 0:
@@ -95,7 +95,7 @@ def factor_strides(hop_length: int, max_stride: int) -> list[int]:
 
 
 def overlap_add(frames: Tensor, hop_length: int) -> Tensor:
-    """Add up frames that overlap, and keep what lies around their centres: [b, c, time, n_fft] -> [b, c, time * hop]."""
+    """Sum overlapping frames, from the first one's middle hop on: [b, c, time, n_fft] -> [b, c, time * hop]."""
     n_frames, n_fft = frames.shape[2:]
     pieces = rearrange(frames, "b c t (r hop) -> r b c t hop", hop=hop_length)
     total = frames.new_zeros(*pieces.shape[1:3], n_frames + len(pieces) - 1, hop_length)

@@ -1,4 +1,4 @@
-"""How codebooks start and stay in use: k-means, usage counts, revival. Everything is pooled over levels and ranks."""
+"""How codebooks start and stay in use: k-means, usage counts, revival; all pooled over levels and ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LATENTS_PER_CODE = 64  # of more latents, k-means takes a random part
 
 
 def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tensor:
-    """Unit vectors [size, dim] at the centres of clusters of the latents [b, time, dim] per level; rank 0 decides."""
+    """Cluster centres [size, dim] of unit length of the latents, [b, time, dim] per level; rank 0 decides."""
     pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
     n, device, generator = int(pool.size), latents[0].device, rng.generator()
     limit = size * LATENTS_PER_CODE
@@ -47,10 +47,10 @@ def code_counts(codes: list[Tensor], size: int) -> Tensor:
 
 
 def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[Tensor, Tensor]:
-    """Find the codes that are used less than `fraction` of the mean, and draw a latent of this batch for each code.
+    """Find the codes that are used less than `fraction` of the mean, and draw a latent for each code.
 
-    A latent is drawn for every code, though only the dead ones take theirs: then nothing waits for the device, and no
-    rank takes a branch alone.
+    A latent is drawn for every code, though only the dead ones take theirs: nothing waits for the device, and
+    no rank takes a branch alone.
 
     Returns:
         bool [size], true where a code is dead, and the latents [size, dim].

@@ -29,7 +29,7 @@ def initialise_statistics(network: VQVAE, waveform: Tensor) -> None:
     """Before the first step: the mean and scale of the front's features, and the decoder's mean spectrum.
 
     Args:
-        waveform: float [b, channels, samples], the first batch of this rank; statistics are pooled over ranks.
+        waveform: float [b, channels, samples], this rank's first batch; statistics are pooled over ranks.
     """
     for autoencoder in network.groups:
         autoencoder.encoder.front.initialise(waveform)
@@ -46,6 +46,7 @@ def initialise_codebooks(network: VQVAE, waveform: Tensor, microbatch_size: int 
     """
     quantizers = network.quantizers()
     results = network.quantize(waveform, [Bypass(quantizer) for quantizer in quantizers], microbatch_size)
-    latents = [level.latents for _, levels, _ in results for level in levels]  # [b, time, codebook_dim] per level
+    # Per level: [b, time, codebook_dim].
+    latents = [level.latents for _, levels, _ in results for level in levels]
     for codebook in network.codebooks:
         codebook.initialise([x for q, x in zip(quantizers, latents, strict=True) if q is codebook])

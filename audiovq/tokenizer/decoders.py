@@ -1,4 +1,4 @@
-"""Decoders: from features at the finest hop to the waveform. A new one is one class and one line in `DECODERS`."""
+"""Decoders: from features at the finest hop to the waveform. A new one is a class and a line in `DECODERS`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from audiovq.tokenizer.blocks import BlockKind, Stack, Upsample, factor_strides,
 
 
 class IstftDecoder(nn.Module):
-    """ConvNeXt blocks at the rate of the codes, and an inverse STFT as the only upsampling (Vocos, arXiv:2306.00814).
+    """ConvNeXt blocks at the rate of the codes, and an inverse STFT as the upsampling (Vocos, arXiv:2306.00814).
 
-    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, which continues from frame to
-    frame, so that constant codes hold a note. Without it constant codes give a waveform that repeats every hop, and every
-    pitch other than the multiples of sample_rate / hop needs codes for its phase. Each bin starts with a random phase,
-    because equal phases would add up to clicks. The reference repeats every `overlap` frames, so the first frame of a
-    chunk must be a multiple of it (`period`).
+    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, which continues from
+    frame to frame, so that constant codes hold a note. Without it, constant codes give a waveform that repeats
+    every hop, and other pitches need codes for their phase. Each bin starts with a random phase, because equal
+    phases would add up to clicks. The reference repeats every `overlap` frames, so the first frame of a chunk
+    must be a multiple of it (`period`).
 
-    With `spectrum: complex` the network gives real and imaginary parts, without such a reference. The waveform is then
-    linear in the last layer's output, which learns to follow a waveform much sooner. For codecs, not for generation.
+    With `spectrum: complex` the network gives real and imaginary parts, without the reference. The waveform is
+    then linear in the last layer's output, and learned much sooner. For codecs, not for generation.
     """
 
     class Config(BaseConfig):
@@ -33,7 +33,7 @@ class IstftDecoder(nn.Module):
         dim: int = Field(default=256, ge=8)
         n_blocks: int = Field(default=5, ge=0)
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
-        spectrum: Literal["polar", "complex"] = "polar"  # what each bin is given as: magnitude and phase, or both parts
+        spectrum: Literal["polar", "complex"] = "polar"  # each bin as magnitude and phase, or both parts
 
     window: Tensor
 
@@ -41,8 +41,8 @@ class IstftDecoder(nn.Module):
         super().__init__()
         if config.overlap % 2 or hop_length % 2:
             raise ValueError(
-                f"istft decoder: expected an even overlap and finest hop, found {config.overlap} and {hop_length}; "
-                "use the conv decoder for odd hops"
+                f"istft decoder: expected an even overlap and finest hop, found {config.overlap} and "
+                f"{hop_length}; use the conv decoder for odd hops"
             )
         self.channels, self.hop_length, self.overlap = channels, hop_length, config.overlap
         self.n_fft, self.polar = hop_length * config.overlap, config.spectrum == "polar"
@@ -68,7 +68,7 @@ class IstftDecoder(nn.Module):
     def initialise(self, waveform: Tensor) -> None:
         """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks.
 
-        The spectral losses cover five decades, which would take a bias many steps. (Real and imaginary parts have no mean.)
+        The spectral losses cover five decades, many steps for a bias. (Real and imaginary parts have no mean.)
         """
         if self.polar:
             frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window
@@ -79,14 +79,14 @@ class IstftDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
         real, imaginary = self.spectrum(x)
         with torch.autocast(x.device.type, enabled=False):
-            frames = torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft)  # [b, channels, time, n_fft]
+            frames = torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft)  # [b, c, time, n_fft]
             envelope = overlap_add(self.window.square().expand(1, 1, frames.shape[2], -1), self.hop_length)
             return overlap_add(frames * self.window, self.hop_length) / envelope
 
     def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, dim, time] -> real and imaginary parts of each frame's spectrum, float32 [b, channels, time, bins].
+        """[b, dim, time] -> real and imaginary parts of the frames' spectra, each [b, channels, time, bins].
 
-        The head is in float32, because complex numbers have no bfloat16.
+        The head and the spectra are in float32, because complex numbers have no bfloat16.
         """
         x = rearrange(self.stack(self.enter(x)), "b c t -> b t c")
         with torch.autocast(x.device.type, enabled=False):
@@ -99,7 +99,7 @@ class IstftDecoder(nn.Module):
             return magnitude * phase.cos(), magnitude * phase.sin()  # torch.polar takes three times as long
 
     def _steady_phase(self, n_frames: int, device: torch.device) -> Tensor:
-        """Phase [time, bins] at the start of each frame of a sine at each bin's frequency that starts at frame 0.
+        """Phase [time, bins] at the start of each frame, of sines at the bins' frequencies from frame 0 on.
 
         It repeats every `overlap` frames and every `overlap` bins.
         """
@@ -117,7 +117,7 @@ class ConvDecoder(nn.Module):
     class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "dilated"
-        base_dim: int = Field(default=64, ge=4)  # width before the last stride; doubles with each one towards the codes
+        base_dim: int = Field(default=64, ge=4)  # width before the last stride; doubles towards the codes
         max_stride: int = Field(default=8, ge=2)
         n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
         n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes

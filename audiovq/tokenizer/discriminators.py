@@ -1,7 +1,7 @@
-"""Discriminators, which distinguish music from its reconstruction, and the losses between them and the decoder.
+"""Discriminators between music and its reconstruction, and the losses between them and the decoder.
 
-A new kind is one class and one line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view of the waveform
-that it takes (a period, a window size). Padding is with zeros: the gradient of reflection is not deterministic on a GPU.
+A new kind is a class and a line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view that it takes
+(a period, a window size). Padding is with zeros, because the gradient of reflection is not deterministic on a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
 @dataclass
 class DiscriminatorOutput:
-    scores: Tensor  # [b, 1, height, width], one per patch of the view: high for music, low for a reconstruction
+    scores: Tensor  # [b, 1, height, width], one per patch: high for music, low for a reconstruction
     features: list[Tensor]  # the output of each layer, [b, dim, height, width]
 
 
@@ -53,7 +53,7 @@ def features_of(layers: Any, x: Tensor) -> list[Tensor]:
 
 
 class MultiPeriodDiscriminator(nn.Module):
-    """Every p-th sample for some prime numbers p, which shows periodic parts (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
+    """Views with every p-th sample, for some prime numbers p (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
 
     class Config(BaseConfig):
         kind: Literal["multi_period"] = "multi_period"
@@ -81,7 +81,8 @@ class MultiPeriodDiscriminator(nn.Module):
             self.stacks.append(conv_stack((channels, *config.dims), (5, 1), (3, 1), last_kernel=(5, 1)))
             self.heads.append(conv(config.dims[-1], 1, (3, 1)))
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per period
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
+        """[b, channels, samples] -> one output per period."""
         outputs = []
         for period, layers, head in zip(self.periods, self.stacks, self.heads, strict=True):
             padded = F.pad(waveform, (0, -waveform.shape[-1] % period))
@@ -91,17 +92,17 @@ class MultiPeriodDiscriminator(nn.Module):
 
 
 class MultiResolutionDiscriminator(nn.Module):
-    """Spectrograms of several window sizes (UnivNet, arXiv:2106.07889), cut into bands of frequencies with a network for
-    each (DAC, arXiv:2306.06546, section 3.3).
+    """Spectrograms of several window sizes (UnivNet, arXiv:2106.07889), with a network for each band of frequencies
+    (DAC, arXiv:2306.06546, section 3.3).
 
-    `complex` gives real and imaginary part, as in DAC, so that phase counts; `magnitude` leaves it out, as in UnivNet.
+    `complex` gives real and imaginary parts, as in DAC, so that phase counts; `magnitude` does not, as in UnivNet.
     """
 
     class Config(BaseConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
         windows: tuple[int, ...] = (2048, 1024, 512)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
-        bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # borders between bands, as parts of half the sample rate
+        bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # their borders, as parts of half the sample rate
         dim: int = Field(default=32, ge=1)
         n_strides: int = Field(default=3, ge=0)  # layers that halve the number of frequencies
 
@@ -115,8 +116,8 @@ class MultiResolutionDiscriminator(nn.Module):
             widths = [b - a for a, b in itertools.pairwise(self.edges(min(self.windows)))]
             if min(widths) < 1:
                 raise ValueError(
-                    f"bands: expected a frequency in each, found bands of {widths} frequencies with a window of "
-                    f"{min(self.windows)}; use fewer bands or longer windows"
+                    f"bands: expected a frequency in each, found bands of {widths} frequencies with a window "
+                    f"of {min(self.windows)}; use fewer bands or longer windows"
                 )
             return self
 
@@ -132,18 +133,19 @@ class MultiResolutionDiscriminator(nn.Module):
     def __init__(self, channels: int, config: Config, sample_rate: int):
         super().__init__()
         self.config = config
-        dim_in = channels * (2 if config.spectrum == "complex" else 1)
+        dim, dim_in = config.dim, channels * (2 if config.spectrum == "complex" else 1)
         self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
         for window in config.windows:
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
-            self.stacks.append(nn.ModuleList(self._stack(dim_in, config) for _ in range(len(config.bands) + 1)))
-            self.heads.append(conv(config.dim, 1, (3, 3)))
+            bands = nn.ModuleList()
+            for _ in range(len(config.bands) + 1):
+                strided = [conv(dim, dim, (3, 9), (1, 2)) for _ in range(config.n_strides)]
+                bands.append(nn.ModuleList([conv(dim_in, dim, (3, 9)), *strided, conv(dim, dim, (3, 3))]))
+            self.stacks.append(bands)
+            self.heads.append(conv(dim, 1, (3, 3)))
 
-    def _stack(self, dim_in: int, config: Config) -> nn.ModuleList:
-        strided = [conv(config.dim, config.dim, (3, 9), (1, 2)) for _ in range(config.n_strides)]
-        return nn.ModuleList([conv(dim_in, config.dim, (3, 9)), *strided, conv(config.dim, config.dim, (3, 3))])
-
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per window
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
+        """[b, channels, samples] -> one output per window."""
         outputs = []
         for window, stacks, head in zip(self.config.windows, self.stacks, self.heads, strict=True):
             spectrum = self.spectrum(waveform, window)
@@ -156,12 +158,11 @@ class MultiResolutionDiscriminator(nn.Module):
         return outputs
 
     def spectrum(self, waveform: Tensor, window: int) -> Tensor:
-        """[b, channels, samples] -> float32 [b, channels (· 2), frames, bins], with a hop of a quarter window."""
+        """[b, channels, samples] -> float32 [b, channels (· 2), frames, bins]; the hop is a quarter window."""
+        options = {"pad_mode": "constant", "normalized": True, "return_complex": True}
         with torch.autocast(waveform.device.type, enabled=False):
-            flat, kernel = rearrange(waveform.float(), "b c t -> (b c) t"), self.get_buffer(f"window_{window}")
-            spectrum = torch.stft(
-                flat, window, window // 4, window=kernel, pad_mode="constant", normalized=True, return_complex=True
-            )
+            flat = rearrange(waveform.float(), "b c t -> (b c) t")
+            spectrum = torch.stft(flat, window, window // 4, window=self.get_buffer(f"window_{window}"), **options)
             parts = torch.view_as_real(spectrum)  # [b · channels, bins, frames, 2]
             if self.config.spectrum == "magnitude":
                 parts = (parts.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
@@ -169,18 +170,17 @@ class MultiResolutionDiscriminator(nn.Module):
 
 
 class MelDiscriminator(nn.Module):
-    """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2), which show how sharp partials
-    are.
+    """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2).
 
-    There is no phase, and the spectrograms are small, so that it costs little. In the bundled model it restored half of the
+    They show how sharp partials are, without phase, and cost little. In the bundled model this restored half of the
     level that was lost, for 1.4 % more mel distance (docs/benchmarks.md).
     """
 
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
-        windows: tuple[int, ...] = Field(default=(4096,), min_length=1)  # samples; the hop is a quarter of a window
+        windows: tuple[int, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
         n_mels: int = Field(default=256, ge=8)  # bands, at most
-        dims: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1)  # width after each halving of the bands
+        dims: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1)  # widths; each layer halves the bands
 
         @property
         def min_samples(self) -> int:
@@ -194,7 +194,8 @@ class MelDiscriminator(nn.Module):
             self.stacks.append(conv_stack((channels, *config.dims), (3, 7), (1, 2), last_kernel=(3, 3)))
             self.heads.append(conv(config.dims[-1], 1, (3, 3)))
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per window
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
+        """[b, channels, samples] -> one output per window."""
         outputs = []
         for mel, layers, head in zip(self.mels, self.stacks, self.heads, strict=True):
             with torch.autocast(waveform.device.type, enabled=False):
@@ -214,7 +215,7 @@ DEFAULT = (MultiPeriodDiscriminator.Config(), MultiResolutionDiscriminator.Confi
 
 
 class AdversarialConfig(BaseConfig):
-    """Which discriminators train the decoder, and their weights: 1 is as much gradient as all reconstruction losses."""
+    """The discriminators and their weights; 1 is as much gradient as all reconstruction losses together."""
 
     discriminators: tuple[one_of(DISCRIMINATORS), ...] = DEFAULT  # type: ignore[valid-type]
     loss: Literal["hinge", "least_squares"] = "least_squares"
@@ -224,9 +225,10 @@ class AdversarialConfig(BaseConfig):
     @model_validator(mode="after")
     def _check(self) -> AdversarialConfig:
         if not self.discriminators:
-            raise ValueError(f"discriminators: expected at least one of {', '.join(DISCRIMINATORS)}, found none")
+            known = ", ".join(DISCRIMINATORS)
+            raise ValueError(f"discriminators: expected at least one of {known}, found none")
         if self.adversarial == 0 == self.feature_matching:
-            raise ValueError("expected a weight above 0 for adversarial or feature_matching, found 0 for both")
+            raise ValueError("expected a weight above 0 for adversarial or feature_matching, found 0 in both")
         return self
 
 
@@ -235,9 +237,11 @@ class Discriminators(nn.Module):
 
     def __init__(self, channels: int, config: AdversarialConfig, sample_rate: int):
         super().__init__()
-        self.each = nn.ModuleList(DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators)
+        each = [DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators]
+        self.each = nn.ModuleList(each)
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:  # [b, channels, samples] -> one per view
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
+        """[b, channels, samples] -> one output per view."""
         return [output for discriminator in self.each for output in discriminator(waveform)]
 
 
@@ -273,7 +277,7 @@ def adversarial_loss(fake: list[DiscriminatorOutput], kind: str) -> Tensor:
 
 
 def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
-    """Mean |Δ feature| / mean |feature of the music| over layers and views (EnCodec, arXiv:2210.13438, eq. 2)."""
+    """Mean |Δ feature| / mean |music's feature| over layers and views (EnCodec, arXiv:2210.13438, eq. 2)."""
     losses = []
     for r, f in zip(real, fake, strict=True):
         for target, x in zip(r.features, f.features, strict=True):

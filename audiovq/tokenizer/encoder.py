@@ -1,4 +1,4 @@
-"""The encoder: a front from the waveform to features at the finest hop, then 1-D convolutions to the coarser ones."""
+"""The encoder: a front from the waveform to features at the finest hop, then strided convolutions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class EncoderConfig(Config):
 class Encoder(nn.Module):
     """Waveform [b, channels, samples] -> features [b, dim, samples / hop] for every hop, coarse to fine.
 
-    The front leads to the finest hop, strided convolutions from there to each coarser one. The features of a hop are those
-    of all levels that have it.
+    The front leads to the finest hop, strided convolutions from there to each coarser one. Levels with the same
+    hop have the same features.
     """
 
     def __init__(self, channels: int, hop_lengths: list[int], dim: int, config: EncoderConfig, sample_rate: int):

@@ -1,4 +1,4 @@
-"""Fronts: from the waveform to features at the finest hop. A new one is one class and one line in `FRONTS`."""
+"""Fronts: from the waveform to features at the finest hop. A new one is a class and a line in `FRONTS`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class ConvFront(nn.Module):
 class SpectralFront(nn.Module):
     """Base of the fronts with fixed features, which are standardised and mixed by a learned 1×1 convolution.
 
-    Each feature has zero mean and unit variance on the first batch of music (`initialise`). Otherwise the mean spectrum
-    would be much larger than what changes from frame to frame.
+    Each feature has zero mean and unit variance on the first batch of music (`initialise`). Otherwise the mean
+    spectrum would be much larger than what changes from frame to frame.
     """
 
     mean: Tensor
@@ -66,14 +66,14 @@ class SpectralFront(nn.Module):
         self.register_buffer("scale", torch.ones(n_features, 1))
 
     def set_statistics(self, mean: Tensor, square: Tensor, n: int) -> None:
-        """From each feature's mean and mean square [n_features] over this rank's n items, pooled over ranks."""
+        """From each feature's mean and mean square [n_features] over this rank's n items."""
         mean, square = collectives.mean_(torch.stack([mean, square]), n)
         self.mean.copy_(mean[:, None])
         self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
 
 
 def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int) -> Tensor:
-    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on the middle of hop t."""
+    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on hop t."""
     side = len(window) - hop_length
     frames = F.pad(waveform.float(), (side // 2, side - side // 2)).unfold(-1, len(window), hop_length)
     return torch.fft.rfft(frames * window, norm="ortho")
@@ -82,8 +82,8 @@ def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int) -> Te
 class StftFront(SpectralFront):
     """A short-time Fourier transform.
 
-    The features are logarithmic magnitudes, which the spectral losses compare, and the complex spectrum with its
-    magnitudes to the power 0.3, which has the phase.
+    The features are logarithmic magnitudes, as in the spectral losses, and, for the phase, the complex spectrum
+    with its magnitudes to the power 0.3.
     """
 
     class Config(BaseConfig):
@@ -105,7 +105,7 @@ class StftFront(SpectralFront):
         self.set_statistics(mean, square, len(waveform))
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        """Mix (features - mean) * scale. Mean and scale go into the weights, because the features are many more."""
+        """Mix (features - mean) * scale; the weights get mean and scale, because features are many more."""
         with torch.autocast(waveform.device.type, enabled=False):
             weight = self.mix.weight[:, :, 0] * self.scale[:, 0]  # [dim, n_features]
             assert self.mix.bias is not None, "a convolution has one by default"
@@ -128,9 +128,9 @@ class StftFront(SpectralFront):
 class MelFront(SpectralFront):
     """Logarithmic mel magnitudes by windows of several sizes.
 
-    A few hundred features, spaced like pitch, where `StftFront` has thousands: a partial is in one or few of them, so that
-    less music suffices to learn them. Long windows separate low notes, short ones locate onsets. There is no phase, so this
-    is for tokenizers whose decoder generates it.
+    A few hundred features, spaced like pitch, where `StftFront` has thousands, so that less music suffices to
+    learn them. Long windows separate low notes, short ones locate onsets. There is no phase: the decoder has to
+    generate it.
     """
 
     class Config(BaseConfig):
@@ -144,7 +144,8 @@ class MelFront(SpectralFront):
         n_ffts = [hop_length * overlap for overlap in config.overlaps]
         n_mels = [max(2, min(config.n_mels, n // 12)) for n in n_ffts]
         super().__init__(channels * sum(n_mels), dim)
-        self.hop_length, self.n_ffts, self.n_mels, self.radius_samples = hop_length, n_ffts, n_mels, max(n_ffts)
+        self.hop_length, self.radius_samples = hop_length, max(n_ffts)
+        self.n_ffts, self.n_mels = n_ffts, n_mels
         for i, (n, bands) in enumerate(zip(n_ffts, n_mels, strict=True)):
             filters = torchaudio.functional.melscale_fbanks(
                 n // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate, norm=None, mel_scale="slaney"

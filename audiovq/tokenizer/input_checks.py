@@ -1,4 +1,4 @@
-"""Checks of what is given to the tokenizer; each raises a ValueError that says what was expected and what was found."""
+"""Checks of the tokenizer's inputs; each raises a ValueError with what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def check_hop_lengths(hops: Sequence[int], topology: str) -> None:
         )
     if topology == "independent" and len(set(hops)) < len(hops):
         raise ValueError(
-            f"hop_lengths: expected each once with topology independent (a second autoencoder at the same hop adds "
-            f"nothing), found {list(hops)}; use topology residual"
+            f"hop_lengths: expected each once with topology independent, found {list(hops)}; use topology residual"
         )
 
 
 def check_waveform(waveform: Tensor, channels: int, multiple: int) -> None:
     if waveform.ndim != 3 or waveform.shape[1] != channels or waveform.shape[-1] < 1:
-        raise ValueError(f"waveform: expected [batch, {channels} channels, samples > 0], found {list(waveform.shape)}")
+        shape = list(waveform.shape)
+        raise ValueError(f"waveform: expected [batch, {channels} channels, samples > 0], found {shape}")
     if waveform.shape[-1] % multiple:
         raise ValueError(f"waveform: expected a multiple of {multiple} samples, found {waveform.shape[-1]}")
 
@@ -36,11 +36,10 @@ def check_codes(codes: Sequence[Tensor], hops: Sequence[int], codebook_size: int
     if not 1 <= len(codes) <= len(hops):
         raise ValueError(f"codes: expected 1 to {len(hops)} levels, found {len(codes)}")
     for i, (level, hop) in enumerate(zip(codes, hops, strict=False)):
-        expected = -(-n_samples // hop)
-        if level.ndim != 2 or level.shape[1] != expected:
-            raise ValueError(
-                f"codes of level {i}: expected [batch, {expected}] for {n_samples} samples, found {list(level.shape)}"
-            )
+        name, length = f"codes of level {i}", -(-n_samples // hop)
+        if level.ndim != 2 or level.shape[1] != length:
+            shape = list(level.shape)
+            raise ValueError(f"{name}: expected [batch, {length}] for {n_samples} samples, found {shape}")
         low, high = torch.aminmax(level)
         if low < 0 or high >= codebook_size:
-            raise ValueError(f"codes of level {i}: expected 0 to {codebook_size - 1}, found {int(low)} to {int(high)}")
+            raise ValueError(f"{name}: expected 0 to {codebook_size - 1}, found {int(low)} to {int(high)}")

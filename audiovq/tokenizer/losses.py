@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchaudio
@@ -24,12 +25,12 @@ class LossConfig(Config):
     mel_windows: tuple[int, ...] = (512, 1024, 2048, 4096)  # samples
     stft: float = Field(default=0.0, ge=0)
     spectral_convergence: float = Field(default=0.0, ge=0)
-    compression: float = Field(default=0.5, gt=0, le=1)  # power of the magnitudes that `spectral_convergence` compares
+    compression: float = Field(default=0.5, gt=0, le=1)  # power of the magnitudes in `spectral_convergence`
     stft_windows: tuple[int, ...] = (512, 1024, 2048)  # samples, of `stft` and `spectral_convergence`
     waveform_l1: float = Field(default=5.0, ge=0)
     waveform_l2: float = Field(default=0.0, ge=0)
-    # Training steps in which mel, stft and spectral_convergence have weight 0; over as many more they rise to their weights.
-    # Spectral terms accept any phase, and a network that has found a wrong one does not leave it.
+    # Training steps in which mel, stft and spectral_convergence have weight 0; over as many more they rise to their
+    # weights. Spectral terms accept any phase, and a network that has found a wrong one does not leave it.
     waveform_warmup_steps: int = Field(default=0, ge=0)
     commitment: float = Field(default=0.25, ge=0)  # quantizer ema
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
@@ -38,13 +39,13 @@ class LossConfig(Config):
     def _check(self) -> LossConfig:
         if self.waveform_warmup_steps and not (self.waveform_l1 or self.waveform_l2):
             raise ValueError(
-                "waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, which come first, found none"
+                "waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, found none of them"
             )
         return self
 
 
 def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:
-    """Magnitudes with a hop of a quarter window: [..., samples] -> [n, bins, frames]; a full-scale sine has about 0.5."""
+    """[..., samples] -> [n, bins, frames], with a hop of a quarter window; a full-scale sine has about 0.5."""
     flat, n_fft = waveform.reshape(-1, waveform.shape[-1]), len(window)
     spectrum = torch.stft(flat, n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
@@ -52,7 +53,7 @@ def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:
 
 
 class MelSpectrogram(nn.Module):
-    """Mel magnitudes of one window size, with `n_mels` bands or, so that no band is empty, fewer for short windows."""
+    """Mel magnitudes of one window size, with at most `n_mels` bands; short windows have fewer, none empty."""
 
     filters: Tensor
     window: Tensor
@@ -70,7 +71,7 @@ class MelSpectrogram(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> [n, mels, frames]
         return self.bands(stft_magnitude(waveform, self.window))
 
-    def bands(self, magnitude: Tensor) -> Tensor:  # of `stft_magnitude`, [n, bins, frames] -> [n, mels, frames]
+    def bands(self, magnitude: Tensor) -> Tensor:  # [n, bins, frames] -> [n, mels, frames]
         return torch.einsum("nft,fm->nmt", magnitude, self.filters)
 
 
@@ -83,58 +84,63 @@ class ReconstructionLoss(nn.Module):
 
     mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4).
     stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2).
-    spectral_convergence: ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ for each item, with magnitudes to the power c (power law: PHASEN,
-        arXiv:1911.04697, section 3.4). Loud bins count most. In `stft` all bins count alike; most are above 4 kHz, and a
-        tokenizer then spends its codes on their noise.
+    spectral_convergence: ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ for each item, with magnitudes to the power c (power law:
+        PHASEN, arXiv:1911.04697, section 3.4). Loud bins count most. In `stft` all bins count alike; most are
+        above 4 kHz, and a tokenizer then spends its codes on their noise.
     waveform_l1, waveform_l2: mean |Δ| and Δ² of samples; with them, codes hold the phase.
     """
+
+    mels: Any  # nn.ModuleList of MelSpectrogram
 
     def __init__(self, config: LossConfig, sample_rate: int):
         super().__init__()
         self.config = config
-        self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n) for n in config.mel_windows if config.mel > 0)
-        # Terms with the same window share its spectrum.
+        mel_windows = config.mel_windows if config.mel > 0 else ()
+        self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n) for n in mel_windows)
         self.linear_windows = config.stft_windows if config.stft + config.spectral_convergence > 0 else ()
-        self.windows = sorted({*(config.mel_windows if config.mel > 0 else ()), *self.linear_windows})
+        self.windows = sorted({*mel_windows, *self.linear_windows})  # terms share the spectrum of a window
         for n in self.windows:
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
-    def forward(self, reconstruction: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
         """Compute the terms that have a weight.
 
         Args:
-            reconstruction, target: float [b, channels, samples].
-            microbatch_size: items that are compared at a time, to save memory; the result is the same.
+            x, target: reconstruction and original, float [b, channels, samples].
+            microbatch_size: items that are compared at a time; the result is the same.
         Returns:
-            Unweighted scalars, means over this rank's items. The convergence within `stft` is that of all ranks' items.
+            Unweighted scalars, means over this rank's items. The convergence in `stft` is that of all ranks.
         """
         with torch.autocast(target.device.type, enabled=False):
-            pieces = in_microbatches(self._sums, microbatch_size, reconstruction.float(), target.float())
+            pieces = in_microbatches(self._sums, microbatch_size, x.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}
             squares = sums.pop("squares", None)
             terms = {name: value / len(target) for name, value in sums.items()}
             if squares is not None:
-                difference, whole = collectives.sum_with_gradient(squares).clamp(min=1e-20).sqrt()  # [windows] each
+                squares = collectives.sum_with_gradient(squares)
+                difference, whole = squares.clamp(min=1e-20).sqrt()  # [windows] each
                 terms["stft"] = terms["stft"] + (difference / whole.clamp(min=LOG_FLOOR)).mean()
         return terms
 
     def _sums(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Each term's sum over items; of `stft` the logarithmic part, and its `squares` [2, windows] for the convergence."""
+        """Each term's sum over items; `stft` has two parts: logarithms, and `squares` [2, windows]."""
         c, n, sums = self.config, len(x), {}
-        # Window size -> magnitudes of reconstruction and target, [n · channels, bins, frames] each.
-        spectra = {
-            size: [stft_magnitude(z, self.get_buffer(f"window_{size}")) for z in (x, y)] for size in self.windows
-        }
-        linear = [spectra[size] for size in self.linear_windows]
+        # Magnitudes of reconstruction and target by window size, [n · channels, bins, frames] each.
+        spectra = {}
+        for n_fft in self.windows:
+            window = self.get_buffer(f"window_{n_fft}")
+            spectra[n_fft] = stft_magnitude(x, window), stft_magnitude(y, window)
+        linear = [spectra[n_fft] for n_fft in self.linear_windows]
         if c.mel > 0:
-            bands = [[mel.bands(magnitude) for magnitude in spectra[mel.n_fft]] for mel in self.mels]  # type: ignore
+            bands = [map(mel.bands, spectra[mel.n_fft]) for mel in self.mels]
             sums["mel"] = n * torch.stack([mean_log_difference(a, b, torch.log10) for a, b in bands]).mean()
         if c.stft > 0:
             sums["stft"] = n * torch.stack([mean_log_difference(a, b, torch.log) for a, b in linear]).mean()
             squares = [torch.stack([(a - b).square().sum(), b.square().sum()]) for a, b in linear]
             sums["squares"] = torch.stack(squares, dim=1)
         if c.spectral_convergence > 0:
-            sums["spectral_convergence"] = n * torch.stack([self._convergence(a, b) for a, b in linear]).mean()
+            ratios = [self._convergence(a, b) for a, b in linear]  # [n · channels] each
+            sums["spectral_convergence"] = n * torch.stack(ratios).mean()
         if c.waveform_l1 > 0:
             sums["waveform_l1"] = n * (x - y).abs().mean()
         if c.waveform_l2 > 0:
@@ -146,7 +152,7 @@ class ReconstructionLoss(nn.Module):
         return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
 
     def weighted(self, terms: dict[str, Tensor], step: int | None = None) -> Tensor:
-        """The sum of terms (or of the quantizers' losses) with their weights, or with those of a training step."""
+        """The weighted sum of terms, or of the quantizers' losses, with the weights of a step if given."""
         weights = {name: getattr(self.config, name) for name in terms}
         if step is not None and self.config.waveform_warmup_steps:
             rise = min(1.0, max(0.0, step / self.config.waveform_warmup_steps - 1))

@@ -12,8 +12,8 @@ from audiovq.distributed import collectives
 class BatchNorm(nn.Module):
     """Batch normalization (arXiv:1502.03167) without scale and shift.
 
-    In training, mean and variance are those of the batch of all ranks; in inference, their running averages. Without it the
-    latents of a new encoder point in almost the same direction: all get one code, and no gradient separates them.
+    In training, mean and variance are those of the batch of all ranks; in inference, their running averages.
+    Without it the latents of a new encoder have almost the same direction, and all get one code.
     """
 
     mean: Tensor
@@ -37,10 +37,10 @@ class BatchNorm(nn.Module):
 
 
 class ZCAWhitening(nn.Module):
-    """Make standardised channels uncorrelated, by the inverse square root of their running correlation matrix.
+    """Make standardised channels uncorrelated, by the inverse square root of their running correlation.
 
-    ZCA whitening (Kessy 2018, arXiv:1512.00809, section 2). The latents of a coarse level come to lie along few directions,
-    where only part of a shared codebook is. Directions with a variance below `LEAST` are amplified as if they had it.
+    ZCA whitening (Kessy 2018, arXiv:1512.00809, section 2). Without it the latents of a coarse level have few
+    directions, and use only part of a shared codebook. A variance below `LEAST` counts as `LEAST`.
     """
 
     LEAST = 0.02

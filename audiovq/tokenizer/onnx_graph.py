@@ -1,7 +1,7 @@
-"""The tokenizer in the operations that every runtime has: Fourier transforms as convolutions, no complex numbers.
+"""The tokenizer in operations that every runtime has: Fourier transforms are convolutions without complex numbers.
 
-`EncodeGraph` and `DecodeGraph` compute what `VQVAE.encode` and `VQVAE.decode` do, without a branch that depends on data or
-lengths, so that they can be exported (to ONNX) with free lengths. They share the network's weights.
+`EncodeGraph` and `DecodeGraph` compute what `VQVAE.encode` and `VQVAE.decode` do. No branch depends on data or
+lengths, so that they can be exported to ONNX with free lengths.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from audiovq.tokenizer.vqvae import VQVAE
 
 
 def fourier_basis(n_fft: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2π k n / n_fft for bin k and sample n, float64 [n_fft / 2 + 1, n_fft], exact in their arguments."""
-    turns = torch.arange(n_fft // 2 + 1)[:, None] * torch.arange(n_fft) % n_fft
+    """cos and sin of 2π k n / n_fft for bin k and sample n, float64 [n_fft / 2 + 1, n_fft]."""
+    turns = torch.arange(n_fft // 2 + 1)[:, None] * torch.arange(n_fft) % n_fft  # exact in integers
     angles = turns * (2 * math.pi / n_fft)
     return angles.double().cos(), angles.double().sin()
 
 
-def stft_kernels(window: Any) -> Tensor:
-    """float32 [2 bins, 1, n_fft] of a window, in units in which the least power of `LEAST_POWER` is 1."""
+def stft_kernels(window: Tensor) -> Tensor:
+    """Kernels of a Fourier transform, float32 [2 · bins, 1, n_fft], in units in which `LEAST_POWER` is 1.
+
+    onnxscript 0.7 leaves out the addition of a number as small as 1e-9, which changes half of the codes of quiet music.
+    """
     cos, sin = fourier_basis(len(window))
-    return (torch.cat([cos, -sin]) * window.cpu().double() * (len(window) * LEAST_POWER) ** -0.5)[:, None].float()
+    scale = window.cpu().double() * (len(window) * LEAST_POWER) ** -0.5
+    return (torch.cat([cos, -sin]) * scale)[:, None].float()
 
 
 def transform(waveform: Tensor, kernels: Tensor, hop_length: int) -> Tensor:
@@ -42,11 +46,9 @@ def transform(waveform: Tensor, kernels: Tensor, hop_length: int) -> Tensor:
 
 
 class ConvStftFront(nn.Module):
-    """`StftFront` with a strided convolution as its Fourier transform.
+    """`StftFront` with a strided convolution as its Fourier transform."""
 
-    Everything is counted in units in which the least power, 1e-9, is 1: onnxscript 0.7 takes the addition of so small a
-    number for one of nothing, leaves it out, and half of the codes become others wherever the music is quiet.
-    """
+    kernels: Tensor
 
     def __init__(self, front: StftFront):
         super().__init__()
@@ -55,7 +57,7 @@ class ConvStftFront(nn.Module):
         self.register_buffer("kernels", stft_kernels(front.window))
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        parts = transform(waveform, self.kernels, self.hop_length)  # type: ignore[arg-type]
+        parts = transform(waveform, self.kernels, self.hop_length)
         power = parts.square().sum(dim=0) + 1
         log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
         compressed = parts * power**-0.35 * LEAST_POWER**0.15
@@ -64,49 +66,49 @@ class ConvStftFront(nn.Module):
 
 
 class ConvMelFront(nn.Module):
-    """`MelFront` with strided convolutions as its Fourier transforms, in the units of `ConvStftFront`."""
+    """`MelFront` with strided convolutions as its Fourier transforms."""
 
     def __init__(self, front: MelFront):
         super().__init__()
-        self.mix, self.mean, self.scale, self.hop_length = front.mix, front.mean, front.scale, front.hop_length
-        self.n_windows = len(front.n_ffts)
+        self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
+        self.hop_length, self.n_windows = front.hop_length, len(front.n_ffts)
         for i in range(self.n_windows):
             self.register_buffer(f"kernels_{i}", stft_kernels(front.get_buffer(f"window_{i}")))
             self.register_buffer(f"filters_{i}", front.get_buffer(f"filters_{i}"))
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        found = []
+        features = []
         for i in range(self.n_windows):
             parts = transform(waveform, self.get_buffer(f"kernels_{i}"), self.hop_length)
             magnitude = rearrange((parts.square().sum(dim=0) + 1).sqrt(), "b c f t -> b c t f")
             mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
             scaled = mel / (2 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
-            found.append(rearrange(scaled, "b c t m -> b (c m) t"))
-        return self.mix((torch.cat(found, dim=1) - self.mean) * self.scale)
+            features.append(rearrange(scaled, "b c t m -> b (c m) t"))
+        return self.mix((torch.cat(features, dim=1) - self.mean) * self.scale)
 
 
 class ConvIstftDecoder(nn.Module):
-    """`IstftDecoder` with a transposed convolution as its inverse Fourier transform, window and overlap-add."""
+    """`IstftDecoder` with a transposed convolution as inverse Fourier transform, window and overlap-add."""
+
+    kernels: Tensor
+    squares: Tensor
 
     def __init__(self, decoder: IstftDecoder):
         super().__init__()
         self.decoder = decoder
-        window: Any = decoder.window
-        window = window.cpu().double()
+        window = decoder.window.cpu().double()
         cos, sin = fourier_basis(decoder.n_fft)
         weights = torch.full((decoder.n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
-        weights[0] = weights[-1] = 1  # the others stand for their conjugates, too
+        weights[0] = weights[-1] = 1  # the others count for their conjugates, too
         kernels = torch.cat([cos * weights, -sin * weights]) * window / decoder.n_fft
         self.register_buffer("kernels", kernels[:, None].float())  # [2 bins, 1, n_fft]
         self.register_buffer("squares", window.square()[None, None].float())
 
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, t * hop]
-        d = self.decoder
-        parts = [rearrange(part, "b c t f -> (b c) f t") for part in d.spectrum(x)]
-        spectrum = torch.cat(parts, dim=1)
-        summed = self._overlap_add(spectrum, self.kernels)  # type: ignore[arg-type]
-        envelope = self._overlap_add(torch.ones_like(x[:1, :1]), self.squares)  # type: ignore[arg-type]
-        return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=d.channels)
+        parts = [rearrange(part, "b c t f -> (b c) f t") for part in self.decoder.spectrum(x)]
+        summed = self._overlap_add(torch.cat(parts, dim=1), self.kernels)
+        envelope = self._overlap_add(torch.ones_like(x[:1, :1]), self.squares)
+        return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=self.decoder.channels)
 
     def _overlap_add(self, frames: Tensor, kernels: Tensor) -> Tensor:  # [b, n, t] -> [b, 1, t * hop]
         hop, n_fft = self.decoder.hop_length, self.decoder.n_fft
@@ -119,22 +121,21 @@ CONV_FRONTS: dict[type, Any] = {StftFront: ConvStftFront, MelFront: ConvMelFront
 
 
 def _exportable(network: VQVAE) -> VQVAE:
-    network = copy.copy(network)
-    network._modules = {**network._modules, "groups": nn.ModuleList(copy.copy(group) for group in network.groups)}
-    for group in network.groups:
-        parts: Any = group
-        parts._modules = dict(parts._modules)
-        kind = CONV_FRONTS.get(type(parts.encoder.front))
-        if kind:
-            parts.encoder = copy.copy(parts.encoder)
-            parts.encoder._modules = {**parts.encoder._modules, "front": kind(parts.encoder.front)}
-        if isinstance(parts.decoder, IstftDecoder):
-            parts.decoder = ConvIstftDecoder(parts.decoder)
-    return network.eval()
+    network = copy.deepcopy(network).eval()
+    for autoencoder in network.groups:
+        front = autoencoder.encoder.front
+        if type(front) in CONV_FRONTS:
+            autoencoder.encoder.front = CONV_FRONTS[type(front)](front)
+        if isinstance(autoencoder.decoder, IstftDecoder):
+            autoencoder.decoder = ConvIstftDecoder(autoencoder.decoder)
+    return network
 
 
 class EncodeGraph(nn.Module):
-    """Waveform [b, channels, samples], samples a multiple of the top hop -> int64 [b, samples / hop] a level."""
+    """Waveform [b, channels, samples] -> codes, int64 [b, samples / hop] per level.
+
+    Samples are a multiple of the coarsest hop.
+    """
 
     def __init__(self, network: VQVAE):
         super().__init__()
@@ -146,10 +147,10 @@ class EncodeGraph(nn.Module):
 
 
 class DecodeGraph(nn.Module):
-    """Codes of all levels, int64 [b, t · hops[0] / hops[i]], -1 where there is none -> waveform [b, channels, t · hops[0]].
+    """Codes of all levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t · hops[0]].
 
-    A code of -1 adds nothing: past a track's end, and in finer levels that are left out. (With independent levels the finest
-    level alone is decoded.)
+    A code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With independent levels
+    only the finest one is decoded.
     """
 
     def __init__(self, network: VQVAE):

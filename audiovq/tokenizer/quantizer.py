@@ -1,4 +1,4 @@
-"""Quantizers: latent vectors ↔ integer codes. A new one is a subclass of `Quantizer` and a line in `QUANTIZERS`."""
+"""Quantizers: latent vectors ↔ integer codes. A new one is a class and a line in `QUANTIZERS`."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ class Quantizer(nn.Module):
         """Start the codebook, once, from a batch of latents [b, time, codebook_dim] per level."""
 
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        """Update the codebook, once per training step, with the latents and codes [b, time] of all its levels."""
+        """Update the codebook, once per training step, with the latents and codes of all its levels."""
 
 
 def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
-    """The values of `nearest` with the gradient of `latents` (van den Oord 2017, arXiv:1711.00937, section 3.2)."""
+    """The values of `nearest`, the gradient of `latents` (van den Oord 2017, arXiv:1711.00937, section 3.2)."""
     return latents + (nearest - latents).detach()
 
 
 def rotation(latents: Tensor, nearest: Tensor) -> Tensor:
     """The values of `nearest` as a rotation of `latents`; for gradients the rotation is a constant.
 
-    Fifty 2024, arXiv:2410.06424, section 4.2: R = 1 - 2 r rᵀ + 2 q eᵀ with r = (e + q) / |e + q|, for unit vectors
-    [..., dim] e and q. A gradient that points away from the code then points away from the latent, too.
+    Fifty 2024, arXiv:2410.06424, section 4.2: R = 1 - 2 r rᵀ + 2 q eᵀ with r = (e + q) / |e + q|, for unit
+    vectors [..., dim] e and q. A gradient that points away from the code then points away from the latent, too.
     """
     e, q = latents.detach(), nearest.detach()
     r = F.normalize(e + q, dim=-1)
@@ -86,15 +86,13 @@ GRADIENTS = {"straight_through": straight_through, "rotation": rotation}
 
 
 class EMAQuantizer(Quantizer):
-    """Vector quantization with a codebook of moving averages.
+    """Vector quantization: the nearest code, with code vectors that follow the mean of their latents.
 
-    The nearest code, a straight-through or rotation gradient, and code vectors that follow the mean of their latents by
-    exponential moving averages of counts and sums (van den Oord 2017, arXiv:1711.00937, section 3.2 and appendix A.1).
-
-    Differs: latents and code vectors are on the unit sphere of a low dimension, so that the nearest is the one with the
-    largest cosine (ViT-VQGAN, arXiv:2110.04627, section 3.2). Codes start by k-means (SoundStream, arXiv:2107.03312,
-    section III-C). Dead codes are revived as in Jukebox (arXiv:2005.00341, section 3), but dead means used less than a
-    fraction of the mean, and a revived code starts with the mean count.
+    The means are exponential moving averages of counts and sums (van den Oord 2017, arXiv:1711.00937, section 3.2
+    and appendix A.1). Differs: latents and code vectors are on the unit sphere of a low dimension, so that the
+    nearest is the one with the largest cosine (ViT-VQGAN, arXiv:2110.04627, section 3.2). Codes start by k-means
+    (SoundStream, arXiv:2107.03312, section III-C). Dead codes are revived as in Jukebox (arXiv:2005.00341,
+    section 3), but dead means used less than a fraction of the mean, and a revived code starts with the mean count.
     """
 
     class Config(BaseConfig):
@@ -149,7 +147,8 @@ class EMAQuantizer(Quantizer):
         self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         # 2. Each code moves to the mean direction of its latents.
-        means = torch.where(self.sums.norm(dim=-1, keepdim=True) > 1e-6, self.normalise(self.sums), self.embedding)
+        has_latents = self.sums.norm(dim=-1, keepdim=True) > 1e-6
+        means = torch.where(has_latents, self.normalise(self.sums), self.embedding)
         # 3. A dead code moves to a latent of this batch, and is counted as one of average use.
         dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
         full = self.counts.mean()
@@ -167,12 +166,12 @@ class GumbelQuantizer(Quantizer):
     """The discrete VAE: a distribution q over the codes, trained through the Gumbel-Softmax relaxation.
 
     In training, code vectors are mixed with weights softmax((logits + Gumbel noise) / temperature) (Jang 2016,
-    arXiv:1611.01144, eq. 2; Maddison 2016, arXiv:1611.00712, eq. 10). The temperature falls, so that the mixture approaches
-    the one vector that inference takes, that of the largest logit (DALL-E, arXiv:2102.12092, appendix A). The loss "kl" is
-    KL(q | uniform) = log codebook_size - H(q) in nats, the mean per code.
+    arXiv:1611.01144, eq. 2; Maddison 2016, arXiv:1611.00712, eq. 10). The temperature falls, so that the mixture
+    approaches the one vector that inference takes, that of the largest logit (DALL-E, arXiv:2102.12092,
+    appendix A). The loss "kl" is KL(q | uniform) = log codebook_size - H(q) in nats, the mean per code.
 
-    Differs from DALL-E: logits are the cosine between latent and code vector times a learned scale, so that codes can start
-    by k-means and be revived as in `EMAQuantizer`. The temperature falls by an equal factor each step, not along a cosine.
+    Differs from DALL-E: logits are the cosine between latent and code vector times a learned scale, so that codes
+    can start by k-means and be revived as in `EMAQuantizer`; the temperature falls by an equal factor each step.
     """
 
     class Config(BaseConfig):
@@ -193,8 +192,9 @@ class GumbelQuantizer(Quantizer):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.register_buffer("counts", torch.ones(config.codebook_size))  # moving averages of choices per step
-        self.embedding = nn.Parameter(F.normalize(torch.randn(config.codebook_size, config.codebook_dim), dim=-1))
+        shape = (config.codebook_size, config.codebook_dim)
+        self.register_buffer("counts", torch.ones(config.codebook_size))  # moving averages per step
+        self.embedding = nn.Parameter(F.normalize(torch.randn(shape), dim=-1))
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # updates so far
 
@@ -207,7 +207,7 @@ class GumbelQuantizer(Quantizer):
 
     def vectors(self) -> Tensor:
         """All code vectors, of unit length: [codebook_size, codebook_dim]."""
-        return self.normalise(self.embedding.clone())  # a copy, because `update` writes before the backward pass
+        return self.normalise(self.embedding.clone())  # a copy: `update` writes before the backward pass
 
     def logits(self, latents: Tensor) -> Tensor:  # [..., codebook_dim] -> [..., codebook_size]
         with torch.autocast(latents.device.type, enabled=False):
@@ -239,7 +239,7 @@ class GumbelQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        """Code vectors learn by gradient. Here the temperature falls, and dead codes move to latents of this batch."""
+        """Lower the temperature, and revive dead codes; the others learn by gradient."""
         self.n_steps += 1
         self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
@@ -248,11 +248,11 @@ class GumbelQuantizer(Quantizer):
 
 
 class FSQuantizer(Quantizer):
-    """Finite scalar quantization: each channel is bounded and rounded to one of a few values; nothing is learned.
+    """Finite scalar quantization: each channel is bounded and rounded to one of a few values.
 
-    Mentzer 2023, arXiv:2309.15505, section 3.1. A code is a number in mixed radix whose digits are the channels' values,
-    the first channel's digit the lowest. Differs: the values of a channel are spread evenly over [-1, 1], both ends
-    included, for odd and even numbers of them; the paper moves even ones by half a step.
+    Mentzer 2023, arXiv:2309.15505, section 3.1. Nothing is learned. A code is a number in mixed radix whose digits
+    are the channels' values, the first channel's digit the lowest. Differs: the values of a channel are spread
+    evenly over [-1, 1], both ends included; the paper shifts even numbers of them by half a step.
     """
 
     class Config(BaseConfig):

@@ -1,21 +1,21 @@
-"""The VQ-VAE: a waveform becomes one sequence of codes per level, coarse to fine, and codes become a waveform again.
+"""The VQ-VAE: a waveform becomes one sequence of codes per level, coarse to fine, and a waveform again.
 
 There are two topologies:
 
-- `residual`: one encoder and one decoder. The coarsest level is quantized first; each finer level quantizes what the
-  coarser ones leave, so that every prefix of the levels decodes to music (two levels: VQ-VAE-2, arXiv:1906.00446).
-  A hop may be repeated, as in `hop_lengths: [1024, 512, 512]`: then several levels have codes at one rate (residual
-  vector quantization, SoundStream, arXiv:2107.03312, section III-C).
+- `residual`: one encoder and one decoder. The coarsest level is quantized first; each finer level quantizes what
+  the coarser ones leave, so that every prefix of the levels decodes to music (with two levels: VQ-VAE-2,
+  arXiv:1906.00446). A hop may be repeated, as in `hop_lengths: [1024, 512, 512]`: several levels then have codes
+  at one rate (residual vector quantization, SoundStream, arXiv:2107.03312, section III-C).
 - `independent`: one autoencoder per level, as in Jukebox (arXiv:2005.00341, section 3).
 
 The way of the data within one autoencoder, with time = samples / hop:
 
     waveform  [batch, channels, samples]
     features  [batch, dim, time]           per level, by the encoder
-    latents   [batch, time, codebook_dim]  per level: projected, normalised features minus the coarser levels' sum
+    latents   [batch, time, codebook_dim]  per level: what the coarser levels leave of the features, projected
     codes     [batch, time]                per level, by the quantizer
-    residual  [batch, dim, time]           per level: the code vectors projected back, what the level adds to the sum
-    waveform  [batch, channels, samples]   by the decoder, from the sum of all residuals
+    residual  [batch, dim, time]           per level: what it adds to the sum; its code vectors, projected back
+    waveform  [batch, channels, samples]   by the decoder, from the sum of the residuals
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from audiovq.utils.microbatch import in_microbatches
 class VQVAEConfig(Config):
     sample_rate: int = Field(default=24000, ge=1000, le=384000)  # Hz
     channels: int = Field(default=1, ge=1, le=2)
-    hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples per code, per level, coarse to fine; residual: may repeat
+    hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples per code, coarse to fine; residual: may repeat
     topology: Literal["residual", "independent"] = "residual"
     shared_codebook: bool = True
     dim: int = Field(default=256, ge=8)  # channels of the features
-    whiten_latents: bool = False  # make the latents' channels uncorrelated, so that levels can share a codebook well
-    level_dropout: float = Field(default=0.5, ge=0, le=1)  # residual: probability that an item trains with few levels
+    whiten_latents: bool = False  # uncorrelated channels, with which levels share a codebook better
+    level_dropout: float = Field(default=0.5, ge=0, le=1)  # residual: part of the items that train with fewer levels
     encoder: EncoderConfig = EncoderConfig()
     quantizer: one_of(QUANTIZERS) = EMAQuantizer.Config()  # type: ignore[valid-type]
     decoder: one_of(DECODERS) = IstftDecoder.Config()  # type: ignore[valid-type]
@@ -76,13 +76,8 @@ class VQVAEConfig(Config):
 
 @dataclass
 class VQVAEOutput:
-    reconstructions: list[Tensor]  # float [b, channels, samples]: one (residual) or one per level (independent)
+    reconstructions: list[Tensor]  # [b, channels, samples]: one (residual) or one per level (independent)
     levels: list[Quantized]
-
-    @property
-    def codes(self) -> list[Tensor]:
-        """int64 [b, samples / hop] per level."""
-        return [level.codes for level in self.levels]
 
     @property
     def losses(self) -> dict[str, Tensor]:
@@ -99,45 +94,42 @@ class ResidualAutoencoder(nn.Module):
 
     def __init__(self, config: VQVAEConfig, hop_lengths: list[int]):
         super().__init__()
-        dim, codebook_dim = config.dim, config.quantizer.codebook_dim
+        dim, codebook_dim, whiten = config.dim, config.quantizer.codebook_dim, config.whiten_latents
         self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, config.sample_rate)
         # Per level: into the space of the codebook, and back.
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
         self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
-        self.standardise = nn.ModuleList(latent_norm(codebook_dim, config.whiten_latents) for _ in hop_lengths)
+        self.standardise = nn.ModuleList(latent_norm(codebook_dim, whiten) for _ in hop_lengths)
         self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
         # From each level's rate to the next finer one's.
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
-        self.ups = nn.ModuleList(Upsample(dim, dim, ratio) if ratio > 1 else nn.Identity() for ratio in ratios)
+        self.ups = nn.ModuleList(Upsample(dim, dim, r) if r > 1 else nn.Identity() for r in ratios)
         self.decoder = DECODERS[config.decoder.kind](dim, config.channels, hop_lengths[-1], config.decoder)
-        # Receptive fields to one side, in samples: of a code, and of a decoded sample in the time that its codes cover.
-        ups_radius = sum(getattr(up, "radius", 0) * hop for up, hop in zip(self.ups, hop_lengths, strict=False))
+        # Receptive fields to one side, in samples: of a code, and of a decoded sample.
+        ups_radius = sum(hop for ratio, hop in zip(ratios, hop_lengths, strict=False) if ratio > 1)
         self.encoder_radius = self.encoder.radius_samples + ups_radius
         self.decoder_radius = self.decoder.radius * hop_lengths[-1] + ups_radius
         self.period = self.decoder.period * hop_lengths[-1]  # samples
 
     def features(self, waveform: Tensor, microbatch_size: int | None = None) -> list[Tensor]:
-        """[b, channels, samples] -> [b, dim, time] per level; `microbatch_size` items at a time, to save memory."""
+        """[b, channels, samples] -> [b, dim, time] per level, computed for `microbatch_size` items at a time."""
         pieces = in_microbatches(self.encoder, microbatch_size, waveform)
         return [torch.cat(level) for level in zip(*pieces, strict=True)]
 
     def quantize(self, features: list[Tensor], quantizers: list[Quantizer]) -> tuple[list[Quantized], list[Tensor]]:
-        """Quantize the levels, each on what the coarser ones left.
+        """Quantize the features [b, dim, time] of each level, from coarse to fine.
 
-        Args:
-            features: [b, dim, time] per level.
-            quantizers: one per level.
         Returns:
-            Per level, the `Quantized`, and the residual [b, dim, time].
+            For each level, the `Quantized`, and the residual [b, dim, time].
         """
         results, residuals = [], []
         total = None  # the sum of the coarser levels' residuals
         for i, feature in enumerate(features):
-            # 1. What is left: the features minus the coarser levels, brought to the rate of this level.
+            # 1. What is left: the features minus the sum of the coarser levels, at the rate of this level.
             if total is not None:
                 total = self.ups[i - 1](total)  # [b, dim, time]
             left = feature if total is None else feature - total
-            # 2. Into the space of the codebook, with channels of equal size so that codes spread in all directions.
+            # 2. Into the space of the codebook, with channels of equal size, so that all codes are used.
             latents = self.projections_in[i](self.norms[i](rearrange(left, "b d t -> b t d")))
             latents = self.standardise[i](latents)  # [b, time, codebook_dim]
             # 3. To codes, and the code vectors back into the space of the features.
@@ -154,7 +146,7 @@ class ResidualAutoencoder(nn.Module):
         return rearrange(self.projections_out[i](components), "b t d -> b d t")
 
     def decode(self, *residuals: Tensor) -> Tensor:
-        """Residuals [b, dim, time] of the first k levels -> waveform. Levels that are left out add nothing."""
+        """Residuals [b, dim, time] of the first k levels -> waveform; the other levels add nothing."""
         total = residuals[0]
         for i, up in enumerate(self.ups, start=1):
             total = up(total)
@@ -164,9 +156,8 @@ class ResidualAutoencoder(nn.Module):
 
 
 def random_prefixes(residuals: list[Tensor], probability: float) -> list[Tensor]:
-    """Set the finer levels of some items to zero: with `probability` an item has only a random prefix of its levels.
-
-    Source: quantizer dropout of SoundStream, arXiv:2107.03312, section III-C.
+    """With `probability`, an item has only a random prefix of its levels; the others are set to zero (quantizer dropout,
+    SoundStream, arXiv:2107.03312, section III-C).
     """
     n, batch, device = len(residuals), len(residuals[0]), residuals[0].device
     prefix = 1 + (rng.rand_per_item(batch, device) * (n - 1)).long()  # int64 [b] in 1 … n - 1
@@ -187,7 +178,8 @@ class VQVAE(nn.Module):
         groups = [hops] if config.topology == "residual" else [[hop] for hop in hops]
         self.groups = nn.ModuleList(ResidualAutoencoder(config, group) for group in groups)
         n_codebooks = 1 if config.shared_codebook else config.n_levels
-        self.codebooks = nn.ModuleList(QUANTIZERS[config.quantizer.kind](config.quantizer) for _ in range(n_codebooks))
+        kind = QUANTIZERS[config.quantizer.kind]
+        self.codebooks = nn.ModuleList(kind(config.quantizer) for _ in range(n_codebooks))
 
     def level_groups(self) -> list[tuple[ResidualAutoencoder, list[int]]]:
         """Each autoencoder with the indexes of its levels."""
@@ -218,9 +210,10 @@ class VQVAE(nn.Module):
     def quantize(
         self, waveform: Tensor, quantizers: list[Quantizer], microbatch_size: int | None = None
     ) -> list[tuple[ResidualAutoencoder, list[Quantized], list[Tensor]]]:
-        """Encode and quantize: each autoencoder with the `Quantized` and the residuals [b, dim, time] of its levels.
+        """Encode and quantize, with arguments as in `forward`.
 
-        Arguments are those of `forward`.
+        Returns:
+            Each autoencoder with the `Quantized` and the residuals [b, dim, time] of its levels.
         """
         results = []
         for autoencoder, levels in self.level_groups():
@@ -242,7 +235,7 @@ class VQVAE(nn.Module):
             waveform: float [b, channels, samples]; samples are a multiple of the coarsest hop.
             quantizers: one per level; default: the network's own.
             drop_levels: whether items may lose finer levels (`level_dropout`); default: in training mode.
-            microbatch_size: items that are encoded and decoded at a time, to save memory; the result is the same.
+            microbatch_size: items that are encoded and decoded at a time; the result is the same.
         """
         check_waveform(waveform, self.config.channels, self.config.hop_lengths[0])
         quantizers = self.quantizers() if quantizers is None else quantizers
@@ -255,7 +248,7 @@ class VQVAE(nn.Module):
             reconstructions.append(torch.cat(pieces))  # [b, channels, samples]
             quantized += results
         if self.training:
-            for quantizer in dict.fromkeys(quantizers):  # a shared one once, with the latents of all its levels
+            for quantizer in dict.fromkeys(quantizers):  # a shared one once, with all its levels
                 mine = [level for q, level in zip(quantizers, quantized, strict=True) if q is quantizer]
                 quantizer.update([level.latents.detach() for level in mine], [level.codes for level in mine])
         return VQVAEOutput(reconstructions, quantized)
@@ -264,8 +257,8 @@ class VQVAE(nn.Module):
         """Quantize audio into one code sequence per level, coarse to fine.
 
         Args:
-            waveform: float [batch, channels, samples] in [-1, 1] at `config.sample_rate` Hz. It is padded with zeros to a
-                multiple of the coarsest hop.
+            waveform: float [batch, channels, samples] in [-1, 1] at `config.sample_rate` Hz. It is padded with
+                zeros to a multiple of the coarsest hop.
         Returns:
             int64 [batch, ceil(samples / hop_lengths[i])] for level i, in [0, codebook_size).
         Raises:
@@ -274,7 +267,8 @@ class VQVAE(nn.Module):
         hops, samples = self.config.hop_lengths, waveform.shape[-1]
         waveform = F.pad(waveform, (0, -samples % hops[0]))
         check_waveform(waveform, self.config.channels, hops[0])
-        codes = [level.codes for _, results, _ in self.quantize(waveform, self.quantizers()) for level in results]
+        results = self.quantize(waveform, self.quantizers())
+        codes = [level.codes for _, levels, _ in results for level in levels]
         return [level[:, : -(-samples // hop)] for level, hop in zip(codes, hops, strict=True)]
 
     def decode(self, codes: list[Tensor], n_samples: int | None = None) -> Tensor:
@@ -294,7 +288,8 @@ class VQVAE(nn.Module):
         check_codes(codes, hops, self.config.codebook_size, n_samples)
         # The last autoencoder with codes: the only one (residual), or that of the finest level (independent).
         autoencoder, levels = self.level_groups()[0 if self.config.topology == "residual" else len(codes) - 1]
-        first, length = levels[0], codes[levels[0]].shape[1] * hops[levels[0]]  # samples of the padded waveform
+        first = levels[0]
+        length = codes[first].shape[1] * hops[first]  # samples of the padded waveform
         residuals = []
         for i in levels[: len(codes)]:
             residual = autoencoder.residual(quantizers[i].embed(codes[i]), i - first)  # [b, dim, time]
