@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ def load_batches(
     loader = DataLoader(
         dataset,
         batch_sampler=indexes,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),  # torch warns of more; the batches are the same
         pin_memory=device.type == "cuda",
         worker_init_fn=signals.ignore_in_worker,
     )
