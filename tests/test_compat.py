@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from conftest import cli
+from torch import nn
 
 from audiovq import Codes, Generator, Tokenizer
 from audiovq.config import build
@@ -25,6 +26,8 @@ from audiovq.pretrained.identity import (
 from audiovq.recipe import load_recipe
 from audiovq.tokenizer import encoder, fronts, quantizer
 from audiovq.tokenizer.vqvae import VQVAEConfig
+from audiovq.training.averages import Averages
+from audiovq.training.checkpoints import Checkpoints
 from audiovq.utils import compat
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1"
@@ -130,6 +133,14 @@ def test_a_key_by_both_its_names_is_refused() -> None:
     mapping = {"tokenizer": {"losses": {"convergence": 1, "spectral_convergence": 2}}}
     with pytest.raises(ValueError, match=r"old or its new name.*found both"):
         compat.current_recipe(mapping, "x.yaml")
+
+
+def test_an_old_checkpoint_with_tensors_that_networks_no_longer_have_loads(tmp_path: Path) -> None:
+    old, new = (nn.ModuleDict({"tokenizer": nn.Linear(2, 2)}) for _ in range(2))
+    old["tokenizer"].register_buffer("n_steps", torch.tensor(5))
+    Checkpoints(tmp_path, old, [], Averages(old, None), 0).save(3)
+    assert Checkpoints(tmp_path, new, [], Averages(new, None), 0).load()["step"] == 3
+    assert torch.equal(old.state_dict()["tokenizer.weight"], new.state_dict()["tokenizer.weight"])
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------

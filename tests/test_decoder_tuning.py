@@ -1,4 +1,4 @@
-"""The tokenizer's second phase: only the decoder's head changes, codes stay, and nothing is lost on the way."""
+"""Tuning the decoder: only its weights change, codes stay the same, and the stage resumes exactly."""
 
 import json
 import random
@@ -138,7 +138,7 @@ def test_independent_autoencoders_are_tuned_each_by_itself(recipe: Recipe, tiny_
     assert tokenizer_hash(network) == hashed
 
 
-def test_half_precision_judges_nearly_the_same_and_keeps_losses_in_float32(task: DecoderTask) -> None:
+def test_losses_are_float32_and_nearly_the_same_under_autocast(task: DecoderTask) -> None:
     task.eval()
     batch = a_batch()
     reconstructions = task.tokenizer(batch).reconstructions
@@ -156,16 +156,16 @@ def test_half_precision_judges_nearly_the_same_and_keeps_losses_in_float32(task:
         assert float(rough[name].detach()) == pytest.approx(float(exact[name].detach()), rel=0.02)
 
 
-# --- what stands still ------------------------------------------------------------------------------------------------
+# --- what does not change ------------------------------------------------------------------------------------------------
 
 
 def test_training_changes_the_decoder_and_nothing_else(task: DecoderTask, tmp_path: Path) -> None:
     before = copy_of_state(task.tokenizer)
-    judges = copy_of_state(task.discriminators)
+    discriminators = copy_of_state(task.discriminators)
     tune(task, tmp_path)
     different = changed(before, task.tokenizer)
     assert different == {name for name, _ in task.tokenizer.named_parameters() if ".decoder." in name}
-    assert changed(judges, task.discriminators) == {name for name, _ in task.discriminators.named_parameters()}
+    assert changed(discriminators, task.discriminators) == {name for name, _ in task.discriminators.named_parameters()}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("learning_rate") for line in lines[:2]] == [0.0, 0.0]
     assert lines[0]["learning_rate_discriminators"] > 0
@@ -351,7 +351,7 @@ def test_two_processes_share_the_work_and_agree(
 @pytest.mark.parametrize(("override", "message"), [
     ("decoder_tuning.training.discriminator_steps=5", "decoder_tuning.training: discriminator_steps: expected less than steps 5, found 5"),
     ("decoder_tuning.adversarial.discriminators=[{kind: multi_resolution, windows: [4096]}]", "tokenizer.crop_seconds: expected at least what a discriminator looks at, 4096 samples, found 2048"),
-    ("tokenizer.losses={mel: 0.0, waveform_l1: 0.0}", "decoder_tuning: expected a reconstruction loss above 0 in tokenizer.losses"),
+    ("tokenizer.losses={mel: 0.0, waveform_l1: 0.0}", "decoder_tuning: expected a reconstruction loss with a weight above 0"),
     ("decoder_tuning.adversarial.discriminators.1.widows=[64]", "did you mean 'windows'?"),
     ("decoder_tuning.trainng.steps=3", "decoder_tuning.trainng: unknown key, did you mean 'training'?"),
 ])  # fmt: skip

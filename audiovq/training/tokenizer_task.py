@@ -23,17 +23,17 @@ from audiovq.training.task import Task
 
 
 class TokenizerTask(Task):
-    """Reconstruction loss and the quantizers' losses, the terms of the negative ELBO (van den Oord 2017, arXiv:1711.00937,
-    section 3.2).
+    """Reconstruction loss and the quantizers' losses, the terms of the negative ELBO (van den Oord 2017,
+    arXiv:1711.00937, section 3.2).
 
-    Before the first step, statistics are taken from the first batch. Until `vq_start_step` the quantizers are bypassed, so
-    that latents become worth coding; then the codebooks start by k-means.
+    Before the first step, statistics are taken from the first batch. Until `vq_start_step` the quantizers are
+    bypassed, so that latents become worth coding; then the codebooks start by k-means.
 
     Metrics, besides each term of the loss:
         reconstruction: the weighted sum of the reconstruction terms.
-        kl_bits_per_second: KL(q(codes | waveform) | uniform codes), the sum over levels. For deterministic quantizers (ema,
-            fsq) it is the raw bit rate, log2 codebook_size per code; for gumbel the true divergence.
-        perplexity_i, usage_i: 2^H of level i's codes in the batch, and the fraction of the codebook that occurs in it.
+        kl_bits_per_second: KL(q(codes | waveform) | uniform codes), the sum over levels. For deterministic
+            quantizers (ema, fsq) it is the raw bit rate, log2 codebook_size per code; for gumbel the divergence.
+        perplexity_i, usage_i: 2^H of level i's codes in the batch, and the fraction of the codebook in use.
         unigram_bits_per_second_i: H times the code rate: the bit rate of level i's codes at their entropy.
         power, reconstruction_power: mean squares; of several reconstructions the smallest.
         silent_share: fraction of the examples that are never above -60 dBFS.
@@ -50,7 +50,7 @@ class TokenizerTask(Task):
         self.recipe_key = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
-        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # training steps that were not skipped
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # without skipped steps
         self.example_seconds = stage.crop_samples / stage.model.sample_rate
         self.losses = ReconstructionLoss(stage.losses, stage.model.sample_rate)
 
@@ -58,23 +58,24 @@ class TokenizerTask(Task):
         return waveform_crops(self.stage, self.data, self.scan, split, self.seed + (split == "valid"))
 
     def blocks(self) -> list[nn.Module]:
-        return [module for module in self.network.modules() if isinstance(module, ConvNeXtBlock | DilatedBlock)]
+        return [block for block in self.network.modules() if isinstance(block, ConvNeXtBlock | DilatedBlock)]
 
     def forward_state(self) -> list[Tensor]:
-        """Buffers, code vectors (by revival), and all weights in steps in which some are taken from the data."""
+        """Buffers, code vectors (by revival), and all weights in the steps in which they are initialised."""
         starts = int(self.n_steps) in {0, self.stage.vq_start_step}
         weights = self.network if starts else self.network.codebooks
         return [self.n_steps, *self.network.buffers(), *weights.parameters()]
 
     def health_facts(self) -> dict[str, Any]:
-        stage, model = self.stage, self.stage.model
+        stage, model, seconds = self.stage, self.stage.model, self.stage.crop_seconds
+        samples = stage.training.batch_size * stage.crop_samples
         advice = AGAINST_COLLAPSE[model.quantizer.kind]
         return {
             "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps),
             "codebook_size": model.codebook_size,
-            "batch_codes": tuple(stage.training.batch_size * stage.crop_samples // hop for hop in model.hop_lengths),
+            "batch_codes": tuple(samples // hop for hop in model.hop_lengths),
             "against_collapse": advice(stage) if advice else "",
-            "against_silence": f", or set tokenizer.crop_seconds to {2 * stage.crop_seconds:g} (now {stage.crop_seconds:g})",
+            "against_silence": f", or set tokenizer.crop_seconds to {2 * seconds:g} (now {seconds:g})",
         }
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
@@ -93,14 +94,14 @@ class TokenizerTask(Task):
         if self.training:
             self.n_steps += 1
         # 3. Losses. Those of independent autoencoders add up, as if each were trained alone.
-        per_output = [self.losses(reconstruction, batch, microbatch_size) for reconstruction in output.reconstructions]
+        per_output = [self.losses(x, batch, microbatch_size) for x in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
         # Evaluations have full weights throughout, so that their losses can be compared.
         reconstruction = self.losses.weighted(terms, step if self.training else None)
         losses = output.losses
         metrics = {name: value.detach() for name, value in (terms | losses).items()}
-        metrics |= {"reconstruction": reconstruction.detach(), **code_metrics(output.levels, self.stage.model)}
-        metrics |= level_metrics(batch, output.reconstructions)
+        metrics["reconstruction"] = reconstruction.detach()
+        metrics |= code_metrics(output.levels, self.stage.model) | level_metrics(batch, output.reconstructions)
         return reconstruction + self.losses.weighted(losses), metrics
 
     def describe(self, metrics: dict[str, float]) -> str:
@@ -168,8 +169,8 @@ def codebook_use(codes: list[Tensor], codebook_size: int) -> tuple[Tensor, Tenso
     Returns:
         Perplexity 2^H of the codes, and the fraction of the codebook that occurs; [levels] each.
     """
-    counts = torch.stack([torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]).float()
-    p = collectives.all_reduce_(counts)
+    counts = [torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]
+    p = collectives.all_reduce_(torch.stack(counts).float())
     p = p / p.sum(dim=1, keepdim=True)
     entropy = -(p * p.clamp(min=1e-12).log()).sum(dim=1)
     return entropy.exp(), (p > 0).float().mean(dim=1)

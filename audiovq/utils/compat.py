@@ -1,4 +1,4 @@
-"""Names of earlier versions: recipe keys, model configs and files that were renamed, and what they are called now.
+"""Old names of recipe keys, options, model settings and files, and their current names.
 
 This module knows all of them. Everything else in the package uses the current names only.
 """
@@ -62,7 +62,7 @@ def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) ->
         source: the file, for the message.
         quiet: print nothing, for recipes that a run folder saved.
     Raises:
-        ValueError: a key stands there by its old and its new name.
+        ValueError: a key has both its old and its new name.
     """
     renamed = copy.deepcopy(mapping)
     for old, new in RECIPE_KEYS.items():
@@ -72,7 +72,7 @@ def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) ->
 
 
 def current_key(path: str) -> str:
-    """The current name of a dotted recipe key, as in `--set priors.0.model.halo=2`; prints a line if it was renamed."""
+    """The current name of a dotted key, as in `--set priors.0.model.halo=2`; prints a line if it was renamed."""
     for old, new in RECIPE_KEYS.items():
         match = re.fullmatch(re.escape(old).replace(r"\*", r"(\d+)"), path)
         if match:
