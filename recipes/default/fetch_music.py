@@ -1,13 +1,13 @@
-"""The music that the bundled model learns from, fetched and prepared the same way on every Debian or Ubuntu machine.
+"""Download and render the training music of the bundled model, the same way on every Debian or Ubuntu machine.
 
     sudo apt-get install ffmpeg fluidsynth fluid-soundfont-gm && pip install music21 mido
-    python recipes/default/fetch_music.py music          # below music/: wide/ and chorales/
+    python recipes/default/fetch_music.py music
 
-wide/      recordings from freely licensed games, out of Debian's packages: every file of half a minute or more, as mono FLAC
-chorales/  Bach's four-part chorales (scores: music21's corpus), rendered by FluidSynth: a folder a timbre
+music/wide/      recordings from freely licensed games in Debian's packages: all files of 30 seconds or more, as mono FLAC
+music/chorales/  Bach's four-part chorales (scores from music21's corpus), rendered by FluidSynth; one folder per timbre
 
-Beside the audio lie its labels (JSON, as `audiovq train` reads them), the split (by file for wide/, by tune for chorales/) and
-the licences; CARD.md says hours and credits. Nothing is fetched or made twice; two threads of work, so a small machine copes.
+Each audio file has a JSON file with its labels, as `audiovq train` reads them, and its split: by file in wide/, by tune in
+chorales/. Packages have their licences, and CARD.md has hours and credits. What exists is not made again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SAMPLE_RATE = 44100
 MIN_SECONDS = 30.0
 VALID_FRACTION = 0.08
 
-# Debian package -> style, licence. Packages kept for judging tokenizers are not among them.
+# Debian package -> style, licence. Packages with which tokenizers are evaluated are not among them.
 PACKAGES = {
     "0ad-data": ("orchestral", "CC-BY-SA-3.0"),
     "wesnoth-1.16-music": ("orchestral", "GPL-2+"),
@@ -50,8 +50,8 @@ PACKAGES = {
 SUFFIXES = {".ogg", ".oga", ".opus", ".mp3", ".flac", ".wav"}
 NOT_MUSIC = ("voice", "speech", "sfx", "effect", "ambien", "sounds/", "guitar.ogg", "drums.ogg", "rhythm.ogg")
 
-# General MIDI programs, a folder each; in `many` every voice of a chorale draws its own from all of them. The harp of
-# samples/chorales is left out: it shows what the tokenizer makes of an instrument that it never heard.
+# General MIDI programs, one folder per timbre; in `many`, each voice of a chorale has a random one. The harp of
+# samples/chorales is not among them, so that it shows how well the tokenizer generalises to other instruments.
 TIMBRES = {"piano": (0,), "organ": (19,), "many": (
     0, 4, 6, 9, 11, 12, 16, 19, 21, 22, 24, 25, 26, 28, 40, 41, 42, 45, 48, 52, 54, 56, 57, 60, 61, 64, 66, 68, 70, 71, 73, 75,
     79, 80, 81, 88, 89, 104, 106, 107)}  # fmt: skip
@@ -59,20 +59,20 @@ SOUND_FONT = "/usr/share/sounds/sf2/FluidR3_GM.sf2"
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> None:
-    """Raises click.ClickException with the last line of what the command said."""
+    """Run a command; click.ClickException with the last line of its output if it fails."""
     done = subprocess.run(
         [str(c) for c in command], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
-        said = (done.stdout.strip().splitlines() or ["nothing said"])[-1]
-        raise click.ClickException(f"{command[0]} failed: {said}")
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+        raise click.ClickException(f"{command[0]} failed: {last}")
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 
 def fetch_package(package: str, folder: Path) -> None:
-    """The package's music as mono FLAC in `folder`, with its licence and a label file each; the folder appears when whole."""
+    """The package's music as mono FLAC with labels and licence in `folder`, which exists only when complete."""
     if folder.exists():
         return
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{package}.") as place:
@@ -112,14 +112,15 @@ def convert(path: Path, out: Path, package: str, name: Path) -> None:
     run("ffmpeg", "-loglevel", "error", "-y", "-threads", "1", "-i", path, "-map", "0:a:0", "-vn", "-ac", "1",
         "-ar", str(SAMPLE_RATE), "-sample_fmt", "s16", target)  # fmt: skip
     tags = mutagen.File(path, easy=True) or {}  # type: ignore[attr-defined]
-    told = {key: tags[key][0] for key in ("artist", "title") if key in tags}
+    credits = {key: tags[key][0] for key in ("artist", "title") if key in tags}
     style, licence = PACKAGES[package]
-    labels = {"package": package, "genre": style, "licence": licence, **told, "split": split_of(f"{package}/{name}")}
+    labels = {"package": package, "genre": style, "licence": licence, **credits}
+    labels["split"] = split_of(f"{package}/{name}")
     target.with_suffix(".json").write_text(json.dumps(labels, ensure_ascii=False, indent=1))
 
 
 def split_of(key: str) -> str:
-    """By name alone, so that it never depends on order or machine."""
+    """train or valid, as a function of the name only."""
     return "valid" if int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 < VALID_FRACTION else "train"
 
 
@@ -130,20 +131,18 @@ def split_of(key: str) -> str:
 class Chorale:
     name: str  # bwv10.7
     mode: str  # major or minor, estimated from the score
-    notes: list[
-        tuple[float, float, int, int]
-    ]  # beginning and length in quarters, MIDI pitch, voice (0 soprano … 3 bass)
-    tune: str = ""  # the first chorale with this melody
+    notes: list[tuple[float, float, int, int]]  # start and length in quarters, MIDI pitch, voice (0 soprano … 3 bass)
+    tune: str = ""  # name of the first chorale with this melody
 
     def melody(self) -> list[int]:
-        """Steps of the soprano from quarter to quarter, where chorales on one tune agree whatever their ornaments."""
+        """Intervals of the soprano from quarter to quarter, which do not depend on key and ornaments."""
         soprano = [(b, b + n, p) for b, n, p, voice in self.notes if voice == 0]
         at = [next((p for b, e, p in soprano if b <= q < e), 0) for q in range(16)]
         return [b - a for a, b in itertools.pairwise(at)]
 
 
 def read_chorales(cache: Path) -> list[Chorale]:
-    """All four-part chorales of music21's corpus; parsing takes minutes, so what was read is kept in `cache`."""
+    """All four-part chorales of music21's corpus; parsing takes minutes, so they are cached in a file."""
     if not cache.exists():
         paths = sorted(
             {Path(p).name: p for p in music21.corpus.getComposer("bach") if str(p).endswith(".mxl")}.values()
@@ -170,7 +169,7 @@ def read_chorale(path: Path) -> Chorale | None:
 
 
 def with_tunes(chorales: list[Chorale]) -> list[Chorale]:
-    """Chorales whose melodies begin alike get one tune: the same melody must not be in both splits."""
+    """Give chorales whose melodies begin alike the same tune, so that no melody is in both splits."""
     melodies = [chorale.melody() for chorale in chorales]
     for i, chorale in enumerate(chorales):
         alike = (j for j in range(i) if difflib.SequenceMatcher(None, melodies[i], melodies[j]).ratio() > 0.75)
@@ -180,7 +179,7 @@ def with_tunes(chorales: list[Chorale]) -> list[Chorale]:
 
 
 def render(chorale: Chorale, timbre: str, folder: Path) -> None:
-    """One chorale in one timbre, at a tempo and in a key of its own (drawn from its name), as mono FLAC with its labels."""
+    """Render a chorale in a timbre as mono FLAC with labels; tempo and key are random functions of the name."""
     target = folder / f"{chorale.name}.flac"
     if target.with_suffix(".json").exists():
         return
@@ -212,10 +211,10 @@ def write_midi(path: Path, chorale: Chorale, programs: list[int], tempo: int, sh
     )
     events = []
     for begin, length, pitch, voice in chorale.notes:
-        if length < 0.1:  # grace notes: their end would come before their beginning, and they would sound for ever
+        if length < 0.1:  # grace notes would end before they begin, and never stop
             continue
         events.append((round(480 * begin), 1, pitch + shift, voice))
-        events.append((round(480 * (begin + length)) - 8, 0, pitch + shift, voice))  # repeated notes are heard anew
+        events.append((round(480 * (begin + length)) - 8, 0, pitch + shift, voice))  # a gap before repeated notes
     now = 0
     for tick, on, pitch, voice in sorted(events):
         kind, velocity = ("note_on", 80) if on else ("note_off", 0)
@@ -229,7 +228,7 @@ def write_midi(path: Path, chorale: Chorale, programs: list[int], tempo: int, sh
 
 
 def write_card(folder: Path) -> None:
-    """CARD.md: hours, licences and credits of everything below `folder`."""
+    """Write CARD.md with hours, licences and credits of all music below `folder`."""
     hours: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     credit: dict[str, set[str]] = defaultdict(set)
     licences: dict[str, str] = {}
