@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["OMP_NUM_THREADS"] = "1"  # tests run beside each other, a process a core
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run in parallel, one process per core
 # librosa's compiled functions are cached on disk; two processes that write one cache at once leave one that crashes.
 os.environ["NUMBA_CACHE_DIR"] = str(
     Path(__file__).parent.parent / ".pytest_cache" / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"

@@ -1,4 +1,4 @@
-"""Discriminators and their losses: against plain NumPy, and what each one can and cannot see."""
+"""Discriminators and their losses, against plain NumPy; what each one can and cannot distinguish."""
 
 import numpy as np
 import pytest
@@ -26,12 +26,12 @@ SMALL = {
 }
 
 
-def judgements(*shapes: tuple[int, ...]) -> list[DiscriminatorOutput]:
+def outputs(*shapes: tuple[int, ...]) -> list[DiscriminatorOutput]:
     return [DiscriminatorOutput(torch.randn(shape), [torch.randn(shape), torch.randn(2, *shape)]) for shape in shapes]
 
 
 def test_losses_equal_numpy() -> None:
-    real, fake = judgements((2, 1, 5, 3), (2, 1, 4, 4)), judgements((2, 1, 5, 3), (2, 1, 4, 4))
+    real, fake = outputs((2, 1, 5, 3), (2, 1, 4, 4)), outputs((2, 1, 5, 3), (2, 1, 4, 4))
     r, f = ([j.scores.numpy() for j in side] for side in (real, fake))
     expected = np.mean([((1 - a) ** 2).mean() + (b**2).mean() for a, b in zip(r, f, strict=True)])
     assert float(discriminator_loss(real, fake, "least_squares")) == pytest.approx(expected, rel=1e-5)
@@ -59,15 +59,15 @@ def test_perfect_discriminators_lose_nothing() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("kind", DISCRIMINATORS)
-def test_every_kind_judges_each_item_by_itself_and_learns_with_all_weights(kind: str, channels: int) -> None:
+def test_every_kind_treats_items_apart_and_learns_with_all_weights(kind: str, channels: int) -> None:
     network = DISCRIMINATORS[kind](channels, SMALL[kind], 8000)
     waveform = torch.randn(3, channels, 601)
     together = network(waveform)
     assert len(together) == 2
-    for alone, judgement in zip(network(waveform[1:2]), together, strict=True):
-        assert judgement.scores.shape[:2] == (3, 1)
-        assert torch.allclose(alone.scores, judgement.scores[1:2], atol=1e-6)
-        for a, b in zip(alone.features, judgement.features, strict=True):
+    for alone, output in zip(network(waveform[1:2]), together, strict=True):
+        assert output.scores.shape[:2] == (3, 1)
+        assert torch.allclose(alone.scores, output.scores[1:2], atol=1e-6)
+        for a, b in zip(alone.features, output.features, strict=True):
             assert torch.allclose(a, b[1:2], atol=1e-6)
     discriminator_loss(network(waveform), network(0.1 * waveform), "least_squares").backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
@@ -76,9 +76,9 @@ def test_every_kind_judges_each_item_by_itself_and_learns_with_all_weights(kind:
 def test_a_period_compares_only_samples_that_are_multiples_of_it_apart() -> None:
     network = MultiPeriodDiscriminator(1, MultiPeriodDiscriminator.Config(periods=(3, 5), dims=(4,)), 8000)
     waveform = torch.randn(1, 1, 90, requires_grad=True)
-    for judgement, period in zip(network(waveform), (3, 5), strict=True):
-        assert judgement.scores.shape[-1] == period
-        (gradient,) = torch.autograd.grad(judgement.scores[..., 1].sum(), waveform, retain_graph=True)
+    for output, period in zip(network(waveform), (3, 5), strict=True):
+        assert output.scores.shape[-1] == period
+        (gradient,) = torch.autograd.grad(output.scores[..., 1].sum(), waveform, retain_graph=True)
         seen = gradient.flatten().nonzero().flatten()
         assert set((seen % period).tolist()) == {1}
         assert len(seen) == 90 // period
@@ -97,12 +97,12 @@ def test_spectrum_equals_numpy_and_bands_cover_it() -> None:
     assert found.shape == (2, 2, 11, 33)
     np.testing.assert_allclose(found[:, 0] + 1j * found[:, 1], expected, atol=1e-5)
     assert network.config.edges(64) == [0, 10, 33]
-    judgement = network(waveform)[0]
-    low = [features.shape[-1] for features in judgement.features[:5]]
-    high = [features.shape[-1] for features in judgement.features[5:]]
+    output = network(waveform)[0]
+    low = [features.shape[-1] for features in output.features[:5]]
+    high = [features.shape[-1] for features in output.features[5:]]
     assert low == [10, 5, 3, 2, 2]
     assert high == [23, 12, 6, 3, 3]
-    assert judgement.scores.shape == (2, 1, 11, 5)
+    assert output.scores.shape == (2, 1, 11, 5)
 
 
 def test_bands_see_their_own_frequencies_alone() -> None:
@@ -126,7 +126,7 @@ def test_magnitude_does_not_see_phase_and_complex_does() -> None:
             assert torch.allclose(a.scores, b.scores, atol=1e-6) == same
 
 
-def test_mel_hears_no_phase_and_a_gain_as_a_step() -> None:
+def test_mel_has_no_phase_and_a_gain_is_an_offset() -> None:
     network = MelDiscriminator(1, SMALL["mel"], 8000)  # type: ignore[arg-type]
     waveform = torch.randn(1, 1, 2048)
     for a, b in zip(network(waveform), network(-waveform), strict=True):

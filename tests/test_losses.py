@@ -89,7 +89,7 @@ def test_the_waveform_comes_first_and_the_spectrum_rises_after() -> None:
     )
     terms = {name: torch.tensor(1.0) for name in ("mel", "stft", "spectral_convergence", "waveform_l1", "commitment")}
     assert [float(loss.weighted(terms, step)) for step in (0, 100, 150, 200, 1000)] == [5, 5, 8, 11, 11]
-    assert float(loss.weighted(terms)) == 11  # what is evaluated
+    assert float(loss.weighted(terms)) == 11  # as in an evaluation
     with pytest.raises(ValueError, match="waveform_warmup_steps: expected a weight for waveform_l1"):
         LossConfig(waveform_l1=0, waveform_warmup_steps=100)
 

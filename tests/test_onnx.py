@@ -148,17 +148,20 @@ def test_onnx_files_on_a_real_track(tiny_run: Path, tmp_path: Path, monkeypatch:
     assert [len(level) for level in levels] == [len(level) for level in codes.levels]
     equal = np.mean(np.concatenate([a == b.numpy() for a, b in zip(levels, codes.levels, strict=True)]))
     assert equal > 0.995
-    told = [level.numpy() for level in codes.levels]
+    expected_codes = [level.numpy() for level in codes.levels]
     for k in (1, 2, 3):
-        decoded = torch.from_numpy(found.decode(told[:k], 30001)).clamp(-1, 1)
+        decoded = torch.from_numpy(found.decode(expected_codes[:k], 30001)).clamp(-1, 1)
         assert torch.allclose(decoded, tokenizer.decode(codes, k), atol=1e-4)
     # A piece by the rules of the metadata gives what the whole gives.
     period, context = found.rules["decode_period"], found.rules["decode_context"]
     before = -(-context // period) * period
     start = -(-10000 // period) * period
     first = start - before
-    piece = [level[first // hop :] for level, hop in zip(told, found.hops, strict=True)]
-    assert np.abs(found.decode(piece, 30001 - first)[:, before:] - found.decode(told, 30001)[:, start:]).max() < 1e-4
+    piece = [level[first // hop :] for level, hop in zip(expected_codes, found.hops, strict=True)]
+    assert (
+        np.abs(found.decode(piece, 30001 - first)[:, before:] - found.decode(expected_codes, 30001)[:, start:]).max()
+        < 1e-4
+    )
     (tmp_path / "shared" / "onnx" / "evil.py").write_text("")
     names = [path.name for path in shared_files(tmp_path / "shared")]
     assert {"encode.onnx", "decode.onnx"} <= set(names)
@@ -177,8 +180,8 @@ def test_the_language_model_example(tiny_run: Path, tmp_path: Path, monkeypatch:
     batch = codes(waveforms, sampling_rate=8000)
     assert batch["input_ids"].shape == (2, 1 + 31 * 7)
     assert batch["attention_mask"].sum(dim=1).tolist() == [1 + 31 * 7, 1 + 16 * 7]
-    told = codes.tokenizer.encode(waveforms[1], 8000)
-    assert torch.equal(codes.decode(batch["input_ids"][1, : 1 + 16 * 7]), codes.tokenizer.decode(told))
+    expected_codes = codes.tokenizer.encode(waveforms[1], 8000)
+    assert torch.equal(codes.decode(batch["input_ids"][1, : 1 + 16 * 7]), codes.tokenizer.decode(expected_codes))
     trainer = language_model.train(codes, waveforms, 8000, steps=4, folder=tmp_path, n_frames=4)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[-1] < losses[0]

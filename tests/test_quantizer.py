@@ -240,8 +240,8 @@ def test_one_update_pools_the_levels_and_decays_once() -> None:
 
 def test_dead_codes_are_revived_with_full_counts_and_live() -> None:
     quantizer = make(size=16, dim=4, revival_fraction=0.1)
-    quantizer.counts[4:] = 1e-4  # planted: twelve codes that nobody uses
-    quantizer.embedding[4:] = quantizer.embedding[:1]  # the first of equals is taken, so these never are
+    quantizer.counts[4:] = 1e-4  # twelve codes are not used
+    quantizer.embedding[4:] = quantizer.embedding[:1]  # of equal codes the first is chosen, so these never are
     x = F.normalize(torch.randn(1, 400, 4), dim=-1)
     before = quantizer.embedding.clone()
     quantizer.update([x], [quantizer.encode(x)])
@@ -259,7 +259,7 @@ def test_dead_codes_are_revived_with_full_counts_and_live() -> None:
 def test_revived_codes_stay_alive_without_churning() -> None:
     """A code that equals a latent of the batch to the bit was drawn anew in this step; only dead codes are."""
     quantizer = make(size=32, dim=4, decay=0.9, revival_fraction=0.1)
-    quantizer.counts[8:] = 0  # planted: 24 codes that nobody uses
+    quantizer.counts[8:] = 0  # 24 codes are not used
     quantizer.embedding[8:] = quantizer.embedding[:1]
     drawn = []
     for _ in range(200):
@@ -387,7 +387,7 @@ def test_codes_of_gumbel_that_are_dead_move_to_where_latents_are() -> None:
     quantizer.initialise([F.normalize(torch.randn(1, 400, 4), dim=-1)])
     assert torch.allclose(quantizer.counts, torch.tensor(400 / 16))
     with torch.no_grad():
-        quantizer.embedding[4:] = quantizer.embedding[:1]  # planted: the first of equals is chosen, so these never are
+        quantizer.embedding[4:] = quantizer.embedding[:1]  # of equal codes the first is chosen, so these never are
     quantizer.counts[4:] = 1e-4
     live, counts = quantizer.embedding[:4].clone(), quantizer.counts.numpy().copy()
     out = quantizer(torch.randn(1, 400, 4))

@@ -140,7 +140,7 @@ def test_features_of_the_music_are_standardised_at_the_start(channels: int) -> N
 
 
 def test_mel_features_are_those_of_the_losses_in_decibels() -> None:
-    """What `MelSpectrogram` says of the same frames, but for the windows' scale; a gain is the same step in every feature."""
+    """They equal `MelSpectrogram` of the same frames up to a scale; a gain is the same offset in every feature."""
     front = MelFront(1, 64, 8, MelFront.Config(overlaps=(2, 8), n_mels=32), 8000)
     assert front.n_mels == [10, 32]
     assert front.n_ffts == [128, 512]
@@ -304,7 +304,9 @@ def test_wrong_input_is_explained() -> None:
 
 
 def test_independent_levels_have_hops_of_their_own() -> None:
-    with pytest.raises(ValueError, match=r"expected each once with topology independent, found .* use topology residual"):
+    with pytest.raises(
+        ValueError, match=r"expected each once with topology independent, found .* use topology residual"
+    ):
         make(hop_lengths=(64, 32, 32), topology="independent")
 
 

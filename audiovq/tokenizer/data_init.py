@@ -1,4 +1,4 @@
-"""Start-up from data: what is measured on a batch of music before the network learns it by gradient."""
+"""Start-up from data: statistics and codebooks are measured on a batch of music."""
 
 from __future__ import annotations
 

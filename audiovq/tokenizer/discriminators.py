@@ -35,14 +35,6 @@ def conv(dim_in: int, dim_out: int, kernel: tuple[int, int], stride: tuple[int, 
     return weight_norm(nn.Conv2d(dim_in, dim_out, kernel, stride, padding=(kernel[0] // 2, kernel[1] // 2)))
 
 
-def conv_stack(
-    dims: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], last_kernel: tuple[int, int]
-) -> nn.ModuleList:
-    """Strided convolutions from each width to the next, and one without a stride."""
-    layers = [conv(a, b, kernel, stride) for a, b in itertools.pairwise(dims)]
-    return nn.ModuleList([*layers, conv(dims[-1], dims[-1], last_kernel)])
-
-
 def features_of(layers: Any, x: Tensor) -> list[Tensor]:
     """The output of each layer in turn, after its activation."""
     features = []
@@ -52,7 +44,31 @@ def features_of(layers: Any, x: Tensor) -> list[Tensor]:
     return features
 
 
-class MultiPeriodDiscriminator(nn.Module):
+class PatchDiscriminator(nn.Module):
+    """Base of the discriminators with one stack of convolutions, and a head that scores patches, for each view."""
+
+    def __init__(self, n_views: int, dims: Sequence[int], kernels: Sequence[tuple[int, int]], stride: tuple[int, int]):
+        """Kernels are those of the strided layers, of a last layer without a stride, and of the head."""
+        super().__init__()
+        self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
+        for _ in range(n_views):
+            layers = [conv(a, b, kernels[0], stride) for a, b in itertools.pairwise(dims)]
+            self.stacks.append(nn.ModuleList([*layers, conv(dims[-1], dims[-1], kernels[1])]))
+            self.heads.append(conv(dims[-1], 1, kernels[2]))
+
+    def views(self, waveform: Tensor) -> list[Tensor]:
+        """[b, channels, samples] -> [b, channels, height, width] per view."""
+        raise NotImplementedError
+
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
+        outputs = []
+        for view, layers, head in zip(self.views(waveform), self.stacks, self.heads, strict=True):
+            features = features_of(layers, view)
+            outputs.append(DiscriminatorOutput(head(features[-1]), features))
+        return outputs
+
+
+class MultiPeriodDiscriminator(PatchDiscriminator):
     """Views with every p-th sample, for some prime numbers p (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
 
     class Config(BaseConfig):
@@ -74,21 +90,14 @@ class MultiPeriodDiscriminator(nn.Module):
             return max(self.periods)
 
     def __init__(self, channels: int, config: Config, sample_rate: int):
-        super().__init__()
+        dims, kernels = (channels, *config.dims), ((5, 1), (5, 1), (3, 1))
+        super().__init__(len(config.periods), dims, kernels, stride=(3, 1))
         self.periods = config.periods
-        self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
-        for _ in config.periods:
-            self.stacks.append(conv_stack((channels, *config.dims), (5, 1), (3, 1), last_kernel=(5, 1)))
-            self.heads.append(conv(config.dims[-1], 1, (3, 1)))
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
-        """[b, channels, samples] -> one output per period."""
-        outputs = []
-        for period, layers, head in zip(self.periods, self.stacks, self.heads, strict=True):
-            padded = F.pad(waveform, (0, -waveform.shape[-1] % period))
-            features = features_of(layers, rearrange(padded, "b c (t p) -> b c t p", p=period))
-            outputs.append(DiscriminatorOutput(head(features[-1]), features))
-        return outputs
+    def views(self, waveform: Tensor) -> list[Tensor]:
+        """[b, channels, samples] -> [b, channels, samples / p, p] per period."""
+        padded = [F.pad(waveform, (0, -waveform.shape[-1] % p)) for p in self.periods]
+        return [rearrange(x, "b c (t p) -> b c t p", p=p) for x, p in zip(padded, self.periods, strict=True)]
 
 
 class MultiResolutionDiscriminator(nn.Module):
@@ -169,7 +178,7 @@ class MultiResolutionDiscriminator(nn.Module):
         return rearrange(parts, "(b c) f t part -> b (c part) t f", c=waveform.shape[1])
 
 
-class MelDiscriminator(nn.Module):
+class MelDiscriminator(PatchDiscriminator):
     """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2).
 
     They show how sharp partials are, without phase, and cost little. In the bundled model this restored half of the
@@ -187,23 +196,15 @@ class MelDiscriminator(nn.Module):
             return max(self.windows)
 
     def __init__(self, channels: int, config: Config, sample_rate: int):
-        super().__init__()
+        dims, kernels = (channels, *config.dims), ((3, 7), (3, 3), (3, 3))
+        super().__init__(len(config.windows), dims, kernels, stride=(1, 2))
         self.mels = nn.ModuleList(MelSpectrogram(sample_rate, n, config.n_mels) for n in config.windows)
-        self.stacks, self.heads = nn.ModuleList(), nn.ModuleList()
-        for _ in config.windows:
-            self.stacks.append(conv_stack((channels, *config.dims), (3, 7), (1, 2), last_kernel=(3, 3)))
-            self.heads.append(conv(config.dims[-1], 1, (3, 3)))
 
-    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
-        """[b, channels, samples] -> one output per window."""
-        outputs = []
-        for mel, layers, head in zip(self.mels, self.stacks, self.heads, strict=True):
-            with torch.autocast(waveform.device.type, enabled=False):
-                bands = rearrange(mel(waveform.float()), "(b c) m t -> b c t m", b=len(waveform))
-                bands = (bands + LOG_FLOOR).log10() / 2 + 1.5  # silence is -1, loud about 1
-            features = features_of(layers, bands)
-            outputs.append(DiscriminatorOutput(head(features[-1]), features))
-        return outputs
+    def views(self, waveform: Tensor) -> list[Tensor]:
+        """[b, channels, samples] -> [b, channels, frames, bands] per window."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            bands = [rearrange(mel(waveform.float()), "(b c) m t -> b c t m", b=len(waveform)) for mel in self.mels]
+            return [(x + LOG_FLOOR).log10() / 2 + 1.5 for x in bands]  # silence is -1, loud about 1
 
 
 DISCRIMINATORS = {

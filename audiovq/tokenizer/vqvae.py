@@ -125,14 +125,14 @@ class ResidualAutoencoder(nn.Module):
         results, residuals = [], []
         total = None  # the sum of the coarser levels' residuals
         for i, feature in enumerate(features):
-            # 1. What is left: the features minus the sum of the coarser levels, at the rate of this level.
+            # 1. Take the features minus the sum of the coarser levels, at the rate of this level.
             if total is not None:
                 total = self.ups[i - 1](total)  # [b, dim, time]
             left = feature if total is None else feature - total
-            # 2. Into the space of the codebook, with channels of equal size, so that all codes are used.
+            # 2. Project into the space of the codebook, with channels of equal size, so that all codes are used.
             latents = self.projections_in[i](self.norms[i](rearrange(left, "b d t -> b t d")))
             latents = self.standardise[i](latents)  # [b, time, codebook_dim]
-            # 3. To codes, and the code vectors back into the space of the features.
+            # 3. Quantize, and project the code vectors back into the space of the features.
             quantized = quantizers[i](latents)
             residual = self.residual(quantized.vectors, i)  # [b, dim, time]
             total = residual if total is None else total + residual

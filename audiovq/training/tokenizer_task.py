@@ -29,7 +29,7 @@ class TokenizerTask(Task):
     Before the first step, statistics are taken from the first batch. Until `vq_start_step` the quantizers are
     bypassed, so that latents become worth coding; then the codebooks start by k-means.
 
-    Metrics, besides each term of the loss:
+    Metrics, in addition to the terms of the loss:
         reconstruction: the weighted sum of the reconstruction terms.
         kl_bits_per_second: KL(q(codes | waveform) | uniform codes), the sum over levels. For deterministic
             quantizers (ema, fsq) it is the raw bit rate, log2 codebook_size per code; for gumbel the divergence.
@@ -81,19 +81,19 @@ class TokenizerTask(Task):
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
         step, start = int(self.n_steps), self.stage.vq_start_step
         microbatch_size = self.stage.training.device_batch_size
-        # 1. What is taken from the data, in the first step and in the first one that quantizes.
+        # 1. Start-up from data, in the first step and in the first one that quantizes.
         if self.training and step == 0:
             initialise_statistics(self.network, batch)
         if self.training and step == start:
             initialise_codebooks(self.network, batch, microbatch_size)
-        # 2. Through the network.
+        # 2. Reconstruct.
         quantizers = self.network.quantizers()
         if step < start:
             quantizers = [Bypass(quantizer) for quantizer in quantizers]
         output = self.network(batch, quantizers, microbatch_size=microbatch_size)
         if self.training:
             self.n_steps += 1
-        # 3. Losses. Those of independent autoencoders add up, as if each were trained alone.
+        # 3. Compute the losses. Those of independent autoencoders add up, as if each were trained alone.
         per_output = [self.losses(x, batch, microbatch_size) for x in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
         # Evaluations have full weights throughout, so that their losses can be compared.
