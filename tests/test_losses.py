@@ -70,7 +70,9 @@ def test_what_is_loud_counts_in_the_convergence_and_silence_does_not_blow_it_up(
     music = sine(500)[None] + sine(1500, amplitude=0.1)[None]
     torch.manual_seed(0)
     missing, noisy = sine(500)[None], music + 1e-3 * torch.randn_like(music)
-    loss = ReconstructionLoss(LossConfig(mel=0, stft=1, spectral_convergence=1, stft_windows=(1024,), waveform_l1=0), 16000)
+    loss = ReconstructionLoss(
+        LossConfig(mel=0, stft=1, spectral_convergence=1, stft_windows=(1024,), waveform_l1=0), 16000
+    )
     without, with_noise = loss(missing, music), loss(noisy, music)
     assert without["spectral_convergence"] > 1.5 * with_noise["spectral_convergence"]
     assert without["stft"] < with_noise["stft"]
