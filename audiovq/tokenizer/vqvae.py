@@ -156,9 +156,7 @@ class ResidualAutoencoder(nn.Module):
 
 
 def random_prefixes(residuals: list[Tensor], probability: float) -> list[Tensor]:
-    """With `probability`, an item has only a random prefix of its levels; the others are set to zero (quantizer dropout,
-    SoundStream, arXiv:2107.03312, section III-C).
-    """
+    """With `probability`, set all but a random prefix of an item's levels to 0 (arXiv:2107.03312, section III-C)."""
     n, batch, device = len(residuals), len(residuals[0]), residuals[0].device
     prefix = 1 + (rng.rand_per_item(batch, device) * (n - 1)).long()  # int64 [b] in 1 … n - 1
     n_left = torch.where(rng.rand_per_item(batch, device) < probability, prefix, n)
