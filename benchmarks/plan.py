@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -22,19 +21,17 @@ from accelerate import Accelerator
 
 from audiovq.data.tracks import scan
 from audiovq.planning.cost import count_pass
-from audiovq.planning.estimate import Planner
-from audiovq.planning.rehearsal import rehearse
+from audiovq.planning.estimate import Planner, Stage
+from audiovq.planning.rehearsal import measure
 from audiovq.recipe import Recipe, load_recipe
 from audiovq.training.loop import Training
 
 STEPS = 5
 
 
-def stages(recipe: Recipe) -> list[tuple[str, Any, Any]]:
+def planned_stage(recipe: Recipe, number: int) -> Stage:
     planner = Planner(recipe, scan(Path(recipe.data.folder), recipe.data), None, 1)
-    levels = range(recipe.tokenizer.model.n_levels)
-    priors = [(f"prior-{i}", planner.prior(i), recipe.prior(i).training) for i in levels]
-    return [("tokenizer", planner.tokenizer, recipe.tokenizer.training), *priors]
+    return planner.training_stages()[number]
 
 
 def peak() -> int:
@@ -43,10 +40,11 @@ def peak() -> int:
 
 def time_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
     """Planned and real seconds of a step."""
-    name, build, config = stages(recipe)[number]
-    planned = rehearse(build, config, bf16=False, clock=time.process_time).seconds
+    stage = planned_stage(recipe, number)
+    name, config = stage.title, stage.config
+    planned = measure(stage.build_here, config, bf16=False, clock=time.process_time).seconds
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator())
+        training = Training(stage.build_here(config), name, Path(folder), config, 0, 0, Accelerator())
         times = []
         for step, batch in enumerate(training.batches("train", 0, STEPS)):
             began = time.process_time()
@@ -57,12 +55,13 @@ def time_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
 
 def memory_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
     """Counted and real bytes of a training."""
-    name, build, config = stages(recipe)[number]
-    counted = count_pass(lambda mode: build(config, mode), config, config.batch_size, bf16=False)
+    stage = planned_stage(recipe, number)
+    name, config = stage.title, stage.config
+    counted = count_pass(lambda mode: stage.build(config, mode), config, config.batch_size, bf16=False)
     torch.fft.rfft(torch.zeros(4096))  # libraries are loaded
     before = peak()
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(build(config), name, Path(folder), config, 0, 0, Accelerator())
+        training = Training(stage.build_here(config), name, Path(folder), config, 0, 0, Accelerator())
         for step, batch in enumerate(training.batches("train", 0, 2)):
             training.step(step, batch)
     return name, counted.memory, peak() - before
@@ -77,7 +76,7 @@ def main(name: str, data: str | None, overrides: tuple[str, ...], n: int | None)
     """Planned against real, a line a stage."""
     recipe = load_recipe(name, data, overrides)
     context = multiprocessing.get_context("spawn")
-    for number in range(1 + recipe.tokenizer.model.n_levels)[:n]:
+    for number in range(1 + (recipe.decoder_tuning is not None) + recipe.n_priors)[:n]:
         with context.Pool(1) as pool:
             title, planned, took = pool.apply(time_of, (recipe, number))
         with context.Pool(1) as pool:

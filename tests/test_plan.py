@@ -17,7 +17,7 @@ from audiovq.data.shards import Shards
 from audiovq.data.tracks import scan
 from audiovq.planning.cost import Count, Device, count_pass
 from audiovq.planning.estimate import make_plan, parse_device, plan_lines
-from audiovq.planning.rehearsal import pretended
+from audiovq.planning.rehearsal import random_shards
 from audiovq.recipe import Recipe, load_recipe
 from audiovq.training.loop import Training
 from audiovq.training.prior_task import PriorTask
@@ -27,7 +27,7 @@ from audiovq.training.tokenizer_task import TokenizerTask
 
 def tasks(recipe: Recipe) -> dict[str, Task]:
     found = scan(Path(recipe.data.folder), recipe.data)
-    shards = pretended(found, recipe.tokenizer.model, False)
+    shards = random_shards(found, recipe.tokenizer.model, False)
     return {
         "tokenizer": TokenizerTask(recipe.tokenizer, recipe.data, found, 0),
         "prior": PriorTask(recipe.prior(1), shards, 1, 0),
@@ -55,8 +55,8 @@ def test_counted_without_content_is_what_really_happens(tiny_recipe: Path, name:
     real = really(tasks(recipe)[name], 3)
     config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
     cost = count_pass(lambda mode: tasks(recipe)[name], config, 3, bf16=False)
-    assert cost.flops == real.flops > 0
-    assert cost.moved == pytest.approx(real.moved, rel=0.02)
+    assert cost.work.flops == real.work.flops > 0
+    assert cost.work.traffic == pytest.approx(real.work.traffic, rel=0.02)
     assert cost.activations == pytest.approx(real.peak, rel=0.02)
     assert real.live < 0.01 * real.peak  # what is not needed any more is let go of
     network = tasks(recipe)[name].network
@@ -69,10 +69,10 @@ def test_a_layer_counted_by_hand() -> None:
     layer, x = torch.nn.Linear(7, 11, bias=False), torch.randn(5, 7)
     with Count() as count:
         layer(x).square().mean().backward()
-    assert count.flops == 2 * 2 * 5 * 7 * 11
+    assert count.work.flops == 2 * 2 * 5 * 7 * 11
     with FlopCounterMode(display=False) as theirs:
         layer(x).square().mean().backward()
-    assert theirs.get_total_flops() == count.flops
+    assert theirs.get_total_flops() == count.work.flops
     live = 4 * 5 * 11  # the layer's output, kept for the square's gradient
     assert live <= count.peak <= 4 * live + 2 * 4 * 7 * 11
 
@@ -81,7 +81,7 @@ def test_a_depthwise_convolution_is_counted_by_its_groups() -> None:
     layer, x = torch.nn.Conv1d(16, 16, 7, padding=3, groups=16), torch.randn(2, 16, 50, requires_grad=True)
     with Count() as count:
         layer(x).sum().backward()
-    assert count.flops == 3 * (2 * 2 * 16 * 50 * 7)
+    assert count.work.flops == 3 * (2 * 2 * 16 * 50 * 7)
 
 
 def test_attention_with_fewer_keys_is_counted() -> None:
@@ -89,13 +89,13 @@ def test_attention_with_fewer_keys_is_counted() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
         torch.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True).sum().backward()
     forward = 2 * 2 * (2 * 4 * 8 * 8 * 16)
-    assert count.flops == pytest.approx(forward * (1 + 2.5))
+    assert count.work.flops == pytest.approx(forward * (1 + 2.5))
 
 
 def test_fewer_at_once_take_less_memory_and_the_same_arithmetic(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe))
     one, four = (count_pass(lambda mode: tasks(recipe)["prior"], recipe.prior(1).training, n, False) for n in (1, 4))
-    assert four.flops == 4 * one.flops
+    assert four.work.flops == 4 * one.work.flops
     assert one.activations < four.activations < 4.1 * one.activations
 
 
@@ -183,9 +183,9 @@ def test_the_command_says_why_and_gives_json(tiny_recipe: Path, tmp_path: Path) 
         "on 2 × 100 TFLOPS",
         "fits; ",
         "weights",
-        "TFLOP and",
+        "TFLOP for a pass",
         "assumed: ",
-        "unmeasured on a GPU",
+        "not checked on a GPU",
         "together: ",
     ):
         assert words in result.output, words
@@ -202,6 +202,14 @@ def test_what_does_not_fit_is_made_to_fit(tiny_recipe: Path) -> None:
     assert found["passes"] == -(-64 // found["device_batch_size"]) > 1
     assert found["memory_bytes_then"] <= 0.9 * tight["memory_bytes"]
     assert any(f"set priors.0.training.device_batch_size to {found['device_batch_size']}: {found['passes']} passes" in line for line in plan_lines(tight))  # fmt: skip
+
+
+def test_a_pretrained_tokenizer_is_not_trained(tiny_recipe: Path, tiny_run: Path) -> None:
+    pretrained = (f"tokenizer={{from_pretrained: {tiny_run}}}", f"priors=[{{from_pretrained: {tiny_run}}}]")
+    recipe = load_recipe(str(tiny_recipe), overrides=pretrained)
+    stages = make_plan(recipe, Device())["stages"]
+    assert [each["stage"] for each in stages] == ["codes", "prior-0", "prior-1", "prior-2"]
+    assert stages[2]["parameters"] == sum(p.numel() for p in tasks(load_recipe(str(tiny_recipe)))["prior"].parameters())
 
 
 def test_wrong_sizes_and_no_music(tiny_recipe: Path) -> None:

@@ -1,22 +1,22 @@
-"""What a training step costs, counted operation by operation: arithmetic, bytes moved, and bytes that live at once.
+"""The cost of a training step, counted operation by operation: arithmetic, memory traffic, and memory in use.
 
-Counted on fake tensors, which have shapes but no content, nothing is computed or allocated: a laptop counts what a
-cluster will do. Counted on real tensors the figures are the same.
+On fake tensors, which have shapes but no values, nothing is computed or allocated, so that a laptop can count what a
+cluster will do. Real tensors give the same counts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,25 +25,25 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from audiovq.recipe import PriorTrainingConfig, TrainingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
-from audiovq.training.task import Task
 from audiovq.training.optimizer import make_optimizer
+from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
 
 aten = torch.ops.aten
-Work = Counter[tuple[int, int, bool]]
-STEPS_SEEN = 2**40  # beyond everything that happens but once
+MANY_STEPS = 2**40
+
+# --- arithmetic of an operation -----------------------------------------------------------------------------------
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any, out_val: Any = None) -> int:
-    """As much as the forward pass, for each of input and weight. torch's own formula forgets the groups, and counts a
-    depthwise convolution as a full one."""
+    """A forward pass each for the gradients of input and weight. (torch's formula ignores groups.)"""
     transposed, wanted = rest[4], rest[-1]
     once = conv_flop_count(list(x.shape), list(weight.shape), list(gradient.shape), transposed=transposed)
     return once * (int(wanted[0]) + int(wanted[1]))
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, out_val: Any = None, **more: Any) -> int:
-    """Keys and values may have fewer heads; each query head meets some."""
+    """Keys and values, [batch, heads, time, dim], may have fewer heads than queries."""
     return sdpa_flop_count(q.shape, (*q.shape[:2], *k.shape[2:]), (*q.shape[:2], *v.shape[2:]))
 
 
@@ -54,30 +54,44 @@ def _attention_backward(
     return sdpa_backward_flop_count(gradient.shape, q.shape, (*heads, *k.shape[2:]), (*heads, *v.shape[2:]))
 
 
-# What torch's table of arithmetic lacks is attention on a CPU.
-ARITHMETIC: dict[Any, Callable[..., int]] = {
+# torch's formulas, and those for attention on a CPU, which it lacks.
+FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
+# --- counting -------------------------------------------------------------------------------------
+
+
+class Work(Counter[tuple[int, int, bool]]):
+    """How often there was an operation of so many (flops, bytes), and whether its arithmetic was in float32."""
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of matrix products, convolutions and attention."""
+        return sum(n * flops for (flops, _, _), n in self.items())
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that the operations read and write."""
+        return sum(n * moved for (_, moved, _), n in self.items())
+
 
 class Count(TorchDispatchMode):
-    """Within `with`, counts what is computed.
+    """Within `with`, counts all operations.
 
     Attributes:
-        flops: multiplications and additions of matrix products, convolutions and attention.
-        moved: bytes that operations read and write, each by itself.
-        live, peak: bytes of tensors that were made within, now and at most.
-        work: how often there was an operation of so many (flops, bytes), and whether its arithmetic was in float32.
+        work: the operations.
+        live, peak: bytes of tensors that were made here, now and at most.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.moved = self.live = self.peak = 0
-        self.work: Work = Counter()
-        self.known = WeakIdKeyDictionary()
+        self.work = Work()
+        self.live = self.peak = 0
+        self.known = WeakIdKeyDictionary()  # storages
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -85,120 +99,130 @@ class Count(TorchDispatchMode):
             return func(*args, **kwargs)
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         for tensor in inputs:
-            self.known.setdefault(tensor.untyped_storage(), 0)  # what was there before is not counted
-        out = _codes_counted(args, kwargs) if func is aten.bincount.default else func(*args, **kwargs)
+            self.known.setdefault(tensor.untyped_storage(), 0)  # made before, so it does not count
+        out = _bincount(args, kwargs) if func is aten.bincount.default else func(*args, **kwargs)
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         for tensor in outputs:
-            self._hold(tensor.untyped_storage())
+            self._add(tensor.untyped_storage())
         if not func.is_view:
-            formula = ARITHMETIC.get(func._overloadpacket)
+            formula = FORMULAS.get(func._overloadpacket)
             flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
-            moved = sum(_bytes(tensor) for tensor in (*inputs, *outputs))
-            self.flops, self.moved = self.flops + flops, self.moved + moved
-            numbers = {x.dtype for x in inputs if x.is_floating_point()}
-            self.work[flops, moved, bool(flops) and numbers == {torch.float32}] += 1
+            traffic = sum(_n_bytes(tensor) for tensor in (*inputs, *outputs))
+            dtypes = {x.dtype for x in inputs if x.is_floating_point()}
+            self.work[flops, traffic, bool(flops) and dtypes == {torch.float32}] += 1
         return out
 
-    def _hold(self, storage: Any) -> None:
-        if storage in self.known:
-            return
-        n = storage.nbytes()
-        self.known[storage] = n
-        self.live += n
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, n)
+    def _add(self, storage: Any) -> None:
+        if storage not in self.known:
+            n = storage.nbytes()
+            self.known[storage] = n
+            self.live += n
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._remove, n)
 
-    def _free(self, n: int) -> None:
+    def _remove(self, n: int) -> None:
         self.live -= n
 
 
-def _codes_counted(args: Any, kwargs: Any) -> Tensor:
-    """Of a fake tensor nobody knows the largest code, but it is below `minlength`."""
+def _bincount(args: Any, kwargs: Any) -> Tensor:
+    """The size of the result depends on values, which fake tensors lack; codes are all below `minlength`."""
     if isinstance(args[0], FakeTensor):
         return args[0].new_empty(args[2] if len(args) > 2 else kwargs["minlength"])
     return torch.bincount(*args, **kwargs)
 
 
-def _bytes(tensor: Tensor) -> int:
+def _n_bytes(tensor: Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one pass (forward and backward) over so many examples, and of what is in memory besides."""
+    """The cost of one forward and backward pass of a device over some examples; memory in bytes."""
 
     examples: int
-    parameters: int  # that learn
-    weights: int  # bytes, with all that is saved beside them
-    moments: int
-    averages: int
-    gradients: int
-    gathered: int  # blocks of weights that are brought together while they are used
-    activations: int  # and all else that lives during a pass, at most
-    flops: int
-    moved: int
-    work: Work = field(repr=False)
+    parameters: int  # trainable ones
+    weights: int = 0  # with buffers and all else in a checkpoint
+    moments: int = 0
+    averages: int = 0
+    gradients: int = 0
+    gathered: int = 0  # sharded weights that are whole while they are used
+    activations: int = 0  # and other tensors of a pass, at most
+    work: Work = field(default_factory=Work, repr=False)
 
     @property
     def memory(self) -> int:
-        """Bytes at most."""
         return self.weights + self.moments + self.averages + self.gradients + self.gathered + self.activations
-
-    @property
-    def n_operations(self) -> int:
-        return sum(self.work.values())
 
 
 def count_pass(
-    build: Callable[[FakeTensorMode], Task], config: TrainingConfig, n: int, bf16: bool, n_devices: int = 1
+    build: Callable[[AbstractContextManager[Any]], Task],
+    config: TrainingConfig,
+    n: int,
+    bf16: bool,
+    n_devices: int = 1,
 ) -> Cost:
     """Count one pass of a device over `n` examples.
 
     Args:
-        build: makes the task; within the mode, weights get no content.
-        n_devices: with `sharded` each has its part of everything.
+        build: makes the task. It may do so within the given mode, in which tensors take no memory.
+        n_devices: with `sharded`, each has its share of weights, moments, averages and gradients.
     """
-    sharded = isinstance(config, PriorTrainingConfig) and config.sharded and n_devices > 1
+    is_sharded = isinstance(config, PriorTrainingConfig) and config.sharded and n_devices > 1
+    share = n_devices if is_sharded else 1
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     task = build(mode).train()
     example = task.dataset("train")[0]
+    weights = sum(_n_bytes(tensor) for tensor in task.state_dict().values())
     with mode:
         batch = _batch_like(example, n)
-    weights = sum(t.numel() * t.element_size() for t in task.state_dict().values())
-    # Weights that are shared out arrive in bfloat16, and their gradients leave so.
-    _without_content(task, mode, torch.bfloat16 if sharded and bf16 else None)
-    if isinstance(config, PriorTrainingConfig):
-        task.recompute_activations(config.activation_checkpointing)  # type: ignore[operator]
+        if not isinstance(next(task.parameters()), FakeTensor):
+            task.to_empty(device="cpu")  # real tensors become fake ones
+        skip_start_up(task)
     learning = [p for part in task.parts(config) for p in part.network.parameters() if p.requires_grad]
-    size = sum(p.numel() for p in learning)
+    n_weights = sum(p.numel() for p in learning)
+    # Muon has one moment for each weight of its matrices, AdamW has two.
     groups = [group for part in task.parts(config) for group in make_optimizer(part.network, part.config).param_groups]
     moments = sum((4 if group.get("orthogonal") else 8) * p.numel() for group in groups for p in group["params"])
-    share = n_devices if sharded else 1
-    for parameter in learning:  # they are accounted for apart
+    gathered = 0
+    if isinstance(config, PriorTrainingConfig):
+        task.recompute_activations(config.activation_checkpointing)  # type: ignore[operator]
+    if is_sharded:
+        gathered = _gathered_bytes(task, n_weights, bf16)
+        if bf16:  # sharded weights are gathered in bfloat16, and so are their gradients
+            for parameter in task.parameters():
+                parameter.data = parameter.data.bfloat16()
+    for parameter in learning:  # gradients are counted above
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with warnings.catch_warnings(), mode, Count() as count, _autocast(bf16):
-        warnings.simplefilter("ignore")  # of what is slow, which a plan counts
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    with warnings.catch_warnings(), mode, Count() as count, autocast:
+        warnings.simplefilter("ignore")  # about slow operations
         loss, _ = task(batch)
         loss.backward()
         del loss, _
     return Cost(
-        n, size, -(-weights // share), -(-moments // share), -(-4 * size // share) if config.ema_decay else 0,
-        -(-4 * size // share), _gathered(task, learning, bf16) if sharded else 0, count.peak, count.flops, count.moved,
-        count.work,
-    )  # fmt: skip
+        examples=n,
+        parameters=n_weights,
+        weights=-(-weights // share),
+        moments=-(-moments // share),
+        averages=-(-4 * n_weights // share) if config.ema_decay else 0,
+        gradients=-(-4 * n_weights // share),
+        gathered=gathered,
+        activations=count.peak,
+        work=count.work,
+    )
 
 
-def _gathered(task: Task, learning: list[nn.Parameter], bf16: bool) -> int:
-    """Two blocks whole, the one at work and the next, what is in no block, and one block's gradients in float32."""
+def skip_start_up(task: Task) -> None:
+    """Set the step count of a tokenizer so high that all that happens once, such as k-means, is over."""
+    if isinstance(task, TokenizerTask):
+        task.n_steps = torch.tensor(MANY_STEPS, device=task.n_steps.device)
+
+
+def _gathered_bytes(task: Task, n_weights: int, bf16: bool) -> int:
+    """Two whole blocks, all weights outside of blocks, and one block's gradients in float32."""
     blocks = [sum(p.numel() for p in block.parameters()) for block in task.blocks()]
-    rest = sum(p.numel() for p in learning) - sum(blocks)
-    return (2 if bf16 else 4) * (2 * max(blocks, default=0) + rest) + 4 * max(blocks, default=0)
-
-
-@contextlib.contextmanager
-def _autocast(bf16: bool) -> Iterator[None]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        yield
+    largest, rest = max(blocks, default=0), n_weights - sum(blocks)
+    return (2 if bf16 else 4) * (2 * largest + rest) + 4 * largest
 
 
 def _batch_like(example: Any, n: int) -> Any:
@@ -207,64 +231,43 @@ def _batch_like(example: Any, n: int) -> Any:
     return {key: _batch_like(value, n) for key, value in example.items()}
 
 
-def _without_content(task: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> None:
-    """Replace all weights (as `dtype`, if given) and buffers by fake ones; where a step asks for the count of steps, it gets a plain number."""
-    known: dict[int, Any] = {}
+def count_encoding(model: VQVAEConfig, seconds: float) -> Cost:
+    """Count what an encoder does for so many seconds of music."""
+    mode, network = FakeTensorMode(allow_non_fake_inputs=True), VQVAE(model).eval()
+    weights = sum(_n_bytes(tensor) for tensor in network.state_dict().values())
+    hop = model.hop_lengths[0]
+    n_samples = max(1, int(seconds * model.sample_rate) // hop) * hop
+    with mode:
+        network.to_empty(device="cpu")
+    with mode, Count() as count, torch.no_grad():
+        network.encode(torch.zeros(1, model.channels, n_samples))
+    return Cost(examples=1, parameters=0, weights=weights, activations=count.peak, work=count.work)
 
-    def fake(tensor: Tensor, learns: bool | None = None) -> Any:
-        if id(tensor) not in known:
-            made = tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor.detach())
-            known[id(tensor)] = (
-                made if learns is None else nn.Parameter(made.detach().to(dtype or made.dtype), requires_grad=learns)
-            )
-        return known[id(tensor)]
 
-    for module in task.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = fake(parameter, parameter.requires_grad)
-        for name, buffer in list(module._buffers.items()):
-            if name == "n_steps" and buffer is not None and isinstance(module, TokenizerTask):
-                del module._buffers[name]
-                module.n_steps = cast(Any, STEPS_SEEN)
-            elif buffer is not None:
-                module._buffers[name] = fake(buffer)
+# --- prediction -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Device:
-    """A machine that is not here. Defaults: an A100 with 80 GB, from its data sheet; the shares are assumptions."""
+    """A GPU that is not here. The defaults are an A100 with 80 GB, from its data sheet; the shares are assumptions."""
 
     memory: float = 80e9  # bytes
     tflops: float = 312.0  # dense bfloat16
     float32: float = 1 / 16  # of them for matrix products in float32
-    bandwidth: float = 2.0  # terabytes a second
+    bandwidth: float = 2.0  # terabytes per second
     used_tflops: float = 0.5  # share of them that a large matrix product reaches
     used_bandwidth: float = 0.7
     launch: float = 10e-6  # seconds that an operation takes at least
-    usable: float = 0.9  # of the memory; the rest goes to the driver and to gaps
+    usable: float = 0.9  # of the memory; the driver and fragmentation take the rest
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.bandwidth * 1e12 * self.used_bandwidth
 
     def seconds(self, work: Work) -> float:
-        """Each operation takes what its arithmetic, its traffic or its start takes, whichever is longest."""
-        return math.fsum(n * max(times) for n, times in self._times(work))
-
-    def alone(self, work: Work) -> list[float]:
-        """Seconds that all arithmetic, all traffic and all starting would take, if nothing else took any."""
-        rows = list(self._times(work))
-        return [math.fsum(n * times[i] for n, times in rows) for i in range(3)]
-
-    def _times(self, work: Work) -> Iterator[tuple[int, tuple[float, float, float]]]:
-        arithmetic, traffic = self.tflops * 1e12 * self.used_tflops, self.bandwidth * 1e12 * self.used_bandwidth
-        for (flops, moved, wide), n in work.items():
-            yield n, (flops / arithmetic / (self.float32 if wide else 1), moved / traffic, self.launch)
-
-
-def count_encoding(model: VQVAEConfig, seconds: float) -> Cost:
-    """Count what an encoder does with so many seconds of music."""
-    mode, network = FakeTensorMode(allow_non_fake_inputs=True), VQVAE(model).eval()
-    weights = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    _without_content(network, mode)
-    hop = model.hop_lengths[0]
-    with mode, Count() as count, torch.no_grad():
-        network.encode(torch.zeros(1, model.channels, max(1, int(seconds * model.sample_rate) // hop) * hop))
-    return Cost(1, 0, weights, 0, 0, 0, 0, count.peak, count.flops, count.moved, count.work)
+        """Each operation takes as long as its arithmetic, its traffic or its start, whichever is longest."""
+        rate = self.tflops * 1e12 * self.used_tflops
+        return math.fsum(
+            n * max(flops / (rate * self.float32 if is_float32 else rate), moved / self.bytes_per_second, self.launch)
+            for (flops, moved, is_float32), n in work.items()
+        )

@@ -1,296 +1,339 @@
-"""What a recipe would take, stage by stage: memory, hours and disk. It trains nothing.
+"""Estimates what a recipe takes, stage by stage: memory, hours and disk. It trains nothing.
 
-On the device at hand steps are timed; for GPUs that are not here they are predicted from what is counted. Either way the
-memory is counted (see `training/cost.py`), and every figure comes with its reasoning.
+Memory is counted (see `cost`). Time is measured on this machine's device, or predicted for GPUs that are not here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from audiovq.data.tracks import Scan, scan
 from audiovq.planning.cost import Cost, Device, count_encoding, count_pass
-from audiovq.planning.rehearsal import encode_seconds, pretended, rehearse
+from audiovq.planning.rehearsal import Measured, measure, measure_encoding, random_shards
+from audiovq.pretrained.adopt import adopt_pretrained
 from audiovq.recipe import Recipe, TrainingConfig
 from audiovq.tokenizer.streaming import CHUNK_SECONDS
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
-from audiovq.training.task import Task
 from audiovq.training.prior_task import PriorTask
+from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
 from audiovq.utils.progress import say
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-STEP_BYTES = 40  # that clipping and AdamW move for each weight
-EVALUATION = 1 / 3  # of a step: it has no backward pass
+UPDATE_BYTES = 40  # memory traffic of clipping and AdamW for each weight
+EVALUATION = 1 / 3  # of the time of a step, which has a backward pass, too
+MEMORY_PARTS = ("weights", "moments", "averages", "gradients", "gathered", "activations")
 
 
 def parse_device(
-    gpus: int | None = None, device_memory: str | None = None, device_tflops: float | None = None,
-    device_bandwidth: float | None = None, utilisation: float | None = None,
-) -> tuple[Device | None, int]:  # fmt: skip
-    """The options of `audiovq plan`: a device that is not here and how many of it; None is the one at hand.
+    gpus: int | None = None,
+    device_memory: str | None = None,
+    device_tflops: float | None = None,
+    device_bandwidth: float | None = None,
+    utilisation: float | None = None,
+) -> tuple[Device | None, int]:
+    """A GPU that is not here and their number, from the options of `audiovq plan`; None is this machine's device.
 
     Raises:
-        ValueError: a size that is none.
+        ValueError: `device_memory` is not a size.
     """
-    given = {"tflops": device_tflops, "bandwidth": device_bandwidth, "used_tflops": utilisation}
+    options = {"tflops": device_tflops, "bandwidth": device_bandwidth, "used_tflops": utilisation}
     if device_memory is not None:
-        found = re.fullmatch(r"([\d.]+)\s*([KMGT]?I?B?)", device_memory.strip().upper())
-        if not found or found[2] not in UNITS or not found[1].replace(".", "", 1).isdigit():
+        found = re.fullmatch(r"(\d+\.?\d*)\s*([KMGT]?I?B?)", device_memory.strip().upper())
+        if not found or found[2] not in UNITS:
             raise ValueError(f"--device-memory {device_memory}: expected a size such as 80GB or 24GiB")
-        given["memory"] = float(found[1]) * UNITS[found[2]]
-    given = {name: value for name, value in given.items() if value is not None}
+        options["memory"] = float(found[1]) * UNITS[found[2]]
+    given = {name: value for name, value in options.items() if value is not None}
     return (replace(Device(), **given) if given or gpus else None), gpus or 1
 
 
 def make_plan(recipe: Recipe, device: Device | None = None, n_devices: int = 1) -> dict[str, Any]:
-    """The plan as plain values; see `plan_lines`.
+    """The estimate as plain values, which `plan_lines` prints.
 
     Args:
-        device: None measures here.
+        device: a GPU that is not here; None: this machine's device.
     Raises:
         ValueError: no music, or a batch that is too small for so many devices.
     """
     if not recipe.data.folder:
         raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
+    recipe = adopt_pretrained(recipe)
     planner = Planner(recipe, scan(Path(recipe.data.folder), recipe.data), device, n_devices)
-    stages = planner.stages()
+    trained = [planner.plan_training(stage) for stage in planner.training_stages()]
+    n = len(trained) - recipe.n_priors  # the codes come before the priors
+    stages = [*trained[:n], planner.plan_codes(), *trained[n:]]
     hours = [stage["hours"] for stage in stages]
     return {
-        "recipe": recipe.name, "devices": n_devices, "device": planner.device_name, "memory_bytes": planner.memory,
-        "bf16": planner.bf16, "music_hours": planner.scan.report()["hours"], "stages": stages,
-        "hours": None if None in hours else sum(hours), "fits": all(stage["fits"] for stage in stages),
-        "disk_bytes": sum(stage["disk_bytes"] for stage in stages), "assumptions": planner.assumptions(),
-    }  # fmt: skip
+        "recipe": recipe.name,
+        "devices": n_devices,
+        "device": planner.device_name,
+        "memory_bytes": planner.memory,
+        "bf16": planner.bf16,
+        "music_hours": planner.scan.report()["hours"],
+        "stages": stages,
+        "hours": None if None in hours else sum(hours),
+        "fits": all(stage["fits"] for stage in stages),
+        "disk_bytes": sum(stage["disk_bytes"] for stage in stages),
+        "assumptions": planner.assumptions(),
+    }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a recipe that trains a network."""
+
+    title: str
+    key: str  # of its training settings in the recipe
+    config: TrainingConfig
+    codes_per_step: float
+    n_waveforms: int  # that the run writes for each sample
+    # Makes the task for a variant of `config`, within a mode in which tensors take no memory, if possible.
+    build: Callable[[TrainingConfig, AbstractContextManager[Any]], Task]
+
+    def build_here(self, config: TrainingConfig) -> Task:
+        return self.build(config, contextlib.nullcontext())
 
 
 class Planner:
     """One recipe on one kind of device."""
 
-    def __init__(self, recipe: Recipe, found: Scan, device: Device | None, n_devices: int):
-        self.recipe, self.scan, self.device, self.n_devices = recipe, found, device, n_devices
+    def __init__(self, recipe: Recipe, scan: Scan, device: Device | None, n_devices: int):
+        self.recipe, self.scan, self.device, self.n_devices = recipe, scan, device, n_devices
         self.bf16 = use_bf16(recipe) if device is None else recipe.precision != "fp32"
-        if device is None:
-            cuda = torch.cuda.is_available()
-            self.here = torch.device("cuda" if cuda else "cpu")
-            self.device_name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-            ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            self.memory = float(torch.cuda.get_device_properties(0).total_memory if cuda else ram)
-        else:
+        self.with_chroma = any(stage.model.extra_inputs["chroma"] for stage in recipe.priors)
+        if device is not None:
             self.device_name = f"{device.tflops:g} TFLOPS, {device.bandwidth:g} TB/s (not here)"
             self.memory = device.memory
+        elif torch.cuda.is_available():
+            self.device_name = torch.cuda.get_device_name()
+            self.memory = float(torch.cuda.get_device_properties(0).total_memory)
+        else:
+            self.device_name = f"CPU, {torch.get_num_threads()} threads"
+            self.memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
-    def stages(self) -> list[dict[str, Any]]:
-        recipe = self.recipe
-        found = [self.training("tokenizer", self.tokenizer, recipe.tokenizer.training)]
-        if recipe.decoder_tuning:
-            found.append(self.training("decoder", self.decoder, recipe.decoder_tuning.training))
-        found.append(self.codes())
-        for level in range(recipe.n_priors):
-            found.append(self.training(f"prior-{level}", self.prior(level), recipe.prior(level).training))
-        return found
+    # --- stages -----------------------------------------------------------------------------------
 
-    # --- the tasks, for any batch size --------------------------------------------------------------------------------
+    def training_stages(self) -> list[Stage]:
+        stages = [] if self.recipe.tokenizer.from_pretrained else [self._tokenizer_stage()]
+        stages += [self._decoder_stage()] if self.recipe.decoder_tuning else []
+        return stages + [self._prior_stage(level) for level in range(self.recipe.n_priors)]
 
-    def tokenizer(self, config: TrainingConfig, mode: FakeTensorMode | None = None) -> Task:
-        stage = self.recipe.tokenizer.model_copy(update={"training": config})
-        return TokenizerTask(stage, self.recipe.data, self.scan, self.recipe.seed)
+    def _tokenizer_stage(self) -> Stage:
+        recipe, stage = self.recipe, self.recipe.tokenizer
 
-    def decoder(self, config: TrainingConfig, mode: FakeTensorMode | None = None) -> Task:
-        assert self.recipe.decoder_tuning is not None
-        stage, tokenizer = self.recipe.decoder_tuning, self.recipe.tokenizer
-        network = VQVAE(tokenizer.model)
-        return DecoderTask(stage, tokenizer, self.recipe.data, self.scan, network, self.recipe.seed)
+        def build(config: TrainingConfig, mode: AbstractContextManager[Any]) -> Task:
+            changed = stage.model_copy(update={"training": config})
+            return TokenizerTask(changed, recipe.data, self.scan, recipe.seed)
 
-    def prior(self, level: int) -> Callable[..., Task]:
-        stage, model = self.recipe.prior(level), self.recipe.tokenizer.model
-        shards = pretended(self.scan.only(self.recipe.codes.only), model, stage.model.extra_inputs["chroma"])
+        n_waveforms = 1 + stage.model.n_levels
+        return Stage("tokenizer", "tokenizer.training", stage.training, self._codes(stage.training), n_waveforms, build)
 
-        def build(config: TrainingConfig, mode: FakeTensorMode | None = None) -> Task:
-            if mode is None:
-                return PriorTask(stage, shards, level, self.recipe.seed)
+    def _decoder_stage(self) -> Stage:
+        recipe, stage = self.recipe, self.recipe.decoder_tuning
+        assert stage is not None
+
+        def build(config: TrainingConfig, mode: AbstractContextManager[Any]) -> Task:
+            network = VQVAE(recipe.tokenizer.model)
+            return DecoderTask(stage, recipe.tokenizer, recipe.data, self.scan, network, recipe.seed)
+
+        n_waveforms, key = 1 + recipe.tokenizer.model.n_levels, "decoder_tuning.training"
+        return Stage("decoder", key, stage.training, self._codes(stage.training), n_waveforms, build)
+
+    def _prior_stage(self, level: int) -> Stage:
+        recipe, stage = self.recipe, self.recipe.prior(level)
+        shards = random_shards(self.scan.only(recipe.codes.only), recipe.tokenizer.model, self.with_chroma)
+
+        def build(config: TrainingConfig, mode: AbstractContextManager[Any]) -> Task:
             with mode:
-                return PriorTask(stage, shards, level, self.recipe.seed)
+                return PriorTask(stage, shards, level, recipe.seed)
 
-        return build
+        codes = stage.training.batch_size * stage.model.transformer.context
+        return Stage(f"prior-{level}", f"{recipe.prior_key(level)}.training", stage.training, codes, 1, build)
 
-    # --- the stages ---------------------------------------------------------------------------------------------------
+    def _codes(self, config: TrainingConfig) -> float:
+        """Codes of all levels in a batch of crops."""
+        stage = self.recipe.tokenizer
+        return config.batch_size * sum(stage.crop_samples / hop for hop in stage.model.hop_lengths)
 
-    def training(self, title: str, build: Callable[..., Task], config: TrainingConfig) -> dict[str, Any]:
-        say(f"plan: {title}")
-        share = BatchSplit(config.batch_size, None, 0, self.n_devices).largest_share
-        at_once = min(config.device_batch_size or share, share)
-        whole = title == "tokenizer"  # it has its share as a whole in memory and goes through it in pieces
+    # --- estimates --------------------------------------------------------------------------------
 
-        def count(at_once: int) -> Cost:
-            small = config.model_copy(update={"device_batch_size": at_once})
-            n = share if whole else at_once
-            return count_pass(lambda mode: build(small, mode), small, n, self.bf16, self.n_devices)
-
+    def plan_training(self, stage: Stage) -> dict[str, Any]:
+        """Memory, hours and disk of a stage. If it does not fit, also of the largest micro-batch that does."""
+        say(f"plan: {stage.title}")
+        config = stage.config
         usable = (self.device or Device()).usable * self.memory
-        cost = asked = count(at_once)
-        while cost.memory > usable and at_once > 1:
-            at_once = -(-at_once // 2)
-            cost = count(at_once)
-        passes = BatchSplit(config.batch_size, at_once, 0, self.n_devices).n_microbatches
-        seconds, measured = self.seconds(build, config, cost, at_once, 1 if whole else passes)
-        evaluation = config.evaluate_batches / config.evaluate_steps * EVALUATION
-        hours = None if seconds is None else config.steps * seconds * (1 + evaluation) / 3600
-        codes = self.codes_a_step(title, config)
+        share = BatchSplit(config.batch_size, None, 0, self.n_devices).largest_share
+        size = min(config.device_batch_size or share, share)
+        cost = first = self._count(stage, size, share)
+        while cost.memory > usable and size > 1:
+            size = -(-size // 2)
+            cost = self._count(stage, size, share)
+        n_passes = BatchSplit(config.batch_size, size, 0, self.n_devices).n_microbatches
+        seconds, measured = self._step_seconds(stage, cost, size, share, usable)
+        # Evaluation takes a share of the time of training.
+        evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps
         return {
-            "stage": title, "key": self.key(title), "fits": asked.memory <= usable, "memory_bytes": asked.memory, "parameters": cost.parameters,
-            "memory_parts": {name: getattr(asked, name) for name in PARTS}, "device_batch_size": at_once,
-            "fits_then": cost.memory <= usable, "memory_bytes_then": cost.memory, "passes": passes,
-            "examples_a_step": config.batch_size, "examples_a_pass": cost.examples, "tflop_a_pass": cost.flops / 1e12, "terabytes_a_pass": cost.moved / 1e12,
-            "operations_a_pass": cost.n_operations, "seconds_alone": self.device.alone(cost.work) if self.device else None, "seconds_a_step": seconds, "measured": measured, "steps": config.steps,
-            "hours": hours, "codes_a_second": codes / seconds if seconds else None,
-            "disk_bytes": self.disk(title, asked, config),
-        }  # fmt: skip
+            "stage": stage.title,
+            "key": stage.key,
+            "fits": first.memory <= usable,
+            "memory_bytes": first.memory,
+            "memory_parts": {name: getattr(first, name) for name in MEMORY_PARTS},
+            "parameters": cost.parameters,
+            "device_batch_size": size,
+            "fits_then": cost.memory <= usable,
+            "memory_bytes_then": cost.memory,
+            "passes": n_passes,
+            "examples_a_step": config.batch_size,
+            "examples_a_pass": cost.examples,
+            "tflop_a_pass": cost.work.flops / 1e12,
+            "steps": config.steps,
+            "seconds_a_step": seconds,
+            "measured": asdict(measured) if measured else None,
+            "hours": None if seconds is None else config.steps * seconds * (1 + evaluation) / 3600,
+            "codes_a_second": stage.codes_per_step / seconds if seconds else None,
+            "disk_bytes": self._disk_bytes(stage, first),
+        }
 
-    def seconds(
-        self, build: Callable[..., Task], config: TrainingConfig, cost: Cost, at_once: int, passes: int
-    ) -> tuple[float | None, dict[str, float] | None]:
-        """Of a step; and what was measured, if this is done here."""
+    def _count(self, stage: Stage, size: int, share: int) -> Cost:
+        """One pass over a micro-batch of `size` examples."""
+        config = stage.config.model_copy(update={"device_batch_size": size})
+        # The tokenizer's task has its whole share in memory and splits it itself.
+        n = share if stage.title == "tokenizer" else size
+        return count_pass(lambda mode: stage.build(config, mode), config, n, self.bf16, self.n_devices)
+
+    def _step_seconds(
+        self, stage: Stage, cost: Cost, size: int, share: int, usable: float
+    ) -> tuple[float | None, Measured | None]:
+        """Predicted or measured seconds of a step; None if it does not fit on this machine."""
         if self.device is not None:
-            sharded = getattr(config, "sharded", False)
-            update = STEP_BYTES * cost.parameters / (self.n_devices if sharded else 1)
-            traffic = self.device.bandwidth * 1e12 * self.device.used_bandwidth
-            return passes * self.device.seconds(cost.work) + update / traffic, None
-        if cost.memory > self.memory * Device().usable:
+            n_passes = -(-share // cost.examples)
+            n_weights = cost.parameters / (self.n_devices if getattr(stage.config, "sharded", False) else 1)
+            update = UPDATE_BYTES * n_weights / self.device.bytes_per_second
+            return n_passes * self.device.seconds(cost.work) + update, None
+        if cost.memory > usable:
             return None, None
-        small = config.model_copy(update={"device_batch_size": at_once})
-        took = rehearse(build, small, self.bf16)
-        return took.seconds, vars(took)
+        config = stage.config.model_copy(update={"device_batch_size": size})
+        measured = measure(stage.build_here, config, self.bf16)
+        return measured.seconds, measured
 
-    def key(self, title: str) -> str:
-        if title.startswith("prior"):
-            return f"{self.recipe.prior_key(int(title[6:]))}.training"
-        return "decoder_tuning.training" if title == "decoder" else "tokenizer.training"
-
-    def codes_a_step(self, title: str, config: TrainingConfig) -> float:
-        recipe = self.recipe
-        if title.startswith("prior"):
-            return config.batch_size * recipe.prior(int(title[6:])).model.transformer.context
-        return config.batch_size * sum(
-            recipe.tokenizer.crop_samples / hop for hop in recipe.tokenizer.model.hop_lengths
-        )
-
-    def codes(self) -> dict[str, Any]:
-        """All tracks through the encoder, the training tracks `shifts` times."""
-        recipe, model = self.recipe, self.recipe.tokenizer.model
-        shifts = recipe.codes.shifts
-        tracks = self.scan.only(recipe.codes.only).tracks
-        seconds = sum(t.seconds * (shifts if t.split == "train" else 1) for t in tracks)
-        chunk = float(CHUNK_SECONDS)
-        cost = count_encoding(model, chunk)
-        speed = self.device.seconds(cost.work) if self.device else encode_seconds(model, chunk, self.here)
-        n_codes = seconds * sum(model.code_rates)
-        chroma = any(stage.model.extra_inputs["chroma"] for stage in recipe.priors)
-        disk = 2 * n_codes + (seconds * model.code_rates[0] if chroma else 0)
-        return {
-            "stage": "codes", "fits": cost.memory <= self.memory, "memory_bytes": cost.memory,
-            "hours": seconds / chunk * speed / self.n_devices / 3600, "codes": round(n_codes), "shifts": shifts,
-            "codes_a_second": self.n_devices * chunk * sum(model.code_rates) / speed, "disk_bytes": round(2 * disk),
-            "seconds_of_music": seconds,
-        }  # fmt: skip
-
-    def disk(self, title: str, cost: Cost, config: TrainingConfig) -> int:
-        """Two checkpoints, while one takes the other's place, the finished model and the samples."""
+    def _disk_bytes(self, stage: Stage, cost: Cost) -> int:
+        """The finished model, samples, and two checkpoints, while a new one replaces an old one."""
         model, samples = self.recipe.tokenizer.model, self.recipe.samples
-        sharded = getattr(config, "sharded", False) and self.n_devices > 1
-        state = (cost.weights + cost.moments + cost.averages) * (self.n_devices if sharded else 1)
-        n = samples.n * (1 if title.startswith("prior") else 1 + model.n_levels)
-        return 2 * state + cost.weights + round(n * samples.seconds * model.sample_rate) * model.channels * 2
+        is_sharded = getattr(stage.config, "sharded", False)
+        checkpoint = (cost.weights + cost.moments + cost.averages) * (self.n_devices if is_sharded else 1)
+        n_samples = round(stage.n_waveforms * samples.n * samples.seconds * model.sample_rate)
+        return 2 * checkpoint + cost.weights + 2 * n_samples * model.channels
+
+    def plan_codes(self) -> dict[str, Any]:
+        """Memory, hours and disk of encoding all tracks, the training tracks `shifts` times."""
+        model, shifts = self.recipe.tokenizer.model, self.recipe.codes.shifts
+        tracks = self.scan.only(self.recipe.codes.only).tracks
+        seconds = sum(track.seconds * (shifts if track.split == "train" else 1) for track in tracks)
+        chunk, rate = float(CHUNK_SECONDS), sum(model.code_rates)
+        cost = count_encoding(model, chunk)
+        if self.device is not None:
+            chunk_seconds = self.device.seconds(cost.work)
+        else:
+            chunk_seconds = measure_encoding(model, chunk, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        # Two bytes for a code, one for a pitch class; all of them twice while tracks become shards.
+        disk_bytes = 2 * seconds * (2 * rate + (model.code_rates[0] if self.with_chroma else 0))
+        return {
+            "stage": "codes",
+            "fits": cost.memory <= self.memory,
+            "memory_bytes": cost.memory,
+            "hours": seconds / chunk * chunk_seconds / self.n_devices / 3600,
+            "codes": round(seconds * rate),
+            "shifts": shifts,
+            "codes_a_second": self.n_devices * chunk * rate / chunk_seconds,
+            "disk_bytes": round(disk_bytes),
+            "seconds_of_music": seconds,
+        }
 
     def assumptions(self) -> list[str]:
         lines = [
-            f"{Device().usable:.0%} of a device's memory can be used; buffers within kernels are not counted, and attention "
-            "keeps what it keeps on a CPU",
-            "disk: two checkpoints at a time, codes twice while they become shards; pictures are not counted",
+            f"{Device().usable:.0%} of a device's memory can be used; buffers of kernels are not counted",
+            "disk: two checkpoints at a time, and codes twice while they become shards; without pictures",
         ]
-        if self.device is None:
-            return [*lines, "a step takes what the faster of the second and third took here"]
         d = self.device
+        if d is None:
+            return [*lines, "a step takes as long as the faster of the second and third one here"]
         return [
             *lines,
-            f"an operation takes the longest of: its arithmetic at {d.used_tflops:.0%} of {d.tflops:g} TFLOPS (in float32 "
-            f"{d.float32:.1%} of that), its traffic at {d.used_bandwidth:.0%} of {d.bandwidth:g} TB/s, {d.launch * 1e6:g} µs "
-            "to start; unmeasured on a GPU",
-            "data arrive in time, and devices talk to each other while they compute",
+            f"an operation takes the longest of its arithmetic at {d.used_tflops:.0%} of {d.tflops:g} TFLOPS (in float32 "
+            f"{d.float32:.1%} of that), its traffic at {d.used_bandwidth:.0%} of {d.bandwidth:g} TB/s, and "
+            f"{d.launch * 1e6:g} µs to start; this was not checked on a GPU",
+            "steps never wait for data, nor for the exchange of gradients",
         ]
 
 
-PARTS = ("weights", "moments", "averages", "gradients", "gathered", "activations")
+# --- in words -------------------------------------------------------------------------------------
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """The plan for people: a line a stage, and below it why."""
-    size, n = f"{plan['memory_bytes'] / 1e9:.3g} GB", plan["devices"]
-    precision = "bfloat16" if plan["bf16"] else "float32"
-    lines = [f"{plan['recipe']} on {n} × {plan['device']}, {size} each, in {precision}; {plan['music_hours']:.2f} hours of music"]  # fmt: skip
+    """The plan to print: a line for each stage, and its reasons below."""
+    size, precision = f"{plan['memory_bytes'] / 1e9:.3g} GB", "bfloat16" if plan["bf16"] else "float32"
+    lines = [
+        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {size} each, in {precision}; "
+        f"{plan['music_hours']:.2f} hours of music"
+    ]
     for stage in plan["stages"]:
         lines += _codes_lines(stage) if stage["stage"] == "codes" else _stage_lines(stage, size)
-    hours = "unknown" if plan["hours"] is None else _hours(plan["hours"])
-    end = "everything fits" if plan["fits"] else "not everything fits as it is"
-    lines.append(f"together: {hours}, at most {_gb(plan['disk_bytes'])} of disk; {end}")
+    hours = "unknown time" if plan["hours"] is None else _hours(plan["hours"])
+    fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
+    lines.append(f"together: {hours}, at most {_gb(plan['disk_bytes'])} of disk; {fits}")
     return [*lines, *(f"assumed: {line}" for line in plan["assumptions"])]
 
 
 def _stage_lines(stage: dict[str, Any], size: str) -> list[str]:
-    seconds, title = stage["seconds_a_step"], stage["stage"]
-    took = "too large to be timed here" if seconds is None else (
-        f"{seconds:.3g} s a step, {_hours(stage['hours'])} for {stage['steps']} steps"
-    )  # fmt: skip
-    fits = "fits" if stage["fits"] else "does not fit"
+    seconds = stage["seconds_a_step"]
+    time = "too large to be timed here"
+    if seconds is not None:
+        time = f"{seconds:.3g} s per step, {_hours(stage['hours'])} for {stage['steps']} steps"
     parts = [f"{name} {_gb(value)}" for name, value in stage["memory_parts"].items() if value]
+    fits = "fits" if stage["fits"] else "does not fit"
     lines = [
-        f"{title}: {_gb(stage['memory_bytes'])} of {size}, {fits}; {took}",
-        f"    memory: {' + '.join(parts)}; {stage['parameters'] / 1e6:.4g} million weights learn",
+        f"{stage['stage']}: {_gb(stage['memory_bytes'])} of {size}, {fits}; {time}",
+        f"    memory: {' + '.join(parts)}; {stage['parameters'] / 1e6:.4g} million trainable weights",
     ]
     if not stage["fits"]:
-        key = "then it fits" if stage["fits_then"] else "and still does not fit: take a smaller network or crop"
-        if not stage["fits_then"] and title.startswith("prior"):
-            key += ", or sharded and activation_checkpointing on more devices"
+        result = "which fits" if stage["fits_then"] else "which still does not fit: use a smaller network or crop"
+        if not stage["fits_then"] and stage["stage"].startswith("prior"):
+            result += ", or sharded and activation_checkpointing on more devices"
         lines.append(
-            f"    set {stage['key']}.device_batch_size to {stage['device_batch_size']}: {stage['passes']} passes a step, "
-            f"{_gb(stage['memory_bytes_then'])}, {key}"
+            f"    set {stage['key']}.device_batch_size to {stage['device_batch_size']}: {stage['passes']} passes "
+            f"per step, {_gb(stage['memory_bytes_then'])}, {result}"
         )
     lines.append(
-        f"    a pass over {stage['examples_a_pass']} examples: {stage['tflop_a_pass']:.3g} TFLOP and {stage['terabytes_a_pass']:.3g} TB moved in "
-        f"{stage['operations_a_pass']} operations; {stage['examples_a_step']} examples a step"
+        f"    {stage['examples_a_step']} examples per step; {stage['tflop_a_pass']:.3g} TFLOP for a pass over "
+        f"{stage['examples_a_pass']} of them"
     )
-    if stage["seconds_alone"]:
-        arithmetic, traffic, start = stage["seconds_alone"]
-        lines.append(
-            f"    a pass's time, if there were nothing else: arithmetic {arithmetic:.3g} s, traffic {traffic:.3g} s, "
-            f"starting operations {start:.3g} s"
-        )
-    if stage["measured"]:
-        seen = stage["measured"]["examples"]
-        how = "measured" if seen == stage["examples_a_step"] else f"a line through steps of 1 and {seen} examples"
-        peak = f", {_gb(stage['measured']['memory'])} at most" if stage["measured"]["memory"] else ""
-        data = stage["measured"]["data_seconds"]
-        lines.append(f"    time: {how}{peak}; {data:.2g} s to prepare a batch in one process")
+    if measured := stage["measured"]:
+        n = measured["examples"]
+        how = "measured" if n == stage["examples_a_step"] else f"extrapolated from steps of 1 and {n} examples"
+        peak = f", at most {_gb(measured['memory'])} of memory" if measured["memory"] else ""
+        lines.append(f"    time: {how}{peak}; {measured['data_seconds']:.2g} s to load a batch in one process")
     if seconds:
-        lines.append(f"    {stage['codes_a_second']:.3g} codes a second; {_gb(stage['disk_bytes'])} of disk")
+        lines.append(f"    {stage['codes_a_second']:.3g} codes per second; {_gb(stage['disk_bytes'])} of disk")
     return lines
 
 
 def _codes_lines(stage: dict[str, Any]) -> list[str]:
+    n, speed, hours = stage["codes"] / 1e6, stage["codes_a_second"], stage["seconds_of_music"] / 3600
     return [
-        f"codes: {_hours(stage['hours'])} for {stage['codes'] / 1e6:.3g} million codes, {stage['codes_a_second']:.3g} a second",
-        f"    {stage['seconds_of_music'] / 3600:.3g} hours of music, the training tracks {stage['shifts']} times; "
+        f"codes: {_hours(stage['hours'])} for {n:.3g} million codes, {speed:.3g} per second",
+        f"    {hours:.3g} hours of music, with the training tracks {stage['shifts']} times; "
         f"{_gb(stage['memory_bytes'])} of memory, {_gb(stage['disk_bytes'])} of disk",
     ]
 

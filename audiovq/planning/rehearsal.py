@@ -1,4 +1,4 @@
-"""A few real steps of a stage on the device at hand, and none of its results: what `audiovq plan` measures."""
+"""Times a few real steps of a stage on this machine's device, for `audiovq plan`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from accelerate import Accelerator
 
 from audiovq.data.shards import ShardIndex, Shards, ShardTrack, table_of
 from audiovq.data.tracks import Scan
+from audiovq.planning.cost import skip_start_up
 from audiovq.recipe import TrainingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.loop import Training
 from audiovq.training.task import Task
-from audiovq.training.tokenizer_task import TokenizerTask
 
-PATIENCE_SECONDS = 20.0  # a step that takes longer is extrapolated from smaller ones
+MAX_SECONDS = 20.0  # longer steps are extrapolated from smaller ones
 FEW = 4  # examples
-Clock = Callable[[], float]
 
 
-class PretendedShards:
-    """Shards as they will be, with codes drawn at random: what `Shards` offers to training."""
+class RandomShards:
+    """Shards as a data set will have them, but with random codes."""
 
     def __init__(self, scan: Scan, model: VQVAEConfig, chroma: bool):
         self.folder = Path("codes")
@@ -50,75 +49,82 @@ class PretendedShards:
         return np.zeros(track.lengths[0], dtype=np.uint8)
 
 
-def pretended(scan: Scan, model: VQVAEConfig, chroma: bool) -> Shards:
-    return cast(Shards, PretendedShards(scan, model, chroma))
+def random_shards(scan: Scan, model: VQVAEConfig, chroma: bool) -> Shards:
+    return cast(Shards, RandomShards(scan, model, chroma))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one step of the whole batch on the device at hand."""
+    """One step over a whole batch on this machine."""
 
     seconds: float
-    data_seconds: float  # to prepare its examples in one process, music at hand
-    examples: int  # the largest number that were really computed together
-    memory: int | None  # bytes at most, where the device counts them
+    data_seconds: float  # to load its examples in one process
+    examples: int  # the most that were really computed in a step
+    memory: int | None  # bytes at most; None: the device does not count them
 
 
-def rehearse(
-    build: Callable[[TrainingConfig], Task], config: TrainingConfig, bf16: bool, clock: Clock = time.perf_counter
+def measure(
+    build: Callable[[TrainingConfig], Task],
+    config: TrainingConfig,
+    bf16: bool,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Time a step of the batch after the first one; if that would take too long, a line through two smaller ones.
+    """Time a step after the first one; if it would take too long, extrapolate from steps of 1 and 4 examples.
 
     Args:
-        build: makes the task for such a config; each time with new weights.
+        build: makes a new task.
     """
-    one = _step(build, config, 1, bf16, clock)
+    one = _measure_step(build, config, 1, bf16, clock)
     n = config.batch_size
     if n == 1:
         return one
-    if one.seconds * n <= PATIENCE_SECONDS:
-        return _step(build, config, n, bf16, clock)
+    if one.seconds * n <= MAX_SECONDS:
+        return _measure_step(build, config, n, bf16, clock)
     few = min(n, FEW)
-    more = _step(build, config, few, bf16, clock)
+    more = _measure_step(build, config, few, bf16, clock)
     slope = max(0.0, more.seconds - one.seconds) / (few - 1)
     return Measured(one.seconds + slope * (n - 1), one.data_seconds * n, few, more.memory)
 
 
-def _step(
-    build: Callable[[TrainingConfig], Task], config: TrainingConfig, n: int, bf16: bool, clock: Clock
+def _measure_step(
+    build: Callable[[TrainingConfig], Task],
+    config: TrainingConfig,
+    n: int,
+    bf16: bool,
+    clock: Callable[[], float],
 ) -> Measured:
     small = config.model_copy(update={"batch_size": n, "device_batch_size": min(n, config.device_batch_size or n)})
-    task = build(small)
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
-    cuda = accelerator.device.type == "cuda"
+    on_gpu = accelerator.device.type == "cuda"
+
+    def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+        began = clock()
+        result = call()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return result, clock() - began
+
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(task, "plan", Path(folder), small, 0, 0, accelerator)
-        if isinstance(task, TokenizerTask):
-            task.n_steps.fill_(2**40)  # past the start-up, which happens only once
+        training = Training(build(small), "plan", Path(folder), small, 0, 0, accelerator)
+        skip_start_up(training.task)
         batches = training.batches("train", 0, 3)
-        waited, times = 0.0, []
+        data_seconds, times = 0.0, []
         for step in range(3):
-            batch, waited = _timed(lambda: next(batches), cuda, clock)
-            if cuda:
+            batch, data_seconds = timed(lambda: next(batches))
+            if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            times.append(_timed(lambda batch=batch, step=step: training.step(step, batch), cuda, clock)[1])
-            if step and times[-1] > PATIENCE_SECONDS / 4:
+            times.append(timed(lambda batch=batch, step=step: training.step(step, batch))[1])
+            if step and times[-1] > MAX_SECONDS / 4:
                 break
-    return Measured(min(times[1:]), waited, n, torch.cuda.max_memory_allocated() if cuda else None)
-
-
-def _timed(call: Callable[[], Any], cuda: bool, clock: Clock = time.perf_counter) -> tuple[Any, float]:
-    began = clock()
-    result = call()
-    if cuda:
-        torch.cuda.synchronize()
-    return result, clock() - began
+    return Measured(min(times[1:]), data_seconds, n, torch.cuda.max_memory_allocated() if on_gpu else None)
 
 
 @torch.inference_mode()
-def encode_seconds(model: VQVAEConfig, seconds: float, device: torch.device) -> float:
-    """Seconds that an encoder of such a config takes for so many seconds of music."""
+def measure_encoding(model: VQVAEConfig, seconds: float, device: torch.device) -> float:
+    """Seconds that an encoder takes for so many seconds of music."""
     network = VQVAE(model).to(device).eval()
     waveform = torch.zeros(1, model.channels, int(seconds * model.sample_rate), device=device)
-    network.encode(waveform[..., : model.sample_rate])
-    return _timed(lambda: network.encode(waveform)[0].sum().item(), False)[1]
+    network.encode(waveform[..., : model.sample_rate])  # the first call is slower
+    began = time.perf_counter()
+    network.encode(waveform)[0].sum().item()  # waits for the device
+    return time.perf_counter() - began
