@@ -59,9 +59,7 @@ def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
 
 
 def test_extends_merges_and_later_wins(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(
-        "seed: 1\ntokenizer: {vq_start_step: 0, training: {steps: 7, batch_size: 3}}\n"
-    )
+    (tmp_path / "a.yaml").write_text("seed: 1\ntokenizer: {vq_start_step: 0, training: {steps: 7, batch_size: 3}}\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\ntokenizer: {training: {steps: 9}}\ndata: {folder: tunes}\n")
     recipe = load_recipe(str(tmp_path / "b.yaml"), overrides=("tokenizer.training.batch_size=5",))
     assert (recipe.name, recipe.seed) == ("b", 1)

@@ -276,7 +276,9 @@ def test_one_note_for_ever_needs_few_codes(tiny_recipe: Path, tmp_path: Path) ->
         "tokenizer.training={steps: 8, batch_size: 1, log_steps: 1, warmup_steps: 2, evaluate_steps: 8}",
         "tokenizer.model.quantizer.revival_fraction=0", "tokenizer.model.quantizer.codebook_size=128",
     )  # fmt: skip
-    assert any("codebook of level 0 has collapsed" in m and "revival_fraction to 0.05 (now 0)" in m for m in health), health
+    assert any("codebook of level 0 has collapsed" in m and "revival_fraction to 0.05 (now 0)" in m for m in health), (
+        health
+    )
 
 
 def test_music_of_silence(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_learning_rate_warms_up_and_falls_to_the_end() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "device_batch_size", "world_size"), [(8, None, 4), (7, 2, 2), (9, 1, 4), (3, 1, 2), (5, 8, 1)]
 )
-def test_every_example_is_taken_once_whoever_takes_it(batch_size: int, device_batch_size: int | None, world_size: int) -> None:
+def test_every_example_is_taken_once_whoever_takes_it(
+    batch_size: int, device_batch_size: int | None, world_size: int
+) -> None:
     taken, microbatches = [], []
     for rank in range(world_size):
         mine = BatchSplit(batch_size, device_batch_size, rank, world_size).microbatches()

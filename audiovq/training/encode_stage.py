@@ -1,4 +1,4 @@
-"""Between the stages: the data set becomes codes, once."""
+"""Encodes the music of a data set into shards of codes, between the stages that train."""
 
 from __future__ import annotations
 
@@ -26,102 +26,84 @@ from audiovq.utils.progress import track as progress
 def encode_data_set(
     folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, chroma: bool = False
 ) -> None:
-    """Encode every track into shards below `folder`, training tracks `shifts` times with a part of a top code cut off
-    the beginning: codes depend on where the first one starts, and more of them mean less to learn by heart. With
-    `chroma`, each track's pitch classes at the times of its top codes lie beside them.
+    """Encode every track into shards. All ranks call it, and each encodes its share of the tracks.
 
-    All ranks call it, and each encodes its share of the tracks, longest first, so that they end at about the same time;
-    rank 0 then writes the shards. The folder appears when it is complete. Until then each finished track is kept in a
-    folder beside it, so that a run that was stopped goes on with the next track.
+    The folder appears when it is complete. Finished tracks are in a temporary folder until then, so that an
+    interrupted stage continues with the next track.
+
+    Args:
+        shifts: how often each training track is encoded, each time without a further part of a top-level code at
+            its beginning. The codes differ, and more codes of the same music mean less overfitting.
+        chroma: also store the pitch class at the time of each top-level code.
     """
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()
-    index = ShardIndex(
-        tokenizer_hash(network), config.sample_rate, list(config.hop_lengths), config.codebook_size, chroma
-    )
+    hops, identity = list(config.hop_lengths), tokenizer_hash(network)
+    index = ShardIndex(identity, config.sample_rate, hops, config.codebook_size, chroma)
     finished = folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:
         n = shifts if track.split == "train" else 1
-        return [finished / index.tokenizer_hash / f"{track.sha256}-{shift}.codes" for shift in range(n)]
+        return [finished / identity / f"{track.sha256}-{shift}.codes" for shift in range(n)]
 
     for track in scan.tracks:
         check_relative(track.path)
         check_relative(track.sha256)
+    # Longest tracks first, so that ranks end at about the same time.
     mine = sorted(scan.tracks, key=lambda track: -track.seconds)[rank::n_ranks] if n_ranks > 1 else scan.tracks
     for track in progress(mine, "encode", len(mine)):
-        if not paths(track)[0].exists():  # it is written last
-            _encode_to(paths(track), scan.folder / track.path, track, network, index.tokenizer_hash, device, chroma)
+        if not paths(track)[0].exists():  # the first shift is saved last
+            _encode_track(scan.folder / track.path, track, paths(track), network, index)
     collectives.barrier()
     if rank == 0:
-        _write_shards(folder, index, [(track, paths(track)) for track in scan.tracks])
+        with atomic_folder(folder) as temporary:
+            writer = ShardWriter(temporary, index)
+            for track in progress(scan.tracks, "shards", len(scan.tracks)):
+                for path in filter(Path.exists, paths(track)):
+                    classes = np.load(path.with_suffix(".npy"), allow_pickle=False) if chroma else None
+                    writer.add(track, Codes.load(path), classes)
+            writer.finish()
         shutil.rmtree(finished, ignore_errors=True)
     collectives.barrier()
 
 
-def _write_shards(folder: Path, index: ShardIndex, tracks: list[tuple[Track, list[Path]]]) -> None:
-    with atomic_folder(folder) as temporary:
-        writer = ShardWriter(temporary, index)
-        for track, paths in progress(tracks, "shards", len(tracks)):
-            for path in paths:
-                if path.exists():  # not where a shift left nothing of the track
-                    classes = np.load(chroma_file(path), allow_pickle=False) if index.chroma else None
-                    writer.add(track, Codes.load(path), classes)
-        writer.finish()
+class _ShiftedEncoder:
+    """Encodes a track without its first `shift` samples, block by block."""
 
+    def __init__(self, network: VQVAE, shift: int):
+        self.shift, self.n_samples, self.n_skipped = shift, 0, 0
+        self.encoder = StreamingEncoder(network, int(CHUNK_SECONDS * network.config.sample_rate))
+        self.levels = LevelBuffers(network.config.n_levels)
 
-def chroma_file(codes: Path) -> Path:
-    """Where a track's pitch classes are, beside its codes, until they are in the shards."""
-    return codes.with_suffix(".npy")
+    def push(self, block: torch.Tensor) -> None:  # [channels, samples]
+        rest = block[:, self.shift - self.n_skipped :]
+        self.n_skipped += block.shape[-1] - rest.shape[-1]
+        self.n_samples += rest.shape[-1]
+        self.levels.add(self.encoder.push(rest))
 
-
-def _encode_to(
-    paths: list[Path], source: Path, track: Track, network: VQVAE, tokenizer_hash: str, device: torch.device,
-    chroma: bool,
-) -> None:  # fmt: skip
-    """Codes of a track at each shift into a file each, the first one last."""
-    encoded = _encode(source, track, network, tokenizer_hash, len(paths), device)
-    for shift, (path, codes) in reversed(list(enumerate(zip(paths, encoded, strict=True)))):
-        if codes.n_samples:
-            if chroma:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(chroma_file(path), _chroma(source, network, shift, len(paths)))
-            codes.save(path)
+    def finish(self) -> list[torch.Tensor]:
+        self.levels.add(self.encoder.finish())
+        return self.levels.levels()
 
 
 @torch.inference_mode()
-def _encode(
-    path: Path, track: Track, network: VQVAE, tokenizer_hash: str, shifts: int, device: torch.device
-) -> list[Codes]:
-    """Codes of one track at each shift, in one pass over the file."""
-    config = network.config
-    hops = list(config.hop_lengths)
-    to_cut = [shift * hops[0] // shifts for shift in range(shifts)]  # samples still to be left out
-    counts = [0] * shifts
-    encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in to_cut]
-    collected = [LevelBuffers(len(hops)) for _ in to_cut]
-    for block in audio.stream_audio(path, config.sample_rate, config.channels):
+def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE, index: ShardIndex) -> None:
+    """Encode a track once for each path, in one pass over its file. A shift that leaves nothing has no file."""
+    config, hops = network.config, index.hop_lengths
+    encoders = [_ShiftedEncoder(network, i * hops[0] // len(paths)) for i in range(len(paths))]
+    for block in audio.stream_audio(source, config.sample_rate, config.channels):
         signals.poll()
-        for i, encoder in enumerate(encoders):
-            kept = block[:, to_cut[i] :]
-            to_cut[i] -= block.shape[-1] - kept.shape[-1]
-            counts[i] += kept.shape[-1]
-            collected[i].add(encoder.push(kept.to(device)))
-    found = []
-    for n_samples, encoder, buffers in zip(counts, encoders, collected, strict=True):
-        buffers.add(encoder.finish())
-        found.append(
-            Codes(
-                buffers.levels(), n_samples, config.sample_rate, hops, config.codebook_size, config.channels,
-                tokenizer_hash, track.sha256,
-            )
-        )  # fmt: skip
-    return found
-
-
-def _chroma(path: Path, network: VQVAE, shift: int, shifts: int) -> np.ndarray:
-    """Pitch classes of a track that was encoded with a shift, one a top code."""
-    config = network.config
-    waveform, _ = audio.read_audio(path, config.sample_rate, config.channels)
-    top = config.hop_lengths[0]
-    return chroma_classes(waveform[:, shift * top // shifts :], config.sample_rate, top)
+        for encoder in encoders:
+            encoder.push(block)
+    for path, encoder in reversed(list(zip(paths, encoders, strict=True))):
+        levels, n_samples = encoder.finish(), encoder.n_samples
+        if n_samples == 0:
+            continue
+        if index.chroma:
+            waveform, _ = audio.read_audio(source, config.sample_rate, config.channels)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            classes = chroma_classes(waveform[:, encoder.shift :], config.sample_rate, hops[0])
+            np.save(path.with_suffix(".npy"), classes)
+        identity = index.tokenizer_hash
+        rates = config.sample_rate, hops, config.codebook_size, config.channels
+        Codes(levels, n_samples, *rates, identity, track.sha256).save(path)
