@@ -1,6 +1,6 @@
-"""Strict configuration: a mapping becomes a frozen object, or one readable error that names the place.
+"""Strict configuration: builds a frozen object from a mapping, or raises an error that names the wrong key.
 
-Every component declares its own `Config` beside its class; `recipe.py` composes them.
+Every component declares its own `Config` next to its class, and `recipe.py` composes them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 def recipe_folders() -> list[Path]:
-    """Where named recipes are looked for: the repository's (or the installed package's) recipes/."""
+    """The folders of the recipes that come with audiovq: of the installed package, or of the repository."""
     package = Path(__file__).parent
     return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, strict about types, no unknown keys."""
+    """Base of every configuration: immutable, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -33,7 +33,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def one_of(table: dict[str, Any]) -> Any:
-    """The config type of a table of components: `kind` picks the entry, each entry has a `Config`."""
+    """The type of a key that chooses a component from a table by `kind`. Each component has a `Config`."""
     configs = tuple(entry.Config for entry in table.values())
     if len(configs) == 1:
         return configs[0]
@@ -41,10 +41,10 @@ def one_of(table: dict[str, Any]) -> Any:
 
 
 def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> ConfigT:
-    """Validate `mapping` (as YAML gives it) into `config_class`.
+    """Validate a mapping, as read from YAML or JSON.
 
     Raises:
-        ValueError: one line with the source, the dotted path, what was expected and what was found.
+        ValueError: one line with the source, the dotted path of the key, the expected and the found value.
     """
     try:
         return config_class.model_validate(_lists_to_tuples(mapping))
@@ -54,7 +54,7 @@ def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; people mean a number."""
+    """A YAML loader that reads 1e-3 as a number; in YAML 1.1 it is text."""
 
 
 _Loader.add_implicit_resolver(
@@ -62,13 +62,13 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
     list("-+0123456789."),
 )
-# Whole numbers stay integers: the integer rule must be asked before ours.
+# Whole numbers stay integers: the rule for integers must come before the one above.
 for _first, _rules in _Loader.yaml_implicit_resolvers.items():
     _Loader.yaml_implicit_resolvers[_first] = sorted(_rules, key=lambda rule: rule[0] != "tag:yaml.org,2002:int")
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; a syntax error becomes a one-line ValueError."""
+    """Parse YAML text; raises a one-line ValueError for a syntax error."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()
@@ -81,10 +81,10 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_json(path: Path, largest: int = 1 << 24) -> Any:
-    """Read a JSON file that may come from anyone.
+    """Read a JSON file from an untrusted source.
 
     Raises:
-        ValueError: one line for a file of more than `largest` bytes, no JSON, or a number that is not finite.
+        ValueError: more than `largest` bytes, no JSON, or a number that is not finite.
     """
     try:
         size = path.stat().st_size
@@ -116,7 +116,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """`override` laid over `base`: mappings merge key by key (unless their `kind` differs), all else replaces."""
+    """A copy of `base` with the values of `override`. Mappings merge key by key, unless their `kind` differs."""
     merged = dict(base)
     for key, value in override.items():
         old = merged.get(key)
@@ -128,7 +128,7 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
-    """Set `a.b.0.c` in nested mappings and lists, making missing mappings on the way."""
+    """Set the value at a path such as `a.b.0.c` in nested mappings and lists; adds missing mappings."""
     *parents, last = path.split(".")
     place: Any = mapping
     for i, part in enumerate(parents):
@@ -145,7 +145,7 @@ def _index(place: Any, part: str, path: str) -> Any:
         if part.isdigit() and int(part) < len(place):
             return int(part)
         raise ValueError(f"{path}: expected an index below {len(place)}, found {part!r}")
-    raise ValueError(f"{path}: expected a mapping or list above {part!r}, found the value {place!r}")
+    raise ValueError(f"{path}: expected a mapping or list that contains {part!r}, found the value {place!r}")
 
 
 def _lists_to_tuples(value: Any) -> Any:
@@ -155,7 +155,7 @@ def _lists_to_tuples(value: Any) -> Any:
 
 
 def _explain(config_class: type[Config], detail: Any) -> str:
-    """One pydantic error as one sentence with the YAML path."""
+    """One error of pydantic as a sentence that begins with the key's path."""
     location = [part for part in detail["loc"] if not (isinstance(part, str) and "[" in part)]
     owner, visible = _walk(config_class, location[:-1])
     path = ".".join([*visible, *(str(part) for part in location[-1:])]) or "top"
@@ -172,7 +172,7 @@ def _explain(config_class: type[Config], detail: Any) -> str:
 
 
 def _walk(config_class: Any, location: list[Any]) -> tuple[type[Config] | None, list[str]]:
-    """Follow an error's location to the config class that holds it, dropping the union tags pydantic adds."""
+    """Follow an error's location to its config class. Returns the class, and the path without pydantic's union tags."""
     owner: Any = config_class
     visible: list[str] = []
     for part in location:

@@ -104,6 +104,13 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
             path.parent.mkdir(parents=True, exist_ok=True)
             classes = chroma_classes(waveform[:, encoder.shift :], config.sample_rate, hops[0])
             np.save(path.with_suffix(".npy"), classes)
-        identity = index.tokenizer_hash
-        rates = config.sample_rate, hops, config.codebook_size, config.channels
-        Codes(levels, n_samples, *rates, identity, track.sha256).save(path)
+        Codes(
+            levels,
+            n_samples,
+            config.sample_rate,
+            hops,
+            config.codebook_size,
+            config.channels,
+            index.tokenizer_hash,
+            track.sha256,
+        ).save(path)
