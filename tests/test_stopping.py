@@ -12,7 +12,7 @@ from conftest import cli
 
 from audiovq.distributed import collectives, launch
 from audiovq.utils import signals
-from audiovq.utils.progress import track
+from audiovq.utils.progress import duration, track
 from audiovq.utils.signals import Interrupted, deferred, poll, received
 
 
@@ -141,3 +141,8 @@ def test_sampling_that_is_asked_to_stop_keeps_what_it_has(
     again = cli(*options)
     assert again.exit_code == 0
     assert "going on from 100 codes" in again.output
+
+
+def test_durations_are_in_the_unit_that_people_use() -> None:
+    found = [duration(seconds) for seconds in (0, 90.4, 120, 5400, 7200, 172799, 172800, 864000 * 10)]
+    assert found == ["0 s", "90 s", "2 min", "90 min", "2 h", "48 h", "2 days", "100 days"]

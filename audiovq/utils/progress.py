@@ -90,7 +90,7 @@ class ProgressBar:
     def _line(self) -> None:
         self.printed = time.monotonic()
         left = (self.total - self.done) / self.steps_per_second if self.done > self.first else 0.0
-        facts = [f"{int(self.done)}/{self.total}", f"{left:.0f} s left", *([self.rate] if self.rate else [])]
+        facts = [f"{int(self.done)}/{self.total}", f"{duration(left)} left", *([self.rate] if self.rate else [])]
         say(f"{self.title}: {', '.join(facts)} {self.note}".rstrip())
 
     def __exit__(self, *exception: object) -> None:
@@ -98,6 +98,14 @@ class ProgressBar:
             self.rich.stop()
         elif not self.hidden and self.printed > self.began:
             self._line()
+
+
+def duration(seconds: float) -> str:
+    """In the unit that people would use: 90 s, 15 min, 30 h, 12 days."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
