@@ -44,7 +44,7 @@ def time_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
     name, config = stage.title, stage.config
     planned = measure(stage.build_here, config, bf16=False, clock=time.process_time).seconds
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(stage.build_here(config), name, Path(folder), config, 0, 0, Accelerator())
+        training = Training(stage.build_here(config), Path(folder), config, Accelerator())
         times = []
         for step, batch in enumerate(training.batches("train", 0, STEPS)):
             began = time.process_time()
@@ -61,7 +61,7 @@ def memory_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
     torch.fft.rfft(torch.zeros(4096))  # libraries are loaded
     before = peak()
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(stage.build_here(config), name, Path(folder), config, 0, 0, Accelerator())
+        training = Training(stage.build_here(config), Path(folder), config, Accelerator())
         for step, batch in enumerate(training.batches("train", 0, 2)):
             training.step(step, batch)
     return name, counted.memory, peak() - before

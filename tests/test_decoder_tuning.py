@@ -75,7 +75,7 @@ def changed(before: dict[str, Tensor], network: nn.Module) -> set[str]:
 
 
 def tune(task: DecoderTask, folder: Path) -> None:
-    Training(task, "decoder", folder, task.stage.training, 0, 0, Accelerator()).run()
+    Training(task, folder, task.stage.training, Accelerator()).run()
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

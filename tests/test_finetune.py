@@ -239,7 +239,7 @@ def steps_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_overfits(folder: Path, **settings: float) -> float:
     config = TrainingConfig(steps=20, batch_size=1, evaluate_steps=1, evaluate_batches=1, **settings)  # type: ignore[arg-type]
     task = Overfits()
-    Training(task, "t", folder, config, 0, 0, Accelerator(cpu=True)).run()
+    Training(task, folder, config, Accelerator(cpu=True)).run()
     return float(next(task.network.parameters()).detach())
 
 

@@ -17,11 +17,10 @@ from audiovq.data.tracks import scan
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.checkpoints import newest
 from audiovq.training.health import CHECKS, Finding, StageFacts, Watch
-from audiovq.training.logs import HealthLog, MetricsLog, Stopwatch, read_health
+from audiovq.training.logs import HEALTH, StepLog, Stopwatch, read_health
 from audiovq.training.loop import Training
 from audiovq.training.nonfinite import PATIENCE
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.training.trackers import TrackerConfig
 
 FACTS = StageFacts(
     "tokenizer", "tokenizer", TrainingConfig(steps=1000, warmup_steps=10, learning_rate=1e-3), codebook_size=1024,
@@ -112,24 +111,24 @@ def test_a_watch_that_sees_the_same_again_is_the_same() -> None:
 
 
 def test_every_check_has_its_case() -> None:
-    assert set(CHECKS) == {"not_finite", "collapsed_codebook", "silence", "exploding_gradients", "diverging", "overfitting", "slow_data"}  # fmt: skip
+    assert {check.__name__ for check in CHECKS} == {"not_finite", "collapsed_codebook", "silence", "exploding_gradients", "diverging", "overfitting", "slow_data"}  # fmt: skip
 
 
 def test_logs_drop_what_a_checkpoint_does_not_know(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log = StepLog(tmp_path / "metrics.jsonl", 0)
     for step in (1, 2, 3):
-        log.write(step, {"loss": float(step), "gradient_norm": math.nan})
+        log.write({"step": step, "loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     before = (tmp_path / "metrics.jsonl").read_text().splitlines()[:2]
-    again = MetricsLog(tmp_path / "metrics.jsonl", 2)
-    assert (again.last_logged, again.rows) == (3, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
+    again = StepLog(tmp_path / "metrics.jsonl", 2)
+    assert (again.last_step, again.rows) == (3, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before
-    path = tmp_path / "metrics" / "health.jsonl"
+    path = tmp_path / HEALTH
     for stage, step in (("a", 2), ("a", 5), ("b", 9)):
-        HealthLog(path, stage, 9).write(Finding(stage, step, step, "silence", "music", f"{stage} {step}"))
-    assert HealthLog(path, "a", 3).reported == {("silence", "music")}
-    assert [row["message"] for row in read_health(tmp_path)] == ["a 2", "b 9"]
+        StepLog(path, 9, stage).write({"stage": stage, "step": step})
+    StepLog(path, 3, "a")
+    assert read_health(tmp_path) == [{"stage": "a", "step": 2}, {"stage": "b", "step": 9}]
 
 
 def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +174,7 @@ def broken(
     )
     task = BrokenTask(recipe.tokenizer, recipe.data, scan(music, recipe.data), 0)
     task.bad_steps = frozenset(steps)
-    return Training(task, "tokenizer", folder, config, 0, 0, Accelerator(), TrackerConfig(folder))
+    return Training(task, folder, config, Accelerator())
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_a_training_goes_on_after_skipped_steps_to_the_same_bits(
 ) -> None:
     whole = broken(tiny_recipe, music, tmp_path / "whole", {1, 3})
     whole.run()
-    assert [row["skipped_steps"] for row in MetricsLog(tmp_path / "whole" / "metrics.jsonl", 99).rows if "skipped_steps" in row] == [0, 1, 1, 2, 2, 2]  # fmt: skip
+    assert [row["skipped_steps"] for row in StepLog(tmp_path / "whole" / "metrics.jsonl", 99).rows if "skipped_steps" in row] == [0, 1, 1, 2, 2, 2]  # fmt: skip
     part = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
     for step, batch in enumerate(part.batches("train", 0, 4)):
         part.monitor.log_step(step + 1, part.step(step, batch), part.guard)
@@ -265,7 +264,7 @@ def wrong_music(tiny_recipe: Path, folder: Path, waves: list[np.ndarray], *setti
         soundfile.write(folder / "music" / f"{i}.wav", wave, 8000)
     recipe = load_recipe(str(tiny_recipe), str(folder / "music"), settings)
     task = TokenizerTask(recipe.tokenizer, recipe.data, scan(folder / "music", recipe.data), 0)
-    Training(task, "tokenizer", folder, recipe.tokenizer.training, 0, 0, Accelerator()).run()
+    Training(task, folder, recipe.tokenizer.training, Accelerator()).run()
     return [row["message"] for row in read_health(folder)]
 
 

@@ -63,9 +63,9 @@ def prior(
     task.in_evaluation = in_evaluation
     if stop_rank >= 0 or in_evaluation:
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {STOP} of prior"):
-            Training(task, "prior", folder, config, 0, 0, Accelerator()).run()
+            Training(task, folder, config, Accelerator()).run()
         return {}
-    Training(task, "prior", folder, config, 0, 0, Accelerator()).run()
+    Training(task, folder, config, Accelerator()).run()
     return save(folder, whole_network(task))
 
 
@@ -76,7 +76,7 @@ def tokenizer(recipe: Path, run: Path, folder: Path, **training: Any) -> dict[st
     )
     data = load_recipe(str(recipe)).data
     task = TokenizerTask(stage, data, Scan.load(run / "data"), seed=0)
-    Training(task, "tokenizer", folder, stage.training, 0, 0, Accelerator()).run()
+    Training(task, folder, stage.training, Accelerator()).run()
     return save(folder, task.network)
 
 
@@ -205,7 +205,7 @@ def half(rank: int, recipe: Path, run: Path, folder: Path) -> None:
             stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
             task = PriorTask(stage, Shards(run / "codes"), 1, seed=0)
             config = type(stage.training)(**{**BASE, "sharded": sharded, "activation_checkpointing": sharded})
-            Training(task, "prior", folder / name, config, 0, 0, accelerator).run()
+            Training(task, folder / name, config, accelerator).run()
 
 
 @pytest.mark.slow

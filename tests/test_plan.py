@@ -147,7 +147,7 @@ def test_memory_is_what_lives_in_a_real_step(tiny_recipe: Path, tmp_path: Path, 
     """The step of the loop itself, with its clipping, skipping and optimizer; its gradients stay till the end."""
     recipe = load_recipe(str(tiny_recipe))
     config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
-    training = Training(tasks(recipe)[name], "t", tmp_path, config, 0, 0, Accelerator())
+    training = Training(tasks(recipe)[name], tmp_path, config, Accelerator())
     batches = list(training.batches("train", 0, 3))
     for step in range(2):  # codebooks and moments are there
         training.step(step, batches[step])
@@ -161,7 +161,7 @@ def test_time_is_near_what_a_step_takes(planned: dict[str, Any], tiny_recipe: Pa
     """A generous bound, as machines are busy; `benchmarks/plan.py` has the figures."""
     recipe = load_recipe(str(tiny_recipe))
     config = recipe.tokenizer.training.model_copy(update={"steps": 8})
-    training = Training(tasks(recipe)["tokenizer"], "t", tmp_path, config, 0, 0, Accelerator())
+    training = Training(tasks(recipe)["tokenizer"], tmp_path, config, Accelerator())
     times = []
     for step, batch in enumerate(training.batches("train", 0, 8)):
         began = time.perf_counter()

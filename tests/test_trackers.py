@@ -29,12 +29,12 @@ def points(folder: Path, name: str = "loss") -> list[tuple[int, float]]:
 
 
 def test_a_stage_that_goes_on_puts_no_point_twice(tmp_path: Path) -> None:
-    reporting = TrackerConfig(tmp_path, ("tensorboard",))
-    first = reporting.open("tokenizer")
+    config = TrackerConfig(tmp_path, ("tensorboard",))
+    (first,) = config.open("tokenizer")
     for step in range(1, 8):
         first.log(step, {"loss": 1 / step})
     first.close()  # killed after step 7, the checkpoint is of step 4
-    again = reporting.open("tokenizer", start=4, last_logged=7)
+    (again,) = config.open("tokenizer", start=4, last_step=7)
     for step in range(5, 10):
         again.log(step, {"loss": 1 / step})
     again.close()
@@ -47,8 +47,8 @@ def test_samples_sound_as_their_files(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     wave = tones(0.5, 8000, channels=2)
     soundfile.write(tmp_path / "samples" / "song-levels-1.wav", wave, 8000)
-    stage = TrackerConfig(tmp_path, ("tensorboard",)).open("tokenizer", 10, 10)
-    stage.audio(10, tmp_path / "samples")
+    (stage,) = TrackerConfig(tmp_path, ("tensorboard",)).open("tokenizer", 10, 10)
+    stage.audio(10, tmp_path / "samples" / "song-levels-1.wav")
     stage.close()
     (event,) = read(tmp_path / "metrics" / "tensorboard" / "tokenizer").Audio("song-levels-1")
     assert (event.step, event.sample_rate, event.length_frames) == (10, 8000, 4000)
@@ -60,10 +60,7 @@ def test_samples_sound_as_their_files(tmp_path: Path) -> None:
 
 def test_only_the_first_rank_has_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collectives, "rank", lambda: 1)
-    stage = TrackerConfig(tmp_path, ("tensorboard",)).open("tokenizer")
-    stage.log(1, {"loss": 1.0})
-    stage.close()
-    assert list(tmp_path.iterdir()) == []
+    assert TrackerConfig(tmp_path, ("tensorboard",)).open("tokenizer") == []
 
 
 def test_what_is_not_installed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -84,11 +81,11 @@ def test_services_take_figures_and_sounds(name: str, tmp_path: Path, monkeypatch
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     soundfile.write(tmp_path / "song.wav", tones(0.1, 8000), 8000)
-    stage = TrackerConfig(tmp_path, (name,), "test").open("tokenizer")
+    (stage,) = TrackerConfig(tmp_path, (name,), "test").open("tokenizer")
     stage.log(1, {"loss": 1.0})
-    stage.audio(1, tmp_path)
+    stage.audio(1, tmp_path / "song.wav")
     stage.close()
-    again = TrackerConfig(tmp_path, (name,), "test").open("tokenizer", start=0, last_logged=1)
+    (again,) = TrackerConfig(tmp_path, (name,), "test").open("tokenizer", start=0, last_step=1)
     again.log(1, {"loss": 1.0})
     again.log(2, {"loss": 0.5})
     again.close()

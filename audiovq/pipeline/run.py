@@ -86,9 +86,9 @@ class Run:
             self.report()
         collectives.barrier()  # launchers take a process that ends early for a failed one
 
-    def train(self, task: Task, stage: str, config: TrainingConfig) -> None:
-        folder, seed, workers = self.folder / "training" / stage, self.recipe.seed, self.recipe.data.workers
-        Training(task, stage, folder, config, seed, workers, self.accelerator, self.trackers).run()
+    def train(self, task: Task, config: TrainingConfig) -> None:
+        folder, workers = self.folder / "training" / task.title, self.recipe.data.workers
+        Training(task, folder, config, self.accelerator, workers, self.trackers).run()
 
     def report(self) -> None:
         """report.json, if there are codes, and report.html."""
@@ -105,9 +105,10 @@ class Run:
 
     def track_samples(self, stage: str, step: int) -> None:
         """Send the samples to the trackers. Only after a stage is done, so that none is sent twice."""
-        trackers = self.trackers.open(stage, step, step)
-        trackers.audio(step, self.samples_folder(stage))
-        trackers.close()
+        for tracker in self.trackers.open(stage, step, step):
+            for path in sorted(self.samples_folder(stage).glob("*.wav")):
+                tracker.audio(step, path)
+            tracker.close()
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def train_tokenizer(run: Run) -> None:
         network = pretrained_tokenizer(stage.from_pretrained)
     else:
         task = TokenizerTask(stage, recipe.data, data, recipe.seed)
-        run.train(task, "tokenizer", stage.training)
+        run.train(task, stage.training)
         network = task.network
     if run.main:
         reconstruct_samples(run.samples_folder("tokenizer"), network, data, recipe.samples, run.device)
@@ -158,7 +159,7 @@ def tune_decoder(run: Run) -> None:
     data, network = run.files.scan(), checkpoint.load_tokenizer(folder)
     collectives.barrier()  # all ranks have read the tokenizer before rank 0 replaces it
     task = DecoderTask(stage, recipe.tokenizer, recipe.data, data, network, recipe.seed)
-    run.train(task, "decoder", stage.training)
+    run.train(task, stage.training)
     if run.main:
         reconstruct_samples(run.samples_folder("decoder"), network, data, recipe.samples, run.device)
         checkpoint.replace_by_tuned(folder, network, stage.training.steps)
@@ -202,7 +203,7 @@ def train_prior(run: Run, level: int, shards: Shards) -> None:
     task.recipe_key = run.recipe.prior_key(level)
     if start and level == 0:
         say(describe_new_labels(start.spec.vocabularies, task.spec.vocabularies))
-    run.train(task, f"prior-{level}", stage.training)
+    run.train(task, stage.training)
     network = whole_network(task)
     if stage.lora is not None:
         merge_adapters(network)

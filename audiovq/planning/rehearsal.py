@@ -105,7 +105,7 @@ def _measure_step(
         return result, clock() - began
 
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(build(small), "plan", Path(folder), small, 0, 0, accelerator)
+        training = Training(build(small), Path(folder), small, accelerator)
         skip_start_up(training.task)
         batches = training.batches("train", 0, 3)
         data_seconds, times = 0.0, []

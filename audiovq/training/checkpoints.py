@@ -38,7 +38,7 @@ class Checkpoints:
 
     Args:
         seconds: time between two checkpoints.
-        task: its own buffers are saved, too, under their plain names.
+        task: its own buffers are saved, too, by their plain names.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class DecoderTask(Task):
     ):
         super().__init__()
         torch.manual_seed(seed)
-        self.recipe_key = "decoder_tuning"
+        self.title, self.recipe_key = "decoder", "decoder_tuning"
         self.stage, self.tokenizer_stage, self.data, self.scan, self.seed = stage, tokenizer_stage, data, scan, seed
         model = tokenizer.config
         discriminators = Discriminators(model.channels, stage.adversarial, model.sample_rate)

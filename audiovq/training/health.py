@@ -1,9 +1,9 @@
 """Health checks: what goes wrong in a training, since which step, and which setting to change.
 
-`Watch.update` takes the metrics of a step and returns new findings. It reads no clock and no files, so a resumed training
-that shows it the same metrics again brings it to the same state.
+`Watch.update` takes the metrics of a step and returns new findings. It reads no clock and no files, so that
+a resumed training that shows it the same metrics again brings it to the same state.
 
-A check is a function in `CHECKS`, of the facts of a stage and of its metrics so far. The watch reports each finding once.
+A check is a function in `CHECKS`, of the facts of a stage and its metrics so far. Each finding is reported once.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Finding:
     message: str  # one line: what is wrong, since when, and what to change
 
 
-Check = Callable[[StageFacts, Series], Iterator[Symptom]]
+Check = Callable[[StageFacts, Series], Iterator[Symptom]]  # a function
 
 
 class Watch:
@@ -107,7 +107,8 @@ class Watch:
         for name, value in metrics.items():
             self.series[name if math.isfinite(value) else f"not finite: {name}"].append((step, value))
         findings = []
-        for name, check in CHECKS.items():
+        for check in CHECKS:
+            name = check.__name__
             for since, subject, text in check(self.facts, self.series):
                 if (name, subject) not in self.reported:
                     self.reported.add((name, subject))
@@ -238,12 +239,12 @@ def slow_data(facts: StageFacts, series: Series) -> Iterator[Symptom]:
         yield Symptom(since, "", text)
 
 
-CHECKS: dict[str, Check] = {
-    "not_finite": not_finite,
-    "collapsed_codebook": collapsed_codebook,
-    "silence": silence,
-    "exploding_gradients": exploding_gradients,
-    "diverging": diverging,
-    "overfitting": overfitting,
-    "slow_data": slow_data,
-}
+CHECKS: tuple[Check, ...] = (
+    not_finite,
+    collapsed_codebook,
+    silence,
+    exploding_gradients,
+    diverging,
+    overfitting,
+    slow_data,
+)

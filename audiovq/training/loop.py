@@ -42,7 +42,6 @@ class Training:
     """The training of one stage, from its newest checkpoint if there is one.
 
     Args:
-        title: of the stage, such as prior-0, in messages, logs and seeds.
         folder: for checkpoints and metrics.jsonl.
         workers: processes that prepare batches; 0: this one.
         trackers: where metrics are shown, besides `folder`.
@@ -51,15 +50,13 @@ class Training:
     def __init__(
         self,
         task: Task,
-        title: str,
         folder: Path,
         config: TrainingConfig,
-        seed: int,
-        workers: int,
         accelerator: Accelerator,
+        workers: int = 0,
         trackers: TrackerConfig | None = None,
     ):
-        self.task, self.title, self.config, self.seed, self.workers = task, title, config, seed, workers
+        self.task, self.config, self.workers = task, config, workers
         self.accelerator, self.device = accelerator, accelerator.device
         # Parameters are final only after `distribute`: it moves them to the device and may shard them.
         self.model = distribute(task.train(), config, self.device, accelerator.mixed_precision == "bf16")
@@ -68,18 +65,15 @@ class Training:
         self.averages = Averages(self.parts[0].network, config.ema_decay)
         self.split = split_batch(config.batch_size, None if task.splits_batches else config.device_batch_size)
         # The newest checkpoint, if any, fills network, optimizers and averages.
-        seconds = config.checkpoint_seconds
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints", task.network, self.optimizers, self.averages, seconds, task
-        )
+        target, seconds = folder / "checkpoints", config.checkpoint_seconds
+        self.checkpoints = Checkpoints(target, task.network, self.optimizers, self.averages, seconds, task)
         state = self.checkpoints.load()
         self.start: int = state["step"]
         self.must_evaluate: bool = state.get("to_evaluate", False)  # a signal prevented it
         self.guard = NonFiniteGuard(self.device, state.get("skipped", (0, 0)))
-        self.best = BestWeights(folder / "best", config, title)
-        self.monitor = Monitor(
-            task, self.parts, title, folder, config, workers, trackers or TrackerConfig(folder), self.start
-        )
+        self.best = BestWeights(folder / "best", config, task.title)
+        trackers = trackers or TrackerConfig(folder)
+        self.monitor = Monitor(task, self.parts, folder, config, workers, trackers, self.start)
 
     def run(self) -> None:
         """Train; `task.network` has its final weights then.
@@ -94,7 +88,7 @@ class Training:
     def _run(self) -> None:
         config = self.config
         if self.start:
-            say(f"{self.title}: continues from step {self.start}")
+            say(f"{self.task.title}: continues from step {self.start}")
         # With early stopping, the weights at the start may already be the best.
         if self.must_evaluate or (config.patience and not self.start):
             self.evaluate(self.start)
@@ -116,7 +110,7 @@ class Training:
                     self.checkpoints.save(done, to_evaluate=self.must_evaluate, skipped=skipped)
                 if stopped and (not finished or self.must_evaluate):
                     number = signals.received() or signal.SIGTERM
-                    raise signals.Interrupted(number, f" after step {done} of {self.title}")
+                    raise signals.Interrupted(number, f" after step {done} of {self.task.title}")
                 if finished:
                     break
         # The final weights: the moving average if there is one, or the best ones with early stopping.
@@ -141,7 +135,7 @@ class Training:
         Returns:
             loss, metrics and gradient norms: scalars on the device. Their sums over ranks are means over the batch.
         """
-        torch.manual_seed(step_seed(self.seed, self.title, step, collectives.rank()))
+        torch.manual_seed(step_seed(self.task.seed, self.task.title, step, collectives.rank()))
         sums: dict[str, Tensor] = {}
         weights = microbatch_weights(self.task, batch, self.split, self.device)  # [micro-batches]
         self.guard.remember(self.task.forward_state())
@@ -164,7 +158,7 @@ class Training:
 
     def random_numbers(self, step: int, part: Microbatch) -> Any:
         """Within `with`, an example's random numbers are functions of seed, step and its place in the batch."""
-        seed = step_seed(self.seed, self.title, step)
+        seed = step_seed(self.task.seed, self.task.title, step)
         return rng.batch_share(seed, part.first, self.split.batch_size, self.device)
 
     def evaluate(self, done: int) -> bool:

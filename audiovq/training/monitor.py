@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from audiovq.recipe import TrainingConfig
 from audiovq.training.batches import sum_over_ranks
 from audiovq.training.health import StageFacts, Watch
-from audiovq.training.logs import HEALTH, HealthLog, MetricsLog, Stopwatch
+from audiovq.training.logs import HEALTH, StepLog, Stopwatch
 from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
 from audiovq.training.task import Part, Task
 from audiovq.training.trackers import TrackerConfig
@@ -27,36 +29,35 @@ class Monitor:
         self,
         task: Task,
         parts: list[Part],
-        title: str,
         folder: Path,
         config: TrainingConfig,
         workers: int,
         trackers: TrackerConfig,
         start: int,
     ):
-        self.task, self.parts, self.title, self.config, self.start = task, parts, title, config, start
+        self.task, self.parts, self.title, self.config, self.start = task, parts, task.title, config, start
         self.stopwatch = Stopwatch()
-        self.log = MetricsLog(folder / "metrics.jsonl", start)
-        self.health = HealthLog(trackers.folder / HEALTH, title, start)
-        self.trackers = trackers.open(title, start, self.log.last_logged)
-        rates = {
-            f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_"): part.config.learning_rate for part in parts
-        }
+        self.metrics_log = StepLog(folder / "metrics.jsonl", start)
+        self.health_log = StepLog(trackers.folder / HEALTH, start, task.title)
+        self.trackers = trackers.open(task.title, start, self.metrics_log.last_step)
+        names = [f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_") for part in parts]
+        rates = [part.config.learning_rate for part in parts]
         self.facts = StageFacts(
-            title,
-            task.recipe_key,
-            config,
-            learning_rates=rates,
+            title=task.title,
+            recipe_key=task.recipe_key,
+            training=config,
+            learning_rates=dict(zip(names, rates, strict=True)),
             adversarial=len(parts) > 1,
             workers=workers,
             cpus=os.cpu_count() or 1,
             **task.health_facts(),
         )
-        # After a resume, the watch sees what was logged and knows what was reported.
+        # After a resume, the watch sees what was logged, and knows what was reported.
         self.watch = Watch(self.facts)
-        for row in self.log.rows:
+        for row in self.metrics_log.rows:
             self.watch.update(row["step"], row)
-        self.watch.reported = self.health.reported
+        findings = [row for row in self.health_log.rows if row["stage"] == task.title]
+        self.watch.reported = {(row["check"], row["subject"]) for row in findings}
 
     def progress_bar(self) -> ProgressBar:
         seconds = self.task.example_seconds * self.config.batch_size
@@ -89,10 +90,12 @@ class Monitor:
         say(f"{self.title}: step {done}, held out: {self.task.describe(metrics)}")
 
     def _write(self, done: int, metrics: dict[str, float], times: dict[str, float]) -> None:
-        self.log.write(done, metrics)
-        self.trackers.log(done, metrics | times)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
+        self.metrics_log.write({"step": done, **finite})
+        for tracker in self.trackers:
+            tracker.log(done, metrics | times)
         for finding in self.watch.update(done, metrics | times):
-            self.health.write(finding)
+            self.health_log.write(asdict(finding))
             say(f"health: {finding.message}")
 
     def _nonfinite_message(self, done: int, n: int) -> str:
@@ -110,4 +113,5 @@ class Monitor:
         )
 
     def close(self) -> None:
-        self.trackers.close()
+        for tracker in self.trackers:
+            tracker.close()

@@ -47,7 +47,7 @@ class TokenizerTask(Task):
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
         super().__init__()
         torch.manual_seed(seed)
-        self.recipe_key = "tokenizer"
+        self.title = self.recipe_key = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # without skipped steps

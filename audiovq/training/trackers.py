@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 
@@ -28,52 +28,21 @@ class TrackerConfig:
     names: tuple[str, ...] = ()
     project: str = "audiovq"
 
-    def open(self, stage: str, start: int = 0, last_logged: int = 0) -> Trackers:
-        """The trackers of one stage.
+    def open(self, stage: str, start: int = 0, last_step: int = 0) -> list[Tracker]:
+        """The trackers of one stage. When a stage continues, no step is shown twice.
 
         Args:
             start: the step where the stage continues.
-            last_logged: the last step that was logged before.
+            last_step: the last step that was logged before.
         """
         names = self.names if collectives.rank() == 0 else ()
-        return Trackers([TRACKERS[name](self, stage, start, last_logged) for name in names])
-
-
-class Tracker(Protocol):
-    """A tracker of one stage. When a stage continues, no step may be logged twice."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def audio(self, step: int, path: Path) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Trackers:
-    """All trackers of one stage."""
-
-    def __init__(self, trackers: list[Tracker]):
-        self.trackers = trackers
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for tracker in self.trackers:
-            tracker.log(step, metrics)
-
-    def audio(self, step: int, folder: Path) -> None:
-        """All WAV files of a folder, each under its file's name."""
-        for tracker in self.trackers:
-            for path in sorted(folder.glob("*.wav")):
-                tracker.audio(step, path)
-
-    def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
+        return [TRACKERS[name](self, stage, start, last_step) for name in names]
 
 
 class TensorBoard:
     """Files in the run's metrics/tensorboard. `purge_step` discards points after the checkpoint."""
 
-    def __init__(self, config: TrackerConfig, stage: str, start: int, last_logged: int):
+    def __init__(self, config: TrackerConfig, stage: str, start: int, last_step: int):
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
         self.writer = writer(str(config.folder / "metrics" / "tensorboard" / stage), purge_step=start + 1)
 
@@ -95,8 +64,8 @@ class WandB:
 
     package = "wandb"
 
-    def __init__(self, config: TrackerConfig, stage: str, start: int, last_logged: int):
-        self.last_logged, self.module = last_logged, importlib.import_module(self.package)
+    def __init__(self, config: TrackerConfig, stage: str, start: int, last_step: int):
+        self.last_step, self.module = last_step, importlib.import_module(self.package)
         identity = hashlib.sha256(f"{config.folder.resolve()}/{stage}".encode()).hexdigest()[:16]
         self.run = self.open(config, f"{config.folder.name}-{stage}", identity)
 
@@ -106,7 +75,7 @@ class WandB:
         return self.module.init(project=config.project, name=name, id=identity, dir=str(folder), resume="allow")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step > self.last_logged:
+        if step > self.last_step:
             self.run.log(dict(metrics), step=step)
 
     def audio(self, step: int, path: Path) -> None:
@@ -125,11 +94,8 @@ class Trackio(WandB):
         return self.module.init(project=config.project, name=f"{name}-{identity[:6]}", resume="allow")
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[WandB]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "trackio": Trackio,
-}
+Tracker: TypeAlias = TensorBoard | WandB
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
 def installed_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
