@@ -134,8 +134,8 @@ def test_lengths_that_no_period_divides(kind: str, tmp_path: Path) -> None:
 def test_onnx_files_on_a_real_track(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = cli("export", tiny_run, tmp_path / "shared", "--onnx")
     assert result.exit_code == 0, result.output
-    assert "of the codes as by torch" in result.output
-    assert "of the codes equal" in (tmp_path / "shared" / "README.md").read_text()
+    assert "of the codes equal those of torch" in result.output
+    assert "of the codes are equal" in (tmp_path / "shared" / "README.md").read_text()
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     from onnx_tokenizer import OnnxTokenizer  # pyright: ignore[reportMissingImports]
 
