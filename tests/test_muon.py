@@ -47,6 +47,25 @@ def test_steps_are_those_of_the_formula() -> None:
         torch.testing.assert_close(weight.detach(), expected)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.8 has no Muon")
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64)])
+def test_steps_are_those_of_torch_up_to_bfloat16(shape: tuple[int, int]) -> None:
+    """torch.optim.Muon has a fifth of the scale, computes in bfloat16 on a CPU, too, and cannot skip a step."""
+    start = torch.randn(shape)
+    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    a = Muon([{"params": [mine], "orthogonal": True, "weight_decay": 0.1}], lr=0.01, fused=True)
+    b = torch.optim.Muon([theirs], lr=0.05, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    for gradient in torch.randn(3, *shape):
+        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        a.step()
+        b.step()
+    assert torch.equal(a.state[mine]["momentum"], b.state[theirs]["momentum_buffer"])
+    assert (mine - theirs).norm() < 0.02 * (mine - start).norm()
+    theirs.grad, b.found_inf = torch.full(shape, torch.nan), torch.tensor(1.0)  # type: ignore[attr-defined]
+    b.step()
+    assert theirs.isnan().any()
+
+
 def test_a_step_that_does_not_happen_changes_nothing() -> None:
     weight = nn.Parameter(torch.randn(4, 4))
     before = weight.detach().clone()

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, cli
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from audiovq.data.shards import Shards
 from audiovq.pretrained import checkpoint
@@ -90,6 +91,19 @@ def test_seeds_differ_by_every_part() -> None:
     }
     assert len(seeds) == 54
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_averages_are_those_of_torch_after_their_warm_up() -> None:
+    network, decay = torch.nn.Linear(3, 3), 0.9
+    averages = Averages(network, decay)
+    expected = [p.detach().clone() for p in network.parameters()]
+    for step in range(200, 203):
+        for p in network.parameters():
+            torch.nn.init.normal_(p)
+        averages.update(step, torch.tensor(True))
+        get_ema_multi_avg_fn(decay)(expected, [p.detach() for p in network.parameters()], 1)
+        averages.update(step, torch.tensor(False))  # a skipped step
+    assert all(torch.allclose(a, b) for a, b in zip(averages.tensors.values(), expected, strict=True))
 
 
 def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) -> None:
