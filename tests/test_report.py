@@ -166,7 +166,18 @@ def test_training_and_sampling_leave_a_page(tiny_recipe: Path, tmp_path: Path) -
 def test_a_page_of_new_pieces(tiny_run: Path, tmp_path: Path) -> None:
     options = ("--model", tiny_run, "--seed", 1, "--report", "--json")
     result = cli(
-        "sample", *options, "--seconds", 1, "--num", 3, "--best", 2, "--out", tmp_path / "a.wav", "--label", "genre=folk"
+        "sample",
+        *options,
+        "--seconds",
+        1,
+        "--num",
+        3,
+        "--best",
+        2,
+        "--out",
+        tmp_path / "a.wav",
+        "--label",
+        "genre=folk",
     )
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
