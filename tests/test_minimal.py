@@ -1,17 +1,18 @@
-"""examples/minimal.py: the whole idea in one file runs, and its parts do what they say."""
+"""examples/minimal.py learns, samples and decodes; its codebook and its prior keep their contracts."""
 
 import importlib.util
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import ROOT, SAMPLES
-from torch.nn import functional as F
 
 SCRIPT = ROOT / "examples" / "minimal.py"
 
@@ -26,43 +27,94 @@ def minimal() -> ModuleType:
     return module
 
 
-def test_it_learns_and_writes_a_piece_of_the_exact_length(tmp_path: Path) -> None:
+def test_learns_and_writes_a_piece_that_the_seed_determines(
+    minimal: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     music = tmp_path / "music"
     music.mkdir()
     for path in sorted((SAMPLES / "chorales").glob("*.opus"))[:2]:
-        wave, rate = soundfile.read(path, frames=40 * 48000)
-        soundfile.write(music / f"{path.stem}.wav", wave, rate)
-    options = ["--music", music, "--steps", 12, 3, 3, "--seconds", 3.5, "--out", tmp_path / "new.wav"]
-    command = [sys.executable, SCRIPT, *map(str, options)]
+        waveform, rate = soundfile.read(path, frames=20 * 48000)
+        soundfile.write(music / f"{path.stem}.wav", waveform, rate)
+
+    def arguments(out: str) -> list[str]:
+        options = ["--music", music, "--steps", 12, 6, 6, "--seconds", 3.3, "--seed", 3, "--out", tmp_path / out]
+        return [str(SCRIPT), *map(str, options)]
+
+    command = [sys.executable, *arguments("first.wav")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    wave, rate = soundfile.read(tmp_path / "new.wav")
-    assert (len(wave), rate) == (56000, 16000)
-    assert abs(wave).max() > 0
-    losses = [float(x) for x in re.findall(r"tokenizer: step \d+/12, loss ([\d.]+)", printed)]
-    assert losses[-1] < losses[0]
-    assert len(re.findall(r"held out: level \d, [\d.]+ bits per code", printed)) == 3
+    first, rate = soundfile.read(tmp_path / "first.wav")
+    assert (first.shape, rate) == ((52800,), 16000)  # 3.3 s, which is not a whole number of codes
+    assert np.isfinite(first).all()
+    assert abs(first).max() > 0
+    for name, n in (("tokenizer", 12), ("level 0", 6), ("level 1", 6), ("level 2", 6)):
+        losses = [float(loss) for loss in re.findall(rf"{name}: step \d+/{n}, loss ([\d.]+)", printed)]
+        assert losses[-1] < losses[0], printed
+    bits = [float(figure) for figure in re.findall(r"held out: level \d, ([\d.]+) bits per code", printed)]
+    assert len(bits) == 3
+    assert max(bits) < math.log2(minimal.CODEBOOK_SIZE) + 0.5
+
+    monkeypatch.setattr(sys, "argv", arguments("second.wav"))
+    minimal.main()
+    second, _ = soundfile.read(tmp_path / "second.wav")
+    assert np.array_equal(first, second)
 
 
-def test_the_codebook_gives_the_nearest_entry_and_dead_entries_restart(minimal: ModuleType) -> None:
+def test_too_few_files_are_a_message(
+    minimal: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--music", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        minimal.main()
+    assert "expected at least two audio files" in capsys.readouterr().err
+
+
+def test_each_level_quantizes_what_coarser_levels_leave_to_the_nearest_entry(minimal: ModuleType) -> None:
+    tokenizer = minimal.Tokenizer().eval()
+    latents = torch.randn(2, minimal.CODEBOOK_DIM, 8)
+    codes, total = tokenizer.quantize(latents)
+    assert codes.shape == (2, 3, 8)
+    rest = latents
+    for level, n in enumerate(minimal.FRAMES_PER_CODE):
+        means = rest.unflatten(2, (-1, n)).mean(dim=3).transpose(1, 2)  # [b, codes, d]
+        distances = (means[:, :, None] - tokenizer.codebook).square().sum(dim=-1)
+        assert torch.equal(codes[:, level], distances.argmin(dim=-1).repeat_interleave(n, dim=1))
+        rest = rest - tokenizer.codebook[codes[:, level]].transpose(1, 2)
+    assert torch.allclose(total, latents - rest, atol=1e-5)
+
+
+def test_dead_entries_restart_at_latents_and_used_ones_move_to_their_mean(minimal: ModuleType) -> None:
     tokenizer = minimal.Tokenizer()
-    latents = torch.randn(2, 5, minimal.CODEBOOK_DIM)
-    distances = ((latents[:, :, None] - tokenizer.codebook) ** 2).sum(dim=-1)
-    assert torch.equal(tokenizer.nearest(latents), distances.argmin(dim=-1))
-    x = torch.randn(600, minimal.CODEBOOK_DIM)
-    tokenizer.update_codebook(x, torch.zeros(600, dtype=torch.int64))  # at first all entries are dead
-    assert float(torch.cdist(tokenizer.codebook[1:], x).amin(dim=1).max()) < 1e-2  # up to rounding
+    latents = torch.randn(600, minimal.CODEBOOK_DIM)
+    codes = torch.zeros(600, dtype=torch.int64)
+    tokenizer.update_codebook(latents, codes)
+    assert torch.allclose(tokenizer.codebook[0], latents.mean(dim=0), atol=1e-5)
+    assert torch.cdist(tokenizer.codebook[1:], latents).amin(dim=1).max() < 1e-2  # up to rounding
 
 
-def test_a_prior_sees_no_code_of_its_own_level_ahead(minimal: ModuleType) -> None:
+def test_a_prior_sees_no_present_or_later_code_of_its_level_but_all_coarser_ones(minimal: ModuleType) -> None:
     prior = minimal.Prior(level=1).eval()
     codes = torch.randint(minimal.CODEBOOK_SIZE, (1, 2, 20))
-    changed = codes.clone()
-    changed[0, 1, 10] = (changed[0, 1, 10] + 1) % minimal.CODEBOOK_SIZE
-    before, after = prior(codes), prior(changed)
-    assert torch.equal(before[:, :11], after[:, :11])
-    assert not torch.allclose(before[:, 11:], after[:, 11:])
-    targets = F.cross_entropy(before.flatten(0, 1), codes[:, 1].flatten())
-    assert prior.loss(codes).item() == pytest.approx(targets.item())
+    own, coarser = codes.clone(), codes.clone()
+    own[0, 1, 10] = (own[0, 1, 10] + 1) % minimal.CODEBOOK_SIZE
+    coarser[0, 0, 12] = (coarser[0, 0, 12] + 1) % minimal.CODEBOOK_SIZE
+    with torch.no_grad():
+        logits, after_own, after_coarser = prior(codes), prior(own), prior(coarser)
+    assert torch.equal(logits[:, :11], after_own[:, :11])
+    assert not torch.allclose(logits[:, 11], after_own[:, 11])
+    assert not torch.allclose(logits[:, 10], after_coarser[:, 10])
+
+
+def test_sampling_goes_beyond_the_context(minimal: ModuleType) -> None:
+    prior = minimal.Prior(level=1).eval().requires_grad_(False)
+    n = minimal.CONTEXT + 3
+    coarser = torch.randint(minimal.CODEBOOK_SIZE, (1, n))
+    torch.manual_seed(0)
+    codes = prior.sample(coarser)
+    torch.manual_seed(0)
+    assert torch.equal(codes, prior.sample(coarser))
+    assert codes.shape == (n,)
+    assert codes.min() >= 0
+    assert codes.max() < minimal.CODEBOOK_SIZE
 
 
 def test_codes_of_coarse_levels_repeat(minimal: ModuleType) -> None:
