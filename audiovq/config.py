@@ -116,14 +116,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `base` with the values of `override`. Mappings merge key by key, unless their `kind` differs."""
+    """`base` with the values of `override`. Mappings merge key by key, unless their `kind` differs."""
     merged = dict(base)
     for key, value in override.items():
         old = merged.get(key)
-        same_kind = (
-            isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
-        )
-        merged[key] = merge(old, value) if same_kind else value  # type: ignore[arg-type]
+        if isinstance(old, dict) and isinstance(value, dict):
+            is_same_kind = value.get("kind", old.get("kind")) == old.get("kind")
+            merged[key] = merge(old, value) if is_same_kind else value
+        else:
+            merged[key] = value
     return merged
 
 
@@ -172,7 +173,7 @@ def _explain(config_class: type[Config], detail: Any) -> str:
 
 
 def _walk(config_class: Any, location: list[Any]) -> tuple[type[Config] | None, list[str]]:
-    """Follow an error's location to its config class. Returns the class, and the path without pydantic's union tags."""
+    """The config class at an error's location, and the location's path without pydantic's union tags."""
     owner: Any = config_class
     visible: list[str] = []
     for part in location:

@@ -47,9 +47,9 @@ class TrainingConfig(Config):
     evaluate_steps: int = Field(default=250, ge=1)  # steps between two evaluations on held-out tracks
     evaluate_batches: int = Field(default=4, ge=1)
     checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0: after every step
-    # Decay of a moving average of the weights, which is evaluated and saved instead of them; null: no average.
+    # Decay of a moving average of the weights, which is evaluated and saved in their place; null: none.
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    # Early stopping after this many evaluations without a lower held-out loss, with the best weights; 0: never.
+    # Stop after this many evaluations without a lower held-out loss, and keep the best weights; 0: never.
     patience: int = Field(default=0, ge=0)
     compile: bool = False  # torch.compile of the repeated blocks: slow to start, then faster on a GPU
 
@@ -63,17 +63,17 @@ class PriorTrainingConfig(TrainingConfig):
     @model_validator(mode="after")
     def _check(self) -> PriorTrainingConfig:
         if self.sharded:
-            _expect(self.patience == 0, "patience: expected 0 with sharded: no process has all weights to save")
+            _expect(self.patience == 0, "patience: expected 0 with sharded, where no process has all weights")
         return self
 
 
 class TokenizerStage(Config):
-    # Use the tokenizer of `default` (the bundled model), a run, a folder or a hub id, instead of training one.
+    # Use the tokenizer of `default` (the bundled model), a run, a folder or a hub id; null: train one.
     from_pretrained: str | None = None
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
     crop_seconds: float = Field(default=0.68, gt=0)
-    # Training step at which the codebooks start; before it latents are not quantized, so that they become useful.
+    # Step at which the codebooks start; before it latents are not quantized, so that they become useful.
     vq_start_step: int = Field(default=100, ge=0)
     training: TrainingConfig = TrainingConfig()
 
@@ -85,7 +85,7 @@ class TokenizerStage(Config):
 
 
 class DecoderTrainingConfig(TrainingConfig):
-    """How the decoder and its discriminators are trained; keys without a `discriminator_` twin apply to both."""
+    """How decoder and discriminators are trained; keys without a `discriminator_` twin apply to both."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     beta1: float = Field(default=0.8, ge=0, lt=1)
@@ -162,7 +162,8 @@ class Recipe(Config):
         if self.tokenizer.from_pretrained is None:
             _check_tokenizer(self.tokenizer)
             n, n_levels = len(self.priors), self.tokenizer.model.n_levels
-            _expect(n in {0, 1, n_levels}, f"priors: expected none, 1 or {n_levels} (one for each level), found {n}")
+            message = f"priors: expected none, 1 or {n_levels} (one for each level), found {n}"
+            _expect(n in {0, 1, n_levels}, message)
         _check_crop(self)
         if self.decoder_tuning is not None:
             losses = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
@@ -202,7 +203,8 @@ def _check_pretrained(recipe: Recipe) -> None:
     for i, stage in enumerate(recipe.priors):
         _expect(
             stage.from_pretrained is None or has_tokenizer,
-            f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too: a prior needs its tokenizer's codes",
+            f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, because a prior needs the codes "
+            "of its tokenizer",
         )
         _expect(
             stage.lora is None or stage.from_pretrained is not None,
@@ -218,8 +220,8 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
     )
     _expect(
         2 * warmup < steps,
-        f"tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps {steps}, so that "
-        f"the spectral terms reach their weights; found {warmup}",
+        "tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps "
+        f"{steps}, so that the spectral terms reach their weights; found {warmup}",
     )
     quantizer = stage.model.quantizer
     if quantizer.kind == "gumbel":
@@ -232,18 +234,14 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
 
 def _check_crop(recipe: Recipe) -> None:
     """A crop must be as long as the windows of losses and discriminators."""
-    found, losses = recipe.tokenizer.crop_samples, recipe.tokenizer.losses
-    longest = max(losses.mel_windows) if losses.mel else 0
-    _expect(
-        found >= longest,
-        f"tokenizer.crop_seconds: expected at least the longest mel window, {longest} samples, found {found} samples",
-    )
+    n_samples, losses = recipe.tokenizer.crop_samples, recipe.tokenizer.losses
     discriminators = recipe.decoder_tuning.adversarial.discriminators if recipe.decoder_tuning else ()
-    longest = max((discriminator.min_samples for discriminator in discriminators), default=0)
+    windows = [*(losses.mel_windows if losses.mel else ()), *(each.min_samples for each in discriminators)]
+    longest = max(windows, default=0)
     _expect(
-        found >= longest,
-        f"tokenizer.crop_seconds: expected at least what a discriminator looks at, {longest} samples, "
-        f"found {found} samples",
+        n_samples >= longest,
+        f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses and "
+        f"discriminators, found {n_samples} samples",
     )
 
 
@@ -268,7 +266,7 @@ def find_recipe(name: str) -> Path:
 
 
 def header(path: Path) -> dict[str, str]:
-    """The facts in a recipe's first comment, `# Key: text`, by lower-case key; a text may continue on the next line."""
+    """The facts in a recipe's first comment, `# Key: text`, by lower-case key; texts may have more lines."""
     facts: dict[str, str] = {}
     key = ""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -372,4 +370,5 @@ def first_difference(a: Any, b: Any, path: str = "") -> str | None:
         pairs = [(str(i), x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
     else:
         return None if a == b else f"{path}: {a!r} → {b!r}"
-    return next((d for key, x, y in pairs if (d := first_difference(x, y, f"{path}.{key}".lstrip(".")))), None)
+    differences = (first_difference(x, y, f"{path}.{key}".lstrip(".")) for key, x, y in pairs)
+    return next(filter(None, differences), None)

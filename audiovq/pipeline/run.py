@@ -1,7 +1,7 @@
 """A run trains all stages of a recipe: tokenizer → decoder → codes → priors, with samples after each.
 
-The run folder has everything (see `run_folder`). A stage that is done is not repeated, and a stage that was interrupted
-continues from its newest checkpoint.
+The run folder has everything (see `run_folder`). A stage that is done is not repeated, and a stage that was
+interrupted continues from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Run:
             tracker.close()
 
 
-# --- stages -----------------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 def train_tokenizer(run: Run) -> None:
@@ -140,14 +140,16 @@ def copy_tokenizer_of_codes(run: Run) -> None:
     """The tokenizer lies next to the codes that it made, in ../tokenizer."""
     storage, folder = run.files.open_codes().storage, run.folder / "tokenizer"
     try:
-        files = {name: storage.read(f"../tokenizer/{name}") for name in (checkpoint.CONFIG, checkpoint.WEIGHTS)}
+        names = checkpoint.CONFIG, checkpoint.WEIGHTS
+        files = {name: storage.read(f"../tokenizer/{name}") for name in names}
     except FileNotFoundError:
         place = storage.path("../tokenizer")
-        raise ValueError(f"{place}: expected the tokenizer of the codes there; or copy it to {folder}") from None
+        raise ValueError(f"{place}: expected the tokenizer of the codes; or copy it to {folder}") from None
     with atomic_folder(folder) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
-        run.files.open_codes(tokenizer_hash(checkpoint.load_tokenizer(temporary)))  # checks that they belong together
+        # Check that codes and tokenizer belong together.
+        run.files.open_codes(tokenizer_hash(checkpoint.load_tokenizer(temporary)))
         write_checksums(temporary)
 
 
@@ -211,4 +213,9 @@ def train_prior(run: Run, level: int, shards: Shards) -> None:
         checkpoint.save_prior(run.folder / f"prior-{level}", network, stage.sampling)
 
 
-STAGES = {"tokenizer": train_tokenizer, "decoder": tune_decoder, "codes": encode_music, "priors": train_priors}
+STAGES = {
+    "tokenizer": train_tokenizer,
+    "decoder": tune_decoder,
+    "codes": encode_music,
+    "priors": train_priors,
+}

@@ -2,7 +2,7 @@
 
 run/recipe.yaml              the complete recipe
 run/data/                    scan_cache.jsonl, tracks.jsonl, quarantine.jsonl, report.json
-run/tokenizer/               config.json, model.safetensors (a model folder), with a tuned decoder if the recipe has one
+run/tokenizer/               a model folder: config.json, model.safetensors; with a tuned decoder, if any
 run/codes/                   shards; absent if the recipe has the codes of another run
 run/prior-0/ …               a model folder for each level, coarse to fine
 run/training/<stage>/        checkpoints and metrics.jsonl
@@ -33,7 +33,7 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe):
         self.path, self.recipe = path, recipe
 
-    # --- what is done -------------------------------------------------------------------------------------------------
+    # --- what is done -----------------------------------------------------------------------------
 
     def is_done(self, stage: str) -> bool:
         return bool(collectives.from_rank_0(self._is_done(stage)))
@@ -54,7 +54,7 @@ class RunFolder:
     def require(self, earlier: str, stage: str) -> None:
         """Raises ValueError if a stage that `stage` builds on is not done."""
         if not self.is_done(earlier):
-            raise ValueError(f"{self.path}: stage {stage} needs stage {earlier}, which is not done; run it first")
+            raise ValueError(f"{self.path}: stage {stage} needs stage {earlier}; run that first")
 
     @property
     def n_priors(self) -> int:
@@ -72,7 +72,7 @@ class RunFolder:
             return False
         return sum("bits_per_second" in level for level in levels) == len(prior_folders(self.path))
 
-    # --- recipe, music and codes --------------------------------------------------------------------------------------
+    # --- recipe, music and codes ------------------------------------------------------------------
 
     def open(self) -> None:
         """Scan the music and save the recipe, or check that the folder has a run of this recipe.
@@ -92,7 +92,8 @@ class RunFolder:
         is_added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
         if is_added:  # decoder tuning may be added to a finished run, because codes stay the same
             saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
-        difference = first_difference(without_mutable(saved.model_dump()), without_mutable(self.recipe.model_dump()))
+        before, now = (without_mutable(recipe.model_dump()) for recipe in (saved, self.recipe))
+        difference = first_difference(before, now)
         if difference:
             raise ValueError(
                 f"{self.path}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
@@ -129,12 +130,12 @@ class RunFolder:
             Shards(self.recipe.codes.path or self.path / "codes", tokenizer_hash),
             self.recipe.tokenizer.model,
         )
+        index = shards.index
         expected = model.sample_rate, list(model.hop_lengths), model.codebook_size
-        found = shards.index.sample_rate, shards.index.hop_lengths, shards.index.codebook_size
+        found = index.sample_rate, index.hop_lengths, index.codebook_size
         if found != expected:
             raise ValueError(
-                f"{shards.folder}: expected codes as in tokenizer.model, with sample_rate {expected[0]}, hop_lengths "
-                f"{expected[1]} and codebook_size {expected[2]}, found {found[0]}, {found[1]} and {found[2]}; "
-                "change tokenizer.model"
+                f"{shards.folder}: expected codes as in tokenizer.model, with sample_rate, hop_lengths and "
+                f"codebook_size {expected}, found {found}; change tokenizer.model"
             )
         return shards

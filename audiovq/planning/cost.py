@@ -1,7 +1,7 @@
 """The cost of a training step, counted operation by operation: arithmetic, memory traffic, and memory in use.
 
-On fake tensors, which have shapes but no values, nothing is computed or allocated, so that a laptop can count what a
-cluster will do. Real tensors give the same counts.
+On fake tensors, which have shapes but no values, nothing is computed or allocated, so that a laptop can
+count what a cluster will do. Real tensors give the same counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from audiovq.training.tokenizer_task import TokenizerTask
 aten = torch.ops.aten
 MANY_STEPS = 2**40
 
-# --- arithmetic of an operation -----------------------------------------------------------------------------------
+# --- arithmetic of an operation -------------------------------------------------------------------
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any, out_val: Any = None) -> int:
@@ -66,7 +66,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 class Work(Counter[tuple[int, int, bool]]):
-    """How often there was an operation of so many (flops, bytes), and whether its arithmetic was in float32."""
+    """How often there was an operation of so many (flops, bytes, True if its arithmetic was in float32)."""
 
     @property
     def flops(self) -> int:
@@ -181,7 +181,8 @@ def count_pass(
     learning = [p for part in task.parts(config) for p in part.network.parameters() if p.requires_grad]
     n_weights = sum(p.numel() for p in learning)
     # Muon has one moment for each weight of its matrices, AdamW has two.
-    groups = [group for part in task.parts(config) for group in make_optimizer(part.network, part.config).param_groups]
+    optimizers = [make_optimizer(part.network, part.config) for part in task.parts(config)]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     moments = sum((4 if group.get("orthogonal") else 8) * p.numel() for group in groups for p in group["params"])
     gathered = 0
     if isinstance(config, PriorTrainingConfig):
@@ -249,7 +250,7 @@ def count_encoding(model: VQVAEConfig, seconds: float) -> Cost:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU that is not here. The defaults are an A100 with 80 GB, from its data sheet; the shares are assumptions."""
+    """A GPU that is not here. The defaults are from the data sheet of an A100; the shares are assumptions."""
 
     memory: float = 80e9  # bytes
     tflops: float = 312.0  # dense bfloat16
@@ -266,8 +267,9 @@ class Device:
 
     def seconds(self, work: Work) -> float:
         """Each operation takes as long as its arithmetic, its traffic or its start, whichever is longest."""
-        rate = self.tflops * 1e12 * self.used_tflops
-        return math.fsum(
-            n * max(flops / (rate * self.float32 if is_float32 else rate), moved / self.bytes_per_second, self.launch)
-            for (flops, moved, is_float32), n in work.items()
-        )
+        flops_per_second = self.tflops * 1e12 * self.used_tflops
+        times = []
+        for (flops, n_bytes, is_float32), n in work.items():
+            arithmetic = flops / (flops_per_second * (self.float32 if is_float32 else 1))
+            times.append(n * max(arithmetic, n_bytes / self.bytes_per_second, self.launch))
+        return math.fsum(times)

@@ -1,6 +1,7 @@
 """Estimates what a recipe takes, stage by stage: memory, hours and disk. It trains nothing.
 
-Memory is counted (see `cost`). Time is measured on this machine's device, or predicted for GPUs that are not here.
+Memory is counted (see `cost`). Time is measured on this machine's device, or predicted for GPUs that are
+not here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from audiovq.data.tracks import Scan, scan
 from audiovq.planning.cost import Cost, Device, count_encoding, count_pass
 from audiovq.planning.rehearsal import Measured, measure, measure_encoding, random_shards
 from audiovq.pretrained.adopt import adopt_pretrained
-from audiovq.recipe import Recipe, TrainingConfig
+from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig
 from audiovq.tokenizer.streaming import CHUNK_SECONDS
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.batches import BatchSplit
@@ -44,7 +45,7 @@ def parse_device(
     device_bandwidth: float | None = None,
     utilisation: float | None = None,
 ) -> tuple[Device | None, int]:
-    """A GPU that is not here and their number, from the options of `audiovq plan`; None is this machine's device.
+    """A GPU that is not here and how many, from the options of `audiovq plan`; None: this machine's device.
 
     Raises:
         ValueError: `device_memory` is not a size.
@@ -97,10 +98,17 @@ class Stage:
     title: str
     key: str  # of its training settings in the recipe
     config: TrainingConfig
-    codes_per_step: float
-    n_waveforms: int  # that the run writes for each sample
+    codes_per_example: float
     # Makes the task for a variant of `config`, within a mode in which tensors take no memory, if possible.
     build: Callable[[TrainingConfig, AbstractContextManager[Any]], Task]
+
+    @property
+    def is_sharded(self) -> bool:
+        return isinstance(self.config, PriorTrainingConfig) and self.config.sharded
+
+    @property
+    def is_prior(self) -> bool:
+        return self.title.startswith("prior")
 
     def build_here(self, config: TrainingConfig) -> Task:
         return self.build(config, contextlib.nullcontext())
@@ -137,8 +145,7 @@ class Planner:
             changed = stage.model_copy(update={"training": config})
             return TokenizerTask(changed, recipe.data, self.scan, recipe.seed)
 
-        n_waveforms = 1 + stage.model.n_levels
-        return Stage("tokenizer", "tokenizer.training", stage.training, self._codes(stage.training), n_waveforms, build)
+        return Stage("tokenizer", "tokenizer.training", stage.training, self._codes_per_crop(), build)
 
     def _decoder_stage(self) -> Stage:
         recipe, stage = self.recipe, self.recipe.decoder_tuning
@@ -148,29 +155,27 @@ class Planner:
             network = VQVAE(recipe.tokenizer.model)
             return DecoderTask(stage, recipe.tokenizer, recipe.data, self.scan, network, recipe.seed)
 
-        n_waveforms, key = 1 + recipe.tokenizer.model.n_levels, "decoder_tuning.training"
-        return Stage("decoder", key, stage.training, self._codes(stage.training), n_waveforms, build)
+        return Stage("decoder", "decoder_tuning.training", stage.training, self._codes_per_crop(), build)
 
     def _prior_stage(self, level: int) -> Stage:
-        recipe, stage = self.recipe, self.recipe.prior(level)
+        recipe, stage, key = self.recipe, self.recipe.prior(level), self.recipe.prior_key(level)
         shards = random_shards(self.scan.only(recipe.codes.only), recipe.tokenizer.model, self.with_chroma)
 
         def build(config: TrainingConfig, mode: AbstractContextManager[Any]) -> Task:
             with mode:
                 return PriorTask(stage, shards, level, recipe.seed)
 
-        codes = stage.training.batch_size * stage.model.transformer.context
-        return Stage(f"prior-{level}", f"{recipe.prior_key(level)}.training", stage.training, codes, 1, build)
+        context = stage.model.transformer.context
+        return Stage(f"prior-{level}", f"{key}.training", stage.training, context, build)
 
-    def _codes(self, config: TrainingConfig) -> float:
-        """Codes of all levels in a batch of crops."""
+    def _codes_per_crop(self) -> float:
         stage = self.recipe.tokenizer
-        return config.batch_size * sum(stage.crop_samples / hop for hop in stage.model.hop_lengths)
+        return sum(stage.crop_samples / hop for hop in stage.model.hop_lengths)
 
     # --- estimates --------------------------------------------------------------------------------
 
     def plan_training(self, stage: Stage) -> dict[str, Any]:
-        """Memory, hours and disk of a stage. If it does not fit, also of the largest micro-batch that does."""
+        """Memory, hours and disk of a stage; if it does not fit, also a smaller micro-batch that does."""
         say(f"plan: {stage.title}")
         config = stage.config
         usable = (self.device or Device()).usable * self.memory
@@ -202,7 +207,7 @@ class Planner:
             "seconds_a_step": seconds,
             "measured": asdict(measured) if measured else None,
             "hours": None if seconds is None else config.steps * seconds * (1 + evaluation) / 3600,
-            "codes_a_second": stage.codes_per_step / seconds if seconds else None,
+            "codes_a_second": config.batch_size * stage.codes_per_example / seconds if seconds else None,
             "disk_bytes": self._disk_bytes(stage, first),
         }
 
@@ -219,7 +224,7 @@ class Planner:
         """Predicted or measured seconds of a step; None if it does not fit on this machine."""
         if self.device is not None:
             n_passes = -(-share // cost.examples)
-            n_weights = cost.parameters / (self.n_devices if getattr(stage.config, "sharded", False) else 1)
+            n_weights = cost.parameters / (self.n_devices if stage.is_sharded else 1)
             update = UPDATE_BYTES * n_weights / self.device.bytes_per_second
             return n_passes * self.device.seconds(cost.work) + update, None
         if cost.memory > usable:
@@ -231,9 +236,9 @@ class Planner:
     def _disk_bytes(self, stage: Stage, cost: Cost) -> int:
         """The finished model, samples, and two checkpoints, while a new one replaces an old one."""
         model, samples = self.recipe.tokenizer.model, self.recipe.samples
-        is_sharded = getattr(stage.config, "sharded", False)
-        checkpoint = (cost.weights + cost.moments + cost.averages) * (self.n_devices if is_sharded else 1)
-        n_samples = round(stage.n_waveforms * samples.n * samples.seconds * model.sample_rate)
+        checkpoint = (cost.weights + cost.moments + cost.averages) * (self.n_devices if stage.is_sharded else 1)
+        n_waveforms = samples.n * (1 if stage.is_prior else 1 + model.n_levels)
+        n_samples = round(n_waveforms * samples.seconds * model.sample_rate)
         return 2 * checkpoint + cost.weights + 2 * n_samples * model.channels
 
     def plan_codes(self) -> dict[str, Any]:
@@ -246,7 +251,8 @@ class Planner:
         if self.device is not None:
             chunk_seconds = self.device.seconds(cost.work)
         else:
-            chunk_seconds = measure_encoding(model, chunk, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            chunk_seconds = measure_encoding(model, chunk, here)
         # Two bytes for a code, one for a pitch class; all of them twice while tracks become shards.
         disk_bytes = 2 * seconds * (2 * rate + (model.code_rates[0] if self.with_chroma else 0))
         return {
@@ -271,8 +277,8 @@ class Planner:
             return [*lines, "a step takes as long as the faster of the second and third one here"]
         return [
             *lines,
-            f"an operation takes the longest of its arithmetic at {d.used_tflops:.0%} of {d.tflops:g} TFLOPS (in float32 "
-            f"{d.float32:.1%} of that), its traffic at {d.used_bandwidth:.0%} of {d.bandwidth:g} TB/s, and "
+            f"an operation takes the longest of its arithmetic at {d.used_tflops:.0%} of {d.tflops:g} TFLOPS "
+            f"(in float32 {d.float32:.1%} of that), its traffic at {d.used_bandwidth:.0%} of {d.bandwidth:g} TB/s, and "
             f"{d.launch * 1e6:g} µs to start; this was not checked on a GPU",
             "steps never wait for data, nor for the exchange of gradients",
         ]
@@ -308,7 +314,9 @@ def _stage_lines(stage: dict[str, Any], size: str) -> list[str]:
         f"    memory: {' + '.join(parts)}; {stage['parameters'] / 1e6:.4g} million trainable weights",
     ]
     if not stage["fits"]:
-        result = "which fits" if stage["fits_then"] else "which still does not fit: use a smaller network or crop"
+        result = "which fits"
+        if not stage["fits_then"]:
+            result = "which still does not fit: use a smaller network or crop"
         if not stage["fits_then"] and stage["stage"].startswith("prior"):
             result += ", or sharded and activation_checkpointing on more devices"
         lines.append(
@@ -321,7 +329,8 @@ def _stage_lines(stage: dict[str, Any], size: str) -> list[str]:
     )
     if measured := stage["measured"]:
         n = measured["examples"]
-        how = "measured" if n == stage["examples_a_step"] else f"extrapolated from steps of 1 and {n} examples"
+        is_measured = n == stage["examples_a_step"]
+        how = "measured" if is_measured else f"extrapolated from steps of 1 and {n} examples"
         peak = f", at most {_gb(measured['memory'])} of memory" if measured["memory"] else ""
         lines.append(f"    time: {how}{peak}; {measured['data_seconds']:.2g} s to load a batch in one process")
     if seconds:

@@ -33,13 +33,11 @@ class RandomShards:
         tracks = []
         for track in scan.tracks:
             n = int(track.seconds * model.sample_rate)
-            lengths = [max(1, -(-n // hop)) for hop in model.hop_lengths]
-            tracks.append(
-                ShardTrack(track.path, track.sha256, track.split, track.labels, n, 0, [0] * model.n_levels, lengths)
-            )
-        self.index = ShardIndex(
-            "0" * 64, model.sample_rate, list(model.hop_lengths), model.codebook_size, chroma, 1, table_of(tracks)
-        )
+            lengths, offsets = [max(1, -(-n // hop)) for hop in model.hop_lengths], [0] * model.n_levels
+            facts = track.path, track.sha256, track.split, track.labels
+            tracks.append(ShardTrack(*facts, n, 0, offsets, lengths))
+        hops, table = list(model.hop_lengths), table_of(tracks)
+        self.index = ShardIndex("0" * 64, model.sample_rate, hops, model.codebook_size, chroma, 1, table)
 
     def codes(self, track: ShardTrack, level: int, start: int = 0, end: int | None = None) -> np.ndarray:
         n = min(track.lengths[level], track.lengths[level] if end is None else end) - start
@@ -93,7 +91,8 @@ def _measure_step(
     bf16: bool,
     clock: Callable[[], float],
 ) -> Measured:
-    small = config.model_copy(update={"batch_size": n, "device_batch_size": min(n, config.device_batch_size or n)})
+    sizes = {"batch_size": n, "device_batch_size": min(n, config.device_batch_size or n)}
+    small = config.model_copy(update=sizes)
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     on_gpu = accelerator.device.type == "cuda"
 

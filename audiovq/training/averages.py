@@ -12,22 +12,24 @@ from audiovq.training.devices import local
 
 
 class Averages:
-    """An exponential moving average of all trainable weights of a network; with `decay` None, nothing happens.
+    """Exponential moving averages of all trainable weights of a network; with `decay` None, there are none.
 
-    Codebooks and running statistics are not averaged. torch's `AveragedModel` cannot take the place of this class: it
-    copies the module, which FSDP forbids, and its decay is one number, without a warm-up and without skipped steps.
+    Codebooks and running statistics are not averaged. torch's `AveragedModel` cannot take the place of this
+    class: it copies the module, which FSDP forbids, and its decay is one number, without a warm-up and
+    without skipped steps.
 
     Source: Polyak averaging, with Adam: arXiv:1412.6980, section 7.2.
     """
 
     def __init__(self, network: nn.Module, decay: float | None):
         self.decay = decay
-        self.weights = {name: p for name, p in network.named_parameters() if p.requires_grad and decay is not None}
+        weights = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.weights = {} if decay is None else weights
         self.tensors = {name: p.detach().clone() for name, p in self.weights.items()}
 
     @torch.no_grad()
     def update(self, step: int, is_finite: Tensor) -> None:
-        """Move the averages towards the weights; the first steps move faster, so that they are soon forgotten.
+        """Move the averages towards the weights, faster in the first steps, which are soon forgotten.
 
         Args:
             is_finite: bool scalar on the device; if False, the step was skipped and nothing changes.

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a batch is split. Every rank has the same number of micro-batches, of sizes that differ by at most 1.
+    """How a batch is split: all ranks have the same number of micro-batches, whose sizes differ by at most 1.
 
     Args:
         batch_size: examples of a step, on all ranks together.
@@ -49,8 +49,8 @@ class BatchSplit:
 
     batch_size: int
     device_batch_size: int | None
-    rank: int = 0
-    world_size: int = 1
+    rank: int = field(default_factory=collectives.rank)
+    world_size: int = field(default_factory=collectives.world_size)
 
     def __post_init__(self) -> None:
         if self.batch_size < self.world_size:
@@ -73,12 +73,8 @@ class BatchSplit:
         begin, end = (self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
         n = self.n_microbatches
         edges = [begin + (end - begin) * i // n for i in range(n + 1)]
-        return [Microbatch(a, b - a) if b > a else Microbatch(begin, 1, False) for a, b in itertools.pairwise(edges)]
-
-
-def split_batch(batch_size: int, device_batch_size: int | None) -> BatchSplit:
-    """The split for this rank."""
-    return BatchSplit(batch_size, device_batch_size, collectives.rank(), collectives.world_size())
+        placeholder = Microbatch(begin, 1, counts=False)
+        return [Microbatch(a, b - a) if b > a else placeholder for a, b in itertools.pairwise(edges)]
 
 
 def load_batches(
@@ -114,8 +110,9 @@ def _to_device(batch: Any, device: torch.device) -> Any:
 
 
 def microbatch_weights(task: Task, batch: list[Any], split: BatchSplit, device: torch.device) -> Tensor:
-    """The weight of each of this rank's micro-batches in a mean over the whole batch; over all ranks they sum to 1."""
-    counts = [task.weight(examples) * part.counts for part, examples in zip(split.microbatches(), batch, strict=True)]
+    """The weight of each micro-batch in the mean over the whole batch; on all ranks together they sum to 1."""
+    pairs = zip(split.microbatches(), batch, strict=True)
+    counts = [task.weight(examples) * microbatch.counts for microbatch, examples in pairs]
     weights = torch.stack([torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts])
     return weights / collectives.all_reduce_(weights.sum())
 

@@ -1,9 +1,9 @@
 """Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step.
 
 All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder
-`step-00000123` of safetensors with a checksum for each file. It is written atomically, and older ones are removed after
-that. Sharded weights are written by all ranks with torch.distributed.checkpoint. Either kind can be loaded on any number
-of devices.
+`step-00000123` of safetensors with a checksum for each file. It is written atomically, and older ones are
+removed after that. Sharded weights are written by all ranks with torch.distributed.checkpoint. Either kind
+can be loaded on any number of devices.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Checkpoints:
         return time.monotonic() - self.saved_at >= self.seconds
 
     def tensors(self) -> dict[str, Tensor]:
-        """All saved tensors: weights and buffers by plain names, others as `exp_avg/<weight>`, `average/<weight>`."""
+        """All saved tensors: weights and buffers by plain names, others such as `average/<weight>`."""
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         found = dict(self.network.state_dict()) | dict(self.task.named_buffers(recurse=False))
         for parameter, state in itertools.chain.from_iterable(o.state.items() for o in self.optimizers):
@@ -80,13 +80,14 @@ class Checkpoints:
         elif collectives.rank() == 0:
             _write(target, tensors, content)
         if collectives.rank() == 0:
-            for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:  # left by saves that were killed
+            # `.step-…` is left by a save that was killed.
+            for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:
                 shutil.rmtree(old, ignore_errors=True) if old != target else None
         collectives.barrier()
         self.saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any]:
-        """Load the newest undamaged checkpoint; returns what `save` was given, or {"step": 0} if there is none.
+        """Load the newest undamaged checkpoint; returns the state of `save`, or {"step": 0} if there is none.
 
         Raises:
             ValueError: the checkpoint is of another network.
@@ -113,14 +114,15 @@ class Checkpoints:
         return json.loads((folder / "state.json").read_text())
 
     def _allocate_moments(self, saved: set[str]) -> None:
-        """Optimizers have no moments before their first step; allocate those that the checkpoint will fill."""
+        """Allocate the moments that the checkpoint fills: optimizers have none before their first step."""
         parameters = dict(self.network.named_parameters())
         owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, slash, name in (saved_name.partition("/") for saved_name in saved):
             if slash and key != "average" and name in parameters:
                 parameter = parameters[name]
                 # Fused AdamW has its step count on the device.
-                empty = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                is_count = key == "step"
+                empty = torch.zeros((), device=parameter.device) if is_count else torch.zeros_like(parameter)
                 owners[id(parameter)].state[parameter][key] = empty.detach()
 
 
@@ -138,7 +140,7 @@ def _write(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) ->
 
 
 def _write_sharded(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    """Each rank writes its shards and their checksums to a temporary folder; rank 0 makes the checkpoint of them."""
+    """Each rank writes its shards to a temporary folder, and rank 0 makes the checkpoint of them."""
     parts = target.with_name(f".{target.name}.parts")
     if collectives.rank() == 0:
         shutil.rmtree(parts, ignore_errors=True)

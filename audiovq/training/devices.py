@@ -74,7 +74,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole_network(task: Any) -> Any:
-    """The task's network without shards, on the CPU if it had some. All ranks call it; it is complete on rank 0."""
+    """The task's network, without shards. All ranks call it, and a sharded network is complete on rank 0."""
     network = task.network
     if not any(isinstance(p, DTensor) for p in network.parameters()):
         return network

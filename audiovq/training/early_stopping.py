@@ -1,4 +1,4 @@
-"""Early stopping: training ends when the held-out loss no longer falls, with the weights that had the lowest one."""
+"""Early stopping: training ends when the held-out loss no longer falls, and the best weights are kept."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from audiovq.utils.progress import say
 class BestWeights:
     """The weights with the lowest held-out loss, in a folder; nothing is done if `patience` is 0.
 
-    The best step is read from the folder. A resumed run repeats evaluations and gets the same losses, so that it ends
-    at the same step as a run that was never interrupted.
+    The best step is read from the folder. A resumed run repeats evaluations and gets the same losses, so
+    that it ends at the same step as a run that was never interrupted.
     """
 
     def __init__(self, folder: Path, config: TrainingConfig, title: str):

@@ -32,8 +32,8 @@ def encode_data_set(
     interrupted stage continues with the next track.
 
     Args:
-        shifts: how often each training track is encoded, each time without a further part of a top-level code at
-            its beginning. The codes differ, and more codes of the same music mean less overfitting.
+        shifts: how often each training track is encoded, each time without a further part of a top-level
+            code at its beginning. The codes differ, and more codes of the same music mean less overfitting.
         chroma: also store the pitch class at the time of each top-level code.
     """
     config = network.to(device).eval().config
@@ -49,8 +49,9 @@ def encode_data_set(
     for track in scan.tracks:
         check_relative(track.path)
         check_relative(track.sha256)
-    # Longest tracks first, so that ranks end at about the same time.
-    mine = sorted(scan.tracks, key=lambda track: -track.seconds)[rank::n_ranks] if n_ranks > 1 else scan.tracks
+    # With several ranks, the longest tracks come first, so that ranks end at about the same time.
+    by_length = sorted(scan.tracks, key=lambda track: -track.seconds)
+    mine = by_length[rank::n_ranks] if n_ranks > 1 else scan.tracks
     for track in progress(mine, "encode", len(mine)):
         if not paths(track)[0].exists():  # the first shift is saved last
             _encode_track(scan.folder / track.path, track, paths(track), network, index)
@@ -88,7 +89,7 @@ class _ShiftedEncoder:
 
 @torch.inference_mode()
 def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE, index: ShardIndex) -> None:
-    """Encode a track once for each path, in one pass over its file. A shift that leaves nothing has no file."""
+    """Encode a track once for each path, in one pass over it. A shift that leaves nothing gets no file."""
     config, hops = network.config, index.hop_lengths
     encoders = [_ShiftedEncoder(network, i * hops[0] // len(paths)) for i in range(len(paths))]
     for block in audio.stream_audio(source, config.sample_rate, config.channels):

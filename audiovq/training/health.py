@@ -3,7 +3,7 @@
 `Watch.update` takes the metrics of a step and returns new findings. It reads no clock and no files, so that
 a resumed training that shows it the same metrics again brings it to the same state.
 
-A check is a function in `CHECKS`, of the facts of a stage and its metrics so far. Each finding is reported once.
+A check is a function of the facts of a stage and its metrics so far. Each finding is reported once.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class StageFacts:
     title: str
     recipe_key: str  # of the stage: tokenizer, decoder_tuning, priors.0
     training: TrainingConfig
-    learning_rates: Mapping[str, float] = field(default_factory=dict)  # by key in `training`; the main one first
+    learning_rates: Mapping[str, float] = field(default_factory=dict)  # by key; the main one first
     adversarial: bool = False  # networks are trained against each other, so the loss need not fall
-    codes_from: int = 0  # step at which quantization and all loss terms are on; earlier metrics are not comparable
+    codes_from: int = 0  # step at which quantization and all loss terms are on; then metrics start anew
     codebook_size: int = 0
     batch_codes: tuple[int, ...] = ()  # codes in a batch, for each level; () for a stage that makes none
     against_collapse: str = ""  # advice
@@ -127,7 +127,7 @@ def after(points: Points, step: int) -> Points:
     return [point for point in points if point[0] > step]
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def not_finite(facts: StageFacts, series: Series) -> Iterator[Symptom]:
@@ -153,8 +153,8 @@ def collapsed_codebook(facts: StageFacts, series: Series) -> Iterator[Symptom]:
         if since is not None:
             usage = series.get(f"usage_{level}", [(0, 0.0)])[-1][1]
             text = (
-                f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} possible, "
-                f"{usage:.1%} of the codes in use; {facts.against_collapse or facts.lower_learning_rate(3)}"
+                f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} "
+                f"possible, {usage:.1%} of the codes in use; {facts.against_collapse or facts.lower_learning_rate(3)}"
             )
             yield Symptom(since, f"level {level}", text)
 
@@ -165,8 +165,8 @@ def silence(facts: StageFacts, series: Series) -> Iterator[Symptom]:
     since = wrong_since(shares, lambda share: share > 0.5)
     if since is not None:
         text = (
-            f"{shares[-1][1]:.0%} of the examples are silent; remove the tracks that data/report.json lists as "
-            f"mostly_silent from data.folder{facts.against_silence}"
+            f"{shares[-1][1]:.0%} of the examples are silent; remove the tracks that data/report.json lists "
+            f"as mostly_silent from data.folder{facts.against_silence}"
         )
         yield Symptom(since, "music", text)
     music = {step: power for step, power in series.get("power", []) if power > 1e-6}
@@ -174,8 +174,8 @@ def silence(facts: StageFacts, series: Series) -> Iterator[Symptom]:
     since = wrong_since(after(ratios, facts.warmed_up), lambda ratio: ratio < 10 ** (SILENT_DB / 10))
     if since is not None:
         level = 10 * math.log10(max(ratios[-1][1], 1e-20))
-        text = f"reconstructions are silent ({level:.0f} dB relative to the music); {facts.lower_learning_rate(3)}"
-        yield Symptom(since, "reconstruction", text)
+        text = f"reconstructions are silent ({level:.0f} dB relative to the music)"
+        yield Symptom(since, "reconstruction", f"{text}; {facts.lower_learning_rate(3)}")
 
 
 def exploding_gradients(facts: StageFacts, series: Series) -> Iterator[Symptom]:
@@ -186,8 +186,8 @@ def exploding_gradients(facts: StageFacts, series: Series) -> Iterator[Symptom]:
         if usual and all(value > EXPLODED * usual for _, value in last):
             part = name.removeprefix("gradient_norm").strip("_")
             text = (
-                f"{part or 'the'} gradients explode: their norm is {last[-1][1]:.3g}, the median was {usual:.3g}; "
-                f"{facts.lower_learning_rate(2, part.removesuffix('s'))}, "
+                f"{part or 'the'} gradients explode: their norm is {last[-1][1]:.3g}, the median was "
+                f"{usual:.3g}; {facts.lower_learning_rate(2, part.removesuffix('s'))}, "
                 f"or {facts.recipe_key}.training.gradient_clip to {usual:.2g}"
             )
             yield Symptom(last[0][0], part, text)
@@ -219,8 +219,8 @@ def overfitting(facts: StageFacts, series: Series) -> Iterator[Symptom]:
     then, now = (median(values) if values else math.inf for values in (losses[0], losses[-1]))
     if now < then / RISE:
         text = (
-            f"it overfits: the held-out loss rises ({best:.3g} → {held_out[-1][1]:.3g}) while the training loss falls "
-            f"({then:.3g} → {now:.3g}); set {facts.recipe_key}.training.steps to {best_step} "
+            f"it overfits: the held-out loss rises ({best:.3g} → {held_out[-1][1]:.3g}) while the training "
+            f"loss falls ({then:.3g} → {now:.3g}); set {facts.recipe_key}.training.steps to {best_step} "
             f"(now {facts.training.steps}){facts.against_overfitting}, or add music"
         )
         yield Symptom(best_step, "", text)

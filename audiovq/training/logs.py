@@ -15,7 +15,7 @@ HEALTH = Path("metrics") / "health.jsonl"  # in a run folder
 
 
 class StepLog:
-    """A JSONL file with a step in each row. When a stage continues, its rows after the checkpoint are dropped.
+    """A JSONL file with a step in each row. A stage that continues drops its rows after the checkpoint.
 
     Only rank 0 has rows.
 
@@ -77,8 +77,8 @@ class Stopwatch:
         """Metrics since the last lap.
 
         Args:
-            device_seconds: time that the device needed to finish after the host had. If it is several steps, the
-                device always had work, and no time was lost by waiting for data.
+            device_seconds: time that the device needed to finish after the host had. If it is several
+                steps, the device always had work, and no time was lost by waiting for data.
         """
         passed, n = max(time.monotonic() - self.began, 1e-9), max(self.n, 1)
         waited = self.waited if device_seconds < 2 * passed / n else 0.0

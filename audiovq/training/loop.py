@@ -2,11 +2,11 @@
 
 The loss of a step is the mean over its batch, however many devices and micro-batches the batch is split into.
 
-Exact resume: the examples and random numbers of a step are functions of (seed, step). A run that was killed and started
-again ends with the same weights, bit for bit, as one that was not.
+Exact resume: the examples and random numbers of a step are functions of (seed, step). A run that was killed
+and started again ends with the same weights, bit for bit, as one that was not.
 
-A task may train several networks against each other. Each has its own optimizer and gradient clipping, and one backward
-pass serves all, so that every parameter has a gradient on every rank.
+A task may train several networks against each other. Each has its own optimizer and gradient clipping, and
+one backward pass serves all, so that every parameter has a gradient on every rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from audiovq.distributed import collectives, rng
 from audiovq.recipe import TrainingConfig
 from audiovq.training.averages import Averages
-from audiovq.training.batches import Microbatch, add_weighted, load_batches, microbatch_weights, split_batch, step_seed
+from audiovq.training.batches import BatchSplit, Microbatch, add_weighted, load_batches, microbatch_weights, step_seed
 from audiovq.training.checkpoints import Checkpoints
 from audiovq.training.devices import distribute, forget_compiled, gather_gradients, whole
 from audiovq.training.early_stopping import BestWeights
@@ -63,7 +63,7 @@ class Training:
         self.parts = task.parts(config)
         self.optimizers = [make_optimizer(part.network, part.config) for part in self.parts]
         self.averages = Averages(self.parts[0].network, config.ema_decay)
-        self.split = split_batch(config.batch_size, None if task.splits_batches else config.device_batch_size)
+        self.split = BatchSplit(config.batch_size, None if task.splits_batches else config.device_batch_size)
         # The newest checkpoint, if any, fills network, optimizers and averages.
         target, seconds = folder / "checkpoints", config.checkpoint_seconds
         self.checkpoints = Checkpoints(target, task.network, self.optimizers, self.averages, seconds, task)
@@ -133,18 +133,19 @@ class Training:
             step: number of the step, from 0.
             batch: this rank's micro-batches.
         Returns:
-            loss, metrics and gradient norms: scalars on the device. Their sums over ranks are means over the batch.
+            loss, metrics and gradient norms: scalars on the device. Their sums over ranks are means over
+                the batch.
         """
         torch.manual_seed(step_seed(self.task.seed, self.task.title, step, collectives.rank()))
         sums: dict[str, Tensor] = {}
         weights = microbatch_weights(self.task, batch, self.split, self.device)  # [micro-batches]
         self.guard.remember(self.task.forward_state())
-        for i, (part, examples) in enumerate(zip(self.split.microbatches(), batch, strict=True)):
+        for i, (microbatch, examples) in enumerate(zip(self.split.microbatches(), batch, strict=True)):
             # Gradients add up over the micro-batches; ranks exchange them once, in the last backward pass.
             with gather_gradients(self.model, now=i == len(batch) - 1):
-                with self.random_numbers(step, part), self.accelerator.autocast():
+                with self.random_numbers(step, microbatch), self.accelerator.autocast():
                     loss, metrics = self.model(examples)
-                # The exchange takes the mean over ranks, and the weights are those of a sum: hence world_size.
+                # The exchange takes the mean over ranks, but the weights are for a sum: hence world_size.
                 (loss * weights[i] * collectives.world_size()).backward()
             add_weighted(sums, {"loss": loss, **metrics}, weights[i])
         norms = [clip_gradients(part) for part in self.parts]
@@ -156,13 +157,13 @@ class Training:
         self.averages.update(step, is_finite)
         return sums
 
-    def random_numbers(self, step: int, part: Microbatch) -> Any:
-        """Within `with`, an example's random numbers are functions of seed, step and its place in the batch."""
+    def random_numbers(self, step: int, microbatch: Microbatch) -> Any:
+        """Within `with`, random numbers are functions of seed, step and an example's place in the batch."""
         seed = step_seed(self.task.seed, self.task.title, step)
-        return rng.batch_share(seed, part.first, self.split.batch_size, self.device)
+        return rng.batch_share(seed, microbatch.first, self.split.batch_size, self.device)
 
     def evaluate(self, done: int) -> bool:
-        """Measure the held-out loss after step `done` and keep the best weights; False if a signal interrupted it."""
+        """Measure the held-out loss and keep the best weights; False if a signal interrupted it."""
         n = self.config.evaluate_batches
         with self.averages.applied():
             metrics = evaluate(self.task, self.batches("valid", 0, n), n, self.split, self.accelerator)

@@ -23,7 +23,7 @@ from audiovq.utils.progress import ProgressBar, say
 
 
 class Monitor:
-    """The reports of one stage. Metrics that a resumed run repeats exactly go to metrics.jsonl; times do not."""
+    """The reports of one stage. Only what a resumed run repeats goes to metrics.jsonl: no times."""
 
     def __init__(
         self,
@@ -90,7 +90,8 @@ class Monitor:
         say(f"{self.title}: step {done}, held out: {self.task.describe(metrics)}")
 
     def _write(self, done: int, metrics: dict[str, float], times: dict[str, float]) -> None:
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
+        # JSON has no infinities.
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.metrics_log.write({"step": done, **finite})
         for tracker in self.trackers:
             tracker.log(done, metrics | times)
@@ -101,15 +102,15 @@ class Monitor:
     def _nonfinite_message(self, done: int, n: int) -> str:
         """Names the tracks of the last `n` batches; those that are in most of these batches come first."""
         name_of = getattr(self.task.dataset("train"), "name_of", lambda index: f"example {index}")
-        size = self.config.batch_size
-        batches = [{name_of(i) for i in range(step * size, (step + 1) * size)} for step in range(done - n, done)]
+        size, steps = self.config.batch_size, range(done - n, done)
+        batches = [{name_of(i) for i in range(step * size, (step + 1) * size)} for step in steps]
         names = [name for name, _ in Counter(sorted(itertools.chain.from_iterable(batches))).most_common()]
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         advice = self.facts.lower_learning_rate(10)
         return (
-            f"{self.title}: loss or gradients were not finite in the last {n} steps, up to step {done}, which were skipped. "
-            f"Their batches are from {shown}. Listen to these tracks, or try a lower learning_rate: {advice}, with "
-            "another --out"
+            f"{self.title}: loss or gradients were not finite in the last {n} steps, up to step {done}, which "
+            f"were skipped. Their batches are from {shown}. Listen to these tracks, or try a lower learning_rate: "
+            f"{advice}, with another --out"
         )
 
     def close(self) -> None:

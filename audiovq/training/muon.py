@@ -1,10 +1,10 @@
 """The Muon optimizer: each weight matrix moves by the orthogonal matrix nearest to its momentum.
 
-All elements of a step have about the same size, for matrices of any shape, so that one learning rate serves Muon and
-AdamW (arXiv:2502.16982, section 2.2). Embeddings, norms, biases and the output layer use AdamW.
+All elements of a step have about the same size, for matrices of any shape, so that one learning rate serves
+Muon and AdamW (arXiv:2502.16982, section 2.2). Embeddings, norms, biases and the output layer use AdamW.
 
-torch.optim.Muon computes the same step, but it ignores `found_inf`, so it cannot skip a step without a wait for the
-device; it takes only matrices; it rounds to bfloat16 on a CPU, too; and torch 2.8 does not have it.
+torch.optim.Muon computes the same step, but it ignores `found_inf`, so it cannot skip a step without a wait
+for the device; it takes only matrices; it rounds to bfloat16 on a CPU, too; and torch 2.8 does not have it.
 
 Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
 """

@@ -1,7 +1,7 @@
-"""Steps with a loss or gradients that are not finite are skipped: weights, moments, codebooks and averages stay.
+"""Steps with a loss or gradients that are not finite are skipped: weights, codebooks and moments stay.
 
-The decision is made on the device, from numbers that are the same on all ranks, so that no rank waits and ranks never
-differ.
+The decision is made on the device, from numbers that are the same on all ranks, so that no rank waits and
+ranks never differ.
 """
 
 from __future__ import annotations

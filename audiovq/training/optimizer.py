@@ -14,8 +14,8 @@ from audiovq.training.muon import Muon
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """The optimizer of a network's trainable weights.
 
-    Weight decay applies to matrices and convolution kernels, not to biases, norms and embeddings. Muon trains the
-    matrices of linear layers, except heads; all other weights get AdamW.
+    Weight decay applies to matrices and convolution kernels, not to biases, norms and embeddings. Muon
+    trains the matrices of linear layers, except heads; all other weights get AdamW.
     """
     is_muon = config.optimizer == "muon"
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}

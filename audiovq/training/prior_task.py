@@ -19,7 +19,7 @@ from audiovq.training.task import Task
 
 
 class PriorTask(Task):
-    """Cross-entropy of the codes, logged as bits per code and as bits per second of audio, which code rates do not affect.
+    """Cross-entropy of the codes, logged as bits per code and per second of audio.
 
     Args:
         level: of the codes to predict.
@@ -46,7 +46,8 @@ class PriorTask(Task):
     def build(self) -> Prior:
         """A new network, with adapters if the recipe has some."""
         model, lora = self.stage.model, self.stage.lora
-        network = extended(self.pretrained[0], model, self.spec) if self.pretrained else Prior(model, self.spec)
+        start = next(iter(self.pretrained), None)
+        network = extended(start, model, self.spec) if start else Prior(model, self.spec)
         if lora is not None:
             add_adapters(network, lora)
         return network
@@ -54,8 +55,8 @@ class PriorTask(Task):
     def health_facts(self) -> dict[str, Any]:
         dropout = self.stage.model.transformer.dropout
         wanted = 0.1 if dropout < 0.1 else min(0.5, dropout + 0.1)
-        advice = f" or {self.recipe_key}.model.transformer.dropout to {wanted:g} (now {dropout:g}), raise codes.shifts"
-        return {"against_overfitting": advice}
+        key = f"{self.recipe_key}.model.transformer.dropout"
+        return {"against_overfitting": f" or {key} to {wanted:g} (now {dropout:g}), raise codes.shifts"}
 
     def blocks(self) -> list[nn.Module]:
         return list(self.network.transformer.layers)

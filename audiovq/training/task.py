@@ -14,7 +14,7 @@ from audiovq.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class Part:
-    """A network with its own optimizer. Training begins at `first_step`, and the learning rate counts from there."""
+    """A network with its own optimizer. Its training and its learning rate begin at `first_step`."""
 
     network: nn.Module
     config: TrainingConfig
@@ -28,8 +28,8 @@ class Part:
 class Task(nn.Module):
     """A network with its loss.
 
-    `forward(batch)` returns the loss and a dict of scalars to log, all means over the batch. With several parts, the
-    loss is the sum of theirs, and each term reaches the weights of one part only.
+    `forward(batch)` returns the loss and a dict of scalars to log, all means over the batch. With several
+    parts, the loss is the sum of theirs, and each term reaches the weights of one part only.
     """
 
     network: nn.Module  # saved in checkpoints
@@ -56,7 +56,7 @@ class Task(nn.Module):
         return {}
 
     def dataset(self, split: str) -> Dataset[Any]:
-        """An endless data set: index i is always the same example. `name_of(i)`, if defined, names its track."""
+        """An endless data set: index i is always the same example. `name_of(i)`, if any, names its track."""
         raise NotImplementedError
 
     def weight(self, batch: Any) -> Tensor | float:

@@ -1,4 +1,4 @@
-"""Live metrics and samples in TensorBoard, wandb or trackio. A new tracker is a class and an entry in `TRACKERS`.
+"""Live metrics and samples in TensorBoard, wandb or trackio. A new one is a class and an entry in `TRACKERS`.
 
 Trackers come in addition to metrics.jsonl. Only rank 0 has any.
 """
@@ -72,7 +72,8 @@ class WandB:
     def open(self, config: TrackerConfig, name: str, identity: str) -> Any:
         folder = config.folder / "metrics"
         folder.mkdir(parents=True, exist_ok=True)
-        return self.module.init(project=config.project, name=name, id=identity, dir=str(folder), resume="allow")
+        options = {"id": identity, "dir": str(folder), "resume": "allow"}
+        return self.module.init(project=config.project, name=name, **options)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if step > self.last_step:
