@@ -30,9 +30,7 @@ class TrainingConfig(Config):
     """How one network is trained."""
 
     steps: int = Field(default=1000, ge=1)
-    optimizer: Literal["adamw", "muon"] = (
-        "adamw"  # muon: a prior learns more per step, and a step takes a little longer
-    )
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: priors learn more per step, which takes longer
     batch_size: int = Field(default=8, ge=1)  # global batch: examples per step, on all devices together
     # Micro-batch: examples that a device computes at once; null: its whole share. Results stay the same.
     device_batch_size: int | None = Field(default=None, ge=1)

@@ -1,12 +1,11 @@
-"""What a run learned, step by step: held-out figures of each stage, and what the priors would say untrained.
+"""Learning curves of a run: held-out metrics of each stage, and its priors next to untrained ones.
 
     python benchmarks/learning_curves.py runs/default
-    python benchmarks/learning_curves.py runs/default --beside runs/again   # another run of the recipe, perhaps a short one
+    python benchmarks/learning_curves.py runs/default --other runs/again   # another run of the recipe
 
-Of a prior: bits per second of audio on held-out windows at each evaluation; then on all held-out codes, beside the same
-network with its weights as drawn, the codes' own frequencies (unigram) and what the code before tells (bigram).
-Of a tokenizer: loss and mel term of the same held-out crops. `--beside` prints the training figures of the steps that both runs logged,
-and how far they differ.
+For a prior: bits per second of audio on held-out windows at each evaluation, then on all held-out codes, next to
+an untrained network, a unigram model and a bigram model. For a tokenizer: loss and mel term of held-out crops.
+`--other` compares the training losses of the steps that both runs logged.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from audiovq.recipe import codes_place
 
 
 def rows(run: Path, stage: str) -> dict[int, dict[str, float]]:
-    """All that was logged of a stage, by step."""
+    """The metrics of a stage, by step."""
     found: dict[int, dict[str, float]] = {}
     path = run / "training" / stage / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -63,14 +62,14 @@ def priors(run: Path) -> str:
     total: dict[str, float] = {}
     for level, folder in enumerate(api.prior_folders(run)):
         prior, _ = checkpoint.load_prior(folder)
-        said, rate = report["levels"][level], prior.spec.code_rate
+        statistics, rate = report["levels"][level], prior.spec.code_rate
         found = {
             "untrained": held_out_bits(untrained(prior, 0), shards, report["split"], max_windows=256)[
                 "bits_per_second"
             ],
-            "unigram": said["unigram_bits_per_code"] * rate,
-            "bigram": said["bigram_bits_per_code"] * rate,
-            "prior": said["bits_per_second"],
+            "unigram": statistics["unigram_bits_per_code"] * rate,
+            "bigram": statistics["bigram_bits_per_code"] * rate,
+            "prior": statistics["bits_per_second"],
         }
         total = {name: total.get(name, 0.0) + value for name, value in found.items()}
         size = sum(p.numel() for p in prior.parameters()) / 1e6
@@ -98,12 +97,12 @@ def compare(run: Path, other: Path) -> str:
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "--beside", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Another run of the same recipe."
+    "--other", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Another run of the same recipe."
 )
-def main(run: Path, beside: Path | None) -> None:
+def main(run: Path, other: Path | None) -> None:
     """Learning curves of RUN."""
-    if beside is not None:
-        click.echo(compare(run, beside))
+    if other is not None:
+        click.echo(compare(run, other))
         return
     for stage in stages(run):
         click.echo(curve(run, stage))

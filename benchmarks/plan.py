@@ -1,9 +1,9 @@
-"""What `audiovq plan` predicts against what happens: CPU seconds of a step and memory, stage by stage, as ratios.
+"""Estimates of `audiovq plan` next to measurements: CPU seconds per step and memory of each stage, and ratios.
 
 python benchmarks/plan.py [RECIPE] [--data DIR]
 
-Time: the same step is taken several times right after it was planned, and CPU time is compared, so that other work on the
-machine counts little. Memory: the growth of the process's peak (each stage in a process of its own) against the count.
+Time: the same steps are taken right after the estimate, and CPU times are compared, so that other processes on the
+machine matter little. Memory: the growth of the process's peak, with each stage in its own process.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def memory_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE")
 @click.option("--stages", "n", type=int, help="Only the first ones.")
 def main(name: str, data: str | None, overrides: tuple[str, ...], n: int | None) -> None:
-    """Planned against real, a line a stage."""
+    """Print one line for each stage: estimate, measurement and ratio."""
     recipe = load_recipe(name, data, overrides)
     context = multiprocessing.get_context("spawn")
     for number in range(1 + (recipe.decoder_tuning is not None) + recipe.n_priors)[:n]:

@@ -1,10 +1,10 @@
-"""Run the README's first command and judge what it makes.
+"""Run the README's first command and evaluate the music that it makes.
 
-    python benchmarks/quickstart.py --out /tmp/quickstart           # trains, samples, judges
-    python benchmarks/quickstart.py --out /tmp/quickstart --judge   # judges a run that is there
+    python benchmarks/quickstart.py --out /tmp/quickstart           # trains, samples, evaluates
+    python benchmarks/quickstart.py --out /tmp/quickstart --judge   # evaluates an existing run
 
 Prints the wall time of each command, then the statistics of `audiovq.evaluation.music_statistics` for each training
-track (their range), and for each generated piece, and says for each criterion whether it holds. Draws spectrograms.
+track (their range) and each generated piece, and whether each criterion holds. Draws spectrograms.
 """
 
 from __future__ import annotations

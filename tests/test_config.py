@@ -95,7 +95,7 @@ def test_configs_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
+def test_every_recipe_loads_and_has_a_complete_header(path: Path) -> None:
     recipe = load_recipe(str(path))
     assert isinstance(recipe, Recipe)
     facts = header(path)

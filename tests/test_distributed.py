@@ -1,4 +1,4 @@
-"""Two processes on one machine (gloo): what is pooled over ranks is what one process finds in all the data."""
+"""Two processes on one machine (gloo): statistics are those of one process with all the data."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def network(kind: str) -> VQVAE:
 
 
 def work(rank: int, folder: str) -> None:
-    """One of two processes; what it found goes to `folder`."""
+    """One of two processes; it writes its results to `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     quantizer = ema()

@@ -1,4 +1,4 @@
-"""The data set into shards: what each track's waveform gives, and going on after an interruption."""
+"""Encoding a data set into shards, and resuming after an interruption."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_shards_hold_what_each_waveform_gives_at_each_shift(found: Scan, tiny_ru
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "music"]
 
 
-def test_finished_tracks_are_kept_when_it_is_stopped(
+def test_a_resumed_stage_does_not_repeat_finished_tracks(
     found: Scan, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = checkpoint.load_tokenizer(tiny_run / "tokenizer")
@@ -73,7 +73,7 @@ def test_finished_tracks_are_kept_when_it_is_stopped(
         assert path.read_bytes() == (tmp_path / "codes" / path.name).read_bytes()
 
 
-def test_priors_learn_only_the_music_that_is_asked_for(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_only_selects_the_music_of_the_priors(tiny_recipe: Path, tmp_path: Path) -> None:
     stages = ("--stage", "tokenizer", "--stage", "codes")
     only = ("--set", "codes.only=['track-1*', 'track-3.wav']")
     assert cli("train", tiny_recipe, "--out", tmp_path / "run", *only, *stages).exit_code == 0
@@ -83,11 +83,11 @@ def test_priors_learn_only_the_music_that_is_asked_for(tiny_recipe: Path, tmp_pa
     assert len(Scan.load(tmp_path / "run" / "data").tracks) == 4, "the tokenizer learned from all"
     train, held_out = training_and_held_out_music(tmp_path / "run", "run", None)
     assert [track.path for track in (*train.tracks, *held_out.tracks)] == ["track-1.wav", "track-3.wav"], (
-        "what new music is judged beside"
+        "generated music is compared with these"
     )
 
 
-def test_patterns_that_match_nothing_are_named_before_anything_is_trained(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_patterns_without_matches_are_errors_before_training(tiny_recipe: Path, tmp_path: Path) -> None:
     for pattern, words in [("chorales/*", "no track of"), ("track-3.wav", "none of the 1 tracks")]:
         result = cli("train", tiny_recipe, "--out", tmp_path / "run", "--set", f"codes.only=['{pattern}']")
         assert_one_line_error(result, "codes.only", words)

@@ -1,4 +1,4 @@
-"""One's own music: a frozen tokenizer, priors trained on, new labels, adapters, early stopping."""
+"""Finetuning: pretrained tokenizer and priors, new labels, adapters, early stopping."""
 
 import json
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_the_same_command_finds_it_finished_and_another_recipe_is_refused(
     assert_one_line_error(other, "holds a run of another recipe")
 
 
-def test_what_contradicts_the_pretrained_model_is_named(finetune_recipe: Path, tmp_path: Path) -> None:
+def test_contradictions_to_the_pretrained_model_are_errors(finetune_recipe: Path, tmp_path: Path) -> None:
     for override, words in (
         ("tokenizer.model.dim=32", ("tokenizer.model.dim", "16 → 32")),
         ("priors.0.model.transformer.dim=32", ("priors.0.model.transformer.dim", "16 → 32")),
@@ -159,7 +159,7 @@ def test_an_extended_prior_begins_as_the_old_one() -> None:
     new = extended(old, config, PriorSpec(0, [64], 8000, 8, "0" * 64, known)).eval()
     for genre in (0, 1, 2):
         assert torch.equal(logits(new, genre), logits(old, genre))
-    assert torch.equal(logits(new, 3), logits(old, 0))  # a new value sounds as if nothing were said
+    assert torch.equal(logits(new, 3), logits(old, 0))  # a new value is a copy of unknown
     assert not torch.equal(logits(new, 1, mood=1), logits(new, 1))
     assert all(parameter.requires_grad for parameter in new.parameters())
     assert describe_new_labels(old.spec.vocabularies, known) == (
@@ -212,7 +212,7 @@ class Zeros(Dataset[Tensor]):
 
 
 class Overfits(Task):
-    """Held-out loss falls until the weight is 3 and rises after; training goes on raising the weight by 1 a step."""
+    """Held-out loss falls until the weight is 3 and rises after; each training step raises the weight by 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ def run_overfits(folder: Path, **settings: float) -> float:
 
 
 @pytest.mark.usefixtures("steps_of_one")
-def test_training_stops_when_nothing_better_comes_and_keeps_the_best(tmp_path: Path) -> None:
+def test_training_stops_with_the_best_weights(tmp_path: Path) -> None:
     assert run_overfits(tmp_path / "a") == pytest.approx(20, abs=1e-3)
     assert run_overfits(tmp_path / "b", patience=4) == pytest.approx(3, abs=1e-3)
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""The watch over a training: constructed figures, and trainings that go wrong on purpose."""
+"""Health checks: with constructed metrics, and in trainings that are made to fail."""
 
 import json
 import math
@@ -31,12 +31,12 @@ FINE = {"loss": 3.0, "gradient_norm": 0.5, "perplexity_0": 30.0, "perplexity_1":
 
 
 def shown(*rows: dict[str, float], facts: StageFacts = FACTS, every: int = 25) -> list[Finding]:
-    """What a watch says of figures that arrive each `every` steps."""
+    """The findings for metrics that arrive every `every` steps."""
     watch = Watch(facts)
     return [finding for i, row in enumerate(rows, start=1) for finding in watch.update(i * every, {**FINE, **row})]
 
 
-def test_nothing_is_said_of_a_training_that_goes_well() -> None:
+def test_a_good_training_has_no_findings() -> None:
     random = np.random.default_rng(0)
     rows = [
         {"loss": 8 / (1 + i) + 2 + 0.3 * random.random(), "gradient_norm": 0.2 + random.random()} for i in range(100)
@@ -55,7 +55,7 @@ def test_nothing_is_said_of_a_training_that_goes_well() -> None:
     ("diverging", "loss", [3.0] * 10 + [7, 8, 9, 9, 10], 275, ["10, after 3", "learning_rate"]),
     ("slow_data", "data_wait_share", [0.9, 0.1, 0.6, 0.7, 0.6, 0.6, 0.5], 75, ["50% of the time", "data.workers to 4 (now 0)"]),
 ])  # fmt: skip
-def test_each_check_says_once_what_since_when_and_what_to_change(
+def test_each_check_reports_once_what_is_wrong_since_when_and_what_to_change(
     check: str, key: str, wrong: list[float], since: int, words: list[str]
 ) -> None:
     found = shown(*({key: float(value)} for value in [*wrong, *wrong[-1:] * 5]))
@@ -69,7 +69,7 @@ def test_each_check_says_once_what_since_when_and_what_to_change(
     ("perplexity_1", [400, 3, 3, 400, 3]), ("silent_share", [0, 1, 1, 0]), ("gradient_norm", [0.5] * 20 + [60, 0.5, 60, 0.5]),
     ("gradient_norm", [0.5, 60, 60]), ("loss", [3.0] * 10 + [9, 9, 3, 9, 9]), ("data_wait_share", [1, 1, 0, 1, 1, 1, 1]),
 ])  # fmt: skip
-def test_what_does_not_last_is_not_said(key: str, values: list[float]) -> None:
+def test_problems_that_do_not_last_are_not_reported(key: str, values: list[float]) -> None:
     assert shown(*({key: float(value)} for value in values)) == []
 
 
@@ -87,11 +87,11 @@ def test_overfitting_is_named_with_the_step_of_the_best() -> None:
     assert "tokenizer.training.steps to 300 (now 1000)" in found.message
     assert (
         held_out([5, 4, 3.5, 3.6, 3.7, 3.9], [5, 4, 3, 3.1, 3.1, 3.2]) == []
-    )  # both rise: that is no learning by heart
+    )  # both losses rise, so this is no overfitting
     assert held_out([5, 4, 3.5, 3.4, 3.3, 3.3], [5, 4, 3, 2.5, 2, 1.5]) == []
 
 
-def test_everything_begins_anew_when_there_are_codes() -> None:
+def test_metrics_from_before_the_codes_are_ignored() -> None:
     facts = StageFacts("tokenizer", "tokenizer", FACTS.training, codes_from=250)
     assert shown(*({"loss": 1.0, "gradient_norm": 0.1} for _ in range(10)), *({"loss": 5.0, "gradient_norm": 9.0} for _ in range(30)), facts=facts) == []  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_a_held_out_loss_that_is_not_finite() -> None:
     assert "held-out loss is not finite" in found.message
 
 
-def test_a_watch_that_sees_the_same_again_is_the_same() -> None:
+def test_the_same_metrics_give_the_same_findings() -> None:
     rows = [{"gradient_norm": 0.5}] * 20 + [{"gradient_norm": 40.0}]
     a, b = Watch(FACTS), Watch(FACTS)
     for i, row in enumerate(rows):
@@ -114,7 +114,7 @@ def test_every_check_has_its_case() -> None:
     assert {check.__name__ for check in CHECKS} == {"not_finite", "collapsed_codebook", "silence", "exploding_gradients", "diverging", "overfitting", "slow_data"}  # fmt: skip
 
 
-def test_logs_drop_what_a_checkpoint_does_not_know(tmp_path: Path) -> None:
+def test_logs_drop_rows_after_the_checkpoint(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "metrics.jsonl", 0)
     for step in (1, 2, 3):
         log.write({"step": step, "loss": float(step)})
@@ -131,7 +131,7 @@ def test_logs_drop_what_a_checkpoint_does_not_know(tmp_path: Path) -> None:
     assert read_health(tmp_path) == [{"stage": "a", "step": 2}, {"stage": "b", "step": 9}]
 
 
-def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stopwatch_separates_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 0.0, 3.0, 4.0, 6.0, 8.0, 8.0])
     monkeypatch.setattr("audiovq.training.logs.time.monotonic", lambda: next(now))
     watch = Stopwatch()
@@ -144,7 +144,7 @@ def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Broken(Dataset[torch.Tensor]):
-    """A data set in which the examples of some steps are not numbers."""
+    """A data set in which the examples of some steps are NaN."""
 
     def __init__(self, inner: Any, steps: set[int], batch_size: int):
         self.inner, self.steps, self.batch_size, self.name_of = inner, steps, batch_size, inner.name_of
@@ -181,7 +181,7 @@ def broken(
     "quantizer", ["{kind: ema}", "{kind: gumbel, temperature_steps: 3, revival_fraction: 0.9, decay: 0.1}"]
 )
 @pytest.mark.parametrize("bad", [0, 1, 3])  # where the spectrum is taken, where k-means begins, later
-def test_a_step_that_is_not_finite_changes_nothing(
+def test_a_skipped_step_changes_nothing(
     tiny_recipe: Path, music: Path, tmp_path: Path, bad: int, quantizer: str
 ) -> None:
     shape = quantizer.replace("}", ", codebook_size: 16, codebook_dim: 4}")
@@ -202,9 +202,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert training.guard.counts.tolist() == [1, 0]
 
 
-def test_a_training_goes_on_after_skipped_steps_to_the_same_bits(
-    tiny_recipe: Path, music: Path, tmp_path: Path
-) -> None:
+def test_resuming_after_skipped_steps_gives_the_same_weights(tiny_recipe: Path, music: Path, tmp_path: Path) -> None:
     whole = broken(tiny_recipe, music, tmp_path / "whole", {1, 3})
     whole.run()
     assert [row["skipped_steps"] for row in StepLog(tmp_path / "whole" / "metrics.jsonl", 99).rows if "skipped_steps" in row] == [0, 1, 1, 2, 2, 2]  # fmt: skip
@@ -234,7 +232,9 @@ def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(saved / "state.safetensors")
 
 
-def test_several_in_a_row_stop_it_and_name_the_tracks(tiny_recipe: Path, music: Path, tmp_path: Path) -> None:
+def test_several_skipped_steps_stop_the_training_and_name_the_tracks(
+    tiny_recipe: Path, music: Path, tmp_path: Path
+) -> None:
     training = broken(tiny_recipe, music, tmp_path, set(range(2, 99)), n=20)
     names = {training.task.dataset("train").name_of(i) for i in range(4, 2 * (2 + PATIENCE))}  # type: ignore[attr-defined]
     with pytest.raises(
@@ -246,7 +246,7 @@ def test_several_in_a_row_stop_it_and_name_the_tracks(tiny_recipe: Path, music: 
 
 
 def test_a_learning_rate_of_a_thousand(tiny_recipe: Path, tmp_path: Path) -> None:
-    """With the command itself; it stops, and `info` has what was said."""
+    """The command stops, and `info` has the findings."""
     run = tmp_path / "run"
     result = cli(
         "train", tiny_recipe, "--out", run, "--set", "tokenizer.training.learning_rate=1e3",
@@ -258,7 +258,7 @@ def test_a_learning_rate_of_a_thousand(tiny_recipe: Path, tmp_path: Path) -> Non
 
 
 def wrong_music(tiny_recipe: Path, folder: Path, waves: list[np.ndarray], *settings: str) -> list[str]:
-    """What is said while a tokenizer learns from these."""
+    """The findings while a tokenizer is trained on these waveforms."""
     (folder / "music").mkdir()
     for i, wave in enumerate(waves):
         soundfile.write(folder / "music" / f"{i}.wav", wave, 8000)
@@ -268,7 +268,7 @@ def wrong_music(tiny_recipe: Path, folder: Path, waves: list[np.ndarray], *setti
     return [row["message"] for row in read_health(folder)]
 
 
-def test_one_note_for_ever_needs_few_codes(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_single_note_collapses_the_codebook(tiny_recipe: Path, tmp_path: Path) -> None:
     note = 0.3 * np.sin(2 * np.pi * 250 * np.arange(8000 * 6) / 8000)  # a period divides every hop
     health = wrong_music(
         tiny_recipe, tmp_path, [note, note[:-800]], "tokenizer.crop_seconds=2",

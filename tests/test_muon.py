@@ -1,4 +1,4 @@
-"""Muon: its orthogonal steps against singular values, its momentum against the formula, and what it leaves to AdamW."""
+"""Muon: orthogonal steps, momentum, skipped steps, and the parameters that use AdamW."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_steps_are_those_of_torch_up_to_bfloat16(shape: tuple[int, int]) -> None
     assert theirs.isnan().any()
 
 
-def test_a_step_that_does_not_happen_changes_nothing() -> None:
+def test_a_skipped_step_changes_nothing() -> None:
     weight = nn.Parameter(torch.randn(4, 4))
     before = weight.detach().clone()
     optimizer = Muon([{"params": [weight], "orthogonal": True}], lr=0.01, fused=True)
@@ -89,7 +89,7 @@ def small_prior() -> Prior:
     return Prior(config, PriorSpec(0, [8], 8000, 12, "", {"genre": ["folk", "rock"]}))
 
 
-def test_only_the_matrices_within_are_its_own() -> None:
+def test_muon_trains_the_matrices_of_layers() -> None:
     prior = small_prior()
     optimizer = make_optimizer(prior, CONFIG)
     assert isinstance(optimizer, Muon)
@@ -104,7 +104,7 @@ def test_only_the_matrices_within_are_its_own() -> None:
     assert type(make_optimizer(prior, PriorTrainingConfig())) is torch.optim.AdamW
 
 
-def test_of_a_tokenizer_it_moves_the_blocks_and_not_the_spectrum() -> None:
+def test_muon_trains_the_blocks_of_a_tokenizer_and_not_its_spectra() -> None:
     network = VQVAE(VQVAEConfig(dim=16, decoder=IstftDecoder.Config(dim=16, n_blocks=1)))
     optimizer = make_optimizer(network, TrainingConfig(optimizer="muon"))
     names = {id(p): name for name, p in network.named_parameters()}
@@ -113,7 +113,7 @@ def test_of_a_tokenizer_it_moves_the_blocks_and_not_the_spectrum() -> None:
     assert not any("head" in name or "front" in name for name in mine)
 
 
-def test_what_it_leaves_to_adamw_moves_as_by_adamw() -> None:
+def test_other_parameters_move_as_with_adamw() -> None:
     moved = []
     for config in (CONFIG, CONFIG.model_copy(update={"optimizer": "adamw"})):
         prior = small_prior()
@@ -127,7 +127,7 @@ def test_what_it_leaves_to_adamw_moves_as_by_adamw() -> None:
     assert not torch.equal(moved[0]["transformer.layers.0.down.weight"], moved[1]["transformer.layers.0.down.weight"])
 
 
-def test_a_run_learns_by_it_and_goes_on_after_a_checkpoint(tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_with_muon_and_its_checkpoints(tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
     only = ("--codes", tiny_run / "codes", "--set", "priors.0.training.optimizer=muon")
     result = cli("train", tiny_recipe, "--out", tmp_path / "run", *only)
     assert result.exit_code == 0, result.output

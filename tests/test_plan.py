@@ -1,4 +1,4 @@
-"""`audiovq plan`: what is counted equals what happens; what is timed is near it."""
+"""`audiovq plan`: counts equal those of real steps, and times are near them."""
 
 import json
 import time
@@ -35,7 +35,7 @@ def tasks(recipe: Recipe) -> dict[str, Task]:
 
 
 def really(task: Task, n: int) -> Count:
-    """One pass over `n` real examples, gradients let go of at once."""
+    """One pass over `n` real examples; gradients are freed at once."""
     task.train()
     if isinstance(task, TokenizerTask):
         task.n_steps.fill_(10**6)
@@ -50,7 +50,7 @@ def really(task: Task, n: int) -> Count:
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "prior"])
-def test_counted_without_content_is_what_really_happens(tiny_recipe: Path, name: str) -> None:
+def test_counts_on_fake_tensors_equal_those_on_real_ones(tiny_recipe: Path, name: str) -> None:
     recipe = load_recipe(str(tiny_recipe))
     real = really(tasks(recipe)[name], 3)
     config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
@@ -58,7 +58,7 @@ def test_counted_without_content_is_what_really_happens(tiny_recipe: Path, name:
     assert cost.work.flops == real.work.flops > 0
     assert cost.work.traffic == pytest.approx(real.work.traffic, rel=0.02)
     assert cost.activations == pytest.approx(real.peak, rel=0.02)
-    assert real.live < 0.01 * real.peak  # what is not needed any more is let go of
+    assert real.live < 0.01 * real.peak  # unused tensors are freed
     network = tasks(recipe)[name].network
     learning = sum(p.numel() for p in network.parameters())
     assert (cost.parameters, cost.gradients, cost.moments) == (learning, 4 * learning, 8 * learning)
@@ -99,7 +99,7 @@ def test_fewer_at_once_take_less_memory_and_the_same_arithmetic(tiny_recipe: Pat
     assert one.activations < four.activations < 4.1 * one.activations
 
 
-def test_muon_keeps_one_number_a_weight_of_its_matrices(tiny_recipe: Path) -> None:
+def test_muon_has_one_moment_per_weight_of_its_matrices(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe))
     config = recipe.prior(1).training
     costs = [
@@ -111,7 +111,7 @@ def test_muon_keeps_one_number_a_weight_of_its_matrices(tiny_recipe: Path) -> No
     assert costs[0].moments - costs[1].moments >= 4 * layer
 
 
-def test_sharded_weights_are_shared_out(tiny_recipe: Path) -> None:
+def test_sharded_weights_are_divided_among_devices(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.sharded=true",))
     alone, eight = (
         count_pass(lambda mode: tasks(recipe)["prior"], recipe.prior(1).training, 1, False, n) for n in (1, 8)
@@ -143,8 +143,8 @@ def test_disk_is_what_a_run_takes(planned: dict[str, Any], tiny_run: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "prior"])
-def test_memory_is_what_lives_in_a_real_step(tiny_recipe: Path, tmp_path: Path, name: str) -> None:
-    """The step of the loop itself, with its clipping, skipping and optimizer; its gradients stay till the end."""
+def test_memory_is_that_of_a_real_step(tiny_recipe: Path, tmp_path: Path, name: str) -> None:
+    """The step of the loop itself, with its clipping, skipping and optimizer; its gradients stay until the end."""
     recipe = load_recipe(str(tiny_recipe))
     config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
     training = Training(tasks(recipe)[name], tmp_path, config, Accelerator())
@@ -171,7 +171,7 @@ def test_time_is_near_what_a_step_takes(planned: dict[str, Any], tiny_recipe: Pa
     assert min(times) / 10 < stage(planned, "tokenizer")["seconds_a_step"] < 10 * max(times)
 
 
-def test_the_command_says_why_and_gives_json(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_the_command_prints_reasons_and_writes_json(tiny_recipe: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     result = cli("plan", tiny_recipe, "--gpus", 2, "--device-memory", "24GiB", "--device-tflops", 100, "--json", file)
     assert result.exit_code == 0, result.output

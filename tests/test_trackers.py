@@ -1,4 +1,4 @@
-"""Figures and samples for people who look on: no point twice, whatever happened."""
+"""Trackers: metrics and samples, without duplicate points after an interruption."""
 
 import importlib.util
 import json
@@ -52,10 +52,10 @@ def test_samples_sound_as_their_files(tmp_path: Path) -> None:
     stage.close()
     (event,) = read(tmp_path / "metrics" / "tensorboard" / "tokenizer").Audio("song-levels-1")
     assert (event.step, event.sample_rate, event.length_frames) == (10, 8000, 4000)
-    (tmp_path / "heard.wav").write_bytes(event.encoded_audio_string)
-    heard, rate = soundfile.read(tmp_path / "heard.wav", dtype="float32")
+    (tmp_path / "played.wav").write_bytes(event.encoded_audio_string)
+    played, rate = soundfile.read(tmp_path / "played.wav", dtype="float32")
     assert rate == 8000
-    assert np.abs(heard - wave[:, 0]).max() < 2 / 32768
+    assert np.abs(played - wave[:, 0]).max() < 2 / 32768
 
 
 def test_only_the_first_rank_has_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,12 +63,12 @@ def test_only_the_first_rank_has_any(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert TrackerConfig(tmp_path, ("tensorboard",)).open("tokenizer") == []
 
 
-def test_what_is_not_installed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else name)
-    said: list[str] = []
-    monkeypatch.setattr(trackers, "say", said.append)
+    lines: list[str] = []
+    monkeypatch.setattr(trackers, "say", lines.append)
     assert installed_trackers(("tensorboard", "wandb")) == ("wandb",)
-    assert said == [
+    assert lines == [
         "trackers: tensorboard is not installed, so metrics go to metrics.jsonl only; pip install tensorboard adds it"
     ]
 

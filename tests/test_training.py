@@ -1,4 +1,4 @@
-"""Checkpoints, resuming, several processes: nothing is lost and nothing differs."""
+"""Training: batches, checkpoints, resuming after interruptions, and the files of a run."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def test_learning_rate_warms_up_and_falls_to_the_end() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "device_batch_size", "world_size"), [(8, None, 4), (7, 2, 2), (9, 1, 4), (3, 1, 2), (5, 8, 1)]
 )
-def test_every_example_is_taken_once_whoever_takes_it(
+def test_every_example_is_in_one_microbatch_of_one_rank(
     batch_size: int, device_batch_size: int | None, world_size: int
 ) -> None:
     taken, microbatches = [], []
@@ -132,7 +132,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
         assert all(torch.equal(optimizer.state[p][k], fresh.state[q][k]) for k in optimizer.state[p])
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_an_older_whole_one(tmp_path: Path) -> None:
+def test_an_older_checkpoint_replaces_a_damaged_one(tmp_path: Path) -> None:
     network = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(network.parameters())
     a, b = (Checkpoints(tmp_path / name, network, [optimizer], Averages(network, None), 0) for name in "ab")
@@ -178,7 +178,7 @@ def test_stages_one_by_one_give_the_same_run(tiny_run: Path, tiny_recipe: Path, 
     assert_same_weights(tiny_run, tmp_path / "run")
 
 
-def test_another_recipe_may_not_go_on_in_the_same_folder(tiny_run: Path, tiny_recipe: Path) -> None:
+def test_a_run_folder_refuses_another_recipe(tiny_run: Path, tiny_recipe: Path) -> None:
     result = cli("train", tiny_recipe, "--out", tiny_run, "--set", "tokenizer.training.steps=5")
     assert result.exit_code == 2
     assert "holds a run of another recipe (tokenizer.training.steps: 4 → 5)" in result.output
@@ -189,7 +189,7 @@ def test_another_recipe_may_not_go_on_in_the_same_folder(tiny_run: Path, tiny_re
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_weights(tiny_recipe: Path, tmp_path: Path) -> None:
-    """kill -9 again and again, each time a little later; the last attempt is left alone."""
+    """Several attempts end by kill -9, each a little later; the last one finishes."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ("--set", "tokenizer.training.steps=8", "--set", "tokenizer.training.checkpoint_seconds=0",
                "--set", "priors.0.training.checkpoint_seconds=0")  # fmt: skip
@@ -215,7 +215,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_weights(tiny_recipe: Path, tmp
     assert last == (whole / "training" / "tokenizer" / "metrics.jsonl").read_text()
 
 
-def test_sigterm_ends_the_step_saves_and_says_how_to_go_on(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_after_the_step_and_tells_how_to_resume(tiny_recipe: Path, tmp_path: Path) -> None:
     options = ("--set", "tokenizer.training.steps=100000", "--set", "tokenizer.training.evaluate_steps=100000")
     process = subprocess.Popen(
         command(tiny_recipe, tmp_path / "run", *options), env=environment(), stderr=subprocess.PIPE, text=True
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tiny_recipe: Path, tmp_path
 
 
 def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """A process does nothing but save; it is killed at ten random moments, or at more, until one was within a save."""
+    """A process only saves. It is killed at 10 random moments, and at more until one was within a save."""
     network = torch.nn.Linear(300, 300)
     optimizer = torch.optim.AdamW(network.parameters())
     checkpoints = Checkpoints(tmp_path, network, [optimizer], Averages(network, None), 0)
@@ -273,7 +273,7 @@ def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     ("{kind: fsq, levels: [4, 3]}", [128, 128, 64, 64]),
     ("{kind: ema, codebook_size: 16, codebook_dim: 4, gradient: rotation}", [256, 256]),
 ])  # fmt: skip
-def test_other_quantizers_and_repeated_hops_go_the_whole_way(
+def test_all_stages_with_other_quantizers_and_repeated_hops(
     tiny_recipe: Path, tmp_path: Path, quantizer: str, hops: list[int]
 ) -> None:
     out = tmp_path / "run"

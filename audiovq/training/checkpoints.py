@@ -106,7 +106,7 @@ class Checkpoints:
         if tensors.keys() != saved.keys():
             raise ValueError(
                 f"{folder}: expected the weights of this recipe's network, found others "
-                f"({min(tensors.keys() ^ saved.keys())}); delete the folder to begin anew"
+                f"({min(tensors.keys() ^ saved.keys())}); delete the folder to train from the start"
             )
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a single process

@@ -1,4 +1,4 @@
-"""Early stopping: training ends when the held-out loss no longer falls, and the best weights are kept."""
+"""Early stopping: training ends when the held-out loss no longer falls, with the best weights."""
 
 from __future__ import annotations
 

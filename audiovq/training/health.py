@@ -41,7 +41,7 @@ class StageFacts:
     training: TrainingConfig
     learning_rates: Mapping[str, float] = field(default_factory=dict)  # by key; the main one first
     adversarial: bool = False  # networks are trained against each other, so the loss need not fall
-    codes_from: int = 0  # step at which quantization and all loss terms are on; then metrics start anew
+    codes_from: int = 0  # step at which quantization and all loss terms are on; older metrics are ignored
     codebook_size: int = 0
     batch_codes: tuple[int, ...] = ()  # codes in a batch, for each level; () for a stage that makes none
     against_collapse: str = ""  # advice

@@ -90,4 +90,4 @@ class PriorTask(Task):
         return loss, {"bits_per_code": bits, "bits_per_second": bits * self.spec.code_rate}
 
     def describe(self, metrics: dict[str, float]) -> str:
-        return f"{metrics['bits_per_code']:.3f} bits a code, {metrics['bits_per_second']:.1f} bits a second"
+        return f"{metrics['bits_per_code']:.3f} bits per code, {metrics['bits_per_second']:.1f} bits per second"
