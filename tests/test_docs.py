@@ -225,7 +225,7 @@ OPTIONS = {
 }
 FOREIGN = {
     "--nproc-per-node",
-    "--beside",
+    "--other",
     "--logdir",
     "--stages",
     "--turns",
