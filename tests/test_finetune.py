@@ -86,7 +86,7 @@ def test_priors_learned_and_know_old_and_new_labels(finetuned: Path, tiny_run: P
 
 
 def test_only_the_new_prior_is_trained(finetuned: Path, tiny_run: Path) -> None:
-    """DistributedDataParallel waits for a gradient of every weight of the task."""
+    """The task has no other weights, which would take memory on the device."""
     start, _ = checkpoint.load_prior(tiny_run / "prior-0")
     stage = load_recipe(str(finetuned / "recipe.yaml")).prior(0)
     task = PriorTask(stage, Shards(finetuned / "codes"), 0, 0, start)

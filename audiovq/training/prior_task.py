@@ -33,7 +33,7 @@ class PriorTask(Task):
         torch.manual_seed(seed)
         self.title, self.recipe_key = f"prior-{level}", f"priors.{level}"
         self.stage, self.shards, self.level, self.seed = stage, shards, level, seed
-        self.pretrained = [start] if start else []  # in a list, so that its weights are not the task's
+        self.pretrained = [start] if start else []  # in a list, so that it stays off the device
         index = shards.index
         labels = vocabularies(shards, stage.model.label_names)
         labels = extend_vocabularies(start.spec.vocabularies, labels) if start else labels
