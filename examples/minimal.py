@@ -134,13 +134,13 @@ class Prior(nn.Module):
     def loss(self, codes: Tensor) -> Tensor:  # [b, levels, t] -> nats per code
         return F.cross_entropy(self(codes).transpose(1, 2), codes[:, -1])
 
-    def sample(self, coarser: Tensor) -> Tensor:
+    def sample(self, coarser: Tensor, temperature: float = 1.0) -> Tensor:
         """Codes of the coarser levels [levels - 1, t] -> codes of this level, int64 [t], drawn one after the other."""
         codes = F.pad(coarser, (0, 0, 0, 1))  # [levels, t]; the last row is yet to be filled
         for i in range(codes.shape[1]):
             start = max(0, i + 1 - CONTEXT)  # what is older than the context is forgotten
             logits = self(codes[None, :, start : start + CONTEXT])[0, i - start]  # [k]
-            codes[-1, i] = torch.multinomial((logits / 0.85).softmax(dim=-1), 1)  # temperature 0.85: fewer slips
+            codes[-1, i] = torch.multinomial((logits / temperature).softmax(dim=-1), 1)
         return codes[-1]
 
 
@@ -210,8 +210,8 @@ def main() -> None:
         counts = torch.bincount(codes[level], minlength=CODEBOOK_SIZE) + 1
         unigram = -(counts / counts.sum())[test[level]].log2().mean()
         print(f"held out: level {level}, {bits:.2f} bits per code; by frequency alone {unigram:.2f}", flush=True)
-        sampled = repeat(prior.sample(piece[:, ::n]), "t -> 1 (t n)", n=n)
-        piece = torch.cat([piece, sampled[:, : piece.shape[1]]])
+        sampled = prior.sample(piece[:, ::n], temperature=0.85 if level else 1.0)  # details gain from fewer surprises
+        piece = torch.cat([piece, repeat(sampled, "t -> 1 (t n)", n=n)[:, : piece.shape[1]]])
     soundfile.write(args.out, tokenizer.decode(piece)[:n_samples].numpy(), SAMPLE_RATE)
     print(f"{args.out}: {args.seconds} s")
 
