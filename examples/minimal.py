@@ -1,11 +1,11 @@
-"""The whole idea of audiovq in one file: learn a code for music, learn to predict the code, sample it, decode it.
+"""The whole idea of audiovq in one file: learn a code for music, learn to predict it, sample, decode.
 
     python examples/minimal.py  # about 3 minutes on 2 CPU cores; writes minimal.wav
 
-1. `Tokenizer` turns a waveform into integers and back: a VQ-VAE (arXiv:1711.00937) with residual levels at three
-   temporal resolutions and one shared codebook. Coarse codes hold what lasts, fine codes add detail.
-2. `Prior` is a decoder-only transformer over the codes of one level. Level 0 is predicted from its own past, a finer
-   level also from all coarser codes, which makes it an upsampler (Jukebox, arXiv:2005.00341).
+1. `Tokenizer` turns a waveform into integers and back: a VQ-VAE (arXiv:1711.00937) with residual levels at
+   three temporal resolutions and one shared codebook. Coarse codes hold what lasts, fine codes add detail.
+2. `Prior` is a decoder-only transformer over the codes of one level. Level 0 is predicted from its own past,
+   a finer level also from all coarser codes, which makes it an upsampler (Jukebox, arXiv:2005.00341).
 
 Shapes: b batch, s samples, t frames or codes in time, f frequency bins, d channels, k codebook entries.
 """
@@ -48,16 +48,16 @@ class Tokenizer(nn.Module):
         self.encoder = nn.Sequential(nn.Conv1d(bins, WIDTH, 1), *map(ConvBlock, (1, 2, 4)), *latents)
         output = nn.BatchNorm1d(WIDTH), nn.Conv1d(WIDTH, bins, 1)
         self.decoder = nn.Sequential(nn.Conv1d(CODEBOOK_DIM, WIDTH, 1), *map(ConvBlock, (1, 2, 4)), *output)
-        # The codebook has no gradient. An entry is the moving average of the latents that choose it: sum / count.
+        # The codebook has no gradient. An entry is a moving average of the latents that choose it.
         self.codebook = nn.Buffer(torch.randn(CODEBOOK_SIZE, CODEBOOK_DIM))
-        self.sums, self.counts = nn.Buffer(torch.zeros_like(self.codebook)), nn.Buffer(torch.zeros(CODEBOOK_SIZE))
+        self.sums, self.counts = nn.Buffer(0 * self.codebook), nn.Buffer(torch.zeros(CODEBOOK_SIZE))
 
     def spectrum(self, waveform: Tensor) -> Tensor:  # [b, s] -> [b, f, t = s / HOP]
         stft = torch.stft(waveform, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True)
         return (stft.abs()[..., :-1] ** 0.3 - self.mean) / self.scale  # the power makes soft partials count
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, d, t] -> codes int64 [b, levels, t], coarse ones repeated, and the sum of their entries [b, d, t]."""
+        """[b, d, t] -> codes int64 [b, levels, t], coarse ones repeated; the sum of their entries [b, d, t]."""
         total, codes, residuals = torch.zeros_like(latents), [], []
         for n in FRAMES_PER_CODE:
             # A level quantizes what the coarser ones have left, averaged over the n frames of a code.
@@ -71,7 +71,7 @@ class Tokenizer(nn.Module):
     def update_codebook(self, latents: Tensor, codes: Tensor) -> None:  # [n, d] and [n], of all levels
         self.counts.lerp_(torch.bincount(codes, minlength=CODEBOOK_SIZE).float(), 0.03)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, latents), 0.03)
-        # A dead entry, which few latents choose, restarts at a random latent. At the first step all of them do.
+        # A dead entry, which few latents choose, restarts at a random latent. At first all are dead.
         average = len(codes) / CODEBOOK_SIZE
         dead = self.counts < 0.05 * average
         self.counts[dead] = average
@@ -82,8 +82,8 @@ class Tokenizer(nn.Module):
         target = self.spectrum(waveform)  # [b, f, t]
         latents = self.encoder(target)  # [b, d, t]
         _, total = self.quantize(latents)
-        # Straight-through: the decoder gets rounded latents, the encoder the gradient as if they were not rounded.
-        # Half of the crops pass unrounded, so that the encoder learns before the codebook does (arXiv:2410.00037).
+        # Straight-through: the decoder gets rounded latents, the encoder a gradient as if they were not.
+        # Half of the crops pass unrounded: the encoder learns before the codebook does (arXiv:2410.00037).
         rounding = (total - latents).detach() * (torch.rand(len(latents), 1, 1) < 0.5)
         return F.mse_loss(self.decoder(latents + rounding), target)
 
@@ -94,9 +94,9 @@ class Tokenizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:  # [levels, t] -> float32 [t * HOP]
         total = rearrange(self.codebook[codes].sum(dim=0), "t d -> 1 d t")
         magnitude = (self.decoder(total) * self.scale + self.mean).clamp(min=0) ** (1 / 0.3)  # [1, f, t]
-        # Griffin-Lim finds a phase that fits the magnitudes. audiovq learns one, which takes longer than minutes.
-        magnitude = F.pad(magnitude, (0, 1), mode="replicate")[0].numpy()  # the frame that `spectrum` leaves out
-        return torch.from_numpy(librosa.griffinlim(magnitude, n_iter=48, hop_length=HOP, random_state=0)).clamp(-1, 1)
+        # Griffin-Lim finds a phase that fits the magnitudes. audiovq learns one, which takes longer.
+        magnitude = F.pad(magnitude, (0, 1), mode="replicate")[0].numpy()  # the frame that `spectrum` drops
+        return torch.from_numpy(librosa.griffinlim(magnitude, n_iter=48, hop_length=HOP, random_state=0))
 
 
 class TransformerBlock(nn.Module):
@@ -107,7 +107,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [b, t, d] -> [b, t, d]
         q, k, v = rearrange(self.qkv(self.norm(x)), "b t (qkv h d) -> qkv b h t d", qkv=3, h=N_HEADS)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # each position sees itself and its past
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # no position sees a later one
         x = x + self.out(rearrange(attended, "b h t d -> b t (h d)"))
         return x + self.mlp(x)
 
@@ -119,7 +119,8 @@ class Prior(nn.Module):
         self.coarser = nn.ModuleList(nn.Embedding(CODEBOOK_SIZE, DIM) for _ in range(level))
         self.mix = nn.Conv1d(DIM, DIM, kernel_size=9, padding=4)  # of neighbouring coarser codes
         self.positions = nn.Parameter(0.02 * torch.randn(CONTEXT, DIM))
-        self.blocks = nn.Sequential(nn.Dropout(0.2), *(TransformerBlock() for _ in range(N_LAYERS)), nn.RMSNorm(DIM))
+        blocks = [TransformerBlock() for _ in range(N_LAYERS)]
+        self.blocks = nn.Sequential(nn.Dropout(0.2), *blocks, nn.RMSNorm(DIM))
         self.head = nn.Linear(DIM, CODEBOOK_SIZE)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class Prior(nn.Module):
         return F.cross_entropy(self(codes).transpose(1, 2), codes[:, -1])
 
     def sample(self, coarser: Tensor, temperature: float = 1.0) -> Tensor:
-        """Codes of the coarser levels [levels - 1, t] -> codes of this level, int64 [t], drawn one after the other."""
+        """Codes of coarser levels [levels - 1, t] -> codes of this level, int64 [t], drawn one by one."""
         codes = F.pad(coarser, (0, 0, 0, 1))  # [levels, t]; the last row is yet to be filled
         for i in range(codes.shape[1]):
             start = max(0, i + 1 - CONTEXT)  # what is older than the context is forgotten
@@ -156,7 +157,7 @@ def fit(name: str, model: Tokenizer | Prior, data: Tensor, length: int, n_steps:
         optimizer.step()
         if step in (0, n_steps - 1) or time.time() - reported > 4:
             reported = time.time()
-            print(f"{name}: step {step + 1}/{n_steps}, loss {loss.item():.3f}, {reported - started:.0f} s", flush=True)
+            print(f"{name}: step {step + 1}/{n_steps}, loss {loss:.3f}, {reported - started:.0f} s", flush=True)
     model.eval().requires_grad_(False)
 
 
@@ -173,14 +174,14 @@ def log_mel(waveform: Tensor) -> Tensor:  # [s] -> dB [mel bands, t]
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--music", type=Path, default=Path(__file__).parent.parent / "samples" / "chorales")
-    parser.add_argument("--steps", type=int, nargs=3, default=[900, 150, 200], help="tokenizer, prior, upsamplers")
+    parser.add_argument("--steps", type=int, nargs=3, default=[900, 150, 200], help="tokenizer prior upsampler")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--out", type=Path, default=Path("minimal.wav"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
-    # The last file is held out to measure with. The others, in seven keys, make one long waveform to train on.
+    # The last file is held out to measure with. The others, in seven keys, become one long waveform.
     files = sorted(path for path in args.music.glob("*") if path.suffix in {".opus", ".wav", ".flac", ".mp3"})
     if len(files) < 2:
         parser.error(f"--music: expected at least two audio files in {args.music}, found {len(files)}")
@@ -199,9 +200,8 @@ def main() -> None:
     baseline = F.l1_loss(mel.mean(dim=1, keepdim=True).expand_as(mel), mel)
     print(f"held out: log-mel distance {F.l1_loss(decoded, mel):.2f} dB; of the mean spectrum {baseline:.2f} dB")
 
-    # Stages 2 to 4: a prior for each level, and with it the codes of this level for a new piece.
-    n_samples = round(args.seconds * SAMPLE_RATE)
-    piece = torch.zeros(0, math.ceil(n_samples / HOP), dtype=torch.int64)  # [levels so far, t]
+    # Stages 2 to 4: a prior for each level, which then samples the codes of this level for a new piece.
+    piece = torch.zeros(0, math.ceil(args.seconds * SAMPLE_RATE / HOP), dtype=torch.int64)  # [levels, t]
     for level, n in enumerate(FRAMES_PER_CODE):
         prior = Prior(level)
         fit(f"level {level}", prior, codes[: level + 1, ::n], CONTEXT, args.steps[min(level, 1) + 1])
@@ -210,9 +210,9 @@ def main() -> None:
         counts = torch.bincount(codes[level], minlength=CODEBOOK_SIZE) + 1
         unigram = -(counts / counts.sum())[test[level]].log2().mean()
         print(f"held out: level {level}, {bits:.2f} bits per code; by frequency alone {unigram:.2f}", flush=True)
-        sampled = prior.sample(piece[:, ::n], temperature=0.85 if level else 1.0)  # details gain from fewer surprises
+        sampled = prior.sample(piece[:, ::n], temperature=0.85 if level else 1.0)
         piece = torch.cat([piece, repeat(sampled, "t -> 1 (t n)", n=n)[:, : piece.shape[1]]])
-    soundfile.write(args.out, tokenizer.decode(piece)[:n_samples].numpy(), SAMPLE_RATE)
+    soundfile.write(args.out, tokenizer.decode(piece).numpy()[: round(args.seconds * SAMPLE_RATE)], SAMPLE_RATE)
     print(f"{args.out}: {args.seconds} s")
 
 
