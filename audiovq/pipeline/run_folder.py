@@ -135,7 +135,7 @@ class RunFolder:
         found = index.sample_rate, index.hop_lengths, index.codebook_size
         if found != expected:
             raise ValueError(
-                f"{shards.folder}: expected codes as in tokenizer.model, with sample_rate, hop_lengths and "
-                f"codebook_size {expected}, found {found}; change tokenizer.model"
+                f"{shards.folder}: expected codes as in tokenizer.model, sample_rate {expected[0]}, hop_lengths {expected[1]} "
+                f"and codebook_size {expected[2]}, found {found[0]}, {found[1]} and {found[2]}; change tokenizer.model to these"
             )
         return shards
