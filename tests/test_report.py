@@ -25,8 +25,9 @@ from scipy.stats import binomtest
 from audiovq import Tokenizer
 from audiovq.report.clips import MAX_CLIPS, PICTURE_BYTES, choose, outline, render
 from audiovq.report.contents import Clip, Group
-from audiovq.report.curves import MAX_POINTS, read_metrics, stage_curves, thin
+from audiovq.report.curves import MAX_POINTS, stage_curves, thin
 from audiovq.report.page import report_pieces, report_run, try_report
+from audiovq.training.logs import read_steps
 
 CREDITS = (
     "# Credits\n\n| file | author |\n|---|---|\n| a | <script>alert(1)</script> |\n\n![far](http://x.test/p.png)\n"
@@ -140,14 +141,14 @@ def test_curves(run: Path, tmp_path: Path) -> None:
     stages = {stage["title"]: stage["charts"] for stage in stage_curves(run / "training")}
     assert list(stages) == ["Tokenizer", "Priors"]
     assert [chart["title"][:4] for chart in stages["Priors"]] == ["Loss", "Perp", "Cros"]
-    logged = read_metrics(run / "training" / "prior-1" / "metrics.jsonl")
+    logged = read_steps(run / "training" / "prior-1" / "metrics.jsonl")
     costs = [line["bits_per_second"] for line in logged if "bits_per_second" in line]
     series = next(s for s in stages["Priors"][2]["series"] if s["level"] == 1 and not s["held_out"])
     assert [value for _, value in series["points"]] == pytest.approx(costs, rel=1e-4)
     perplexity = next(s for s in stages["Priors"][1]["series"] if s["level"] == 1 and s["held_out"])
     assert perplexity["points"][-1][1] == pytest.approx(2 ** logged[-1]["valid_bits_per_code"], rel=1e-4)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "lo')
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [line["step"] for line in read_steps(tmp_path / "metrics.jsonl")] == [1, 2]
     thinned = thin([[float(i), float(i)] for i in range(1000)])
     assert len(thinned) <= MAX_POINTS
     assert thinned[-1] == [999, 997.0]  # the mean of the last five

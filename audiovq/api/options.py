@@ -17,8 +17,7 @@ from audiovq.data.chroma import chroma_classes
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.request import Request
-
-RENAMED = {"parallel": "segments"}  # keyword arguments, since version 0.2
+from audiovq.utils import compat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def options_from_keywords(keywords: Mapping[str, Any]) -> PieceOptions:
         TypeError: no such option.
     """
     current = dict(keywords)
-    for old, new in RENAMED.items():
+    for old, new in compat.KEYWORDS.items():
         if old in current:
             warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
             current[new] = current.pop(old)

@@ -1,1 +1,1 @@
-"""Figures and pictures of what was reconstructed and generated."""
+"""Metrics of reconstructions and generated pieces."""

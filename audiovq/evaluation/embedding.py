@@ -102,10 +102,7 @@ def load_weights(network: Musicnn, data: bytes) -> None:
     """
     convolutions: list[Any] = [*network.fronts, *network.middle]
     norms: list[Any] = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
-    variables: dict[str, Tensor] = {
-        "beta1_power": torch.zeros(()),
-        "beta2_power": torch.zeros(()),
-    }  # Adam's; not needed
+    variables: dict[str, Tensor] = dict.fromkeys(("beta1_power", "beta2_power"), torch.zeros(()))  # Adam's; not needed
     for i, layer in enumerate(convolutions):
         name = f"conv2d_{i}" if i else "conv2d"
         variables[f"{name}/kernel"] = layer.convolution.weight.permute(2, 3, 1, 0)  # [height, width, in, out]

@@ -126,11 +126,8 @@ class RunFolder:
         Raises:
             ValueError: they do not fit the recipe, or are of another tokenizer.
         """
-        shards, model = (
-            Shards(self.recipe.codes.path or self.path / "codes", tokenizer_hash),
-            self.recipe.tokenizer.model,
-        )
-        index = shards.index
+        shards = Shards(self.recipe.codes.path or self.path / "codes", tokenizer_hash)
+        model, index = self.recipe.tokenizer.model, shards.index
         expected = model.sample_rate, list(model.hop_lengths), model.codebook_size
         found = index.sample_rate, index.hop_lengths, index.codebook_size
         if found != expected:

@@ -251,8 +251,7 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
     log p(codes | conditions) - log p(codes).
 
     Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs:
-    the prior itself
-    ranks, instead of another network.
+    the prior itself ranks, instead of another network.
     """
     costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits/s without and with the conditions
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())

@@ -155,11 +155,7 @@ class Cost:
 
 
 def count_pass(
-    build: Callable[[AbstractContextManager[Any]], Task],
-    config: TrainingConfig,
-    n: int,
-    bf16: bool,
-    n_devices: int = 1,
+    build: Callable[[AbstractContextManager[Any]], Task], config: TrainingConfig, n: int, bf16: bool, n_devices: int = 1
 ) -> Cost:
     """Count one pass of a device over `n` examples.
 

@@ -23,8 +23,7 @@ FLOPS_PER_WEIGHT = 6
 # Passes of a decoder step through the discriminators, in forward passes: 3 for the original and 3 for the reconstruction,
 # which train them, and 3 for the decoder, whose two loss terms each need a gradient.
 DISCRIMINATOR_PASSES = 9
-# Training reaches this share of the speed of a large matrix product. With it, the estimates for the recipes quickstart,
-# finetune and scratch are within a factor of two of the times in their headers.
+# The share of a large matrix product's speed that training reaches, roughly.
 EFFICIENCY = 0.5
 
 

@@ -85,11 +85,7 @@ def measure(
 
 
 def _measure_step(
-    build: Callable[[TrainingConfig], Task],
-    config: TrainingConfig,
-    n: int,
-    bf16: bool,
-    clock: Callable[[], float],
+    build: Callable[[TrainingConfig], Task], config: TrainingConfig, n: int, bf16: bool, clock: Callable[[], float]
 ) -> Measured:
     sizes = {"batch_size": n, "device_batch_size": min(n, config.device_batch_size or n)}
     small = config.model_copy(update=sizes)

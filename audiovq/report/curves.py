@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from audiovq.utils.files import read_jsonl
+from audiovq.training.logs import read_steps
 
 MAX_POINTS = 240  # of a curve; neighbours are averaged
 Row = dict[str, Any]
@@ -23,7 +23,7 @@ def stage_curves(training: Path) -> list[dict[str, Any]]:
     """
     stages = []
     for name in ("tokenizer", "decoder"):
-        rows = read_metrics(training / name / "metrics.jsonl")
+        rows = read_steps(training / name / "metrics.jsonl")
         losses = ["loss", "discriminator"] if name == "decoder" else ["loss"]
         n_levels = sum(key.startswith("perplexity_") for key in max(rows, key=len, default={}))
         levels = dict.fromkeys(range(n_levels), rows)
@@ -33,7 +33,7 @@ def stage_curves(training: Path) -> list[dict[str, Any]]:
             ("Entropy of the codes", "bits per second", _by_level(levels, "unigram_bits_per_second_{}")),
         ]))  # fmt: skip
     priors = {int(path.name.removeprefix("prior-")): path for path in training.glob("prior-*")}
-    levels = {level: read_metrics(priors[level] / "metrics.jsonl") for level in sorted(priors)}
+    levels = {level: read_steps(priors[level] / "metrics.jsonl") for level in sorted(priors)}
     stages.append(("Priors", [
         ("Loss", "nats per code", _by_level(levels, "loss")),
         ("Perplexity of the next code", "codes", _by_level(levels, "bits_per_code", lambda bits: 2**bits)),
@@ -45,11 +45,6 @@ def stage_curves(training: Path) -> list[dict[str, Any]]:
         if shown:
             result.append({"title": title, "charts": shown})
     return result
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """The lines of a metrics.jsonl, without one that was cut off by a crash."""
-    return [row for row in read_jsonl(path, skip_damaged=True) if isinstance(row.get("step"), int)]
 
 
 def _by_level(levels: dict[int, list[Row]], key: str, convert: Callable[[float], float] = float) -> Series:

@@ -16,8 +16,7 @@ from audiovq.evaluation.code_statistics import code_statistics, level_counts, us
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
 from audiovq.recipe import codes_place
-from audiovq.training.logs import read_health
-from audiovq.utils.files import read_jsonl
+from audiovq.training.logs import read_health, read_steps
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _use_of_all_codes(folder: Path, place: Path | str) -> dict[str, Any]:
 
 def _use_of_last_batch(folder: Path) -> dict[str, Any] | None:
     """The same, of the last batch of the tokenizer's training that was logged."""
-    rows = read_jsonl(folder / "training" / "tokenizer" / "metrics.jsonl", skip_damaged=True)
+    rows = read_steps(folder / "training" / "tokenizer" / "metrics.jsonl")
     logged = [row for row in rows if "perplexity_0" in row]
     if not logged:
         return None

@@ -350,12 +350,7 @@ class Studio:
 
 @contextlib.contextmanager
 def open_studio(
-    model: Path,
-    limits: Limits,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    show: bool = False,
-    name: str = "",
+    model: Path, limits: Limits, host: str = "127.0.0.1", port: int | None = None, show: bool = False, name: str = ""
 ) -> Iterator[tuple[str, Service]]:
     """Serve the studio within `with`; gives its address. Its files are deleted afterwards.
 

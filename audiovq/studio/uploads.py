@@ -93,11 +93,7 @@ def check_rate(path: Path, wanted_rate: int) -> None:
 
 
 def read_recording(
-    path: Path,
-    tokenizer: Tokenizer,
-    limits: Limits,
-    new_path: Callable[[str], Path],
-    on_progress: OnProgress,
+    path: Path, tokenizer: Tokenizer, limits: Limits, new_path: Callable[[str], Path], on_progress: OnProgress
 ) -> Iterator[Recording]:
     """Encode an uploaded audio file, or read uploaded codes.
 

@@ -78,12 +78,7 @@ class BatchSplit:
 
 
 def load_batches(
-    dataset: Dataset[Any],
-    start: int,
-    end: int,
-    split: BatchSplit,
-    device: torch.device,
-    workers: int = 0,
+    dataset: Dataset[Any], start: int, end: int, split: BatchSplit, device: torch.device, workers: int = 0
 ) -> Iterator[list[Any]]:
     """The batches of steps [start, end) on `device`: a list of this rank's micro-batches for each step."""
     indexes = (

@@ -105,13 +105,5 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
             path.parent.mkdir(parents=True, exist_ok=True)
             classes = chroma_classes(waveform[:, encoder.shift :], config.sample_rate, hops[0])
             np.save(path.with_suffix(".npy"), classes)
-        Codes(
-            levels,
-            n_samples,
-            config.sample_rate,
-            hops,
-            config.codebook_size,
-            config.channels,
-            index.tokenizer_hash,
-            track.sha256,
-        ).save(path)
+        layout = config.sample_rate, hops, config.codebook_size, config.channels
+        Codes(levels, n_samples, *layout, index.tokenizer_hash, track.sha256).save(path)

@@ -27,6 +27,7 @@ MODEL_KEYS: dict[str, dict[str, str | None]] = {
 }
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
+KEYWORDS = {"parallel": "segments"}  # of `Generator`, old and new; renamed in version 0.2
 OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
 T = TypeVar("T")
