@@ -17,9 +17,8 @@ from audiovq.data.audio import read_audio
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.sampling.decode_state import coarser_at_rate_above
-from audiovq.sampling.engine import new_engine
+from audiovq.sampling.engine import new_engine, precisions
 from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.packed_weights import PRECISIONS
 
 TRACK = next((Path(__file__).parent.parent / "samples").rglob("*.opus"))
 
@@ -52,7 +51,7 @@ def main() -> None:
         target = codes.levels[prior.spec.level][:n]
         noise = gumbel_noise(0, 0, prior.spec.level, 0, n, prior.spec.codebook_size)
         exact = stepped_logits(prior, codes.levels, n, codes.n_samples, "fp32")
-        for precision in PRECISIONS:
+        for precision in precisions(prior.head.weight.device):
             logits = stepped_logits(prior, codes.levels, n, codes.n_samples, precision)
             bits, base = (float(F.cross_entropy(x, target)) / math.log(2) for x in (logits, exact))
             changed = float(((logits + noise).argmax(-1) != (exact + noise).argmax(-1)).float().mean())

@@ -25,7 +25,7 @@ from audiovq.prior.transformer import TransformerConfig
 from audiovq.sampling.engine import new_engine
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.packed_weights import available_precisions, choose_precision
+from audiovq.sampling.packed_weights import available_precisions
 
 SIZES = [(192, 4, 4), (256, 8, 4), (512, 8, 8), (512, 11, 8)]  # dim, layers, heads; the first is the bundled model's
 VOCABULARY = 1024
@@ -118,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     precisions = available_precisions()
-    print(f"default precision {choose_precision()}; ", end="")
+    print(f"default precision {precisions[-1]}; ", end="")
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}"
     )

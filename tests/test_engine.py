@@ -9,7 +9,7 @@ from test_prior import make
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
 from audiovq.sampling.engine import Engine, GraphEngine, PackedEngine, new_engine
-from audiovq.sampling.packed_weights import PRECISIONS, available_precisions, choose_precision
+from audiovq.sampling.packed_weights import available_precisions
 
 N = 60  # positions: the ring of 12 goes round five times
 
@@ -89,13 +89,13 @@ def test_zeros_and_large_numbers_are_normed_as_the_network_norms_them() -> None:
 
 
 # Root mean square deviation of the logits, as a share of their standard deviation: at least and at most.
-DEVIATION = {"fp32": (0, 2e-6), "fp16": (1e-5, 1e-3), "bf16": (1e-3, 0.02), "int8": (1e-3, 0.05)}
+DEVIATION = {"fp32": (0, 2e-6), "fp16": (1e-5, 1e-3)}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DEVIATION)
 @torch.inference_mode()
 def test_precisions_are_as_near_as_they_say(precision: str) -> None:
-    if precision in ("fp16", "int8") and precision not in available_precisions():
+    if precision not in available_precisions():
         pytest.skip("no FBGEMM here")
     prior = wide(dim=128)
     previous, context = inputs(prior, 4)
@@ -106,7 +106,7 @@ def test_precisions_are_as_near_as_they_say(precision: str) -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="holds with MKL and FBGEMM")
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("sizes", [(64, 4, None, 12, 50), (104, 4, 1, 30, 77), (192, 4, 2, 40, 1024)])
 @torch.inference_mode()
 def test_an_item_gets_the_same_bits_in_any_batch(precision: str, sizes: tuple[int, int, int | None, int, int]) -> None:
@@ -122,25 +122,10 @@ def test_an_item_gets_the_same_bits_in_any_batch(precision: str, sizes: tuple[in
         assert torch.equal(some, together[items]), items
 
 
-@torch.no_grad()
-def test_weights_are_packed_once_and_again_when_they_change() -> None:
-    prior = wide()
-    previous, context = inputs(prior, 1, 10)
-    first = PackedEngine(prior, 1, "fp32")
-    assert PackedEngine(prior, 2, "fp32").packed is first.packed
-    prior.transformer.layers[1].down.weight *= 2  # type: ignore[operator,union-attr,index]
-    assert torch.allclose(run(PackedEngine(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
-    prior.load_state_dict({name: 0.9 * tensor for name, tensor in prior.state_dict().items()})
-    assert torch.allclose(run(PackedEngine(prior, 1, "fp32"), previous, context), prior(previous, context), atol=1e-5)
-    fast = PackedEngine(prior, 1)
-    assert fast.packed is not first.packed
-
-
-def test_the_default_is_what_this_machine_has() -> None:
-    assert PackedEngine(make(0), 1).precision == choose_precision() in available_precisions()
-    assert {"fp32"} <= set(available_precisions()) <= set(PRECISIONS)
+def test_the_default_is_the_last_that_this_machine_has() -> None:
+    assert new_engine(make(0), 1).precision == available_precisions()[-1]
 
 
 def test_a_precision_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="precision: expected auto or one of fp32, fp16, bf16, int8, found int4"):
+    with pytest.raises(ValueError, match=r"precision: expected auto or one of fp32.* found int4"):
         new_engine(make(0), 1, "int4")

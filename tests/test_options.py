@@ -45,6 +45,15 @@ def test_old_options_of_sample(tiny_run: Path, tmp_path: Path) -> None:
     assert_one_line_error(cli("sample", "--codes", "piece.codes"), "--codes no longer exists; use --edit")
 
 
+def test_an_old_precision_of_sample(tiny_run: Path, tmp_path: Path) -> None:
+    for name in ("int8", "auto"):
+        options = ("--model", tiny_run, "--seconds", 0.5, "--seed", 1, "--out", tmp_path / f"{name}.wav")
+        result = cli("sample", *options, "--precision", name)
+        assert result.exit_code == 0, result.output
+        assert ("int8 no longer exists on this device; auto is used instead" in result.output) == (name == "int8")
+    assert (tmp_path / "int8.wav").read_bytes() == (tmp_path / "auto.wav").read_bytes()
+
+
 def test_only_json_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "music"
     folder.mkdir()

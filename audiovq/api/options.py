@@ -16,6 +16,7 @@ from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.engine import precisions
 from audiovq.sampling.request import Request
 from audiovq.utils import compat
 
@@ -33,7 +34,7 @@ class PieceOptions:
         labels: such as {"genre": "folk"}.
         text: a caption or lyrics, for a model that was trained with texts.
         chroma: a recording whose melody and harmony to follow, for a model that was trained with chroma.
-        precision: of the priors' arithmetic, see `sampling.engine.new_engine`.
+        precision: of the priors' arithmetic, see `sampling.engine.precisions`.
         segments: of each finer level that are drawn at once. More are faster, and give other codes than 1.
         progress: show a progress bar.
     """
@@ -101,7 +102,8 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
     labels = _label_indexes(priors[0].spec.vocabularies, options.labels)
     _check_text(priors, options.text)
     chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
-    return Request(n_samples, [], seed, labels, options.text, chroma, options.precision, options.segments)
+    precision = compat.current_precision(options.precision, precisions(priors[0].head.weight.device))
+    return Request(n_samples, [], seed, labels, options.text, chroma, precision, options.segments)
 
 
 def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from click import IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER, json_option, number_list, pick_model, show
 
-PRECISION_HELP = "fp32, fp16, bf16, int8, auto, or all; several are separated by commas."
+PRECISION_HELP = "fp32, fp16 (CPU) or bf16 (GPU), auto, or all; several are separated by commas."
 
 
 @command()

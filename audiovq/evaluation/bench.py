@@ -18,10 +18,10 @@ from torch import Tensor
 
 from audiovq.prior.prior import Prior
 from audiovq.sampling.engine import Engine, new_engine
-from audiovq.sampling.packed_weights import available_precisions
+from audiovq.sampling.engine import precisions as precisions_of
 
 READ_BYTES = 256 << 20  # far more than any cache holds
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of a weight
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a weight
 
 
 def bench_priors(
@@ -32,7 +32,7 @@ def bench_priors(
 
     Args:
         batches: numbers of sequences that are generated at once.
-        precisions: keys of `PRECISIONS`, "auto", or "all" that this machine has.
+        precisions: of `sampling.engine.precisions`, "auto", or "all" that this machine has.
         n_steps: steps that are timed at once.
         n_turns: how often each is timed; the median counts.
     Returns:
@@ -44,7 +44,7 @@ def bench_priors(
     """
     device = priors[0].head.weight.device
     if "all" in precisions:
-        precisions = available_precisions() if device.type == "cpu" else ["fp32", "bf16"]
+        precisions = precisions_of(device)
     memory = torch.ones(READ_BYTES // 4, device=device)
     memory_seconds: list[float] = []
     settings = list(itertools.product(priors, batches, precisions))

@@ -126,10 +126,9 @@ def check_backends() -> Iterator[CheckResult]:
         "MKL": torch.backends.mkl.is_available(),
         "oneDNN": torch.backends.mkldnn.is_available(),
         "FBGEMM": "fbgemm" in torch.backends.quantized.supported_engines,
-        "bf16 instructions": "bf16" in packed.available_precisions(),
     }
     found = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in available.items())
-    precision = packed.choose_precision()
+    precision = packed.available_precisions()[-1]
     slow = precision == "fp32" and platform.machine().lower() in {"x86_64", "amd64"}
     advice = "sampling is slower without FBGEMM's half precision, which needs AVX2 and torch 2.11" if slow else ""
     found += f"; --precision auto is {precision} on the CPU"

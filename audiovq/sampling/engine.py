@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch.nn import functional as F
 from audiovq.prior.kv_cache import DeviceKVCache
 from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
-from audiovq.sampling.packed_weights import PRECISIONS, Packed, available_precisions, choose_precision
+from audiovq.sampling.packed_weights import Float16, Float32, available_precisions
 
 ANGLES = 1024  # positions whose rotary angles are computed at once
 EPSILON = torch.finfo(torch.float32).eps  # of RMSNorm
@@ -26,43 +24,19 @@ class PackedLayer:
     """The matrices of one layer. A norm's weight, the root of its width and the scale of attention are
     multiplied into the matrix that follows, which saves these operations in each step."""
 
-    def __init__(self, layer: Layer, kind: type):
+    def __init__(self, layer: Layer, kind: type[Float32 | Float16]):
         c = layer.attention.config
         qkv = layer.attention.qkv.weight * _norm_scale(layer.attention_norm)
         qkv[: c.n_heads * c.head_dim] *= c.head_dim**-0.5
         # The two numbers that a rotary angle rotates become neighbours, which is one complex number.
-        pairs = qkv.unflatten(0, (-1, 2, c.head_dim // 2)).transpose(1, 2).flatten(0, 2)
-        self.qkv: Packed = kind(pairs)
-        self.out: Packed = kind(layer.attention.out.weight)
-        self.gate_up: Packed = kind(layer.gate_up.weight * _norm_scale(layer.mlp_norm))
-        self.down: Packed = kind(layer.down.weight)
-
-
-class PackedPrior:
-    """The matrices of a prior for steps on the CPU."""
-
-    def __init__(self, prior: Prior, kind: type):
-        self.layers = [PackedLayer(layer, kind) for layer in prior.transformer.layers]  # type: ignore[arg-type]
-        self.head: Packed = kind(prior.head.weight * _norm_scale(prior.transformer.norm))
+        self.qkv = kind(qkv.unflatten(0, (-1, 2, c.head_dim // 2)).transpose(1, 2).flatten(0, 2))
+        self.out = kind(layer.attention.out.weight)
+        self.gate_up = kind(layer.gate_up.weight * _norm_scale(layer.mlp_norm))
+        self.down = kind(layer.down.weight)
 
 
 def _norm_scale(norm: torch.nn.RMSNorm) -> Tensor:
     return norm.weight * len(norm.weight) ** 0.5
-
-
-# Packing takes a while, so the packed weights of each prior and precision stay as long as the prior exists.
-_PACKED: weakref.WeakKeyDictionary[Prior, dict[str, tuple[Any, PackedPrior]]] = weakref.WeakKeyDictionary()
-
-
-@torch.no_grad()
-def packed_prior(prior: Prior, precision: str) -> PackedPrior:
-    """The packed weights of a prior; packed again if a weight has changed since."""
-    weights = [p.detach() for p in (*prior.transformer.parameters(), prior.head.weight)]
-    version = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-    known = _PACKED.setdefault(prior, {})
-    if precision not in known or known[precision][0] != version:
-        known[precision] = version, PackedPrior(prior, PRECISIONS[precision])
-    return known[precision][1]
 
 
 class Buffers:
@@ -102,14 +76,15 @@ class PackedEngine:
     An item gets the same bits in any batch, because each operation works row by row, and so does prefilling.
     """
 
-    def __init__(self, prior: Prior, batch: int, precision: str = "auto"):
+    @torch.no_grad()
+    def __init__(self, prior: Prior, batch: int, precision: str):
         c, transformer = prior.config.transformer, prior.transformer
-        self.precision = choose_precision() if precision == "auto" else precision
-        self.prior, self.batch = prior, batch
+        self.prior, self.batch, self.precision = prior, batch, precision
+        kind = Float16 if precision == "fp16" else Float32
+        self.layers = [PackedLayer(layer, kind) for layer in transformer.layers]  # type: ignore[arg-type]
+        self.head = kind(prior.head.weight * _norm_scale(transformer.norm))
         self.cache = transformer.new_cache(batch, prior.head.weight.device, torch.float32)
-        self.packed = packed_prior(prior, self.precision)
-        n_slots = self.cache.keys.shape[3]
-        self.buffers = Buffers(prior, batch, max(batch, PRECISIONS[self.precision].rows), n_slots)
+        self.buffers = Buffers(prior, batch, max(batch, kind.rows), self.cache.keys.shape[3])
         self.slots = self.cache.both.unflatten(-1, (2, c.head_dim // 2))
         keys, values = self.cache.both.flatten(2, 3)  # [layers, batch · kv_heads, slots, head_dim]
         self.ring = keys.transpose(2, 3), values
@@ -140,7 +115,7 @@ class PackedEngine:
         rotation = self._rotation()
         slots = self.slots[..., slot, :, :].unbind(1)
         b.x.copy_(F.embedding(previous, self.prior.embedding.weight) + context)
-        for i, layer in enumerate(self.packed.layers):
+        for i, layer in enumerate(self.layers):
             layer.qkv.into(self._norm(), b.qkv)
             torch.mul(b.qkv_pairs, rotation, out=b.rotated)
             b.q_halves.copy_(b.rotated_q)
@@ -153,7 +128,7 @@ class PackedEngine:
             torch.mul(F.silu(b.gate, inplace=True), b.up, out=b.inner)
             layer.down.add_to(b.inner, b.x, b.branch)
         self.cache.advance(1)
-        return self.packed.head.into(self._norm(), b.logits)[: self.batch]
+        return self.head.into(self._norm(), b.logits)[: self.batch]
 
     def _norm(self) -> Tensor:
         b = self.buffers
@@ -188,7 +163,7 @@ class GraphEngine:
     The arithmetic is tested on the CPU; capture and replay on a GPU are not tested.
     """
 
-    def __init__(self, prior: Prior, batch: int, precision: str = "fp32"):
+    def __init__(self, prior: Prior, batch: int, precision: str):
         weight, dim = prior.head.weight, prior.config.transformer.dim
         self.precision = precision
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -236,23 +211,24 @@ class GraphEngine:
 Engine = PackedEngine | GraphEngine
 
 
+def precisions(device: torch.device) -> list[str]:
+    """Those of the arithmetic of sampling on a device; the last is the default."""
+    if device.type == "cpu":
+        return available_precisions()
+    return ["fp32", "bf16"] if device.type == "cuda" and torch.cuda.is_bf16_supported() else ["bf16", "fp32"]
+
+
 def new_engine(prior: Prior, batch: int, precision: str = "auto") -> Engine:
     """The engine for the prior's device, with an empty cache for `batch` sequences.
 
     Args:
-        precision: "auto" or a key of `PRECISIONS` on the CPU; "auto", "fp32" or "bf16" elsewhere.
+        precision: "auto" or one of `precisions`.
     Raises:
         ValueError: a precision that this device does not have.
     """
-    weight = prior.head.weight
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, found {precision}")
-    if weight.is_cpu:
-        if precision in ("fp16", "int8") and precision not in available_precisions():
-            raise ValueError(f"precision: this CPU has {', '.join(available_precisions())}, not {precision}")
-        return PackedEngine(prior, batch, precision)
-    if precision in ("fp16", "int8"):
-        raise ValueError(f"precision: expected fp32 or bf16 on this device, found {precision}")
-    if precision == "auto":
-        precision = "bf16" if weight.is_cuda and torch.cuda.is_bf16_supported() else "fp32"
-    return GraphEngine(prior, batch, precision)
+    device = prior.head.weight.device
+    known = precisions(device)
+    if precision not in ("auto", *known):
+        raise ValueError(f"precision: expected auto or one of {', '.join(known)} on this device, found {precision}")
+    kind = PackedEngine if device.type == "cpu" else GraphEngine
+    return kind(prior, batch, known[-1] if precision == "auto" else precision)

@@ -17,5 +17,5 @@ class Request:
     labels: dict[str, int]  # index in the prior's vocabulary per label name; 0 or absent is unknown
     text: str = ""  # caption or lyrics
     chroma: Tensor | None = None  # int64 [n_frames], pitch classes of a reference, one per code of level 0
-    precision: str = "auto"  # of the prior's arithmetic, see `engine.new_engine`
+    precision: str = "auto"  # of the prior's arithmetic, see `engine.precisions`
     segments: int = 1  # of each finer level that are drawn at once, see `segments`

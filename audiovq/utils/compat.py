@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 # Options of a command, old and new.
 OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments"}}
+REMOVED_PRECISIONS = ("bf16", "int8")  # of sampling on the CPU; removed in version 0.2
 REMOVED_OPTIONS = {"sample": {"--codes": "--edit"}}  # old, and what to use instead
 
 
@@ -54,6 +55,14 @@ def current_options(arguments: list[str]) -> list[str]:
             option = names[option]
         found.append(option + equals + value)
     return found
+
+
+def current_precision(precision: str, known: Container[str]) -> str:
+    """A precision of sampling; one that no longer exists becomes "auto", and a line is printed."""
+    if precision not in REMOVED_PRECISIONS or precision in known:
+        return precision
+    say(f"precision: {precision} no longer exists on this device; auto is used instead")
+    return "auto"
 
 
 def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) -> dict[str, Any]:
