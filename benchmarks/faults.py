@@ -61,7 +61,7 @@ priors:
     training: {{steps: 8, batch_size: 2, log_steps: 1, evaluate_steps: 4, evaluate_batches: 1, warmup_steps: 1, checkpoint_seconds: 0}}
 samples: {{seconds: 0.5, n: 1}}
 """
-LEFT_OUT = {".jsonl", ".png", ".lock", ".html"}  # logs, pictures and pages are not compared
+LEFT_OUT = {".jsonl", ".png", ".html"}  # logs, pictures and pages are not compared
 Command = Callable[[Path], list[str]]  # what to run, to make something in a folder
 
 

@@ -16,7 +16,7 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.engine import PackedEngine
 from audiovq.sampling.generate import generate
-from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, vary
+from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second, sequence_log_probability
 from audiovq.sampling.noise import gumbel_noise
 
@@ -129,10 +129,10 @@ def test_surrounding_varying_and_continuing() -> None:
     only_before = surround(codes, 0.1, 0)
     assert only_before.given_stretches(HOPS) == [(1024, 9024)]
     assert [len(level) for level in only_before.levels] == [-(-9024 // hop) for hop in HOPS]
-    varied = vary(codes, 2)
+    varied = redraw(codes, 0, 1, keep_levels=2)
     assert torch.equal(varied.levels[1], codes.levels[1])
     assert (varied.levels[2] == -1).all()
-    coarse = vary(piece(8000, n_levels=1), 1)  # a file of the top level alone
+    coarse = redraw(piece(8000, n_levels=1), 0, 1, keep_levels=1)  # a file of the top level alone
     assert torch.equal(coarse.levels[0], codes.levels[0])
     assert (coarse.levels[1] == -1).all()
     begun = begin_with(codes, 20000)
@@ -145,10 +145,10 @@ def test_surrounding_varying_and_continuing() -> None:
         (lambda c: redraw(c, 0.5, 0.5), r"begin before it ends.*found --from 0\.5 --to 0\.5 in a piece of 1 s"),
         (lambda c: redraw(c, -1, 0.5), "the stretch must begin"), (lambda c: redraw(c, 0, 1.1), "the stretch must begin"),
         (lambda c: redraw(c, 0, float("nan")), "the stretch must begin"),
-        (lambda c: redraw(c, 0, 1, 4), "keep-levels: expected 0 to 3, found 4"), (lambda c: vary(c, -1), "keep-levels"),
+        (lambda c: redraw(c, 0, 1, 4), "keep-levels: expected 0 to 3, found 4"), (lambda c: redraw(c, 0, 1, -1), "keep-levels"),
         (lambda c: surround(c, -1, 2), "before, after"), (lambda c: surround(c, 0, float("inf")), "before, after"),
         (lambda c: surround(piece(100), 0, 1), r"at least 0\.032 s"),
-        (lambda c: vary(c, 3).check(HOPS, 1), "nothing is left to draw"),
+        (lambda c: redraw(c, 0, 1, 3).check(HOPS, 1), "nothing is left to draw"),
         (lambda c: CodeMask(8000, [level[1:] for level in c.levels]).check(HOPS, 1), r"expected \[32\] or \[1, 32\], found \[31\]"),
         (lambda c: CodeMask(8000, [level.expand(3, -1) for level in c.levels]).check(HOPS, 2), r"found \[3, 32\]"),
     ],

@@ -23,8 +23,8 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import BLOCK
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
-from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround, vary
-from audiovq.sampling.journal import JournalFolder
+from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
+from audiovq.sampling.journal import Journal
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.device import pick_device
@@ -138,11 +138,12 @@ class Generator(Shareable):
         if prompt is not None:
             given = self.begin_with(prompt, n_samples)
         chosen = options_from_keywords(options)
-        with JournalFolder(Path(journal)) if journal else contextlib.nullcontext() as journals:
-            pieces = self.pieces(n_samples, seed, range(n), chosen, given=given, journals=journals, on_codes=on_codes)
-            codes = list(pieces)
-            if journals:
-                journals.remove()
+        if given:
+            given.check(self.hop_lengths, n)
+        with Journal(Path(journal)) if journal else contextlib.nullcontext() as opened:
+            codes = list(self.pieces(n_samples, seed, range(n), chosen, given=given, journal=opened, on_codes=on_codes))
+            if opened:
+                opened.remove()
         return codes
 
     def pieces(
@@ -153,7 +154,7 @@ class Generator(Shareable):
         options: PieceOptions | None = None,
         *,
         given: CodeMask | None = None,
-        journals: JournalFolder | None = None,
+        journal: Journal | None = None,
         on_codes: CodesCallback = ignore_codes,
         n_levels: int | None = None,
     ) -> Iterator[Codes]:
@@ -166,10 +167,8 @@ class Generator(Shareable):
         priors = self.priors[:n_levels]
         settings = level_settings(self.sampling, options)[: len(priors)]
         request = make_request(self.priors, n_samples, seed, options)
-        if given:
-            given.check(self.hop_lengths[: len(priors)], len(items))
         fixed = {"settings": [setting.model_dump() for setting in settings], "block": BLOCK}
-        if journals:
+        if journal:
             fixed["priors"] = [prior_hash(prior) for prior in priors]
         groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
         n_positions = len(groups) * sum(-(-n_samples // hop) for hop in self.hop_lengths[: len(priors)])
@@ -179,9 +178,10 @@ class Generator(Shareable):
             for group in groups:
                 request = dataclasses.replace(request, items=[items[i] for i in group])
                 mask = [_rows(level, group) for level in given.levels] if given else None
-                journal = journals.open({**vars(request), "given": mask, **fixed}) if journals else None
-                if journal and journal.n_known and options.progress:
-                    say(f"going on from {journal.n_known} codes per item of an interrupted run")
+                if journal:
+                    journal.open({**vars(request), "given": mask, **fixed})
+                    if journal.n_known and options.progress:
+                        say(f"going on from {journal.n_known} codes per item of an interrupted run")
                 with _few_threads(priors):
                     levels = generate(priors, settings, request, mask, _advancing(bar, on_codes), journal)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
@@ -199,18 +199,14 @@ class Generator(Shareable):
     ) -> Iterator[list[Codes]]:
         """Generate the items of a seed level by level: yields all of them with level 0 alone, then with one
         finer level more each time. The last are what `pieces` gives, to the bit."""
-        levels = [torch.full((len(items), -(-n_samples // hop)), -1) for hop in self.hop_lengths]
-        if given:
-            given.check(self.hop_lengths, len(items))
-            levels = [_rows(level, range(len(items))).expand(len(items), -1) for level in given.levels]
-        for n_levels in range(1, len(levels) + 1):
-            if any(bool((level < 0).any()) for level in levels[:n_levels]):
-                mask = CodeMask(n_samples, levels)
-                drawn = self.pieces(n_samples, seed, items, options, given=mask, on_codes=on_codes, n_levels=n_levels)
-                found = list(drawn)
-            else:
-                found = [self.tokenizer.make_codes(row, n_samples) for row in zip(*levels[:n_levels], strict=True)]
-            levels[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
+        if given is None:
+            given = CodeMask(n_samples, [torch.full((-(-n_samples // hop),), -1) for hop in self.hop_lengths])
+        given.check(self.hop_lengths, len(items))
+        mask = CodeMask(n_samples, list(given.levels))
+        for n_levels in range(1, len(self.priors) + 1):
+            drawn = self.pieces(n_samples, seed, items, options, given=mask, on_codes=on_codes, n_levels=n_levels)
+            found = list(drawn)
+            mask.levels[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
             yield found
 
     def begin_with(self, prompt: Codes, n_samples: int) -> CodeMask:
@@ -240,10 +236,13 @@ class Generator(Shareable):
         if (before or after) and (stretch or levels is not None):
             raise ValueError("before, after: expected neither a stretch nor levels with them")
         if before or after:
-            return surround(piece, before, after)
-        if stretch:
-            return redraw(piece, *stretch, levels or 0)
-        return vary(piece, len(piece.levels) if levels is None else levels)
+            mask = surround(piece, before, after)
+        elif stretch:
+            mask = redraw(piece, *stretch, levels or 0)
+        else:
+            mask = redraw(piece, 0, piece.seconds, len(piece.levels) if levels is None else levels)
+        mask.check(self.hop_lengths, 1)
+        return mask
 
     @torch.inference_mode()
     def bits_per_second(
@@ -281,17 +280,15 @@ class Generator(Shareable):
 
 def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
     """Raises ValueError for priors of other codes, or with other numbers for the same labels."""
-    known, c = priors[0].spec.vocabularies, tokenizer.config
+    known = priors[0].spec.vocabularies
     for level, spec in enumerate(prior.spec for prior in priors):
         if spec.tokenizer_hash != tokenizer.hash:
             raise ValueError(
                 f"prior {level}: expected one trained on codes of tokenizer {tokenizer.hash[:12]}, "
                 f"found one for {spec.tokenizer_hash[:12]}; train the priors again"
             )
-        expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
-        found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
-        if found != expected:
-            raise ValueError(f"prior {level}: expected level, hop_lengths, rate and codes {expected}, found {found}")
+        if spec.level != level:
+            raise ValueError(f"prior {level}: expected the prior of level {level}, found that of level {spec.level}")
         for name in known.keys() & spec.vocabularies.keys():
             if known[name] != spec.vocabularies[name]:
                 raise ValueError(f"prior {level}: expected the values of label {name} that prior 0 has, found others")

@@ -26,7 +26,7 @@ from audiovq.evaluation.copies import copy_reports, report_lines
 from audiovq.recipe import codes_place
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
-from audiovq.sampling.journal import JournalFolder
+from audiovq.sampling.journal import Journal
 from audiovq.utils import signals
 from audiovq.utils.files import check_folder
 from audiovq.utils.progress import console, say
@@ -173,11 +173,11 @@ def _sample(
     mine = options.items[collectives.rank() :: collectives.world_size()]
     written: dict[Path, Codes] = {}
     with (
-        JournalFolder(target.with_name(f".{target.stem}.journal")) as journals,
+        Journal(target.with_name(f".{target.stem}.journal")) as journal,
         _live(options, generator, n_samples, target) as on_codes,
-        _advice_if_interrupted(seed, journals),
+        _advice_if_interrupted(seed, journal),
     ):
-        drawn = generator.pieces(n_samples, seed, mine, options, given=given, journals=journals, on_codes=on_codes)
+        drawn = generator.pieces(n_samples, seed, mine, options, given=given, journal=journal, on_codes=on_codes)
         pieces, chosen = zip(mine, drawn, strict=True), list(options.items)
         if options.best:
             candidates = dict(pieces)
@@ -192,9 +192,9 @@ def _sample(
         copies = dict(zip(written, reports, strict=False))
         for path, report in copies.items():
             yield from (f"{path}: {line}" for line in report_lines(report))
-        left = journals.remove()
+        left = journal.remove()
         if left and first and collectives.world_size() == 1:
-            say(f"{journals.folder} still has the unfinished work of {len(left)} other commands")
+            say(f"{journal.folder} still has the unfinished work of {len(left)} other commands")
     collectives.barrier()  # the files of all processes are there
     if first:
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
@@ -273,11 +273,11 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
 
 
 @contextlib.contextmanager
-def _advice_if_interrupted(seed: int, journals: JournalFolder) -> Iterator[None]:
+def _advice_if_interrupted(seed: int, journal: Journal) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, signals.Interrupted):
-        say(f"the finished codes are in {journals.folder}; the same command with --seed {seed} goes on from there")
+        say(f"the finished codes are in {journal.folder}; the same command with --seed {seed} goes on from there")
         raise
 
 

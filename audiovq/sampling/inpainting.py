@@ -102,25 +102,11 @@ def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: 
             "the stretch must begin before it ends, within the piece: "
             f"found --from {start_seconds:g} --to {end_seconds:g} in a piece of {piece.seconds:g} s"
         )
+    if not 0 <= keep_levels <= len(piece.levels):
+        raise ValueError(f"keep-levels: expected 0 to {len(piece.levels)}, found {keep_levels}")
     top, rate = piece.hop_lengths[0], piece.sample_rate
     start = math.floor(start_seconds * rate / top) * top
     end = min(math.ceil(end_seconds * rate / top) * top, piece.n_samples)
-    return _draw_anew(piece, start, end, keep_levels)
-
-
-def vary(piece: Codes, keep_levels: int) -> CodeMask:
-    """The first `keep_levels` levels stay, all finer ones are drawn.
-
-    Raises:
-        ValueError: levels that do not exist.
-    """
-    return _draw_anew(piece, 0, piece.n_samples, keep_levels)
-
-
-def _draw_anew(piece: Codes, start: int, end: int, keep_levels: int) -> CodeMask:
-    """A piece without the codes of the samples [start, end), except for the first levels."""
-    if not 0 <= keep_levels <= len(piece.levels):
-        raise ValueError(f"keep-levels: expected 0 to {len(piece.levels)}, found {keep_levels}")
     mask = _lay_out(piece, 0, piece.n_samples, piece.n_samples)
     for level, hop in zip(mask.levels[keep_levels:], piece.hop_lengths[keep_levels:], strict=True):
         level[start // hop : -(-end // hop)] = -1
