@@ -139,22 +139,17 @@ def test_completion_of_commands_recipes_stages_and_paths() -> None:
     assert ("plain", "--guidance") in completions(["sample"], "--gui")
 
 
-def test_completion_scripts(tmp_path: Path) -> None:
-    for name, word in (("bash", "complete -o nosort"), ("zsh", "#compdef audiovq"), ("fish", "complete --no-files")):
-        result = cli("completion", name)
-        assert word in result.stdout
-        assert "_AUDIOVQ_COMPLETE" in result.stdout
-    assert_one_line_error(cli("completion", "tcsh"), "bash", "tcsh")
+def test_completion_by_the_shell(tmp_path: Path) -> None:
     program = tmp_path / "audiovq"
     program.write_text(
         f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.argv[0] = \'audiovq\'; import audiovq.cli as c; c.main()" "$@"\n'
     )
     program.chmod(0o755)
-    (tmp_path / "script").write_text(cli("completion", "bash").stdout)
-    lines = 'source ./script 2>&1; COMP_WORDS=(audiovq train quick); COMP_CWORD=2; _audiovq_completion audiovq; echo "<${COMPREPLY[@]}>"'
+    lines = 'eval "$(_AUDIOVQ_COMPLETE=bash_source audiovq)"; COMP_WORDS=(audiovq train quick); COMP_CWORD=2; _audiovq_completion audiovq; echo "<${COMPREPLY[@]}>"'
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert "<quickstart>" in result.stdout, (result.stdout, result.stderr)
+    assert_one_line_error(cli("completion", "bash"), "no longer exists", "_AUDIOVQ_COMPLETE=bash_source audiovq")
 
 
 def test_the_doctor_finds_that_audiovq_works(tmp_path: Path) -> None:

@@ -11,17 +11,6 @@ from audiovq.tokenizer.streaming import StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 
 
-def checked(waveform: Tensor) -> Tensor:
-    """[samples] or [channels, samples] -> float32 [channels, samples]; ValueError for anything else."""
-    waveform = waveform[None] if waveform.ndim == 1 else waveform
-    if waveform.ndim != 2:
-        raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(waveform.shape)}")
-    waveform = waveform.float()
-    if not waveform.isfinite().all():
-        raise ValueError("waveform: expected finite samples, found NaN or infinity")
-    return waveform
-
-
 class ResamplingEncoder:
     """Resamples and downmixes a waveform in blocks, and encodes it. Made by `Tokenizer.stream`.
 
@@ -34,9 +23,9 @@ class ResamplingEncoder:
         n_samples: the waveform's length so far, at the tokenizer's rate.
     """
 
-    def __init__(self, network: VQVAE, sample_rate: int, chunk_samples: int):
+    def __init__(self, network: VQVAE, sample_rate: int, chunk_seconds: float):
         self.channels, self.sample_rate, self.n_samples = network.config.channels, sample_rate, 0
-        self.encoder = StreamingEncoder(network, chunk_samples)
+        self.encoder = StreamingEncoder(network, int(chunk_seconds * network.config.sample_rate))
         # No more at once than the encoder takes: what waits in the resampler adds to the latency.
         chunk = min(RESAMPLE_SECONDS, self.encoder.windows.step / network.config.sample_rate)
         self.resampler = Resampler(sample_rate, network.config.sample_rate, chunk)
@@ -53,7 +42,12 @@ class ResamplingEncoder:
         Raises:
             ValueError: wrong shape, or samples that are not finite.
         """
-        mixed = downmix(checked(block), self.channels)
+        block = block[None] if block.ndim == 1 else block
+        if block.ndim != 2:
+            raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(block.shape)}")
+        if not block.isfinite().all():
+            raise ValueError("waveform: expected finite samples, found NaN or infinity")
+        mixed = downmix(block.float(), self.channels)
         # A copy, because the caller may use the block's memory again.
         return self._encode(self.resampler.push(mixed.to(self.encoder.device, copy=True)))
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from audiovq.api.resampling_encoder import ResamplingEncoder, checked
+from audiovq.api.resampling_encoder import ResamplingEncoder
 from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
-from audiovq.data.resampling import resample
 from audiovq.data.validation import check_range
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.tokenizer import streaming
-from audiovq.tokenizer.streaming import StreamingDecoder
+from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.chunking import compute_in_batches, cut
 from audiovq.utils.device import pick_device
 from audiovq.utils.files import file_sha256
-
-CHUNK_SECONDS = streaming.CHUNK_SECONDS  # of new audio per window, for whole pieces
 
 
 class Tokenizer(Shareable):
@@ -71,9 +65,6 @@ class Tokenizer(Shareable):
     def sample_rate(self) -> int:
         return self.config.sample_rate
 
-    def _samples(self, seconds: float) -> int:
-        return int(seconds * self.sample_rate)
-
     def make_codes(self, levels: Sequence[Tensor], n_samples: int, source_sha256: str = "") -> Codes:
         """`Codes` of this tokenizer from int64 [ceil(n_samples / hop_length)] per level."""
         c = self.config
@@ -92,7 +83,7 @@ class Tokenizer(Shareable):
                 computes the network's context again for each code of level 0; see the stream's
                 `latency_seconds`.
         """
-        return ResamplingEncoder(self.network, sample_rate or self.sample_rate, self._samples(chunk_seconds))
+        return ResamplingEncoder(self.network, sample_rate or self.sample_rate, chunk_seconds)
 
     def encode(self, waveform: Tensor, sample_rate: int) -> Codes:
         """Resample, downmix, pad and quantize one piece of audio.
@@ -140,33 +131,16 @@ class Tokenizer(Shareable):
         collected.add(stream.finish())
         return self.make_codes(collected.levels(), stream.n_samples, source_sha256)
 
-    @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], sample_rate: int) -> list[Codes]:
-        """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
-
-        On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then
-        rounded in another order, so a latent halfway between two codes may become the other one. On the
-        CPU batches are not faster.
-        """
-        mixed = [audio.downmix(checked(waveform), self.config.channels).to(self.device) for waveform in waveforms]
-        prepared = [resample(waveform, sample_rate, self.sample_rate) for waveform in mixed]
-        chunk = self._samples(CHUNK_SECONDS)
-        windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
-        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))
-        return [
-            self.make_codes([torch.cat(level).cpu() for level in zip(*piece, strict=True)], waveform.shape[-1])
-            for piece, waveform in zip(pieces, prepared, strict=True)
-        ]
-
-    def _at_once(self) -> int:
-        return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE
+        """Encode several pieces of unequal length, one after the other."""
+        return [self.encode(waveform, sample_rate) for waveform in waveforms]
 
     # --- codes to audio ---
 
     def decoder_stream(self, n_levels: int | None = None, chunk_seconds: float = 0.0) -> StreamingDecoder:
         """A streaming decoder of the first levels (default all). `push` blocks of codes, then `finish`."""
         n_levels = self._check_levels(self.config.n_levels, n_levels)
-        return StreamingDecoder(self.network, n_levels, self._samples(chunk_seconds))
+        return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate))
 
     def decode(self, codes: Codes, n_levels: int | None = None) -> Tensor:
         """Decode codes to float [channels, n_samples] at the tokenizer's rate, on the CPU.
@@ -188,16 +162,9 @@ class Tokenizer(Shareable):
             yield stream.push([level[start // hop : (start + step) // hop] for level, hop in parts])
         yield stream.finish(codes.n_samples)
 
-    @torch.inference_mode()
     def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
-        """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
-        windows = []
-        for item in codes:
-            levels = self._levels(item, n_levels)
-            empty = streaming.decoder_windows(self.network, len(levels), self._samples(CHUNK_SECONDS))
-            windows.append(cut(empty, [level.to(self.device) for level in levels], item.n_samples))
-        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.decode_windows, self.network))
-        return [torch.cat(piece, dim=-1).clamp(-1, 1).cpu() for piece in pieces]
+        """Decode several pieces of unequal length, one after the other."""
+        return [self.decode(item, n_levels) for item in codes]
 
     def decode_file(
         self,

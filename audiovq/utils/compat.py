@@ -35,6 +35,10 @@ T = TypeVar("T")
 # Options of a command, old and new.
 OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments"}}
 REMOVED_PRECISIONS = ("bf16", "int8")  # of sampling on the CPU; removed in version 0.2
+REMOVED_COMMANDS = {  # and what to use instead
+    "completion": 'for bash, put eval "$(_AUDIOVQ_COMPLETE=bash_source audiovq)" into ~/.bashrc; zsh_source and '
+    "fish_source are for the other shells",
+}
 REMOVED_OPTIONS = {"sample": {"--codes": "--edit"}}  # old, and what to use instead
 
 
@@ -42,9 +46,11 @@ def current_options(arguments: list[str]) -> list[str]:
     """A command line with current options; prints one line for each old one that it finds.
 
     Raises:
-        ValueError: an option that no longer exists.
+        ValueError: a command or an option that no longer exists.
     """
     command = next((word for word in arguments if not word.startswith("-")), "")
+    if command in REMOVED_COMMANDS:
+        raise ValueError(f"{command}: no longer exists; {REMOVED_COMMANDS[command]}")
     names, found = OPTIONS.get(command, {}), []
     for word in arguments:
         option, equals, value = word.partition("=")
