@@ -101,11 +101,12 @@ def compare(
         plan: SegmentLayout = lay_out_segments(
             levels[level].shape[1], n_segments, prior.config.transformer.window, prior.spec.ratio
         )
-        here = at_seams(plan.n_codes, plan.seams, 0, AFTER)
+        seams = [start + plan.overlap for start in plan.starts[1:]]
+        here = at_seams(plan.n_codes, seams, 0, AFTER)
         cost = bits(prior, levels, request)
-        frames = at_seams(len(change), [seam * hop // 256 for seam in plan.seams], 4, 4)
+        frames = at_seams(len(change), [seam * hop // 256 for seam in seams], 4, 4)
         for key, value in {
-            f"level {level}: bits a code, seams ({len(plan.seams)} × {AFTER})": cost[here],
+            f"level {level}: bits a code, seams ({len(seams)} × {AFTER})": cost[here],
             f"level {level}: bits a code, elsewhere": cost[~here],
             f"level {level}: flux, 8 frames at a seam": change[frames],
             f"level {level}: flux, elsewhere": change[~frames],

@@ -15,7 +15,7 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.transformer import Transformer, TransformerConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate
-from audiovq.sampling.guidance import GuidedPrior, gap_end_after, guide, piece_conditions
+from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.noise import gumbel_noise
 from audiovq.sampling.request import Request
@@ -184,8 +184,11 @@ def test_guidance_of_one_and_guidance_without_conditions_double_nothing() -> Non
     assert GuidedPrior(prior, conditions_of(prior, 2, 9000, {}), 3.0).n_rows == 2
     assert GuidedPrior(prior, conditions_of(prior, 2, 9000, {"genre": 1}), 3.0).n_rows == 4
     both = torch.randn(4, 9)
-    assert torch.equal(guide(both, 0.0), both[2:])
-    assert torch.allclose(guide(both, 1.0), both[:2])
+    none, strong = (
+        GuidedPrior(prior, conditions_of(prior, 2, 9000, {"genre": 1}), g).combine(both) for g in (0.0, 3.0)
+    )
+    assert torch.equal(none, both[2:])
+    assert torch.allclose(strong, 3 * both[:2] - 2 * both[2:], atol=1e-5)
 
 
 def test_some_training_items_have_none_of_the_conditions() -> None:

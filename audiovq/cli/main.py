@@ -57,22 +57,16 @@ class OneLineErrors(click.Group):
         except BrokenPipeError:  # the reader of the output closed it, as `audiovq … | head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except (ValueError, OSError, ImportError) as error:
-            if debug:
-                traceback.print_exc()
-            advice = "; `audiovq doctor` finds the broken package" if _cannot_load(error) else ""
-            _fail(f"{error}{advice}", 2)
         except Exception as error:
             if debug:
                 traceback.print_exc()
+            cannot_load = isinstance(error, OSError) and COMPILED_LIBRARY.search(str(error))
+            if isinstance(error, ImportError) or cannot_load:
+                _fail(f"{error}; `audiovq doctor` finds the broken package", 2)
+            if isinstance(error, (ValueError, OSError)):
+                _fail(str(error), 2)
             advice = "please report it with the output of this command with --debug and of `audiovq doctor`"
             _fail(f"internal error: {type(error).__name__}: {error}; {advice}", 1)
-
-
-def _cannot_load(error: Exception) -> bool:
-    """True if a package is missing or broken, in contrast to a wrong input."""
-    is_library = isinstance(error, OSError) and COMPILED_LIBRARY.search(str(error)) is not None
-    return isinstance(error, ImportError) or is_library
 
 
 def _fail(message: str, code: int) -> NoReturn:

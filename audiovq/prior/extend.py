@@ -42,7 +42,10 @@ def extended(prior: Prior, config: PriorConfig, spec: PriorSpec) -> Prior:
     for i, module in enumerate(network.conditioners):
         name = f"conditioners.{i}."
         if i >= n_known:
-            _silence(module)
+            for parameter in module.parameters():
+                parameter.zero_()
+            if isinstance(module, LabelConditioner):
+                nn.init.normal_(module.embedding.weight[1:], std=0.05)
             old |= {f"{name}{key}": tensor for key, tensor in module.state_dict().items()}
         elif isinstance(module, LabelConditioner):
             rows = old[f"{name}embedding.weight"]
@@ -50,10 +53,3 @@ def extended(prior: Prior, config: PriorConfig, spec: PriorSpec) -> Prior:
             old[f"{name}embedding.weight"] = torch.cat([rows, rows[:1].expand(n_new, -1)])
     network.load_state_dict(old)
     return network
-
-
-def _silence(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        parameter.zero_()
-    if isinstance(module, LabelConditioner):
-        nn.init.normal_(module.embedding.weight[1:], std=0.05)

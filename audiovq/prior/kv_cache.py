@@ -5,8 +5,6 @@ Those of a prefix (text, or the codes after a gap) come before the ring and stay
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -109,13 +107,6 @@ class KVCache:
     def advance(self, n: int) -> None:
         self.length += n
 
-    def row(self, index: int) -> KVCache:
-        """The cache of one item of the batch, in the same memory but with a length of its own."""
-        row = copy.copy(self)
-        row.both = self.both[:, :, index : index + 1]
-        row.keys, row.values = row.both
-        return row
-
 
 class DeviceKVCache(KVCache):
     """A cache that reads the position of a single step from a tensor, so that a CUDA graph can replay the
@@ -143,8 +134,3 @@ class DeviceKVCache(KVCache):
     def advance(self, n: int) -> None:
         super().advance(n)
         self.position += n
-
-    def seek(self, length: int) -> None:
-        """Continue as if there had been `length` positions; later slots are masked."""
-        self.length = length
-        self.position.fill_(length)

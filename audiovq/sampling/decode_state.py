@@ -11,10 +11,9 @@ from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiovq.prior.kv_cache import KVCache
 from audiovq.prior.prior import Prior
 from audiovq.sampling.engine import new_engine
-from audiovq.sampling.guidance import GuidedPrior, piece_conditions
+from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
 from audiovq.sampling.noise import gumbel_noise
 from audiovq.sampling.request import Request
 from audiovq.sampling.segments import SegmentLayout, lay_out_segments
@@ -63,23 +62,15 @@ class DecodeState:
         end = max(n_codes, starts[-1] + length)  # the last segment may reach beyond the level's end
         padded = F.pad(given, (0, end - n_codes), value=-1)
         self.given = torch.cat([padded[:, s : s + length] for s in starts])
-        self.partly_given = (self.given >= 0).any(dim=0).tolist()
         around = coarser_at_rate_above(prior, coarser, self.n_items, end)
         n_around = -(-length // spec.ratio) + 2 * prior.config.context_codes
         self.around = torch.cat([around[:, :, s // spec.ratio :][:, :, :n_around] for s in starts])
         self.guided = GuidedPrior(prior, piece_conditions(prior, request, self.n_items, starts), guidance)
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
-        self.guided.write_prefix(self.engine.cache)
+        self.cache = self.engine.cache
+        self.guided.write_prefix(self.cache)
         self.codes = F.pad(self.given, (1, 0), value=spec.codebook_size)
         self.n_done, self.in_prefill = 0, False
-
-    @property
-    def level(self) -> int:
-        return self.prior.spec.level
-
-    @property
-    def cache(self) -> KVCache:
-        return self.engine.cache
 
     @property
     def final_codes(self) -> Tensor:
@@ -106,19 +97,21 @@ class DecodeState:
 
     def context(self, stretch: Stretch) -> Tensor:
         """Everything known besides the level's own codes, [rows, n, dim]; with guidance, twice the rows."""
-        if len(self.layout.starts) == 1:
-            self.guided.set_next_gap(self.given, stretch.start, self.cache)
+        if len(self.layout.starts) == 1 and self.prior.config.extra_inputs["infill_codes"]:
+            known = self.given.masked_fill(self.given < 0, self.prior.spec.codebook_size)
+            self.guided.set_gap(known, gap_end_after(self.given, stretch.start))
+            self.guided.write_prefix(self.cache)
         block = stretch.block
         context = self.guided.context(self.around, block.start, block.stop)
         return context[:, stretch.start - block.start : stretch.end - block.start]
 
     def noise(self, stretch: Stretch) -> Tensor:
         """Gumbel noise [rows, n, codebook_size]."""
-        seed, items, size = self.request.seed, self.request.items, self.prior.spec.codebook_size
+        seed, spec = self.request.seed, self.prior.spec
         rows = [
-            gumbel_noise(seed, item, self.level, start + stretch.start, start + stretch.end, size)
+            gumbel_noise(seed, item, spec.level, start + stretch.start, start + stretch.end, spec.codebook_size)
             for start in self.layout.starts
-            for item in items
+            for item in self.request.items
         ]
         return torch.stack(rows).to(self.codes.device)
 
@@ -134,9 +127,7 @@ class DecodeState:
 
     def put(self, t: int, drawn: Tensor) -> None:
         """Set the codes of position t, int64 [rows], except where they are given."""
-        if self.partly_given[t]:
-            drawn = torch.where(self.given[:, t] < 0, drawn, self.given[:, t])
-        self.codes[:, t + 1] = drawn
+        self.codes[:, t + 1] = torch.where(self.given[:, t] < 0, drawn, self.given[:, t])
         self.n_done = t + 1
 
     def joined(self) -> Tensor:

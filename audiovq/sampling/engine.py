@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiovq.prior.kv_cache import DeviceKVCache
+from audiovq.prior.kv_cache import DeviceKVCache, KVCache
 from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
 from audiovq.sampling.packed_weights import Float16, Float32, available_precisions
@@ -100,8 +100,10 @@ class PackedEngine:
         Returns:
             Logits [batch, t, codebook_size].
         """
-        rows = [slice(row, row + 1) for row in range(self.batch)]
-        logits = [self.prior(previous[row], context[row], self.cache.row(row.start)) for row in rows]
+        cache, logits = self.cache, []
+        for row in (slice(i, i + 1) for i in range(self.batch)):  # one by one, for the same bits in any batch
+            row_cache = KVCache(cache.both[:, :, row], cache.window, cache.length)
+            logits.append(self.prior(previous[row], context[row], row_cache))
         self.cache.advance(previous.shape[1])
         return torch.cat(logits)
 
@@ -188,7 +190,8 @@ class GraphEngine:
         with torch.cuda.graph(graph):
             self.logits = self._forward()
         self.graph = graph
-        self.cache.seek(0)
+        self.cache.length = 0  # what the steps above wrote is masked
+        self.cache.position.zero_()
 
     def _forward(self) -> Tensor:
         return self.prior(self.previous, self.context, self.cache)[:, 0].float()

@@ -67,7 +67,10 @@ class GuidedPrior:
 
     def combine(self, logits: Tensor) -> Tensor:
         """[n_rows, ...] -> [batch, ...]."""
-        return guide(logits, self.guidance) if self.guided else logits
+        if not self.guided:
+            return logits
+        conditional, unconditional = logits.float().chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
 
     def context(self, around: Tensor, start: int, end: int) -> Tensor:
         """The prior's context of codes [start, end) of each row, float [n_rows, end - start, dim].
@@ -109,23 +112,6 @@ class GuidedPrior:
         end = torch.full((self.n_rows,), NO_GAP if gap_end is None else gap_end, device=codes.device)
         self.conditions = dataclasses.replace(self.conditions, right=self.rows(right), gap_end=end)
 
-    def set_next_gap(self, given: Tensor, position: int, cache: KVCache) -> None:
-        """Set the next gap from `position` on, also in the cache, if the prior was trained to fill gaps.
-
-        Args:
-            given: int64 [batch, n_codes] of the whole piece, -1 where codes are drawn.
-        """
-        if self.prior.config.extra_inputs["infill_codes"]:
-            known = given.masked_fill(given < 0, self.prior.spec.codebook_size)
-            self.set_gap(known, gap_end_after(given, position))
-            self.write_prefix(cache)
-
-
-def guide(logits: Tensor, guidance: float) -> Tensor:
-    """Rows with and then rows without conditions, float [2 · b, ...] -> [b, ...]."""
-    conditional, unconditional = logits.float().chunk(2)
-    return unconditional + guidance * (conditional - unconditional)
-
 
 def gap_end_after(given: Tensor, start: int) -> int | None:
     """Where the first gap that is open at `start` or later ends.
@@ -136,13 +122,11 @@ def gap_end_after(given: Tensor, start: int) -> int | None:
         The first position after the gap where all items have a code. None if there is no gap or nothing
         after it.
     """
-    is_given = (given >= 0).all(dim=0)
-    missing = (~is_given[start:]).nonzero()
-    if not len(missing):
+    is_given = (given >= 0).all(dim=0).tolist()
+    if False not in is_given[start:]:
         return None
-    first = start + int(missing[0])
-    after = is_given[first:].nonzero()
-    return first + int(after[0]) if len(after) else None
+    first = is_given.index(False, start)
+    return is_given.index(True, first) if True in is_given[first:] else None
 
 
 def _twice(conditions: Conditions) -> Conditions:

@@ -26,11 +26,6 @@ class SegmentLayout:
     length: int
     overlap: int
 
-    @property
-    def seams(self) -> list[int]:
-        """The positions where one segment takes over from the one before."""
-        return [start + self.overlap for start in self.starts[1:]]
-
     def join(self, segments: Sequence[Tensor]) -> Tensor:
         """[items, length] per segment -> [items, n_codes]."""
         parts = [segments[0], *(segment[:, self.overlap :] for segment in segments[1:])]
