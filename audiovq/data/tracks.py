@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from audiovq.data import audio
@@ -115,6 +115,13 @@ class Scan:
                 f"{folder}: missing or damaged ({error}); delete recipe.yaml in the run folder and run the same "
                 "command again, which scans the music anew and keeps the rest"
             ) from None
+
+
+def check_relative(path: str) -> None:
+    """Raises ValueError for a path that leads out of its folder, on any system."""
+    kinds = PurePosixPath(path), PureWindowsPath(path)
+    if any(kind.is_absolute() or kind.drive or ".." in kind.parts for kind in kinds):
+        raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
 
 
 def find_audio(folder: Path) -> list[Path]:
