@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mka", ".ape", ".wv"}
 SURE_SCORE = 26  # ffprobe's confidence, of 100; below it knows the file's name but not its content
 # Containers whose header has the length; for others ffprobe estimates it from the bit rate.
-_WITH_LENGTH = {"mov", "matroska", "asf", "flac", "wav", "aiff", "caf", "w64", "ape", "wv"}
+_WITH_LENGTH = {"MOV", "MATROSKA", "ASF", "FLAC", "WAV", "AIFF", "CAF", "W64", "APE", "WV"}
 _SLACK_SECONDS = 0.5  # by which the length in a header may be too long: padding, times in milliseconds
 
 
@@ -26,26 +25,26 @@ class FFmpegError(ValueError):
 
 
 @dataclass(frozen=True)
-class Probe:
+class AudioInfo:
+    """The facts in an audio file's header."""
+
     sample_rate: int
     channels: int
-    seconds: float  # as the header says, or estimated
-    container: str
-    codec: str
+    samples: int  # some formats only estimate it
+    format: str
+    subtype: str
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
 
 
-def probe(path: Path) -> Probe:
+def probe(path: Path) -> AudioInfo:
     """The facts of the first audio stream, by ffprobe.
 
     Raises:
         FFmpegError: ffmpeg is not installed, or finds no audio.
     """
-    stat = path.stat()
-    return _probe(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1024)
-def _probe(path: Path, size: int, mtime_ns: int) -> Probe:
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
     command = [
@@ -58,9 +57,9 @@ def _probe(path: Path, size: int, mtime_ns: int) -> Probe:
     rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))
     if not rate or not channels or form.get("probe_score", 0) < SURE_SCORE:
         raise FFmpegError("ffmpeg finds no audio in it, either")
-    container = form["format_name"].split(",")[0]
-    codec = stream.get("codec_name", "unknown")
-    return Probe(rate, channels, float(form.get("duration", 0)), container, codec)
+    n_samples = round(float(form.get("duration", 0)) * rate)
+    container, codec = form["format_name"].split(",")[0], stream.get("codec_name", "unknown")
+    return AudioInfo(rate, channels, n_samples, f"{container.upper()} (ffmpeg)", codec.upper())
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
@@ -103,7 +102,7 @@ def _read(pipe: IO[bytes], n: int, channels: int) -> np.ndarray:
     return np.frombuffer(data, "<f4", whole * channels).reshape(whole, channels).copy()  # writable
 
 
-def _check_end(process: subprocess.Popen[bytes], errors: IO[bytes], seconds: float, facts: Probe) -> None:
+def _check_end(process: subprocess.Popen[bytes], errors: IO[bytes], seconds: float, facts: AudioInfo) -> None:
     """Raises FFmpegError if the end is missing, or if ffmpeg printed anything: intact files print nothing."""
     code = process.wait()
     errors.seek(0)
@@ -111,5 +110,5 @@ def _check_end(process: subprocess.Popen[bytes], errors: IO[bytes], seconds: flo
     if code or messages:
         reason = messages[0] if messages else f"exit code {code}"
         raise FFmpegError(f"truncated or damaged (ffmpeg: {reason})")
-    if facts.container in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
+    if facts.format.split()[0] in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
         raise FFmpegError(f"truncated: the header says {facts.seconds:.2f} s, {seconds:.2f} s are there")

@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -15,7 +16,7 @@ from typing import Any
 
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
-from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, in_parallel, scan_file, stamp_of
+from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
 from audiovq.utils.files import read_jsonl, write_jsonl, write_text
 from audiovq.utils.progress import track as progress
 
@@ -156,8 +157,11 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     tracks: list[Track] = []
     rejected: list[Rejected] = []
     names_of_audio: dict[str, str] = {}
-    with ScanCache(cache_file) as cache:
-        results = in_parallel(lambda name: _check_file(name, folder, config, manifest, cache), names)
+    cache = ScanCache(cache_file)
+    # Threads run in parallel, because decoding, hashing and arithmetic release the interpreter's lock.
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        results = pool.map(lambda name: _check_file(name, folder, config, manifest, cache), names)
         for result, new in progress(results, "scan", len(names)):
             if new is not None:
                 cache.add(result.path, *new)
@@ -168,6 +172,8 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
             else:
                 names_of_audio[result.audio_sha256] = result.path
                 tracks.append(result)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if not tracks:
         first = f"{rejected[0].path}: {rejected[0].reason}"
         raise ValueError(f"{folder}: none of {len(names)} files can be used; the first: {first}")
@@ -180,7 +186,8 @@ def _check_file(
     """A file's track, or the reason against it; and the entry for the cache if the file is not in it."""
     path, new = folder / name, None
     try:
-        stamp = stamp_of(path)
+        # A file of the same size and time of change is taken to be unchanged.
+        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
         found = cache.find(name, stamp)
         if found is None:
             found = scan_file(path)
@@ -198,7 +205,7 @@ def _track(
         return Rejected(name, f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
     if found.peak < SILENCE:
         return Rejected(name, "silent: never above -60 dBFS")
-    labels = found.tags | manifest.get(name, {}) | _track_json(path) | _text_file(path)
+    labels = found.tags | manifest.get(name, {}) | _labels_beside(path)
     split = labels.pop("split", "")
     if split not in {"", "train", "valid"}:
         return Rejected(name, f"split: expected train or valid, found {split!r}")
@@ -217,29 +224,21 @@ def _track(
     )
 
 
-def _track_json(path: Path) -> dict[str, str]:
-    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track."""
+def _labels_beside(path: Path) -> dict[str, str]:
+    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track, and from
+    `<name>.txt` a caption or lyrics, as the label `text`."""
     labels: dict[str, str] = {}
-    for candidate in (path.with_name("track.json"), path.with_suffix(".json")):
+    for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
         if candidate.is_file():
+            is_json = candidate.suffix == ".json"
             try:
-                content = json.loads(candidate.read_text(encoding="utf-8"))
+                text = candidate.read_text(encoding="utf-8").strip()
+                content = json.loads(text) if is_json else {"text": text}
             except ValueError as error:
-                raise ValueError(f"{candidate.name}: not valid JSON ({error})") from None
+                expected = "JSON" if is_json else "text in UTF-8"
+                raise ValueError(f"{candidate.name}: not valid {expected} ({error})") from None
             labels |= _as_labels(content, candidate.name)
     return labels
-
-
-def _text_file(path: Path) -> dict[str, str]:
-    """Caption or lyrics in `<name>.txt`, as the label `text`."""
-    candidate = path.with_suffix(".txt")
-    if not candidate.is_file():
-        return {}
-    try:
-        text = candidate.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{candidate.name}: expected text in UTF-8") from None
-    return {"text": text} if text else {}
 
 
 def _as_labels(content: Any, source: str) -> dict[str, str]:
