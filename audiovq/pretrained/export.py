@@ -9,7 +9,7 @@ from audiovq import config as conf
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
-from audiovq.pretrained.model_card import ModelFacts, RunFacts
+from audiovq.pretrained.model_card import RunFacts
 from audiovq.pretrained.save import save_pretrained
 from audiovq.recipe import Recipe, load_saved_recipe
 
@@ -32,8 +32,7 @@ def export_model(
     """Write the models of a run, of a model folder or of a hub id into a new folder.
 
     Args:
-        half, repo_id: see `save_pretrained`.
-        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
+        half, onnx, repo_id: see `save_pretrained`.
         credits: text file for the card; default see `find_credits`.
         license, license_name, license_text: see `RunFacts`.
     Returns:
@@ -51,23 +50,17 @@ def export_model(
     run.license, run.license_name, run.license_text = license, license_name, license_text
     if credits is not None:
         run.credits = _read_text(credits)
-    add_files = _add_onnx if onnx else None
-    model = save_pretrained(folder, network, priors, sampling, half=half, repo_id=repo_id, run=run, add_files=add_files)
+    compared = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]
-    if model.onnx:
-        equal, error = model.onnx["codes_equal"], model.onnx["waveform_error"]
+    if compared:
+        equal, error = compared["codes_equal"], compared["waveform_error"]
         lines.append(f"onnx: {equal:.2%} of the codes equal those of torch, samples within {error:.1g}")
     if not run.credits and "licence" not in run.labels:
         advice = "add them to README.md, or name a file with --credits"
         lines.append(f"no credits or licences of the music were found: {advice}")
     return lines
-
-
-def _add_onnx(folder: Path, model: ModelFacts) -> None:
-    network = checkpoint.load_tokenizer(folder / "tokenizer")
-    model.onnx = onnx_files.export_onnx(folder / "onnx", network)
 
 
 # --- facts for the model card ---------------------------------------------------------------------

@@ -11,25 +11,11 @@ import jinja2
 from huggingface_hub import ModelCardData
 
 from audiovq.prior.spec import PriorSpec
-from audiovq.tokenizer.vqvae import VQVAEConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 LONGEST_CREDITS = 20000  # characters
 MOST_VALUES = 20  # of a label that are listed
 COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bigram_bits_per_code", "bits_per_second", "usage")
-
-
-@dataclass
-class ModelFacts:
-    """What the weights and configs say."""
-
-    name: str
-    config: VQVAEConfig
-    tokenizer_hash: str
-    specs: list[PriorSpec]  # of the priors, coarse to fine
-    n_parameters: int
-    half: bool = False
-    onnx: dict[str, float] | None = None  # the result of `onnx_files.export_onnx`
 
 
 @dataclass
@@ -49,34 +35,28 @@ class RunFacts:
     levels: list[dict[str, Any]] = field(default_factory=list)  # of report.json
 
 
-def model_card(model: ModelFacts, run: RunFacts, repo_id: str = "OWNER/NAME") -> str:
+def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
     """The whole README.md.
 
     Args:
-        repo_id: what the examples load.
+        specs: of the priors, coarse to fine.
+        facts: config, tokenizer_hash, n_parameters, half, onnx (see `onnx_files.export_onnx`), name; and
+            repo_id, which the examples load.
     """
     tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
     metadata = ModelCardData(
         license=run.license,
         license_name=run.license_name,
         library_name="audiovq",
-        pipeline_tag="text-to-audio" if model.specs else "audio-to-audio",
-        tags=[*tags, "music-generation"] if model.specs else tags,
+        pipeline_tag="text-to-audio" if specs else "audio-to-audio",
+        tags=[*tags, "music-generation"] if specs else tags,
     )
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"listed": _listed, "quoted": _quoted}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        model=model,
-        run=run,
-        repo_id=repo_id,
-        metadata=metadata.to_yaml(),
-        config=model.config,
-        rates=", ".join(f"{rate:.4g}" for rate in model.config.code_rates),
-        vocabularies=model.specs[0].vocabularies if model.specs else {},
-        columns=COLUMNS,
-    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(run=run, specs=specs, metadata=metadata.to_yaml(), columns=COLUMNS, **facts)
 
 
 def _listed(values: Sequence[str]) -> str:
