@@ -132,7 +132,7 @@ class LevelBuffers:
     def add(self, levels: Sequence[Tensor]) -> None:
         """The next codes, int64 [n] a level."""
         for collected, level in zip(self.arrays, levels, strict=True):
-            collected.frombytes(level.to(torch.int32).contiguous().cpu().numpy().tobytes())
+            collected.extend(level.tolist())
 
     def levels(self) -> list[Tensor]:
         """All codes, int64 [n] a level."""

@@ -63,9 +63,17 @@ class WaveformCrops(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         random = np.random.default_rng([self.seed, index])
-        track = pick(self.ends, random)
-        position = random.random()
-        waveform = self._whole(track, position) if self.fits else self._part(track, position)
+        track, position = pick(self.ends, random), random.random()
+        if self.fits:
+            waveform = self._decoded(track)
+            start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
+            waveform = waveform[:, start:]
+        else:
+            wanted = -(-self.crop_samples * int(self.rates[track]) // self.sample_rate)
+            start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
+            path = self._path(track)
+            waveform, _ = audio.read_audio(path, self.sample_rate, self.channels, start, wanted)
+        waveform = waveform[:, : self.crop_samples]
         return torch.nn.functional.pad(waveform, (0, self.crop_samples - waveform.shape[-1]))
 
     def _path(self, track: int) -> Path:
@@ -75,17 +83,6 @@ class WaveformCrops(Dataset[Tensor]):
         if track not in self.cache:
             self.cache[track], _ = audio.read_audio(self._path(track), self.sample_rate, self.channels)
         return self.cache[track]
-
-    def _whole(self, track: int, position: float) -> Tensor:
-        waveform = self._decoded(track)
-        start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
-        return waveform[:, start : start + self.crop_samples]
-
-    def _part(self, track: int, position: float) -> Tensor:
-        wanted = -(-self.crop_samples * int(self.rates[track]) // self.sample_rate)
-        start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
-        waveform, _ = audio.read_audio(self._path(track), self.sample_rate, self.channels, start, wanted)
-        return waveform[:, : self.crop_samples]
 
 
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
@@ -230,9 +227,5 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 
 def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
     """The sorted values of each label in the training tracks. (Their indices start at 1; 0 is unknown.)"""
-    found: dict[str, set[str]] = {name: set() for name in names}
-    for track in shards.index.of("train"):
-        for name in names:
-            if name in track.labels:
-                found[name].add(track.labels[name])
-    return {name: sorted(values) for name, values in found.items()}
+    tracks = shards.index.of("train")
+    return {name: sorted({track.labels[name] for track in tracks if name in track.labels}) for name in names}

@@ -71,40 +71,31 @@ def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> 
         FFmpegError: ffmpeg is not installed, or the file is damaged.
     """
     facts = probe(path)
+    trim = f"atrim=start_sample={start}" + ("" if n_samples is None else f":end_sample={start + n_samples}")
     command = [
-        "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32le",
-        "-ar", str(facts.sample_rate), "-ac", str(facts.channels), "-f", "f32le", "-",
+        "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-af", trim,
+        "-c:a", "pcm_f32le", "-ar", str(facts.sample_rate), "-ac", str(facts.channels), "-f", "f32le", "-",
     ]  # fmt: skip
+    frame = 4 * facts.channels  # bytes
     with tempfile.TemporaryFile() as errors:  # a pipe would fill up, because it is not read
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None, "requested by PIPE"
         try:
-            done, end = 0, np.inf if n_samples is None else start + n_samples
-            while done < end:
-                wanted = int(min(block_frames, end - done))
-                block = _read(process.stdout, wanted, facts.channels)
-                if len(block) > max(0, start - done):
-                    yield block[max(0, start - done) :]
-                done += len(block)
-                if len(block) < wanted:
-                    _check_end(process, errors, done / facts.sample_rate, facts)
-                    return
+            end = start
+            while data := process.stdout.read(block_frames * frame):
+                block = np.frombuffer(data, "<f4", len(data) // frame * facts.channels)
+                end += len(data) // frame
+                yield block.reshape(-1, facts.channels).copy()  # writable
+            seconds = np.inf if n_samples and end == start + n_samples else end / facts.sample_rate
+            _check_end(process.wait(), errors, seconds, facts)
         finally:
             process.kill()
             process.stdout.close()
             process.wait()
 
 
-def _read(pipe: IO[bytes], n: int, channels: int) -> np.ndarray:
-    """[up to n samples, channels]; fewer only at the end."""
-    data = pipe.read(4 * n * channels)
-    whole = len(data) // (4 * channels)
-    return np.frombuffer(data, "<f4", whole * channels).reshape(whole, channels).copy()  # writable
-
-
-def _check_end(process: subprocess.Popen[bytes], errors: IO[bytes], seconds: float, facts: AudioInfo) -> None:
+def _check_end(code: int, errors: IO[bytes], seconds: float, facts: AudioInfo) -> None:
     """Raises FFmpegError if the end is missing, or if ffmpeg printed anything: intact files print nothing."""
-    code = process.wait()
     errors.seek(0)
     messages = errors.read().decode(errors="replace").strip().splitlines()
     if code or messages:

@@ -64,21 +64,12 @@ def scan_file(path: Path) -> ScannedFile:
 def read_tags(path: Path) -> dict[str, str]:
     """artist, album, genre and title from the file's own tags; none if they cannot be read."""
     try:
-        file = mutagen.File(path, easy=True)  # type: ignore[attr-defined]
+        tags = mutagen.File(path, easy=True).tags or {}  # type: ignore[attr-defined]
+        values = {name: tags.get(name) for name in TAGS}
     except Exception:  # mutagen raises many kinds on damaged tags, and audio without tags is still audio
         return {}
-    if file is None or file.tags is None:
-        return {}
-    tags: dict[str, str] = {}
-    for name in TAGS:
-        try:
-            value = file.tags.get(name)
-        except (KeyError, ValueError):
-            continue
-        text = str(value[0] if isinstance(value, list) and value else value or "").strip()
-        if text:
-            tags[name] = text
-    return tags
+    texts = {name: str(v[0] if isinstance(v, list) and v else v or "").strip() for name, v in values.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 class ScanCache:

@@ -237,14 +237,19 @@ class Shards:
         """Raises ValueError if its codes are not within its shard."""
         track = conf.build(ShardTrack, row, f"track {i}")
         check_relative(track.path)
-        levels = range(len(self.index.hop_lengths))
-        fits = track.shard < self.index.n_shards and len(track.offsets) == len(track.lengths) == len(levels)
-        for level in levels if fits else ():
-            n_codes = len(self._arrays[f"shard-{track.shard:05d}-level-{level}.npy"])
-            fits &= track.offsets[level] + track.lengths[level] <= n_codes
+        n_levels = len(self.index.hop_lengths)
+        fits = track.shard < self.index.n_shards and len(track.offsets) == len(track.lengths) == n_levels
+        if fits:
+            arrays = [self._array(track, f"level-{level}") for level in range(n_levels)]
+            fits = all(o + n <= len(a) for o, n, a in zip(track.offsets, track.lengths, arrays, strict=True))
+        if fits and self.index.chroma:
+            fits = track.offsets[0] + track.lengths[0] <= len(self._array(track, "chroma"))
         if not fits:
             raise ValueError(f"track {i}: expected codes within its shard, found others")
         return track
+
+    def _array(self, track: ShardTrack, kind: str) -> np.ndarray:
+        return self._arrays[f"shard-{track.shard:05d}-{kind}.npy"]
 
     def _damaged(self, name: str, reason: object) -> ValueError:
         advice = "delete its folder and run the codes stage again"
@@ -254,21 +259,16 @@ class Shards:
         """Codes [start, end) of one level of a track, as int64."""
         length, first = track.lengths[level], track.offsets[level]
         end = length if end is None else min(end, length)
-        name = f"shard-{track.shard:05d}-level-{level}.npy"
-        codes = self._arrays[name][first + start : first + max(start, end)].astype(np.int64)
+        codes = self._array(track, f"level-{level}")[first + start : first + max(start, end)].astype(np.int64)
         try:
             check_range(codes, self.index.codebook_size, track.path)
         except ValueError as error:
-            raise self._damaged(name, error) from None
+            raise self._damaged(f"shard-{track.shard:05d}-level-{level}.npy", error) from None
         return codes
 
     def chroma(self, track: ShardTrack) -> np.ndarray:
         """Pitch classes of a track, uint8 [n_top_codes]."""
-        first, name = track.offsets[0], f"shard-{track.shard:05d}-chroma.npy"
-        classes = np.asarray(self._arrays[name][first : first + track.lengths[0]])
-        if len(classes) != track.lengths[0]:
-            raise self._damaged(name, "it is too short")
-        return classes
+        return np.asarray(self._array(track, "chroma")[track.offsets[0] :][: track.lengths[0]])
 
 
 def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:

@@ -104,12 +104,9 @@ class Scan:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             tracks = [Track(**row) for row in read_jsonl(folder / "tracks.jsonl")]
             rejected = [Rejected(**row) for row in read_jsonl(folder / "quarantine.jsonl")]
-            for name, rows, n in (
-                ("tracks", tracks, report["tracks"]),
-                ("quarantine", rejected, report["quarantined"]),
-            ):
-                if len(rows) != n:
-                    raise ValueError(f"{name}.jsonl: expected {n} lines, found {len(rows)}")
+            expected, found = (report["tracks"], report["quarantined"]), (len(tracks), len(rejected))
+            if found != expected:
+                raise ValueError(f"tracks.jsonl, quarantine.jsonl: expected {expected} lines, found {found}")
             return Scan(Path(report["folder"]), tracks, rejected)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -131,13 +128,9 @@ def find_audio(folder: Path) -> list[Path]:
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of music, found a file")
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in audio.SUFFIXES:
-                found.append(Path(place, name))
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.parts)
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in audio.SUFFIXES and path.is_file()]
+    seen = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(seen, key=lambda path: path.parts)
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
@@ -192,24 +185,18 @@ def _check_file(
         if found is None:
             found = scan_file(path)
             new = stamp, found
-        return _track(name, path, found, config, manifest), new
+        seconds = found.samples / found.sample_rate
+        if seconds < config.min_seconds:
+            raise ValueError(f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
+        if found.peak < SILENCE:
+            raise ValueError("silent: never above -60 dBFS")
+        labels = found.tags | manifest.get(name, {}) | _labels_beside(path)
+        split = labels.pop("split", "")
+        if split not in {"", "train", "valid"}:
+            raise ValueError(f"split: expected train or valid, found {split!r}")
     except (ValueError, OSError) as error:
         return Rejected(name, str(error).removeprefix(f"{path}: ")), new
-
-
-def _track(
-    name: str, path: Path, found: ScannedFile, config: DataConfig, manifest: dict[str, dict[str, str]]
-) -> Track | Rejected:
-    if found.samples < config.min_seconds * found.sample_rate:
-        seconds = found.samples / found.sample_rate
-        return Rejected(name, f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
-    if found.peak < SILENCE:
-        return Rejected(name, "silent: never above -60 dBFS")
-    labels = found.tags | manifest.get(name, {}) | _labels_beside(path)
-    split = labels.pop("split", "")
-    if split not in {"", "train", "valid"}:
-        return Rejected(name, f"split: expected train or valid, found {split!r}")
-    return Track(
+    track = Track(
         path=name,
         sha256=found.sha256,
         sample_rate=found.sample_rate,
@@ -222,6 +209,7 @@ def _track(
         clipped_fraction=found.clipped / found.samples,
         audio_sha256=found.audio_sha256,
     )
+    return track, new
 
 
 def _labels_beside(path: Path) -> dict[str, str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 from audiovq import config as conf
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
-from audiovq.pretrained.model_card import RunFacts
-from audiovq.pretrained.save import save_pretrained
+from audiovq.pretrained.save import RunFacts, save_pretrained
 from audiovq.recipe import Recipe, load_saved_recipe
 
 CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
@@ -25,16 +24,14 @@ def export_model(
     onnx: bool = False,
     repo_id: str | None = None,
     credits: Path | None = None,
-    license: str | None = None,
-    license_name: str | None = None,
-    license_text: str | None = None,
+    **licence: str | None,
 ) -> list[str]:
     """Write the models of a run, of a model folder or of a hub id into a new folder.
 
     Args:
         half, onnx, repo_id: see `save_pretrained`.
         credits: text file for the card; default see `find_credits`.
-        license, license_name, license_text: see `RunFacts`.
+        licence: license, license_name and license_text of `RunFacts`.
     Returns:
         Lines for the user.
     Raises:
@@ -46,8 +43,7 @@ def export_model(
     network = checkpoint.load_tokenizer(tokenizer_folder(place))
     loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]
     priors, sampling = [prior for prior, _ in loaded], [settings for _, settings in loaded]
-    run = run_facts(place)
-    run.license, run.license_name, run.license_text = license, license_name, license_text
+    run = dataclasses.replace(run_facts(place), **licence)
     if credits is not None:
         run.credits = _read_text(credits)
     compared = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
@@ -71,12 +67,23 @@ def run_facts(place: Path) -> RunFacts:
     if not (place / "recipe.yaml").is_file():
         return RunFacts()
     recipe = load_saved_recipe(place / "recipe.yaml")
-    public = without_local_paths(recipe).to_yaml()
-    facts = RunFacts(recipe.name, recipe=public, recipe_facts=_main_facts(recipe, place))
+    facts = RunFacts(recipe.name, recipe=without_local_paths(recipe).to_yaml())
+    tokenizer = f"{recipe.tokenizer.training.steps} steps of {recipe.tokenizer.training.batch_size} crops"
+    if (place / "tokenizer").is_dir() and (steps := checkpoint.tuning_steps(place / "tokenizer")):
+        tokenizer += f"; decoder tuned for {steps} steps against discriminators"
+    priors = {f"{p.training.steps} steps of {p.training.batch_size} windows" for p in recipe.priors}
+    facts.recipe_facts = {
+        "recipe": f"`{recipe.name}`, seed {recipe.seed}",
+        "tokenizer": tokenizer,
+        "priors": " / ".join(sorted(priors)),
+    }
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
-        facts.data, facts.labels = scan.report(), _labels(scan)
-        facts.credits = find_credits(scan.folder, recipe)
+        facts.data, facts.credits = scan.report(), find_credits(scan.folder, recipe)
+        for name, keys in LISTED_LABELS.items():
+            values = {track.labels[key] for track in scan.tracks for key in keys if key in track.labels}
+            if values:
+                facts.labels[name] = sorted(values)
     if (place / "report.json").is_file():
         report = conf.read_json(place / "report.json")
         facts.split, facts.levels = report["split"], report["levels"]
@@ -93,28 +100,6 @@ def without_local_paths(recipe: Recipe) -> Recipe:
         is_hub_id = key == "from_pretrained" and value and is_hub_name(value)
         part[key] = value and (value if is_hub_id else Path(value).name)
     return conf.build(Recipe, content, recipe.name)
-
-
-def _main_facts(recipe: Recipe, place: Path) -> dict[str, Any]:
-    tokenizer = f"{recipe.tokenizer.training.steps} steps of {recipe.tokenizer.training.batch_size} crops"
-    if (place / "tokenizer").is_dir() and (steps := checkpoint.tuning_steps(place / "tokenizer")):
-        tokenizer += f"; decoder tuned for {steps} steps against discriminators"
-    priors = {f"{p.training.steps} steps of {p.training.batch_size} windows" for p in recipe.priors}
-    return {
-        "recipe": f"`{recipe.name}`, seed {recipe.seed}",
-        "tokenizer": tokenizer,
-        "priors": " / ".join(sorted(priors)),
-    }
-
-
-def _labels(scan: Scan) -> dict[str, list[str]]:
-    """Licences and artists in the labels of the tracks."""
-    found = {}
-    for name, keys in LISTED_LABELS.items():
-        values = sorted({track.labels[key] for track in scan.tracks for key in keys if key in track.labels})
-        if values:
-            found[name] = values
-    return found
 
 
 def find_credits(music: Path, recipe: Recipe) -> str:

@@ -28,8 +28,8 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
     try:
         found = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=MODEL_FILES)
     except Exception as error:  # the hub's client raises many kinds
-        reason = f"it cannot be downloaded from the hub ({_first_line(error)})"
-        raise ValueError(f"{repo_id}: no such folder, and {reason}") from None
+        reason = f"cannot be downloaded from the hub ({_first_line(error)})"
+        raise ValueError(f"{repo_id}: no such folder, and it {reason}") from None
     return Path(found)
 
 

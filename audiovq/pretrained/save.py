@@ -1,21 +1,49 @@
-"""Writes a folder of models to share: a tokenizer and its priors, with a model card."""
+"""Writes a folder of models to share: a tokenizer and its priors, with a model card.
+
+The card is README.md, with the metadata that the Hugging Face hub reads.
+"""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import torch
+from huggingface_hub import ModelCardData
 
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.model_card import RunFacts, model_card
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import PriorSpec
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import atomic_folder
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+LONGEST_CREDITS = 20000  # characters
+MOST_VALUES = 20  # of a label that are listed
+COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bigram_bits_per_code", "bits_per_second", "usage")
+
+
+@dataclass
+class RunFacts:
+    """Facts about the training; the card leaves out unknown ones."""
+
+    name: str = ""
+    license: str | None = None  # as the hub names it, such as cc-by-4.0, or other
+    license_name: str | None = None  # with the license `other`
+    license_text: str | None = None  # Markdown: which part is under which licence
+    data: dict[str, Any] = field(default_factory=dict)  # hours, tracks, train_tracks, valid_tracks
+    labels: dict[str, list[str]] = field(default_factory=dict)  # licences and artists, from the tracks
+    credits: str = ""  # text of the credits file
+    recipe: str = ""  # YAML
+    recipe_facts: dict[str, Any] = field(default_factory=dict)  # a few that people look for
+    split: str = ""  # the tracks that the levels were measured on
+    levels: list[dict[str, Any]] = field(default_factory=list)  # of report.json
 
 
 def save_pretrained(
@@ -50,7 +78,7 @@ def save_pretrained(
         identity = tokenizer_hash(saved)
         for level, prior in enumerate(priors):
             renamed = copy.copy(prior)  # shares the weights
-            renamed.spec = dataclasses.replace(prior.spec, tokenizer_hash=identity)
+            renamed.spec = replace(prior.spec, tokenizer_hash=identity)
             settings = sampling[level] if sampling else SamplingConfig()
             checkpoint.save_prior(temporary / f"prior-{level}", renamed, settings, dtype)
         compared = onnx_files.export_onnx(temporary / "onnx", saved) if onnx else None
@@ -67,3 +95,44 @@ def save_pretrained(
         )
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return compared
+
+
+# --- the model card -------------------------------------------------------------------------------
+
+
+def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
+    """The whole README.md.
+
+    Args:
+        specs: of the priors, coarse to fine.
+        facts: config, tokenizer_hash, n_parameters, half, onnx (see `onnx_files.export_onnx`), name; and
+            repo_id, which the examples load.
+    """
+    tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
+    metadata = ModelCardData(
+        license=run.license,
+        license_name=run.license_name,
+        library_name="audiovq",
+        pipeline_tag="text-to-audio" if specs else "audio-to-audio",
+        tags=[*tags, "music-generation"] if specs else tags,
+    )
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"listed": _listed, "quoted": _quoted}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(run=run, specs=specs, metadata=metadata.to_yaml(), columns=COLUMNS, **facts)
+
+
+def _listed(values: Sequence[str]) -> str:
+    more = f", … ({len(values)} in all)" if len(values) > MOST_VALUES else ""
+    return ", ".join(_plain(value) for value in values[:MOST_VALUES]) + more
+
+
+def _plain(text: str) -> str:
+    """One line without characters that Markdown or HTML would interpret."""
+    return " ".join("".join(c for c in text if c not in "<>`|[]*_#").split())
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text[:LONGEST_CREDITS].strip().splitlines())

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -42,7 +42,6 @@ KEYS_BY_LIMIT = {
 }
 LARGEST = {key: limit for limit, keys in KEYS_BY_LIMIT.items() for key in keys}
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
-LARGEST_VOCABULARY = 1 << 20
 
 
 # --- config.json ----------------------------------------------------------------------------------
@@ -73,11 +72,11 @@ class _Spec(Config):
     """`PriorSpec` as it is in config.json."""
 
     level: int = Field(ge=0, lt=16)
-    hop_lengths: tuple[int, ...] = Field(min_length=1, max_length=16)
+    hop_lengths: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1, max_length=16)
     sample_rate: int = Field(ge=1000, le=384000)
     codebook_size: int = Field(ge=2, le=1 << 16)
     tokenizer_hash: str = Field(pattern="^[0-9a-f]{64}$")
-    vocabularies: dict[str, tuple[str, ...]]
+    vocabularies: dict[str, Annotated[tuple[str, ...], Field(max_length=1 << 20)]]
 
 
 def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> PriorSpec:
@@ -88,15 +87,14 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
     """
     spec = build_config(_Spec, content, "spec", path)
     hops = list(spec.hop_lengths)
-    if spec.level >= len(hops) or min(hops) < 2 or any(a < b or a % b for a, b in itertools.pairwise(hops)):
+    if spec.level >= len(hops) or any(a < b or a % b for a, b in itertools.pairwise(hops)):
         raise ValueError(
             f"{path}: spec: expected a level below {len(hops)} and hop_lengths that never rise, each divisible "
             f"by the next, found level {spec.level} of {hops}"
         )
     missing = [name for name in labels if name not in spec.vocabularies]
-    if missing or any(len(values) > LARGEST_VOCABULARY for values in spec.vocabularies.values()):
-        names = ", ".join(missing)
-        raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {names}")
+    if missing:
+        raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {', '.join(missing)}")
     vocabularies = {name: list(values) for name, values in spec.vocabularies.items()}
     return PriorSpec(**(spec.model_dump() | {"hop_lengths": hops, "vocabularies": vocabularies}))
 
