@@ -28,6 +28,7 @@ from audiovq.data import storage
 from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
+from audiovq.utils.progress import track as progress
 
 FORMAT = "audiovq-shards-2"
 SHARD_CODES = 1 << 25  # codes a level in one shard file, at most (a track is never split)
@@ -181,7 +182,9 @@ class Shards:
                 f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of "
                 f"{file.tokenizer_hash[:12]}; delete the folder and run the codes stage again"
             )
-        self._arrays = {name: self._open(name) for name in self.index.names}
+        names = self.index.names
+        shown = progress(names, "download codes", len(names)) if storage.is_url(folder) else names
+        self._arrays = {name: self._open(name) for name in shown}
         rows = list(self._table(file)) if file.tracks is None else file.tracks
         try:
             self.index.tracks = [self._track(row, i) for i, row in enumerate(rows)]
