@@ -20,10 +20,10 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import pooch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from audiovq import config as conf
-from audiovq.config import Config
 from audiovq.data import storage
 from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.tracks import Track, check_relative
@@ -39,7 +39,8 @@ SPLITS = ("train", "valid")
 N_COLUMNS = 5
 
 
-class ShardTrack(Config):
+@checked_dataclass(frozen=True, slots=True, config=ConfigDict(strict=True))
+class ShardTrack:
     """Where a track's codes are, and the file that they were made from."""
 
     path: str
@@ -100,6 +101,7 @@ class ShardWriter:
         dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
         self.dtypes = [dtype] * len(index.hop_lengths) + [np.uint8] * index.chroma
         self.parts: list[list[np.ndarray]] = [[] for _ in self.dtypes]  # of the current shard, a file each
+        self.lengths = [0 for _ in index.hop_lengths]  # codes in the current shard, a level
         self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
         self.rows: list[list[int]] = []
 
@@ -116,13 +118,11 @@ class ShardWriter:
             assert chroma is not None, "the index has chroma"
             assert len(chroma) == len(values[0]), "expected one chroma class per top code"
             values.append(chroma)
-        offsets = [sum(map(len, parts)) for parts in self.parts[:n_levels]]
         facts = {"path": track.path, "sha256": track.sha256, "split": track.split, "labels": track.labels}
         line = json_line(facts)
         try:
-            if offsets[-1] and offsets[-1] + len(values[n_levels - 1]) > SHARD_CODES:
+            if self.lengths[-1] and self.lengths[-1] + len(values[n_levels - 1]) > SHARD_CODES:
                 self._write_shard()
-                offsets = [0] * n_levels
             start = self.lines.tell()
             self.lines.write(line)
         except OSError as error:
@@ -130,10 +130,13 @@ class ShardWriter:
         for parts, value, dtype in zip(self.parts, values, self.dtypes, strict=True):
             parts.append(value.astype(dtype))
         row = [start, len(line), self.index.n_shards, SPLITS.index(track.split), codes.n_samples]
-        self.rows.append([*row, *offsets, *map(len, codes.levels)])
+        lengths = [len(level) for level in codes.levels]
+        self.rows.append([*row, *self.lengths, *lengths])
+        self.lengths = [a + b for a, b in zip(self.lengths, lengths, strict=True)]
 
     def _write_shard(self) -> None:
         self.index.n_shards += 1
+        self.lengths = [0 for _ in self.lengths]
         for name, parts in zip(self.index.names[-len(self.parts) :], self.parts, strict=True):
             np.save(self.folder / name, np.concatenate(parts))
             parts.clear()
@@ -188,7 +191,7 @@ class Shards:
         rows = list(self._table(file)) if file.tracks is None else file.tracks
         try:
             self.index.tracks = [self._track(row, i) for i, row in enumerate(rows)]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise self._damaged("index.json" if file.tracks else "tracks.npy", error) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -233,13 +236,18 @@ class Shards:
         except (EOFError, ValueError) as error:
             raise self._damaged("tracks.npy", error) from None
         for line, (_, _, shard, _, n_samples, *where) in zip(lines, columns.tolist(), strict=True):
-            place = {"shard": shard, "offsets": where[:n_levels], "lengths": where[n_levels:]}
+            place = {"shard": shard, "offsets": tuple(where[:n_levels]), "lengths": tuple(where[n_levels:])}
             yield {**(parse_line(line) or {}), "n_samples": n_samples, **place}
 
     def _track(self, row: Any, i: int) -> ShardTrack:
         """Raises ValueError if its codes are not within its shard."""
-        track = conf.build(ShardTrack, row, f"track {i}")
-        check_relative(track.path)
+        try:
+            track = ShardTrack(**row)
+            check_relative(track.path)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place, message = ".".join(map(str, wrong["loc"])), wrong["msg"].replace("Input should be", "expected")
+            raise ValueError(f"track {i}: {place}: {message}, found {wrong['input']!r:.60}") from None
         n_levels = len(self.index.hop_lengths)
         fits = track.shard < self.index.n_shards and len(track.offsets) == len(track.lengths) == n_levels
         if fits:

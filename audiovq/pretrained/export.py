@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from audiovq import config as conf
 from audiovq.data.tracks import Scan
@@ -29,7 +30,8 @@ def export_model(
     """Write the models of a run, of a model folder or of a hub id into a new folder.
 
     Args:
-        half, onnx, repo_id: see `save_pretrained`.
+        half, repo_id: see `save_pretrained`.
+        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
         credits: text file for the card; default see `find_credits`.
         licence: license, license_name and license_text of `RunFacts`.
     Returns:
@@ -46,7 +48,10 @@ def export_model(
     run = dataclasses.replace(run_facts(place), **licence)
     if credits is not None:
         run.credits = _read_text(credits)
-    compared = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
+    options: dict[str, Any] = {"half": half, "repo_id": repo_id, "run": run}
+    if onnx:
+        options["export_onnx"] = onnx_files.export_onnx
+    compared = save_pretrained(folder, network, priors, sampling, **options)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]

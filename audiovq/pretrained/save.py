@@ -6,7 +6,7 @@ The card is README.md, with the metadata that the Hugging Face hub reads.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import jinja2
 import torch
 from huggingface_hub import ModelCardData
 
-from audiovq.pretrained import checkpoint, onnx_files
+from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
@@ -53,7 +53,7 @@ def save_pretrained(
     sampling: Sequence[SamplingConfig] = (),
     *,
     half: bool = False,
-    onnx: bool = False,
+    export_onnx: Callable[[Path, VQVAE], dict[str, float]] | None = None,
     repo_id: str | None = None,
     run: RunFacts | None = None,
 ) -> dict[str, float] | None:
@@ -61,7 +61,7 @@ def save_pretrained(
 
     Args:
         half: weights in half precision. Rounding makes another tokenizer, so the saved priors get its hash.
-        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
+        export_onnx: that of `onnx_files`, to add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
         repo_id: its name on the hub, for the card.
         run: facts for the card.
     Returns:
@@ -81,7 +81,7 @@ def save_pretrained(
             renamed.spec = replace(prior.spec, tokenizer_hash=identity)
             settings = sampling[level] if sampling else SamplingConfig()
             checkpoint.save_prior(temporary / f"prior-{level}", renamed, settings, dtype)
-        compared = onnx_files.export_onnx(temporary / "onnx", saved) if onnx else None
+        compared = export_onnx(temporary / "onnx", saved) if export_onnx else None
         card = model_card(
             run,
             [prior.spec for prior in priors],
