@@ -212,7 +212,8 @@ class Shards:
                 raise ValueError(f"expected {size} bytes, found {path.stat().st_size}")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if array.ndim != 1 or array.dtype not in (np.uint8, np.uint16, np.int32):
-                raise ValueError(f"expected one row of whole numbers, found {array.dtype} {list(array.shape)}")
+                found = f"{array.dtype} {list(array.shape)}"
+                raise ValueError(f"expected one row of whole numbers, found {found}")
             return array
         except (OSError, EOFError, ValueError) as error:
             raise self._damaged(name, error) from None
@@ -246,7 +247,8 @@ class Shards:
             check_relative(track.path)
         except ValidationError as error:
             wrong = error.errors()[0]
-            place, message = ".".join(map(str, wrong["loc"])), wrong["msg"].replace("Input should be", "expected")
+            place = ".".join(map(str, wrong["loc"]))
+            message = wrong["msg"].replace("Input should be", "expected")
             raise ValueError(f"track {i}: {place}: {message}, found {wrong['input']!r:.60}") from None
         n_levels = len(self.index.hop_lengths)
         fits = track.shard < self.index.n_shards and len(track.offsets) == len(track.lengths) == n_levels

@@ -1,4 +1,4 @@
-"""Codes at a URL that fsspec knows (s3://, gs://, https://, memory://, …): copied into a local cache, once."""
+"""Codes at a URL that fsspec knows (s3://, gs://, https://, …), copied into a local cache once."""
 
 from __future__ import annotations
 

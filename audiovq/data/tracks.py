@@ -129,8 +129,8 @@ def find_audio(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of music, found a file")
     found = [path for path in folder.rglob("*") if path.suffix.lower() in audio.SUFFIXES and path.is_file()]
-    seen = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(seen, key=lambda path: path.parts)
+    hidden = {path for path in found if "/." in f"/{path.relative_to(folder).as_posix()}"}
+    return sorted(set(found) - hidden, key=lambda path: path.parts)
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
@@ -213,8 +213,10 @@ def _check_file(
 
 
 def _labels_beside(path: Path) -> dict[str, str]:
-    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track, and from
-    `<name>.txt` a caption or lyrics, as the label `text`."""
+    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track.
+
+    A caption or lyrics in `<name>.txt` are the label `text`.
+    """
     labels: dict[str, str] = {}
     for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
         if candidate.is_file():
