@@ -106,8 +106,8 @@ class DecoderStage(Config):
 
 
 class CodesStage(Config):
-    # Codes of another run, instead of music: a folder, or any URL that fsspec knows. The run copies their
-    # tokenizer and trains only priors.
+    # Codes of another run, instead of music: a folder, or any URL that fsspec knows, whose files are
+    # downloaded once. The run copies their tokenizer and trains only priors.
     path: str | None = None
     # The music for the priors, by path below data.folder ("chorales/*"); []: all music of the tokenizer.
     only: tuple[str, ...] = ()

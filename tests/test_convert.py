@@ -339,5 +339,5 @@ def test_damaged_compressed_codes_are_one_line(tmp_path: Path) -> None:
             Codes.load(path)
         assert "\n" not in str(error.value)
     path.write_bytes(whole.replace(b"range-1", b"range-9"))
-    with pytest.raises(ValueError, match="expected the coding range-1, found range-9"):
+    with pytest.raises(ValueError, match="coding: expected 'range-1', found 'range-9'"):
         Codes.load(path)

@@ -12,7 +12,6 @@ from conftest import SAMPLES, tones
 from mutagen.flac import FLAC
 
 from audiovq.data import tracks as tracks_module
-from audiovq.data.scan_cache import in_parallel
 from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
 
 
@@ -199,14 +198,6 @@ def test_a_scan_that_lost_a_line_is_not_used(folder: Path, tmp_path: Path) -> No
         with pytest.raises(ValueError, match=r"data: missing or damaged .*delete recipe\.yaml") as error:
             Scan.load(place)
         assert "\n" not in str(error.value)
-
-
-def test_results_come_in_order_and_few_wait() -> None:
-    begun: list[int] = []
-    results = in_parallel(lambda i: begun.append(i) or i * i, range(10**6))
-    assert [next(results) for _ in range(50)] == [i * i for i in range(50)]
-    results.close()  # type: ignore[attr-defined]
-    assert len(begun) < 50 + 6 * (os.cpu_count() or 1)
 
 
 def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from audiovq.api.options import PieceOptions
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.pretrained.hub import push_folder
 from audiovq.pretrained.locate import bundled_model, default_model, prior_folders, resolve_model
-from audiovq.pretrained.save import save_models, save_pretrained
+from audiovq.pretrained.save import save_pretrained
 from audiovq.utils.device import pick_device
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "prior_folders",
     "push_folder",
     "resolve_model",
-    "save_models",
     "save_pretrained",
 ]

@@ -12,8 +12,7 @@ from audiovq.api.resampling_encoder import ResamplingEncoder
 from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
-from audiovq.data.codes import Codes, LevelBuffers
-from audiovq.data.validation import check_range
+from audiovq.data.codes import Codes, LevelBuffers, check_range
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from audiovq.data import ffmpeg
+from audiovq.data.ffmpeg import AudioInfo
 from audiovq.data.resampling import Resampler
 
 SUFFIXES = {
@@ -32,21 +32,6 @@ _LAYOUTS = {
     5: ([1, 0, _CENTRE, _CENTRE, 0], [0, 1, _CENTRE, 0, _CENTRE]),
     6: ([1, 0, _CENTRE, 0, _CENTRE, 0], [0, 1, _CENTRE, 0, 0, _CENTRE]),
 }
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """The facts in a file's header."""
-
-    sample_rate: int
-    channels: int
-    samples: int  # some formats only estimate it
-    format: str
-    subtype: str
-
-    @property
-    def seconds(self) -> float:
-        return self.samples / self.sample_rate
 
 
 class NotReadable(ValueError):
@@ -86,11 +71,9 @@ def audio_info(path: Path) -> AudioInfo:
     except NotReadable as error:
         reason = error
     try:
-        found = ffmpeg.probe(path)
+        return ffmpeg.probe(path)
     except ffmpeg.FFmpegError as error:
         raise ValueError(f"{reason}; {error}") from None
-    n_samples, kind = round(found.seconds * found.sample_rate), f"{found.container.upper()} (ffmpeg)"
-    return AudioInfo(found.sample_rate, found.channels, n_samples, kind, found.codec.upper())
 
 
 def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator[np.ndarray]:

@@ -8,18 +8,43 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from audiovq.data import entropy, validation
+from audiovq import config as conf
+from audiovq.config import Config
+from audiovq.data import entropy
 from audiovq.utils.files import atomic_file, check_folder
 
 FORMAT = "audiovq-codes-1"
+LARGEST_CODES = 1 << 28  # of a compressed file, all levels together
+CODES_PER_BYTE = 4096  # of a compressed file, at most; silence has fewer
+
+
+class Layout(Config):
+    """What codes from any source say about their tokenizer."""
+
+    tokenizer_hash: str
+    sample_rate: int = Field(ge=1, le=384000)
+    hop_lengths: tuple[Annotated[int, Field(ge=1, le=1 << 16)], ...] = Field(min_length=1, max_length=64)
+    codebook_size: int = Field(ge=2, le=1 << 16)
+
+
+class _Header(Layout):
+    """The header of a codes file from any source."""
+
+    n_samples: int = Field(ge=1, le=1 << 48)
+    channels: int = Field(ge=1, le=16)
+    source_sha256: str = ""
+    coding: Literal["range-1"] | None = None  # of a compressed file, as are the next two
+    n_levels: int = Field(default=1, ge=1, le=64)
+    checksum: str = ""
 
 
 @dataclass
@@ -71,27 +96,23 @@ class Codes:
             ValueError: not a codes file, a damaged one, or codes that contradict the header.
         """
         path = Path(path)
-        header = read_header(path)
-        coding = {key: header.pop(key, None) for key in ("coding", "n_levels", "checksum")}
-        try:
-            n_levels = coding["n_levels"] if coding["coding"] else None
-            validation.check_header(header, n_levels, path.stat().st_size)
-            codes = Codes(levels=[], **header)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: codes file with an unknown header ({error})") from None
+        header = conf.build(_Header, read_header(path), f"{path}: header")
+        facts = header.model_dump(exclude={"coding", "n_levels", "checksum"})
+        facts["hop_lengths"] = list(header.hop_lengths)
+        codes = Codes(levels=[], **facts)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                if coding["coding"] is None:
-                    codes.levels = [file.get_tensor(f"level.{i}").long() for i in range(len(file.keys()))]
+                if header.coding:
+                    codes.levels = _decompress(codes, header, file, path.stat().st_size)
                 else:
-                    codes.levels = _decompress(codes, coding, file.get_tensor("compressed").numpy())
+                    codes.levels = [file.get_tensor(f"level.{i}").long() for i in range(len(file.keys()))]
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
         expected, found = codes.lengths(len(codes.levels)), [len(level) for level in codes.levels]
         if not found or expected != found:
             raise ValueError(f"{path}: expected {expected} codes a level, found {found}")
         for i, level in enumerate(codes.levels):
-            validation.check_range(level, codes.codebook_size, f"{path}: level {i}")
+            check_range(level, codes.codebook_size, f"{path}: level {i}")
         return codes
 
     def lengths(self, n_levels: int) -> list[int]:
@@ -111,22 +132,32 @@ class LevelBuffers:
     def add(self, levels: Sequence[Tensor]) -> None:
         """The next codes, int64 [n] a level."""
         for collected, level in zip(self.arrays, levels, strict=True):
-            collected.frombytes(level.to(torch.int32).contiguous().cpu().numpy().tobytes())
+            collected.extend(level.tolist())
 
     def levels(self) -> list[Tensor]:
         """All codes, int64 [n] a level."""
         return [torch.from_numpy(np.array(collected, dtype=np.int64)) for collected in self.arrays]
 
 
-def _decompress(codes: Codes, coding: dict[str, Any], data: np.ndarray) -> list[Tensor]:
-    if coding["coding"] != entropy.CODING:
-        raise ValueError(f"expected the coding {entropy.CODING}, found {coding['coding']}; update audiovq")
+def check_range(codes: Any, codebook_size: int, what: str) -> None:
+    """Raises ValueError for codes (an array or a tensor) outside [0, codebook_size)."""
+    least, most = (int(codes.min()), int(codes.max())) if len(codes) else (0, 0)
+    if least < 0 or most >= codebook_size:
+        raise ValueError(f"{what}: expected codes from 0 to {codebook_size - 1}, found {least} to {most}")
+
+
+def _decompress(codes: Codes, header: _Header, file: Any, size: int) -> list[Tensor]:
+    """The codes of a compressed file of `size` bytes; ValueError if it names more than that can hold."""
+    lengths, most = codes.lengths(header.n_levels), min(LARGEST_CODES, (1 << 16) + CODES_PER_BYTE * size)
+    if len(lengths) != header.n_levels or sum(lengths) > most:
+        found = f"{header.n_levels} levels of {lengths}"
+        raise ValueError(f"expected {len(lengths)} levels with at most {most} codes, found {found}")
+    data = file.get_tensor("compressed").numpy()
     try:
-        lengths = codes.lengths(coding["n_levels"])
         levels = entropy.decompress(data, lengths, codes.hop_lengths, codes.codebook_size)
     except (AssertionError, TypeError, ValueError) as error:  # bits that no encoder wrote
         raise ValueError(f"the compressed data cannot be decoded: {error}") from None
-    if _checksum(levels) != coding["checksum"]:
+    if _checksum(levels) != header.checksum:
         raise ValueError("the checksum of the compressed data is wrong")
     return [torch.from_numpy(level) for level in levels]
 

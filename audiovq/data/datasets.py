@@ -63,9 +63,17 @@ class WaveformCrops(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         random = np.random.default_rng([self.seed, index])
-        track = pick(self.ends, random)
-        position = random.random()
-        waveform = self._whole(track, position) if self.fits else self._part(track, position)
+        track, position = pick(self.ends, random), random.random()
+        if self.fits:
+            waveform = self._decoded(track)
+            start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
+            waveform = waveform[:, start:]
+        else:
+            wanted = -(-self.crop_samples * int(self.rates[track]) // self.sample_rate)
+            start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
+            path = self._path(track)
+            waveform, _ = audio.read_audio(path, self.sample_rate, self.channels, start, wanted)
+        waveform = waveform[:, : self.crop_samples]
         return torch.nn.functional.pad(waveform, (0, self.crop_samples - waveform.shape[-1]))
 
     def _path(self, track: int) -> Path:
@@ -75,17 +83,6 @@ class WaveformCrops(Dataset[Tensor]):
         if track not in self.cache:
             self.cache[track], _ = audio.read_audio(self._path(track), self.sample_rate, self.channels)
         return self.cache[track]
-
-    def _whole(self, track: int, position: float) -> Tensor:
-        waveform = self._decoded(track)
-        start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
-        return waveform[:, start : start + self.crop_samples]
-
-    def _part(self, track: int, position: float) -> Tensor:
-        wanted = -(-self.crop_samples * int(self.rates[track]) // self.sample_rate)
-        start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
-        waveform, _ = audio.read_audio(self._path(track), self.sample_rate, self.channels, start, wanted)
-        return waveform[:, : self.crop_samples]
 
 
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
@@ -140,7 +137,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         self.infill_codes, self.infill_rate = infill_codes, infill_rate
         if chroma and not shards.index.chroma:
             raise ValueError(f"{shards.folder}: no chroma; delete the folder and run the codes stage again")
-        self.tracks = shards.index.tracks.of(split)
+        self.tracks = shards.index.of(split)
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
         self.label_indices = {
@@ -148,7 +145,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         }
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
-        lengths = self.tracks.lengths(level).astype(np.float64)
+        lengths = np.array([track.lengths[level] for track in self.tracks], dtype=np.float64)
         self.ends = np.cumsum(lengths) / lengths.sum()
 
     def __len__(self) -> int:
@@ -230,9 +227,5 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 
 def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
     """The sorted values of each label in the training tracks. (Their indices start at 1; 0 is unknown.)"""
-    found: dict[str, set[str]] = {name: set() for name in names}
-    for labels in shards.index.tracks.of("train").labels() if names else ():
-        for name in names:
-            if name in labels:
-                found[name].add(labels[name])
-    return {name: sorted(values) for name, values in found.items()}
+    tracks = shards.index.of("train")
+    return {name: sorted({track.labels[name] for track in tracks if name in track.labels}) for name in names}

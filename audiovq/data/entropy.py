@@ -14,6 +14,7 @@ undecodable.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,9 +33,8 @@ class Counts:
     """Frequencies of the codes in one kind of context, and the trust in them at each number of codes seen."""
 
     def __init__(self, size: int):
-        self.size = size
-        self.rows: dict[int, np.ndarray] = {}  # context -> int64 [size]
-        self.totals: dict[int, int] = {}
+        self.rows = defaultdict(lambda: np.zeros(size, dtype=np.int64))  # by context
+        self.totals: Counter[int] = Counter()
         self.good, self.bad = [ONE] * 64, [ONE] * 64
 
     def trust(self, context: int) -> int:
@@ -43,13 +43,12 @@ class Counts:
         return (self.good[bucket] << 16) // (self.good[bucket] + self.bad[bucket]) if bucket else 0
 
     def bucket(self, context: int) -> int:
-        total = self.totals.get(context, 0)
+        total = self.totals[context]
         return total if total <= TRUSTED else min(TRUSTED + (total >> 4).bit_length(), 63)
 
     def learn(self, context: int, code: int, probability: int) -> int:
         """Count a code; returns its probability, of 2^24, mixed with the more general `probability`."""
-        row = self.rows.setdefault(context, np.zeros(self.size, dtype=np.int64))
-        bucket, total = self.bucket(context), self.totals.get(context, 0)
+        row, bucket, total = self.rows[context], self.bucket(context), self.totals[context]
         if total:
             trust = self.trust(context)
             own = (int(row[code]) << 24) // total
@@ -59,7 +58,7 @@ class Counts:
             self.bad[bucket] += ONE - credit
             probability = mixed
         row[code] += 1
-        self.totals[context] = total + 1
+        self.totals[context] += 1
         return probability
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mka", ".ape", ".wv"}
 SURE_SCORE = 26  # ffprobe's confidence, of 100; below it knows the file's name but not its content
 # Containers whose header has the length; for others ffprobe estimates it from the bit rate.
-_WITH_LENGTH = {"mov", "matroska", "asf", "flac", "wav", "aiff", "caf", "w64", "ape", "wv"}
+_WITH_LENGTH = {"MOV", "MATROSKA", "ASF", "FLAC", "WAV", "AIFF", "CAF", "W64", "APE", "WV"}
 _SLACK_SECONDS = 0.5  # by which the length in a header may be too long: padding, times in milliseconds
 
 
@@ -26,26 +25,26 @@ class FFmpegError(ValueError):
 
 
 @dataclass(frozen=True)
-class Probe:
+class AudioInfo:
+    """The facts in an audio file's header."""
+
     sample_rate: int
     channels: int
-    seconds: float  # as the header says, or estimated
-    container: str
-    codec: str
+    samples: int  # some formats only estimate it
+    format: str
+    subtype: str
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
 
 
-def probe(path: Path) -> Probe:
+def probe(path: Path) -> AudioInfo:
     """The facts of the first audio stream, by ffprobe.
 
     Raises:
         FFmpegError: ffmpeg is not installed, or finds no audio.
     """
-    stat = path.stat()
-    return _probe(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1024)
-def _probe(path: Path, size: int, mtime_ns: int) -> Probe:
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
     command = [
@@ -58,9 +57,9 @@ def _probe(path: Path, size: int, mtime_ns: int) -> Probe:
     rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))
     if not rate or not channels or form.get("probe_score", 0) < SURE_SCORE:
         raise FFmpegError("ffmpeg finds no audio in it, either")
-    container = form["format_name"].split(",")[0]
-    codec = stream.get("codec_name", "unknown")
-    return Probe(rate, channels, float(form.get("duration", 0)), container, codec)
+    n_samples = round(float(form.get("duration", 0)) * rate)
+    container, codec = form["format_name"].split(",")[0], stream.get("codec_name", "unknown")
+    return AudioInfo(rate, channels, n_samples, f"{container.upper()} (ffmpeg)", codec.upper())
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
@@ -72,44 +71,35 @@ def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> 
         FFmpegError: ffmpeg is not installed, or the file is damaged.
     """
     facts = probe(path)
+    trim = f"atrim=start_sample={start}" + ("" if n_samples is None else f":end_sample={start + n_samples}")
     command = [
-        "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32le",
-        "-ar", str(facts.sample_rate), "-ac", str(facts.channels), "-f", "f32le", "-",
+        "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-af", trim,
+        "-c:a", "pcm_f32le", "-ar", str(facts.sample_rate), "-ac", str(facts.channels), "-f", "f32le", "-",
     ]  # fmt: skip
+    frame = 4 * facts.channels  # bytes
     with tempfile.TemporaryFile() as errors:  # a pipe would fill up, because it is not read
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None, "requested by PIPE"
         try:
-            done, end = 0, np.inf if n_samples is None else start + n_samples
-            while done < end:
-                wanted = int(min(block_frames, end - done))
-                block = _read(process.stdout, wanted, facts.channels)
-                if len(block) > max(0, start - done):
-                    yield block[max(0, start - done) :]
-                done += len(block)
-                if len(block) < wanted:
-                    _check_end(process, errors, done / facts.sample_rate, facts)
-                    return
+            end = start
+            while data := process.stdout.read(block_frames * frame):
+                block = np.frombuffer(data, "<f4", len(data) // frame * facts.channels)
+                end += len(data) // frame
+                yield block.reshape(-1, facts.channels).copy()  # writable
+            seconds = np.inf if n_samples and end == start + n_samples else end / facts.sample_rate
+            _check_end(process.wait(), errors, seconds, facts)
         finally:
             process.kill()
             process.stdout.close()
             process.wait()
 
 
-def _read(pipe: IO[bytes], n: int, channels: int) -> np.ndarray:
-    """[up to n samples, channels]; fewer only at the end."""
-    data = pipe.read(4 * n * channels)
-    whole = len(data) // (4 * channels)
-    return np.frombuffer(data, "<f4", whole * channels).reshape(whole, channels).copy()  # writable
-
-
-def _check_end(process: subprocess.Popen[bytes], errors: IO[bytes], seconds: float, facts: Probe) -> None:
+def _check_end(code: int, errors: IO[bytes], seconds: float, facts: AudioInfo) -> None:
     """Raises FFmpegError if the end is missing, or if ffmpeg printed anything: intact files print nothing."""
-    code = process.wait()
     errors.seek(0)
     messages = errors.read().decode(errors="replace").strip().splitlines()
     if code or messages:
         reason = messages[0] if messages else f"exit code {code}"
         raise FFmpegError(f"truncated or damaged (ffmpeg: {reason})")
-    if facts.container in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
+    if facts.format.split()[0] in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
         raise FFmpegError(f"truncated: the header says {facts.seconds:.2f} s, {seconds:.2f} s are there")

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import mutagen
 import numpy as np
 
 from audiovq.data import audio
 from audiovq.utils.compat import OLD_SCAN_CACHE
-from audiovq.utils.files import file_sha256, json_line, parse_line
+from audiovq.utils.files import append_jsonl, file_sha256, read_jsonl
 
 TAGS = ("artist", "album", "genre", "title")
 SILENCE = 10 ** (-60 / 20)  # amplitude below which a sample counts as silent: -60 dBFS
 CLIP = 0.999
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -71,21 +64,12 @@ def scan_file(path: Path) -> ScannedFile:
 def read_tags(path: Path) -> dict[str, str]:
     """artist, album, genre and title from the file's own tags; none if they cannot be read."""
     try:
-        file = mutagen.File(path, easy=True)  # type: ignore[attr-defined]
+        tags = mutagen.File(path, easy=True).tags or {}  # type: ignore[attr-defined]
+        values = {name: tags.get(name) for name in TAGS}
     except Exception:  # mutagen raises many kinds on damaged tags, and audio without tags is still audio
         return {}
-    if file is None or file.tags is None:
-        return {}
-    tags: dict[str, str] = {}
-    for name in TAGS:
-        try:
-            value = file.tags.get(name)
-        except (KeyError, ValueError):
-            continue
-        text = str(value[0] if isinstance(value, list) and value else value or "").strip()
-        if text:
-            tags[name] = text
-    return tags
+    texts = {name: str(v[0] if isinstance(v, list) and v else v or "").strip() for name, v in values.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 class ScanCache:
@@ -98,32 +82,16 @@ class ScanCache:
     """
 
     def __init__(self, path: Path | None):
-        self.lines: dict[str, bytes] = {}  # by file name; parsed on demand, because parsed lines are larger
-        self.file = None
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for place in (path.with_name(OLD_SCAN_CACHE), path):
-            content = place.read_bytes() if place.is_file() else b""
-            for line in content.splitlines():
-                row = parse_line(line)
-                if row and "path" in row:
-                    self.lines[row["path"]] = line
-        self.file = path.open("ab", buffering=0)
-        if content and not content.endswith(b"\n"):  # the last line is incomplete
-            self.file.write(b"\n")
-
-    def __enter__(self) -> ScanCache:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.file is not None:
-            self.file.close()
+        self.path, self.rows = path, {}
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for place in (path.with_name(OLD_SCAN_CACHE), path):
+                self.rows |= {row.pop("path", None): row for row in read_jsonl(place, skip_damaged=True)}
 
     def find(self, name: str, stamp: list[int]) -> ScannedFile | None:
         """The result for a file, if it had the same stamp then."""
-        row = parse_line(self.lines.get(name, b"")) or {}
-        if row.pop("path", None) != name or row.pop("stamp", None) != stamp:
+        row = self.rows.get(name, {})
+        if row.pop("stamp", None) != stamp:
             return None
         try:
             return ScannedFile(**row)
@@ -132,30 +100,5 @@ class ScanCache:
 
     def add(self, name: str, stamp: list[int], found: ScannedFile) -> None:
         """Write a new result; `stamp` was read before the file was."""
-        if self.file is not None:
-            self.file.write(json_line({"path": name, "stamp": stamp, **asdict(found)}))
-
-
-def stamp_of(path: Path) -> list[int]:
-    """Size and time of change; a file with the same stamp is taken to be unchanged."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order, computed by a thread per core; only a few wait at any time, for any number of items.
-
-    Threads run in parallel here, because decoding, hashing and arithmetic release the interpreter's lock.
-    """
-    waiting: collections.deque[Future[Result]] = collections.deque()
-    n_threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(n_threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * n_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        if self.path is not None:
+            append_jsonl(self.path, {"path": name, "stamp": stamp, **asdict(found)})

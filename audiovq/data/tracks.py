@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
-from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, in_parallel, scan_file, stamp_of
+from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
 from audiovq.utils.files import read_jsonl, write_jsonl, write_text
 from audiovq.utils.progress import track as progress
 
@@ -103,12 +104,9 @@ class Scan:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             tracks = [Track(**row) for row in read_jsonl(folder / "tracks.jsonl")]
             rejected = [Rejected(**row) for row in read_jsonl(folder / "quarantine.jsonl")]
-            for name, rows, n in (
-                ("tracks", tracks, report["tracks"]),
-                ("quarantine", rejected, report["quarantined"]),
-            ):
-                if len(rows) != n:
-                    raise ValueError(f"{name}.jsonl: expected {n} lines, found {len(rows)}")
+            expected, found = (report["tracks"], report["quarantined"]), (len(tracks), len(rejected))
+            if found != expected:
+                raise ValueError(f"tracks.jsonl, quarantine.jsonl: expected {expected} lines, found {found}")
             return Scan(Path(report["folder"]), tracks, rejected)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -117,19 +115,22 @@ class Scan:
             ) from None
 
 
+def check_relative(path: str) -> None:
+    """Raises ValueError for a path that leads out of its folder, on any system."""
+    parts = path.replace("\\", "/").split("/")
+    if not parts[0] or parts[0][1:2] == ":" or ".." in parts:
+        raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
+
+
 def find_audio(folder: Path) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; without hidden ones."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of music, found a file")
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in audio.SUFFIXES:
-                found.append(Path(place, name))
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.parts)
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in audio.SUFFIXES and path.is_file()]
+    hidden = {path for path in found if "/." in f"/{path.relative_to(folder).as_posix()}"}
+    return sorted(set(found) - hidden, key=lambda path: path.parts)
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
@@ -149,8 +150,11 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     tracks: list[Track] = []
     rejected: list[Rejected] = []
     names_of_audio: dict[str, str] = {}
-    with ScanCache(cache_file) as cache:
-        results = in_parallel(lambda name: _check_file(name, folder, config, manifest, cache), names)
+    cache = ScanCache(cache_file)
+    # Threads run in parallel, because decoding, hashing and arithmetic release the interpreter's lock.
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        results = pool.map(lambda name: _check_file(name, folder, config, manifest, cache), names)
         for result, new in progress(results, "scan", len(names)):
             if new is not None:
                 cache.add(result.path, *new)
@@ -161,6 +165,8 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
             else:
                 names_of_audio[result.audio_sha256] = result.path
                 tracks.append(result)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if not tracks:
         first = f"{rejected[0].path}: {rejected[0].reason}"
         raise ValueError(f"{folder}: none of {len(names)} files can be used; the first: {first}")
@@ -173,29 +179,24 @@ def _check_file(
     """A file's track, or the reason against it; and the entry for the cache if the file is not in it."""
     path, new = folder / name, None
     try:
-        stamp = stamp_of(path)
+        # A file of the same size and time of change is taken to be unchanged.
+        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
         found = cache.find(name, stamp)
         if found is None:
             found = scan_file(path)
             new = stamp, found
-        return _track(name, path, found, config, manifest), new
+        seconds = found.samples / found.sample_rate
+        if seconds < config.min_seconds:
+            raise ValueError(f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
+        if found.peak < SILENCE:
+            raise ValueError("silent: never above -60 dBFS")
+        labels = found.tags | manifest.get(name, {}) | _labels_beside(path)
+        split = labels.pop("split", "")
+        if split not in {"", "train", "valid"}:
+            raise ValueError(f"split: expected train or valid, found {split!r}")
     except (ValueError, OSError) as error:
         return Rejected(name, str(error).removeprefix(f"{path}: ")), new
-
-
-def _track(
-    name: str, path: Path, found: ScannedFile, config: DataConfig, manifest: dict[str, dict[str, str]]
-) -> Track | Rejected:
-    if found.samples < config.min_seconds * found.sample_rate:
-        seconds = found.samples / found.sample_rate
-        return Rejected(name, f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
-    if found.peak < SILENCE:
-        return Rejected(name, "silent: never above -60 dBFS")
-    labels = found.tags | manifest.get(name, {}) | _track_json(path) | _text_file(path)
-    split = labels.pop("split", "")
-    if split not in {"", "train", "valid"}:
-        return Rejected(name, f"split: expected train or valid, found {split!r}")
-    return Track(
+    track = Track(
         path=name,
         sha256=found.sha256,
         sample_rate=found.sample_rate,
@@ -208,31 +209,26 @@ def _track(
         clipped_fraction=found.clipped / found.samples,
         audio_sha256=found.audio_sha256,
     )
+    return track, new
 
 
-def _track_json(path: Path) -> dict[str, str]:
-    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track."""
+def _labels_beside(path: Path) -> dict[str, str]:
+    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track.
+
+    A caption or lyrics in `<name>.txt` are the label `text`.
+    """
     labels: dict[str, str] = {}
-    for candidate in (path.with_name("track.json"), path.with_suffix(".json")):
+    for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
         if candidate.is_file():
+            is_json = candidate.suffix == ".json"
             try:
-                content = json.loads(candidate.read_text(encoding="utf-8"))
+                text = candidate.read_text(encoding="utf-8").strip()
+                content = json.loads(text) if is_json else {"text": text}
             except ValueError as error:
-                raise ValueError(f"{candidate.name}: not valid JSON ({error})") from None
+                expected = "JSON" if is_json else "text in UTF-8"
+                raise ValueError(f"{candidate.name}: not valid {expected} ({error})") from None
             labels |= _as_labels(content, candidate.name)
     return labels
-
-
-def _text_file(path: Path) -> dict[str, str]:
-    """Caption or lyrics in `<name>.txt`, as the label `text`."""
-    candidate = path.with_suffix(".txt")
-    if not candidate.is_file():
-        return {}
-    try:
-        text = candidate.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{candidate.name}: expected text in UTF-8") from None
-    return {"text": text} if text else {}
 
 
 def _as_labels(content: Any, source: str) -> dict[str, str]:

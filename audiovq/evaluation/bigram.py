@@ -20,7 +20,7 @@ def bigram_bits(shards: Shards, level: int, split: str) -> float:
 
 def _codes(shards: Shards, level: int, split: str) -> Iterator[np.ndarray]:
     """The codes of each track; in random order, because there may be more than MAX_CODES."""
-    tracks = shards.index.tracks.of(split)
+    tracks = shards.index.of(split)
     for i in np.random.default_rng(0).permutation(len(tracks)):
         signals.poll()
         yield shards.codes(tracks[int(i)], level)

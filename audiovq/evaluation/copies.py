@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from audiovq.data.codes import Codes
-from audiovq.data.shards import Shards, ShardTrack, TrackTable, spread
+from audiovq.data.shards import Shards, ShardTrack, spread
 from audiovq.evaluation import shared_runs
 from audiovq.evaluation.shared_runs import Longest, SharedRun, longest_runs
 
@@ -55,14 +55,14 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
     return reports
 
 
-def _training_tracks(piece: Codes, shards: Shards) -> TrackTable:
+def _training_tracks(piece: Codes, shards: Shards) -> list[ShardTrack]:
     index, folder = shards.index, shards.folder
     if piece.tokenizer_hash != index.tokenizer_hash:
         raise ValueError(
             f"{folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of "
             f"another ({piece.tokenizer_hash[:12]}); encode the audio with the model of that run"
         )
-    training = index.tracks.of("train")
+    training = index.of("train")
     if not training:
         raise ValueError(f"{folder}: no training tracks among the codes")
     return training
@@ -100,8 +100,8 @@ def _track_symbols(shards: Shards, track: ShardTrack, n_levels: int) -> np.ndarr
 
 def _held_out_stretches(shards: Shards, n_levels: int, n: int) -> Iterator[np.ndarray]:
     """At most MAX_STRETCHES stretches of `n` symbols, evenly spread over the held-out tracks."""
-    held_out, step = shards.index.tracks.of("valid"), max(1, n // 2)
-    n_stretches = np.maximum(0, (held_out.lengths(0) - n) // step + 1)  # in each track
+    held_out, step = shards.index.of("valid"), max(1, n // 2)
+    n_stretches = np.array([max(0, (track.lengths[0] - n) // step + 1) for track in held_out])
     for track, k in spread(n_stretches, MAX_STRETCHES):
         yield _track_symbols(shards, held_out[track], n_levels)[k * step : k * step + n]
 
@@ -116,7 +116,7 @@ def _chance(longest: Longest, by_chance: Sequence[Longest], kind: str, measure: 
     return {"p": (1 + n_as_long) / (1 + len(others)), "held_out_95": float(np.quantile(others, 0.95))}
 
 
-def _describe(run: SharedRun, piece: np.ndarray, training: TrackTable, shards: Shards) -> dict[str, Any]:
+def _describe(run: SharedRun, piece: np.ndarray, training: list[ShardTrack], shards: Shards) -> dict[str, Any]:
     index, track = shards.index, training[run.track]
     code_seconds = index.hop_lengths[0] / index.sample_rate
     # The shifted copies of a track follow it. They lack its first samples, so their codes are later in it.

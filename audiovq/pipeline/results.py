@@ -19,7 +19,7 @@ from audiovq.utils.progress import say
 
 def write_results(run: Path, shards: Shards, device: torch.device) -> None:
     """Measure, write report.json and print one line for each prior."""
-    split = "valid" if shards.index.tracks.of("valid") else "train"
+    split = "valid" if shards.index.of("valid") else "train"
     levels: list[dict[str, Any]] = code_statistics(level_counts(shards, split), shards.index)
     for level, folder in enumerate(prior_folders(run)):
         prior, _ = checkpoint.load_prior(folder)

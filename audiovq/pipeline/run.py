@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from audiovq import api
+from audiovq.data import storage
 from audiovq.data.shards import Shards
 from audiovq.distributed import collectives
 from audiovq.pipeline.results import write_results
@@ -138,12 +139,11 @@ def train_tokenizer(run: Run) -> None:
 
 def copy_tokenizer_of_codes(run: Run) -> None:
     """The tokenizer lies next to the codes that it made, in ../tokenizer."""
-    storage, folder = run.files.open_codes().storage, run.folder / "tokenizer"
+    codes, folder = str(run.files.open_codes().folder), run.folder / "tokenizer"
+    place = f"{codes.rstrip('/').rpartition('/')[0]}/tokenizer"
     try:
-        names = checkpoint.CONFIG, checkpoint.WEIGHTS
-        files = {name: storage.read(f"../tokenizer/{name}") for name in names}
+        files = {name: storage.read(place, name) for name in (checkpoint.CONFIG, checkpoint.WEIGHTS)}
     except FileNotFoundError:
-        place = storage.path("../tokenizer")
         raise ValueError(f"{place}: expected the tokenizer of the codes; or copy it to {folder}") from None
     with atomic_folder(folder) as temporary:
         for name, content in files.items():

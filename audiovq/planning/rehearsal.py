@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from audiovq.data.shards import ShardIndex, Shards, ShardTrack, table_of
+from audiovq.data.shards import ShardIndex, Shards, ShardTrack
 from audiovq.data.tracks import Scan
 from audiovq.planning.cost import skip_start_up
 from audiovq.recipe import TrainingConfig
@@ -34,10 +34,11 @@ class RandomShards:
         for track in scan.tracks:
             n = int(track.seconds * model.sample_rate)
             lengths, offsets = [max(1, -(-n // hop)) for hop in model.hop_lengths], [0] * model.n_levels
-            facts = track.path, track.sha256, track.split, track.labels
-            tracks.append(ShardTrack(*facts, n, 0, offsets, lengths))
-        hops, table = list(model.hop_lengths), table_of(tracks)
-        self.index = ShardIndex("0" * 64, model.sample_rate, hops, model.codebook_size, chroma, 1, table)
+            facts = {key: getattr(track, key) for key in ("path", "sha256", "split", "labels")}
+            place = {"n_samples": n, "shard": 0, "offsets": tuple(offsets), "lengths": tuple(lengths)}
+            tracks.append(ShardTrack(**facts, **place))
+        hops = list(model.hop_lengths)
+        self.index = ShardIndex("0" * 64, model.sample_rate, hops, model.codebook_size, chroma, 1, tracks)
 
     def codes(self, track: ShardTrack, level: int, start: int = 0, end: int | None = None) -> np.ndarray:
         n = min(track.lengths[level], track.lengths[level] if end is None else end) - start

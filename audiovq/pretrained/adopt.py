@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from audiovq import config as conf
@@ -72,23 +71,14 @@ def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorSta
     place = f"priors.{level}.model"
     pretrained = pretrained_prior(stage.from_pretrained, level, tokenizer_hash).config.model_dump()
     settings = stage.model.model_dump(exclude_unset=True)
-    conditioners = settings.pop("conditioners", ())
+    wanted = settings.pop("conditioners", ())
     # Training settings replace those of the pretrained prior; all other settings must be the same.
     for new, old in ((settings, pretrained), (settings.get("transformer", {}), pretrained["transformer"])):
         old.update({key: new.pop(key) for key in TRAINING_SETTINGS if key in new})
     _check_same(place, settings, pretrained)
-    pretrained["conditioners"] = _merge_conditioners(pretrained["conditioners"], conditioners, place)
-    return stage.model_copy(update={"model": conf.build(PriorConfig, pretrained, place)})
-
-
-def _merge_conditioners(
-    pretrained: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]], place: str
-) -> list[dict[str, Any]]:
-    """The pretrained conditioners, with the recipe's dropout and rate, then the recipe's new conditioners.
-
-    A pretrained conditioner cannot be removed, but a dropout of 1 silences it.
-    """
-    merged = {(c["kind"], c.get("name")): dict(c) for c in pretrained}
+    # The pretrained conditioners, with the recipe's dropout and rate, then the recipe's new conditioners. A
+    # pretrained conditioner cannot be removed, but a dropout of 1 silences it.
+    merged = {(c["kind"], c.get("name")): dict(c) for c in pretrained["conditioners"]}
     for settings in wanted:
         kind = settings["kind"]
         key = kind, settings.get("name", "genre") if kind == "label" else None
@@ -103,15 +93,12 @@ def _merge_conditioners(
             )
         else:
             merged[key] = dict(settings)
-    return list(merged.values())
+    pretrained["conditioners"] = list(merged.values())
+    return stage.model_copy(update={"model": conf.build(PriorConfig, pretrained, place)})
 
 
-def _check_same(place: str, settings: Any, pretrained: Any) -> None:
+def _check_same(place: str, settings: dict[str, Any], pretrained: dict[str, Any]) -> None:
     """Raises ValueError if a setting of the recipe differs from the pretrained model's."""
-    if isinstance(settings, dict) and isinstance(pretrained, dict):
-        for key in settings:
-            _check_same(f"{place}.{key}", settings[key], pretrained.get(key))
-    elif (difference := first_difference(pretrained, settings)) is not None:
-        raise ValueError(
-            f"{place}: expected the setting of the pretrained model, or none, found {difference.lstrip(': ')}"
-        )
+    difference = first_difference(pretrained, conf.merge(pretrained, settings), place)
+    if difference is not None:
+        raise ValueError(f"{difference}: expected the setting of the pretrained model, or none")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -28,10 +30,7 @@ def load_tokenizer(folder: Path) -> VQVAE:
     """The tokenizer of a folder; ValueError if there is none, a damaged one, or one of absurd size."""
     content, path = read_config(folder, "tokenizer"), folder / CONFIG
     config = validation.build_config(VQVAEConfig, content, "model", path)
-    shapes = validation.read_shapes(folder / WEIGHTS)
-    with validation.memory_limit(shapes, path):
-        network = VQVAE(config)
-    return _load_weights(network, shapes, folder)
+    return _load_network(folder, lambda: VQVAE(config))
 
 
 def load_prior(folder: Path) -> tuple[Prior, SamplingConfig]:
@@ -40,10 +39,7 @@ def load_prior(folder: Path) -> tuple[Prior, SamplingConfig]:
     config = validation.build_config(PriorConfig, content, "model", path)
     spec = validation.prior_spec(content, config.label_names, path)
     sampling = validation.build_config(SamplingConfig, content, "sampling", path)
-    shapes = validation.read_shapes(folder / WEIGHTS)
-    with validation.memory_limit(shapes, path):
-        network = Prior(config, spec)
-    return _load_weights(network, shapes, folder), sampling
+    return _load_network(folder, lambda: Prior(config, spec)), sampling
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
@@ -64,13 +60,14 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def _load_weights(network: NetworkT, shapes: validation.Shapes, folder: Path) -> NetworkT:
-    """Put the weights of a folder into a network, as float32, for inference."""
-    expected = network.state_dict()
-    shapes = compat.without_obsolete(shapes, expected)
-    validation.check_network(network, shapes, folder / CONFIG, folder / WEIGHTS)
-    found = compat.without_obsolete(read_tensors(folder / WEIGHTS), expected)
-    network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in found.items()})
+def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
+    """A network with the weights of a folder, as float32, for inference."""
+    tensors = read_tensors(folder / WEIGHTS)
+    with validation.memory_limit(tensors, folder / CONFIG):
+        network = build()
+    tensors = compat.without_obsolete(tensors, network.state_dict())
+    validation.check_network(network, tensors, folder / CONFIG, folder / WEIGHTS)
+    network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     return network.eval().requires_grad_(False)
 
 
@@ -78,7 +75,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError if it is missing or damaged."""
     try:
         return safetensors.torch.load_file(path)
-    except validation.UNREADABLE as error:
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ from audiovq import config as conf
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
-from audiovq.pretrained.model_card import ModelFacts, RunFacts
-from audiovq.pretrained.save import save_pretrained
+from audiovq.pretrained.save import RunFacts, save_pretrained
 from audiovq.recipe import Recipe, load_saved_recipe
 
 CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
@@ -25,9 +25,7 @@ def export_model(
     onnx: bool = False,
     repo_id: str | None = None,
     credits: Path | None = None,
-    license: str | None = None,
-    license_name: str | None = None,
-    license_text: str | None = None,
+    **licence: str | None,
 ) -> list[str]:
     """Write the models of a run, of a model folder or of a hub id into a new folder.
 
@@ -35,7 +33,7 @@ def export_model(
         half, repo_id: see `save_pretrained`.
         onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
         credits: text file for the card; default see `find_credits`.
-        license, license_name, license_text: see `RunFacts`.
+        licence: license, license_name and license_text of `RunFacts`.
     Returns:
         Lines for the user.
     Raises:
@@ -47,27 +45,23 @@ def export_model(
     network = checkpoint.load_tokenizer(tokenizer_folder(place))
     loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]
     priors, sampling = [prior for prior, _ in loaded], [settings for _, settings in loaded]
-    run = run_facts(place)
-    run.license, run.license_name, run.license_text = license, license_name, license_text
+    run = dataclasses.replace(run_facts(place), **licence)
     if credits is not None:
         run.credits = _read_text(credits)
-    add_files = _add_onnx if onnx else None
-    model = save_pretrained(folder, network, priors, sampling, half=half, repo_id=repo_id, run=run, add_files=add_files)
+    options: dict[str, Any] = {"half": half, "repo_id": repo_id, "run": run}
+    if onnx:
+        options["export_onnx"] = onnx_files.export_onnx
+    compared = save_pretrained(folder, network, priors, sampling, **options)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]
-    if model.onnx:
-        equal, error = model.onnx["codes_equal"], model.onnx["waveform_error"]
+    if compared:
+        equal, error = compared["codes_equal"], compared["waveform_error"]
         lines.append(f"onnx: {equal:.2%} of the codes equal those of torch, samples within {error:.1g}")
     if not run.credits and "licence" not in run.labels:
         advice = "add them to README.md, or name a file with --credits"
         lines.append(f"no credits or licences of the music were found: {advice}")
     return lines
-
-
-def _add_onnx(folder: Path, model: ModelFacts) -> None:
-    network = checkpoint.load_tokenizer(folder / "tokenizer")
-    model.onnx = onnx_files.export_onnx(folder / "onnx", network)
 
 
 # --- facts for the model card ---------------------------------------------------------------------
@@ -78,12 +72,23 @@ def run_facts(place: Path) -> RunFacts:
     if not (place / "recipe.yaml").is_file():
         return RunFacts()
     recipe = load_saved_recipe(place / "recipe.yaml")
-    public = without_local_paths(recipe).to_yaml()
-    facts = RunFacts(recipe.name, recipe=public, recipe_facts=_main_facts(recipe, place))
+    facts = RunFacts(recipe.name, recipe=without_local_paths(recipe).to_yaml())
+    tokenizer = f"{recipe.tokenizer.training.steps} steps of {recipe.tokenizer.training.batch_size} crops"
+    if (place / "tokenizer").is_dir() and (steps := checkpoint.tuning_steps(place / "tokenizer")):
+        tokenizer += f"; decoder tuned for {steps} steps against discriminators"
+    priors = {f"{p.training.steps} steps of {p.training.batch_size} windows" for p in recipe.priors}
+    facts.recipe_facts = {
+        "recipe": f"`{recipe.name}`, seed {recipe.seed}",
+        "tokenizer": tokenizer,
+        "priors": " / ".join(sorted(priors)),
+    }
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
-        facts.data, facts.labels = scan.report(), _labels(scan)
-        facts.credits = find_credits(scan.folder, recipe)
+        facts.data, facts.credits = scan.report(), find_credits(scan.folder, recipe)
+        for name, keys in LISTED_LABELS.items():
+            values = {track.labels[key] for track in scan.tracks for key in keys if key in track.labels}
+            if values:
+                facts.labels[name] = sorted(values)
     if (place / "report.json").is_file():
         report = conf.read_json(place / "report.json")
         facts.split, facts.levels = report["split"], report["levels"]
@@ -100,28 +105,6 @@ def without_local_paths(recipe: Recipe) -> Recipe:
         is_hub_id = key == "from_pretrained" and value and is_hub_name(value)
         part[key] = value and (value if is_hub_id else Path(value).name)
     return conf.build(Recipe, content, recipe.name)
-
-
-def _main_facts(recipe: Recipe, place: Path) -> dict[str, Any]:
-    tokenizer = f"{recipe.tokenizer.training.steps} steps of {recipe.tokenizer.training.batch_size} crops"
-    if (place / "tokenizer").is_dir() and (steps := checkpoint.tuning_steps(place / "tokenizer")):
-        tokenizer += f"; decoder tuned for {steps} steps against discriminators"
-    priors = {f"{p.training.steps} steps of {p.training.batch_size} windows" for p in recipe.priors}
-    return {
-        "recipe": f"`{recipe.name}`, seed {recipe.seed}",
-        "tokenizer": tokenizer,
-        "priors": " / ".join(sorted(priors)),
-    }
-
-
-def _labels(scan: Scan) -> dict[str, list[str]]:
-    """Licences and artists in the labels of the tracks."""
-    found = {}
-    for name, keys in LISTED_LABELS.items():
-        values = sorted({track.labels[key] for track in scan.tracks for key in keys if key in track.labels})
-        if values:
-            found[name] = values
-    return found
 
 
 def find_credits(music: Path, recipe: Recipe) -> str:

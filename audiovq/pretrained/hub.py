@@ -6,10 +6,10 @@ folder with a tokenizer and its priors, so whole folders are sent and downloaded
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.utils import filter_repo_objects
 
 from audiovq.utils.files import CONFIG, SUMS, WEIGHTS
 
@@ -28,20 +28,16 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
     try:
         found = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=MODEL_FILES)
     except Exception as error:  # the hub's client raises many kinds
-        reason = f"it cannot be downloaded from the hub ({_first_line(error)})"
-        raise ValueError(f"{repo_id}: no such folder, and {reason}") from None
+        reason = f"cannot be downloaded from the hub ({_first_line(error)})"
+        raise ValueError(f"{repo_id}: no such folder, and it {reason}") from None
     return Path(found)
 
 
-def shared_files(folder: Path) -> list[Path]:
+def shared_files(folder: Path) -> list[str]:
     """The files of a folder that are sent to the hub. Raises ValueError if there is no model in it."""
-
-    def is_shared(path: Path) -> bool:
-        name = path.relative_to(folder).as_posix()
-        return path.is_file() and any(fnmatch(name, pattern) for pattern in SHARED_FILES)
-
-    found = [path for path in sorted(folder.rglob("*")) if is_shared(path)]
-    if not any(path.name == WEIGHTS for path in found):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found = list(filter_repo_objects(names, allow_patterns=SHARED_FILES))
+    if not any(name.endswith(WEIGHTS) for name in found):
         raise ValueError(f"{folder}: no model there to send; write one with `audiovq export RUN {folder}`")
     return found
 
@@ -68,12 +64,11 @@ def push_folder(
     Raises:
         ValueError: no model, an impossible name, no token, no network, or refused by the hub.
     """
-    files = shared_files(folder)
-    names = [path.relative_to(folder).as_posix() for path in files]
-    lines = [f"{name}: {path.stat().st_size / 1e6:.2f} MB" for name, path in zip(names, files, strict=True)]
+    names = shared_files(folder)
+    lines = [f"{name}: {(folder / name).stat().st_size / 1e6:.2f} MB" for name in names]
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id}: expected a name on the hub, owner/name")
-    if not (folder / "README.md").is_file():
+    if "README.md" not in names:
         raise ValueError(f"{folder}: no model card there (README.md); write one, or use `audiovq export`")
     if dry_run:
         return [*lines, f"would be sent to {repo_id}" + (f", branch {revision}" if revision else "")]
@@ -84,10 +79,8 @@ def push_folder(
         hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
-        message = "Model of audiovq"
-        sent = hub.upload_folder(
-            repo_id=repo_id, folder_path=folder, revision=revision, allow_patterns=names, commit_message=message
-        )
+        target = {"repo_id": repo_id, "revision": revision, "commit_message": "Model of audiovq"}
+        sent = hub.upload_folder(folder_path=folder, allow_patterns=names, **target)
     except Exception as error:  # the hub's client raises many kinds
         raise ValueError(f"{repo_id}: cannot be sent to the hub ({_first_line(error)})") from None
     return [*lines, f"sent to {sent.repo_url}"]

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def rules(network: VQVAE) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     """Write encode.onnx and decode.onnx, and compare their results with those of torch.
 
@@ -74,64 +76,49 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     Raises:
         ValueError: the extra is missing, or the files do not compute what torch does.
     """
-    check_installed()
+    runtime = importlib.import_module("onnxruntime")  # not at the top: it takes a second to load
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     network = network.cpu().eval()
-    hops, c = list(network.config.hop_lengths), network.config
-    folder.mkdir(parents=True, exist_ok=True)
+    hops, c = network.config.hop_lengths, network.config
     names = [f"codes_{i}" for i in range(len(hops))]
+    folder.mkdir(parents=True, exist_ok=True)
     batch, n = torch.export.Dim("batch", min=1), torch.export.Dim("n", min=1)
 
     def length(factor: int) -> Any:
         return factor * n if factor > 1 else n
 
-    with torch.no_grad():
-        waveform = 0.1 * torch.randn(2, c.channels, 4 * hops[0])
-        say("onnx: writing the encoder (about half a minute)")
-        shapes: Any = {"waveform": {0: batch, 2: length(hops[0])}}
-        _write(folder / ENCODE, network, EncodeGraph(network), (waveform,), ["waveform"], names, shapes)
-        say("onnx: writing the decoder")
-        codes = tuple(network.encode(waveform))
-        shapes = (tuple({0: batch, 1: length(hops[0] // hop)} for hop in hops),)
-        _write(folder / DECODE, network, DecodeGraph(network), codes, names, ["waveform"], shapes)
-        found = compare(folder, network, decaying_tone(c.sample_rate, c.channels, hops[0]))
-    if found["codes_equal"] < 0.98 or found["waveform_error"] > 1e-3:
-        equal, error = found["codes_equal"], found["waveform_error"]
+    def write(name: str, graph: nn.Module, inputs: Sequence[Tensor], shapes: Any, **names: list[str]) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns about itself
+            options = {"dynamic_shapes": shapes, "dynamo": True, "verbose": False, **names}
+            program = torch.onnx.export(graph.eval(), tuple(inputs), **options)
+        assert program is not None, "with dynamo=True and without a file, torch returns the program"
+        program.model.metadata_props["audiovq"] = json.dumps(rules(network), ensure_ascii=False)
+        program.save(str(folder / name), external_data=False)
+        return runtime.InferenceSession(str(folder / name))
+
+    waveform = 0.1 * torch.randn(2, c.channels, 4 * hops[0])
+    say("onnx: writing the encoder (about half a minute)")
+    shapes: Any = {"waveform": {0: batch, 2: length(hops[0])}}
+    encode = write(ENCODE, EncodeGraph(network), [waveform], shapes, input_names=["waveform"], output_names=names)
+    say("onnx: writing the decoder")
+    shapes = (tuple({0: batch, 1: length(hops[0] // hop)} for hop in hops),)
+    codes = network.encode(waveform)
+    decode = write(DECODE, DecodeGraph(network), codes, shapes, input_names=names, output_names=["waveform"])
+
+    waveform = decaying_tone(c.sample_rate, c.channels, hops[0])
+    codes = network.encode(waveform)
+    found = encode.run(None, {"waveform": waveform.numpy()})
+    n_equal = sum(int((a.numpy() == b).sum()) for a, b in zip(codes, found, strict=True))
+    equal = n_equal / sum(level.numel() for level in codes)
+    decoded = decode.run(None, {name: level.numpy() for name, level in zip(names, codes, strict=True)})[0]
+    error = float((network.decode(codes) - torch.from_numpy(decoded)).abs().max())
+    if equal < 0.98 or error > 1e-3:
         raise ValueError(
             f"onnx: expected the results of torch, found {equal:.1%} of the codes equal and samples that "
             f"differ by {error:.1g}; try other versions of onnxscript and onnxruntime"
         )
-    return found
-
-
-def _write(
-    path: Path,
-    network: VQVAE,
-    graph: nn.Module,
-    inputs: tuple[Tensor, ...],
-    names_in: list[str],
-    names_out: list[str],
-    shapes: Any,
-) -> None:
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns about itself
-            program = torch.onnx.export(
-                graph.eval(),
-                inputs,
-                input_names=names_in,
-                output_names=names_out,
-                dynamic_shapes=shapes,
-                dynamo=True,
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(before)
-    assert program is not None, "with dynamo=True and without a file, torch returns the program"
-    program.model.metadata_props["audiovq"] = json.dumps(rules(network), ensure_ascii=False)
-    program.save(str(path), external_data=False)
+    return {"codes_equal": equal, "waveform_error": error}
 
 
 def decaying_tone(sample_rate: int, channels: int, multiple: int) -> Tensor:
@@ -140,16 +127,3 @@ def decaying_tone(sample_rate: int, channels: int, multiple: int) -> Tensor:
     time = torch.arange(n) / sample_rate
     tone = torch.sin(2 * math.pi * (110 + 200 * time) * time) * torch.exp(-2 * time)
     return (0.5 * tone * (time < 0.85 * CHECKED_SECONDS)).expand(1, channels, -1).contiguous()
-
-
-@torch.no_grad()
-def compare(folder: Path, network: VQVAE, waveform: Tensor) -> dict[str, float]:
-    """Compare the files with torch, as `export_onnx` returns it; both decode torch's codes."""
-    runtime = importlib.import_module("onnxruntime")  # not at the top: it takes a second to load
-    encode, decode = (runtime.InferenceSession(str(folder / name)) for name in (ENCODE, DECODE))
-    codes = network.encode(waveform)
-    found = encode.run(None, {"waveform": waveform.numpy()})
-    same = sum(int((a.numpy() == b).sum()) for a, b in zip(codes, found, strict=True))
-    decoded = decode.run(None, {f"codes_{i}": level.numpy() for i, level in enumerate(codes)})[0]
-    error = (network.decode(codes) - torch.from_numpy(decoded)).abs().max()
-    return {"codes_equal": same / sum(level.numel() for level in codes), "waveform_error": float(error)}

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import safetensors
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audiovq import config as conf
@@ -26,8 +24,6 @@ from audiovq.config import Config
 from audiovq.prior.spec import PriorSpec
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-Shapes = dict[str, tuple[tuple[int, ...], bool]]  # of tensors by name; True for floating-point numbers
-UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, KeyError)
 # The keys of configs by the largest number that they may have, also in a list. The limits bound loops
 # (`n_blocks`) and memory that does not depend on the weights (a cache of `context` codes).
 KEYS_BY_LIMIT = {
@@ -46,7 +42,6 @@ KEYS_BY_LIMIT = {
 }
 LARGEST = {key: limit for limit, keys in KEYS_BY_LIMIT.items() for key in keys}
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
-LARGEST_VOCABULARY = 1 << 20
 
 
 # --- config.json ----------------------------------------------------------------------------------
@@ -77,11 +72,11 @@ class _Spec(Config):
     """`PriorSpec` as it is in config.json."""
 
     level: int = Field(ge=0, lt=16)
-    hop_lengths: tuple[int, ...] = Field(min_length=1, max_length=16)
+    hop_lengths: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1, max_length=16)
     sample_rate: int = Field(ge=1000, le=384000)
     codebook_size: int = Field(ge=2, le=1 << 16)
     tokenizer_hash: str = Field(pattern="^[0-9a-f]{64}$")
-    vocabularies: dict[str, tuple[str, ...]]
+    vocabularies: dict[str, Annotated[tuple[str, ...], Field(max_length=1 << 20)]]
 
 
 def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> PriorSpec:
@@ -92,33 +87,19 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
     """
     spec = build_config(_Spec, content, "spec", path)
     hops = list(spec.hop_lengths)
-    if spec.level >= len(hops) or min(hops) < 2 or any(a < b or a % b for a, b in itertools.pairwise(hops)):
+    if spec.level >= len(hops) or any(a < b or a % b for a, b in itertools.pairwise(hops)):
         raise ValueError(
             f"{path}: spec: expected a level below {len(hops)} and hop_lengths that never rise, each divisible "
             f"by the next, found level {spec.level} of {hops}"
         )
     missing = [name for name in labels if name not in spec.vocabularies]
-    if missing or any(len(values) > LARGEST_VOCABULARY for values in spec.vocabularies.values()):
-        names = ", ".join(missing)
-        raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {names}")
+    if missing:
+        raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {', '.join(missing)}")
     vocabularies = {name: list(values) for name, values in spec.vocabularies.items()}
     return PriorSpec(**(spec.model_dump() | {"hop_lengths": hops, "vocabularies": vocabularies}))
 
 
 # --- weights --------------------------------------------------------------------------------------
-
-
-def read_shapes(path: Path) -> Shapes:
-    """The shapes of the tensors in a safetensors file, from its header alone."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return {
-                name: (tuple(part.get_shape()), part.get_dtype().startswith(("F", "BF")))
-                for name, part in slices.items()
-            }
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
 
 
 class _Allowance(TorchFunctionMode):
@@ -138,31 +119,20 @@ class _Allowance(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.FACTORIES:
-            self.left -= _count(func, args, kwargs or {})
+            self.left -= func(*args, **(kwargs or {}) | {"device": "meta"}).numel()
             if self.left < 0:
                 raise ValueError("the config asks for more numbers than its weights file has")
         return func(*args, **(kwargs or {}))
 
 
-def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The numbers that a factory function of torch would create."""
-    size = args[0] if args and isinstance(args[0], list | tuple | torch.Size) else kwargs.get("size", args)
-    size = [n for n in (size if isinstance(size, list | tuple) else [size]) if isinstance(n, int)]
-    if func in (torch.arange, torch.linspace):
-        return max(map(abs, size), default=1)
-    if func is torch.eye and len(size) == 1:  # as many columns as rows
-        size *= 2
-    return math.prod(map(abs, size))
-
-
 @contextlib.contextmanager
-def memory_limit(shapes: Shapes, config: Path) -> Iterator[None]:
+def memory_limit(tensors: dict[str, Tensor], config: Path) -> Iterator[None]:
     """Within the block, ValueError if a network needs much more numbers than its weights file has.
 
     Args:
         config: path for the message.
     """
-    n_numbers = sum(math.prod(shape) for shape, _ in shapes.values())
+    n_numbers = sum(tensor.numel() for tensor in tensors.values())
     try:
         with _Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
             yield
@@ -171,20 +141,20 @@ def memory_limit(shapes: Shapes, config: Path) -> Iterator[None]:
         raise ValueError(f"{config}: no network of these sizes can be built ({reason})") from None
 
 
-def check_network(network: nn.Module, shapes: Shapes, config: Path, weights: Path) -> None:
+def check_network(network: nn.Module, tensors: dict[str, Tensor], config: Path, weights: Path) -> None:
     """Raises ValueError with the first difference between a network and its weights file."""
     for name in ("encoder_radius", "decoder_radius"):
         if getattr(network, name, 0) > LARGEST_RADIUS:
             expected = f"expected at most {LARGEST_RADIUS} samples"
             raise ValueError(f"{config}: {name}: {expected}, too many blocks or too long hops")
-    expected = {name: (tuple(t.shape), t.is_floating_point()) for name, t in network.state_dict().items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
-            raise ValueError(
-                f"{weights}: weights do not fit the config: {name}: expected {_text(expected.get(name))}, "
-                f"found {_text(shapes.get(name))}"
-            )
+    state = network.state_dict()
+    for name in sorted(state.keys() | tensors.keys()):
+        expected, found = _text(state.get(name)), _text(tensors.get(name))
+        if expected != found:
+            raise ValueError(f"{weights}: weights do not fit the config: {name}: expected {expected}, found {found}")
 
 
-def _text(tensor: tuple[tuple[int, ...], bool] | None) -> str:
-    return "none" if tensor is None else f"{'numbers' if tensor[1] else 'integers'} {list(tensor[0])}"
+def _text(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "none"
+    return f"{'numbers' if tensor.is_floating_point() else 'integers'} {list(tensor.shape)}"

@@ -105,10 +105,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 def _use_of_all_codes(folder: Path, place: Path | str) -> dict[str, Any]:
     """Perplexity, usage and entropy of each level, and the usage of a shared codebook."""
-    split = "valid" if is_url(place) else None  # all codes would have to be downloaded
     shards = Shards(place)
-    counted = level_counts(shards, split)
-    facts = {"of": f"{split or 'all'} codes", "levels": code_statistics(counted, shards.index)}
+    counted = level_counts(shards)
+    facts = {"of": "all codes", "levels": code_statistics(counted, shards.index)}
     config = folder / "tokenizer" / checkpoint.CONFIG
     if config.is_file() and read_json(config)["model"]["shared_codebook"]:
         facts["usage"] = usage(counted[0] + sum(counted[1:]))

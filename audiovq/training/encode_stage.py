@@ -12,8 +12,7 @@ from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.shards import ShardIndex, ShardWriter
-from audiovq.data.tracks import Scan, Track
-from audiovq.data.validation import check_relative
+from audiovq.data.tracks import Scan, Track, check_relative
 from audiovq.distributed import collectives
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
