@@ -11,11 +11,9 @@ import torch
 from conftest import assert_one_line_error, cli, tones
 
 from audiovq.data.codes import Codes
-from audiovq.evaluation import perceptual
 from audiovq.evaluation.confidence import Estimate, mean_estimate
 from audiovq.evaluation.evaluate_tokenizer import Reconstruction, evaluate_tracks
 from audiovq.evaluation.metrics import METRICS, mel_distance, si_sdr
-from audiovq.evaluation.perceptual import perceptual_score
 
 RATE = 16000
 
@@ -100,18 +98,5 @@ def test_eval_prints_tables_and_json(tiny_run: Path, tmp_path: Path) -> None:
         assert [old[name] for name in METRICS] == [new[name] for name in METRICS]
 
 
-def test_without_the_extra_one_line_says_how_to_get_it(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "zimtohrli", None)
-    assert_one_line_error(cli("eval", tiny_run, "--perceptual"), "pip install 'audiovq[perceptual]'")
-
-
-def test_the_perceptual_score_orders_what_the_ear_orders(tiny_run: Path) -> None:
-    pytest.importorskip("zimtohrli", reason="the extra audiovq[perceptual] is not installed")
-    music = torch.from_numpy(np.ascontiguousarray(tones(3, RATE, channels=2).T))
-    quiet, loud = (music + a * torch.randn_like(music) for a in (1e-3, 1e-1))
-    assert perceptual_score(music, music, RATE) == pytest.approx(5, abs=0.01)
-    assert 4.9 > perceptual_score(quiet, music, RATE) > perceptual_score(loud, music, RATE) + 0.5
-    assert (
-        1 <= perceptual_score(music[:, :100], music[:, :100], RATE) <= 5
-    )  # a track's last window may be this short: zimtohrli alone would crash
-    assert cli("eval", tiny_run, "--perceptual").exit_code == 0
+def test_the_removed_opinion_score_is_one_line(tiny_run: Path) -> None:
+    assert_one_line_error(cli("eval", tiny_run, "--perceptual"), "--perceptual no longer exists")

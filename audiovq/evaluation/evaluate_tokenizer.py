@@ -23,7 +23,6 @@ from audiovq.evaluation.code_statistics import entropy_of_counts, usage
 from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.held_out import held_out_music
 from audiovq.evaluation.metrics import METRICS, Metric, compare
-from audiovq.evaluation.perceptual import check_installed, perceptual_score
 from audiovq.evaluation.tables import print_table, words
 from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import track as progress
@@ -45,27 +44,23 @@ class Reconstruction:
     decode_seconds: list[float]  # how long decoding each prefix took
 
 
-def evaluate_model(model: str, data: str | None, perceptual: bool = False) -> dict[str, Any]:
+def evaluate_model(model: str, data: str | None) -> dict[str, Any]:
     """Evaluate the tokenizer of a model on a folder of music.
 
     Args:
         model: a run, a model folder or a hub id.
         data: a folder of music; default what the run held out.
-        perceptual: add a mean opinion score.
     Returns:
         The report of `evaluate_tracks`, with the model's name and the hash of its tokenizer.
     Raises:
-        ValueError: no such model, no music, or `perceptual` without the extra that it needs.
+        ValueError: no such model or no music.
     """
-    if perceptual:
-        check_installed()
     folder = resolve_model(model)
     tokenizer = Tokenizer.from_pretrained(folder)
     music = held_out_music(folder, model, data)
-    metrics = METRICS | ({"perceptual_score": perceptual_score} if perceptual else {})
     tokenizer.decode(tokenizer.encode(torch.zeros(tokenizer.sample_rate), tokenizer.sample_rate))  # warm up
     tracks = progress(reconstructions(tokenizer, music), "evaluate", len(music.tracks))
-    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks, metrics)}
+    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks)}
 
 
 def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstruction]:
