@@ -28,8 +28,8 @@ from audiovq import Tokenizer, api
 from audiovq.data import audio
 from audiovq.data.resampling import resample
 from audiovq.data.tracks import find_audio
-from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.metrics import compare
+from audiovq.evaluation.tables import cell, mean_estimate
 from audiovq.utils.progress import track as progress
 
 OPUS_RATE = 48000
@@ -108,7 +108,7 @@ def main() -> None:
     table = Table("", *(name.replace("_", " ") for name in names))
     table.title = f"{len(music)} excerpts at {tokenizer.sample_rate} Hz, mean ± 95 % confidence"
     for coder, group in rows.items():
-        table.add_row(coder, *(str(mean_estimate([row[name] for row in group])) for name in names))
+        table.add_row(coder, *(cell(mean_estimate([row[name] for row in group])) for name in names))
     Console(width=150).print(table)
 
 

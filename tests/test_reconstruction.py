@@ -11,9 +11,9 @@ import torch
 from conftest import assert_one_line_error, cli, tones
 
 from audiovq.data.codes import Codes
-from audiovq.evaluation.confidence import Estimate, mean_estimate
 from audiovq.evaluation.evaluate_tokenizer import Reconstruction, evaluate_tracks
 from audiovq.evaluation.metrics import METRICS, mel_distance, si_sdr
+from audiovq.evaluation.tables import cell, mean_estimate
 
 RATE = 16000
 
@@ -67,11 +67,12 @@ def test_students_interval_holds_the_mean_in_95_of_100_cases() -> None:
     held = 0
     for sample in samples:
         estimate = mean_estimate(list(sample))
-        assert estimate.half_width is not None
-        held += abs(estimate.value) <= estimate.half_width
+        assert estimate["mean"] is not None
+        assert estimate["ci95"] is not None
+        held += abs(estimate["mean"]) <= estimate["ci95"]
     assert held / 2000 == pytest.approx(0.95, abs=0.015)
-    assert mean_estimate([3.0]) == Estimate(3.0, None)
-    assert str(mean_estimate([1.0, 2.0, 3.0])) == "2.000 ± 2.484"
+    assert mean_estimate([3.0]) == {"mean": 3.0, "ci95": None}
+    assert cell(mean_estimate([1.0, 2.0, 3.0])) == "2.000 ± 2.484"
 
 
 def test_eval_prints_tables_and_json(tiny_run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -23,12 +23,11 @@ from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.data.tracks import Scan
-from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.embedding import MusicEmbedding
 from audiovq.evaluation.frechet import frechet_estimate, frechet_floor
 from audiovq.evaluation.held_out import training_and_held_out_music
 from audiovq.evaluation.music_statistics import music_statistics
-from audiovq.evaluation.tables import print_table, words
+from audiovq.evaluation.tables import Estimate, mean_estimate, print_table
 from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import say
 
@@ -45,9 +44,6 @@ class Piece:
     waveform: Tensor  # float [channels, samples]
     track: str
     labels: Mapping[str, str] = field(default_factory=dict)  # of the track, or requested for the piece
-
-
-# --- the sets of music -----------------------------------------------------------------------------
 
 
 def evaluate_generated(model: str, data: str | None, n: int, seconds: float, seed: int = 0) -> dict[str, Any]:
@@ -112,11 +108,11 @@ def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[
 
 def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float, seed: int) -> list[Piece]:
     """Generate `n` pieces with the labels of training tracks that are spread evenly over all of them."""
-    tracks = training.tracks
+    tracks, known = training.tracks, generator.labels
     combinations: Counter[tuple[tuple[str, str], ...]] = Counter()  # of labels that the model knows
     for i in range(n):
         labels = tracks[i * len(tracks) // n].labels if tracks else {}
-        combinations[tuple(sorted(known_labels(labels, generator.labels).items()))] += 1
+        combinations[tuple(sorted((k, value) for k, value in labels.items() if value in known.get(k, ())))] += 1
     pieces = []
     for i, (labels, count) in enumerate(combinations.items()):
         waveforms = generator.sample(seconds, seed + i, count, labels=dict(labels), progress=True)
@@ -124,19 +120,11 @@ def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float
     return pieces
 
 
-def known_labels(labels: Mapping[str, str], vocabularies: Mapping[str, list[str]]) -> dict[str, str]:
-    """The labels whose value is in a vocabulary of the model."""
-    return {name: value for name, value in labels.items() if value in vocabularies.get(name, ())}
-
-
 def shuffle_codes(codes: Codes, seed: int) -> Codes:
     """The same codes in random order, each level by itself: as many of each, but no melody."""
     random = torch.Generator().manual_seed(seed)
     levels = [level[torch.randperm(len(level), generator=random)] for level in codes.levels]
     return dataclasses.replace(codes, levels=levels)
-
-
-# --- figures ---------------------------------------------------------------------------------------
 
 
 def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed) -> dict[str, Any]:
@@ -157,48 +145,44 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: E
     if empty:
         raise ValueError(f"expected at least one piece of each set, found none of: {', '.join(empty)}")
     vectors = {name: [embed(piece.waveform, sample_rate) for piece in group] for name, group in sets.items()}
-    by_track = {name: list(_by_track(pieces, vectors[name]).values()) for name, pieces in sets.items()}
-    windows = {name: [np.concatenate(parts) for parts in tracks] for name, tracks in by_track.items()}
+    windows = {name: [np.concatenate(track) for track in _by_track(sets[name], vectors[name])] for name in sets}
+    reference = windows["held-out"]
+    n_windows, dim = sum(map(len, reference)), reference[0].shape[1]
+    n_components = min(MAX_COMPONENTS, dim, max(1, n_windows // WINDOWS_PER_COMPONENT))
+    statistics = {}
+    for name, group in sets.items():
+        found = [music_statistics(piece.waveform, sample_rate) for piece in group]
+        statistics[name] = {key: _mean_over_tracks(group, [figures[key] for figures in found]) for key in found[0]}
     return {
         "sets": {
             name: {"pieces": len(group), "tracks": len(windows[name]), "windows": sum(map(len, windows[name]))}
             for name, group in sets.items()
         },
-        "frechet": _distances(windows),
-        "statistics": {name: _statistics(pieces, sample_rate) for name, pieces in sets.items()},
+        "frechet": {
+            "n_components": n_components,
+            "floor": frechet_floor(reference, n_components),
+            "distances": {
+                name: frechet_estimate(tracks, reference, n_components)
+                for name, tracks in windows.items()
+                if name != "held-out"
+            },
+        },
+        "statistics": statistics,
         "labels": label_accuracy(sets, vectors),
     }
 
 
-def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> dict[str, list[Any]]:
+def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> list[list[Any]]:
     """The values of all pieces of a track together."""
     tracks: dict[str, list[Any]] = {}
     for piece, value in zip(pieces, values, strict=True):
         tracks.setdefault(piece.track, []).append(value)
-    return tracks
+    return list(tracks.values())
 
 
-def _mean_over_tracks(pieces: Sequence[Piece], values: Sequence[float]) -> dict[str, float | None]:
+def _mean_over_tracks(pieces: Sequence[Piece], values: Sequence[float]) -> Estimate:
     """Mean and interval over tracks, each track with equal weight, because pieces of one track are alike."""
-    return mean_estimate([float(np.mean(track)) for track in _by_track(pieces, values).values()]).to_json()
-
-
-def _distances(windows: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
-    reference = windows["held-out"]
-    n_windows, dim = sum(map(len, reference)), reference[0].shape[1]
-    n_components = min(MAX_COMPONENTS, dim, max(1, n_windows // WINDOWS_PER_COMPONENT))
-    distances = {
-        name: frechet_estimate(tracks, reference, n_components).to_json()
-        for name, tracks in windows.items()
-        if name != "held-out"
-    }
-    floor = frechet_floor(reference, n_components)
-    return {"n_components": n_components, "floor": floor, "distances": distances}
-
-
-def _statistics(pieces: Sequence[Piece], sample_rate: int) -> dict[str, Any]:
-    found = [music_statistics(piece.waveform, sample_rate) for piece in pieces]
-    return {name: _mean_over_tracks(pieces, [statistics[name] for statistics in found]) for name in found[0]}
+    return mean_estimate([float(np.mean(track)) for track in _by_track(pieces, values)])
 
 
 def label_accuracy(
@@ -213,51 +197,32 @@ def label_accuracy(
     """
     report: dict[str, dict[str, Any]] = {}
     for name in sorted({name for piece in sets["generated"] for name in piece.labels}):
-        training = [
-            (piece.labels[name], windows)
-            for piece, windows in zip(sets["training"], vectors["training"], strict=True)
-            if name in piece.labels
-        ]
-        values = sorted({value for value, _ in training})
-        if len(values) < 2:
+        labelled = {
+            group: [pair for pair in zip(sets[group], vectors[group], strict=True) if name in pair[0].labels]
+            for group in ("training", "held-out", "generated")
+        }
+        counts = Counter(piece.labels[name] for piece, _ in labelled["training"])
+        if len(counts) < 2:
             continue
-        majority = max(values, key=[value for value, _ in training].count)
-        classifier = _train_classifier(training)
-        report[name] = {"values": values}
+        majority = max(sorted(counts), key=counts.__getitem__)
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(
+            np.concatenate([windows for _, windows in labelled["training"]]),
+            [piece.labels[name] for piece, windows in labelled["training"] for _ in windows],
+        )
+        report[name] = {"values": sorted(counts)}
         for group in ("held-out", "generated"):
-            pairs = zip(sets[group], vectors[group], strict=True)
-            known = [(piece, windows) for piece, windows in pairs if piece.labels.get(name) in values]
+            known = [(piece, windows) for piece, windows in labelled[group] if piece.labels[name] in counts]
             if known:
-                report[name][group] = _accuracy(classifier, known, name, majority)
+                pieces = [piece for piece, _ in known]
+                likeliest = [classifier.predict_log_proba(windows).mean(axis=0).argmax() for _, windows in known]
+                values = classifier.classes_[likeliest]
+                right = [float(p.labels[name] == value) for p, value in zip(pieces, values, strict=True)]
+                report[name][group] = {
+                    "pieces": len(pieces),
+                    "accuracy": _mean_over_tracks(pieces, right),
+                    "majority": float(np.mean([piece.labels[name] == majority for piece in pieces])),
+                }
     return report
-
-
-def _train_classifier(examples: Sequence[tuple[str, np.ndarray]]) -> Pipeline:
-    values = [value for value, windows in examples for _ in windows]
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return classifier.fit(np.concatenate([windows for _, windows in examples]), values)
-
-
-def _accuracy(
-    classifier: Pipeline, pieces: Sequence[tuple[Piece, np.ndarray]], name: str, majority: str
-) -> dict[str, Any]:
-    expected = [piece.labels[name] for piece, _ in pieces]
-    right: list[float] = []
-    for value, (_, windows) in zip(expected, pieces, strict=True):
-        likeliest = classifier.predict_log_proba(windows).mean(axis=0).argmax()
-        right.append(float(classifier.classes_[likeliest] == value))
-    of_value: dict[str, list[float]] = {value: [] for value in sorted(set(expected))}
-    for value, is_right in zip(expected, right, strict=True):
-        of_value[value].append(is_right)
-    return {
-        "pieces": len(pieces),
-        "accuracy": _mean_over_tracks([piece for piece, _ in pieces], right),
-        "majority": expected.count(majority) / len(expected),
-        "accuracy_of_value": {value: float(np.mean(found)) for value, found in of_value.items()},
-    }
-
-
-# --- tables ----------------------------------------------------------------------------------------
 
 
 def print_tables(report: dict[str, Any]) -> None:
@@ -265,28 +230,19 @@ def print_tables(report: dict[str, Any]) -> None:
     frechet, sets, statistics = report["frechet"], report["sets"], report["statistics"]
     distances = sorted(frechet["distances"].items(), key=lambda item: item[1]["mean"])
     floor = "too little music" if frechet["floor"] is None else frechet["floor"]
+    rows = [[name, *sets[name].values(), distance] for name, distance in distances]
     print_table(
         "distance from the held-out music",
         ["set", "pieces", "tracks", "windows", "Fréchet distance"],
-        [
-            *([name, *sets[name].values(), distance] for name, distance in distances),
-            ["floor: held-out, halves", *sets["held-out"].values(), floor],
-        ],
+        [*rows, ["floor: held-out, halves", *sets["held-out"].values(), floor]],
         f"musicnn, first {frechet['n_components']} principal components of the held-out music",
     )
     print_table(
         "what the music is like, mean over tracks ± 95 % confidence",
         ["", *statistics],
-        [[words(name), *(group[name] for group in statistics.values())] for name in statistics["held-out"]],
+        [[key.replace("_", " "), *(s[key] for s in statistics.values())] for key in statistics["held-out"]],
     )
     for name, label in report["labels"].items():
-        groups = [group for group in ("held-out", "generated") if group in label]
-        print_table(
-            f"label {name}, as a classifier recognises it",
-            [name, "pieces", "accuracy", "majority", *label["values"]],
-            [
-                [group, label[group]["pieces"], label[group]["accuracy"], label[group]["majority"]]
-                + [label[group]["accuracy_of_value"].get(value, "") for value in label["values"]]
-                for group in groups
-            ],
-        )
+        rows = [[group, *label[group].values()] for group in ("held-out", "generated") if group in label]
+        title = f"label {name}, as a classifier recognises it: {', '.join(label['values'])}"
+        print_table(title, ["set", "pieces", "accuracy", "majority"], rows)
