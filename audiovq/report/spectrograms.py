@@ -8,7 +8,6 @@ from pathlib import Path
 
 import librosa.display
 import numpy as np
-import torch
 import torchaudio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,13 +65,10 @@ def draw_mel(axis: Axes, waveform: Tensor, sample_rate: int) -> None:
     mono = waveform.float().mean(dim=0)
     n_fft = max(256, 1 << round(np.log2(sample_rate * 0.093)))
     hop = max(1, -(-len(mono) // WIDTH))  # one column a pixel
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(mono, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
-    filters = torchaudio.functional.melscale_fbanks(
-        n_fft // 2 + 1, 0.0, sample_rate / 2, N_MELS, sample_rate, norm="slaney", mel_scale="slaney"
+    mel = torchaudio.transforms.MelSpectrogram(  # librosa's loads slowly
+        sample_rate, n_fft, None, hop, n_mels=N_MELS, pad_mode="constant", norm="slaney", mel_scale="slaney"
     )
-    power = filters.T @ spectrum.abs().square()  # [mels, columns]; librosa's melspectrogram loads slowly
-    decibels = (10 * power.clamp(min=1e-10).log10()).numpy()
+    decibels = (10 * mel(mono).clamp(min=1e-10).log10()).numpy()  # [mels, columns]
     scale = {"x_axis": "time", "y_axis": "mel", "vmin": DECIBELS[0], "vmax": DECIBELS[1], "cmap": "magma"}
     librosa.display.specshow(decibels, sr=sample_rate, hop_length=hop, ax=axis, **scale)
     axis.set_xlim(0, waveform.shape[1] / sample_rate)  # the last frame ends after the music
