@@ -1,6 +1,6 @@
 """Is generated music like the music that the model learned from? The command is `audiovq eval --generated`.
 
-Distances, statistics and label accuracy of generated pieces are reported with the same figures of real music.
+Distances and statistics of generated pieces are reported with the same figures of real music.
 """
 
 from __future__ import annotations
@@ -8,14 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from audiovq.api.generator import Generator
@@ -43,7 +40,6 @@ class Piece:
 
     waveform: Tensor  # float [channels, samples]
     track: str
-    labels: Mapping[str, str] = field(default_factory=dict)  # of the track, or requested for the piece
 
 
 def evaluate_generated(model: str, data: str | None, n: int, seconds: float, seed: int = 0) -> dict[str, Any]:
@@ -102,7 +98,7 @@ def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[
             start = int((track.samples - length) * (k / (n_here - 1) if n_here > 1 else 0.5))
             path, channels = music.folder / track.path, tokenizer.config.channels
             waveform, _ = audio.read_audio(path, tokenizer.sample_rate, channels, start, length)
-            found.append(Piece(waveform, track.path, track.labels))
+            found.append(Piece(waveform, track.path))
     return found
 
 
@@ -116,7 +112,7 @@ def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float
     pieces = []
     for i, (labels, count) in enumerate(combinations.items()):
         waveforms = generator.sample(seconds, seed + i, count, labels=dict(labels), progress=True)
-        pieces += [Piece(wave, f"generated-{i}-{k}", dict(labels)) for k, wave in enumerate(waveforms)]
+        pieces += [Piece(wave, f"generated-{i}-{k}") for k, wave in enumerate(waveforms)]
     return pieces
 
 
@@ -139,13 +135,14 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: E
             distance between halves of the held-out music. Sets should be of like size, because few windows
             raise the distance.
         statistics: the mean of `music_statistics` over the tracks of each set, with `ci95`.
-        labels: see `label_accuracy`.
     """
     empty = [name for name, pieces in sets.items() if not pieces]
     if empty:
         raise ValueError(f"expected at least one piece of each set, found none of: {', '.join(empty)}")
-    vectors = {name: [embed(piece.waveform, sample_rate) for piece in group] for name, group in sets.items()}
-    windows = {name: [np.concatenate(track) for track in _by_track(sets[name], vectors[name])] for name in sets}
+    windows = {}
+    for name, group in sets.items():
+        vectors = [embed(piece.waveform, sample_rate) for piece in group]
+        windows[name] = [np.concatenate(track) for track in _by_track(group, vectors)]
     reference = windows["held-out"]
     n_windows, dim = sum(map(len, reference)), reference[0].shape[1]
     n_components = min(MAX_COMPONENTS, dim, max(1, n_windows // WINDOWS_PER_COMPONENT))
@@ -168,7 +165,6 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: E
             },
         },
         "statistics": statistics,
-        "labels": label_accuracy(sets, vectors),
     }
 
 
@@ -185,48 +181,8 @@ def _mean_over_tracks(pieces: Sequence[Piece], values: Sequence[float]) -> Estim
     return mean_estimate([float(np.mean(track)) for track in _by_track(pieces, values)])
 
 
-def label_accuracy(
-    sets: Mapping[str, Sequence[Piece]], vectors: Mapping[str, Sequence[np.ndarray]]
-) -> dict[str, dict[str, Any]]:
-    """Does a classifier that is trained on real music recognise the labels of generated pieces?
-
-    The classifier is a logistic regression on the standardised embeddings of the windows of "training"
-    tracks. A piece gets the value that is likeliest over all its windows. The accuracy on "held-out" tracks
-    says how reliable the classifier is, that on "generated" pieces how well the model follows its labels.
-    `majority` is the accuracy of always choosing the commonest value of the training tracks.
-    """
-    report: dict[str, dict[str, Any]] = {}
-    for name in sorted({name for piece in sets["generated"] for name in piece.labels}):
-        labelled = {
-            group: [pair for pair in zip(sets[group], vectors[group], strict=True) if name in pair[0].labels]
-            for group in ("training", "held-out", "generated")
-        }
-        counts = Counter(piece.labels[name] for piece, _ in labelled["training"])
-        if len(counts) < 2:
-            continue
-        majority = max(sorted(counts), key=counts.__getitem__)
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(
-            np.concatenate([windows for _, windows in labelled["training"]]),
-            [piece.labels[name] for piece, windows in labelled["training"] for _ in windows],
-        )
-        report[name] = {"values": sorted(counts)}
-        for group in ("held-out", "generated"):
-            known = [(piece, windows) for piece, windows in labelled[group] if piece.labels[name] in counts]
-            if known:
-                pieces = [piece for piece, _ in known]
-                likeliest = [classifier.predict_log_proba(windows).mean(axis=0).argmax() for _, windows in known]
-                values = classifier.classes_[likeliest]
-                right = [float(p.labels[name] == value) for p, value in zip(pieces, values, strict=True)]
-                report[name][group] = {
-                    "pieces": len(pieces),
-                    "accuracy": _mean_over_tracks(pieces, right),
-                    "majority": float(np.mean([piece.labels[name] == majority for piece in pieces])),
-                }
-    return report
-
-
 def print_tables(report: dict[str, Any]) -> None:
-    """Print distances, statistics and label accuracy of all sets."""
+    """Print distances and statistics of all sets."""
     frechet, sets, statistics = report["frechet"], report["sets"], report["statistics"]
     distances = sorted(frechet["distances"].items(), key=lambda item: item[1]["mean"])
     floor = "too little music" if frechet["floor"] is None else frechet["floor"]
@@ -242,7 +198,3 @@ def print_tables(report: dict[str, Any]) -> None:
         ["", *statistics],
         [[key.replace("_", " "), *(s[key] for s in statistics.values())] for key in statistics["held-out"]],
     )
-    for name, label in report["labels"].items():
-        rows = [[group, *label[group].values()] for group in ("held-out", "generated") if group in label]
-        title = f"label {name}, as a classifier recognises it: {', '.join(label['values'])}"
-        print_table(title, ["set", "pieces", "accuracy", "majority"], rows)

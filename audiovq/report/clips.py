@@ -64,12 +64,11 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
         kind, waveforms, sounds = _encode(waveforms, rates, max_bytes - n_clips * PICTURE_BYTES)
         peak = max((float(waveform.abs().max()) for waveform in waveforms), default=0.0) or 1.0
         for clip, waveform, gain, sound in zip(clips, waveforms, gains, sounds, strict=True):
-            picture = spectrogram_picture(waveform, clip["sample_rate"])
+            picture, clip["ticks"] = spectrogram_picture(waveform, clip["sample_rate"])
             clip["seconds"] = waveform.shape[1] / clip["sample_rate"]
             clip["is_excerpt"] = clip["seconds"] < clip["whole_seconds"] - 0.05
             clip |= {"gain": gain, "silent": gain.loudness == -math.inf, "audio": data_uri(f"audio/{kind}", sound)}
-            clip |= {"spectrogram": data_uri("image/webp", picture.webp), "ticks": picture.ticks}
-            clip["outline"] = outline(waveform / peak)
+            clip |= {"spectrogram": data_uri("image/webp", picture), "outline": outline(waveform / peak)}
             bar.advance(1, clip["path"].name)
     longest = max((clip["seconds"] for clip in clips), default=0.0)
     return clips, {"format": kind, "bytes": sum(len(clip["audio"]) for clip in clips), "excerpt_seconds": longest}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import librosa.display
@@ -18,12 +17,6 @@ from audiovq.utils.files import atomic_file
 N_MELS, WIDTH, HEIGHT = 128, 720, 144  # pixels, of a picture without axes
 DECIBELS = (-50, 40)  # of the darkest and the brightest colour
 TICKS = (200, 500, 1000, 2000, 5000, 10000, 20000)  # Hz, that may label the frequency axis
-
-
-@dataclass(frozen=True)
-class Picture:
-    webp: bytes
-    ticks: list[tuple[int, float]]  # Hz, and the height in the picture from 0 (bottom) to 1 (top)
 
 
 def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path) -> None:
@@ -43,8 +36,14 @@ def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path
         figure.savefig(temporary, dpi=80, format="png")
 
 
-def spectrogram_picture(waveform: Tensor, sample_rate: int) -> Picture:
-    """A spectrogram without axes, for a page that draws them; float [channels, samples]."""
+def spectrogram_picture(waveform: Tensor, sample_rate: int) -> tuple[bytes, list[tuple[int, float]]]:
+    """A spectrogram without axes, for a page that draws them.
+
+    Args:
+        waveform: float [channels, samples].
+    Returns:
+        The picture as WebP, and ticks: Hz, and the height in the picture from 0 (bottom) to 1 (top).
+    """
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
     axis = figure.add_axes((0, 0, 1, 1))
     draw_mel(axis, waveform, sample_rate)
@@ -57,7 +56,7 @@ def spectrogram_picture(waveform: Tensor, sample_rate: int) -> Picture:
             ticks.append((hertz, height))
     file = io.BytesIO()
     figure.savefig(file, format="webp", pil_kwargs={"quality": 72, "method": 4})
-    return Picture(file.getvalue(), ticks)
+    return file.getvalue(), ticks
 
 
 def draw_mel(axis: Axes, waveform: Tensor, sample_rate: int) -> None:
