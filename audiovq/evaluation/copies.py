@@ -85,7 +85,8 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
                     places = np.append(_counted(piece, measure), len(piece))
                     track = _track_symbols(shards, training[run.track], depth)
                     track_start = _counted(track, measure)[run.track_start]
-                    row |= _times(places[run.start], places[run.start + run.length], track_start, run.track, shards)
+                    start, end = places[[run.start, run.start + run.length]]
+                    row |= _times(start, end, track_start, run.track, shards)
                 report["runs"].append(row)
     return reports
 
@@ -177,7 +178,7 @@ def _blocks(tracks: Iterable[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray
 
 
 def window_hashes(symbols: np.ndarray, n: int) -> np.ndarray:
-    """A hash of each window of `n` symbols, uint64; that of the window at k is Σ symbols[k + i] · RUN_BASE ** i."""
+    """A hash of each window of `n` symbols, uint64; that at k is Σ symbols[k + i] · RUN_BASE ** i."""
     if len(symbols) < n:
         return np.zeros(0, dtype=np.uint64)
     bases = np.full((2, len(symbols)), [[RUN_BASE], [pow(RUN_BASE, -1, 2**64)]], dtype=np.uint64)

@@ -144,7 +144,13 @@ class MusicEmbedding:
         load_weights(network, data)
         self.network = network.to(self.device).eval()
         self.mel = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, N_FFT, None, STFT_HOP, n_mels=N_MELS, pad_mode="constant", norm="slaney", mel_scale="slaney"
+            SAMPLE_RATE,
+            N_FFT,
+            hop_length=STFT_HOP,
+            n_mels=N_MELS,
+            pad_mode="constant",
+            norm="slaney",
+            mel_scale="slaney",
         ).to(self.device)
 
     @torch.inference_mode()

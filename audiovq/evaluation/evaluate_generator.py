@@ -108,7 +108,8 @@ def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float
     combinations: Counter[tuple[tuple[str, str], ...]] = Counter()  # of labels that the model knows
     for i in range(n):
         labels = tracks[i * len(tracks) // n].labels if tracks else {}
-        combinations[tuple(sorted((k, value) for k, value in labels.items() if value in known.get(k, ())))] += 1
+        mine = [(name, value) for name, value in labels.items() if value in known.get(name, ())]
+        combinations[tuple(sorted(mine))] += 1
     pieces = []
     for i, (labels, count) in enumerate(combinations.items()):
         waveforms = generator.sample(seconds, seed + i, count, labels=dict(labels), progress=True)
@@ -149,7 +150,7 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: E
     statistics = {}
     for name, group in sets.items():
         found = [music_statistics(piece.waveform, sample_rate) for piece in group]
-        statistics[name] = {key: _mean_over_tracks(group, [figures[key] for figures in found]) for key in found[0]}
+        statistics[name] = {key: _mean_over_tracks(group, [each[key] for each in found]) for key in found[0]}
     return {
         "sets": {
             name: {"pieces": len(group), "tracks": len(windows[name]), "windows": sum(map(len, windows[name]))}

@@ -125,6 +125,7 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
     summary = []
     for n_levels in range(1, len(levels) + 1):
         group = [row for row in rows if row["levels"] == n_levels]
+        names = [name for name in group[0] if name not in NOT_A_FIGURE]
         seconds = sum(row["seconds"] for row in group)
         n_codes = sum(level["n_codes"] for level in levels[:n_levels])
         entropy = sum(level["n_codes"] * level["entropy_bits"] for level in levels[:n_levels])
@@ -132,7 +133,7 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
             "levels": n_levels,
             "n_tracks": len(group),
             "seconds": seconds,
-            **{name: mean_estimate([row[name] for row in group]) for name in group[0] if name not in NOT_A_FIGURE},
+            **{name: mean_estimate([row[name] for row in group]) for name in names},
             "kbps": n_codes * math.log2(codes.codebook_size) / seconds / 1000,
             "entropy_kbps": entropy / seconds / 1000,
         })  # fmt: skip

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 MIN_WIDTH = 165  # characters: tables keep their columns where the output is no terminal
-Estimate = dict[str, float | None]  # `mean`, and `ci95`: the half-width of its 95 % confidence interval or None
+Estimate = dict[str, float | None]  # `mean`, and `ci95`: the half-width of its 95 % confidence interval
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean over tracks with Student's interval, mean ± t(0.975, n − 1) · s / √n; without one for a single track.
+    """The mean over tracks with Student's interval, mean ± t(0.975, n − 1) · s / √n; None for a single track.
 
     Source: Student 1908, Biometrika 6:1.
     """

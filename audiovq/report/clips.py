@@ -55,7 +55,7 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
     with ProgressBar("report", 2 * n_clips) as bar:
         for clip in (clip for group in groups for clip in group.clips):
             facts, waveform = _load(clip, seconds)
-            clips.append({"id": f"clip-{len(clips)}", "name": clip.name, "note": clip.note, "path": clip.path, **facts})
+            clips.append({"id": f"clip-{len(clips)}", **facts})
             waveforms.append(waveform)
             bar.advance(1, clip.path.name)
         rates = [clip["sample_rate"] for clip in clips]
@@ -67,11 +67,13 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
             picture, clip["ticks"] = spectrogram_picture(waveform, clip["sample_rate"])
             clip["seconds"] = waveform.shape[1] / clip["sample_rate"]
             clip["is_excerpt"] = clip["seconds"] < clip["whole_seconds"] - 0.05
-            clip |= {"gain": gain, "silent": gain.loudness == -math.inf, "audio": data_uri(f"audio/{kind}", sound)}
+            clip |= {"gain": gain, "silent": gain.loudness == -math.inf}
+            clip |= {"audio": data_uri(f"audio/{kind}", sound)}
             clip |= {"spectrogram": data_uri("image/webp", picture), "outline": outline(waveform / peak)}
             bar.advance(1, clip["path"].name)
     longest = max((clip["seconds"] for clip in clips), default=0.0)
-    return clips, {"format": kind, "bytes": sum(len(clip["audio"]) for clip in clips), "excerpt_seconds": longest}
+    n_bytes = sum(len(clip["audio"]) for clip in clips)
+    return clips, {"format": kind, "bytes": n_bytes, "excerpt_seconds": longest}
 
 
 def _load(clip: Clip, seconds: float) -> tuple[dict[str, Any], Tensor]:
@@ -82,7 +84,8 @@ def _load(clip: Clip, seconds: float) -> tuple[dict[str, Any], Tensor]:
     wanted = clip.sample_rate or info.sample_rate
     rate = next((rate for rate in RATES if rate >= wanted), RATES[-1])
     waveform, _ = audio.read_audio(clip.path, rate, min(info.channels, 2), start, n_samples)
-    return {"start": start / info.sample_rate, "whole_seconds": info.seconds, "sample_rate": rate}, waveform
+    facts = {"name": clip.name, "note": clip.note, "path": clip.path, "start": start / info.sample_rate}
+    return {**facts, "whole_seconds": info.seconds, "sample_rate": rate}, waveform
 
 
 def _encode(waveforms: list[Tensor], rates: list[int], max_bytes: int) -> tuple[str, list[Tensor], list[bytes]]:
@@ -96,12 +99,14 @@ def _encode(waveforms: list[Tensor], rates: list[int], max_bytes: int) -> tuple[
             soundfile.write(file, waveform.T.numpy(), rate, format=kind, **settings)
             sounds.append(file.getvalue())
         n_bytes = sum(4 * (len(sound) // 3 + 1) for sound in sounds)
-        longest = max((wave.shape[1] / rate for wave, rate in zip(waveforms, rates, strict=True)), default=0.0)
+        lengths = [waveform.shape[1] / rate for waveform, rate in zip(waveforms, rates, strict=True)]
+        longest = max(lengths, default=0.0)
         if n_bytes <= max_bytes or longest <= SHORTEST_SECONDS:
             return kind, waveforms, sounds
         if kind == "mp3":
             seconds = max(SHORTEST_SECONDS, 0.95 * longest * max_bytes / n_bytes)
-            waveforms = [wave[:, : round(seconds * rate)] for wave, rate in zip(waveforms, rates, strict=True)]
+            ends = [round(seconds * rate) for rate in rates]
+            waveforms = [waveform[:, :end] for waveform, end in zip(waveforms, ends, strict=True)]
         kind = "mp3"
 
 

@@ -81,13 +81,14 @@ def data_facts(model: Path) -> dict[str, Any] | None:
     report = read_if_there(model / "data" / "report.json")
     if report is None:
         return None
+    n_copies = len(report["duplicates"])
     rates = [f"{count} at {int(rate):,} Hz" for rate, count in report["sample_rates"].items()]
     counts = {
         "Folder": report["folder"],
         "Tracks": f"{report['train_tracks']} for training, {report['valid_tracks']} held out",
         "Length": f"{report['hours'] * 60:.1f} minutes",
         "Rates": ", ".join(rates),
-        "Set aside": f"{report['quarantined'] or 'no'} files, {len(report['duplicates']) or 'none'} of them copies",
+        "Set aside": f"{report['quarantined'] or 'no'} files, {n_copies or 'none'} of them copies",
         "Mostly silent": f"{len(report['mostly_silent']) or 'no'} tracks",
         "Clipped": f"{len(report['clipped']) or 'no'} tracks",
     }
