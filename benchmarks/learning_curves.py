@@ -4,7 +4,7 @@
     python benchmarks/learning_curves.py runs/default --other runs/again   # another run of the recipe
 
 For a prior: bits per second of audio on held-out windows at each evaluation, then on all held-out codes, next to
-an untrained network, a unigram model and a bigram model. For a tokenizer: loss and mel term of held-out crops.
+an untrained network and a unigram model. For a tokenizer: loss and mel term of held-out crops.
 `--other` compares the training losses of the steps that both runs logged.
 """
 
@@ -56,8 +56,8 @@ def priors(run: Path) -> str:
     shards = Shards(codes_place(run))
     report = json.loads((run / "report.json").read_text())
     lines = [
-        "| level | parameters, M | untrained | unigram | bigram | prior | of unigram |",
-        "|---|---|---|---|---|---|---|",
+        "| level | parameters, M | untrained | unigram | prior | of unigram |",
+        "|---|---|---|---|---|---|",
     ]
     total: dict[str, float] = {}
     for level, folder in enumerate(api.prior_folders(run)):
@@ -68,7 +68,6 @@ def priors(run: Path) -> str:
                 "bits_per_second"
             ],
             "unigram": statistics["unigram_bits_per_code"] * rate,
-            "bigram": statistics["bigram_bits_per_code"] * rate,
             "prior": statistics["bits_per_second"],
         }
         total = {name: total.get(name, 0.0) + value for name, value in found.items()}

@@ -1,7 +1,7 @@
 """Opus at its lowest rates and a tokenizer, on the same music and with the same metrics.
 
     python benchmarks/opus.py samples --seconds 10                        # the bundled model
-    python benchmarks/opus.py DIR --model runs/mine --kbps 6 12 24 --perceptual
+    python benchmarks/opus.py DIR --model runs/mine --kbps 6 12 24
 
 For a fair comparison, both get the same excerpt (the middle of each track) at the tokenizer's sample rate and
 channels, and their output is compared at that rate. Opus works at 48 kHz, so the excerpt is resampled for it and
@@ -28,9 +28,8 @@ from audiovq import Tokenizer, api
 from audiovq.data import audio
 from audiovq.data.resampling import resample
 from audiovq.data.tracks import find_audio
-from audiovq.evaluation.confidence import mean_estimate
-from audiovq.evaluation.metrics import METRICS, compare
-from audiovq.evaluation.perceptual import check_installed, perceptual_score
+from audiovq.evaluation.metrics import compare
+from audiovq.evaluation.tables import cell, mean_estimate
 from audiovq.utils.progress import track as progress
 
 OPUS_RATE = 48000
@@ -79,11 +78,8 @@ def excerpts(folder: Path, tokenizer: Tokenizer, seconds: float) -> list[Tensor]
     return found
 
 
-def judge(
-    music: list[Tensor], tokenizer: Tokenizer, rates: list[float], perceptual: bool
-) -> dict[str, list[dict[str, float]]]:
+def judge(music: list[Tensor], tokenizer: Tokenizer, rates: list[float]) -> dict[str, list[dict[str, float]]]:
     """Metrics and kbps of each track, for each coder."""
-    metrics = METRICS | ({"perceptual_score": perceptual_score} if perceptual else {})
     sample_rate = tokenizer.sample_rate
     rows: dict[str, list[dict[str, float]]] = {}
     for source in progress(music, "judge", len(music)):
@@ -94,7 +90,7 @@ def judge(
             coded[f"tokenizer, {k} of {len(codes.levels)} levels"] = tokenizer.decode(codes, k), kbps
         coded |= {f"Opus at {kbps:g} kbps": opus(source, sample_rate, kbps) for kbps in rates}
         for name, (waveform, kbps) in coded.items():
-            rows.setdefault(name, []).append({"kbps": kbps, **compare(waveform, source, sample_rate, metrics)})
+            rows.setdefault(name, []).append({"kbps": kbps, **compare(waveform, source, sample_rate)})
     return rows
 
 
@@ -104,18 +100,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=api.bundled_model())
     parser.add_argument("--kbps", type=float, nargs="+", default=[6, 8, 12, 16, 24])
     parser.add_argument("--seconds", type=float, default=30.0, help="of each track, from its middle")
-    parser.add_argument("--perceptual", action="store_true")
     arguments = parser.parse_args()
-    if arguments.perceptual:
-        check_installed()
     tokenizer = Tokenizer.from_pretrained(arguments.model)
     music = excerpts(arguments.data, tokenizer, arguments.seconds)
-    rows = judge(music, tokenizer, arguments.kbps, arguments.perceptual)
+    rows = judge(music, tokenizer, arguments.kbps)
     names = list(next(iter(rows.values()))[0])
     table = Table("", *(name.replace("_", " ") for name in names))
     table.title = f"{len(music)} excerpts at {tokenizer.sample_rate} Hz, mean ± 95 % confidence"
     for coder, group in rows.items():
-        table.add_row(coder, *(str(mean_estimate([row[name] for row in group])) for name in names))
+        table.add_row(coder, *(cell(mean_estimate([row[name] for row in group])) for name in names))
     Console(width=150).print(table)
 
 

@@ -78,7 +78,7 @@ def test_only_selects_the_music_of_the_priors(tiny_recipe: Path, tmp_path: Path)
     only = ("--set", "codes.only=['track-1*', 'track-3.wav']")
     assert cli("train", tiny_recipe, "--out", tmp_path / "run", *only, *stages).exit_code == 0
     index = Shards(tmp_path / "run" / "codes").index
-    found = [(split, track.path) for split in ("train", "valid") for track in index.of(split)]
+    found = [(split, track.path) for split in ("train", "valid") for track in index.tracks.of(split)]
     assert found == [("train", "track-1.wav"), ("valid", "track-3.wav")]
     assert len(Scan.load(tmp_path / "run" / "data").tracks) == 4, "the tokenizer learned from all"
     train, held_out = training_and_held_out_music(tmp_path / "run", "run", None)

@@ -11,11 +11,9 @@ import torch
 from conftest import assert_one_line_error, cli, tones
 
 from audiovq.data.codes import Codes
-from audiovq.evaluation import perceptual
-from audiovq.evaluation.confidence import Estimate, mean_estimate
 from audiovq.evaluation.evaluate_tokenizer import Reconstruction, evaluate_tracks
 from audiovq.evaluation.metrics import METRICS, mel_distance, si_sdr
-from audiovq.evaluation.perceptual import perceptual_score
+from audiovq.evaluation.tables import cell, mean_estimate
 
 RATE = 16000
 
@@ -69,11 +67,12 @@ def test_students_interval_holds_the_mean_in_95_of_100_cases() -> None:
     held = 0
     for sample in samples:
         estimate = mean_estimate(list(sample))
-        assert estimate.half_width is not None
-        held += abs(estimate.value) <= estimate.half_width
+        assert estimate["mean"] is not None
+        assert estimate["ci95"] is not None
+        held += abs(estimate["mean"]) <= estimate["ci95"]
     assert held / 2000 == pytest.approx(0.95, abs=0.015)
-    assert mean_estimate([3.0]) == Estimate(3.0, None)
-    assert str(mean_estimate([1.0, 2.0, 3.0])) == "2.000 ± 2.484"
+    assert mean_estimate([3.0]) == {"mean": 3.0, "ci95": None}
+    assert cell(mean_estimate([1.0, 2.0, 3.0])) == "2.000 ± 2.484"
 
 
 def test_eval_prints_tables_and_json(tiny_run: Path, tmp_path: Path) -> None:
@@ -100,18 +99,5 @@ def test_eval_prints_tables_and_json(tiny_run: Path, tmp_path: Path) -> None:
         assert [old[name] for name in METRICS] == [new[name] for name in METRICS]
 
 
-def test_without_the_extra_one_line_says_how_to_get_it(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "zimtohrli", None)
-    assert_one_line_error(cli("eval", tiny_run, "--perceptual"), "pip install 'audiovq[perceptual]'")
-
-
-def test_the_perceptual_score_orders_what_the_ear_orders(tiny_run: Path) -> None:
-    pytest.importorskip("zimtohrli", reason="the extra audiovq[perceptual] is not installed")
-    music = torch.from_numpy(np.ascontiguousarray(tones(3, RATE, channels=2).T))
-    quiet, loud = (music + a * torch.randn_like(music) for a in (1e-3, 1e-1))
-    assert perceptual_score(music, music, RATE) == pytest.approx(5, abs=0.01)
-    assert 4.9 > perceptual_score(quiet, music, RATE) > perceptual_score(loud, music, RATE) + 0.5
-    assert (
-        1 <= perceptual_score(music[:, :100], music[:, :100], RATE) <= 5
-    )  # a track's last window may be this short: zimtohrli alone would crash
-    assert cli("eval", tiny_run, "--perceptual").exit_code == 0
+def test_the_removed_opinion_score_is_one_line(tiny_run: Path) -> None:
+    assert_one_line_error(cli("eval", tiny_run, "--perceptual"), "--perceptual no longer exists")

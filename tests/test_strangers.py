@@ -245,11 +245,11 @@ def first_format(folder: Path) -> dict[str, Any]:
     (lambda c: c["tracks"][0].update(path="/etc/passwd"), "expected one within the music folder"),
     (lambda c: c["tracks"][0].update(path="C:\\windows\\x"), "expected one within the music folder"),
     (lambda c: c["tracks"][0].update(path=7), "path: expected a valid string"),
-    (lambda c: c["tracks"][0].update(offsets=[-1, 0, 0]), "track 0: offsets.0: expected greater than or equal to 0"),
-    (lambda c: c["tracks"][0].update(lengths=[10**9, 1, 1]), "track 0: expected codes within its shard"),
+    (lambda c: c["tracks"][0].update(offsets=[-1, 0, 0]), "offsets.0: expected greater than or equal to 0"),
+    (lambda c: c["tracks"][0].update(lengths=[10**9, 1, 1]), "track 0: expected its line and codes within their files"),
     (lambda c: c["tracks"][0].update(lengths=[1, 1]), "damaged"),
     (lambda c: c["tracks"][0].update(shard="../../x"), "damaged"),
-    (lambda c: c["tracks"][0].update(shard=5), "expected codes within its shard"),
+    (lambda c: c["tracks"][0].update(shard=5), "expected its line and codes"),
     (lambda c: c["tracks"][0].update(n_samples=-5), "n_samples: expected greater than 0"),
     (lambda c: c.update(n_shards="../x"), "n_shards"), (lambda c: c.update(n_shards=10**9), "n_shards"),
     (lambda c: c.update(n_shards=10**5), "shard missing"), (lambda c: c.update(chroma=7), "chroma"),
@@ -265,11 +265,11 @@ def test_absurd_shard_indexes_are_refused(tiny_run: Path, tmp_path: Path, change
 
 
 @pytest.mark.parametrize(("change", "word"), [
-    (lambda table: table[:, :-1], "expected whole numbers [4, 11], found int64 [4, 10]"),
-    (lambda table: table.astype(np.float64), "expected whole numbers [4, 11], found float64"),
-    (lambda table: table - 1, "shard: expected greater than or equal to 0"),
-    (lambda table: table[:-1], "expected whole numbers [4, 11], found int64 [3, 11]"),
-    (lambda table: np.add(table, [0, 0, 0, 0, 0, 2**62, 0, 0, 2**62, 0, 0]), "expected codes within its shard"),
+    (lambda table: table[:, :-1], "expected int64 [tracks, 11], found int64 [4, 10]"),
+    (lambda table: table.astype(np.float64), "expected int64 [tracks, 11], found float64"),
+    (lambda table: table - 1, "track 0: expected its line and codes"),
+    (lambda table: table[:-1], "expected 4 tracks, found 3"),
+    (lambda table: np.add(table, [0, 0, 0, 0, 0, 2**62, 0, 0, 2**62, 0, 0]), "expected its line and codes"),
 ])  # fmt: skip
 def test_absurd_tables_of_tracks_are_refused(
     tiny_run: Path, tmp_path: Path, change: Callable[[Any], Any], word: str

@@ -11,6 +11,16 @@ from audiovq.tokenizer.streaming import StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 
 
+def checked(waveform: Tensor) -> Tensor:
+    """[samples] or [channels, samples] -> float32 [channels, samples]; ValueError for anything else."""
+    waveform = waveform[None] if waveform.ndim == 1 else waveform
+    if waveform.ndim != 2:
+        raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(waveform.shape)}")
+    if not waveform.isfinite().all():
+        raise ValueError("waveform: expected finite samples, found NaN or infinity")
+    return waveform.float()
+
+
 class ResamplingEncoder:
     """Resamples and downmixes a waveform in blocks, and encodes it. Made by `Tokenizer.stream`.
 
@@ -42,12 +52,7 @@ class ResamplingEncoder:
         Raises:
             ValueError: wrong shape, or samples that are not finite.
         """
-        block = block[None] if block.ndim == 1 else block
-        if block.ndim != 2:
-            raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(block.shape)}")
-        if not block.isfinite().all():
-            raise ValueError("waveform: expected finite samples, found NaN or infinity")
-        mixed = downmix(block.float(), self.channels)
+        mixed = downmix(checked(block), self.channels)
         # A copy, because the caller may use the block's memory again.
         return self._encode(self.resampler.push(mixed.to(self.encoder.device, copy=True)))
 

@@ -9,7 +9,6 @@ from audiovq.cli.options import FOLDER, json_option, write_json
 @argument("model", type=FOLDER)
 @argument("data", type=FOLDER, required=False)
 @json_option
-@option("--perceptual", is_flag=True, help="Add a mean opinion score; needs the extra audiovq[perceptual].")
 @option("--generated", type=int, metavar="N", help="Compare N generated pieces with real music instead.")
 @option("--seconds", type=float, default=20.0, show_default=True, help="Length of each generated piece.")
 @option("--seed", type=IntRange(min=0), default=0, show_default=True, help="Seed of the generated pieces.")
@@ -17,7 +16,6 @@ def evaluate(
     model: str,
     data: str | None,
     json_file: str | None,
-    perceptual: bool,
     generated: int | None,
     seconds: float,
     seed: int,
@@ -29,7 +27,7 @@ def evaluate(
     from audiovq.evaluation import evaluate_generator, evaluate_tokenizer
 
     if generated is None:
-        report = evaluate_tokenizer.evaluate_model(model, data, perceptual)
+        report = evaluate_tokenizer.evaluate_model(model, data)
         print_tables = evaluate_tokenizer.print_tables
     else:
         report = evaluate_generator.evaluate_generated(model, data, generated, seconds, seed)

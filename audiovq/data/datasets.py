@@ -137,7 +137,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         self.infill_codes, self.infill_rate = infill_codes, infill_rate
         if chroma and not shards.index.chroma:
             raise ValueError(f"{shards.folder}: no chroma; delete the folder and run the codes stage again")
-        self.tracks = shards.index.of(split)
+        self.tracks = shards.index.tracks.of(split)
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
         self.label_indices = {
@@ -145,7 +145,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         }
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
-        lengths = np.array([track.lengths[level] for track in self.tracks], dtype=np.float64)
+        lengths = self.tracks.lengths(level).astype(np.float64)
         self.ends = np.cumsum(lengths) / lengths.sum()
 
     def __len__(self) -> int:
@@ -227,5 +227,9 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 
 def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
     """The sorted values of each label in the training tracks. (Their indices start at 1; 0 is unknown.)"""
-    tracks = shards.index.of("train")
-    return {name: sorted({track.labels[name] for track in tracks if name in track.labels}) for name in names}
+    values: dict[str, set[str]] = {name: set() for name in names}
+    for labels in shards.index.tracks.of("train").labels() if names else ():
+        for name in names:
+            if name in labels:
+                values[name].add(labels[name])
+    return {name: sorted(found) for name, found in values.items()}

@@ -1,4 +1,4 @@
-"""Token shards: the codes of a data set in a few files, which are memory-mapped.
+"""Token shards: the codes of a data set in a few files, which are memory-mapped and open fast at any size.
 
 shard-00000-level-0.npy …   one file per level: codes of many tracks in a row, uint16 or int32
 shard-00000-chroma.npy      one pitch class per top code, if the data set has chroma
@@ -10,10 +10,9 @@ index.json                  format and tokenizer, the size of every file, CRC-32
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -53,6 +52,71 @@ class ShardTrack:
     lengths: tuple[NonNegativeInt, ...]  # codes, a level
 
 
+class TrackTable(Sequence[ShardTrack]):
+    """The tracks of tracks.jsonl and tracks.npy. Both stay on the disk; a track is built, and checked, on access.
+
+    Args:
+        columns: int64 [n_tracks, N_COLUMNS + 2 · n_levels].
+        rows: int64, which tracks of them; None for all.
+    """
+
+    def __init__(self, lines: np.ndarray, columns: np.ndarray, rows: np.ndarray | None = None):
+        self.lines, self.columns = lines, columns
+        self.rows = np.arange(len(columns)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> ShardTrack:  # type: ignore[override] - no slices
+        start, n_bytes, shard, split, n_samples, *places = self.columns[self.rows[i]].tolist()
+        facts = parse_line(self.lines[start : start + n_bytes].tobytes()) or {}
+        half = len(places) // 2
+        where = {"offsets": tuple(places[:half]), "lengths": tuple(places[half:])}
+        return checked_track(**facts | {"n_samples": n_samples, "shard": shard, "split": SPLITS[split], **where})
+
+    def of(self, split: str | None) -> TrackTable:
+        """The tracks of one split; all for None."""
+        if split is None:
+            return self
+        mine = self.columns[self.rows, 3] == SPLITS.index(split)
+        return TrackTable(self.lines, self.columns, self.rows[mine])
+
+    def labels(self) -> Iterator[dict[str, str]]:
+        """The labels of each track; much faster than building all tracks."""
+        for start, n_bytes in self.columns[self.rows, :2].tolist():
+            yield (parse_line(self.lines[start : start + n_bytes].tobytes()) or {}).get("labels", {})
+
+    def lengths(self, level: int) -> np.ndarray:
+        """The number of codes of each track at a level, int64 [n_tracks]."""
+        n_levels = (self.columns.shape[1] - N_COLUMNS) // 2
+        return self.columns[self.rows, N_COLUMNS + n_levels + level]
+
+
+def checked_track(**facts: Any) -> ShardTrack:
+    """A track from any source; ValueError if it cannot be one."""
+    try:
+        track = ShardTrack(**facts)
+    except (TypeError, ValidationError) as error:
+        wrong = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": error, "input": facts}
+        place = ".".join(map(str, wrong["loc"]))
+        message = str(wrong["msg"]).replace("Input should be", "expected")
+        raise ValueError(f"a track: {place}: {message}, found {wrong['input']!r:.60}") from None
+    check_relative(track.path)
+    return track
+
+
+def table_of(tracks: Sequence[ShardTrack], n_levels: int) -> TrackTable:
+    """A table of these tracks."""
+    lines, columns = bytearray(), []
+    for track in tracks:
+        line = json_line({key: getattr(track, key) for key in ("path", "sha256", "split", "labels")})
+        place = [len(lines), len(line), track.shard, SPLITS.index(track.split), track.n_samples]
+        columns.append([*place, *track.offsets, *track.lengths])
+        lines += line
+    table = np.array(columns, dtype=np.int64).reshape(-1, N_COLUMNS + 2 * n_levels)
+    return TrackTable(np.frombuffer(bytes(lines), np.uint8), table)
+
+
 @dataclass
 class ShardIndex:
     """What all tracks have in common, and the tracks."""
@@ -63,17 +127,13 @@ class ShardIndex:
     codebook_size: int
     chroma: bool = False  # whether the shards also have pitch classes, see `data/chroma.py`
     n_shards: int = 0
-    tracks: list[ShardTrack] = field(default_factory=list)
+    tracks: TrackTable = field(default_factory=lambda: table_of([], 0))
 
     @property
     def names(self) -> list[str]:
         """The file names of all shards."""
         kinds = [f"level-{level}" for level in range(len(self.hop_lengths))] + ["chroma"] * self.chroma
         return [f"shard-{shard:05d}-{kind}.npy" for shard in range(self.n_shards) for kind in kinds]
-
-    def of(self, split: str | None) -> list[ShardTrack]:
-        """The tracks of one split; all for None."""
-        return [track for track in self.tracks if split in (None, track.split)]
 
 
 class _IndexFile(Layout):
@@ -188,11 +248,7 @@ class Shards:
         names = self.index.names
         shown = progress(names, "download codes", len(names)) if storage.is_url(folder) else names
         self._arrays = {name: self._open(name) for name in shown}
-        rows = list(self._table(file)) if file.tracks is None else file.tracks
-        try:
-            self.index.tracks = [self._track(row, i) for i, row in enumerate(rows)]
-        except (TypeError, ValueError) as error:
-            raise self._damaged("index.json" if file.tracks else "tracks.npy", error) from None
+        self.index.tracks = self._read_tracks(file)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker process opens its own; pickling a mapped array would copy it."""
@@ -218,48 +274,46 @@ class Shards:
         except (OSError, EOFError, ValueError) as error:
             raise self._damaged(name, error) from None
 
-    def _table(self, file: _IndexFile) -> Iterator[dict[str, Any]]:
-        """The fields of each `ShardTrack`."""
-        contents, n_levels = {}, len(file.hop_lengths)
-        for name in TABLES:
-            try:
-                contents[name] = self._path(name).read_bytes()
-                if zlib.crc32(contents[name]) != file.crc32.get(name):
-                    raise ValueError("its checksum is wrong")
-            except (OSError, ValueError) as error:
-                raise self._damaged(name, error) from None
-        lines = contents["tracks.jsonl"].splitlines()
+    def _read_tracks(self, file: _IndexFile) -> TrackTable:
+        """The table of tracks, whose codes are all within their shards."""
+        name, n_levels = "index.json", len(file.hop_lengths)
         try:
-            columns = np.load(io.BytesIO(contents["tracks.npy"]), allow_pickle=False)
-            expected, found = [len(lines), N_COLUMNS + 2 * n_levels], list(columns.shape)
-            if found != expected or columns.dtype != np.int64:
-                raise ValueError(f"expected whole numbers {expected}, found {columns.dtype} {found}")
-        except (EOFError, ValueError) as error:
-            raise self._damaged("tracks.npy", error) from None
-        for line, (_, _, shard, _, n_samples, *where) in zip(lines, columns.tolist(), strict=True):
-            place = {"shard": shard, "offsets": tuple(where[:n_levels]), "lengths": tuple(where[n_levels:])}
-            yield {**(parse_line(line) or {}), "n_samples": n_samples, **place}
+            if file.tracks is not None:  # the first format
+                tracks = [checked_track(**t | {k: tuple(t[k]) for k in ("offsets", "lengths")}) for t in file.tracks]
+                table = table_of(tracks, n_levels)
+            else:
+                for name in TABLES:
+                    if zlib.crc32(self._path(name).read_bytes()) != file.crc32.get(name):
+                        raise ValueError("its checksum is wrong")
+                lines = np.memmap(self._path(TABLES[0]), np.uint8, "r") if file.n_tracks else np.zeros(0, np.uint8)
+                table = TrackTable(lines, np.load(self._path(TABLES[1]), mmap_mode="r", allow_pickle=False))
+                if len(table) != file.n_tracks:
+                    raise ValueError(f"expected {file.n_tracks} tracks, found {len(table)}")
+            self._check_places(table.columns, len(table.lines), n_levels)
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(name, error) from None
+        return table
 
-    def _track(self, row: Any, i: int) -> ShardTrack:
-        """Raises ValueError if its codes are not within its shard."""
-        try:
-            track = ShardTrack(**row)
-            check_relative(track.path)
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            place = ".".join(map(str, wrong["loc"]))
-            message = wrong["msg"].replace("Input should be", "expected")
-            raise ValueError(f"track {i}: {place}: {message}, found {wrong['input']!r:.60}") from None
-        n_levels = len(self.index.hop_lengths)
-        fits = track.shard < self.index.n_shards and len(track.offsets) == len(track.lengths) == n_levels
-        if fits:
-            arrays = [self._array(track, f"level-{level}") for level in range(n_levels)]
-            fits = all(o + n <= len(a) for o, n, a in zip(track.offsets, track.lengths, arrays, strict=True))
-        if fits and self.index.chroma:
-            fits = track.offsets[0] + track.lengths[0] <= len(self._array(track, "chroma"))
-        if not fits:
-            raise ValueError(f"track {i}: expected codes within its shard, found others")
-        return track
+    def _check_places(self, columns: np.ndarray, n_bytes: int, n_levels: int) -> None:
+        """Raises ValueError if a track's line or codes are outside of their files."""
+        if columns.ndim != 2 or columns.shape[1] != N_COLUMNS + 2 * n_levels or columns.dtype != np.int64:
+            expected = f"int64 [tracks, {N_COLUMNS + 2 * n_levels}]"
+            raise ValueError(f"expected {expected}, found {columns.dtype} {list(columns.shape)}")
+        start, size, shard, split, n_samples = columns[:, :N_COLUMNS].T
+        offsets, lengths = columns[:, N_COLUMNS : N_COLUMNS + n_levels], columns[:, N_COLUMNS + n_levels :]
+        fits = (start >= 0) & (size >= 0) & (start + size <= n_bytes) & (split >= 0) & (split < len(SPLITS))
+        fits &= (n_samples > 0) & (shard >= 0) & (shard < self.index.n_shards)
+        fits &= (offsets >= 0).all(axis=1) & (lengths >= 0).all(axis=1)
+        if fits.all() and len(columns):
+            kinds = [f"level-{level}" for level in range(n_levels)]
+            arrays = [
+                [len(self._arrays[f"shard-{i:05d}-{kind}.npy"]) for kind in kinds] for i in range(self.index.n_shards)
+            ]
+            fits &= (offsets + lengths <= np.array(arrays)[shard]).all(axis=1)
+        if not fits.all():
+            raise ValueError(
+                f"track {int(np.argmin(fits))}: expected its line and codes within their files, found others"
+            )
 
     def _array(self, track: ShardTrack, kind: str) -> np.ndarray:
         return self._arrays[f"shard-{track.shard:05d}-{kind}.npy"]

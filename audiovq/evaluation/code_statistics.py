@@ -21,7 +21,7 @@ MAX_WINDOWS, BATCH_SIZE = 1 << 14, 8
 def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
     """How often each code occurs in one split or in all: int64 [codebook_size] for each level."""
     index = shards.index
-    tracks = index.of(split)
+    tracks = index.tracks.of(split)
     counted = [np.zeros(index.codebook_size, dtype=np.int64) for _ in index.hop_lengths]
     for track in progress(tracks, "count codes", len(tracks)):
         for level, counts in enumerate(counted):
@@ -75,7 +75,7 @@ def held_out_bits(
     level, context = spec.level, c.transformer.context // spec.ratio * spec.ratio
     inputs = {"seed": 0, **c.extra_inputs}
     data = CodeWindows(shards, split, level, context, c.context_codes, spec.vocabularies, **inputs)
-    n_windows = np.array([-(-track.lengths[level] // context) for track in data.tracks])
+    n_windows = -(-data.tracks.lengths(level) // context)
     windows = list(spread(n_windows, max_windows))
     nll, n_codes = 0.0, 0
     device = prior.head.weight.device

@@ -1,155 +1,229 @@
-"""The copy report: the longest runs that a piece shares with the training tracks, compared with chance."""
+"""The longest passages that a piece shares with the training tracks, compared with chance.
+
+A passage is a run of symbols that occurs in a piece and in a track. A symbol stands for the time of one code
+of level 0: that code alone ("top"), or with all finer codes of its time ("all"). Passages are compared by
+"length", symbol by symbol, and by "changes", where a symbol that is held counts once, however long: a held
+chord or silence makes a long run that means little.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from audiovq.data.codes import Codes
-from audiovq.data.shards import Shards, ShardTrack, spread
-from audiovq.evaluation import shared_runs
-from audiovq.evaluation.shared_runs import Longest, SharedRun, longest_runs
+from audiovq.data.shards import ShardIndex, Shards, ShardTrack, spread
 
+SHORTEST = 5  # symbols; a shorter run is not reported
 MAX_STRETCHES = 100  # of the held-out tracks
+BLOCK_SYMBOLS = 1 << 20  # of tracks, searched at once
+# Odd numbers whose powers weight symbols in hashes modulo 2 ** 64.
+SYMBOL_BASE, RUN_BASE = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+
+
+@dataclass(frozen=True)
+class Run:
+    """Symbols [start, start + length) of a piece, and as many of a track from `track_start` on."""
+
+    length: int
+    start: int
+    track: int
+    track_start: int
+
+
+NOTHING = Run(0, 0, 0, 0)
 
 
 def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]]:
     """Find the longest runs that pieces share with the training tracks, and with which probability by chance.
 
-    A symbol stands for the time of one code of level 0: that code alone ("top"), or with all finer codes of
-    its time ("all"). To tell chance from copying, held-out tracks are cut into stretches of the length of a
-    piece, each half a stretch after the one before, and searched in the same way.
+    To tell chance from copying, held-out tracks are cut into stretches of the length of a piece, each half a
+    stretch after the one before, and searched in the same way.
 
     Args:
         pieces: all of one length.
         shards: codes of the run; shifted copies of its tracks are searched, too.
     Returns:
         For each piece `seconds`, `n_stretches` and `runs`. A run has
-        symbols, kind, by: which symbols, which kind of run and which measure (see `shared_runs`);
+        symbols, by: "top" or "all", "length" or "changes";
+        length: of the longest run in symbols, 0 if it is below SHORTEST;
         p: the share of held-out stretches, the piece counted in, whose run is at least as long, and
         held_out_95: what 95 % of these stretches reach at most; both None if no held-out track is so long;
-        if anything is shared, length, changes, distinct, equal_share, seconds, start_seconds (in the
-        piece), track and track_seconds (in the track).
+        if anything is shared, seconds, start_seconds (in the piece), track and track_seconds (in the track).
     Raises:
         ValueError: codes of another tokenizer, or no training tracks.
     """
-    training = _training_tracks(pieces[0], shards)
+    index, training = shards.index, shards.index.tracks.of("train")
+    if pieces[0].tokenizer_hash != index.tokenizer_hash:
+        raise ValueError(
+            f"{shards.folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of "
+            f"another ({pieces[0].tokenizer_hash[:12]}); encode the audio with the model of that run"
+        )
+    if not training:
+        raise ValueError(f"{shards.folder}: no training tracks among the codes")
     reports: list[dict[str, Any]] = [{"seconds": piece.seconds, "runs": []} for piece in pieces]
     n_levels = len(pieces[0].levels)
     for name, depth in (("top", 1), ("all", n_levels))[:n_levels]:
-        symbols = [_symbols([level.numpy() for level in piece.levels[:depth]], shards) for piece in pieces]
+        symbols = [symbols_of([level.numpy() for level in piece.levels[:depth]], index) for piece in pieces]
         stretches = list(_held_out_stretches(shards, depth, len(symbols[0])))
-        tracks = (_track_symbols(shards, track, depth) for track in training)
-        found = longest_runs([*symbols, *stretches], tracks)
-        by_chance = found[len(pieces) :]
-        for report, piece, longest in zip(reports, symbols, found, strict=False):
-            report["n_stretches"] = len(stretches)
-            for kind, measure in itertools.product(shared_runs.KINDS, shared_runs.MEASURES):
-                row = {"symbols": name, "kind": kind, "by": measure}
-                row |= _chance(longest, by_chance, kind, measure)
-                run = longest.get((kind, measure))
-                report["runs"].append(row | (_describe(run, piece, training, shards) if run else {}))
+        for measure in ("length", "changes"):
+            searched = [piece[_counted(piece, measure)] for piece in (*symbols, *stretches)]
+            tracks = (_track_symbols(shards, track, depth) for track in training)
+            found = longest_runs(searched, (track[_counted(track, measure)] for track in tracks))
+            by_chance = [run.length for run in found[len(pieces) :]]
+            for report, piece, run in zip(reports, symbols, found, strict=False):
+                report["n_stretches"] = len(stretches)
+                row = {"symbols": name, "by": measure, "length": run.length, "p": None, "held_out_95": None}
+                if stretches:
+                    n_as_long = sum(length >= run.length for length in by_chance)
+                    row["p"] = (1 + n_as_long) / (1 + len(stretches))
+                    row["held_out_95"] = float(np.quantile(by_chance, 0.95))
+                if run.length:
+                    places = np.append(_counted(piece, measure), len(piece))
+                    track = _track_symbols(shards, training[run.track], depth)
+                    track_start = _counted(track, measure)[run.track_start]
+                    start, end = places[[run.start, run.start + run.length]]
+                    row |= _times(start, end, track_start, run.track, shards)
+                report["runs"].append(row)
     return reports
 
 
-def _training_tracks(piece: Codes, shards: Shards) -> list[ShardTrack]:
-    index, folder = shards.index, shards.folder
-    if piece.tokenizer_hash != index.tokenizer_hash:
-        raise ValueError(
-            f"{folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of "
-            f"another ({piece.tokenizer_hash[:12]}); encode the audio with the model of that run"
-        )
-    training = index.of("train")
-    if not training:
-        raise ValueError(f"{folder}: no training tracks among the codes")
-    return training
-
-
-def symbols_of(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], missing: int) -> np.ndarray:
-    """One symbol for each code of level 0: the code itself, or a hash of the codes of all levels.
+def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:
+    """One symbol for each code of level 0: the code itself, or a hash of the codes of all given levels.
 
     Args:
         levels: int [n_codes] each, coarse to fine.
-        hop_lengths: of the levels.
-        missing: stands for finer codes beyond the end of a piece.
     Returns:
-        int64 [n_codes of level 0].
+        int64 [n_codes of level 0], 0 or more.
     """
     n_top = len(levels[0])
-    if len(levels) == 1:
-        return levels[0].astype(np.int64)
     hashes = np.zeros(n_top, dtype=np.uint64)
-    for level, hop_length in zip(levels, hop_lengths, strict=False):
-        ratio = hop_lengths[0] // hop_length
-        padded = np.pad(level, (0, n_top * ratio - len(level)), constant_values=missing)
+    for level, hop_length in zip(levels, index.hop_lengths, strict=False):
+        ratio = index.hop_lengths[0] // hop_length
+        # A piece may end before its last code of level 0 does; codebook_size stands for the missing codes.
+        padded = np.pad(level, (0, n_top * ratio - len(level)), constant_values=index.codebook_size)
         for codes in padded.reshape(n_top, ratio).T:
-            hashes = shared_runs.mix(hashes, codes)
-    return (hashes >> np.uint64(1)).astype(np.int64)
-
-
-def _symbols(levels: Sequence[np.ndarray], shards: Shards) -> np.ndarray:
-    return symbols_of(levels, shards.index.hop_lengths, shards.index.codebook_size)
+            hashes = hashes * SYMBOL_BASE + codes.astype(np.uint64)
+    return (hashes & np.uint64(2**63 - 1)).astype(np.int64)
 
 
 def _track_symbols(shards: Shards, track: ShardTrack, n_levels: int) -> np.ndarray:
-    return _symbols([shards.codes(track, level) for level in range(n_levels)], shards)
+    return symbols_of([shards.codes(track, level) for level in range(n_levels)], shards.index)
 
 
 def _held_out_stretches(shards: Shards, n_levels: int, n: int) -> Iterator[np.ndarray]:
     """At most MAX_STRETCHES stretches of `n` symbols, evenly spread over the held-out tracks."""
-    held_out, step = shards.index.of("valid"), max(1, n // 2)
-    n_stretches = np.array([max(0, (track.lengths[0] - n) // step + 1) for track in held_out])
+    held_out, step = shards.index.tracks.of("valid"), max(1, n // 2)
+    n_stretches = np.maximum(0, (held_out.lengths(0) - n) // step + 1)  # in each track
     for track, k in spread(n_stretches, MAX_STRETCHES):
         yield _track_symbols(shards, held_out[track], n_levels)[k * step : k * step + n]
 
 
-def _chance(longest: Longest, by_chance: Sequence[Longest], kind: str, measure: str) -> dict[str, Any]:
-    """How often runs of held-out stretches are as long as that of a piece."""
-    found = [runs.get((kind, measure)) for runs in (longest, *by_chance)]
-    value, *others = (getattr(run, measure) if run else 0 for run in found)
-    if not others:
-        return {"p": None, "held_out_95": None}
-    n_as_long = sum(other >= value for other in others)
-    return {"p": (1 + n_as_long) / (1 + len(others)), "held_out_95": float(np.quantile(others, 0.95))}
+def _counted(symbols: np.ndarray, measure: str) -> np.ndarray:
+    """The indices of the symbols that count: all, or those that differ from the one before."""
+    if measure == "length":
+        return np.arange(len(symbols))
+    return np.flatnonzero(np.append(True, np.diff(symbols)))[: len(symbols)]
 
 
-def _describe(run: SharedRun, piece: np.ndarray, training: list[ShardTrack], shards: Shards) -> dict[str, Any]:
-    index, track = shards.index, training[run.track]
-    code_seconds = index.hop_lengths[0] / index.sample_rate
+def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> list[Run]:
+    """Find the longest run that each piece shares with any of the tracks; its length is 0 below SHORTEST.
+
+    Windows of a piece are looked up by their hashes among the sorted ones of the tracks. Each match is
+    extended to its end, and what is found must be surpassed by longer windows, until there are none.
+    Memory is that of BLOCK_SYMBOLS symbols and the pieces, however many tracks there are.
+
+    Args:
+        pieces, tracks: int [n] each, symbols from 0 on.
+    """
+    longest = [NOTHING] * len(pieces)
+    for first_track, block in _blocks(tracks):
+        begins = np.cumsum([0, *(len(track) + 1 for track in block)])  # a track ends with -1
+        symbols = np.concatenate([np.append(track, -1) for track in block])
+        wanted = {i: max(SHORTEST, run.length + 1) for i, run in enumerate(longest)}
+        while wanted:
+            n = min(wanted.values())
+            hashes = window_hashes(symbols, n)
+            order = np.argsort(hashes)
+            hashes = hashes[order]
+            for i in [i for i, length in wanted.items() if length == n]:
+                mine = window_hashes(pieces[i], n)
+                nearest = np.minimum(np.searchsorted(hashes, mine), len(hashes) - 1)
+                starts = np.flatnonzero(hashes[nearest] == mine) if len(hashes) else []
+                matches = [(_n_equal(pieces[i][k:], symbols[order[nearest[k]] :]), k) for k in starts]
+                length, start = max(matches, default=(0, 0))
+                if length < n:
+                    del wanted[i]
+                    continue
+                place = order[nearest[start]]
+                track = int(np.searchsorted(begins, place, side="right")) - 1
+                longest[i] = Run(length, int(start), first_track + track, int(place - begins[track]))
+                wanted[i] = length + 1
+    return longest
+
+
+def _blocks(tracks: Iterable[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The number of the first track, and tracks with about BLOCK_SYMBOLS symbols."""
+    first_track, waiting = 0, []
+    for number, track in enumerate(tracks):
+        waiting.append(track)
+        if sum(map(len, waiting)) >= BLOCK_SYMBOLS:
+            yield first_track, waiting
+            first_track, waiting = number + 1, []
+    if waiting:
+        yield first_track, waiting
+
+
+def window_hashes(symbols: np.ndarray, n: int) -> np.ndarray:
+    """A hash of each window of `n` symbols, uint64; that at k is Σ symbols[k + i] · RUN_BASE ** i."""
+    if len(symbols) < n:
+        return np.zeros(0, dtype=np.uint64)
+    bases = np.full((2, len(symbols)), [[RUN_BASE], [pow(RUN_BASE, -1, 2**64)]], dtype=np.uint64)
+    bases[:, 0] = 1
+    powers, inverse_powers = np.cumprod(bases, axis=1)
+    sums = np.append(np.uint64(0), np.cumsum(symbols.astype(np.uint64) * powers))
+    return (sums[n:] - sums[:-n]) * inverse_powers[: len(symbols) - n + 1]
+
+
+def _n_equal(a: np.ndarray, b: np.ndarray) -> int:
+    """How many symbols are equal before the first difference."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
+
+
+def _times(start: int, end: int, track_start: int, number: int, shards: Shards) -> dict[str, Any]:
+    """Symbols [start, end) of a piece and those from `track_start` on in a training track, in seconds."""
+    index, training = shards.index, shards.index.tracks.of("train")
+    track, code_seconds = training[number], index.hop_lengths[0] / index.sample_rate
     # The shifted copies of a track follow it. They lack its first samples, so their codes are later in it.
-    first = run.track
-    while first and training[first - 1].path == track.path:
-        first -= 1
-    shift_seconds = (training[first].n_samples - track.n_samples) / index.sample_rate
+    while number and training[number - 1].path == track.path:
+        number -= 1
+    shift_seconds = (training[number].n_samples - track.n_samples) / index.sample_rate
     return {
-        "length": run.length,
-        "changes": run.changes,
-        "distinct": len(np.unique(piece[run.start : run.start + run.length])),
-        "equal_share": run.equal / run.length,
-        "seconds": run.length * code_seconds,
-        "start_seconds": run.start * code_seconds,
+        "seconds": float((end - start) * code_seconds),
+        "start_seconds": float(start * code_seconds),
         "track": track.path,
-        "track_seconds": run.track_start * code_seconds + shift_seconds,
+        "track_seconds": float(track_start * code_seconds + shift_seconds),
     }
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """The report as text, a line for each run."""
-    lines, shortest = [], {"exact": shared_runs.SEED, "near": shared_runs.NEAR_SYMBOLS}
+    lines = []
     for row in report["runs"]:
-        name = f"{row['symbols']:3} {row['kind']:5} by {row['by']:7}"
-        if "track" not in row:
-            lines.append(f"{name}  none of {shortest[row['kind']]} codes or more")
+        name = f"{row['symbols']} by {row['by']:7}"
+        if not row["length"]:
+            lines.append(f"{name}  none of {SHORTEST} codes or more")
             continue
         chance = "no held-out track is as long as the piece"
         if row["p"] is not None:
             chance = f"p = {row['p']:.3f}, 95 % of held-out stretches reach at most {row['held_out_95']:g}"
         lines.append(
-            f"{name}  {row['length']} codes, {row['changes']} changes, {row['distinct']} distinct, "
-            f"{row['equal_share']:.0%} equal, {row['seconds']:.2f} s: at {row['start_seconds']:.2f} s "
-            f"as {row['track']} at {row['track_seconds']:.2f} s; {chance}"
+            f"{name}  {row['length']} codes, {row['seconds']:.2f} s: at {row['start_seconds']:.2f} s as "
+            f"{row['track']} at {row['track_seconds']:.2f} s; {chance}"
         )
     return lines

@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import pooch
 import torch
+import torchaudio
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,9 +143,15 @@ class MusicEmbedding:
         network = Musicnn()
         load_weights(network, data)
         self.network = network.to(self.device).eval()
-        filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS)
-        self.filters = torch.from_numpy(filters).to(self.device)
-        self.window = torch.hann_window(N_FFT, device=self.device)
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            SAMPLE_RATE,
+            N_FFT,
+            hop_length=STFT_HOP,
+            n_mels=N_MELS,
+            pad_mode="constant",
+            norm="slaney",
+            mel_scale="slaney",
+        ).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, waveform: Tensor, sample_rate: int, batch_size: int = 16) -> np.ndarray:
@@ -161,7 +167,7 @@ class MusicEmbedding:
             ValueError: less than 3 s of audio.
         """
         mono = resample(audio.downmix(waveform.float(), 1).to(self.device), sample_rate, SAMPLE_RATE)[0]
-        log_mel = self._log_mel(mono)  # [frames, 96]
+        log_mel = torch.log10(1 + 10000 * self.mel(mono).T)  # [frames, 96]
         n = len(log_mel) // PATCH_FRAMES
         if n == 0:
             seconds = waveform.shape[-1] / sample_rate
@@ -170,9 +176,3 @@ class MusicEmbedding:
             )
         patches = log_mel[: n * PATCH_FRAMES].view(n, PATCH_FRAMES, N_MELS)
         return torch.cat([self.network(part) for part in patches.split(batch_size)]).cpu().numpy()
-
-    def _log_mel(self, mono: Tensor) -> Tensor:  # [samples] -> [frames, mels]
-        window = self.window
-        spectrum = torch.stft(mono, N_FFT, STFT_HOP, window=window, pad_mode="constant", return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()  # [bins, frames]
-        return torch.log10(1 + 10000 * (self.filters @ power).T)

@@ -1,6 +1,6 @@
 """Is generated music like the music that the model learned from? The command is `audiovq eval --generated`.
 
-Distances, statistics and label accuracy of generated pieces are reported with the same figures of real music.
+Distances and statistics of generated pieces are reported with the same figures of real music.
 """
 
 from __future__ import annotations
@@ -8,14 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from audiovq.api.generator import Generator
@@ -23,12 +20,11 @@ from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.data.tracks import Scan
-from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.embedding import MusicEmbedding
 from audiovq.evaluation.frechet import frechet_estimate, frechet_floor
 from audiovq.evaluation.held_out import training_and_held_out_music
 from audiovq.evaluation.music_statistics import music_statistics
-from audiovq.evaluation.tables import print_table, words
+from audiovq.evaluation.tables import Estimate, mean_estimate, print_table
 from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import say
 
@@ -44,10 +40,6 @@ class Piece:
 
     waveform: Tensor  # float [channels, samples]
     track: str
-    labels: Mapping[str, str] = field(default_factory=dict)  # of the track, or requested for the piece
-
-
-# --- the sets of music -----------------------------------------------------------------------------
 
 
 def evaluate_generated(model: str, data: str | None, n: int, seconds: float, seed: int = 0) -> dict[str, Any]:
@@ -106,27 +98,23 @@ def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[
             start = int((track.samples - length) * (k / (n_here - 1) if n_here > 1 else 0.5))
             path, channels = music.folder / track.path, tokenizer.config.channels
             waveform, _ = audio.read_audio(path, tokenizer.sample_rate, channels, start, length)
-            found.append(Piece(waveform, track.path, track.labels))
+            found.append(Piece(waveform, track.path))
     return found
 
 
 def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float, seed: int) -> list[Piece]:
     """Generate `n` pieces with the labels of training tracks that are spread evenly over all of them."""
-    tracks = training.tracks
+    tracks, known = training.tracks, generator.labels
     combinations: Counter[tuple[tuple[str, str], ...]] = Counter()  # of labels that the model knows
     for i in range(n):
         labels = tracks[i * len(tracks) // n].labels if tracks else {}
-        combinations[tuple(sorted(known_labels(labels, generator.labels).items()))] += 1
+        mine = [(name, value) for name, value in labels.items() if value in known.get(name, ())]
+        combinations[tuple(sorted(mine))] += 1
     pieces = []
     for i, (labels, count) in enumerate(combinations.items()):
         waveforms = generator.sample(seconds, seed + i, count, labels=dict(labels), progress=True)
-        pieces += [Piece(wave, f"generated-{i}-{k}", dict(labels)) for k, wave in enumerate(waveforms)]
+        pieces += [Piece(wave, f"generated-{i}-{k}") for k, wave in enumerate(waveforms)]
     return pieces
-
-
-def known_labels(labels: Mapping[str, str], vocabularies: Mapping[str, list[str]]) -> dict[str, str]:
-    """The labels whose value is in a vocabulary of the model."""
-    return {name: value for name, value in labels.items() if value in vocabularies.get(name, ())}
 
 
 def shuffle_codes(codes: Codes, seed: int) -> Codes:
@@ -134,9 +122,6 @@ def shuffle_codes(codes: Codes, seed: int) -> Codes:
     random = torch.Generator().manual_seed(seed)
     levels = [level[torch.randperm(len(level), generator=random)] for level in codes.levels]
     return dataclasses.replace(codes, levels=levels)
-
-
-# --- figures ---------------------------------------------------------------------------------------
 
 
 def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed) -> dict[str, Any]:
@@ -151,142 +136,66 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: E
             distance between halves of the held-out music. Sets should be of like size, because few windows
             raise the distance.
         statistics: the mean of `music_statistics` over the tracks of each set, with `ci95`.
-        labels: see `label_accuracy`.
     """
     empty = [name for name, pieces in sets.items() if not pieces]
     if empty:
         raise ValueError(f"expected at least one piece of each set, found none of: {', '.join(empty)}")
-    vectors = {name: [embed(piece.waveform, sample_rate) for piece in group] for name, group in sets.items()}
-    by_track = {name: list(_by_track(pieces, vectors[name]).values()) for name, pieces in sets.items()}
-    windows = {name: [np.concatenate(parts) for parts in tracks] for name, tracks in by_track.items()}
+    windows = {}
+    for name, group in sets.items():
+        vectors = [embed(piece.waveform, sample_rate) for piece in group]
+        windows[name] = [np.concatenate(track) for track in _by_track(group, vectors)]
+    reference = windows["held-out"]
+    n_windows, dim = sum(map(len, reference)), reference[0].shape[1]
+    n_components = min(MAX_COMPONENTS, dim, max(1, n_windows // WINDOWS_PER_COMPONENT))
+    statistics = {}
+    for name, group in sets.items():
+        found = [music_statistics(piece.waveform, sample_rate) for piece in group]
+        statistics[name] = {key: _mean_over_tracks(group, [each[key] for each in found]) for key in found[0]}
     return {
         "sets": {
             name: {"pieces": len(group), "tracks": len(windows[name]), "windows": sum(map(len, windows[name]))}
             for name, group in sets.items()
         },
-        "frechet": _distances(windows),
-        "statistics": {name: _statistics(pieces, sample_rate) for name, pieces in sets.items()},
-        "labels": label_accuracy(sets, vectors),
+        "frechet": {
+            "n_components": n_components,
+            "floor": frechet_floor(reference, n_components),
+            "distances": {
+                name: frechet_estimate(tracks, reference, n_components)
+                for name, tracks in windows.items()
+                if name != "held-out"
+            },
+        },
+        "statistics": statistics,
     }
 
 
-def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> dict[str, list[Any]]:
+def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> list[list[Any]]:
     """The values of all pieces of a track together."""
     tracks: dict[str, list[Any]] = {}
     for piece, value in zip(pieces, values, strict=True):
         tracks.setdefault(piece.track, []).append(value)
-    return tracks
+    return list(tracks.values())
 
 
-def _mean_over_tracks(pieces: Sequence[Piece], values: Sequence[float]) -> dict[str, float | None]:
+def _mean_over_tracks(pieces: Sequence[Piece], values: Sequence[float]) -> Estimate:
     """Mean and interval over tracks, each track with equal weight, because pieces of one track are alike."""
-    return mean_estimate([float(np.mean(track)) for track in _by_track(pieces, values).values()]).to_json()
-
-
-def _distances(windows: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
-    reference = windows["held-out"]
-    n_windows, dim = sum(map(len, reference)), reference[0].shape[1]
-    n_components = min(MAX_COMPONENTS, dim, max(1, n_windows // WINDOWS_PER_COMPONENT))
-    distances = {
-        name: frechet_estimate(tracks, reference, n_components).to_json()
-        for name, tracks in windows.items()
-        if name != "held-out"
-    }
-    floor = frechet_floor(reference, n_components)
-    return {"n_components": n_components, "floor": floor, "distances": distances}
-
-
-def _statistics(pieces: Sequence[Piece], sample_rate: int) -> dict[str, Any]:
-    found = [music_statistics(piece.waveform, sample_rate) for piece in pieces]
-    return {name: _mean_over_tracks(pieces, [statistics[name] for statistics in found]) for name in found[0]}
-
-
-def label_accuracy(
-    sets: Mapping[str, Sequence[Piece]], vectors: Mapping[str, Sequence[np.ndarray]]
-) -> dict[str, dict[str, Any]]:
-    """Does a classifier that is trained on real music recognise the labels of generated pieces?
-
-    The classifier is a logistic regression on the standardised embeddings of the windows of "training"
-    tracks. A piece gets the value that is likeliest over all its windows. The accuracy on "held-out" tracks
-    says how reliable the classifier is, that on "generated" pieces how well the model follows its labels.
-    `majority` is the accuracy of always choosing the commonest value of the training tracks.
-    """
-    report: dict[str, dict[str, Any]] = {}
-    for name in sorted({name for piece in sets["generated"] for name in piece.labels}):
-        training = [
-            (piece.labels[name], windows)
-            for piece, windows in zip(sets["training"], vectors["training"], strict=True)
-            if name in piece.labels
-        ]
-        values = sorted({value for value, _ in training})
-        if len(values) < 2:
-            continue
-        majority = max(values, key=[value for value, _ in training].count)
-        classifier = _train_classifier(training)
-        report[name] = {"values": values}
-        for group in ("held-out", "generated"):
-            pairs = zip(sets[group], vectors[group], strict=True)
-            known = [(piece, windows) for piece, windows in pairs if piece.labels.get(name) in values]
-            if known:
-                report[name][group] = _accuracy(classifier, known, name, majority)
-    return report
-
-
-def _train_classifier(examples: Sequence[tuple[str, np.ndarray]]) -> Pipeline:
-    values = [value for value, windows in examples for _ in windows]
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return classifier.fit(np.concatenate([windows for _, windows in examples]), values)
-
-
-def _accuracy(
-    classifier: Pipeline, pieces: Sequence[tuple[Piece, np.ndarray]], name: str, majority: str
-) -> dict[str, Any]:
-    expected = [piece.labels[name] for piece, _ in pieces]
-    right: list[float] = []
-    for value, (_, windows) in zip(expected, pieces, strict=True):
-        likeliest = classifier.predict_log_proba(windows).mean(axis=0).argmax()
-        right.append(float(classifier.classes_[likeliest] == value))
-    of_value: dict[str, list[float]] = {value: [] for value in sorted(set(expected))}
-    for value, is_right in zip(expected, right, strict=True):
-        of_value[value].append(is_right)
-    return {
-        "pieces": len(pieces),
-        "accuracy": _mean_over_tracks([piece for piece, _ in pieces], right),
-        "majority": expected.count(majority) / len(expected),
-        "accuracy_of_value": {value: float(np.mean(found)) for value, found in of_value.items()},
-    }
-
-
-# --- tables ----------------------------------------------------------------------------------------
+    return mean_estimate([float(np.mean(track)) for track in _by_track(pieces, values)])
 
 
 def print_tables(report: dict[str, Any]) -> None:
-    """Print distances, statistics and label accuracy of all sets."""
+    """Print distances and statistics of all sets."""
     frechet, sets, statistics = report["frechet"], report["sets"], report["statistics"]
     distances = sorted(frechet["distances"].items(), key=lambda item: item[1]["mean"])
     floor = "too little music" if frechet["floor"] is None else frechet["floor"]
+    rows = [[name, *sets[name].values(), distance] for name, distance in distances]
     print_table(
         "distance from the held-out music",
         ["set", "pieces", "tracks", "windows", "Fréchet distance"],
-        [
-            *([name, *sets[name].values(), distance] for name, distance in distances),
-            ["floor: held-out, halves", *sets["held-out"].values(), floor],
-        ],
+        [*rows, ["floor: held-out, halves", *sets["held-out"].values(), floor]],
         f"musicnn, first {frechet['n_components']} principal components of the held-out music",
     )
     print_table(
         "what the music is like, mean over tracks ± 95 % confidence",
         ["", *statistics],
-        [[words(name), *(group[name] for group in statistics.values())] for name in statistics["held-out"]],
+        [[key.replace("_", " "), *(s[key] for s in statistics.values())] for key in statistics["held-out"]],
     )
-    for name, label in report["labels"].items():
-        groups = [group for group in ("held-out", "generated") if group in label]
-        print_table(
-            f"label {name}, as a classifier recognises it",
-            [name, "pieces", "accuracy", "majority", *label["values"]],
-            [
-                [group, label[group]["pieces"], label[group]["accuracy"], label[group]["majority"]]
-                + [label[group]["accuracy_of_value"].get(value, "") for value in label["values"]]
-                for group in groups
-            ],
-        )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +20,12 @@ from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.data.tracks import Scan
 from audiovq.evaluation.code_statistics import entropy_of_counts, usage
-from audiovq.evaluation.confidence import mean_estimate
 from audiovq.evaluation.held_out import held_out_music
 from audiovq.evaluation.metrics import METRICS, Metric, compare
-from audiovq.evaluation.perceptual import check_installed, perceptual_score
-from audiovq.evaluation.tables import print_table, words
+from audiovq.evaluation.tables import mean_estimate, print_table
 from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import track as progress
 
-T = TypeVar("T")
 Row = dict[str, Any]
 NOT_A_FIGURE = {"track", "levels", "seconds", "samples", "kbps"}  # columns without a mean in the summary
 
@@ -45,27 +42,23 @@ class Reconstruction:
     decode_seconds: list[float]  # how long decoding each prefix took
 
 
-def evaluate_model(model: str, data: str | None, perceptual: bool = False) -> dict[str, Any]:
+def evaluate_model(model: str, data: str | None) -> dict[str, Any]:
     """Evaluate the tokenizer of a model on a folder of music.
 
     Args:
         model: a run, a model folder or a hub id.
         data: a folder of music; default what the run held out.
-        perceptual: add a mean opinion score.
     Returns:
         The report of `evaluate_tracks`, with the model's name and the hash of its tokenizer.
     Raises:
-        ValueError: no such model, no music, or `perceptual` without the extra that it needs.
+        ValueError: no such model or no music.
     """
-    if perceptual:
-        check_installed()
     folder = resolve_model(model)
     tokenizer = Tokenizer.from_pretrained(folder)
     music = held_out_music(folder, model, data)
-    metrics = METRICS | ({"perceptual_score": perceptual_score} if perceptual else {})
     tokenizer.decode(tokenizer.encode(torch.zeros(tokenizer.sample_rate), tokenizer.sample_rate))  # warm up
     tracks = progress(reconstructions(tokenizer, music), "evaluate", len(music.tracks))
-    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks, metrics)}
+    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks)}
 
 
 def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstruction]:
@@ -73,19 +66,15 @@ def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstructio
     for track in music.tracks:
         path = music.folder / track.path
         source, rate = audio.read_audio(path, tokenizer.sample_rate, tokenizer.config.channels)
-        codes, encode_seconds = _timed(lambda source=source, rate=rate: tokenizer.encode(source, rate))
-        prefixes, decode_seconds = [], []
+        times = [time.perf_counter()]
+        codes = tokenizer.encode(source, rate)
+        times.append(time.perf_counter())
+        prefixes = []
         for n_levels in range(1, len(codes.levels) + 1):
-            waveform, seconds = _timed(lambda codes=codes, n=n_levels: tokenizer.decode(codes, n))
-            prefixes.append(waveform)
-            decode_seconds.append(seconds)
+            prefixes.append(tokenizer.decode(codes, n_levels))
+            times.append(time.perf_counter())
+        encode_seconds, *decode_seconds = np.diff(times).tolist()
         yield Reconstruction(track.path, source, prefixes, codes, encode_seconds, decode_seconds)
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    began = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - began
 
 
 def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metric] = METRICS) -> Row:
@@ -108,72 +97,58 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
         codes = track.codes
         found = [np.bincount(level.numpy(), minlength=codes.codebook_size) for level in codes.levels]
         counts = [a + b for a, b in zip(counts, found, strict=True)] if counts else found
-        rows += _track_rows(track, metrics)
+        for n_levels, waveform in enumerate(track.prefixes, start=1):
+            n_codes = sum(map(len, codes.levels[:n_levels]))
+            rows.append({
+                "track": track.track,
+                "levels": n_levels,
+                "seconds": codes.seconds,
+                "samples": codes.n_samples,
+                **compare(waveform, track.source, codes.sample_rate, metrics),
+                "kbps": n_codes * math.log2(codes.codebook_size) / codes.seconds / 1000,
+                "encode_speed": codes.seconds / track.encode_seconds,
+                "decode_speed": codes.seconds / track.decode_seconds[n_levels - 1],
+            })  # fmt: skip
     if codes is None:
         raise ValueError("expected at least one track to evaluate, found none")
-    rates = [codes.sample_rate / hop_length for hop_length in codes.hop_lengths]
-    levels = [_level_row(level, n, rates[level]) for level, n in enumerate(counts)]
-    summary = [_summary_row(n, rows, levels, codes.codebook_size) for n in range(1, len(levels) + 1)]
-    return {"tracks": rows, "summary": summary, "levels": levels}
-
-
-def _track_rows(track: Reconstruction, metrics: Mapping[str, Metric]) -> list[Row]:
-    codes, rows = track.codes, []
-    for n_levels, waveform in enumerate(track.prefixes, start=1):
-        n_codes = sum(map(len, codes.levels[:n_levels]))
-        rows.append({
-            "track": track.track,
-            "levels": n_levels,
-            "seconds": codes.seconds,
-            "samples": codes.n_samples,
-            **compare(waveform, track.source, codes.sample_rate, metrics),
-            "kbps": n_codes * math.log2(codes.codebook_size) / codes.seconds / 1000,
-            "encode_speed": codes.seconds / track.encode_seconds,
-            "decode_speed": codes.seconds / track.decode_seconds[n_levels - 1],
+    levels = []
+    for level, (counted, hop_length) in enumerate(zip(counts, codes.hop_lengths, strict=True)):
+        bits = entropy_of_counts(counted)
+        levels.append({
+            "level": level,
+            "codes_per_second": codes.sample_rate / hop_length,
+            "n_codes": int(counted.sum()),
+            "entropy_bits": bits,
+            "perplexity": 2**bits,
+            "usage": usage(counted),
         })  # fmt: skip
-    return rows
-
-
-def _level_row(level: int, counts: np.ndarray, code_rate: float) -> Row:
-    bits = entropy_of_counts(counts)
-    return {
-        "level": level,
-        "codes_per_second": code_rate,
-        "n_codes": int(counts.sum()),
-        "entropy_bits": bits,
-        "perplexity": 2**bits,
-        "usage": usage(counts),
-    }
-
-
-def _summary_row(n_levels: int, rows: list[Row], levels: list[Row], codebook_size: int) -> Row:
-    """Means over the rows of the prefix of `n_levels`."""
-    group = [row for row in rows if row["levels"] == n_levels]
-    names = [name for name in group[0] if name not in NOT_A_FIGURE]
-    seconds = sum(row["seconds"] for row in group)
-    n_codes = sum(level["n_codes"] for level in levels[:n_levels])
-    entropy = sum(level["n_codes"] * level["entropy_bits"] for level in levels[:n_levels])
-    return {
-        "levels": n_levels,
-        "n_tracks": len(group),
-        "seconds": seconds,
-        **{name: mean_estimate([row[name] for row in group]).to_json() for name in names},
-        "kbps": n_codes * math.log2(codebook_size) / seconds / 1000,
-        "entropy_kbps": entropy / seconds / 1000,
-    }
+    summary = []
+    for n_levels in range(1, len(levels) + 1):
+        group = [row for row in rows if row["levels"] == n_levels]
+        names = [name for name in group[0] if name not in NOT_A_FIGURE]
+        seconds = sum(row["seconds"] for row in group)
+        n_codes = sum(level["n_codes"] for level in levels[:n_levels])
+        entropy = sum(level["n_codes"] * level["entropy_bits"] for level in levels[:n_levels])
+        summary.append({
+            "levels": n_levels,
+            "n_tracks": len(group),
+            "seconds": seconds,
+            **{name: mean_estimate([row[name] for row in group]) for name in names},
+            "kbps": n_codes * math.log2(codes.codebook_size) / seconds / 1000,
+            "entropy_kbps": entropy / seconds / 1000,
+        })  # fmt: skip
+    return {"tracks": rows, "summary": summary, "levels": levels}
 
 
 def print_tables(report: dict[str, Any]) -> None:
     """Print the tracks, the means with their confidence intervals, and the use of the codes."""
     columns = [name for name in report["tracks"][0] if name != "samples"]
-    rows = [[row[name] for name in columns] for row in report["tracks"]]
-    print_table("tracks", [*map(words, columns)], rows)
-    summary, n_levels = report["summary"], len(report["levels"])
+    print_table("tracks", columns, [[row[name] for name in columns] for row in report["tracks"]])
+    summary, levels = report["summary"], report["levels"]
     names = [name for name in summary[0] if name not in {"levels", "n_tracks", "seconds"}]
     print_table(
         f"mean over {summary[0]['n_tracks']} tracks ± 95 % confidence",
-        ["", *(f"{row['levels']} of {n_levels} levels" for row in summary)],
-        [[words(name), *(row[name] for row in summary)] for name in names],
+        ["", *(f"{row['levels']} of {len(levels)} levels" for row in summary)],
+        [[name.replace("_", " "), *(row[name] for row in summary)] for name in names],
     )
-    columns = list(report["levels"][0])
-    print_table("use of the codes", [*map(words, columns)], [list(row.values()) for row in report["levels"]])
+    print_table("use of the codes", list(levels[0]), [list(row.values()) for row in levels])

@@ -14,30 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torchaudio
 
-from audiovq.evaluation.confidence import Estimate
+from audiovq.evaluation.tables import Estimate
 
 N_SPLITS, N_RESAMPLES = 8, 100
 Tracks = Sequence[np.ndarray]
-
-
-def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """Fréchet distance of two Gaussians.
-
-    tr (Ca Cb)^½ is computed as the sum of the singular values of Ca^½ Cb^½, which is real and exact for
-    singular matrices.
-
-    Args:
-        mean_a, mean_b: float [dim].
-        cov_a, cov_b: float [dim, dim], may be singular.
-    """
-    cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
-    return max(0.0, float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
-
-
-def _root(covariance: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> float:
@@ -47,34 +30,21 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
         n_components: compare only this many principal components of the reference; default all dimensions.
             At least ten windows per component are recommended.
     Raises:
-        ValueError: fewer than two windows, unequal dimensions, or more components than dimensions.
+        ValueError: fewer than two windows, or unequal dimensions.
     """
-    a, b = _stack(tracks), _stack(reference)
+    n_windows = min(sum(map(len, tracks)), sum(map(len, reference)))
+    if n_windows < 2:
+        raise ValueError(f"expected at least two windows of embeddings, found {n_windows}; use more music")
+    a, b = np.concatenate(list(tracks)).astype(np.float64), np.concatenate(list(reference)).astype(np.float64)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"expected embeddings of equal dimension, found {a.shape[1]} and {b.shape[1]}")
     if n_components is not None:
-        axes = principal_axes(b, n_components)
-        a, b = a @ axes, b @ axes
-    return gaussian_distance(a.mean(axis=0), _covariance(a), b.mean(axis=0), _covariance(b))
-
-
-def _covariance(windows: np.ndarray) -> np.ndarray:
-    return np.cov(windows.T).reshape(windows.shape[1], -1)  # [1, 1] instead of a scalar for one dimension
-
-
-def principal_axes(embeddings: np.ndarray, n_components: int) -> np.ndarray:
-    """The directions of largest variance, float [dim, n_components], largest first."""
-    if not 1 <= n_components <= embeddings.shape[1]:
-        raise ValueError(f"n_components: expected 1 to {embeddings.shape[1]}, found {n_components}")
-    _, vectors = np.linalg.eigh(_covariance(embeddings))
-    return vectors[:, ::-1][:, :n_components]
-
-
-def _stack(tracks: Tracks) -> np.ndarray:
-    stacked = np.concatenate(list(tracks)).astype(np.float64) if len(tracks) else np.zeros((0, 1))
-    if len(stacked) < 2:
-        raise ValueError(f"expected at least two windows of embeddings, found {len(stacked)}; use more music")
-    return stacked
+        _, axes = np.linalg.eigh(np.atleast_2d(np.cov(b.T)))  # ascending by their variance
+        a, b = a @ axes[:, -n_components:], b @ axes[:, -n_components:]
+    means = [torch.from_numpy(windows.mean(axis=0)) for windows in (a, b)]
+    covariances = [torch.from_numpy(np.atleast_2d(np.cov(windows.T))) for windows in (a, b)]
+    distance = torchaudio.functional.frechet_distance(means[0], covariances[0], means[1], covariances[1])
+    return max(0.0, float(distance))
 
 
 def frechet_floor(reference: Tracks, n_components: int | None = None) -> float | None:
@@ -105,10 +75,10 @@ def frechet_estimate(tracks: Tracks, reference: Tracks, n_components: int | None
     """
     value = frechet_distance(tracks, reference, n_components)
     if min(len(tracks), len(reference)) < 2:
-        return Estimate(value, None)
+        return {"mean": value, "ci95": None}
     random = np.random.default_rng(0)
     resampled = []
     for _ in range(N_RESAMPLES):
         a, b = ([g[i] for i in random.integers(len(g), size=len(g))] for g in (tracks, reference))
         resampled.append(frechet_distance(a, b, n_components))
-    return Estimate(value, 1.96 * float(np.std(resampled, ddof=1)))
+    return {"mean": value, "ci95": 1.96 * float(np.std(resampled, ddof=1))}

@@ -38,12 +38,12 @@ def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) ->
     windows instead of a sum.
     """
     a, b = _pair(reconstruction, reference)
-    distances = []
+    total = 0.0
     for n_fft in MEL_WINDOWS:
         mel = _mel_spectrogram(sample_rate, n_fft)
         x, y = (mel(w).clamp(min=LOG_FLOOR).log10() for w in (a, b))
-        distances.append(float((x - y).abs().mean()))
-    return sum(distances) / len(distances)
+        total += float((x - y).abs().mean())
+    return total / len(MEL_WINDOWS)
 
 
 @functools.lru_cache(maxsize=16)
@@ -173,25 +173,17 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def over_windows(metric: Metric, reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """The mean of a metric over windows of 10 s, weighted by their length, at constant memory.
-
-    For means over frames it equals the metric of the whole track up to the frames at the seams. SI-SDR has
-    one scale for the whole track, so it is not computed in this way.
-    """
-    n = max(1, round(WINDOW_SECONDS * sample_rate))
-    parts = zip(reconstruction.split(n, dim=-1), reference.split(n, dim=-1), strict=True)
-    return sum(metric(a, b, sample_rate) * b.shape[-1] for a, b in parts) / reference.shape[-1]
-
-
 def compare(
     reconstruction: Tensor, reference: Tensor, sample_rate: int, metrics: Mapping[str, Metric] = METRICS
 ) -> dict[str, float]:
-    """Every metric by name: SI-SDR of the whole track, the others over windows."""
+    """Every metric by name: the mean over windows of 10 s, weighted by their length, at constant memory.
+
+    For means over frames it equals the metric of the whole track up to the frames at the seams. SI-SDR has
+    one scale for the whole track, so it is computed for all of it at once.
+    """
     values = {}
     for name, metric in metrics.items():
-        if metric is si_sdr:
-            values[name] = metric(reconstruction, reference, sample_rate)
-        else:
-            values[name] = over_windows(metric, reconstruction, reference, sample_rate)
+        n = reference.shape[-1] if metric is si_sdr else max(1, round(WINDOW_SECONDS * sample_rate))
+        parts = zip(reconstruction.split(n, dim=-1), reference.split(n, dim=-1), strict=True)
+        values[name] = sum(metric(a, b, sample_rate) * b.shape[-1] for a, b in parts) / reference.shape[-1]
     return values

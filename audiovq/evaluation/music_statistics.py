@@ -42,10 +42,8 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
     """
     mono = waveform.float().mean(dim=0).numpy()
     rms = float(np.sqrt(np.mean(mono**2)))
-    is_long = len(mono) >= 2048
-    frames = librosa.util.frame(mono, frame_length=2048, hop_length=512) if is_long else mono[:, None]
-    loud = np.sqrt((frames**2).mean(axis=0)) > 0.1 * rms
-    flatness = librosa.feature.spectral_flatness(y=mono, center=False)[0][: len(loud)]
+    loud = librosa.feature.rms(y=mono, center=False)[0] > 0.1 * rms  # frames of 2048 samples
+    flatness = librosa.feature.spectral_flatness(y=mono, center=False)[0]
     chroma = librosa.feature.chroma_stft(y=mono, sr=sample_rate, n_fft=4096, hop_length=1024, tuning=0.0)
     p = chroma / np.maximum(chroma.sum(axis=0, keepdims=True), 1e-9)
     entropy = -(p * np.log2(np.maximum(p, 1e-9))).sum(axis=0)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from audiovq.data.shards import Shards
-from audiovq.evaluation.bigram import bigram_bits
 from audiovq.evaluation.code_statistics import code_statistics, held_out_bits, level_counts
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
@@ -19,16 +18,15 @@ from audiovq.utils.progress import say
 
 def write_results(run: Path, shards: Shards, device: torch.device) -> None:
     """Measure, write report.json and print one line for each prior."""
-    split = "valid" if shards.index.of("valid") else "train"
+    split = "valid" if shards.index.tracks.of("valid") else "train"
     levels: list[dict[str, Any]] = code_statistics(level_counts(shards, split), shards.index)
     for level, folder in enumerate(prior_folders(run)):
         prior, _ = checkpoint.load_prior(folder)
         levels[level] |= held_out_bits(prior.to(device), shards, split)
-        levels[level]["bigram_bits_per_code"] = bigram_bits(shards, level, split)
     write_text(run / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
     for i, level in enumerate(level for level in levels if "bits_per_second" in level):
         say(
             f"level {i}: {level['bits_per_code']:.2f} bits per code on held-out tracks "
-            f"(unigram {level['unigram_bits_per_code']:.2f}, bigram {level['bigram_bits_per_code']:.2f}), "
+            f"(unigram {level['unigram_bits_per_code']:.2f}), "
             f"{level['bits_per_second']:.0f} bits per second"
         )

@@ -26,7 +26,7 @@ from audiovq.utils.files import atomic_folder
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 LONGEST_CREDITS = 20000  # characters
 MOST_VALUES = 20  # of a label that are listed
-COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bigram_bits_per_code", "bits_per_second", "usage")
+COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,40 @@ def stage_curves(training: Path) -> list[dict[str, Any]]:
         Dicts of a title and charts; a chart has a title, a unit and series of {name, level, held_out,
         points}, where points are [step, value]. What has no points is left out.
     """
-    stages = []
+    stages = {}
     for name in ("tokenizer", "decoder"):
         rows = read_steps(training / name / "metrics.jsonl")
-        losses = ["loss", "discriminator"] if name == "decoder" else ["loss"]
         n_levels = sum(key.startswith("perplexity_") for key in max(rows, key=len, default={}))
+        losses = _series("loss", None, rows, "loss") + _series("discriminator", None, rows, "discriminator")
         levels = dict.fromkeys(range(n_levels), rows)
-        stages.append((name.capitalize(), [
-            ("Loss", "", [series for key in losses for series in _series(key, None, rows, key)]),
+        stages[name.capitalize()] = [
+            ("Loss", "", losses),
             ("Perplexity of the codes", "codes", _by_level(levels, "perplexity_{}")),
             ("Entropy of the codes", "bits per second", _by_level(levels, "unigram_bits_per_second_{}")),
-        ]))  # fmt: skip
+        ]
     priors = {int(path.name.removeprefix("prior-")): path for path in training.glob("prior-*")}
     levels = {level: read_steps(priors[level] / "metrics.jsonl") for level in sorted(priors)}
-    stages.append(("Priors", [
+    stages["Priors"] = [
         ("Loss", "nats per code", _by_level(levels, "loss")),
-        ("Perplexity of the next code", "codes", _by_level(levels, "bits_per_code", lambda bits: 2**bits)),
         ("Cross-entropy of the codes", "bits per second", _by_level(levels, "bits_per_second")),
-    ]))  # fmt: skip
+    ]
     result = []
-    for title, charts in stages:
+    for title, charts in stages.items():
         shown = [{"title": name, "unit": unit, "series": series} for name, unit, series in charts if series]
         if shown:
             result.append({"title": title, "charts": shown})
     return result
 
 
-def _by_level(levels: dict[int, list[Row]], key: str, convert: Callable[[float], float] = float) -> Series:
-    return [s for i, rows in levels.items() for s in _series(f"level {i}", i, rows, key.format(i), convert)]
+def _by_level(levels: dict[int, list[Row]], key: str) -> Series:
+    return [series for i, rows in levels.items() for series in _series(f"level {i}", i, rows, key.format(i))]
 
 
-def _series(
-    name: str, level: int | None, rows: Iterable[Row], key: str, convert: Callable[[float], float] = float
-) -> Series:
+def _series(name: str, level: int | None, rows: Iterable[Row], key: str) -> Series:
     """The values in training, and those on held-out music."""
     found = []
     for held_out, full_key in ((False, key), (True, f"valid_{key}")):
-        points = [[row["step"], convert(row[full_key])] for row in rows if _is_finite(row.get(full_key))]
+        points = [[row["step"], row[full_key]] for row in rows if _is_finite(row.get(full_key))]
         if points:
             found.append({"name": name, "level": level, "held_out": held_out, "points": thin(points)})
     return found

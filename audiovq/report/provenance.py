@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import soundfile
 from markdown_it import MarkdownIt
 
 from audiovq.config import read_json
-from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import bundled_model
@@ -21,8 +19,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import SUMS
 
 PACKAGES = ("audiovq", "torch", "torchaudio", "librosa", "soundfile", "numpy")
-MAX_TRACKS = 200  # rows of the table
-MAX_LABEL, MAX_FILE = 80, 100_000  # characters
+MAX_FILE = 100_000  # characters
 
 
 def load_tokenizer(model: Path) -> VQVAE | None:
@@ -80,15 +77,10 @@ def versions() -> dict[str, str]:
 
 
 def data_facts(model: Path) -> dict[str, Any] | None:
-    """Counts of the run's music, and a row for each track; None without a run."""
+    """Counts of the run's music; None without a run."""
     report = read_if_there(model / "data" / "report.json")
     if report is None:
         return None
-    tracks = Scan.load(model / "data").tracks if (model / "data" / "tracks.jsonl").is_file() else []
-    shown = [
-        {"path": t.path, "split": t.split, "seconds": t.seconds, "labels": _labels(t.labels)}
-        for t in sorted(tracks, key=lambda t: t.split != "valid")[:MAX_TRACKS]
-    ]
     n_copies = len(report["duplicates"])
     rates = [f"{count} at {int(rate):,} Hz" for rate, count in report["sample_rates"].items()]
     counts = {
@@ -100,13 +92,7 @@ def data_facts(model: Path) -> dict[str, Any] | None:
         "Mostly silent": f"{len(report['mostly_silent']) or 'no'} tracks",
         "Clipped": f"{len(report['clipped']) or 'no'} tracks",
     }
-    return {**report, "counts": counts, "shown": shown, "more_tracks": len(tracks) - len(shown)}
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    """Labels on one line; long ones, such as lyrics, are cut."""
-    parts = [f"{name}: {value}" for name, value in labels.items()]
-    return ", ".join(p if len(p) <= MAX_LABEL else f"{p[: MAX_LABEL - 1]}…" for p in parts)
+    return {**report, "counts": counts}
 
 
 def credits_html(model: Path) -> list[tuple[str, str]]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import librosa.display
 import numpy as np
-import torch
 import torchaudio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,12 +17,6 @@ from audiovq.utils.files import atomic_file
 N_MELS, WIDTH, HEIGHT = 128, 720, 144  # pixels, of a picture without axes
 DECIBELS = (-50, 40)  # of the darkest and the brightest colour
 TICKS = (200, 500, 1000, 2000, 5000, 10000, 20000)  # Hz, that may label the frequency axis
-
-
-@dataclass(frozen=True)
-class Picture:
-    webp: bytes
-    ticks: list[tuple[int, float]]  # Hz, and the height in the picture from 0 (bottom) to 1 (top)
 
 
 def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path) -> None:
@@ -44,8 +36,14 @@ def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path
         figure.savefig(temporary, dpi=80, format="png")
 
 
-def spectrogram_picture(waveform: Tensor, sample_rate: int) -> Picture:
-    """A spectrogram without axes, for a page that draws them; float [channels, samples]."""
+def spectrogram_picture(waveform: Tensor, sample_rate: int) -> tuple[bytes, list[tuple[int, float]]]:
+    """A spectrogram without axes, for a page that draws them.
+
+    Args:
+        waveform: float [channels, samples].
+    Returns:
+        The picture as WebP, and ticks: Hz, and the height in the picture from 0 (bottom) to 1 (top).
+    """
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
     axis = figure.add_axes((0, 0, 1, 1))
     draw_mel(axis, waveform, sample_rate)
@@ -58,7 +56,7 @@ def spectrogram_picture(waveform: Tensor, sample_rate: int) -> Picture:
             ticks.append((hertz, height))
     file = io.BytesIO()
     figure.savefig(file, format="webp", pil_kwargs={"quality": 72, "method": 4})
-    return Picture(file.getvalue(), ticks)
+    return file.getvalue(), ticks
 
 
 def draw_mel(axis: Axes, waveform: Tensor, sample_rate: int) -> None:
@@ -66,13 +64,10 @@ def draw_mel(axis: Axes, waveform: Tensor, sample_rate: int) -> None:
     mono = waveform.float().mean(dim=0)
     n_fft = max(256, 1 << round(np.log2(sample_rate * 0.093)))
     hop = max(1, -(-len(mono) // WIDTH))  # one column a pixel
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(mono, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
-    filters = torchaudio.functional.melscale_fbanks(
-        n_fft // 2 + 1, 0.0, sample_rate / 2, N_MELS, sample_rate, norm="slaney", mel_scale="slaney"
+    mel = torchaudio.transforms.MelSpectrogram(  # librosa's loads slowly
+        sample_rate, n_fft, None, hop, n_mels=N_MELS, pad_mode="constant", norm="slaney", mel_scale="slaney"
     )
-    power = filters.T @ spectrum.abs().square()  # [mels, columns]; librosa's melspectrogram loads slowly
-    decibels = (10 * power.clamp(min=1e-10).log10()).numpy()
+    decibels = (10 * mel(mono).clamp(min=1e-10).log10()).numpy()  # [mels, columns]
     scale = {"x_axis": "time", "y_axis": "mel", "vmin": DECIBELS[0], "vmax": DECIBELS[1], "cmap": "magma"}
     librosa.display.specshow(decibels, sr=sample_rate, hop_length=hop, ax=axis, **scale)
     axis.set_xlim(0, waveform.shape[1] / sample_rate)  # the last frame ends after the music

@@ -16,6 +16,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import Window, Windows
 
 CHUNK_SECONDS = 20.0  # of new audio per window, for files
+WINDOWS_AT_ONCE = 8  # in a batch, where a batch is faster
 
 
 class StreamingEncoder:

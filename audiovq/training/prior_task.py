@@ -73,7 +73,7 @@ class PriorTask(Task):
         model, infill = self.stage.model, self.stage.model.conditioner("infill")
         return CodeWindows(
             self.shards,
-            split if self.shards.index.of(split) else "train",
+            split if self.shards.index.tracks.of(split) else "train",
             self.level,
             model.transformer.context,
             model.context_codes,

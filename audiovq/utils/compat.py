@@ -39,7 +39,10 @@ REMOVED_COMMANDS = {  # and what to use instead
     "completion": 'for bash, put eval "$(_AUDIOVQ_COMPLETE=bash_source audiovq)" into ~/.bashrc; zsh_source and '
     "fish_source are for the other shells",
 }
-REMOVED_OPTIONS = {"sample": {"--codes": "--edit"}}  # old, and what to use instead
+REMOVED_OPTIONS = {  # old, and what to use instead
+    "sample": {"--codes": "--edit"},
+    "eval": {"--perceptual": "the distances that are printed without it"},
+}
 
 
 def current_options(arguments: list[str]) -> list[str]:
