@@ -151,7 +151,7 @@ class Recipe(Config):
     # One for each level, coarse to fine; a single one applies to all levels; []: only a tokenizer is trained.
     priors: tuple[PriorStage, ...] = (PriorStage(),)
     samples: SamplesConfig = SamplesConfig()
-    # Where metrics and samples are shown, besides the run folder.
+    # Where metrics are shown, besides the run folder.
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")

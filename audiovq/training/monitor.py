@@ -39,7 +39,7 @@ class Monitor:
         self.stopwatch = Stopwatch()
         self.metrics_log = StepLog(folder / "metrics.jsonl", start)
         self.health_log = StepLog(trackers.folder / HEALTH, start, task.title)
-        self.trackers = trackers.open(task.title, start, self.metrics_log.last_step)
+        self.trackers = trackers.start(task.title)
         names = [f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_") for part in parts]
         rates = [part.config.learning_rate for part in parts]
         self.facts = StageFacts(
@@ -93,8 +93,9 @@ class Monitor:
         # JSON has no infinities.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.metrics_log.write({"step": done, **finite})
-        for tracker in self.trackers:
-            tracker.log(done, metrics | times)
+        if done > self.metrics_log.last_step:  # a resumed run repeats steps that trackers already have
+            for tracker in self.trackers:
+                tracker.log(metrics | times, step=done)
         for finding in self.watch.update(done, metrics | times):
             self.health_log.write(asdict(finding))
             say(f"health: {finding.message}")
@@ -115,4 +116,4 @@ class Monitor:
 
     def close(self) -> None:
         for tracker in self.trackers:
-            tracker.close()
+            tracker.finish()
