@@ -60,6 +60,7 @@ def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPat
 def test_services_take_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
+    Accelerator()  # trackers ask it for the rank
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))

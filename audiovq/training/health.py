@@ -105,14 +105,11 @@ def not_finite(facts: StageFacts, series: Series) -> Findings:
     """Skipped steps; the loop itself stops the training after several in a row."""
     for step, n in series["skipped_steps"]:
         if n > 0:
-            yield (
-                step,
-                "training",
-                (
-                    f"some losses or gradients are not finite, and these steps are skipped ({n:.0f} so far); "
-                    f"if it happens more often, {facts.lower_learning_rate(3)}"
-                ),
+            text = (
+                f"some losses or gradients are not finite, and these steps are skipped ({n:.0f} so far); "
+                f"if it happens more often, {facts.lower_learning_rate(3)}"
             )
+            yield step, "training", text
     for step, _ in series["not finite: valid_loss"]:
         yield step, "held out", f"the held-out loss is not finite; {facts.lower_learning_rate(3)}"
 
@@ -124,14 +121,11 @@ def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
         since = wrong_since(points, lambda value, limit=limit: value < limit, after=facts.warmed_up)
         if since is not None:
             usage = series[f"usage_{level}"][-1:] or [(0, 0.0)]
-            yield (
-                since,
-                f"level {level}",
-                (
-                    f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} possible, "
-                    f"{usage[0][1]:.1%} of the codes in use; {facts.against_collapse or facts.lower_learning_rate(3)}"
-                ),
+            text = (
+                f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} possible, "
+                f"{usage[0][1]:.1%} of the codes in use; {facts.against_collapse or facts.lower_learning_rate(3)}"
             )
+            yield since, f"level {level}", text
 
 
 def silence(facts: StageFacts, series: Series) -> Findings:
@@ -139,14 +133,11 @@ def silence(facts: StageFacts, series: Series) -> Findings:
     shares = series["silent_share"]
     since = wrong_since(shares, lambda share: share > 0.5)
     if since is not None:
-        yield (
-            since,
-            "music",
-            (
-                f"{shares[-1][1]:.0%} of the examples are silent; remove the tracks that data/report.json lists "
-                f"as mostly_silent from data.folder{facts.against_silence}"
-            ),
+        text = (
+            f"{shares[-1][1]:.0%} of the examples are silent; remove the tracks that data/report.json lists "
+            f"as mostly_silent from data.folder{facts.against_silence}"
         )
+        yield since, "music", text
     music = {step: power for step, power in series["power"] if power > 1e-6}
     decibels = [
         (step, 10 * math.log10(max(power / music[step], 1e-20)))
@@ -167,14 +158,11 @@ def exploding_gradients(facts: StageFacts, series: Series) -> Findings:
         if usual and all(value > EXPLODED * usual for _, value in last):
             part = name.removeprefix("gradient_norm_") if name != "gradient_norm" else ""
             rate = f"{part.removesuffix('s')}_learning_rate".lstrip("_")
-            yield (
-                last[0][0],
-                part,
-                (
-                    f"{part or 'the'} gradients explode: their norm is {last[-1][1]:.3g}, the median was {usual:.3g}; "
-                    f"{facts.lower_learning_rate(2, rate)}, or {facts.recipe_key}.training.gradient_clip to {usual:.2g}"
-                ),
+            text = (
+                f"{part or 'the'} gradients explode: their norm is {last[-1][1]:.3g}, the median was {usual:.3g}; "
+                f"{facts.lower_learning_rate(2, rate)}, or {facts.recipe_key}.training.gradient_clip to {usual:.2g}"
             )
+            yield last[0][0], part, text
 
 
 def diverging(facts: StageFacts, series: Series) -> Findings:
@@ -202,15 +190,12 @@ def overfitting(facts: StageFacts, series: Series) -> Findings:
 
     then, now = training_loss(best_step), training_loss(held_out[-1][0])
     if now < then / RISE:
-        yield (
-            best_step,
-            "",
-            (
-                f"it overfits: the held-out loss rises ({best:.3g} → {held_out[-1][1]:.3g}) while the training "
-                f"loss falls ({then:.3g} → {now:.3g}); set {facts.recipe_key}.training.steps to {best_step} "
-                f"(now {facts.training.steps}){facts.against_overfitting}, or add music"
-            ),
+        text = (
+            f"it overfits: the held-out loss rises ({best:.3g} → {held_out[-1][1]:.3g}) while the training "
+            f"loss falls ({then:.3g} → {now:.3g}); set {facts.recipe_key}.training.steps to {best_step} "
+            f"(now {facts.training.steps}){facts.against_overfitting}, or add music"
         )
+        yield best_step, "", text
 
 
 def slow_data(facts: StageFacts, series: Series) -> Findings:
@@ -218,14 +203,11 @@ def slow_data(facts: StageFacts, series: Series) -> Findings:
     points = series["data_wait_share"][1:]
     since = wrong_since(points, lambda share: share > WAITING, 5)
     if since is not None:
-        yield (
-            since,
-            "",
-            (
-                f"{points[-1][1]:.0%} of the time is spent waiting for data; set data.workers to {2 * facts.workers or 4} "
-                f"(now {facts.workers}), or raise data.cache_gigabytes until the decoded music fits"
-            ),
+        text = (
+            f"{points[-1][1]:.0%} of the time is spent waiting for data; set data.workers to {2 * facts.workers or 4} "
+            f"(now {facts.workers}), or raise data.cache_gigabytes until the decoded music fits"
         )
+        yield since, "", text
 
 
 CHECKS: tuple[Callable[[StageFacts, Series], Findings], ...] = (
