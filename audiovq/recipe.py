@@ -58,12 +58,6 @@ class PriorTrainingConfig(TrainingConfig):
     sharded: bool = False  # shard weights, gradients and moments over the devices (FSDP2)
     activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory
 
-    @model_validator(mode="after")
-    def _check(self) -> PriorTrainingConfig:
-        if self.sharded:
-            _expect(self.patience == 0, "patience: expected 0 with sharded, where no process has all weights")
-        return self
-
 
 class TokenizerStage(Config):
     # Use the tokenizer of `default` (the bundled model), a run, a folder or a hub id; null: train one.
