@@ -71,25 +71,19 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    re.compile(r"^[-+]?(\d+\.?\d*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)$"),
     list("-+0123456789."),
 )
-# Whole numbers stay integers: the rule for integers must come before the one above.
-for _first, _rules in _Loader.yaml_implicit_resolvers.items():
-    _Loader.yaml_implicit_resolvers[_first] = sorted(_rules, key=lambda rule: rule[0] != "tag:yaml.org,2002:int")
 
 
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text; raises a one-line ValueError for a syntax error."""
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise ValueError(f"{source}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    finally:
-        loader.dispose()
 
 
 def read_json(path: Path, largest: int = 1 << 24) -> Any:
