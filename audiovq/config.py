@@ -78,12 +78,15 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text; raises a one-line ValueError for a syntax error."""
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        return loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise ValueError(f"{source}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    finally:
+        loader.dispose()
 
 
 def read_json(path: Path, largest: int = 1 << 24) -> Any:
