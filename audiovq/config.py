@@ -9,12 +9,12 @@ import difflib
 import json
 import math
 import re
-import types
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 
 def recipe_folders() -> list[Path]:
@@ -27,6 +27,17 @@ class Config(BaseModel):
     """Base of every configuration: immutable, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, mapping: Any) -> Any:
+        known = list(cls.model_fields)
+        for key in mapping if isinstance(mapping, dict) else ():
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+                hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+                raise PydanticCustomError("unknown_key", "{key}: unknown key, {hint}", {"key": key, "hint": hint})
+        return mapping
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -46,10 +57,11 @@ def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> 
     Raises:
         ValueError: one line with the source, the dotted path of the key, the expected and the found value.
     """
+    mapping = _lists_to_tuples(mapping)
     try:
-        return config_class.model_validate(_lists_to_tuples(mapping))
+        return config_class.model_validate(mapping)
     except ValidationError as error:
-        lines = [_explain(config_class, detail) for detail in error.errors()]
+        lines = [_explain(mapping, detail) for detail in error.errors()]
         raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
 
 
@@ -59,12 +71,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    re.compile(r"^[-+]?(\d+\.?\d*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)$"),
     list("-+0123456789."),
 )
-# Whole numbers stay integers: the rule for integers must come before the one above.
-for _first, _rules in _Loader.yaml_implicit_resolvers.items():
-    _Loader.yaml_implicit_resolvers[_first] = sorted(_rules, key=lambda rule: rule[0] != "tag:yaml.org,2002:int")
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -155,51 +164,20 @@ def _lists_to_tuples(value: Any) -> Any:
     return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _explain(config_class: type[Config], detail: Any) -> str:
-    """One error of pydantic as a sentence that begins with the key's path."""
-    location = [part for part in detail["loc"] if not (isinstance(part, str) and "[" in part)]
-    owner, visible = _walk(config_class, location[:-1])
-    path = ".".join([*visible, *(str(part) for part in location[-1:])]) or "top"
-    if detail["type"] == "extra_forbidden" and owner is not None:
-        close = difflib.get_close_matches(str(location[-1]), owner.model_fields, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(owner.model_fields)}"
-        return f"{path}: unknown key, {hint}"
+def _explain(mapping: Any, detail: Any) -> str:
+    """One error of pydantic as a sentence that begins with the key's path, without the tags of unions."""
+    keys, place = [], mapping
+    for part in detail["loc"]:
+        if isinstance(place, dict | tuple) and (part in place if isinstance(place, dict) else isinstance(part, int)):
+            place = place[part]
+            keys.append(str(part))
     if detail["type"] == "missing":
-        return f"{path}: required, but missing"
+        return ".".join([*keys, f"{detail['loc'][-1]}: required, but missing"])
+    if detail["type"] == "unknown_key":
+        return ".".join([*keys, detail["msg"]])
     if detail["type"] == "value_error":
-        return f"{path}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
-    message = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
-    return f"{path}: {message}, found {detail.get('input')!r}"
-
-
-def _walk(config_class: Any, location: list[Any]) -> tuple[type[Config] | None, list[str]]:
-    """The config class at an error's location, and the location's path without pydantic's union tags."""
-    owner: Any = config_class
-    visible: list[str] = []
-    for part in location:
-        candidates = _configs(owner)
-        field = next((c.model_fields[part] for c in candidates if part in c.model_fields), None)
-        if field is not None:
-            owner = field.annotation
-            visible.append(str(part))
-        elif isinstance(part, int):
-            visible.append(str(part))
-        else:  # the tag of a discriminated union
-            owner = next((c for c in candidates if _kind(c) == part), owner)
-    return next(iter(_configs(owner)), None), visible
-
-
-def _configs(annotation: Any) -> list[type[Config]]:
-    """The config classes in a type annotation such as `tuple[A | B, ...] | None`."""
-    if (
-        isinstance(annotation, type)
-        and not isinstance(annotation, types.GenericAlias)
-        and issubclass(annotation, Config)
-    ):
-        return [annotation]
-    return [c for a in get_args(annotation) for c in _configs(a)] if get_origin(annotation) else []
-
-
-def _kind(config_class: type[Config]) -> Any:
-    field = config_class.model_fields.get("kind")
-    return field.default if field else None
+        message = str(detail["ctx"]["error"])
+    else:
+        expected = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
+        message = f"{expected}, found {detail.get('input')!r}"
+    return f"{'.'.join(keys)}: {message}" if keys else message

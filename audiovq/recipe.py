@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,12 +58,6 @@ class PriorTrainingConfig(TrainingConfig):
 
     sharded: bool = False  # shard weights, gradients and moments over the devices (FSDP2)
     activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory
-
-    @model_validator(mode="after")
-    def _check(self) -> PriorTrainingConfig:
-        if self.sharded:
-            _expect(self.patience == 0, "patience: expected 0 with sharded, where no process has all weights")
-        return self
 
 
 class TokenizerStage(Config):
@@ -124,9 +119,8 @@ class LoraConfig(Config):
 
 
 class PriorStage(Config):
-    from_pretrained: str | None = (
-        None  # as for the tokenizer; training starts from that model's prior of the same level
-    )
+    # As for the tokenizer; training starts from that model's prior of the same level.
+    from_pretrained: str | None = None
     lora: LoraConfig | None = None  # null: all weights are trained
     model: PriorConfig = PriorConfig()
     training: PriorTrainingConfig = PriorTrainingConfig()
@@ -151,7 +145,7 @@ class Recipe(Config):
     # One for each level, coarse to fine; a single one applies to all levels; []: only a tokenizer is trained.
     priors: tuple[PriorStage, ...] = (PriorStage(),)
     samples: SamplesConfig = SamplesConfig()
-    # Where metrics and samples are shown, besides the run folder.
+    # Where metrics are shown, besides the run folder.
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")
@@ -289,9 +283,8 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = mapping.pop("extends", None)
     for section, key in (("data", "folder"), ("codes", "path")):
         settings = mapping.get(section)
-        value = settings.get(key) if isinstance(settings, dict) else None
-        if isinstance(settings, dict) and isinstance(value, str) and not is_url(value):
-            settings[key] = os.path.normpath(path.parent / value)
+        if isinstance(settings, dict) and isinstance(settings.get(key), str) and not is_url(settings[key]):
+            settings[key] = os.path.normpath(path.parent / settings[key])
     if base is None:
         return mapping
     if not isinstance(base, str) or not (path.parent / base).is_file():
@@ -352,21 +345,17 @@ RESUME_MUTABLE = {
 }
 
 
-def without_mutable(value: Any) -> Any:
-    """A recipe's mapping without the keys that may change when the run is resumed."""
-    if isinstance(value, dict):
-        return {key: without_mutable(item) for key, item in value.items() if key not in RESUME_MUTABLE}
-    return [without_mutable(item) for item in value] if isinstance(value, list | tuple) else value
+def first_difference(a: Any, b: Any, ignored: Container[str] = (), path: str = "") -> str | None:
+    """The first key in which two mappings differ, as `path: a → b`; None if they are equal.
 
-
-def first_difference(a: Any, b: Any, path: str = "") -> str | None:
-    """The first key in which two mappings differ, as `path: a → b`; None if they are equal."""
+    Args:
+        ignored: keys, at any depth, that may differ.
+    """
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(key for key in b if key not in a)]
-        pairs = [(str(key), a.get(key), b.get(key)) for key in keys]
+        pairs = [(key, a.get(key), b.get(key)) for key in a | b if key not in ignored]
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         pairs = [(str(i), x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
     else:
         return None if a == b else f"{path}: {a!r} → {b!r}"
-    differences = (first_difference(x, y, f"{path}.{key}".lstrip(".")) for key, x, y in pairs)
+    differences = (first_difference(x, y, ignored, f"{path}.{key}".lstrip(".")) for key, x, y in pairs)
     return next(filter(None, differences), None)

@@ -233,7 +233,7 @@ def steps_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "audiovq.training.loop.make_optimizer", lambda n, c: torch.optim.SGD(n.parameters(), lr=1.0, fused=True)
     )
-    monkeypatch.setattr("audiovq.training.task.learning_rate", lambda step, config: 1.0)
+    monkeypatch.setattr("audiovq.training.task.Part.learning_rate", lambda part, step: 1.0)
 
 
 def run_overfits(folder: Path, **settings: float) -> float:

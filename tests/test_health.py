@@ -16,21 +16,21 @@ from torch.utils.data import Dataset
 from audiovq.data.tracks import scan
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.checkpoints import newest
-from audiovq.training.health import CHECKS, Finding, StageFacts, Watch
+from audiovq.training.health import CHECKS, StageFacts, Watch
 from audiovq.training.logs import HEALTH, StepLog, Stopwatch, read_health
 from audiovq.training.loop import Training
 from audiovq.training.nonfinite import PATIENCE
 from audiovq.training.tokenizer_task import TokenizerTask
 
 FACTS = StageFacts(
-    "tokenizer", "tokenizer", TrainingConfig(steps=1000, warmup_steps=10, learning_rate=1e-3), codebook_size=1024,
-    batch_codes=(64, 4096), against_collapse="set tokenizer.model.quantizer.revival_fraction to 0.05 (now 0)", cpus=4,
+    "tokenizer", "tokenizer", TrainingConfig(steps=1000, warmup_steps=10, learning_rate=1e-3), most_codes=(64, 1024),
+    against_collapse="set tokenizer.model.quantizer.revival_fraction to 0.05 (now 0)",
 )  # fmt: skip
 FINE = {"loss": 3.0, "gradient_norm": 0.5, "perplexity_0": 30.0, "perplexity_1": 400.0, "usage_1": 0.6, "power": 0.01,
         "reconstruction_power": 0.008, "silent_share": 0.1, "skipped_steps": 0.0, "data_wait_share": 0.05}  # fmt: skip
 
 
-def shown(*rows: dict[str, float], facts: StageFacts = FACTS, every: int = 25) -> list[Finding]:
+def shown(*rows: dict[str, float], facts: StageFacts = FACTS, every: int = 25) -> list[dict[str, Any]]:
     """The findings for metrics that arrive every `every` steps."""
     watch = Watch(facts)
     return [finding for i, row in enumerate(rows, start=1) for finding in watch.update(i * every, {**FINE, **row})]
@@ -59,10 +59,11 @@ def test_each_check_reports_once_what_is_wrong_since_when_and_what_to_change(
     check: str, key: str, wrong: list[float], since: int, words: list[str]
 ) -> None:
     found = shown(*({key: float(value)} for value in [*wrong, *wrong[-1:] * 5]))
-    assert [(f.check, f.since) for f in found] == [(check, since)]
-    assert found[0].message.startswith(f"tokenizer: since step {since} ")
-    assert "\n" not in found[0].message
-    assert all(word in found[0].message for word in words), found[0].message
+    assert [(row["check"], row["since"]) for row in found] == [(check, since)]
+    message = found[0]["message"]
+    assert message.startswith(f"tokenizer: since step {since} ")
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(("key", "values"), [
@@ -73,7 +74,7 @@ def test_problems_that_do_not_last_are_not_reported(key: str, values: list[float
     assert shown(*({key: float(value)} for value in values)) == []
 
 
-def held_out(valid: list[float], training: list[float], facts: StageFacts = FACTS) -> list[Finding]:
+def held_out(valid: list[float], training: list[float], facts: StageFacts = FACTS) -> list[dict[str, Any]]:
     watch, found = Watch(facts), []
     for i, (a, b) in enumerate(zip(valid, training, strict=True), start=1):
         found += watch.update(100 * i, {"loss": b}) + watch.update(100 * i, {"valid_loss": a})
@@ -82,9 +83,9 @@ def held_out(valid: list[float], training: list[float], facts: StageFacts = FACT
 
 def test_overfitting_is_named_with_the_step_of_the_best() -> None:
     (found,) = held_out([5, 4, 3.5, 3.6, 3.7, 3.9], [5, 4, 3, 2.5, 2, 1.5])
-    assert (found.check, found.since, found.step) == ("overfitting", 300, 600)
-    assert "(3.5 → 3.9)" in found.message
-    assert "tokenizer.training.steps to 300 (now 1000)" in found.message
+    assert (found["check"], found["since"], found["step"]) == ("overfitting", 300, 600)
+    assert "(3.5 → 3.9)" in found["message"]
+    assert "tokenizer.training.steps to 300 (now 1000)" in found["message"]
     assert (
         held_out([5, 4, 3.5, 3.6, 3.7, 3.9], [5, 4, 3, 3.1, 3.1, 3.2]) == []
     )  # both losses rise, so this is no overfitting
@@ -98,7 +99,7 @@ def test_metrics_from_before_the_codes_are_ignored() -> None:
 
 def test_a_held_out_loss_that_is_not_finite() -> None:
     (found,) = Watch(FACTS).update(25, {"valid_loss": math.nan})
-    assert "held-out loss is not finite" in found.message
+    assert "held-out loss is not finite" in found["message"]
 
 
 def test_the_same_metrics_give_the_same_findings() -> None:

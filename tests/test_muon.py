@@ -15,8 +15,7 @@ from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.averages import Averages
 from audiovq.training.checkpoints import Checkpoints
-from audiovq.training.muon import MOMENTUM, SCALE, Muon, orthogonal
-from audiovq.training.optimizer import make_optimizer
+from audiovq.training.optimizer import MOMENTUM, SCALE, Muon, make_optimizer, orthogonal
 
 CONFIG = PriorTrainingConfig(optimizer="muon", learning_rate=0.01, weight_decay=0.1)
 

@@ -26,7 +26,7 @@ from audiovq.training.averages import Averages
 from audiovq.training.batches import BatchSplit, step_seed
 from audiovq.training.checkpoints import Checkpoints, newest
 from audiovq.training.optimizer import make_optimizer
-from audiovq.training.schedule import learning_rate
+from audiovq.training.task import Part
 
 MODELS = ("tokenizer", "prior-0", "prior-1", "prior-2")
 
@@ -52,11 +52,12 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 def test_learning_rate_warms_up_and_falls_to_the_end() -> None:
     config = TrainingConfig(steps=110, warmup_steps=10, learning_rate=1.0, final_fraction=0.1)
-    assert learning_rate(0, config) == pytest.approx(0.1)
-    assert learning_rate(9, config) == 1.0
-    assert learning_rate(10, config) == 1.0
-    assert learning_rate(60, config) == pytest.approx(0.55)
-    assert learning_rate(110, config) == pytest.approx(0.1)
+    rate = Part(torch.nn.Identity(), config).learning_rate
+    assert rate(0) == pytest.approx(0.1)
+    assert rate(9) == 1.0
+    assert rate(10) == 1.0
+    assert rate(60) == pytest.approx(0.55)
+    assert rate(110) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

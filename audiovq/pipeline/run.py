@@ -104,13 +104,6 @@ class Run:
     def samples_folder(self, stage: str) -> Path:
         return self.folder / "samples" / stage
 
-    def track_samples(self, stage: str, step: int) -> None:
-        """Send the samples to the trackers. Only after a stage is done, so that none is sent twice."""
-        for tracker in self.trackers.open(stage, step, step):
-            for path in sorted(self.samples_folder(stage).glob("*.wav")):
-                tracker.audio(step, path)
-            tracker.close()
-
 
 # --- stages ---------------------------------------------------------------------------------------
 
@@ -133,7 +126,6 @@ def train_tokenizer(run: Run) -> None:
     if run.main:
         reconstruct_samples(run.samples_folder("tokenizer"), network, data, recipe.samples, run.device)
         checkpoint.save_tokenizer(run.folder / "tokenizer", network)
-        run.track_samples("tokenizer", stage.training.steps)
     collectives.barrier()
 
 
@@ -165,7 +157,6 @@ def tune_decoder(run: Run) -> None:
     if run.main:
         reconstruct_samples(run.samples_folder("decoder"), network, data, recipe.samples, run.device)
         checkpoint.replace_by_tuned(folder, network, stage.training.steps)
-        run.track_samples("decoder", stage.training.steps)
     collectives.barrier()
 
 
@@ -192,7 +183,6 @@ def train_priors(run: Run) -> None:
         # The samples of the last prior may be missing if the run was interrupted.
         if run.main and level >= n_done - 1 and not run.files.has_prior_samples(level):
             generate_samples(run.folder, recipe.samples, run.device)
-            run.track_samples(f"prior-{level}", recipe.prior(level).training.steps)
             if level + 1 < recipe.n_priors:
                 run.write_page()
         collectives.barrier()

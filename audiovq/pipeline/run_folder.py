@@ -22,7 +22,7 @@ from audiovq.data.tracks import Scan, scan
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
-from audiovq.recipe import Recipe, first_difference, load_saved_recipe, without_mutable
+from audiovq.recipe import RESUME_MUTABLE, Recipe, first_difference, load_saved_recipe
 from audiovq.utils.files import check_folder, write_text
 from audiovq.utils.progress import say
 
@@ -92,8 +92,7 @@ class RunFolder:
         is_added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
         if is_added:  # decoder tuning may be added to a finished run, because codes stay the same
             saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
-        before, now = (without_mutable(recipe.model_dump()) for recipe in (saved, self.recipe))
-        difference = first_difference(before, now)
+        difference = first_difference(saved.model_dump(), self.recipe.model_dump(), RESUME_MUTABLE)
         if difference:
             raise ValueError(
                 f"{self.path}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"

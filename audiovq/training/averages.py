@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +42,17 @@ class Averages:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Within `with`, the network's weights are the averages."""
-        weights = [local(weight).clone() for weight in self.weights.values()]
-        self.copy_to_network()
+        self.swap()
         try:
             yield
         finally:
-            self._set(weights)
-
-    def copy_to_network(self) -> None:
-        self._set(map(local, self.tensors.values()))
+            self.swap()
 
     @torch.no_grad()
-    def _set(self, values: Iterable[Tensor]) -> None:
-        for weight, value in zip(self.weights.values(), values, strict=True):
-            local(weight).copy_(value)
+    def swap(self) -> None:
+        """Exchange the network's weights and the averages."""
+        for name, average in self.tensors.items():
+            weight = local(self.weights[name])
+            kept = weight.clone()
+            weight.copy_(local(average))
+            local(average).copy_(kept)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -95,13 +96,8 @@ def load_batches(
     )
     microbatches = iter(loader)
     for _ in range(start, end):
-        yield [_to_device(batch, device) for batch in itertools.islice(microbatches, split.n_microbatches)]
-
-
-def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        step = itertools.islice(microbatches, split.n_microbatches)
+        yield [send_to_device(batch, device, non_blocking=True) for batch in step]
 
 
 def microbatch_weights(task: Task, batch: list[Any], split: BatchSplit, device: torch.device) -> Tensor:

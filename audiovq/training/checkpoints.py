@@ -2,8 +2,7 @@
 
 All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder
 `step-00000123` of safetensors with a checksum for each file. It is written atomically, and older ones are
-removed after that. Sharded weights are written by all ranks with torch.distributed.checkpoint. Either kind
-can be loaded on any number of devices.
+removed after that. It can be loaded on any number of devices, whether weights are sharded or not.
 """
 
 from __future__ import annotations
@@ -13,24 +12,21 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
-from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
-from torch.distributed.tensor import DTensor
 
 from audiovq.distributed import collectives
 from audiovq.training.averages import Averages
+from audiovq.training.devices import whole_tensors
 from audiovq.utils import compat
-from audiovq.utils.files import atomic_folder, file_sha256, is_whole, write_checksums
+from audiovq.utils.files import atomic_folder, is_whole, write_checksums
 
 
 class Checkpoints:
@@ -73,12 +69,7 @@ class Checkpoints:
             ValueError: it cannot be written.
         """
         target = self.folder / f"step-{step:08d}"
-        content = {"step": step, **state}
-        tensors = self.tensors()
-        if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-            _write_sharded(target, tensors, content)
-        elif collectives.rank() == 0:
-            _write(target, tensors, content)
+        write_tensors(target, self.tensors(), {"step": step, **state})
         if collectives.rank() == 0:
             # `.step-…` is left by a save that was killed.
             for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:
@@ -98,8 +89,7 @@ class Checkpoints:
         if step < 0:
             return {"step": 0}
         folder = self.folder / f"step-{step:08d}"
-        reader = HuggingFaceStorageReader(str(folder))
-        saved = reader.read_metadata().state_dict_metadata
+        saved = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         self._allocate_moments(set(saved))
         tensors = self.tensors()
         saved = compat.without_obsolete(saved, tensors)
@@ -108,9 +98,7 @@ class Checkpoints:
                 f"{folder}: expected the weights of this recipe's network, found others "
                 f"({min(tensors.keys() ^ saved.keys())}); delete the folder to train from the start"
             )
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a single process
-            load_sharded(tensors, storage_reader=reader, no_dist=not collectives.is_distributed())
+        read_tensors(folder, tensors)
         return json.loads((folder / "state.json").read_text())
 
     def _allocate_moments(self, saved: set[str]) -> None:
@@ -131,34 +119,23 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
-def _write(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_folder(target) as temporary:
-        safetensors.torch.save_file(plain, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps(content))
-        write_checksums(temporary)
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors and facts to a folder, atomically and with checksums. All ranks call it, and rank 0 writes.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    complete = whole_tensors(tensors)
+    if collectives.rank() == 0:
+        with atomic_folder(folder) as temporary:
+            safetensors.torch.save_file(complete, temporary / "state.safetensors")
+            (temporary / "state.json").write_text(json.dumps(facts))
+            write_checksums(temporary)
 
 
-def _write_sharded(target: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    """Each rank writes its shards to a temporary folder, and rank 0 makes the checkpoint of them."""
-    parts = target.with_name(f".{target.name}.parts")
-    if collectives.rank() == 0:
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-    collectives.barrier()
-    try:
-        save_sharded(tensors, storage_writer=HuggingFaceStorageWriter(str(parts), save_distributed=True))
-    except CheckpointException as error:
-        reasons = "; ".join(sorted({str(each[0]) for each in error.failures.values()}))
-        raise ValueError(f"{target}: cannot be written ({reasons}); free some space") from None
-    names = sorted(path.name for path in parts.iterdir())
-    mine = {name: file_sha256(parts / name) for name in names[collectives.rank() :: collectives.world_size()]}
-    gathered: list[Any] = [None] * collectives.world_size()
-    dist.all_gather_object(gathered, mine)
-    if collectives.rank() == 0:
-        with atomic_folder(target) as temporary:
-            for name in names:
-                (parts / name).rename(temporary / name)
-            (temporary / "state.json").write_text(json.dumps(content))
-            write_checksums(temporary, {name: value for sums in gathered for name, value in sums.items()})
-        parts.rmdir()
+def read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors, sharded or not, with those of the same names in a folder."""
+    reader = HuggingFaceStorageReader(str(folder))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a single process
+        load_sharded(tensors, storage_reader=reader, no_dist=not collectives.is_distributed())

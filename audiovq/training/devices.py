@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,6 +69,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of rank 0, none on other ranks; a collective if some are sharded."""
+    found = {}
+    for name in sorted(tensors):  # the same order on all ranks
+        complete = whole(tensors[name].detach())
+        if collectives.rank() == 0:
+            found[name] = complete.cpu().contiguous()
+    return found
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor, or the whole tensor if it is not sharded; without its history."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
@@ -78,9 +89,10 @@ def whole_network(task: Any) -> Any:
     network = task.network
     if not any(isinstance(p, DTensor) for p in network.parameters()):
         return network
-    state = {name: whole(tensor).cpu() for name, tensor in network.state_dict().items()}
+    state = whole_tensors(network.state_dict())
     complete = task.build()
-    complete.load_state_dict(state)
+    if collectives.rank() == 0:
+        complete.load_state_dict(state)
     return complete
 
 

@@ -6,14 +6,12 @@ import json
 import math
 from pathlib import Path
 
-import safetensors.torch
 from torch import nn
 
 from audiovq.distributed import collectives
-from audiovq.pretrained import checkpoint
 from audiovq.recipe import TrainingConfig
-from audiovq.utils import compat
-from audiovq.utils.files import atomic_folder, is_whole, write_checksums
+from audiovq.training.checkpoints import read_tensors, write_tensors
+from audiovq.utils.files import is_whole
 from audiovq.utils.progress import say
 
 
@@ -36,12 +34,7 @@ class BestWeights:
         if not self.config.patience or not loss < self.loss:
             return
         self.step, self.loss = step, loss
-        if collectives.rank() == 0:
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-            with atomic_folder(self.folder) as temporary:
-                safetensors.torch.save_file(weights, temporary / checkpoint.WEIGHTS)
-                (temporary / "state.json").write_text(json.dumps({"step": step, "loss": loss}))
-                write_checksums(temporary)
+        write_tensors(self.folder, network.state_dict(), {"step": step, "loss": loss})
 
     def exhausted(self, step: int) -> bool:
         """Whether there were `patience` evaluations after the best one."""
@@ -52,7 +45,6 @@ class BestWeights:
         """At the end, on all ranks: load the best weights into the network."""
         collectives.barrier()
         if self.config.patience and self.loss < math.inf:
-            weights = checkpoint.read_tensors(self.folder / checkpoint.WEIGHTS)
-            network.load_state_dict(compat.without_obsolete(weights, network.state_dict()))
+            read_tensors(self.folder, network.state_dict())
             if collectives.rank() == 0:
                 say(f"{self.title}: takes the weights of step {self.step}, which have the lowest held-out loss")

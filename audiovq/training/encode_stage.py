@@ -67,42 +67,26 @@ def encode_data_set(
     collectives.barrier()
 
 
-class _ShiftedEncoder:
-    """Encodes a track without its first `shift` samples, block by block."""
-
-    def __init__(self, network: VQVAE, shift: int):
-        self.shift, self.n_samples, self.n_skipped = shift, 0, 0
-        self.encoder = StreamingEncoder(network, int(CHUNK_SECONDS * network.config.sample_rate))
-        self.levels = LevelBuffers(network.config.n_levels)
-
-    def push(self, block: torch.Tensor) -> None:  # [channels, samples]
-        rest = block[:, self.shift - self.n_skipped :]
-        self.n_skipped += block.shape[-1] - rest.shape[-1]
-        self.n_samples += rest.shape[-1]
-        self.levels.add(self.encoder.push(rest))
-
-    def finish(self) -> list[torch.Tensor]:
-        self.levels.add(self.encoder.finish())
-        return self.levels.levels()
-
-
 @torch.inference_mode()
 def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE, index: ShardIndex) -> None:
     """Encode a track once for each path, in one pass over it. A shift that leaves nothing gets no file."""
     config, hops = network.config, index.hop_lengths
-    encoders = [_ShiftedEncoder(network, i * hops[0] // len(paths)) for i in range(len(paths))]
-    for block in audio.stream_audio(source, config.sample_rate, config.channels):
+    shifts = [i * hops[0] // len(paths) for i in range(len(paths))]  # samples that are left out at the beginning
+    encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in paths]
+    buffers = [LevelBuffers(config.n_levels) for _ in paths]
+    n_samples = 0
+    for block in audio.stream_audio(source, config.sample_rate, config.channels):  # [channels, samples]
         signals.poll()
-        for encoder in encoders:
-            encoder.push(block)
-    for path, encoder in reversed(list(zip(paths, encoders, strict=True))):
-        levels, n_samples = encoder.finish(), encoder.n_samples
-        if n_samples == 0:
+        for shift, encoder, levels in zip(shifts, encoders, buffers, strict=True):
+            levels.add(encoder.push(block[:, max(0, shift - n_samples) :]))
+        n_samples += block.shape[-1]
+    for path, shift, encoder, levels in reversed(list(zip(paths, shifts, encoders, buffers, strict=True))):
+        if n_samples <= shift:
             continue
+        levels.add(encoder.finish())
         if index.chroma:
             waveform, _ = audio.read_audio(source, config.sample_rate, config.channels)
             path.parent.mkdir(parents=True, exist_ok=True)
-            classes = chroma_classes(waveform[:, encoder.shift :], config.sample_rate, hops[0])
-            np.save(path.with_suffix(".npy"), classes)
+            np.save(path.with_suffix(".npy"), chroma_classes(waveform[:, shift:], config.sample_rate, hops[0]))
         layout = config.sample_rate, hops, config.codebook_size, config.channels
-        Codes(levels, n_samples, *layout, index.tokenizer_hash, track.sha256).save(path)
+        Codes(levels.levels(), n_samples - shift, *layout, index.tokenizer_hash, track.sha256).save(path)

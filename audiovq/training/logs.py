@@ -62,16 +62,12 @@ class Stopwatch:
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
         """Iterate over the batches, one for each step."""
-        iterator = iter(items)
-        while True:
-            began = time.monotonic()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
+        began = time.monotonic()
+        for item in items:
             self.waited += time.monotonic() - began
             self.n += 1
             yield item
+            began = time.monotonic()
 
     def lap(self, device_seconds: float = 0.0) -> dict[str, float]:
         """Metrics since the last lap.

@@ -114,7 +114,7 @@ class Training:
                 if finished:
                     break
         # The final weights: the moving average if there is one, or the best ones with early stopping.
-        self.averages.copy_to_network()
+        self.averages.swap()
         self.best.restore(self.task.network)
         forget_compiled(self.task.eval())
 

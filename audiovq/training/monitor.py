@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -39,19 +38,9 @@ class Monitor:
         self.stopwatch = Stopwatch()
         self.metrics_log = StepLog(folder / "metrics.jsonl", start)
         self.health_log = StepLog(trackers.folder / HEALTH, start, task.title)
-        self.trackers = trackers.open(task.title, start, self.metrics_log.last_step)
-        names = [f"{part.suffix.removesuffix('s')}_learning_rate".lstrip("_") for part in parts]
-        rates = [part.config.learning_rate for part in parts]
-        self.facts = StageFacts(
-            title=task.title,
-            recipe_key=task.recipe_key,
-            training=config,
-            learning_rates=dict(zip(names, rates, strict=True)),
-            adversarial=len(parts) > 1,
-            workers=workers,
-            cpus=os.cpu_count() or 1,
-            **task.health_facts(),
-        )
+        self.trackers = trackers.start(task.title)
+        adversarial, facts = len(parts) > 1, task.health_facts()
+        self.facts = StageFacts(task.title, task.recipe_key, config, adversarial, workers=workers, **facts)
         # After a resume, the watch sees what was logged, and knows what was reported.
         self.watch = Watch(self.facts)
         for row in self.metrics_log.rows:
@@ -93,17 +82,18 @@ class Monitor:
         # JSON has no infinities.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.metrics_log.write({"step": done, **finite})
-        for tracker in self.trackers:
-            tracker.log(done, metrics | times)
+        if done > self.metrics_log.last_step:  # a resumed run repeats steps that trackers already have
+            for tracker in self.trackers:
+                tracker.log(metrics | times, step=done)
         for finding in self.watch.update(done, metrics | times):
-            self.health_log.write(asdict(finding))
-            say(f"health: {finding.message}")
+            self.health_log.write(finding)
+            say(f"health: {finding['message']}")
 
     def _nonfinite_message(self, done: int, n: int) -> str:
         """Names the tracks of the last `n` batches; those that are in most of these batches come first."""
-        name_of = getattr(self.task.dataset("train"), "name_of", lambda index: f"example {index}")
-        size, steps = self.config.batch_size, range(done - n, done)
-        batches = [{name_of(i) for i in range(step * size, (step + 1) * size)} for step in steps]
+        dataset: Any = self.task.dataset("train")
+        size = self.config.batch_size
+        batches = [{dataset.name_of(i) for i in range(k * size, (k + 1) * size)} for k in range(done - n, done)]
         names = [name for name, _ in Counter(sorted(itertools.chain.from_iterable(batches))).most_common()]
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         advice = self.facts.lower_learning_rate(10)
@@ -115,4 +105,4 @@ class Monitor:
 
     def close(self) -> None:
         for tracker in self.trackers:
-            tracker.close()
+            tracker.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from audiovq.recipe import TrainingConfig
-from audiovq.training.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,15 @@ class Part:
     suffix: str = ""  # of the names of its metrics
 
     def learning_rate(self, step: int) -> float:
-        return learning_rate(step - self.first_step, self.config) if step >= self.first_step else 0.0
+        """Linear warm-up, then a cosine to `final_fraction`; a function of the step, so that no state is saved."""
+        config, n = self.config, step - self.first_step
+        if n < 0:
+            return 0.0
+        if n < config.warmup_steps:
+            return config.learning_rate * (n + 1) / config.warmup_steps
+        passed = (n - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
+        return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
 class Task(nn.Module):
@@ -56,7 +64,7 @@ class Task(nn.Module):
         return {}
 
     def dataset(self, split: str) -> Dataset[Any]:
-        """An endless data set: index i is always the same example. `name_of(i)`, if any, names its track."""
+        """An endless data set: index i is always the same example. `name_of(i)` names its track."""
         raise NotImplementedError
 
     def weight(self, batch: Any) -> Tensor | float:

@@ -72,8 +72,7 @@ class TokenizerTask(Task):
         advice = AGAINST_COLLAPSE[model.quantizer.kind]
         return {
             "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps),
-            "codebook_size": model.codebook_size,
-            "batch_codes": tuple(samples // hop for hop in model.hop_lengths),
+            "most_codes": tuple(min(model.codebook_size, samples // hop) for hop in model.hop_lengths),
             "against_collapse": advice(stage) if advice else "",
             "against_silence": f", or set tokenizer.crop_seconds to {2 * seconds:g} (now {seconds:g})",
         }
