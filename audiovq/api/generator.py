@@ -280,15 +280,17 @@ class Generator(Shareable):
 
 def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
     """Raises ValueError for priors of other codes, or with other numbers for the same labels."""
-    known = priors[0].spec.vocabularies
+    known, c = priors[0].spec.vocabularies, tokenizer.config
     for level, spec in enumerate(prior.spec for prior in priors):
         if spec.tokenizer_hash != tokenizer.hash:
             raise ValueError(
                 f"prior {level}: expected one trained on codes of tokenizer {tokenizer.hash[:12]}, "
                 f"found one for {spec.tokenizer_hash[:12]}; train the priors again"
             )
-        if spec.level != level:
-            raise ValueError(f"prior {level}: expected the prior of level {level}, found that of level {spec.level}")
+        expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
+        found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
+        if found != expected:
+            raise ValueError(f"prior {level}: expected level, hop_lengths, rate and codes {expected}, found {found}")
         for name in known.keys() & spec.vocabularies.keys():
             if known[name] != spec.vocabularies[name]:
                 raise ValueError(f"prior {level}: expected the values of label {name} that prior 0 has, found others")

@@ -301,7 +301,7 @@ class Shards:
             raise ValueError(f"expected {expected}, found {columns.dtype} {list(columns.shape)}")
         start, size, shard, split, n_samples = columns[:, :N_COLUMNS].T
         offsets, lengths = columns[:, N_COLUMNS : N_COLUMNS + n_levels], columns[:, N_COLUMNS + n_levels :]
-        fits = (start >= 0) & (size >= 0) & (start + size <= n_bytes) & (split >= 0) & (split < len(SPLITS))
+        fits = (start >= 0) & (size >= 0) & (start <= n_bytes - size) & (split >= 0) & (split < len(SPLITS))
         fits &= (n_samples > 0) & (shard >= 0) & (shard < self.index.n_shards)
         fits &= (offsets >= 0).all(axis=1) & (lengths >= 0).all(axis=1)
         if fits.all() and len(columns):
@@ -309,7 +309,7 @@ class Shards:
             arrays = [
                 [len(self._arrays[f"shard-{i:05d}-{kind}.npy"]) for kind in kinds] for i in range(self.index.n_shards)
             ]
-            fits &= (offsets + lengths <= np.array(arrays)[shard]).all(axis=1)
+            fits &= (offsets <= np.array(arrays)[shard] - lengths).all(axis=1)
         if not fits.all():
             raise ValueError(
                 f"track {int(np.argmin(fits))}: expected its line and codes within their files, found others"
