@@ -1,90 +1,76 @@
-"""Estimates of `audiovq plan` next to measurements: CPU seconds per step and memory of each stage, and ratios.
+"""Estimates of `audiovq plan` next to real steps: CPU seconds per step and memory of each stage that is trained.
 
-python benchmarks/plan.py [RECIPE] [--data DIR]
+python benchmarks/plan.py [RECIPE] [--data DIR] [--set KEY=VALUE]
 
-Time: the same steps are taken right after the estimate, and CPU times are compared, so that other processes on the
-machine matter little. Memory: the growth of the process's peak, with each stage in its own process.
+CPU times of one thread are compared, so that other processes on the machine matter little. Memory is the growth of the process's peak,
+which Linux can reset.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
+import ctypes
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
-from accelerate import Accelerator
 
-from audiovq.data.tracks import scan
-from audiovq.planning.cost import count_pass
-from audiovq.planning.estimate import Planner, Stage
-from audiovq.planning.rehearsal import measure
-from audiovq.recipe import Recipe, load_recipe
+from audiovq.pipeline import run
+from audiovq.planning.estimate import make_plan, music_seconds
+from audiovq.pretrained.adopt import adopt_pretrained
+from audiovq.recipe import load_recipe
 from audiovq.training.loop import Training
 
-STEPS = 5
+STEPS = 6
+PLANNED: dict[str, dict[str, Any]] = {}  # by the title of the stage
 
 
-def planned_stage(recipe: Recipe, number: int) -> Stage:
-    planner = Planner(recipe, scan(Path(recipe.data.folder), recipe.data), None, 1)
-    return planner.training_stages()[number]
+def memory(key: str) -> int:
+    """VmRSS, the bytes in use, or VmHWM, the most since the last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+class MeasuredTraining(Training):
+    """A few steps, compared with the plan, instead of all."""
 
-
-def time_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
-    """Planned and real seconds of a step."""
-    stage = planned_stage(recipe, number)
-    name, config = stage.title, stage.config
-    planned = measure(stage.build_here, config, bf16=False, clock=time.process_time).seconds
-    with tempfile.TemporaryDirectory() as folder:
-        training = Training(stage.build_here(config), Path(folder), config, Accelerator())
-        times = []
-        for step, batch in enumerate(training.batches("train", 0, STEPS)):
+    def run(self) -> None:
+        planned = PLANNED[self.task.title]
+        weights = sum(x.nbytes for x in self.task.network.state_dict().values())
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that earlier stages no longer use
+        Path("/proc/self/clear_refs").write_text("5")
+        before, times = memory("VmRSS") - weights, []
+        for step, batch in enumerate(self.batches("train", 0, STEPS)):
             began = time.process_time()
-            training.step(step, batch)
+            self.step(step, batch)
             times.append(time.process_time() - began)
-    return name, planned, statistics.median(times[1:])
-
-
-def memory_of(recipe: Recipe, number: int) -> tuple[str, float, float]:
-    """Counted and real bytes of a training."""
-    stage = planned_stage(recipe, number)
-    name, config = stage.title, stage.config
-    counted = count_pass(lambda mode: stage.build(config, mode), config, config.batch_size, bf16=False)
-    torch.fft.rfft(torch.zeros(4096))  # libraries are loaded
-    before = peak()
-    with tempfile.TemporaryDirectory() as folder:
-        training = Training(stage.build_here(config), Path(folder), config, Accelerator())
-        for step, batch in enumerate(training.batches("train", 0, 2)):
-            training.step(step, batch)
-    return name, counted.memory, peak() - before
+        took, grew = statistics.median(times[2:]), memory("VmHWM") - before
+        plan_seconds = planned["seconds_a_step"]
+        click.echo(
+            f"{self.task.title:10} step {plan_seconds:.2f} CPU-s planned, {took:.2f} real, ratio {plan_seconds / took:.2f};  "
+            f"memory {planned['memory_bytes'] / 1e6:.0f} MB planned, {grew / 1e6:.0f} real, "
+            f"ratio {planned['memory_bytes'] / grew:.2f}"
+        )
 
 
 @click.command()
 @click.argument("name", default="quickstart")
 @click.option("--data", help="Folder of music; default the recipe's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE")
-@click.option("--stages", "n", type=int, help="Only the first ones.")
-def main(name: str, data: str | None, overrides: tuple[str, ...], n: int | None) -> None:
+def main(name: str, data: str | None, overrides: tuple[str, ...]) -> None:
     """Print one line for each stage: estimate, measurement and ratio."""
-    recipe = load_recipe(name, data, overrides)
-    context = multiprocessing.get_context("spawn")
-    for number in range(1 + (recipe.decoder_tuning is not None) + recipe.n_priors)[:n]:
-        with context.Pool(1) as pool:
-            title, planned, took = pool.apply(time_of, (recipe, number))
-        with context.Pool(1) as pool:
-            _, counted, grew = pool.apply(memory_of, (recipe, number))
-        click.echo(
-            f"{title:10} step {planned:.3f} s planned, {took:.3f} s real, ratio {planned / took:.2f};  "
-            f"memory {counted / 1e6:.0f} MB counted, {grew / 1e6:.0f} MB real, ratio {counted / grew:.2f}"
-        )
+    torch.set_num_threads(1)
+    recipe = adopt_pretrained(load_recipe(name, data, ("samples.seconds=1", *overrides)))
+    began = time.process_time()
+    plan = make_plan(recipe, music_seconds(recipe))
+    click.echo(f"estimate: {time.process_time() - began:.1f} CPU-s")
+    PLANNED.update({stage["stage"]: stage for stage in plan["stages"]})
+    run.Training = MeasuredTraining
+    with tempfile.TemporaryDirectory() as folder:
+        run.Run(recipe, Path(folder) / "run", pages=False).go()
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def users(package: str) -> set[Path]:
 
 
 def test_only_training_and_run_use_accelerate() -> None:
-    assert {place(path) for path in users("accelerate")} == {"training", "planning", "pipeline"}
+    assert {place(path) for path in users("accelerate")} == {"training", "pipeline"}
 
 
 def test_only_the_page_of_the_studio_uses_gradio() -> None:

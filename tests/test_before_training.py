@@ -10,20 +10,10 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import torch
 from conftest import ROOT, TINY, assert_one_line_error, cli, tones
 
 from audiovq.pipeline.before_training import find_music, rounded
-from audiovq.planning.quick import (
-    decoder_operations,
-    matrix_rate,
-    prior_operations,
-    rough_hours,
-    tokenizer_operations,
-    transformer_weights,
-)
-from audiovq.prior.transformer import Transformer, TransformerConfig
-from audiovq.recipe import load_recipe, load_saved_recipe
+from audiovq.recipe import load_saved_recipe
 
 
 def write_music(folder: Path) -> Path:
@@ -66,28 +56,6 @@ def test_a_resumed_run_uses_the_same_music(tmp_path: Path, monkeypatch: pytest.M
     assert again.exit_code == 0, again.output
     other = cli("train", tmp_path / "tiny.yaml", "--out", tmp_path / "other", "--data", tmp_path / "nothing")
     assert_one_line_error(other, "nothing")
-
-
-def test_weights_are_counted_as_the_transformer_has_them() -> None:
-    config = TransformerConfig(dim=64, n_layers=3, n_heads=4, n_kv_heads=2, mlp_ratio=3.0)
-    matrices = sum(p.numel() for p in Transformer(config).parameters() if p.ndim == 2)
-    assert transformer_weights(config) == matrices
-
-
-def test_hours_follow_from_operations() -> None:
-    recipe = load_recipe("quickstart")
-    config, training = recipe.prior(0).model.transformer, recipe.prior(0).training
-    positions = training.steps * training.batch_size * config.context
-    attention = 12 * config.n_layers * config.dim * config.window
-    assert prior_operations(recipe, 0) == positions * (6 * transformer_weights(config) + attention)
-    more = load_recipe("music", data="x")
-    n_codes = more.tokenizer.crop_samples / 1024
-    assert tokenizer_operations(more) / (6 * n_codes * 300000 * 64) == pytest.approx(21.9e6, rel=0.02)  # its weights
-    # `audiovq plan` counts 1.73 TFLOP for two crops.
-    assert decoder_operations(more) / (100000 * 8) == pytest.approx(1.73e12, rel=0.1)
-    assert rough_hours(more, ["priors"]) > 100 > rough_hours(recipe, ["tokenizer", "priors"]) > 0
-    assert rough_hours(recipe, ["tokenizer", "codes"]) == 0  # the bundled tokenizer needs no training
-    assert matrix_rate(torch.device("cpu"), bf16=False, size=256) > 1e8
 
 
 def test_hours_have_two_significant_digits() -> None:

@@ -1,139 +1,82 @@
-"""`audiovq plan`: counts equal those of real steps, and times are near them."""
+"""`audiovq plan`: what is counted agrees with real passes, and disk with a real run. No time is asserted."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import assert_one_line_error, cli
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import default_collate
+from conftest import ROOT, assert_one_line_error, cli
 from torch.utils.flop_counter import FlopCounterMode
 
 from audiovq.data.shards import Shards
-from audiovq.data.tracks import scan
-from audiovq.planning.cost import Count, Device, count_pass
-from audiovq.planning.estimate import make_plan, parse_device, plan_lines
-from audiovq.planning.rehearsal import random_shards
+from audiovq.data.tracks import Scan, find_audio, scan
+from audiovq.planning.estimate import (
+    Device,
+    Planner,
+    count_pass,
+    far_device,
+    make_plan,
+    music_seconds,
+    plan_lines,
+    prior_of,
+    this_device,
+    too_large,
+)
 from audiovq.recipe import Recipe, load_recipe
-from audiovq.training.loop import Training
 from audiovq.training.prior_task import PriorTask
-from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
 
-
-def tasks(recipe: Recipe) -> dict[str, Task]:
-    found = scan(Path(recipe.data.folder), recipe.data)
-    shards = random_shards(found, recipe.tokenizer.model, False)
-    return {
-        "tokenizer": TokenizerTask(recipe.tokenizer, recipe.data, found, 0),
-        "prior": PriorTask(recipe.prior(1), shards, 1, 0),
-    }
-
-
-def really(task: Task, n: int) -> Count:
-    """One pass over `n` real examples; gradients are freed at once."""
-    task.train()
-    if isinstance(task, TokenizerTask):
-        task.n_steps.fill_(10**6)
-    batch = default_collate([task.dataset("train")[i] for i in range(n)])
-    for parameter in task.network.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    with Count() as count:
-        loss, metrics = task(batch)
-        loss.backward()
-        del loss, metrics
-    return count
-
-
-@pytest.mark.parametrize("name", ["tokenizer", "prior"])
-def test_counts_on_fake_tensors_equal_those_on_real_ones(tiny_recipe: Path, name: str) -> None:
-    recipe = load_recipe(str(tiny_recipe))
-    real = really(tasks(recipe)[name], 3)
-    config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
-    cost = count_pass(lambda mode: tasks(recipe)[name], config, 3, bf16=False)
-    assert cost.work.flops == real.work.flops > 0
-    assert cost.work.traffic == pytest.approx(real.work.traffic, rel=0.02)
-    assert cost.activations == pytest.approx(real.peak, rel=0.02)
-    assert real.live < 0.01 * real.peak  # unused tensors are freed
-    network = tasks(recipe)[name].network
-    learning = sum(p.numel() for p in network.parameters())
-    assert (cost.parameters, cost.gradients, cost.moments) == (learning, 4 * learning, 8 * learning)
-
-
-def test_a_layer_counted_by_hand() -> None:
-    """x [5, 7] -> Linear(7, 11) -> square -> mean: 2·5·7·11 forward, as much again for the weight's gradient."""
-    layer, x = torch.nn.Linear(7, 11, bias=False), torch.randn(5, 7)
-    with Count() as count:
-        layer(x).square().mean().backward()
-    assert count.work.flops == 2 * 2 * 5 * 7 * 11
-    with FlopCounterMode(display=False) as theirs:
-        layer(x).square().mean().backward()
-    assert theirs.get_total_flops() == count.work.flops
-    live = 4 * 5 * 11  # the layer's output, kept for the square's gradient
-    assert live <= count.peak <= 4 * live + 2 * 4 * 7 * 11
-
-
-def test_a_depthwise_convolution_is_counted_by_its_groups() -> None:
-    layer, x = torch.nn.Conv1d(16, 16, 7, padding=3, groups=16), torch.randn(2, 16, 50, requires_grad=True)
-    with Count() as count:
-        layer(x).sum().backward()
-    assert count.work.flops == 3 * (2 * 2 * 16 * 50 * 7)
-
-
-def test_attention_with_fewer_keys_is_counted() -> None:
-    q, k = torch.randn(2, 4, 8, 16, requires_grad=True), torch.randn(2, 2, 8, 16, requires_grad=True)
-    with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
-        torch.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True).sum().backward()
-    forward = 2 * 2 * (2 * 4 * 8 * 8 * 16)
-    assert count.work.flops == pytest.approx(forward * (1 + 2.5))
-
-
-def test_fewer_at_once_take_less_memory_and_the_same_arithmetic(tiny_recipe: Path) -> None:
-    recipe = load_recipe(str(tiny_recipe))
-    one, four = (count_pass(lambda mode: tasks(recipe)["prior"], recipe.prior(1).training, n, False) for n in (1, 4))
-    assert four.work.flops == 4 * one.work.flops
-    assert one.activations < four.activations < 4.1 * one.activations
-
-
-def test_muon_has_one_moment_per_weight_of_its_matrices(tiny_recipe: Path) -> None:
-    recipe = load_recipe(str(tiny_recipe))
-    config = recipe.prior(1).training
-    costs = [
-        count_pass(lambda mode: tasks(recipe)["prior"], config.model_copy(update={"optimizer": name}), 1, False)
-        for name in ("adamw", "muon")
-    ]
-    layer = 3 * 16 * 16 + 16 * 16 + 3 * 16 * 48  # queries, keys, values; output; gate, up and down
-    assert costs[0].moments == 8 * costs[0].parameters
-    assert costs[0].moments - costs[1].moments >= 4 * layer
-
-
-def test_sharded_weights_are_divided_among_devices(tiny_recipe: Path) -> None:
-    recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.sharded=true",))
-    alone, eight = (
-        count_pass(lambda mode: tasks(recipe)["prior"], recipe.prior(1).training, 1, False, n) for n in (1, 8)
-    )
-    for name in ("weights", "moments", "gradients"):
-        assert getattr(eight, name) == pytest.approx(getattr(alone, name) / 8, abs=8)
-    assert eight.gathered > 0 == alone.gathered
-
-
-@pytest.fixture(scope="module")
-def planned(tiny_recipe: Path) -> dict[str, Any]:
-    return make_plan(load_recipe(str(tiny_recipe)))
+FAR = Device("a GPU", 80e9, 1e14)
 
 
 def stage(plan: dict[str, Any], name: str) -> dict[str, Any]:
     return next(stage for stage in plan["stages"] if stage["stage"] == name)
 
 
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Path) -> Recipe:
+    return load_recipe(str(tiny_recipe))
+
+
+@pytest.fixture(scope="module")
+def planned(recipe: Recipe) -> dict[str, Any]:
+    return make_plan(recipe, music_seconds(recipe), device=FAR)
+
+
+def test_a_layer_counted_by_hand() -> None:
+    """x [5, 7] -> Linear(7, 11): 2·5·7·11 forward, twice as much backward; the square needs the layer's output."""
+    layer, x = torch.nn.Linear(7, 11, bias=False), torch.randn(5, 7)
+    one = count_pass(layer, lambda: layer(x).square().mean(), scale=10)
+    assert one.flops == 10 * 3 * 2 * 5 * 7 * 11
+    assert one.activations == 10 * 4 * (5 * 7 + 5 * 11)
+
+
+def test_arithmetic_is_that_of_real_steps(recipe: Recipe, planned: dict[str, Any], tiny_run: Path) -> None:
+    tasks = {
+        "tokenizer": TokenizerTask(
+            recipe.tokenizer, recipe.data, scan(Path(recipe.data.folder), recipe.data), 0
+        ).eval(),
+        "prior-1": PriorTask(recipe.prior(1), Shards(tiny_run / "codes"), 1, 0),
+    }
+    for name, task in tasks.items():
+        batch: Any = torch.utils.data.default_collate([task.dataset("train")[0]])
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            task(batch)[0].backward()
+        config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
+        flops = stage(planned, name)["seconds_a_step"] * FAR.flops / config.batch_size
+        # More than real: the first layers need no gradient of their input, nor does the loss of the music.
+        assert 0.9 < flops / counter.get_total_flops() < 1.6, name
+        learning = sum(p.numel() for p in task.network.parameters() if p.requires_grad)
+        assert stage(planned, name)["parameters"] == pytest.approx(learning, rel=0.02), name  # without label values
+
+
 def test_disk_is_what_a_run_takes(planned: dict[str, Any], tiny_run: Path) -> None:
-    shards = Shards(tiny_run / "codes")
-    codes = sum(sum(track.lengths) for track in shards.index.tracks)
-    assert stage(planned, "codes")["codes"] == pytest.approx(codes, rel=0.02)
+    codes = sum(sum(track.lengths) for track in Shards(tiny_run / "codes").index.tracks)
+    assert stage(planned, "codes")["codes"] == pytest.approx(codes, rel=0.05)
     for name in ("tokenizer", "prior-1"):
         found = [*(tiny_run / "training" / name / "checkpoints").rglob("state.safetensors"), tiny_run / name / "model.safetensors"]  # fmt: skip
         sizes = [path.stat().st_size for path in found]
@@ -142,36 +85,60 @@ def test_disk_is_what_a_run_takes(planned: dict[str, Any], tiny_run: Path) -> No
         assert stage(planned, name)["disk_bytes"] == pytest.approx(expected, rel=0.25)  # small files: names weigh
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "prior"])
-def test_memory_is_that_of_a_real_step(tiny_recipe: Path, tmp_path: Path, name: str) -> None:
-    """The step of the loop itself, with its clipping, skipping and optimizer; its gradients stay until the end."""
-    recipe = load_recipe(str(tiny_recipe))
-    config = recipe.tokenizer.training if name == "tokenizer" else recipe.prior(1).training
-    training = Training(tasks(recipe)[name], tmp_path, config, Accelerator())
-    batches = list(training.batches("train", 0, 3))
-    for step in range(2):  # codebooks and moments are there
-        training.step(step, batches[step])
-    with Count() as count:
-        training.step(2, batches[2])
-    cost = count_pass(lambda mode: tasks(recipe)[name], config, 2, bf16=False)
-    assert count.peak == pytest.approx(cost.gradients + cost.activations, rel=0.25)
+def test_the_music_is_as_long_as_its_headers_say(recipe: Recipe, tiny_run: Path) -> None:
+    found = Scan.load(tiny_run / "data")
+    assert music_seconds(recipe) == pytest.approx(sum(track.seconds for track in found.tracks), rel=0.01)
+    of_codes = recipe.model_copy(update={"codes": recipe.codes.model_copy(update={"path": str(tiny_run / "codes")})})
+    assert music_seconds(of_codes) == pytest.approx(music_seconds(recipe), rel=0.05)
+    assert len(find_audio(Path(recipe.data.folder))) >= len(found.tracks)
 
 
-def test_time_is_near_what_a_step_takes(planned: dict[str, Any], tiny_recipe: Path, tmp_path: Path) -> None:
-    """A generous bound, as machines are busy; `benchmarks/plan.py` has the figures."""
-    recipe = load_recipe(str(tiny_recipe))
-    config = recipe.tokenizer.training.model_copy(update={"steps": 8})
-    training = Training(tasks(recipe)["tokenizer"], tmp_path, config, Accelerator())
-    times = []
-    for step, batch in enumerate(training.batches("train", 0, 8)):
-        began = time.perf_counter()
-        training.step(step, batch)
-        times.append(time.perf_counter() - began)
-    assert any("time: measured; " in line for line in plan_lines(planned))
-    assert min(times) / 10 < stage(planned, "tokenizer")["seconds_a_step"] < 10 * max(times)
+def test_a_large_prior_for_five_minutes_is_far_too_large_and_a_fitting_one_is_named() -> None:
+    plan = make_plan(load_recipe("music", data=str(ROOT / "samples" / "recordings")), 300, ("priors",), FAR)
+    line = too_large(plan)[0]
+    assert "6,460 codes of music, 43,581 weights for each: far too large" in line
+    assert "a size that fits: priors.0.model.transformer: {dim: 192, n_layers: 4, n_heads: 4}" in line
+    assert line in plan_lines(plan)[2] or line.removeprefix("prior-0: ") in "\n".join(plan_lines(plan))
+    fitting = ("priors=[{model: {transformer: {dim: 192, n_layers: 4, n_heads: 4}}}]",)
+    assert not too_large(make_plan(load_recipe("music", data="x", overrides=fitting), 300, ("priors",), FAR))
+    assert not too_large(make_plan(load_recipe("music", data="x"), 1000 * 3600, ("priors",), FAR))
 
 
-def test_the_command_prints_reasons_and_writes_json(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_sharded_weights_muon_and_checkpointing_take_less_memory() -> None:
+    recipe = load_recipe("scratch")
+
+    def parts(n_devices: int = 1, **settings: Any) -> dict[str, float]:
+        training = recipe.priors[0].training.model_copy(update={"optimizer": "adamw", **settings})
+        changed = recipe.model_copy(update={"priors": (recipe.priors[0].model_copy(update={"training": training}),)})
+        return Planner(changed, FAR, n_devices, 60).prior(1)["memory_parts"]
+
+    plain, eight = parts(), parts(8, sharded=True, batch_size=8)
+    assert eight["moments"] == plain["moments"] / 8
+    assert parts(optimizer="muon")["moments"] == plain["moments"] / 2
+    assert parts(activation_checkpointing=True)["activations"] < plain["activations"]
+    assert parts(device_batch_size=1)["activations"] < plain["activations"]
+
+
+def test_what_does_not_fit_gets_a_smaller_micro_batch(recipe: Recipe) -> None:
+    many = load_recipe("quickstart", overrides=("priors.0.training.batch_size=64", "tokenizer.from_pretrained=null"))
+    whole = stage(make_plan(many, 60, ("priors",), FAR), "prior-1")
+    tight = make_plan(many, 60, ("priors",), Device("small", whole["memory_bytes"] / 3, 1e12))
+    found = stage(tight, "prior-1")
+    assert not found["fits"]
+    assert 0 < found["size_that_fits"] < 64
+    assert f"set priors.0.training.device_batch_size to {found['size_that_fits']}" in "\n".join(plan_lines(tight))
+
+
+def test_only_missing_stages_are_planned(recipe: Recipe) -> None:
+    assert [each["stage"] for each in make_plan(recipe, 60, ("codes",), FAR)["stages"]] == ["codes"]
+    tuned = load_recipe("music", data="x")
+    decoder = make_plan(tuned, 60, ("decoder",), FAR)["stages"][0]
+    # Counted operation by operation, with the backward pass: 0.87 TFLOP per crop.
+    assert decoder["seconds_a_step"] * FAR.flops / 16 == pytest.approx(0.87e12, rel=0.15)
+    assert prior_of(tuned, 0).head.weight.device.type == "meta"
+
+
+def test_the_command_prints_and_writes_json(tiny_recipe: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     result = cli("plan", tiny_recipe, "--gpus", 2, "--device-memory", "24GiB", "--device-tflops", 100, "--json", file)
     assert result.exit_code == 0, result.output
@@ -181,40 +148,21 @@ def test_the_command_prints_reasons_and_writes_json(tiny_recipe: Path, tmp_path:
     assert written["fits"]
     for words in (
         "on 2 × 100 TFLOPS",
-        "fits; ",
-        "weights",
-        "TFLOP for a pass",
-        "assumed: ",
-        "not checked on a GPU",
+        "hours of music",
+        "weights for each",
         "together: ",
+        "everything fits",
+        "assumed: ",
     ):
         assert words in result.output, words
-    assert not (tmp_path / "runs").exists()
+    assert this_device(bf16=False).flops > 1e7
 
 
-def test_what_does_not_fit_is_made_to_fit(tiny_recipe: Path) -> None:
-    recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.batch_size=64",))
-    whole = count_pass(lambda mode: tasks(recipe)["prior"], recipe.prior(1).training, 64, bf16=True)
-    tight = make_plan(recipe, Device(memory=whole.memory / 3))
-    found = stage(tight, "prior-1")
-    assert not found["fits"]
-    assert found["fits_then"]
-    assert found["passes"] == -(-64 // found["device_batch_size"]) > 1
-    assert found["memory_bytes_then"] <= 0.9 * tight["memory_bytes"]
-    assert any(f"set priors.0.training.device_batch_size to {found['device_batch_size']}: {found['passes']} passes" in line for line in plan_lines(tight))  # fmt: skip
-
-
-def test_a_pretrained_tokenizer_is_not_trained(tiny_recipe: Path, tiny_run: Path) -> None:
-    pretrained = (f"tokenizer={{from_pretrained: {tiny_run}}}", f"priors=[{{from_pretrained: {tiny_run}}}]")
-    recipe = load_recipe(str(tiny_recipe), overrides=pretrained)
-    stages = make_plan(recipe, Device())["stages"]
-    assert [each["stage"] for each in stages] == ["codes", "prior-0", "prior-1", "prior-2"]
-    assert stages[2]["parameters"] == sum(p.numel() for p in tasks(load_recipe(str(tiny_recipe)))["prior"].parameters())
-
-
-def test_wrong_sizes_and_no_music(tiny_recipe: Path) -> None:
-    assert parse_device(device_memory="80GB") == (Device(memory=80e9), 1)
-    assert parse_device() == (None, 1)
+def test_wrong_sizes_old_options_and_no_music(tiny_recipe: Path) -> None:
+    assert far_device("24GiB", None, None).memory == 24 * 2**30
+    assert far_device(None, 100, 0.5) == Device("100 TFLOPS (not here)", 80e9, 5e13)
     assert_one_line_error(cli("plan", tiny_recipe, "--device-memory", "much"), "expected a size such as 80GB")
+    assert_one_line_error(cli("plan", tiny_recipe, "--device-bandwidth", 2), "no longer exists", "--utilisation")
     assert_one_line_error(cli("plan", "music"), "no music folder", "--data")
     assert_one_line_error(cli("plan", tiny_recipe, "--gpus", 64), "at least one example for each of the 64")
+    assert_one_line_error(cli("bench", "default"), "no longer exists", "benchmarks/sampling_speed.py")

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import click
 
-from audiovq.cli.bench import bench
 from audiovq.cli.copies import copies
 from audiovq.cli.decode import decode
 from audiovq.cli.doctor import doctor
@@ -28,7 +27,7 @@ from audiovq.utils import compat
 from audiovq.utils.signals import Interrupted
 
 COMMANDS = (
-    bench, copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
+    copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
     studio, train,
 )  # fmt: skip
 COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # its name is in the OSError if it cannot load

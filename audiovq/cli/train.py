@@ -45,7 +45,7 @@ def train(
         run = Run(with_music(loaded, folder), folder, page)
         wanted = tuple(stage for stage in STAGES if stage in stages) or STAGES
         missing = [stage for stage in wanted if not run.files.is_done(stage)]
-        announce_duration(run.recipe, missing, collectives.world_size())
+        announce_duration(run.files, missing, collectives.world_size())
         run.go(wanted)
         if json_file and run.main:
             options.write_json(json_file, describe_run(run.folder))

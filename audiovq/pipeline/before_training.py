@@ -9,7 +9,8 @@ from pathlib import Path
 
 from audiovq.config import recipe_folders
 from audiovq.data.tracks import find_audio
-from audiovq.planning.quick import describe_machine, rough_hours
+from audiovq.pipeline.run_folder import RunFolder
+from audiovq.planning.estimate import make_plan, music_seconds, too_large
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.utils.progress import say
 
@@ -52,19 +53,28 @@ def find_music(name: str) -> Path:
     raise ValueError(f"{name}: no music folder; {advice}")
 
 
-def announce_duration(recipe: Recipe, stages: Sequence[str], n_devices: int) -> None:
-    """Print the hours of a long training, and the command that fits this machine; nothing if it takes less.
+def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> None:
+    """Print the hours of a long training and the command that fits this machine, and priors that are far too large.
 
     Args:
         stages: names of the stages that are not done.
         n_devices: processes that share each step.
     """
-    hours = rough_hours(recipe, stages, n_devices)
+    if not stages:
+        return
+    recipe = files.recipe
+    scanned = (files.path / "data" / "tracks.jsonl").is_file()
+    tracks = files.scan().only(recipe.codes.only).tracks if scanned else []
+    seconds = sum(track.seconds for track in tracks) if scanned else music_seconds(recipe)
+    plan = make_plan(recipe, seconds, stages, n_devices=n_devices)
+    hours = plan["hours"]
+    for line in too_large(plan):
+        say(line)
     if hours < LONG_HOURS:
         return
     music = shlex.quote(recipe.data.folder or "DIR")
     say(
-        f"{recipe.name} takes roughly {rounded(hours)} hours on {describe_machine()}. A command for this machine, which "
+        f"{recipe.name} takes roughly {rounded(hours)} hours on this machine ({plan['device']}). A command for this machine, which "
         f"takes minutes: audiovq train recipes/finetune.yaml --data {music}"
     )
     say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")

@@ -1,7 +1,7 @@
-"""Estimates what a recipe takes, stage by stage: memory, hours and disk. It trains nothing.
+"""Estimates what a recipe takes, within seconds: memory, hours and disk of each stage. It trains nothing.
 
-Memory is counted (see `cost`). Time is measured on this machine's device, or predicted for GPUs that are
-not here.
+Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, where tensors have
+no values; tokenizer and decoder on a short crop, because both grow in proportion to its length.
 """
 
 from __future__ import annotations
@@ -9,342 +9,381 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-from audiovq.data.tracks import Scan, scan
-from audiovq.planning.cost import Cost, Device, count_encoding, count_pass
-from audiovq.planning.rehearsal import Measured, measure, measure_encoding, random_shards
-from audiovq.pretrained.adopt import adopt_pretrained
+from audiovq.data.audio import audio_info
+from audiovq.data.shards import Shards
+from audiovq.data.tracks import Scan, find_audio
+from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig
-from audiovq.tokenizer.streaming import CHUNK_SECONDS
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.training.adapters import add_adapters
 from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
-from audiovq.training.prior_task import PriorTask
-from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.utils.progress import say
 
+STAGES = ("tokenizer", "decoder", "codes", "priors")
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-UPDATE_BYTES = 40  # memory traffic of clipping and AdamW for each weight
-EVALUATION = 1 / 3  # of the time of a step, which has a backward pass, too
-MEMORY_PARTS = ("weights", "moments", "averages", "gradients", "gathered", "activations")
-
-
-def parse_device(
-    gpus: int | None = None,
-    device_memory: str | None = None,
-    device_tflops: float | None = None,
-    device_bandwidth: float | None = None,
-    utilisation: float | None = None,
-) -> tuple[Device | None, int]:
-    """A GPU that is not here and how many, from the options of `audiovq plan`; None: this machine's device.
-
-    Raises:
-        ValueError: `device_memory` is not a size.
-    """
-    options = {"tflops": device_tflops, "bandwidth": device_bandwidth, "used_tflops": utilisation}
-    if device_memory is not None:
-        found = re.fullmatch(r"(\d+\.?\d*)\s*([KMGT]?I?B?)", device_memory.strip().upper())
-        if not found or found[2] not in UNITS:
-            raise ValueError(f"--device-memory {device_memory}: expected a size such as 80GB or 24GiB")
-        options["memory"] = float(found[1]) * UNITS[found[2]]
-    given = {name: value for name, value in options.items() if value is not None}
-    return (replace(Device(), **given) if given or gpus else None), gpus or 1
-
-
-def make_plan(recipe: Recipe, device: Device | None = None, n_devices: int = 1) -> dict[str, Any]:
-    """The estimate as plain values, which `plan_lines` prints.
-
-    Args:
-        device: a GPU that is not here; None: this machine's device.
-    Raises:
-        ValueError: no music, or a batch that is too small for so many devices.
-    """
-    if not recipe.data.folder:
-        raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
-    recipe = adopt_pretrained(recipe)
-    planner = Planner(recipe, scan(Path(recipe.data.folder), recipe.data), device, n_devices)
-    trained = [planner.plan_training(stage) for stage in planner.training_stages()]
-    n = len(trained) - recipe.n_priors  # the codes come before the priors
-    stages = [*trained[:n], planner.plan_codes(), *trained[n:]]
-    hours = [stage["hours"] for stage in stages]
-    return {
-        "recipe": recipe.name,
-        "devices": n_devices,
-        "device": planner.device_name,
-        "memory_bytes": planner.memory,
-        "bf16": planner.bf16,
-        "music_hours": planner.scan.report()["hours"],
-        "stages": stages,
-        "hours": None if None in hours else sum(hours),
-        "fits": all(stage["fits"] for stage in stages),
-        "disk_bytes": sum(stage["disk_bytes"] for stage in stages),
-        "assumptions": planner.assumptions(),
-    }
+MEASURED_SECONDS = 0.5
+EFFICIENCY = 0.5  # the share of the measured speed that training reaches, roughly
+USABLE = 0.9  # of a device's memory; the driver and fragmentation take the rest
+EVALUATION = 1 / 3  # of the time of a training step, which has a backward pass, too
+MAX_HEADERS = 200  # files whose length is read
+# Weights of a prior for each code of its level in the music. Recipe quickstart has 200 to 300, and stops early. With
+# far more, a prior learns the music by heart before it learns what other music of this kind has in common with it.
+FITTING_WEIGHTS, TOO_MANY_WEIGHTS = 300, 1000
+NO_TRACKS = Scan(Path(), [], [])
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage of a recipe that trains a network."""
+class Device:
+    """What the steps are computed on."""
 
-    title: str
-    key: str  # of its training settings in the recipe
-    config: TrainingConfig
-    codes_per_example: float
-    # Makes the task for a variant of `config`, within a mode in which tensors take no memory, if possible.
-    build: Callable[[TrainingConfig, AbstractContextManager[Any]], Task]
-
-    @property
-    def is_sharded(self) -> bool:
-        return isinstance(self.config, PriorTrainingConfig) and self.config.sharded
-
-    @property
-    def is_prior(self) -> bool:
-        return self.title.startswith("prior")
-
-    def build_here(self, config: TrainingConfig) -> Task:
-        return self.build(config, contextlib.nullcontext())
+    name: str
+    memory: float  # bytes
+    flops: float  # a second, as training reaches them
 
 
+def far_device(memory: str | None, tflops: float | None, utilisation: float | None) -> Device:
+    """A GPU that is not here; the defaults are an A100's, of which training reaches 30 %.
+
+    Raises:
+        ValueError: `memory` is not a size.
+    """
+    found = re.fullmatch(r"(\d+\.?\d*)\s*([KMGT]?I?B?)", (memory or "80GB").strip().upper())
+    if not found or found[2] not in UNITS:
+        raise ValueError(f"--device-memory {memory}: expected a size such as 80GB or 24GiB")
+    peak, share = tflops or 312.0, utilisation or 0.3
+    return Device(f"{peak:g} TFLOPS (not here)", float(found[1]) * UNITS[found[2]], peak * 1e12 * share)
+
+
+def this_device(bf16: bool) -> Device:
+    """This machine's GPU, or its CPU without other work, with the speed that training reaches."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    if torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
+        speed = _speed(torch.randn(4096, 4096, device="cuda", dtype=dtype), time.perf_counter)
+    else:
+        name, memory = f"{os.cpu_count()} CPU cores, no GPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        n = torch.get_num_threads()
+        torch.set_num_threads(1)  # the time of several threads has their waiting for each other, too
+        speed = n * _speed(torch.randn(512, 512, dtype=dtype), time.process_time)
+        torch.set_num_threads(n)
+    return Device(name, float(memory), EFFICIENCY * speed)
+
+
+@torch.no_grad()
+def _speed(x: Tensor, clock: Callable[[], float]) -> float:
+    """Floating-point operations per second of matrix products and convolutions with x [n, n]."""
+    waveform, kernel = x[None], x[:, :, None].repeat(1, 1, 7)
+
+    def compute() -> None:
+        (x @ x)[0, 0].item()  # waits for the device
+        torch.conv1d(waveform, kernel)[0, 0, 0].item()
+
+    with FlopCounterMode(display=False) as counter:
+        compute()
+    n, began, end = 0, clock(), time.perf_counter() + MEASURED_SECONDS
+    while time.perf_counter() < end:
+        compute()
+        n += 1
+    return n * counter.get_total_flops() / (clock() - began)
+
+
+# --- one pass over one example --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The cost of training on one example."""
+
+    flops: float  # the backward pass takes twice the arithmetic of the forward pass
+    activations: float  # bytes that the backward pass needs
+
+
+def count_pass(network: nn.Module, forward: Callable[[], object], scale: float = 1.0, scores: int = 0) -> Pass:
+    """Count one forward pass.
+
+    Args:
+        network: its weights are not activations.
+        scale: multiplies the result.
+        scores: attention scores of that many positions are left out, because attention on real devices stores none.
+    """
+    n_bytes = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in (*network.parameters(), *network.buffers())})
+
+    def note(x: Tensor) -> Tensor:
+        if not (scores and x.ndim == 4 and x.shape[-2] == scores <= x.shape[-1]):
+            n_bytes.setdefault(x.untyped_storage(), x.untyped_storage().nbytes())
+        return x
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        result = forward()
+        activations = sum(n_bytes.values())
+        del result
+    return Pass(3 * counter.get_total_flops() * scale, activations * scale)
+
+
+def short_crop(recipe: Recipe) -> int:
+    """Samples: an eighth of a crop, but no shorter than the windows of losses and discriminators."""
+    crop, hop = recipe.tokenizer.crop_samples, recipe.tokenizer.model.hop_lengths[0]
+    least = max(crop // 8, 8192, *recipe.tokenizer.losses.mel_windows)
+    return min(crop, -(-least // hop) * hop)
+
+
+def prior_of(recipe: Recipe, level: int) -> Prior:
+    """The network of a prior without values, and without labels, whose values are in the music."""
+    model, stage = recipe.tokenizer.model, recipe.prior(level)
+    labels: dict[str, list[str]] = {name: [] for name in stage.model.label_names}
+    spec = PriorSpec(level, list(model.hop_lengths), model.sample_rate, model.codebook_size, "", labels)
+    with torch.device("meta"):
+        network = Prior(stage.model, spec)
+        if stage.lora is not None:
+            add_adapters(network, stage.lora)
+    return network
+
+
+def count_prior(network: Prior) -> Pass:
+    """One window of a prior's training; the inputs are as in `CodeWindows`."""
+    config, spec = network.config, network.spec
+    n, extra = config.transformer.context, config.extra_inputs
+    lengths: dict[str, tuple[int, ...]] = {
+        "codes": (n,),
+        "previous": (n,),
+        "coarser": (spec.level, -(-n // spec.ratio) + 2 * config.context_codes),
+        "labels": (len(spec.vocabularies),),
+        "position": (),
+        "n_samples": (),
+    }
+    if extra["text_bytes"]:
+        lengths["text"] = (extra["text_bytes"],)
+    if extra["chroma"]:
+        lengths["chroma"] = (-(-n // spec.top_ratio) + 1,)
+    if extra["infill_codes"]:
+        lengths |= {"right": (extra["infill_codes"],), "gap_end": ()}
+    batch = {name: torch.zeros((1, *shape), dtype=torch.int64, device="meta") for name, shape in lengths.items()}
+    return count_pass(network, lambda: network.loss(batch), scores=n)
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def make_plan(
+    recipe: Recipe, seconds: float, stages: Sequence[str] = STAGES, device: Device | None = None, n_devices: int = 1
+) -> dict[str, Any]:
+    """The estimate as plain values, which `plan_lines` prints.
+
+    Args:
+        recipe: with the settings of its pretrained models (`adopt_pretrained`).
+        seconds: of music for the priors, such as `music_seconds` finds.
+        stages: names of the stages to train.
+        device: each of the devices; None: this machine's.
+    Raises:
+        ValueError: a batch that is too small for so many devices.
+    """
+    device = device or this_device(use_bf16(recipe))
+    planner = Planner(recipe, device, n_devices, seconds)
+    planned: list[dict[str, Any]] = []
+    if not recipe.codes.path:
+        if "tokenizer" in stages and not recipe.tokenizer.from_pretrained:
+            planned.append(planner.tokenizer())
+        if "decoder" in stages and recipe.decoder_tuning:
+            planned.append(planner.decoder())
+        if "codes" in stages:
+            planned.append(planner.codes())
+    if "priors" in stages:
+        planned += [planner.prior(level) for level in range(recipe.n_priors)]
+    return {
+        "recipe": recipe.name,
+        "devices": n_devices,
+        "device": device.name,
+        "memory_bytes": device.memory,
+        "flops": device.flops,
+        "music_hours": planner.seconds / 3600,
+        "stages": planned,
+        "hours": sum(stage["hours"] for stage in planned),
+        "disk_bytes": sum(stage["disk_bytes"] for stage in planned),
+        "fits": all(stage.get("fits", True) for stage in planned),
+    }
+
+
+def music_seconds(recipe: Recipe) -> float:
+    """How much music the priors are trained on, from the index of the codes or from the headers of some files.
+
+    Raises:
+        ValueError: no music.
+    """
+    if recipe.codes.path:
+        index = Shards(recipe.codes.path).index
+        return sum(track.n_samples for track in index.tracks) / index.sample_rate
+    if not recipe.data.folder:
+        raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
+    folder, patterns = Path(recipe.data.folder), recipe.codes.only or ("*",)
+    files = find_audio(folder)
+    files = [file for file in files if any(fnmatchcase(file.relative_to(folder).as_posix(), p) for p in patterns)]
+    read = files[:: -(-len(files) // MAX_HEADERS) or 1]
+    seconds = 0.0
+    for file in read:
+        with contextlib.suppress(ValueError):  # the scan sets it aside
+            seconds += audio_info(file).seconds
+    if not seconds:
+        raise ValueError(f"{folder}: no music that can be read; expected audio files (set --data)")
+    return seconds * len(files) / len(read)
+
+
+@dataclass(frozen=True)
 class Planner:
-    """One recipe on one kind of device."""
+    """The stages of one recipe on one kind of device."""
 
-    def __init__(self, recipe: Recipe, scan: Scan, device: Device | None, n_devices: int):
-        self.recipe, self.scan, self.device, self.n_devices = recipe, scan, device, n_devices
-        self.bf16 = use_bf16(recipe) if device is None else recipe.precision != "fp32"
-        self.with_chroma = any(stage.model.extra_inputs["chroma"] for stage in recipe.priors)
-        if device is not None:
-            self.device_name = f"{device.tflops:g} TFLOPS, {device.bandwidth:g} TB/s (not here)"
-            self.memory = device.memory
-        elif torch.cuda.is_available():
-            self.device_name = torch.cuda.get_device_name()
-            self.memory = float(torch.cuda.get_device_properties(0).total_memory)
-        else:
-            self.device_name = f"CPU, {torch.get_num_threads()} threads"
-            self.memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    recipe: Recipe
+    device: Device
+    n_devices: int
+    seconds: float  # of music
 
-    # --- stages -----------------------------------------------------------------------------------
-
-    def training_stages(self) -> list[Stage]:
-        stages = [] if self.recipe.tokenizer.from_pretrained else [self._tokenizer_stage()]
-        stages += [self._decoder_stage()] if self.recipe.decoder_tuning else []
-        return stages + [self._prior_stage(level) for level in range(self.recipe.n_priors)]
-
-    def _tokenizer_stage(self) -> Stage:
-        recipe, stage = self.recipe, self.recipe.tokenizer
-
-        def build(config: TrainingConfig, mode: AbstractContextManager[Any]) -> Task:
-            changed = stage.model_copy(update={"training": config})
-            return TokenizerTask(changed, recipe.data, self.scan, recipe.seed)
-
-        return Stage("tokenizer", "tokenizer.training", stage.training, self._codes_per_crop(), build)
-
-    def _decoder_stage(self) -> Stage:
-        recipe, stage = self.recipe, self.recipe.decoder_tuning
-        assert stage is not None
-
-        def build(config: TrainingConfig, mode: AbstractContextManager[Any]) -> Task:
-            network = VQVAE(recipe.tokenizer.model)
-            return DecoderTask(stage, recipe.tokenizer, recipe.data, self.scan, network, recipe.seed)
-
-        return Stage("decoder", "decoder_tuning.training", stage.training, self._codes_per_crop(), build)
-
-    def _prior_stage(self, level: int) -> Stage:
-        recipe, stage, key = self.recipe, self.recipe.prior(level), self.recipe.prior_key(level)
-        shards = random_shards(self.scan.only(recipe.codes.only), recipe.tokenizer.model, self.with_chroma)
-
-        def build(config: TrainingConfig, mode: AbstractContextManager[Any]) -> Task:
-            with mode:
-                return PriorTask(stage, shards, level, recipe.seed)
-
-        context = stage.model.transformer.context
-        return Stage(f"prior-{level}", f"{key}.training", stage.training, context, build)
-
-    def _codes_per_crop(self) -> float:
+    def tokenizer(self) -> dict[str, Any]:
         stage = self.recipe.tokenizer
-        return sum(stage.crop_samples / hop for hop in stage.model.hop_lengths)
+        task = TokenizerTask(stage, self.recipe.data, NO_TRACKS, 0).eval()  # codebooks stay as they are
+        n_samples = short_crop(self.recipe)
+        waveform, scale = torch.zeros(1, stage.model.channels, n_samples), stage.crop_samples / n_samples
+        one = count_pass(task, lambda: task(waveform), scale)
+        return self._training("tokenizer", "tokenizer.training", task.network, stage.training, one)
 
-    # --- estimates --------------------------------------------------------------------------------
+    def decoder(self) -> dict[str, Any]:
+        recipe, stage, n_samples = self.recipe, self.recipe.decoder_tuning, short_crop(self.recipe)
+        assert stage is not None
+        network = VQVAE(recipe.tokenizer.model)
+        task = DecoderTask(stage, recipe.tokenizer, recipe.data, NO_TRACKS, network, 0).train()
+        waveform = torch.zeros(1, network.config.channels, n_samples)
 
-    def plan_training(self, stage: Stage) -> dict[str, Any]:
-        """Memory, hours and disk of a stage; if it does not fit, also a smaller micro-batch that does."""
-        say(f"plan: {stage.title}")
-        config = stage.config
-        usable = (self.device or Device()).usable * self.memory
+        def forward() -> object:
+            reconstructions, real = task.tokenizer(waveform).reconstructions, task.discriminators(waveform)
+            terms = task.decoder_terms(waveform, real, reconstructions)
+            return terms, task.discriminator_loss(real, reconstructions)
+
+        one = count_pass(task, forward, recipe.tokenizer.crop_samples / n_samples)
+        return self._training("decoder", "decoder_tuning.training", task.network, stage.training, one)
+
+    def codes(self) -> dict[str, Any]:
+        """Encoding of all tracks, `shifts` times."""
+        model, n_samples = self.recipe.tokenizer.model, short_crop(self.recipe)
+        network, seconds = VQVAE(model).eval(), self.seconds * self.recipe.codes.shifts
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.encode(torch.zeros(1, model.channels, n_samples))
+        flops = counter.get_total_flops() * seconds * model.sample_rate / n_samples
+        n_codes = seconds * sum(model.code_rates)
+        hours = flops / self.device.flops / self.n_devices / 3600
+        # A code takes two bytes, and is there twice while tracks become shards.
+        return {"stage": "codes", "codes": round(n_codes), "hours": hours, "disk_bytes": round(4 * n_codes)}
+
+    def prior(self, level: int) -> dict[str, Any]:
+        stage, network = self.recipe.prior(level), prior_of(self.recipe, level)
+        one, c = count_prior(network), network.config.transformer
+        if stage.training.activation_checkpointing:  # the inputs of all layers, and the rest of one layer
+            one = Pass(one.flops * 4 / 3, one.activations / c.n_layers + 4 * c.n_layers * c.context * c.dim)
+        key = self.recipe.prior_key(level)
+        planned = self._training(f"prior-{level}", f"{key}.training", network, stage.training, one)
+        n_codes = self.seconds * network.spec.code_rate
+        planned |= {"codes": round(n_codes), "weights_per_code": planned["parameters"] / n_codes}
+        if planned["weights_per_code"] > TOO_MANY_WEIGHTS and not stage.from_pretrained:
+            # Four layers have 48 · dim² weights.
+            dim = int((FITTING_WEIGHTS * n_codes / 48) ** 0.5) // 32 * 32
+            planned["fitting"] = f"{key}.model.transformer: {{dim: {max(dim, 32)}, n_layers: 4, n_heads: 4}}"
+        return planned
+
+    def _training(self, title: str, key: str, network: nn.Module, config: TrainingConfig, one: Pass) -> dict[str, Any]:
+        """Memory, hours and disk of a stage; and how many examples fit into the memory at once."""
         share = BatchSplit(config.batch_size, None, 0, self.n_devices).largest_share
         size = min(config.device_batch_size or share, share)
-        cost = first = self._count(stage, size, share)
-        while cost.memory > usable and size > 1:
-            size = -(-size // 2)
-            cost = self._count(stage, size, share)
-        n_passes = BatchSplit(config.batch_size, size, 0, self.n_devices).n_microbatches
-        seconds, measured = self._step_seconds(stage, cost, size, share, usable)
-        # Evaluation takes a share of the time of training.
+        n_weights = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        memory: dict[str, float] = {
+            "weights": sum(x.nbytes for x in network.state_dict().values()),
+            "gradients": 4 * n_weights,
+            "moments": (4 if config.optimizer == "muon" else 8) * n_weights,
+            "averages": 4 * n_weights if config.ema_decay else 0,
+        }
+        checkpoint = sum(memory.values()) - memory["gradients"]
+        if isinstance(config, PriorTrainingConfig) and config.sharded:
+            memory = {name: n_bytes / self.n_devices for name, n_bytes in memory.items()}
+        usable = USABLE * self.device.memory
+        size_that_fits = int((usable - sum(memory.values())) // one.activations)
+        memory["activations"] = size * one.activations
+        step_seconds = share * one.flops / self.device.flops
         evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps
         return {
-            "stage": stage.title,
-            "key": stage.key,
-            "fits": first.memory <= usable,
-            "memory_bytes": first.memory,
-            "memory_parts": {name: getattr(first, name) for name in MEMORY_PARTS},
-            "parameters": cost.parameters,
-            "device_batch_size": size,
-            "fits_then": cost.memory <= usable,
-            "memory_bytes_then": cost.memory,
-            "passes": n_passes,
-            "examples_a_step": config.batch_size,
-            "examples_a_pass": cost.examples,
-            "tflop_a_pass": cost.work.flops / 1e12,
+            "stage": title,
+            "key": key,
+            "parameters": n_weights,
+            "memory_bytes": sum(memory.values()),
+            "memory_parts": memory,
+            "fits": size <= size_that_fits,
+            "size_that_fits": max(0, size_that_fits),
             "steps": config.steps,
-            "seconds_a_step": seconds,
-            "measured": asdict(measured) if measured else None,
-            "hours": None if seconds is None else config.steps * seconds * (1 + evaluation) / 3600,
-            "codes_a_second": config.batch_size * stage.codes_per_example / seconds if seconds else None,
-            "disk_bytes": self._disk_bytes(stage, first),
+            "seconds_a_step": step_seconds,
+            "hours": config.steps * step_seconds * (1 + evaluation) / 3600,
+            # The finished model, samples, and two checkpoints, while a new one replaces an old one.
+            "disk_bytes": 2 * checkpoint + memory["weights"] + self._sample_bytes(title),
         }
 
-    def _count(self, stage: Stage, size: int, share: int) -> Cost:
-        """One pass over a micro-batch of `size` examples."""
-        config = stage.config.model_copy(update={"device_batch_size": size})
-        # The tokenizer's task has its whole share in memory and splits it itself.
-        n = share if stage.title == "tokenizer" else size
-        return count_pass(lambda mode: stage.build(config, mode), config, n, self.bf16, self.n_devices)
-
-    def _step_seconds(
-        self, stage: Stage, cost: Cost, size: int, share: int, usable: float
-    ) -> tuple[float | None, Measured | None]:
-        """Predicted or measured seconds of a step; None if it does not fit on this machine."""
-        if self.device is not None:
-            n_passes = -(-share // cost.examples)
-            n_weights = cost.parameters / (self.n_devices if stage.is_sharded else 1)
-            update = UPDATE_BYTES * n_weights / self.device.bytes_per_second
-            return n_passes * self.device.seconds(cost.work) + update, None
-        if cost.memory > usable:
-            return None, None
-        config = stage.config.model_copy(update={"device_batch_size": size})
-        measured = measure(stage.build_here, config, self.bf16)
-        return measured.seconds, measured
-
-    def _disk_bytes(self, stage: Stage, cost: Cost) -> int:
-        """The finished model, samples, and two checkpoints, while a new one replaces an old one."""
+    def _sample_bytes(self, title: str) -> int:
+        """16 bits a sample; reconstructions of the source and of the first 1, 2, … levels."""
         model, samples = self.recipe.tokenizer.model, self.recipe.samples
-        checkpoint = (cost.weights + cost.moments + cost.averages) * (self.n_devices if stage.is_sharded else 1)
-        n_waveforms = samples.n * (1 if stage.is_prior else 1 + model.n_levels)
-        n_samples = round(n_waveforms * samples.seconds * model.sample_rate)
-        return 2 * checkpoint + cost.weights + 2 * n_samples * model.channels
-
-    def plan_codes(self) -> dict[str, Any]:
-        """Memory, hours and disk of encoding all tracks, the training tracks `shifts` times."""
-        model, shifts = self.recipe.tokenizer.model, self.recipe.codes.shifts
-        tracks = self.scan.only(self.recipe.codes.only).tracks
-        seconds = sum(track.seconds * (shifts if track.split == "train" else 1) for track in tracks)
-        chunk, rate = float(CHUNK_SECONDS), sum(model.code_rates)
-        cost = count_encoding(model, chunk)
-        if self.device is not None:
-            chunk_seconds = self.device.seconds(cost.work)
-        else:
-            here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            chunk_seconds = measure_encoding(model, chunk, here)
-        # Two bytes for a code, one for a pitch class; all of them twice while tracks become shards.
-        disk_bytes = 2 * seconds * (2 * rate + (model.code_rates[0] if self.with_chroma else 0))
-        return {
-            "stage": "codes",
-            "fits": cost.memory <= self.memory,
-            "memory_bytes": cost.memory,
-            "hours": seconds / chunk * chunk_seconds / self.n_devices / 3600,
-            "codes": round(seconds * rate),
-            "shifts": shifts,
-            "codes_a_second": self.n_devices * chunk * rate / chunk_seconds,
-            "disk_bytes": round(disk_bytes),
-            "seconds_of_music": seconds,
-        }
-
-    def assumptions(self) -> list[str]:
-        lines = [
-            f"{Device().usable:.0%} of a device's memory can be used; buffers of kernels are not counted",
-            "disk: two checkpoints at a time, and codes twice while they become shards; without pictures",
-        ]
-        d = self.device
-        if d is None:
-            return [*lines, "a step takes as long as the faster of the second and third one here"]
-        return [
-            *lines,
-            f"an operation takes the longest of its arithmetic at {d.used_tflops:.0%} of {d.tflops:g} TFLOPS "
-            f"(in float32 {d.float32:.1%} of that), its traffic at {d.used_bandwidth:.0%} of {d.bandwidth:g} TB/s, and "
-            f"{d.launch * 1e6:g} µs to start; this was not checked on a GPU",
-            "steps never wait for data, nor for the exchange of gradients",
-        ]
+        n_files = samples.n * (1 if title.startswith("prior") else 1 + model.n_levels)
+        return 2 * round(n_files * samples.seconds * model.sample_rate) * model.channels
 
 
 # --- in words -------------------------------------------------------------------------------------
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """The plan to print: a line for each stage, and its reasons below."""
-    size, precision = f"{plan['memory_bytes'] / 1e9:.3g} GB", "bfloat16" if plan["bf16"] else "float32"
+    """The plan to print: a line for each stage, and what to change below it."""
     lines = [
-        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {size} each, in {precision}; "
-        f"{plan['music_hours']:.2f} hours of music"
+        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory each; "
+        f"{plan['music_hours']:.2g} hours of music"
     ]
     for stage in plan["stages"]:
-        lines += _codes_lines(stage) if stage["stage"] == "codes" else _stage_lines(stage, size)
-    hours = "unknown time" if plan["hours"] is None else _hours(plan["hours"])
-    fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
-    lines.append(f"together: {hours}, at most {_gb(plan['disk_bytes'])} of disk; {fits}")
-    return [*lines, *(f"assumed: {line}" for line in plan["assumptions"])]
-
-
-def _stage_lines(stage: dict[str, Any], size: str) -> list[str]:
-    seconds = stage["seconds_a_step"]
-    time = "too large to be timed here"
-    if seconds is not None:
-        time = f"{seconds:.3g} s per step, {_hours(stage['hours'])} for {stage['steps']} steps"
-    parts = [f"{name} {_gb(value)}" for name, value in stage["memory_parts"].items() if value]
-    fits = "fits" if stage["fits"] else "does not fit"
-    lines = [
-        f"{stage['stage']}: {_gb(stage['memory_bytes'])} of {size}, {fits}; {time}",
-        f"    memory: {' + '.join(parts)}; {stage['parameters'] / 1e6:.4g} million trainable weights",
-    ]
-    if not stage["fits"]:
-        result = "which fits"
-        if not stage["fits_then"]:
-            result = "which still does not fit: use a smaller network or crop"
-        if not stage["fits_then"] and stage["stage"].startswith("prior"):
-            result += ", or sharded and activation_checkpointing on more devices"
+        time, disk = _hours(stage["hours"]), f"{_gb(stage['disk_bytes'])} of disk"
+        if stage["stage"] == "codes":
+            lines.append(f"codes: {time} for {stage['codes']:,} codes; {disk}")
+            continue
         lines.append(
-            f"    set {stage['key']}.device_batch_size to {stage['device_batch_size']}: {stage['passes']} passes "
-            f"per step, {_gb(stage['memory_bytes_then'])}, {result}"
+            f"{stage['stage']}: {stage['parameters'] / 1e6:.3g} million weights; {_gb(stage['memory_bytes'])} of memory; "
+            f"{time} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s; {disk}"
         )
+        if not stage["fits"]:
+            size, change = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
+            advice = f"set {stage['key']}.device_batch_size to {size}" if size else change
+            lines.append(f"    does not fit into the memory: {advice}")
+        if "codes" in stage:
+            lines.append(f"    {_weights_and_codes(stage)}")
+    fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
+    lines.append(f"together: {_hours(plan['hours'])}, at most {_gb(plan['disk_bytes'])} of disk; {fits}")
     lines.append(
-        f"    {stage['examples_a_step']} examples per step; {stage['tflop_a_pass']:.3g} TFLOP for a pass over "
-        f"{stage['examples_a_pass']} of them"
+        f"assumed: {plan['flops'] / 1e9:,.0f} GFLOPS in each device, and no waiting; right within a factor of two"
     )
-    if measured := stage["measured"]:
-        n = measured["examples"]
-        is_measured = n == stage["examples_a_step"]
-        how = "measured" if is_measured else f"extrapolated from steps of 1 and {n} examples"
-        peak = f", at most {_gb(measured['memory'])} of memory" if measured["memory"] else ""
-        lines.append(f"    time: {how}{peak}; {measured['data_seconds']:.2g} s to load a batch in one process")
-    if seconds:
-        lines.append(f"    {stage['codes_a_second']:.3g} codes per second; {_gb(stage['disk_bytes'])} of disk")
     return lines
 
 
-def _codes_lines(stage: dict[str, Any]) -> list[str]:
-    n, speed, hours = stage["codes"] / 1e6, stage["codes_a_second"], stage["seconds_of_music"] / 3600
-    return [
-        f"codes: {_hours(stage['hours'])} for {n:.3g} million codes, {speed:.3g} per second",
-        f"    {hours:.3g} hours of music, with the training tracks {stage['shifts']} times; "
-        f"{_gb(stage['memory_bytes'])} of memory, {_gb(stage['disk_bytes'])} of disk",
-    ]
+def too_large(plan: dict[str, Any]) -> list[str]:
+    """A line for each prior that is far too large for the music."""
+    return [f"{stage['stage']}: {_weights_and_codes(stage)}" for stage in plan["stages"] if "fitting" in stage]
+
+
+def _weights_and_codes(stage: dict[str, Any]) -> str:
+    n = f"{stage['weights_per_code']:,.2g}" if stage["weights_per_code"] < 10 else f"{stage['weights_per_code']:,.0f}"
+    words = f"{stage['codes']:,} codes of music, {n} weights for each"
+    if "fitting" not in stage:
+        return words
+    return f"{words}: far too large, it would learn the music by heart; more music, or a size that fits: {stage['fitting']}"
 
 
 def _gb(n: float) -> str:
@@ -353,5 +392,5 @@ def _gb(n: float) -> str:
 
 def _hours(hours: float) -> str:
     if hours > 72:
-        return f"{hours:.0f} hours ({hours / 24:.3g} days)"
-    return f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+        return f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
+    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"

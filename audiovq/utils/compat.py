@@ -36,12 +36,14 @@ T = TypeVar("T")
 OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments"}}
 REMOVED_PRECISIONS = ("bf16", "int8")  # of sampling on the CPU; removed in version 0.2
 REMOVED_COMMANDS = {  # and what to use instead
+    "bench": "in a clone of the repository, python benchmarks/sampling_speed.py MODEL does the same",
     "completion": 'for bash, put eval "$(_AUDIOVQ_COMPLETE=bash_source audiovq)" into ~/.bashrc; zsh_source and '
     "fish_source are for the other shells",
 }
 REMOVED_OPTIONS = {  # old, and what to use instead
-    "sample": {"--codes": "--edit"},
     "eval": {"--perceptual": "the distances that are printed without it"},
+    "plan": {"--device-bandwidth": "--device-tflops and --utilisation, the share of them that training reaches"},
+    "sample": {"--codes": "--edit"},
 }
 
 
