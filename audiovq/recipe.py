@@ -345,7 +345,7 @@ RESUME_MUTABLE = {
 }
 
 
-def first_difference(a: Any, b: Any, ignored: Container[str] = (), path: str = "") -> str | None:
+def first_difference(a: Any, b: Any, path: str = "", ignored: Container[str] = ()) -> str | None:
     """The first key in which two mappings differ, as `path: a → b`; None if they are equal.
 
     Args:
@@ -357,5 +357,5 @@ def first_difference(a: Any, b: Any, ignored: Container[str] = (), path: str = "
         pairs = [(str(i), x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
     else:
         return None if a == b else f"{path}: {a!r} → {b!r}"
-    differences = (first_difference(x, y, ignored, f"{path}.{key}".lstrip(".")) for key, x, y in pairs)
+    differences = (first_difference(x, y, f"{path}.{key}".lstrip("."), ignored) for key, x, y in pairs)
     return next(filter(None, differences), None)

@@ -92,7 +92,7 @@ class RunFolder:
         is_added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
         if is_added:  # decoder tuning may be added to a finished run, because codes stay the same
             saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
-        difference = first_difference(saved.model_dump(), self.recipe.model_dump(), RESUME_MUTABLE)
+        difference = first_difference(saved.model_dump(), self.recipe.model_dump(), ignored=RESUME_MUTABLE)
         if difference:
             raise ValueError(
                 f"{self.path}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
