@@ -1,0 +1,272 @@
+"""What is fuzzed: for each kind of file, good ones, the damage, and what a user does with the result.
+
+`attempt` returns if the file was used, and raises ValueError if it was refused. It raises `Wrong` if damage was used
+without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import soundfile
+import torch
+from mutations import Random, cut, damage, damaged_json, json_bytes, mistype, twist
+
+from audiovq import Codes, Generator, Tokenizer
+from audiovq.data.audio import read_audio
+from audiovq.data.data_config import DataConfig
+from audiovq.data.shards import Shards
+from audiovq.data.tracks import Scan, scan
+from audiovq.recipe import load_recipe
+from audiovq.sampling.journal import Journal
+from audiovq.studio.uploads import Limits, read_recording
+from audiovq.training.logs import read_health, read_steps
+
+ROOT = Path(__file__).parent.parent.parent
+RUN = ROOT / "tests" / "fixtures" / "v0_1" / "run"
+FORMATS = [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("opus", "OPUS"),
+           ("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_16")]  # fmt: skip
+
+
+class Wrong(Exception):
+    """Something else than what was written came out, and nothing was said."""
+
+
+@dataclass
+class Case:
+    """One damaged input: `attempt` uses it."""
+
+    what: str
+    attempt: Callable[[], object]
+
+
+def tune(seconds: float, rate: int = 8000) -> np.ndarray:
+    t = np.arange(int(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * 220 * t) + 0.1 * np.sin(2 * np.pi * 330 * t) * np.exp(-t)).astype(np.float32)
+
+
+def change_file(path: Path, change: Callable[[bytes, Random], bytes], random: Random) -> None:
+    path.write_bytes(change(path.read_bytes(), random))
+
+
+def pick(folder: Path, random: Random, pattern: str = "*") -> Path:
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    return files[random.integers(len(files))]
+
+
+def audio(folder: Path, random: Random) -> Case:
+    kind, subtype = FORMATS[random.integers(len(FORMATS))]
+    path, waveform = folder / f"a.{kind}", tune(3.0, 48000)
+    container = {"ogg": "OGG", "opus": "OGG"}.get(kind, kind.upper())
+    soundfile.write(path, waveform, 48000, subtype=subtype, format=container)
+    whole = len(path.read_bytes())
+    is_cut = random.random() < 0.3
+    change_file(path, cut if is_cut else damage, random)
+
+    def attempt() -> None:
+        found, _ = read_audio(path, 16000, 1)
+        missing = 1 - found.shape[-1] / (3.0 * 16000)
+        if is_cut and missing > 0.1 and path.stat().st_size < 0.9 * whole:
+            raise Wrong(f"{kind}: {missing:.0%} of the audio is missing")
+
+    return Case(f"{kind} {'cut' if is_cut else 'damaged'}", attempt)
+
+
+def labels(folder: Path, random: Random) -> Case:
+    for name in ("a", "b"):
+        soundfile.write(folder / f"{name}.wav", tune(1.0) * (1.0 if name == "a" else 0.5), 8000)
+    (folder / "track.json").write_bytes(json_bytes({"genre": "folk", "year": 1999}))
+    (folder / "a.json").write_bytes(json_bytes({"artist": "x", "split": "train"}))
+    (folder / "a.txt").write_text("some words")
+    (folder / "list.jsonl").write_text('{"path": "a.wav", "mood": "calm"}\n{"path": "b.wav", "mood": "wild"}\n')
+    path = folder / ["track.json", "a.json", "a.txt", "list.jsonl"][random.integers(4)]
+    if path.suffix == ".json" and random.random() < 0.2:
+        path.write_bytes(b"[" * 200_000)
+    else:
+        change_file(path, damaged_json if path.suffix == ".json" else damage, random)
+    config = DataConfig(folder=str(folder), min_seconds=0.1, manifest="list.jsonl")
+
+    def attempt() -> None:
+        found = scan(folder, config)
+        found.save(folder / "scan")
+        if Scan.load(folder / "scan").tracks != found.tracks:
+            raise Wrong("the saved scan has other tracks")
+
+    return Case(path.name, attempt)
+
+
+def codes(folder: Path, random: Random) -> Case:
+    rng = np.random.default_rng(0)
+    levels = [torch.from_numpy(rng.integers(0, 16, 4000 // hop)) for hop in (200, 100)]
+    good = Codes(levels, 4000, 8000, [200, 100], 16, 1, "0" * 64)
+    path = folder / "a.codes"
+    good.save(path, compress=bool(random.integers(2)))
+    if random.random() < 0.3:  # a header that somebody made
+        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["audiovq"])
+        metadata = {"audiovq": json.dumps(twist(header, random)).encode(errors="replace").decode()}
+        safetensors.torch.save_file(tensors, path, metadata)
+        return Case("header", lambda: Codes.load(path).seconds)
+    change_file(path, damage, random)
+
+    def attempt() -> None:
+        found = Codes.load(path)
+        if len(found.levels) != 2 or any(not torch.equal(a, b) for a, b in zip(found.levels, levels, strict=True)):
+            raise Wrong("other codes than were saved")
+
+    return Case("codes", attempt)
+
+
+def shards(folder: Path, random: Random) -> Case:
+    place = folder / "codes"
+    shutil.copytree(RUN / "codes", place)
+    expected = _all_codes(Shards(place))
+    path = pick(place, random)
+    if path.suffix == ".json":
+        change_file(path, damaged_json, random)
+    elif path.suffix == ".npy" and random.random() < 0.3:  # a header that somebody made
+        data = path.read_bytes()
+        path.write_bytes(data[:8] + damage(data[8:120], random) + data[120:])
+    else:
+        change_file(path, damage, random)
+    twisted = path.suffix == ".json"
+
+    def attempt() -> None:
+        found = _all_codes(Shards(place))
+        if found != expected and not twisted:
+            raise Wrong(f"{path.name}: other codes than were written")
+
+    return Case(path.name, attempt)
+
+
+def _all_codes(opened: Shards) -> list[bytes]:
+    n_levels = len(opened.index.hop_lengths)
+    return [opened.codes(track, level).tobytes() for track in opened.index.tracks for level in range(n_levels)]
+
+
+def model(folder: Path, random: Random) -> Case:
+    for part in [*sorted(RUN.glob("prior-*")), RUN / "tokenizer"]:
+        shutil.copytree(part, folder / part.name)
+    path = pick(folder, random)
+    if path.suffix == ".json":
+        change_file(path, damaged_json, random)
+    elif random.random() < 0.3:  # numbers that are not finite, with good checksums
+        tensors = safetensors.torch.load_file(path)
+        name = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point())[0]
+        tensors[name].view(-1)[0] = float("nan")
+        safetensors.torch.save_file(tensors, path)
+        (path.parent / "sha256.json").unlink(missing_ok=True)
+    else:
+        change_file(path, damage, random)
+    twisted = path.suffix == ".json"
+    expected = _music(RUN)
+
+    def attempt() -> None:
+        found = _music(folder)
+        if found != expected and not twisted:
+            raise Wrong(f"{path.relative_to(folder)}: other music than the model's")
+
+    return Case(str(path.relative_to(folder)), attempt)
+
+
+def _music(place: Path) -> bytes:
+    return Generator.from_pretrained(place).sample(0.3, seed=1).numpy().tobytes()
+
+
+def recipe(folder: Path, random: Random) -> Case:
+    names = sorted((ROOT / "recipes").glob("*.yaml"))
+    source = names[random.integers(len(names))]
+    text = mistype(source.read_text(), random)
+    if random.random() < 0.1:  # aliases that grow without end
+        text += "\na0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    if random.random() < 0.1:
+        text = "a: " + "[" * 50_000
+    path = folder / "mine.yaml"
+    path.write_bytes(
+        text.encode(errors="surrogatepass")
+        if random.random() < 0.9
+        else damage(text.encode("utf-8", "replace"), random)
+    )
+    shutil.copy(ROOT / "recipes" / "base.yaml", folder)
+    return Case(source.name, lambda: load_recipe(str(path)))
+
+
+def journal(folder: Path, random: Random) -> Case:
+    generator = Generator.from_pretrained(RUN)
+    expected = [level.tobytes() for level in _sampled(generator, folder / "other")]
+
+    class Stop(Exception):
+        pass
+
+    def stop(level: int, found: torch.Tensor) -> None:
+        if level == 1 and found.shape[1] > 5:
+            raise Stop
+
+    place = folder / "journal"
+    with Journal(place) as opened, contextlib.suppress(Stop):
+        list(generator.pieces(8000, 3, range(1), on_codes=stop, journal=opened))
+    change_file(pick(place, random, "*.journal"), damage, random)
+
+    def attempt() -> None:
+        if [level.tobytes() for level in _sampled(generator, place)] != expected:
+            raise Wrong("the resumed piece is another one")
+
+    return Case("journal", attempt)
+
+
+def _sampled(generator: Generator, place: Path) -> list[np.ndarray]:
+    with Journal(place) as opened:
+        (piece,) = generator.pieces(8000, 3, range(1), journal=opened)
+    return [level.numpy() for level in piece.levels]
+
+
+def upload(folder: Path, random: Random) -> Case:
+    tokenizer = Tokenizer.from_pretrained(RUN)
+    kind = ["wav", "flac", "ogg", "codes"][random.integers(4)]
+    path = folder / f"a.{kind}"
+    if kind == "codes":
+        tokenizer.encode(torch.from_numpy(tune(1.0)), 8000).save(path)
+        change_file(path, damage, random)
+    else:
+        soundfile.write(path, tune(1.0), 8000)
+        if kind == "wav" and random.random() < 0.5:  # a rate that nobody has
+            data = bytearray(path.read_bytes())
+            data[24:28] = struct.pack("<I", int(10 ** random.uniform(0, 9.6)) % 2**32)
+            path.write_bytes(data)
+        else:
+            change_file(path, damage, random)
+    names = iter(range(1000))
+
+    def attempt() -> None:
+        limits = Limits(max_seconds=10)
+        for _ in read_recording(
+            path, tokenizer, limits, lambda suffix: folder / f"{next(names)}{suffix}", lambda *_: None
+        ):
+            pass
+
+    return Case(kind, attempt)
+
+
+def logs(folder: Path, random: Random) -> Case:
+    """Our own JSON lines: a line that is damaged is left out, and the others are there."""
+    rows = [{"step": i, "loss": 1.0 / (i + 1), "seconds": float(i)} for i in range(20)]
+    path = folder / ["metrics.jsonl", "health.jsonl"][random.integers(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change_file(path, damage, random)
+    reader = read_steps if path.name == "metrics.jsonl" else read_health
+    return Case(path.name, lambda: reader(path))
+
+
+TARGETS = {
+    "audio": audio, "labels": labels, "codes": codes, "shards": shards, "model": model, "recipe": recipe,
+    "journal": journal, "upload": upload, "logs": logs,
+}  # fmt: skip
