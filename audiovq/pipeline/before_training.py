@@ -63,9 +63,13 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
     if not stages:
         return
     recipe = files.recipe
-    scanned = (files.path / "data" / "tracks.jsonl").is_file()
-    tracks = files.scan().only(recipe.codes.only).tracks if scanned else []
-    seconds = sum(track.seconds for track in tracks) if scanned else music_seconds(recipe)
+    try:
+        if (files.path / "data" / "tracks.jsonl").is_file():
+            seconds = sum(track.seconds for track in files.scan().only(recipe.codes.only).tracks)
+        else:
+            seconds = music_seconds(recipe)
+    except ValueError:
+        return  # the scan at the beginning of the training says what is wrong
     plan = make_plan(recipe, seconds, stages, n_devices=n_devices)
     hours = plan["hours"]
     for line in too_large(plan):
