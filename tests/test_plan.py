@@ -96,7 +96,7 @@ def test_the_music_is_as_long_as_its_headers_say(recipe: Recipe, tiny_run: Path)
 def test_a_large_prior_for_five_minutes_is_far_too_large_and_a_fitting_one_is_named() -> None:
     plan = make_plan(load_recipe("music", data=str(ROOT / "samples" / "recordings")), 300, ("priors",), FAR)
     line = too_large(plan)[0]
-    assert "6,460 codes of music, 43,581 weights for each: far too large" in line
+    assert "6,460 codes of music, 43,581.4 weights for each: far too large" in line
     assert "a size that fits: priors.0.model.transformer: {dim: 192, n_layers: 4, n_heads: 4}" in line
     assert line in plan_lines(plan)[2] or line.removeprefix("prior-0: ") in "\n".join(plan_lines(plan))
     fitting = ("priors=[{model: {transformer: {dim: 192, n_layers: 4, n_heads: 4}}}]",)

@@ -54,7 +54,7 @@ def find_music(name: str) -> Path:
 
 
 def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> None:
-    """Print the hours of a long training and the command that fits this machine, and priors that are far too large.
+    """Print the hours of a long training, a command that fits this machine, and priors that are far too large.
 
     Args:
         stages: names of the stages that are not done.
@@ -78,8 +78,8 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
         return
     music = shlex.quote(recipe.data.folder or "DIR")
     say(
-        f"{recipe.name} takes roughly {rounded(hours)} hours on this machine ({plan['device']}). A command for this machine, which "
-        f"takes minutes: audiovq train recipes/finetune.yaml --data {music}"
+        f"{recipe.name} takes roughly {rounded(hours)} hours on this machine ({plan['device']}). A command for this "
+        f"machine, which takes minutes: audiovq train recipes/finetune.yaml --data {music}"
     )
     say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")
 

@@ -109,7 +109,7 @@ def check_devices() -> Iterator[CheckResult]:
 
 
 def check_audio() -> Iterator[CheckResult]:
-    """The formats that soundfile and ffmpeg read, and the precision of sampling, which depends on this CPU."""
+    """The formats that soundfile and ffmpeg read, and the precision of sampling on this CPU."""
     soundfile, packed = _load("soundfile"), _load("audiovq.sampling.packed_weights")
     version = f"soundfile {soundfile.__version__}, libsndfile {soundfile.__libsndfile_version__}"
     missing = [name for name in AUDIO_FORMATS if name not in soundfile.available_formats()]

@@ -1,7 +1,7 @@
 """Estimates what a recipe takes, within seconds: memory, hours and disk of each stage. It trains nothing.
 
-Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, where tensors have
-no values; tokenizer and decoder on a short crop, because both grow in proportion to its length.
+Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, where
+tensors have no values; tokenizer and decoder on a short crop, because both grow in proportion to its length.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ EFFICIENCY = 0.5  # the share of the measured speed that training reaches, rough
 USABLE = 0.9  # of a device's memory; the driver and fragmentation take the rest
 EVALUATION = 1 / 3  # of the time of a training step, which has a backward pass, too
 MAX_HEADERS = 200  # files whose length is read
-# Weights of a prior for each code of its level in the music. Recipe quickstart has 200 to 300, and stops early. With
-# far more, a prior learns the music by heart before it learns what other music of this kind has in common with it.
+# Weights of a prior for each code of its level in the music. Recipe quickstart has 200 to 300, and stops early.
+# With far more, a prior learns the music by heart before it learns what other music has in common with it.
 FITTING_WEIGHTS, TOO_MANY_WEIGHTS = 300, 1000
 NO_TRACKS = Scan(Path(), [], [])
 
@@ -75,7 +75,8 @@ def this_device(bf16: bool) -> Device:
         name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
         speed = _speed(torch.randn(4096, 4096, device="cuda", dtype=dtype), time.perf_counter)
     else:
-        name, memory = f"{os.cpu_count()} CPU cores, no GPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        name = f"{os.cpu_count()} CPU cores, no GPU"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         n = torch.get_num_threads()
         torch.set_num_threads(1)  # the time of several threads has their waiting for each other, too
         speed = n * _speed(torch.randn(512, 512, dtype=dtype), time.process_time)
@@ -118,16 +119,18 @@ def count_pass(network: nn.Module, forward: Callable[[], object], scale: float =
     Args:
         network: its weights are not activations.
         scale: multiplies the result.
-        scores: attention scores of that many positions are left out, because attention on real devices stores none.
+        scores: attention scores of that many positions are left out: real devices do not store them.
     """
-    n_bytes = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in (*network.parameters(), *network.buffers())})
+    own = (*network.parameters(), *network.buffers())
+    n_bytes = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in own})
 
     def note(x: Tensor) -> Tensor:
         if not (scores and x.ndim == 4 and x.shape[-2] == scores <= x.shape[-1]):
             n_bytes.setdefault(x.untyped_storage(), x.untyped_storage().nbytes())
         return x
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    noted = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+    with FlopCounterMode(display=False) as counter, noted:
         result = forward()
         activations = sum(n_bytes.values())
         del result
@@ -218,7 +221,7 @@ def make_plan(
 
 
 def music_seconds(recipe: Recipe) -> float:
-    """How much music the priors are trained on, from the index of the codes or from the headers of some files.
+    """How much music the priors are trained on, from the index of the codes or from headers of files.
 
     Raises:
         ValueError: no music.
@@ -230,7 +233,8 @@ def music_seconds(recipe: Recipe) -> float:
         raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
     folder, patterns = Path(recipe.data.folder), recipe.codes.only or ("*",)
     files = find_audio(folder)
-    files = [file for file in files if any(fnmatchcase(file.relative_to(folder).as_posix(), p) for p in patterns)]
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    files = [file for file in files if any(fnmatchcase(names[file], pattern) for pattern in patterns)]
     read = files[:: -(-len(files) // MAX_HEADERS) or 1]
     seconds = 0.0
     for file in read:
@@ -356,8 +360,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
             lines.append(f"codes: {time} for {stage['codes']:,} codes; {disk}")
             continue
         lines.append(
-            f"{stage['stage']}: {stage['parameters'] / 1e6:.3g} million weights; {_gb(stage['memory_bytes'])} of memory; "
-            f"{time} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s; {disk}"
+            f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; "
+            f"{_gb(stage['memory_bytes'])} of memory; {time} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s; {disk}"
         )
         if not stage["fits"]:
             size, change = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
@@ -368,7 +372,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
     lines.append(f"together: {_hours(plan['hours'])}, at most {_gb(plan['disk_bytes'])} of disk; {fits}")
     lines.append(
-        f"assumed: {plan['flops'] / 1e9:,.0f} GFLOPS in each device, and no waiting; right within a factor of two"
+        f"assumed: {plan['flops'] / 1e9:,.0f} GFLOPS in each device, no waiting; on CPUs within a factor of two"
     )
     return lines
 
@@ -379,11 +383,11 @@ def too_large(plan: dict[str, Any]) -> list[str]:
 
 
 def _weights_and_codes(stage: dict[str, Any]) -> str:
-    n = f"{stage['weights_per_code']:,.2g}" if stage["weights_per_code"] < 10 else f"{stage['weights_per_code']:,.0f}"
-    words = f"{stage['codes']:,} codes of music, {n} weights for each"
+    words = f"{stage['codes']:,} codes of music, {stage['weights_per_code']:,.1f} weights for each"
     if "fitting" not in stage:
         return words
-    return f"{words}: far too large, it would learn the music by heart; more music, or a size that fits: {stage['fitting']}"
+    advice = f"more music, or a size that fits: {stage['fitting']}"
+    return f"{words}: far too large, it would learn the music by heart; {advice}"
 
 
 def _gb(n: float) -> str:
