@@ -82,7 +82,7 @@ def test_convolutions_are_the_transforms() -> None:
         assert torch.allclose(ConvStftFront(stft)(x), stft(x), atol=1e-4)
         long = x.repeat(1, 1, 4)
         assert torch.allclose(ConvMelFront(mel)(long), mel(long), atol=1e-4)
-    decoder = IstftDecoder(16, 2, 8, IstftDecoder.Config(dim=16, n_blocks=1)).eval()
+    decoder = IstftDecoder(16, 2, 8, IstftDecoder.Config(dim=16, n_blocks=1), 8000).eval()
     features = torch.randn(3, 16, 7)
     assert torch.allclose(ConvIstftDecoder(decoder)(features), decoder(features), atol=1e-5)
 

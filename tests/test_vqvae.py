@@ -9,7 +9,7 @@ import torchaudio
 
 from audiovq.tokenizer.blocks import Stack, factor_strides, overlap_add
 from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
-from audiovq.tokenizer.decoders import DECODERS, ConvDecoder, IstftDecoder
+from audiovq.tokenizer.decoders import DECODERS, ConvDecoder, IstftDecoder, ToneDecoder
 from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.fronts import FRONTS, ConvFront, MelFront, StftFront
 from audiovq.tokenizer.quantizer import QUANTIZERS
@@ -80,7 +80,7 @@ def test_a_feature_depends_on_no_sample_beyond_the_radius(kind: str) -> None:
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_sample_depends_on_no_frame_beyond_the_radius(kind: str) -> None:
     options = {"n_blocks": 1} | ({"base_dim": 8} if kind == "conv" else {"dim": 8})
-    decoder = DECODERS[kind](8, 1, 16, DECODERS[kind].Config(**options))
+    decoder = DECODERS[kind](8, 1, 16, DECODERS[kind].Config(**options), 8000)
     frames = torch.randn(1, 8, 200, requires_grad=True)
     decoder(frames)[0, 0, 1600].backward()
     assert frames.grad is not None
@@ -101,7 +101,7 @@ def test_stack_radius_is_exact(kind: str) -> None:
 
 def test_istft_head_inverts_the_spectrum_as_torch_does() -> None:
     """Frames made by analysis of a signal come back as that signal: window, overlap-add and envelope are right."""
-    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0))
+    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0), 8000)
     signal = torch.randn(1, 1, 16 * 50)
     padded = torch.nn.functional.pad(signal, (24, 24))
     window = decoder.get_buffer("window")
@@ -114,7 +114,7 @@ def test_istft_head_inverts_the_spectrum_as_torch_does() -> None:
 
 def test_constant_codes_hold_a_note_that_is_no_multiple_of_the_frame_rate() -> None:
     """Frames that do not change give one steady sine per bin, here the bin at 5/8 of the frame rate."""
-    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0, overlap=8))
+    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0, overlap=8), 8000)
     with torch.no_grad():
         decoder.head.weight.zero_()
         bias = decoder.head.bias.view(2, -1)
@@ -168,7 +168,7 @@ def test_mel_features_are_those_of_the_losses_in_decibels() -> None:
 def test_the_decoder_begins_with_the_spectrum_of_the_music() -> None:
     t = torch.arange(16000) / 8000
     music = 0.5 * torch.sin(2 * torch.pi * 1000 * t)[None, None]
-    decoder = IstftDecoder(4, 1, 32, IstftDecoder.Config(dim=8, n_blocks=0))
+    decoder = IstftDecoder(4, 1, 32, IstftDecoder.Config(dim=8, n_blocks=0), 8000)
     decoder.initialise(music)
     spectrum = decoder.head.bias[: decoder.n_fft // 2 + 1]
     assert int(spectrum.argmax()) == 16  # 1000 Hz of 128 bins to 8000 Hz
@@ -311,5 +311,5 @@ def test_independent_levels_have_hops_of_their_own() -> None:
 
 
 def test_kinds_are_in_the_tables() -> None:
-    assert {"istft": IstftDecoder, "conv": ConvDecoder} == DECODERS
+    assert {"istft": IstftDecoder, "tones": ToneDecoder, "conv": ConvDecoder} == DECODERS
     assert {"stft": StftFront, "mel": MelFront, "conv": ConvFront} == FRONTS

@@ -57,6 +57,15 @@ TOKENIZER: dict[str, Any] = {
     "shared_codebook": True,
     "dim": 256,
     "decorrelate": False,
+    "bands": {
+        "low": 28.0,
+        "semitones": 12,
+        "per_semitone": 5,
+        "margin": 10,
+        "n_mels": 80,
+        "frames_per_code": 2,
+        "decoder_dim": 64,
+    },
 }
 CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1
 # Settings that do not change the codes: tuning changes the decoder, and dropout works in training alone.

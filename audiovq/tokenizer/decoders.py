@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
 from audiovq.tokenizer.blocks import BlockKind, Stack, Upsample, factor_strides, overlap_add
+from audiovq.tokenizer.pitch import PitchSpectrogram, pitches
+from audiovq.tokenizer.tones import Oscillators
 
 
 class IstftDecoder(nn.Module):
@@ -37,7 +39,7 @@ class IstftDecoder(nn.Module):
 
     window: Tensor
 
-    def __init__(self, dim: int, channels: int, hop_length: int, config: Config):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int):
         super().__init__()
         if config.overlap % 2 or hop_length % 2:
             raise ValueError(
@@ -77,26 +79,31 @@ class IstftDecoder(nn.Module):
             self._biases()[0].copy_(mean)
 
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
-        real, imaginary = self.spectrum(x)
+        return self.waveform(self.trunk(x))
+
+    def trunk(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, time, config.dim]
+        return rearrange(self.stack(self.enter(x)), "b c t -> b t c")
+
+    def waveform(self, x: Tensor) -> Tensor:
+        """Features after the blocks, [b, time, dim] -> [b, channels, time * hop]."""
         with torch.autocast(x.device.type, enabled=False):
+            real, imaginary = self.spectrum(x)
             frames = torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft)  # [b, c, time, n_fft]
             envelope = overlap_add(self.window.square().expand(1, 1, frames.shape[2], -1), self.hop_length)
             return overlap_add(frames * self.window, self.hop_length) / envelope
 
     def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, dim, time] -> real and imaginary parts of the frames' spectra, each [b, channels, time, bins].
+        """[b, time, dim] -> real and imaginary parts of the frames' spectra, each [b, channels, time, bins].
 
         The head and the spectra are in float32, because complex numbers have no bfloat16.
         """
-        x = rearrange(self.stack(self.enter(x)), "b c t -> b t c")
-        with torch.autocast(x.device.type, enabled=False):
-            x = self.head(self.norm(x.float()))
-            first, second = rearrange(x, "b t (c part f) -> part b c t f", c=self.channels, part=2)
-            if not self.polar:
-                return first * self.n_fft**0.5, second * self.n_fft**0.5
-            magnitude = torch.exp(first.clamp(max=math.log(1e3)))
-            phase = second + self._steady_phase(second.shape[2], second.device)
-            return magnitude * phase.cos(), magnitude * phase.sin()  # torch.polar takes three times as long
+        x = self.head(self.norm(x.float()))
+        first, second = rearrange(x, "b t (c part f) -> part b c t f", c=self.channels, part=2)
+        if not self.polar:
+            return first * self.n_fft**0.5, second * self.n_fft**0.5
+        magnitude = torch.exp(first.clamp(max=math.log(1e3)))
+        phase = second + self._steady_phase(second.shape[2], second.device)
+        return magnitude * phase.cos(), magnitude * phase.sin()  # torch.polar takes three times as long
 
     def _steady_phase(self, n_frames: int, device: torch.device) -> Tensor:
         """Phase [time, bins] at the start of each frame, of sines at the bins' frequencies from frame 0 on.
@@ -111,6 +118,47 @@ class IstftDecoder(nn.Module):
         return period.repeat(*repeats)[:n_frames, :n_bins]
 
 
+class ToneDecoder(IstftDecoder):
+    """Oscillators for tones (see `tones.py`), and an inverse STFT for all else.
+
+    The network gives the loudness of each step of pitch, which is trained to be that of the music (`LossConfig.tones`).
+    """
+
+    class Config(IstftDecoder.Config):
+        kind: Literal["tones"] = "tones"  # type: ignore[assignment]
+        low: float = Field(default=28, ge=0, le=127)  # MIDI pitches of the oscillators
+        high: float = Field(default=112, ge=1, le=136)
+        per_semitone: int = Field(default=5, ge=1, le=20)
+
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int):
+        super().__init__(dim, channels, hop_length, config, sample_rate)
+        self.pitches = pitches(config.low, config.high, config.per_semitone, sample_rate)
+        self.tone_head = nn.Linear(config.dim, channels * len(self.pitches))
+        self.oscillators = Oscillators(self.pitches, hop_length, sample_rate)
+        self.spectrogram = PitchSpectrogram(sample_rate, hop_length, self.pitches)
+        self.period = math.lcm(self.period, self.oscillators.period)
+        self.radius = max(self.radius, 3 + self.stack.radius + self.oscillators.overlap)
+
+    @torch.no_grad()
+    def initialise(self, waveform: Tensor) -> None:
+        """Also start at the mean loudness of each step of pitch."""
+        super().initialise(waveform)
+        loudness = self.spectrogram(waveform).clamp(min=1e-6).log().mean(dim=(0, 3))  # [channels, steps]
+        self.tone_head.bias.copy_(collectives.mean_(loudness, len(waveform)).flatten())
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
+        return self.render(x)[0]
+
+    def render(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[b, dim, time] -> waveform [b, channels, time * hop], and the logarithm of the loudness of each step of pitch
+        [b, channels, steps, time]."""
+        x = self.trunk(x)
+        with torch.autocast(x.device.type, enabled=False):
+            loudness = self.tone_head(self.norm(x.float())).clamp(max=2.0)
+            loudness = rearrange(loudness, "b t (c n) -> b c t n", c=self.channels)
+            return self.waveform(x) + self.oscillators(loudness.exp()), rearrange(loudness, "b c t n -> b c n t")
+
+
 class ConvDecoder(nn.Module):
     """Transposed convolutions back to the sample rate, the mirror of `ConvFront` (Jukebox, EnCodec)."""
 
@@ -122,7 +170,7 @@ class ConvDecoder(nn.Module):
         n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
         n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes
 
-    def __init__(self, dim: int, channels: int, hop_length: int, config: Config):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int):
         super().__init__()
         strides = factor_strides(hop_length, config.max_stride)
         stack = Stack(config.block, dim, config.n_blocks)
@@ -145,4 +193,4 @@ class ConvDecoder(nn.Module):
         return self.layers(x)
 
 
-DECODERS = {"istft": IstftDecoder, "conv": ConvDecoder}
+DECODERS = {"istft": IstftDecoder, "tones": ToneDecoder, "conv": ConvDecoder}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from audiovq.config import Config
 from audiovq.distributed import collectives
+from audiovq.tokenizer.pitch import NoteSpectrogram
 from audiovq.utils.microbatch import in_microbatches
 
 LOG_FLOOR = 1e-5  # smaller magnitudes are silence
@@ -32,6 +34,7 @@ class LossConfig(Config):
     # Training steps in which mel, stft and spectral_convergence have weight 0; over as many more they rise to their
     # weights. Spectral terms accept any phase, and a network that has found a wrong one does not leave it.
     waveform_warmup_steps: int = Field(default=0, ge=0)
+    tones: float = Field(default=0.0, ge=0)  # decoder tones: the loudness of each step of pitch
     commitment: float = Field(default=0.25, ge=0)  # quantizer ema
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
 
@@ -42,6 +45,28 @@ class LossConfig(Config):
                 "waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, found none of them"
             )
         return self
+
+
+class ToneLoss(nn.Module):
+    """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music.
+
+    mean |Δ m^0.3| / mean m^0.3 + mean |Δ log10 m| / 2, with magnitudes m of `NoteSpectrogram`: the first counts what is
+    loud, the second all.
+    """
+
+    def __init__(self, sample_rate: int, hop_length: int, pitches: Tensor):
+        super().__init__()
+        self.spectrogram = NoteSpectrogram(sample_rate, hop_length, pitches)
+
+    def forward(self, log_loudness: Tensor, target: Tensor) -> Tensor:
+        """[b, channels, steps, time] and the music [b, channels, samples] -> a scalar, the mean over items."""
+        with torch.autocast(target.device.type, enabled=False):
+            _, notes = self.spectrogram(target.flatten(0, 1))
+            wanted = notes.clamp(min=1e-6).log()
+            found = log_loudness.flatten(0, 1)
+            a, b = (0.3 * found).exp(), (0.3 * wanted).exp()
+            loud = ((a - b).abs().mean(dim=(1, 2)) / b.mean(dim=(1, 2))).mean()
+            return loud + (found - wanted).abs().mean() / (2 * math.log(10))
 
 
 def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiovq.tokenizer.decoders import IstftDecoder
+from audiovq.tokenizer.decoders import IstftDecoder, ToneDecoder
 from audiovq.tokenizer.fronts import LEAST_MEL, LEAST_POWER, MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE
 
@@ -105,7 +105,7 @@ class ConvIstftDecoder(nn.Module):
         self.register_buffer("squares", window.square()[None, None].float())
 
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, t * hop]
-        parts = [rearrange(part, "b c t f -> (b c) f t") for part in self.decoder.spectrum(x)]
+        parts = [rearrange(part, "b c t f -> (b c) f t") for part in self.decoder.spectrum(self.decoder.trunk(x))]
         summed = self._overlap_add(torch.cat(parts, dim=1), self.kernels)
         envelope = self._overlap_add(torch.ones_like(x[:1, :1]), self.squares)
         return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=self.decoder.channels)
@@ -126,6 +126,10 @@ def _exportable(network: VQVAE) -> VQVAE:
         front = autoencoder.encoder.front
         if type(front) in CONV_FRONTS:
             autoencoder.encoder.front = CONV_FRONTS[type(front)](front)
+        if isinstance(autoencoder.decoder, ToneDecoder) or autoencoder.combiner is not None:
+            raise ValueError(
+                "expected a tokenizer without topology bands and decoder tones, which have no ONNX graph yet"
+            )
         if isinstance(autoencoder.decoder, IstftDecoder):
             autoencoder.decoder = ConvIstftDecoder(autoencoder.decoder)
     return network

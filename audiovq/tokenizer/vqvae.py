@@ -1,12 +1,13 @@
 """The VQ-VAE: a waveform becomes one sequence of codes per level, coarse to fine, and a waveform again.
 
-There are two topologies:
+There are three topologies:
 
 - `residual`: one encoder and one decoder. The coarsest level is quantized first; each finer level quantizes what
   the coarser ones leave, so that every prefix of the levels decodes to music (with two levels: VQ-VAE-2,
   arXiv:1906.00446). A hop may be repeated, as in `hop_lengths: [1024, 512, 512]`: several levels then have codes
   at one rate (residual vector quantization, SoundStream, arXiv:2107.03312, section III-C).
 - `independent`: one autoencoder per level, as in Jukebox (arXiv:2005.00341, section 3).
+- `bands`: one encoder and one decoder; each level has the codes of a band of frequencies (see `bands.py`).
 
 The way of the data within one autoencoder, with time = samples / hop:
 
@@ -33,8 +34,9 @@ from torch.nn import functional as F
 
 from audiovq.config import Config, one_of
 from audiovq.distributed import rng
+from audiovq.tokenizer.bands import BandCombiner, BandEncoder, BandsConfig
 from audiovq.tokenizer.blocks import Upsample
-from audiovq.tokenizer.decoders import DECODERS, IstftDecoder
+from audiovq.tokenizer.decoders import DECODERS, IstftDecoder, ToneDecoder
 from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.input_checks import check_codes, check_hop_lengths, check_waveform
 from audiovq.tokenizer.normalization import latent_norm
@@ -46,7 +48,8 @@ class VQVAEConfig(Config):
     sample_rate: int = Field(default=24000, ge=1000, le=384000)  # Hz
     channels: int = Field(default=1, ge=1, le=2)
     hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples per code, coarse to fine; residual: may repeat
-    topology: Literal["residual", "independent"] = "residual"
+    topology: Literal["residual", "independent", "bands"] = "residual"
+    bands: BandsConfig = BandsConfig()  # of topology bands
     shared_codebook: bool = True
     dim: int = Field(default=256, ge=8)  # channels of the features
     whiten_latents: bool = False  # uncorrelated channels, with which levels share a codebook better
@@ -58,6 +61,11 @@ class VQVAEConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> VQVAEConfig:
         check_hop_lengths(self.hop_lengths, self.topology)
+        if self.topology == "bands" and (self.channels > 1 or self.hop_lengths[0] % self.bands.frames_per_code):
+            raise ValueError(
+                f"topology bands: expected 1 channel and hop_lengths divisible by {self.bands.frames_per_code} "
+                f"(bands.frames_per_code), found {self.channels} and {self.hop_lengths[0]}"
+            )
         return self
 
     @property
@@ -78,6 +86,7 @@ class VQVAEConfig(Config):
 class VQVAEOutput:
     reconstructions: list[Tensor]  # [b, channels, samples]: one (residual) or one per level (independent)
     levels: list[Quantized]
+    tones: Tensor | None = None  # decoder tones: log loudness of each step of pitch [b, channels, steps, time]
 
     @property
     def losses(self) -> dict[str, Tensor]:
@@ -95,21 +104,30 @@ class ResidualAutoencoder(nn.Module):
     def __init__(self, config: VQVAEConfig, hop_lengths: list[int]):
         super().__init__()
         dim, codebook_dim, whiten = config.dim, config.quantizer.codebook_dim, config.whiten_latents
-        self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, config.sample_rate)
+        n, finest, out_dim = len(hop_lengths), hop_lengths[-1], dim
+        self.combiner = None
+        if config.topology == "bands":
+            n_blocks, out_dim = config.encoder.n_blocks, config.bands.decoder_dim
+            self.encoder = BandEncoder(finest, dim, config.bands, n, n_blocks, config.sample_rate)
+            self.combiner = BandCombiner(dim, config.bands, n)
+            finest //= config.bands.frames_per_code
+        else:
+            self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, config.sample_rate)
         # Per level: into the space of the codebook, and back.
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
         self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
         self.standardise = nn.ModuleList(latent_norm(codebook_dim, whiten) for _ in hop_lengths)
-        self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
+        self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, out_dim) for _ in hop_lengths)
         # From each level's rate to the next finer one's.
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
         self.ups = nn.ModuleList(Upsample(dim, dim, r) if r > 1 else nn.Identity() for r in ratios)
-        self.decoder = DECODERS[config.decoder.kind](dim, config.channels, hop_lengths[-1], config.decoder)
+        self.decoder = DECODERS[config.decoder.kind](dim, config.channels, finest, config.decoder, config.sample_rate)
         # Receptive fields to one side, in samples: of a code, and of a decoded sample.
         ups_radius = sum(hop for ratio, hop in zip(ratios, hop_lengths, strict=False) if ratio > 1)
+        combiner_radius = self.combiner.radius * hop_lengths[-1] if self.combiner else 0
         self.encoder_radius = self.encoder.radius_samples + ups_radius
-        self.decoder_radius = self.decoder.radius * hop_lengths[-1] + ups_radius
-        self.period = self.decoder.period * hop_lengths[-1]  # samples
+        self.decoder_radius = self.decoder.radius * finest + ups_radius + combiner_radius
+        self.period = self.decoder.period * finest  # samples
 
     def features(self, waveform: Tensor, microbatch_size: int | None = None) -> list[Tensor]:
         """[b, channels, samples] -> [b, dim, time] per level, computed for `microbatch_size` items at a time."""
@@ -125,7 +143,7 @@ class ResidualAutoencoder(nn.Module):
         results, residuals = [], []
         total = None  # the sum of the coarser levels' residuals
         for i, feature in enumerate(features):
-            # 1. Take the features minus the sum of the coarser levels, at the rate of this level.
+            # 1. Take the features minus the sum of the coarser levels, at the rate of this level. (Bands do not add up.)
             if total is not None:
                 total = self.ups[i - 1](total)  # [b, dim, time]
             left = feature if total is None else feature - total
@@ -135,7 +153,8 @@ class ResidualAutoencoder(nn.Module):
             # 3. Quantize, and project the code vectors back into the space of the features.
             quantized = quantizers[i](latents)
             residual = self.residual(quantized.vectors, i)  # [b, dim, time]
-            total = residual if total is None else total + residual
+            if self.combiner is None:
+                total = residual if total is None else total + residual
             results.append(quantized)
             residuals.append(residual)
         return results, residuals
@@ -147,12 +166,23 @@ class ResidualAutoencoder(nn.Module):
 
     def decode(self, *residuals: Tensor) -> Tensor:
         """Residuals [b, dim, time] of the first k levels -> waveform; the other levels add nothing."""
+        return self.decoder(self.total(*residuals))
+
+    def total(self, *residuals: Tensor) -> Tensor:
+        """What the decoder gets, [b, dim, time] at its rate."""
+        if self.combiner is not None:
+            return self.combiner(*residuals)
         total = residuals[0]
         for i, up in enumerate(self.ups, start=1):
             total = up(total)
             if i < len(residuals):
                 total = total + residuals[i]
-        return self.decoder(total)
+        return total
+
+    def render(self, *residuals: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `decode`, with the loudness of the tones if the decoder gives it."""
+        total = self.total(*residuals)
+        return self.decoder.render(total) if isinstance(self.decoder, ToneDecoder) else (self.decoder(total), None)
 
 
 def random_prefixes(residuals: list[Tensor], probability: float) -> list[Tensor]:
@@ -173,7 +203,7 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         hops = list(config.hop_lengths)
-        groups = [hops] if config.topology == "residual" else [[hop] for hop in hops]
+        groups = [[hop] for hop in hops] if config.topology == "independent" else [hops]
         self.groups = nn.ModuleList(ResidualAutoencoder(config, group) for group in groups)
         n_codebooks = 1 if config.shared_codebook else config.n_levels
         kind = QUANTIZERS[config.quantizer.kind]
@@ -181,9 +211,9 @@ class VQVAE(nn.Module):
 
     def level_groups(self) -> list[tuple[ResidualAutoencoder, list[int]]]:
         """Each autoencoder with the indexes of its levels."""
-        if self.config.topology == "residual":
-            return [(self.groups[0], list(range(self.config.n_levels)))]
-        return [(autoencoder, [i]) for i, autoencoder in enumerate(self.groups)]
+        if self.config.topology == "independent":
+            return [(autoencoder, [i]) for i, autoencoder in enumerate(self.groups)]
+        return [(self.groups[0], list(range(self.config.n_levels)))]
 
     def quantizers(self) -> list[Quantizer]:
         """The quantizer of each level, the same module for all if the codebook is shared."""
@@ -238,18 +268,20 @@ class VQVAE(nn.Module):
         check_waveform(waveform, self.config.channels, self.config.hop_lengths[0])
         quantizers = self.quantizers() if quantizers is None else quantizers
         drop_levels = self.training if drop_levels is None else drop_levels
-        reconstructions, quantized = [], []
+        reconstructions, quantized, tones = [], [], None
         for autoencoder, results, residuals in self.quantize(waveform, quantizers, microbatch_size):
             if drop_levels and len(residuals) > 1 and self.config.level_dropout > 0:
                 residuals = random_prefixes(residuals, self.config.level_dropout)
-            pieces = in_microbatches(autoencoder.decode, microbatch_size, *residuals)
-            reconstructions.append(torch.cat(pieces))  # [b, channels, samples]
+            pieces = in_microbatches(autoencoder.render, microbatch_size, *residuals)
+            waveforms, loudness = zip(*pieces, strict=True)
+            reconstructions.append(torch.cat(waveforms))  # [b, channels, samples]
+            tones = None if loudness[0] is None else torch.cat(loudness)
             quantized += results
         if self.training:
             for quantizer in dict.fromkeys(quantizers):  # a shared one once, with all its levels
                 mine = [level for q, level in zip(quantizers, quantized, strict=True) if q is quantizer]
                 quantizer.update([level.latents.detach() for level in mine], [level.codes for level in mine])
-        return VQVAEOutput(reconstructions, quantized)
+        return VQVAEOutput(reconstructions, quantized, tones)
 
     def encode(self, waveform: Tensor) -> list[Tensor]:
         """Quantize audio into one code sequence per level, coarse to fine.
@@ -285,7 +317,7 @@ class VQVAE(nn.Module):
             n_samples = codes[0].shape[1] * hops[0] if codes else 0
         check_codes(codes, hops, self.config.codebook_size, n_samples)
         # The last autoencoder with codes: the only one (residual), or that of the finest level (independent).
-        autoencoder, levels = self.level_groups()[0 if self.config.topology == "residual" else len(codes) - 1]
+        autoencoder, levels = self.level_groups()[len(codes) - 1 if self.config.topology == "independent" else 0]
         first = levels[0]
         length = codes[first].shape[1] * hops[first]  # samples of the padded waveform
         residuals = []

@@ -16,7 +16,8 @@ from audiovq.distributed import collectives
 from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.blocks import ConvNeXtBlock, DilatedBlock
 from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
-from audiovq.tokenizer.losses import ReconstructionLoss
+from audiovq.tokenizer.decoders import ToneDecoder
+from audiovq.tokenizer.losses import ReconstructionLoss, ToneLoss
 from audiovq.tokenizer.quantizer import Quantized
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.task import Task
@@ -53,6 +54,10 @@ class TokenizerTask(Task):
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # without skipped steps
         self.example_seconds = stage.crop_samples / stage.model.sample_rate
         self.losses = ReconstructionLoss(stage.losses, stage.model.sample_rate)
+        decoder = self.network.groups[0].decoder
+        self.tone_loss = None
+        if isinstance(decoder, ToneDecoder) and stage.losses.tones:
+            self.tone_loss = ToneLoss(stage.model.sample_rate, decoder.hop_length, decoder.pitches)
 
     def dataset(self, split: str) -> Dataset[Tensor]:
         return waveform_crops(self.stage, self.data, self.scan, split, self.seed + (split == "valid"))
@@ -95,6 +100,8 @@ class TokenizerTask(Task):
         # 3. Compute the losses. Those of independent autoencoders add up, as if each were trained alone.
         per_output = [self.losses(x, batch, microbatch_size) for x in output.reconstructions]
         terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
+        if self.tone_loss is not None and output.tones is not None:
+            terms["tones"] = self.tone_loss(output.tones, batch)
         # Evaluations have full weights throughout, so that their losses can be compared.
         reconstruction = self.losses.weighted(terms, step if self.training else None)
         losses = output.losses
@@ -105,7 +112,7 @@ class TokenizerTask(Task):
 
     def describe(self, metrics: dict[str, float]) -> str:
         perplexities = "/".join(f"{metrics[f'perplexity_{i}']:.0f}" for i in range(self.stage.model.n_levels))
-        names = ("mel", "stft", "spectral_convergence", "waveform_l1")
+        names = ("mel", "stft", "spectral_convergence", "waveform_l1", "tones")
         terms = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
         return f"loss {metrics['loss']:.3f} {terms} perplexity {perplexities}"
 

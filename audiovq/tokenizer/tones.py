@@ -1,0 +1,58 @@
+"""Oscillators at equal steps of pitch: the loudness of each step becomes sound."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiovq.tokenizer.blocks import overlap_add
+from audiovq.tokenizer.pitch import frequency
+
+
+class Oscillators(nn.Module):
+    """Steps of pitch that are louder than both neighbours become sines, whose phases are fixed.
+
+    Sinusoidal modelling (McAulay 1986, doi:10.1109/TASSP.1986.1164910; DDSP, arXiv:2001.04643). A note that a network
+    blurs over several steps is still one steady sine, and nobody needs to say its phase.
+
+    Attributes:
+        period: frames, after which all sines are where they began; so a chunk that begins at a multiple of it gives
+            what the whole gives. Frequencies are rounded for it, by at most sample_rate / (2 · hop · period) Hz.
+    """
+
+    period = 64
+    overlap = 4  # frames in the window in which a loudness counts
+    cos: Tensor
+    sin: Tensor
+    waves: Tensor
+
+    def __init__(self, pitches: Tensor, hop_length: int, sample_rate: int):
+        super().__init__()
+        self.hop_length, n_window = hop_length, self.overlap * hop_length
+        grid = sample_rate / (hop_length * self.period)
+        hertz = (frequency(pitches) / grid).round() * grid
+        # The golden ratio spreads the phases without a pattern, so that tones together do not click.
+        phases = torch.arange(len(pitches), dtype=torch.float64) * (math.sqrt(5) - 1) / 2
+        frames = torch.arange(self.period, dtype=torch.float64)[:, None]
+        turns = 2 * math.pi * (frames * hertz * hop_length / sample_rate + phases)  # [period, steps]
+        time = (torch.arange(n_window, dtype=torch.float64) - n_window / 2) / sample_rate
+        angles = 2 * math.pi * hertz[:, None] * time
+        window = torch.hann_window(n_window, dtype=torch.float64) * 2 / self.overlap
+        waves = torch.cat([angles.cos(), -angles.sin()]) * window
+        for name, buffer in (("cos", turns.cos()), ("sin", turns.sin()), ("waves", waves)):
+            self.register_buffer(name, buffer.float(), persistent=False)
+
+    def forward(self, loudness: Tensor) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
+        # 1. Only the steps that are louder than both neighbours sound.
+        below, above = F.pad(loudness, (1, 0))[..., :-1], F.pad(loudness, (0, 1))[..., 1:]
+        loudness = loudness * ((loudness >= below) & (loudness > above))
+        # 2. Real and imaginary parts: every sine goes on from frame to frame.
+        n_frames = loudness.shape[2]
+        repeats = (n_frames + self.period - 1) // self.period, 1
+        cos, sin = self.cos.repeat(repeats)[:n_frames], self.sin.repeat(repeats)[:n_frames]
+        parts = torch.cat([loudness * cos, loudness * sin], dim=-1)  # [b, channels, time, 2 * steps]
+        # 3. Sum the sines within windows, and the windows.
+        return overlap_add(parts @ self.waves, self.hop_length)
