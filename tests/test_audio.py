@@ -1,6 +1,7 @@
 """Reading and writing audio files of every kind, and the messages for bad ones."""
 
 import os
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import TRACK, tones
 
 from audiovq.data.audio import audio_info, downmix, has_samples, read_audio
 from audiovq.data.audio_writer import AudioWriter, write_audio
+from audiovq.data.completeness import check_whole
 from audiovq.data.resampling import resample
 
 FORMATS = [
@@ -54,13 +56,30 @@ def test_surround_is_mixed_so_that_nothing_clips() -> None:
     assert downmix(torch.ones(1, 3), 2).shape == (2, 3)
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000, 96000])
+@pytest.mark.parametrize("rate", [1000, 8000, 8363, 22255, 44099, 44100, 48001, 96001, 768000])
 def test_resampling_keeps_pitch_level_and_length(rate: int) -> None:
     t = torch.arange(rate) / rate
     out = resample(torch.sin(2 * torch.pi * 440 * t)[None], rate, 24000)
     assert out.shape[-1] == 24000
     expected = torch.sin(2 * torch.pi * 440 * torch.arange(24000) / 24000)
-    assert float((out[0] - expected)[500:-500].abs().max()) < 2e-3
+    edge = max(500, 100 * 24000 // rate)  # as long as the filter
+    assert float((out[0] - expected)[edge:-edge].abs().max()) < 2e-3
+
+
+def test_a_file_of_any_rate_is_read_in_little_memory(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(20, 44099), 44099)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    waveform, _ = read_audio(tmp_path / "a.wav", 44100)
+    assert waveform.shape == (1, -(-20 * 44099 * 44100 // 44099))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768001])
+def test_a_rate_that_audio_does_not_have_is_named(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(1, 8000), rate)
+    for read in (read_audio, audio_info):
+        with pytest.raises(ValueError, match=rf"a\.wav: sample rate: expected .* 1000 to 768000 Hz, found {rate}$"):
+            read(tmp_path / "a.wav")
 
 
 def test_part_of_a_file_equals_the_same_part_of_the_whole(tmp_path: Path) -> None:
@@ -140,12 +159,80 @@ def test_a_file_has_its_samples_to_the_last(tmp_path: Path, suffix: str) -> None
         assert not has_samples(path, 16000)
 
 
-def test_an_mp3_cut_in_the_middle_gives_what_is_there(tmp_path: Path) -> None:
-    path = tmp_path / "cut.mp3"
-    soundfile.write(path, tones(3, 44100), 44100)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    waveform, _ = read_audio(path)
-    assert 0.5 < waveform.shape[1] / 44100 < 2.5
+COMPRESSED = [("ogg", "VORBIS"), ("opus", "OPUS"), ("mp3", "MPEG_LAYER_III")]
+
+
+@pytest.mark.parametrize(("kind", "subtype"), COMPRESSED)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.95])
+def test_a_compressed_file_that_ends_early_is_named(tmp_path: Path, kind: str, subtype: str, share: float) -> None:
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, tones(8, 48000), 48000, subtype=subtype, format="MP3" if kind == "mp3" else "OGG")
+    whole = path.read_bytes()
+    pages = [i for i in range(len(whole)) if whole.startswith(b"OggS", i)]
+    for end in {int(share * len(whole)), *([pages[int(share * len(pages))]] if pages else [])}:
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=rf"a\.{kind}: truncated") as error:
+            read_audio(path)
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    assert read_audio(path, n_samples=1000)[0].shape == (1, 1000)
+    assert abs(read_audio(path)[0].shape[1] - 8 * 48000) < 2400
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("flac", "PCM_16"), ("wav", "PCM_16"), ("aiff", "PCM_16"), *COMPRESSED])
+def test_joined_files_are_not_read_to_the_first_end(tmp_path: Path, kind: str, subtype: str) -> None:
+    parts = []
+    for seed, rate in ((1, 48000), (2, 44100)):
+        path, form = tmp_path / f"{seed}.{kind}", {"opus": "OGG", "ogg": "OGG"}.get(kind)
+        soundfile.write(path, tones(3, 48000, seed=seed), 48000 if kind == "opus" else rate, subtype, format=form)
+        parts.append(path.read_bytes())
+    for second in parts:
+        (tmp_path / f"a.{kind}").write_bytes(parts[0] + second)
+        with pytest.raises(ValueError, match=r"joined into one|chained Ogg|holds more than it says"):
+            read_audio(tmp_path / f"a.{kind}")
+
+
+def test_an_mp3_without_or_with_a_wrong_number_of_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tones(8, 44100), 44100, bitrate_mode="CONSTANT", compression_level=0.5)
+    whole = path.read_bytes()
+    place = max(whole.find(b"Info"), whole.find(b"Xing")) + 8
+    n_frames = int.from_bytes(whole[place : place + 4], "big")
+    for wrong in (n_frames // 3, 3 * n_frames):
+        path.write_bytes(whole[:place] + wrong.to_bytes(4, "big") + whole[place + 4 :])
+        with pytest.raises(ValueError, match=f"the header says {wrong} frames, {n_frames} are there"):
+            read_audio(path)
+    size = whole.find(whole[:2], place)  # without the first frame, which has the header
+    path.write_bytes(whole[size:] + b"TAG" + bytes(125))
+    assert abs(read_audio(path)[0].shape[1] - 8 * 44100) < 5 * 1152
+    path.write_bytes(whole[size : len(whole) // 2])
+    with pytest.raises(ValueError, match="truncated in the middle of its last frame"):
+        read_audio(path)
+    soundfile.write(path, tones(8, 44100), 44100)  # variable bit rate: without the header its length is a guess
+    whole = path.read_bytes()
+    path.write_bytes(whole[whole.find(whole[:2], 100) :])
+    with pytest.raises(ValueError, match=r"a\.mp3: damaged or joined: of \d+ samples, \d+ can be read"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("declared", [36 + 1_000_000, 0xFFFFFFFF, 0x7FFFFFFF])
+def test_a_wav_over_4_gigabytes_is_named(tmp_path: Path, declared: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(100), 48000, subtype="PCM_16")
+    header = bytearray(path.read_bytes()[:44])
+    header[4:8], header[40:44] = declared.to_bytes(4, "little"), (declared - 36).to_bytes(4, "little")
+    path.write_bytes(header)
+    os.truncate(path, 44 + (1 << 32) + 1_000_000)  # takes no space
+    with pytest.raises(ValueError, match=r"holds more than it says: .* FLAC, RF64 or W64 if it is over 4 GB"):
+        check_whole(path, 500_000)
+
+
+def test_tags_behind_the_audio_are_not_audio(tmp_path: Path) -> None:
+    for name, tag in (("a.wav", b"ID3" + bytes(100_000)), ("a.wav", b"xyz"), ("a.flac", bytes(128)), ("a.ogg", b"TAG")):
+        soundfile.write(tmp_path / name, tones(1, 8000), 8000)
+        with (tmp_path / name).open("ab") as file:
+            file.write(tag)
+        assert read_audio(tmp_path / name)[0].shape == (1, 8000)
 
 
 def test_missing_file_and_folder() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from audiovq.data.audio import downmix
-from audiovq.data.resampling import RESAMPLE_SECONDS, Resampler
+from audiovq.data.resampling import Resampler
 from audiovq.tokenizer.streaming import StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 
@@ -36,9 +36,7 @@ class ResamplingEncoder:
     def __init__(self, network: VQVAE, sample_rate: int, chunk_seconds: float):
         self.channels, self.sample_rate, self.n_samples = network.config.channels, sample_rate, 0
         self.encoder = StreamingEncoder(network, int(chunk_seconds * network.config.sample_rate))
-        # No more at once than the encoder takes: what waits in the resampler adds to the latency.
-        chunk = min(RESAMPLE_SECONDS, self.encoder.windows.step / network.config.sample_rate)
-        self.resampler = Resampler(sample_rate, network.config.sample_rate, chunk)
+        self.resampler = Resampler(sample_rate, network.config.sample_rate)
 
     @property
     def latency_seconds(self) -> float:
@@ -54,7 +52,7 @@ class ResamplingEncoder:
         """
         mixed = downmix(checked(block), self.channels)
         # A copy, because the caller may use the block's memory again.
-        return self._encode(self.resampler.push(mixed.to(self.encoder.device, copy=True)))
+        return self._encode(self.resampler.push(mixed).to(self.encoder.device, copy=True))
 
     def _encode(self, waveform: Tensor) -> list[Tensor]:
         self.n_samples += waveform.shape[-1]

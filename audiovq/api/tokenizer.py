@@ -142,8 +142,8 @@ class Tokenizer(Shareable):
         rounded in another order, so a latent halfway between two codes may become the other one. On the
         CPU batches are not faster.
         """
-        mixed = [audio.downmix(checked(waveform), self.config.channels).to(self.device) for waveform in waveforms]
-        prepared = [resample(waveform, sample_rate, self.sample_rate) for waveform in mixed]
+        mixed = [audio.downmix(checked(waveform), self.config.channels) for waveform in waveforms]
+        prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
         chunk = int(CHUNK_SECONDS * self.sample_rate)
         windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
         pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from audiovq.data import ffmpeg
+from audiovq.data.completeness import check_whole
 from audiovq.data.ffmpeg import AudioInfo
-from audiovq.data.resampling import Resampler
+from audiovq.data.resampling import Resampler, check_rate
 
 SUFFIXES = {
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au"),
@@ -22,7 +23,6 @@ SUFFIXES = {
 # Formats whose header has the number of samples.
 LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}
 BLOCK_FRAMES = 1 << 16
-UNKNOWN_BYTES = 0x7FFF0000  # from here on, the size in a header that was written to a pipe means "unknown"
 
 # Weights of each channel of the usual layouts in left and right (ITU-R BS.775-3, table 2; without LFE).
 _CENTRE = 2**-0.5
@@ -64,16 +64,24 @@ def _reason(error: Exception) -> str:
 
 
 def audio_info(path: Path) -> AudioInfo:
-    """The facts in a file's header; nothing is decoded."""
+    """The facts in a file's header; nothing is decoded.
+
+    Raises:
+        ValueError: not audio that can be read, or a sample rate that audio does not have.
+    """
     try:
         with open_audio(path) as file:
-            return AudioInfo(file.samplerate, file.channels, file.frames, file.format, file.subtype)
-    except NotReadable as error:
-        reason = error
+            info = AudioInfo(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+    except NotReadable as reason:
+        try:
+            info = ffmpeg.probe(path)
+        except ffmpeg.FFmpegError as error:
+            raise ValueError(f"{reason}; {error}") from None
     try:
-        return ffmpeg.probe(path)
-    except ffmpeg.FFmpegError as error:
-        raise ValueError(f"{reason}; {error}") from None
+        check_rate(info.sample_rate)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return info
 
 
 def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator[np.ndarray]:
@@ -82,12 +90,16 @@ def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator
     Where soundfile fails in the middle of a file that is not lossless, ffmpeg continues from the same sample.
 
     Raises:
-        ValueError: unreadable or truncated data, or samples that are not finite.
+        ValueError: unreadable or truncated data, more audio than decoders read, or samples that are not finite.
     """
+    end = start
     for block in _decode(path, start, n_samples):
         if not np.isfinite(block).all():
             raise ValueError(f"{path}: samples that are not finite (NaN or infinity)")
+        end += len(block)
         yield block
+    if n_samples is None or end < start + n_samples:
+        check_whole(path, end)
 
 
 def _decode(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarray]:
@@ -122,24 +134,10 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
         except (soundfile.LibsndfileError, RuntimeError) as error:
             kind = ValueError if lossless else NotReadable  # ffmpeg cannot help with damaged lossless data
             raise kind(f"{path}: truncated or damaged ({_reason(error)})") from None
-        to_the_end = lossless and done < wanted
-        if to_the_end and start + done < file.frames:
+        knows_length = file.format != "MP3"  # that one is estimated
+        if knows_length and done < wanted and start + done < file.frames:
             found = start + done
             raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {found} are there")
-    if to_the_end:
-        _check_declared_bytes(path)
-
-
-def _check_declared_bytes(path: Path) -> None:
-    """Raises ValueError if a WAV or AIFF file is shorter than its header says. (soundfile does not.)"""
-    with path.open("rb") as file:
-        kind, size = file.read(4), file.read(4)
-    if kind not in {b"RIFF", b"FORM"}:
-        return
-    declared = int.from_bytes(size, "little" if kind == b"RIFF" else "big") + 8
-    found = path.stat().st_size
-    if found + 1 < declared < UNKNOWN_BYTES:  # a last padding byte is often left out
-        raise ValueError(f"{path}: truncated: the header says {declared} bytes, {found} are there")
 
 
 def downmix(waveform: Tensor, channels: int) -> Tensor:

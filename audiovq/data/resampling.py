@@ -1,56 +1,82 @@
-"""Resampling by windowed sinc, of a whole waveform or of one that comes in blocks."""
+"""Resampling by libsoxr between any two rates, of a whole waveform or of one that comes in blocks."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
 
+import numpy as np
+import soxr
 import torch
-import torchaudio
 from torch import Tensor
 
-from audiovq.utils.chunking import Window, Windows
+RATES = (1000, 768_000)  # Hz
 
-RESAMPLE_SECONDS = 5.0  # of audio that is resampled at once
+
+def check_rate(rate: float) -> int:
+    """The sample rate as an integer; ValueError for one that audio does not have."""
+    if not (RATES[0] <= rate <= RATES[1] and rate == int(rate)):
+        raise ValueError(f"sample rate: expected a whole number from {RATES[0]} to {RATES[1]} Hz, found {rate}")
+    return int(rate)
 
 
 class Resampler:
-    """Resamples a waveform that comes in blocks.
+    """Resamples a waveform that comes in blocks, in constant memory.
 
-    The results of `push` and `finish` together are torchaudio's resampling of the whole waveform,
-    [..., ceil(samples · to_rate / from_rate)]: the same bits for any block sizes.
+    The results of `push` and `finish` together are [..., ceil(samples · to_rate / from_rate)]: the same bits for
+    any block sizes, on the waveform's device.
+
+    Raises:
+        ValueError: rates outside 1 kHz to 768 kHz.
     """
 
-    def __init__(self, from_rate: int, to_rate: int, chunk_seconds: float = RESAMPLE_SECONDS):
+    def __init__(self, from_rate: int, to_rate: int):
+        from_rate, to_rate = check_rate(from_rate), check_rate(to_rate)
         shared = math.gcd(from_rate, to_rate)
         self.old, self.new = from_rate // shared, to_rate // shared  # `old` samples become `new` samples
-        resample = torchaudio.transforms.Resample
-        self.kernel = resample(from_rate, to_rate, lowpass_filter_width=16, dtype=torch.float32)
-        width = self.kernel.width if from_rate != to_rate else 0
-        chunk = max(1, int(chunk_seconds * from_rate) // self.old) * self.old
-        self.windows = Windows(chunk, -(-width // self.old) * self.old)
+        self.stream: soxr.ResampleStream | None = None
+        self.n_old = self.n_new = 0  # samples so far
+        self.silence = torch.zeros(0)  # as the blocks, and long enough to bring out the last sample
 
     @property
     def latency_samples(self) -> int:
         """The largest number of samples at the old rate between a sample and its result."""
-        return self.windows.step + self.windows.context if self.old != self.new else 0
+        return _latency(self.old, self.new) if self.old != self.new else 0
 
     def push(self, waveform: Tensor) -> Tensor:
         """float32 [..., any n] at the old rate -> [..., n] at the new rate: what is complete, or nothing."""
         if self.old == self.new:
             return waveform
-        parts = [self._resample(window) for window in self.windows.push([waveform])]
-        return torch.cat(parts, dim=-1) if parts else waveform[..., :0]
+        self.n_old += waveform.shape[-1]
+        self.silence = waveform.new_zeros(*waveform.shape[:-1], self.old // self.new + 2)
+        return self._resample(waveform)
 
     def finish(self) -> Tensor | None:
         """The rest, or None if there is none."""
-        last = self.windows.finish()
-        return self._resample(last) if last else None
+        missing = -(-self.n_old * self.new // self.old) - self.n_new
+        if not missing:
+            return None
+        return self._resample(self.silence, last=True)[..., :missing]
 
-    def _resample(self, window: Window) -> Tensor:
-        waveform = window.sequences[0]
-        resampled = self.kernel.to(waveform.device)(waveform)
-        first = (window.start - window.low) // self.old * self.new
-        return resampled[..., first : -(-(window.end - window.low) * self.new // self.old)]
+    def _resample(self, waveform: Tensor, last: bool = False) -> Tensor:
+        frames = waveform.detach().flatten(0, -2).T if waveform.ndim > 1 else waveform.detach()[:, None]
+        if self.stream is None:
+            self.stream = soxr.ResampleStream(self.old, self.new, frames.shape[1], "float32")
+        result = self.stream.resample_chunk(np.ascontiguousarray(frames.cpu().numpy(), np.float32), last)
+        self.n_new += len(result)
+        return torch.from_numpy(result.T.copy()).reshape(*waveform.shape[:-1], -1).to(waveform.device)
+
+
+@cache
+def _latency(old: int, new: int) -> int:
+    """Measured with silence, because libsoxr works in blocks and does not tell their lengths."""
+    stream, longest, n_old, n_new = soxr.ResampleStream(old, new, 1, "float32"), 0, 0, 0
+    block = np.zeros((max(1, old // new // 4), 1), np.float32)
+    for _ in range(20_000):
+        n_old += len(block)
+        n_new += len(stream.resample_chunk(block))
+        longest = max(longest, n_old - n_new * old // new)
+    return longest
 
 
 def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:

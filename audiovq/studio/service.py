@@ -251,7 +251,7 @@ class Service:
             raise ValueError(f"takes: expected 1 to {self.limits.max_takes}, found {request.takes}")
         session.tree.check_room(request.takes)
         if request.chroma is not None:
-            uploads.check_reference(request.chroma, self.generator.sample_rate, self.limits)
+            uploads.check_reference(request.chroma, self.limits)
         session.takes = []
         session.files.delete_kind("sketch")
         on_codes, items = self._callback(job, n_samples), range(request.takes)

@@ -16,8 +16,6 @@ from audiovq.data.codes import Codes
 from audiovq.report.code_images import draw_codes
 
 MEGABYTE = 1 << 20
-RATES = (4000, 400_000)  # Hz
-MAX_TAPS = 40_000_000  # of the filter that resamples between rates without a large common divisor
 ENCODING = 0.9  # the share of the work that is encoding
 OnProgress = Callable[[float, str], object]  # the finished share from 0 to 1, and a description
 
@@ -65,11 +63,10 @@ def named_as_uploaded(path: Path | None) -> Iterator[None]:
         raise ValueError(str(error).replace(str(path), path.name) if path else str(error)) from None
 
 
-def check_reference(path: Path, wanted_rate: int, limits: Limits) -> None:
+def check_reference(path: Path, limits: Limits) -> None:
     """Raises ValueError for a recording that cannot be followed: too large, too long, or not audio."""
     check_upload(path, limits)
     with named_as_uploaded(path):
-        check_rate(path, wanted_rate)
         seconds = audio.audio_info(path).seconds
     if seconds > limits.max_seconds:
         raise ValueError(f"{path.name}: {seconds:.1f} s; up to {limits.max_seconds:g} s can be followed here")
@@ -82,14 +79,6 @@ def check_upload(path: Path, limits: Limits) -> None:
     size = path.stat().st_size / MEGABYTE
     if size > limits.max_upload_mb:
         raise ValueError(f"{path.name}: {size:.1f} MB; files may have up to {limits.max_upload_mb:g} MB here")
-
-
-def check_rate(path: Path, wanted_rate: int) -> None:
-    """Raises ValueError for audio at a rate from which resampling would take gigabytes."""
-    rate = audio.audio_info(path).sample_rate
-    divisor = math.gcd(rate, wanted_rate)
-    if not RATES[0] <= rate <= RATES[1] or (rate // divisor) * (wanted_rate // divisor) > MAX_TAPS:
-        raise ValueError(f"{path}: a sample rate of {rate} Hz is too unusual; convert it to 44100 Hz first")
 
 
 def read_recording(
@@ -136,7 +125,6 @@ def _encode(
     path: Path, tokenizer: Tokenizer, limits: Limits, original: Path, on_progress: OnProgress
 ) -> tuple[Codes, str]:
     """The codes of the beginning of an audio file and a note. The browser gets that part as WAV."""
-    check_rate(path, tokenizer.sample_rate)
     info = audio.audio_info(path)
     most, channels = round(limits.max_seconds * info.sample_rate), min(info.channels, 2)
     with AudioWriter(original, info.sample_rate, channels) as file:

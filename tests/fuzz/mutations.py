@@ -27,6 +27,10 @@ def cut(data: bytes, random: Random) -> bytes:
     return data[: int(random.integers(0, max(1, len(data))))]
 
 
+def twice(data: bytes, random: Random) -> bytes:
+    return data + data
+
+
 def damage(data: bytes, random: Random) -> bytes:
     """One to three kinds of damage to bytes."""
     changed = bytearray(data)

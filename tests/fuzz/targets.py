@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.torch
 import soundfile
 import torch
-from mutations import Random, cut, damage, damaged_json, json_bytes, mistype, twist
+from mutations import Random, cut, damage, damaged_json, json_bytes, mistype, twice, twist
 
 from audiovq import Codes, Generator, Tokenizer
 from audiovq.data.audio import read_audio
@@ -64,20 +64,25 @@ def pick(folder: Path, random: Random, pattern: str = "*") -> Path:
 
 def audio(folder: Path, random: Random) -> Case:
     kind, subtype = FORMATS[random.integers(len(FORMATS))]
+    odd_rate = int(random.choice([1, 1000, 8363, 44099, 48001, 900_000]))
+    rate = odd_rate if kind in {"wav", "aiff"} else 48000
     path, waveform = folder / f"a.{kind}", tune(3.0, 48000)
     container = {"ogg": "OGG", "opus": "OGG"}.get(kind, kind.upper())
-    soundfile.write(path, waveform, 48000, subtype=subtype, format=container)
+    soundfile.write(path, waveform, rate, subtype=subtype, format=container)
     whole = len(path.read_bytes())
-    is_cut = random.random() < 0.3
-    change_file(path, cut if is_cut else damage, random)
+    change = [cut, damage, twice][random.choice(3, p=[0.3, 0.6, 0.1])]
+    change_file(path, change, random)
+    seconds = 3.0 * 48000 / rate
 
     def attempt() -> None:
         found, _ = read_audio(path, 16000, 1)
-        missing = 1 - found.shape[-1] / (3.0 * 16000)
-        if is_cut and missing > 0.1 and path.stat().st_size < 0.9 * whole:
+        missing = 1 - found.shape[-1] / (seconds * 16000)
+        if change is cut and missing > 0.1 and path.stat().st_size < 0.9 * whole:
             raise Wrong(f"{kind}: {missing:.0%} of the audio is missing")
+        if change is twice and missing > -0.9:
+            raise Wrong(f"{kind}: the second of two joined recordings is missing")
 
-    return Case(f"{kind} {'cut' if is_cut else 'damaged'}", attempt)
+    return Case(f"{kind} {change.__name__}", attempt)
 
 
 def labels(folder: Path, random: Random) -> Case:
