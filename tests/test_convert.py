@@ -254,6 +254,43 @@ def test_names_below_the_other_folder() -> None:
     assert [target.as_posix() for _, target in mirrored(sources, Path("m"), Path("o"), ".codes")] == [
         "o/a/x.wav.codes", "o/a/x.mp3.codes", "o/x.codes", "o/b.c.codes",
     ]  # fmt: skip
+    sources = [Path("m/a.wav"), Path("m/a.flac"), Path("m/a.wav.mp3"), Path("m/a.mp3")]
+    assert len({target for _, target in mirrored(sources, Path("m"), Path("o"), ".codes")}) == 4
+
+
+OUTPUTS = [
+    ("encode song.wav -o song.wav", "song.wav: is an input"),
+    ("encode song.wav -o link.codes", "link.codes: is an input"),
+    ("encode song.wav -o other.wav", "other.wav: exists, and is no codes file"),
+    ("encode song.wav -o notes.codes", "notes.codes: exists, and is no codes file"),
+    ("decode song.codes -o other.wav", "other.wav: exists, and was not decoded by audiovq"),
+    ("decode song.codes -o notes.wav", "notes.wav: exists, and is a file of another kind"),
+    ("sample --seconds 1 --prompt song.wav --out song.wav", "song.wav: is an input"),
+    ("sample --seconds 1 --prompt song.codes --save-codes --out song.flac", "song.codes: is an input"),
+    ("sample --seconds 1 --out notes.wav", "notes.wav: exists, and is a file of another kind"),
+    ("sample --seconds 1 --out new.wav --stream notes.txt", "notes.txt: exists, and is a file of another kind"),
+    ("sample --seconds 1 --num 2 --prompt piece-1.wav --out piece.wav", "piece-1.wav: is an input"),
+    ("report {run} --out other.wav", "other.wav: exists, and is a file of another kind"),
+    ("recipes --json=other.wav", "other.wav: exists, and is a file of another kind"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), OUTPUTS)
+def test_an_output_never_replaces_an_input_or_a_file_of_another_kind(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("song.wav", "other.wav", "piece-1.wav"):
+        soundfile.write(name, tones(2, 8000), 8000)
+    Path("link.codes").symlink_to("song.wav")
+    some_codes().save("song.codes")
+    for name in ("notes.codes", "notes.wav", "notes.txt"):
+        Path(name).write_text("my notes")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    model = [] if command.startswith(("report", "recipes")) else ["--model", str(tiny_run)]
+    words = [word.format(run=tiny_run) for word in command.split()]
+    assert_one_line_error(cli(*words, *model), message)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # --- compressed codes -------------------------------------------------------------------------------------------------

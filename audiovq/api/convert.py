@@ -9,7 +9,8 @@ from typing import Any
 
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
-from audiovq.data.codes import Codes, file_kbps, read_header
+from audiovq.data.audio_writer import check_writable
+from audiovq.data.codes import Codes, check_codes_output, file_kbps, read_header
 from audiovq.data.tracks import find_audio
 from audiovq.utils.files import check_folder, file_sha256
 from audiovq.utils.progress import ProgressBar, say
@@ -28,6 +29,12 @@ class Encoding:
 
     def seconds(self, source: Path) -> float:
         return audio.audio_info(source).seconds
+
+    @staticmethod
+    def check(source: Path, target: Path) -> None:
+        """Raises ValueError if the source is not audio, or the target is another file than codes."""
+        check_codes_output(target, [source])
+        audio.audio_info(source)
 
     def is_done(self, source: Path, target: Path) -> bool:
         """True if the target has the codes of this source by this tokenizer, compressed or not as wanted."""
@@ -73,17 +80,19 @@ class Decoding:
         header = read_header(source)
         return header["n_samples"] / header["sample_rate"]
 
-    def is_done(self, source: Path, target: Path) -> bool:
-        """True if the target is complete and its comment names these codes, which name their tokenizer.
+    @staticmethod
+    def check(source: Path, target: Path) -> None:
+        """Raises ValueError if the source is not codes, or the target was not made by audiovq."""
+        check_writable(target, [source])
+        read_header(source)
+        if target.exists() and not audio.audio_comment(target).startswith("audiovq "):
+            raise ValueError(f"{target}: exists, and was not decoded by audiovq; choose another --out, or delete it")
 
-        Raises:
-            ValueError: the target was not made by audiovq.
-        """
+    def is_done(self, source: Path, target: Path) -> bool:
+        """True if the target is complete and its comment names these codes, which name their tokenizer."""
         if not target.exists():
             return False
         comment = audio.audio_comment(target)
-        if not comment.startswith("audiovq "):
-            raise ValueError(f"{target}: exists, and was not decoded by audiovq; choose another --out")
         return comment == self._comment(source) and audio.has_samples(target, read_header(source)["n_samples"])
 
     def _comment(self, source: Path) -> str:
@@ -103,6 +112,7 @@ class Decoding:
 
 def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts:
     """Convert one file. Raises ValueError for a source or a target that cannot be used."""
+    kind.check(source, target)
     with ProgressBar(f"{kind.title}, s", int(kind.seconds(source)), unit="audio-s") as bar:
         return kind.convert(source, target, bar.advance)
 
@@ -124,6 +134,7 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
         for (source, target), length in zip(mirrored(sources, folder, out, kind.suffix), lengths, strict=True):
             end += length
             try:
+                kind.check(source, target)
                 if kind.is_done(source, target):
                     n_done += 1
                     bar.first += length  # it does not count for the speed
@@ -154,7 +165,7 @@ def find_codes(folder: Path) -> list[Path]:
 
 def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:
     """Each source with its target below `out`. Names that differ only in their suffix keep it: a.wav.codes."""
-    stems = Counter(source.with_suffix("") for source in sources)
+    stems = Counter([*(source.with_suffix("") for source in sources), *sources])  # a.wav.flac may be beside a.wav
     jobs = []
     for source in sources:
         name = source.stem if stems[source.with_suffix("")] == 1 else source.name

@@ -20,12 +20,9 @@ def decode(source: str, out: str, levels: int | None, suffix: str, model: str | 
     """Turn a CODES file, or all of them in a folder, back into audio of the original length."""
     from audiovq import api
     from audiovq.api.convert import Decoding, convert_file, convert_folder
-    from audiovq.data.audio_writer import check_writable
-    from audiovq.data.codes import read_header
 
     convert = convert_folder if Path(source).is_dir() else convert_file
     if convert is convert_file:  # check both files before the model is loaded
-        check_writable(Path(out))
-        read_header(Path(source))
+        Decoding.check(Path(source), Path(out))
     tokenizer = api.Tokenizer.from_pretrained(pick_model(model, prior=False))
     show_conversion(convert(Decoding(tokenizer, levels, f".{suffix}"), Path(source), Path(out)), json_file)

@@ -20,12 +20,9 @@ def encode(source: str, out: str, compress: bool, model: str | None, json_file: 
     """Turn an AUDIO file, or all of them in a folder, into codes."""
     from audiovq import api
     from audiovq.api.convert import Encoding, convert_file, convert_folder
-    from audiovq.data import audio
-    from audiovq.utils.files import check_folder
 
     convert = convert_folder if Path(source).is_dir() else convert_file
     if convert is convert_file:  # check both files before the model is loaded
-        check_folder(Path(out).parent)
-        audio.audio_info(Path(source))
+        Encoding.check(Path(source), Path(out))
     tokenizer = api.Tokenizer.from_pretrained(pick_model(model, prior=False))
     show_conversion(convert(Encoding(tokenizer, compress), Path(source), Path(out)), json_file)

@@ -79,11 +79,14 @@ def pick_model(name: str | None, prior: bool = True) -> Path:
 
 
 def write_json(file: str | None, facts: Any) -> None:
+    from audiovq.utils.files import check_output
+
     """Write the value of `--json`: None writes nothing, "-" to standard output, else to that file."""
     text = json.dumps(facts, indent=2, ensure_ascii=False)
     if file == "-":
         click.echo(text)
     elif file:
+        check_output(Path(file), [b"{", b"["])
         Path(file).write_text(text + "\n", encoding="utf-8")
 
 

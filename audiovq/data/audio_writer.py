@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,9 +14,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from audiovq.utils.files import atomic_file, cannot_write, check_folder
+from audiovq.utils.files import atomic_file, cannot_write, check_folder, check_output
 
-WRITABLE = (".wav", ".flac")
+WRITABLE = {".wav": [b"RIFF"], ".flac": [b"fLaC"]}  # how these files begin
 WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
 PIPE_BYTES = (1 << 32) - 1 - 36  # the largest size in a header; players take it for "until the end"
 
@@ -112,11 +112,12 @@ def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
         file.write(waveform)
 
 
-def check_writable(path: Path) -> None:
-    """Raises ValueError, before the work, if an audio file cannot be written there."""
+def check_writable(path: Path, inputs: Iterable[Path | str | None] = ()) -> None:
+    """Raises ValueError, before the work, if an audio file cannot be written there without the loss of another file."""
     if path.suffix.lower() not in WRITABLE:
         found = path.suffix or "no suffix"
         raise ValueError(f"{path}: expected a name that ends in .wav or .flac, found {found}")
     check_folder(path.parent)
     if path.is_dir():
         raise ValueError(f"{path}: expected the name of a file to write, found a folder")
+    check_output(path, WRITABLE[path.suffix.lower()], inputs)

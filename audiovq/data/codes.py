@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from torch import Tensor
 from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.data import entropy
-from audiovq.utils.files import atomic_file, check_folder
+from audiovq.utils.files import atomic_file, check_folder, check_output
 
 FORMAT = "audiovq-codes-1"
 LARGEST_CODES = 1 << 28  # of a compressed file, all levels together
@@ -186,6 +186,17 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise ValueError(f"{path}: expected a codes file of format {FORMAT}, found other safetensors")
     return header
+
+
+def check_codes_output(path: Path, inputs: Iterable[Path | str | None] = ()) -> None:
+    """Raises ValueError if codes cannot be written there without the loss of another file."""
+    check_folder(path.parent)
+    check_output(path, inputs=inputs)
+    if path.exists():
+        try:
+            read_header(path)
+        except ValueError:
+            raise ValueError(f"{path}: exists, and is no codes file; choose another --out, or delete it") from None
 
 
 def file_kbps(path: Path, seconds: float) -> tuple[float, float]:

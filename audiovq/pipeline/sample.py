@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ from audiovq.api import Generator, PieceOptions, Tokenizer
 from audiovq.api.splice import FADE_SECONDS, splice
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter, check_writable
-from audiovq.data.codes import Codes
+from audiovq.data.codes import Codes, check_codes_output
 from audiovq.data.shards import Shards
 from audiovq.distributed import collectives, launch
 from audiovq.evaluation.copies import copy_reports, report_lines
@@ -28,7 +28,7 @@ from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.sampling.journal import Journal
 from audiovq.utils import signals
-from audiovq.utils.files import check_folder
+from audiovq.utils.files import check_folder, check_output
 from audiovq.utils.progress import console, say
 
 SECONDS = 20.0
@@ -162,7 +162,7 @@ def _sample(
     seed = new_seed if options.seed is None else options.seed
     options = dataclasses.replace(options, seed=seed, progress=first)
     target, paths = options.paths()
-    check_writable(target)
+    _check_outputs(options, target, paths.values())
     folder = pick_model()
     shards = Shards(codes_place(folder)) if options.check_copies else None
     generator = Generator.from_pretrained(folder)
@@ -203,6 +203,22 @@ def _sample(
         say(f"{listed} in {target.parent.resolve()}; --seed {seed} makes the same music again")
         first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
         finished(Sampled(options, folder, n_samples / rate, files, first_new, copies))
+
+
+def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) -> None:
+    """Raises ValueError if a file cannot be written, or would replace an input."""
+    inputs = [options.source, options.prompt, options.chroma]
+    for path in [target, *paths]:
+        check_writable(path, inputs)
+        if options.save_codes:
+            check_codes_output(path.with_suffix(".codes"), inputs)
+    if options.stream and options.stream != "-":
+        check_output(Path(options.stream), [b"RIFF"], inputs)
+        check_writable(_preview(target), inputs)
+
+
+def _preview(target: Path) -> Path:
+    return target.with_stem(f"{target.stem}-preview")
 
 
 def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions) -> None:
@@ -318,7 +334,7 @@ def _live(options: SampleOptions, generator: Generator, n_samples: int, target: 
         return
     tokenizer, n_levels = generator.tokenizer, len(generator.priors)
     n_codes = -(-n_samples // generator.hop_lengths[0])
-    preview = target.with_stem(f"{target.stem}-preview")
+    preview = _preview(target)
     with (
         _stream_file(options.stream) as file,
         AudioWriter(file, generator.sample_rate, tokenizer.config.channels, n_samples) as wav,

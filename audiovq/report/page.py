@@ -16,7 +16,7 @@ from audiovq.report.clips import choose, render
 from audiovq.report.contents import PARTS, Clip, Group, run_groups
 from audiovq.report.curves import stage_curves
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.files import write_text
+from audiovq.utils.files import check_output, write_text
 from audiovq.utils.progress import say
 
 MAX_BYTES = 14_500_000  # of the file
@@ -97,6 +97,7 @@ def _write(
         versions=provenance.versions(),
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )  # fmt: skip
+    check_output(out, [b"<!doctype html"])
     write_text(out, html.encode("utf-8", errors="replace").decode())  # file names may be no UTF-8
     return {
         "report": str(out),

@@ -98,6 +98,23 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from None
 
 
+def check_output(path: Path, beginnings: Iterable[bytes] = (), inputs: Iterable[Path | str | None] = ()) -> None:
+    """Raises ValueError if a file written there would replace an input, or a file of another kind.
+
+    Args:
+        beginnings: how files of this kind begin; () for any.
+    """
+    if not path.is_file():
+        return
+    for source in filter(None, inputs):
+        if os.path.exists(source) and path.samefile(source):
+            raise ValueError(f"{path}: is an input, which would be lost; choose another --out")
+    with path.open("rb") as file:
+        found = file.read(16)
+    if found and beginnings and not any(found.startswith(beginning) for beginning in beginnings):
+        raise ValueError(f"{path}: exists, and is a file of another kind; choose another --out, or delete it")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_file(path) as temporary:
