@@ -3,13 +3,20 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import SAMPLES, tones
-from mutagen.flac import FLAC
+from mutagen.aiff import AIFF
+from mutagen.flac import FLAC, VCFLACDict
+from mutagen.id3 import TCON, TIT2, TPE1
+from mutagen.wave import WAVE
+from test_audio import encoded, needs_ffmpeg
 
 from audiovq.data import tracks as tracks_module
 from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
@@ -76,6 +83,193 @@ def test_labels_from_tags_then_manifest_then_json(folder: Path) -> None:
         "artist": "Ann", "genre": "ballad", "title": "One", "mood": "calm", "year": "1999",
     }  # fmt: skip
     assert found["good.wav"] == {"title": "Good", "artist": "Bob"}
+
+
+@pytest.mark.parametrize("place", ["track.json", "a.json", "a.txt"])
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"[" * 200_000, "not valid JSON"), (b'{"a": "\xe9"}', "not valid"), (500_000_000, "expected labels of at most 1 MB"),
+    (b'{"genre": "\\ud800"}', "label 'genre': expected Unicode text"), (b'{"\\udcff": "x"}', "expected Unicode text"),
+    (b'{"year": ' + b"9" * 9999 + b"}", "not valid JSON"), (b"[1]", "expected an object of labels, found list"),
+])  # fmt: skip
+def test_labels_that_cannot_be_used_set_their_tracks_aside(
+    tmp_path: Path, place: str, content: bytes | int, reason: str
+) -> None:
+    (tmp_path / "music" / "album").mkdir(parents=True)
+    for name in ("album/a.wav", "b.wav"):
+        soundfile.write(tmp_path / "music" / name, tones(1, 8000, seed=len(name)), 8000)
+    path = tmp_path / "music" / "album" / place
+    path.write_bytes(b"" if isinstance(content, int) else content)
+    if isinstance(content, int):
+        os.truncate(path, content)
+    found = scan(tmp_path / "music", DataConfig(), tmp_path / "scan_cache.jsonl")
+    found.save(tmp_path / "run")
+    assert Scan.load(tmp_path / "run") == found
+    if place == "a.txt" and not isinstance(content, int) and b"\xe9" not in content:  # any text is a caption
+        assert found.tracks[0].labels == {"text": content.decode()}
+        return
+    assert [track.path for track in found.tracks] == ["b.wav"]
+    assert [item.path for item in found.rejected] == ["album/a.wav"]
+    assert reason in found.rejected[0].reason
+
+
+def test_lines_of_a_manifest_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(1, 8000), 8000)
+    lines = [
+        b"[" * 200_000,
+        b'{"path": "a.wav", "mood": "\xff',
+        b'{"mood": "calm"}',
+        b"3",
+        b'{"path": "b.wav"}',
+        b"x" * (1 << 21),
+    ]
+    (tmp_path / "list.jsonl").write_bytes(b"\n".join([*lines, b"", b'{"path": "a.wav", "mood": "wild"}']))
+    found = scan(tmp_path, DataConfig(manifest="list.jsonl"))
+    assert found.tracks[0].labels == {"mood": "wild"}
+    reasons = {item.path: item.reason for item in found.rejected}
+    assert list(reasons) == [f"list.jsonl line {i}" for i in range(1, 7)]
+    assert reasons["list.jsonl line 5"] == "the path of no track, or of several: 'b.wav'"
+    assert "longer than 1 MB" in reasons["list.jsonl line 6"]
+    os.truncate(tmp_path / "list.jsonl", 500_000_000)
+    assert [track.path for track in scan(tmp_path, DataConfig(manifest="list.jsonl")).tracks] == ["a.wav"]
+
+
+def test_a_path_in_a_manifest_may_be_written_in_other_ways(tmp_path: Path) -> None:
+    (tmp_path / "Tänze").mkdir()
+    names = ["Tänze/a.wav", "b.wav", "c.wav", "d.WAV", "x.wav", "X.wav"]
+    for i, name in enumerate(names):
+        soundfile.write(tmp_path / name, tones(1, 8000, seed=i), 8000)
+    written = [
+        unicodedata.normalize("NFD", "Tänze\\a.wav"), "./b.wav", str(tmp_path / "no" / ".." / "c.wav"), "D.wav", "X.wav",
+        "x.Wav", "../elsewhere.wav",
+    ]  # fmt: skip
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps({"path": path, "id": path}) + "\n" for path in written))
+    found = scan(tmp_path, DataConfig(manifest="list.jsonl", valid_fraction=0))
+    labels = {track.path: track.labels for track in found.tracks}
+    expected = [*(written[i] for i in range(4)), None, "X.wav"]
+    assert labels == {name: {"id": path} if path else {} for name, path in zip(names, expected, strict=True)}
+    assert [item.reason.split(": ")[1] for item in found.rejected] == ["'x.Wav'", "'../elsewhere.wav'"]
+
+
+@pytest.mark.parametrize("kind", ["id3 in wav", "info in wav", "id3 in aiff", "names in aiff"])
+def test_tags_of_uncompressed_files(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("a.wav" if "wav" in kind else "a.aiff")
+    expected = {"artist": "Ann", "title": "One"}
+    with soundfile.SoundFile(path, "w", 8000, 1) as file:
+        if "id3" not in kind:
+            file.artist, file.title = expected["artist"], expected["title"]
+        file.write(tones(1, 8000))
+    if "id3" in kind:
+        tagged = WAVE(path) if "wav" in kind else AIFF(path)
+        tagged.add_tags()
+        tagged.tags.add(TPE1(encoding=3, text=["Ann", "Bob"]))
+        tagged.tags.add(TIT2(encoding=3, text="One"))
+        tagged.tags.add(TCON(encoding=3, text="(17)"))
+        tagged.save()
+        expected["genre"] = "Rock"
+    assert scan(tmp_path, DataConfig()).tracks[0].labels == expected
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", [".wma", ".m4a", ".mka", ".wv", ".wav"])
+def test_tags_of_files_that_ffmpeg_writes(tmp_path: Path, suffix: str) -> None:
+    tags = {"artist": "Ann", "album": "Two", "genre": "folk", "title": "One"}
+    options = [word for name, text in tags.items() for word in ("-metadata", f"{name}={text}")]
+    encoded(tmp_path / f"a{suffix}", *options)
+    assert scan(tmp_path, DataConfig()).tracks[0].labels == tags
+
+
+def test_one_unreadable_tag_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.flac", tones(1, 8000), 8000)
+    tags = FLAC(tmp_path / "a.flac")
+    tags.update({"artist": "Ann", "genre": "folk"})
+    tags.save()
+    get = VCFLACDict.get
+
+    def fails(self: VCFLACDict, key: str) -> object:
+        if key == "artist":
+            raise KeyError("damaged")
+        return get(self, key)
+
+    monkeypatch.setattr(VCFLACDict, "get", fails)
+    assert scan(tmp_path, DataConfig()).tracks[0].labels["genre"] == "folk"
+
+
+def test_linked_folders_are_used_once_and_links_to_nothing_are_named(tmp_path: Path) -> None:
+    music = tmp_path / "music"
+    (music / "album").mkdir(parents=True)
+    (tmp_path / "disk").mkdir()
+    soundfile.write(music / "album" / "a.wav", tones(1, 8000, seed=1), 8000)
+    soundfile.write(tmp_path / "disk" / "b.wav", tones(1, 8000, seed=2), 8000)
+    for link, target in (
+        ("disk", "../disk"),
+        ("disk2", "../disk"),
+        ("album/up", ".."),
+        ("loop", "."),
+        ("c.wav", "gone.wav"),
+    ):
+        (music / link).symlink_to(target)
+    os.mkfifo(music / "fifo.wav")  # would never end
+    assert [str(path.relative_to(music)) for path in find_audio(music)] == ["album/a.wav", "c.wav", "disk/b.wav"]
+    found = scan(music, DataConfig())
+    assert [track.path for track in found.tracks] == ["album/a.wav", "disk/b.wav"]
+    assert [(item.path, item.reason) for item in found.rejected] == [("c.wav", "No such file or directory")]
+
+
+def test_a_folder_without_permission_is_named() -> None:
+    code = """if True:
+        import os, sys, tempfile
+        from pathlib import Path
+        from audiovq.data.tracks import find_audio
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            (folder / "closed").mkdir(mode=0o700)
+            (folder / "a.wav").touch()
+            folder.chmod(0o755)
+            if os.fork() == 0:
+                os.getuid() == 0 and os.setuid(65534)  # root may read everything
+                os.getuid() == 65534 or (folder / "closed").chmod(0)
+                left_out = []
+                assert [path.name for path in find_audio(folder, left_out)] == ["a.wav"]
+                print([vars(item) for item in left_out], flush=True)
+                os._exit(0)
+            os.wait()
+            (folder / "closed").chmod(0o700)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[{'path': 'closed', 'reason': 'cannot be read (Permission denied)'}]", done.stderr
+
+
+def test_samples_of_a_run_are_not_music(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in ("songs", "runs/one/samples/prior-0"):
+        (tmp_path / place).mkdir(parents=True)
+        soundfile.write(tmp_path / place / "a.wav", tones(1, 8000, seed=len(place)), 8000)
+    (tmp_path / "runs" / "one" / "recipe.yaml").write_text("name: x")
+    found = scan(tmp_path, DataConfig())
+    assert [track.path for track in found.tracks] == ["songs/a.wav"]
+    assert [vars(item) for item in found.rejected] == [{"path": "runs/one/samples", "reason": "samples of a run"}]
+    assert len(find_audio(tmp_path)) == 1
+    assert "runs/one/samples: samples of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [
+    {"path": ["a.wav"]}, {"samples": "many"}, {"samples": 0}, {"peak": None}, {"tags": [1]}, {"sample_rate": -1}, {"stamp": {}},
+])  # fmt: skip
+def test_damaged_lines_of_a_scan_are_scanned_again_or_named(tmp_path: Path, damage: dict[str, object]) -> None:
+    (tmp_path / "music").mkdir()
+    soundfile.write(tmp_path / "music" / "a.wav", tones(1, 8000), 8000)
+    cache = tmp_path / "scan_cache.jsonl"
+    fresh = scan(tmp_path / "music", DataConfig(), cache)
+    row = json.loads(cache.read_text())
+    for content in (json.dumps(row | damage), "[" * 100_000, json.dumps(row)[:-9], json.dumps([row])):
+        cache.write_text(content + "\n")
+        assert scan(tmp_path / "music", DataConfig(), cache) == fresh
+    fresh.save(tmp_path / "run")
+    row = json.loads((tmp_path / "run" / "tracks.jsonl").read_text())
+    for content in (json.dumps(row | {"samples": "many"}), json.dumps(row | {"labels": [1]}), "[" * 100_000):
+        (tmp_path / "run" / "tracks.jsonl").write_text(content + "\n")
+        with pytest.raises(ValueError, match="missing or damaged") as error:
+            Scan.load(tmp_path / "run")
+        assert "\n" not in str(error.value)
 
 
 def test_a_broken_track_json_sets_its_track_aside(folder: Path) -> None:

@@ -11,7 +11,7 @@ from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.audio_writer import check_writable
 from audiovq.data.codes import Codes, check_codes_output, file_kbps, read_header
-from audiovq.data.tracks import find_audio
+from audiovq.data.tracks import find_audio, find_files
 from audiovq.utils.files import check_folder, file_sha256
 from audiovq.utils.progress import ProgressBar, say
 
@@ -159,8 +159,7 @@ def _seconds(kind: Encoding | Decoding, source: Path) -> float:
 
 def find_codes(folder: Path) -> list[Path]:
     """All codes files below a folder, in a stable order, without hidden ones."""
-    found = (path for path in folder.rglob("*.codes") if path.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return find_files(folder, {".codes"})
 
 
 def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:

@@ -71,7 +71,8 @@ def audio_info(path: Path) -> AudioInfo:
     """
     try:
         with open_audio(path) as file:
-            info = AudioInfo(file.samplerate, file.channels, file.frames, file.format, file.subtype)
+            tags = {name: text.strip() for name, text in file.copy_metadata().items()}
+            info = AudioInfo(file.samplerate, file.channels, file.frames, file.format, file.subtype, tags)
     except NotReadable as reason:
         try:
             info = ffmpeg.probe(path)

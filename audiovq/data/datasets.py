@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from audiovq.data import audio
 from audiovq.data.shards import Shards, ShardTrack
 from audiovq.data.text import text_bytes, track_text
-from audiovq.data.tracks import Track
+from audiovq.data.tracks import Track, check_unchanged, file_stamp
 from audiovq.utils.progress import track as progress
 
 
@@ -42,6 +42,8 @@ class WaveformCrops(Dataset[Tensor]):
         self.paths = np.array([os.fsencode(track.path) for track in tracks])
         self.rates = np.array([track.sample_rate for track in tracks])
         self.lengths = np.array([track.samples for track in tracks])
+        self.stamps = np.array([track.stamp or [0, 0] for track in tracks])
+        self.sums = np.array([track.sha256 for track in tracks])
         seconds = self.lengths / self.rates
         self.ends = np.cumsum(seconds) / seconds.sum()
         self.fits = seconds.sum() * sample_rate * channels * 4 <= cache_gigabytes * 2**30
@@ -71,7 +73,7 @@ class WaveformCrops(Dataset[Tensor]):
         else:
             wanted = -(-self.crop_samples * int(self.rates[track]) // self.sample_rate)
             start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
-            path = self._path(track)
+            path = self._unchanged(track)
             waveform, _ = audio.read_audio(path, self.sample_rate, self.channels, start, wanted)
         waveform = waveform[:, : self.crop_samples]
         return torch.nn.functional.pad(waveform, (0, self.crop_samples - waveform.shape[-1]))
@@ -81,8 +83,16 @@ class WaveformCrops(Dataset[Tensor]):
 
     def _decoded(self, track: int) -> Tensor:
         if track not in self.cache:
-            self.cache[track], _ = audio.read_audio(self._path(track), self.sample_rate, self.channels)
+            self.cache[track], _ = audio.read_audio(self._unchanged(track), self.sample_rate, self.channels)
         return self.cache[track]
+
+    def _unchanged(self, track: int) -> Path:
+        """The path of a track; ValueError if it is another file than was scanned."""
+        path, stamp = self._path(track), self.stamps[track]
+        if stamp.any():
+            check_unchanged(path, stamp.tolist(), str(self.sums[track]))
+            self.stamps[track] = file_stamp(path)  # a copy of the file is compared once
+        return path
 
 
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:

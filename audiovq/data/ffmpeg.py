@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +33,7 @@ class AudioInfo:
     samples: int  # some formats only estimate it
     format: str
     subtype: str
+    tags: dict[str, str] = field(default_factory=dict)  # artist, album, genre and title, as far as they are there
 
     @property
     def seconds(self) -> float:
@@ -49,7 +50,7 @@ def probe(path: Path) -> AudioInfo:
         raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
     command = [
         "ffprobe", "-v", "error", "-select_streams", "a:0", "-of", "json", "-show_entries",
-        "stream=codec_name,sample_rate,channels:format=format_name,probe_score,duration", f"file:{path}",
+        "stream=codec_name,sample_rate,channels:format=format_name,probe_score,duration:format_tags", f"file:{path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     found: dict[str, Any] = json.loads(done.stdout or "{}") if done.returncode == 0 else {}
@@ -59,7 +60,8 @@ def probe(path: Path) -> AudioInfo:
         raise FFmpegError("ffmpeg finds no audio in it, either")
     n_samples = round(float(form.get("duration", 0)) * rate)
     container, codec = form["format_name"].split(",")[0], stream.get("codec_name", "unknown")
-    return AudioInfo(rate, channels, n_samples, f"{container.upper()} (ffmpeg)", codec.upper())
+    tags = {name.lower(): text for name, text in form.get("tags", {}).items()}
+    return AudioInfo(rate, channels, n_samples, f"{container.upper()} (ffmpeg)", codec.upper(), tags)
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import mutagen
 import numpy as np
+from pydantic import Field, TypeAdapter
 
 from audiovq.data import audio
+from audiovq.data.ffmpeg import AudioInfo
 from audiovq.utils.compat import OLD_SCAN_CACHE
 from audiovq.utils.files import append_jsonl, file_sha256, read_jsonl
 
-TAGS = ("artist", "album", "genre", "title")
+# Labels, and their names in tags: of most files, in ID3 (MP3, WAV, AIFF) and in ASF (WMA).
+TAGS = {
+    "artist": ("artist", "TPE1", "Author"),
+    "album": ("album", "TALB", "WM/AlbumTitle"),
+    "genre": ("genre", "TCON", "WM/Genre"),
+    "title": ("title", "TIT2", "Title"),
+}
 SILENCE = 10 ** (-60 / 20)  # amplitude below which a sample counts as silent: -60 dBFS
 CLIP = 0.999
 
@@ -22,12 +31,12 @@ CLIP = 0.999
 class ScannedFile:
     """The content of an audio file, whatever its name."""
 
-    sample_rate: int
-    channels: int
-    samples: int  # as decoded
-    peak: float
-    silent: int  # samples below SILENCE in all channels
-    clipped: int
+    sample_rate: Annotated[int, Field(gt=0)]
+    channels: Annotated[int, Field(gt=0)]
+    samples: Annotated[int, Field(gt=0)]  # as decoded
+    peak: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    silent: Annotated[int, Field(ge=0)]  # samples below SILENCE in all channels
+    clipped: Annotated[int, Field(ge=0)]
     sha256: str  # of the file
     audio_sha256: str  # of the decoded samples
     tags: dict[str, str] = field(default_factory=dict)
@@ -57,19 +66,30 @@ def scan_file(path: Path) -> ScannedFile:
         clipped=clipped,
         sha256=file_sha256(path),
         audio_sha256=digest.hexdigest(),
-        tags=read_tags(path),
+        tags=read_tags(path, info),
     )
 
 
-def read_tags(path: Path) -> dict[str, str]:
-    """artist, album, genre and title from the file's own tags; none if they cannot be read."""
+def read_tags(path: Path, info: AudioInfo) -> dict[str, str]:
+    """artist, album, genre and title from the file's own tags, as far as they can be read."""
     try:
         tags = mutagen.File(path, easy=True).tags or {}  # type: ignore[attr-defined]
-        values = {name: tags.get(name) for name in TAGS}
     except Exception:  # mutagen raises many kinds on damaged tags, and audio without tags is still audio
-        return {}
-    texts = {name: str(v[0] if isinstance(v, list) and v else v or "").strip() for name, v in values.items()}
+        tags = {}
+    texts = {
+        name: next(filter(None, (_text(tags, key) for key in keys)), info.tags.get(name, ""))
+        for name, keys in TAGS.items()
+    }
     return {name: text for name, text in texts.items() if text}
+
+
+def _text(tags: Any, key: str) -> str:
+    try:
+        value = tags.get(key)
+        values = getattr(value, "genres", None) or getattr(value, "text", value)  # ID3 frames; numbers of genres
+        return str(values[0] if isinstance(values, list) and values else values or "").strip()
+    except Exception:  # one damaged tag; the others may be readable
+        return ""
 
 
 class ScanCache:
@@ -86,7 +106,7 @@ class ScanCache:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             for place in (path.with_name(OLD_SCAN_CACHE), path):
-                self.rows |= {row.pop("path", None): row for row in read_jsonl(place, skip_damaged=True)}
+                self.rows |= {str(row.pop("path", None)): row for row in read_jsonl(place, skip_damaged=True)}
 
     def find(self, name: str, stamp: list[int]) -> ScannedFile | None:
         """The result for a file, if it had the same stamp then."""
@@ -94,8 +114,8 @@ class ScanCache:
         if row.pop("stamp", None) != stamp:
             return None
         try:
-            return ScannedFile(**row)
-        except TypeError:  # written by another version
+            return TypeAdapter(ScannedFile).validate_python(row)
+        except ValueError:  # damaged, or written by another version
             return None
 
     def add(self, name: str, stamp: list[int], found: ScannedFile) -> None:

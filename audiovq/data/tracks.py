@@ -6,34 +6,43 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Sequence
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
 from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
-from audiovq.utils.files import read_jsonl, write_jsonl, write_text
+from audiovq.utils.files import file_sha256, parse_line, read_jsonl, write_jsonl, write_text
+from audiovq.utils.progress import say
 from audiovq.utils.progress import track as progress
+
+LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
+Positive = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class Track:
     path: str  # relative to the data folder
     sha256: str  # of the file
-    sample_rate: int
-    channels: int
-    samples: int  # as decoded, at its own rate
+    sample_rate: Positive
+    channels: Positive
+    samples: Positive  # as decoded, at its own rate
     split: str = "train"
     labels: dict[str, str] = field(default_factory=dict)
     peak: float = 0.0
     silent_fraction: float = 0.0
     clipped_fraction: float = 0.0
     audio_sha256: str = ""  # of the decoded samples: finds copies whose tags or container differ
+    stamp: list[int] = field(default_factory=list)  # of the file when it was scanned, see `file_stamp`
 
     @property
     def seconds(self) -> float:
@@ -102,15 +111,16 @@ class Scan:
         """Raises ValueError if a file is missing or damaged."""
         try:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            tracks = [Track(**row) for row in read_jsonl(folder / "tracks.jsonl")]
-            rejected = [Rejected(**row) for row in read_jsonl(folder / "quarantine.jsonl")]
+            tracks = TypeAdapter(list[Track]).validate_python(read_jsonl(folder / "tracks.jsonl"))
+            rejected = TypeAdapter(list[Rejected]).validate_python(read_jsonl(folder / "quarantine.jsonl"))
             expected, found = (report["tracks"], report["quarantined"]), (len(tracks), len(rejected))
             if found != expected:
                 raise ValueError(f"tracks.jsonl, quarantine.jsonl: expected {expected} lines, found {found}")
             return Scan(Path(report["folder"]), tracks, rejected)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{folder}: missing or damaged ({error}); delete recipe.yaml in the run folder and run the same "
+                f"{folder}: missing or damaged ({reason}); delete recipe.yaml in the run folder and run the same "
                 "command again, which scans the music anew and keeps the rest"
             ) from None
 
@@ -122,15 +132,46 @@ def check_relative(path: str) -> None:
         raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
 
 
-def find_audio(folder: Path) -> list[Path]:
-    """All audio files below a folder, by suffix, in a stable order; without hidden ones."""
+def find_audio(folder: Path, unreadable: list[Rejected] | None = None) -> list[Path]:
+    """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
+
+    Args:
+        unreadable: gets the folders that are left out; by default a line for each is printed.
+    """
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of music, found a file")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in audio.SUFFIXES and path.is_file()]
-    hidden = {path for path in found if "/." in f"/{path.relative_to(folder).as_posix()}"}
-    return sorted(set(found) - hidden, key=lambda path: path.parts)
+    return find_files(folder, audio.SUFFIXES, unreadable)
+
+
+def find_files(folder: Path, suffixes: Collection[str], unreadable: list[Rejected] | None = None) -> list[Path]:
+    """As `find_audio`, for any suffixes. Linked folders belong to it, each folder once."""
+    left_out: list[Rejected] = []
+
+    def cannot_list(error: OSError) -> None:
+        left_out.append(Rejected(os.path.relpath(error.filename, folder), f"cannot be read ({error.strerror})"))
+
+    found, seen, tops = [], set[str](), [str(folder)]
+    while tops:  # links come after all folders
+        for place, folders, names in os.walk(tops.pop(0), onerror=cannot_list):
+            real = os.path.realpath(place)
+            is_new = real not in seen
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if is_new and not name.startswith("."))
+            if "recipe.yaml" in names and "samples" in folders:
+                folders.remove("samples")
+                left_out.append(Rejected(os.path.relpath(f"{place}/samples", folder), "samples of a run"))
+            tops += [f"{place}/{name}" for name in folders if os.path.islink(f"{place}/{name}")]
+            paths = [Path(place, name) for name in names if is_new and not name.startswith(".")]
+            found += [path for path in paths if path.suffix.lower() in suffixes]
+    if unreadable is not None:
+        unreadable += left_out
+    else:
+        for item in left_out:
+            say(f"left out: {folder / item.path}: {item.reason}")
+    is_file = [path for path in found if path.is_file() or not path.exists()]  # links to nothing are named later
+    return sorted(is_file, key=lambda path: path.parts)
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
@@ -142,13 +183,13 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
         ValueError: no such folder, no audio in it, or no file that can be used.
     """
     folder = folder.resolve()
-    names = [path.relative_to(folder).as_posix() for path in find_audio(folder)]
+    rejected: list[Rejected] = []
+    names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
     if not names:
         suffixes = ", ".join(sorted(audio.SUFFIXES))
         raise ValueError(f"{folder}: no audio found; expected files ending in {suffixes}")
-    manifest = _read_manifest(folder, config.manifest)
-    tracks: list[Track] = []
-    rejected: list[Rejected] = []
+    manifest = _read_manifest(folder, config.manifest, names, rejected)
+    n_other, tracks = len(rejected), list[Track]()
     names_of_audio: dict[str, str] = {}
     cache = ScanCache(cache_file)
     # Threads run in parallel, because decoding, hashing and arithmetic release the interpreter's lock.
@@ -168,7 +209,7 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     finally:
         pool.shutdown(cancel_futures=True)
     if not tracks:
-        first = f"{rejected[0].path}: {rejected[0].reason}"
+        first = f"{rejected[n_other].path}: {rejected[n_other].reason}"
         raise ValueError(f"{folder}: none of {len(names)} files can be used; the first: {first}")
     return Scan(folder, _split(tracks, config.valid_fraction), rejected)
 
@@ -180,7 +221,7 @@ def _check_file(
     path, new = folder / name, None
     try:
         # A file of the same size and time of change is taken to be unchanged.
-        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+        stamp = file_stamp(path)
         found = cache.find(name, stamp)
         if found is None:
             found = scan_file(path)
@@ -192,10 +233,12 @@ def _check_file(
             raise ValueError("silent: never above -60 dBFS")
         labels = found.tags | manifest.get(name, {}) | _labels_beside(path)
         split = labels.pop("split", "")
+        _check_text(labels)
         if split not in {"", "train", "valid"}:
-            raise ValueError(f"split: expected train or valid, found {split!r}")
+            raise ValueError(f"split: expected train or valid, found {split!r:.40}")
     except (ValueError, OSError) as error:
-        return Rejected(name, str(error).removeprefix(f"{path}: ")), new
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        return Rejected(name, str(reason).removeprefix(f"{path}: ")), new
     track = Track(
         path=name,
         sha256=found.sha256,
@@ -208,8 +251,21 @@ def _check_file(
         silent_fraction=found.silent / found.samples,
         clipped_fraction=found.clipped / found.samples,
         audio_sha256=found.audio_sha256,
+        stamp=stamp,
     )
     return track, new
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Size and time of change: a file with the same ones is taken to be unchanged."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def check_unchanged(path: Path, stamp: Sequence[int], sha256: str) -> None:
+    """Raises ValueError if a file is another one than was scanned. Runs of version 0.1 have no stamps."""
+    if len(stamp) and file_stamp(path) != list(stamp) and file_sha256(path) != sha256:
+        raise ValueError(f"{path}: another recording than when the run began; put that back, or choose another --out")
 
 
 def _labels_beside(path: Path) -> dict[str, str]:
@@ -220,11 +276,15 @@ def _labels_beside(path: Path) -> dict[str, str]:
     labels: dict[str, str] = {}
     for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
         if candidate.is_file():
+            if candidate.stat().st_size > LABEL_BYTES:
+                raise ValueError(
+                    f"{candidate.name}: expected labels of at most 1 MB, found {candidate.stat().st_size} bytes"
+                )
             is_json = candidate.suffix == ".json"
             try:
                 text = candidate.read_text(encoding="utf-8").strip()
                 content = json.loads(text) if is_json else {"text": text}
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 expected = "JSON" if is_json else "text in UTF-8"
                 raise ValueError(f"{candidate.name}: not valid {expected} ({error})") from None
             labels |= _as_labels(content, candidate.name)
@@ -237,21 +297,65 @@ def _as_labels(content: Any, source: str) -> dict[str, str]:
     return {str(k): str(v) for k, v in content.items() if isinstance(v, str | int | float) and str(v)}
 
 
-def _read_manifest(folder: Path, name: str | None) -> dict[str, dict[str, str]]:
-    """Labels by the path of the track."""
-    if name is None:
+def _check_text(labels: dict[str, str]) -> None:
+    """Raises ValueError for half of a surrogate pair, which JSON can hold and files cannot."""
+    for name, value in labels.items():
+        try:
+            f"{name}{value}".encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"label {name!a}: expected Unicode text, found {value!a:.80}") from None
+
+
+def _read_manifest(
+    folder: Path, manifest: str | None, names: Sequence[str], rejected: list[Rejected]
+) -> dict[str, dict[str, str]]:
+    """Labels by the path of the track. Lines that cannot be used are added to `rejected`."""
+    if manifest is None:
         return {}
-    path = folder / name
+    path = folder / manifest
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest; expected JSONL with a `path` in each line")
-    rows: dict[str, dict[str, str]] = {}
-    for content in read_jsonl(path):
-        labels = _as_labels(content, path.name)
+    similar = defaultdict[str, list[str]](list)
+    for name in names:
+        similar[_similar(name, folder)].append(name)
+    known, rows = set(names), dict[str, dict[str, str]]()
+    for number, line in _lines(path):
+        row = parse_line(line)
+        labels = _as_labels(row or {}, path.name)
         if "path" not in labels:
-            found = ", ".join(labels) or "none"
-            raise ValueError(f"{path}: expected a key `path` in each line, found {found}")
-        rows[labels.pop("path")] = labels
+            reason = "longer than 1 MB" if len(line) > LABEL_BYTES else ascii(line.decode(errors="replace")[:40])
+            rejected.append(
+                Rejected(f"{manifest} line {number}", f"expected an object with a key `path`, found {reason}")
+            )
+            continue
+        written = labels.pop("path")
+        matches = [written] if written in known else similar[_similar(written, folder)]
+        if len(matches) == 1:
+            rows[matches[0]] = labels
+        else:
+            reason = f"the path of no track, or of several: {written!a:.200}"
+            rejected.append(Rejected(f"{manifest} line {number}", reason))
     return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the lines that are not blank, at most `LABEL_BYTES` + 1 bytes of each."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(LABEL_BYTES + 1):
+            number += 1
+            if line.strip():
+                yield number, line
+            while len(line) > LABEL_BYTES and not line.endswith(b"\n"):
+                line = file.readline(LABEL_BYTES + 1)
+
+
+def _similar(path: str, folder: Path) -> str:
+    """The same for all ways to write a path: absolute, with ./ or backslashes, in other Unicode forms or case."""
+    path = path.replace("\\", "/")
+    if path.startswith("/"):
+        path = os.path.relpath(os.path.realpath(path), folder)
+    return unicodedata.normalize("NFC", posixpath.normpath(path)).casefold()
 
 
 def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:

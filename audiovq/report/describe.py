@@ -36,7 +36,7 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix.lower() not in audio.SUFFIXES and _is_safetensors(path):
         return describe_codes(path)
     facts = audio.audio_info(path)
-    return {"audio": str(path), **vars(facts), "seconds": facts.seconds, "tags": read_tags(path)}
+    return {"audio": str(path), **vars(facts), "seconds": facts.seconds, "tags": read_tags(path, facts)}
 
 
 def _is_safetensors(path: Path) -> bool:

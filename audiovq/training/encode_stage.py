@@ -12,7 +12,7 @@ from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.shards import ShardIndex, ShardWriter
-from audiovq.data.tracks import Scan, Track, check_relative
+from audiovq.data.tracks import Scan, Track, check_relative, check_unchanged
 from audiovq.distributed import collectives
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
@@ -53,6 +53,7 @@ def encode_data_set(
     mine = by_length[rank::n_ranks] if n_ranks > 1 else scan.tracks
     for track in progress(mine, "encode", len(mine)):
         if not paths(track)[0].exists():  # the first shift is saved last
+            check_unchanged(scan.folder / track.path, track.stamp, track.sha256)
             _encode_track(scan.folder / track.path, track, paths(track), network, index)
     collectives.barrier()
     if rank == 0:

@@ -164,7 +164,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     """The object of a line; None if there is none, as after a line that was written half."""
     try:
         row = json.loads(line.decode(errors="surrogateescape"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
