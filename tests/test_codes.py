@@ -1,6 +1,8 @@
 """Codes files, shards, and the examples made from them."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,32 @@ def test_crops_are_the_same_from_memory_and_from_disk(tmp_path: Path) -> None:
         begin = crops[0][i][0].numpy()[:9]
         longer += any(np.array_equal(begin, whole[k : k + 9]) for k in np.flatnonzero(whole == begin[0]))
     assert 20 <= longer <= 38  # three quarters of the music is in a.wav
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0])
+def test_a_track_that_was_replaced_after_the_scan_is_named(tmp_path: Path, gigabytes: float) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tones(1, 8000, seed=1), 8000)
+    track = scan(tmp_path, DataConfig()).tracks[0]
+    os.utime(path, (1, 1))  # a copy of the same file
+    crops = WaveformCrops(tmp_path, [track], 8000, 1, 2000, 0, gigabytes)
+    assert crops[0].shape == (1, 2000)
+    old = WaveformCrops(tmp_path, [replace(track, stamp=[])], 8000, 1, 2000, 0, gigabytes)  # of version 0.1
+    soundfile.write(path, tones(1, 8000, seed=2), 8000)
+    crops.cache.clear()
+    with pytest.raises(ValueError, match=r"a\.wav: another recording than when the run began"):
+        crops[1]
+    assert old[0].shape == (1, 2000)
+
+
+@pytest.mark.parametrize("name", [b"\xe9", "é".encode() * 124, b"x" * 249, "日本".encode(), b"a b'\"\n"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_codes_under_any_name(tmp_path: Path, name: bytes, compress: bool) -> None:
+    for path in (tmp_path / os.fsdecode(name + b".codes"), tmp_path / os.fsdecode(name[:200]) / "x.codes"):
+        codes = some_codes()
+        codes.save(path, compress)
+        assert all(torch.equal(a, b) for a, b in zip(Codes.load(path).levels, codes.levels, strict=True))
+        assert len(os.listdir(path.parent)) == 1
 
 
 def test_shorter_tracks_are_padded(tmp_path: Path) -> None:

@@ -19,14 +19,17 @@ from test_audio import bad_file
 from test_codes import some_codes
 
 from audiovq import Tokenizer, api
-from audiovq.api.convert import mirrored
+from audiovq.api.convert import Decoding, Encoding, convert_folder, mirrored
 from audiovq.data import audio, audio_writer, entropy
 from audiovq.data.audio import audio_comment, read_audio
 from audiovq.data.audio_writer import AudioWriter, write_audio
 from audiovq.data.codes import Codes, file_kbps, read_header
 from audiovq.data.resampling import resample
+from audiovq.data.tracks import DataConfig, scan
+from audiovq.pipeline.samples import reconstruct_samples
 from audiovq.pretrained import checkpoint
-from audiovq.recipe import load_recipe
+from audiovq.recipe import SamplesConfig, load_recipe
+from audiovq.report.contents import _reconstructions
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import file_sha256
 
@@ -256,6 +259,44 @@ def test_names_below_the_other_folder() -> None:
     ]  # fmt: skip
     sources = [Path("m/a.wav"), Path("m/a.flac"), Path("m/a.wav.mp3"), Path("m/a.mp3")]
     assert len({target for _, target in mirrored(sources, Path("m"), Path("o"), ".codes")}) == 4
+
+
+def test_names_of_any_kind_are_encoded_and_decoded(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    names = [b"\xe9.wav", b"x" * 251 + b".wav", "é".encode() * 125 + b".wav", b"x" * 250 + b"y.wav", b".a b'\n.wav"[1:]]
+    (tmp_path / "music").mkdir()
+    for i, name in enumerate(names):
+        write_audio(tmp_path / "a.wav", torch.from_numpy(tones(1, 8000, seed=i).T), 8000)
+        os.rename(tmp_path / "a.wav", os.fsencode(tmp_path / "music") + b"/" + name)
+    done = convert_folder(Encoding(tokenizer, compress=False), tmp_path / "music", tmp_path / "codes")
+    assert (len(done["files"]), done["set_aside"]) == (5, [])
+    done = convert_folder(Decoding(tokenizer, None), tmp_path / "codes", tmp_path / "back")
+    assert (len(done["files"]), done["set_aside"]) == (5, [])
+    for folder, suffix in (("codes", b".codes"), ("back", b".wav")):
+        found = os.listdir(os.fsencode(tmp_path / folder))
+        assert {b"\xe9" + suffix, b"a b'\n" + suffix} <= set(found)
+        assert len(found) == 5
+        assert max(map(len, found)) <= 255
+
+
+@pytest.mark.parametrize("names", [[b"A/01", b"B/01", b"1-01"], [b"\xe9"], [b"x" * 251], ["é".encode() * 125, b"b"]])
+def test_samples_of_held_out_tracks_of_any_name_are_all_there(
+    tokenizer: Tokenizer, tmp_path: Path, names: list[bytes]
+) -> None:
+    waveforms = {}
+    for i, name in enumerate(names):
+        write_audio(tmp_path / "a.wav", torch.from_numpy(tones(1, 8000, seed=i).T), 8000)
+        waveforms[i] = read_audio(tmp_path / "a.wav")[0]
+        path = Path(os.fsdecode(os.fsencode(tmp_path / "music") + b"/" + name + b".wav"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(tmp_path / "a.wav", path)
+    found = scan(tmp_path / "music", DataConfig(valid_fraction=0))
+    samples = SamplesConfig(n=len(names), seconds=1.0)
+    reconstruct_samples(tmp_path / "out", tokenizer.network, found, samples, tokenizer.device)
+    groups = _reconstructions(tmp_path / "out", None)
+    assert len(groups) == len(names) == len(list((tmp_path / "out").glob("*.png")))
+    assert {len(group.clips) for group in groups} == {tokenizer.config.n_levels + 1}
+    sources = [read_audio(group.clips[0].path)[0] for group in groups]
+    assert all(any(torch.equal(waveform, source) for source in sources) for waveform in waveforms.values())
 
 
 OUTPUTS = [

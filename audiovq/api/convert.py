@@ -12,7 +12,7 @@ from audiovq.data import audio
 from audiovq.data.audio_writer import check_writable
 from audiovq.data.codes import Codes, check_codes_output, file_kbps, read_header
 from audiovq.data.tracks import find_audio, find_files
-from audiovq.utils.files import check_folder, file_sha256
+from audiovq.utils.files import check_folder, file_sha256, output_name
 from audiovq.utils.progress import ProgressBar, say
 
 Progress = Callable[[float], None]  # called with seconds of audio
@@ -168,5 +168,5 @@ def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> l
     jobs = []
     for source in sources:
         name = source.stem if stems[source.with_suffix("")] == 1 else source.name
-        jobs.append((source, out / source.relative_to(folder).parent / f"{name}{suffix}"))
+        jobs.append((source, out / source.relative_to(folder).parent / output_name(name, suffix)))
     return jobs

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from audiovq.utils.files import atomic_file, cannot_write, check_folder, check_output
+from audiovq.utils.files import atomic_file, cannot_write, check_folder, check_output, utf8_path
 
 WRITABLE = {".wav": [b"RIFF"], ".flac": [b"fLaC"]}  # how these files begin
 WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
@@ -75,7 +75,8 @@ def _file(path: Path, sample_rate: int, channels: int, comment: str) -> Iterator
     try:
         with (
             atomic_file(path) as temporary,
-            soundfile.SoundFile(temporary, "w", sample_rate, channels, "PCM_16", format=form) as file,
+            utf8_path(temporary.parent) as folder,
+            soundfile.SoundFile(folder / temporary.name, "w", sample_rate, channels, "PCM_16", format=form) as file,
         ):
             if comment:
                 file.comment = comment

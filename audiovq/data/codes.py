@@ -20,7 +20,7 @@ from torch import Tensor
 from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.data import entropy
-from audiovq.utils.files import atomic_file, check_folder, check_output
+from audiovq.utils.files import atomic_file, check_folder, check_output, utf8_path
 
 FORMAT = "audiovq-codes-1"
 LARGEST_CODES = 1 << 28  # of a compressed file, all levels together
@@ -85,8 +85,9 @@ class Codes:
             header |= {"coding": entropy.CODING, "n_levels": len(levels), "checksum": _checksum(levels)}
             tensors = {"compressed": torch.from_numpy(data.copy())}
         check_folder(path.parent)
-        with atomic_file(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"audiovq": json.dumps(header)})
+        with atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
+            place = folder / temporary.name
+            safetensors.torch.save_file(tensors, place, metadata={"audiovq": json.dumps(header)})
 
     @staticmethod
     def load(path: Path | str) -> Codes:
@@ -101,7 +102,7 @@ class Codes:
         facts["hop_lengths"] = list(header.hop_lengths)
         codes = Codes(levels=[], **facts)
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
                 if header.coding:
                     codes.levels = _decompress(codes, header, file, path.stat().st_size)
                 else:
@@ -179,7 +180,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such codes file")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("audiovq", "{}"))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None

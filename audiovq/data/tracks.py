@@ -275,7 +275,7 @@ def _labels_beside(path: Path) -> dict[str, str]:
     """
     labels: dict[str, str] = {}
     for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False for a name that is too long
             if candidate.stat().st_size > LABEL_BYTES:
                 raise ValueError(
                     f"{candidate.name}: expected labels of at most 1 MB, found {candidate.stat().st_size} bytes"

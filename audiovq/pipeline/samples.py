@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -13,18 +14,24 @@ from audiovq.data.tracks import Scan
 from audiovq.recipe import SamplesConfig
 from audiovq.report.spectrograms import draw_spectrograms
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.files import output_name
 
 
 def reconstruct_samples(folder: Path, network: VQVAE, data: Scan, config: SamplesConfig, device: torch.device) -> None:
     """The beginning of a few held-out tracks, and their reconstructions from the first 1, 2, … levels."""
     tokenizer = api.Tokenizer(network, device)
-    for track in (data.split("valid") or data.split("train"))[: config.n]:
+    tracks = (data.split("valid") or data.split("train"))[: config.n]
+    stems = Counter(Path(track.path).stem for track in tracks)
+    for i, track in enumerate(tracks):
         n, rate = int(config.seconds * track.sample_rate), tokenizer.sample_rate
         source, _ = audio.read_audio(data.folder / track.path, rate, tokenizer.config.channels, 0, n)
         codes = tokenizer.encode(source, rate)
         waveforms = {"source": source}
         waveforms |= {f"levels-{k}": tokenizer.decode(codes, k) for k in range(1, len(codes.levels) + 1)}
         name = Path(track.path).stem
+        if max(stems.values()) > 1:  # two albums may have a track 01
+            name = f"{i}-{name}"
+        name = output_name(name, "-levels-99.wav").removesuffix("-levels-99.wav")
         for part, waveform in waveforms.items():
             write_audio(folder / f"{name}-{part}.wav", waveform, rate)
         draw_spectrograms(waveforms, rate, folder / f"{name}.png")

@@ -18,7 +18,7 @@ from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
-from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, write_checksums
+from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, utf8_path, write_checksums
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -74,7 +74,8 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError if it is missing or damaged."""
     try:
-        return safetensors.torch.load_file(path)
+        with utf8_path(path) as place:
+            return safetensors.torch.load_file(place)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
 
@@ -118,5 +119,6 @@ def _save(folder: Path, config: dict[str, Any], network: nn.Module, dtype: torch
         state[name] = rounded.detach().cpu().contiguous()
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=1))
-        safetensors.torch.save_file(state, temporary / WEIGHTS)
+        with utf8_path(temporary) as place:
+            safetensors.torch.save_file(state, place / WEIGHTS)
         write_checksums(temporary)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from audiovq.utils.files import atomic_file, check_folder
+from audiovq.utils.files import atomic_file, check_folder, utf8_path
 
 if TYPE_CHECKING:
     from audiovq.sampling.decode_state import DecodeState
@@ -97,8 +97,8 @@ class Journal:
         if self.state:
             tensors["codes"] = self.state.codes[:, 1 : self.state.n_done + 1].int()
             tensors |= {"keys": self.state.cache.keys, "values": self.state.cache.values}
-        with atomic_file(self.paths[-1]) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        with atomic_file(self.paths[-1]) as temporary, utf8_path(temporary.parent) as folder:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / temporary.name)
         self.changed = False
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from audiovq.distributed import collectives
 from audiovq.training.averages import Averages
 from audiovq.training.devices import whole_tensors
 from audiovq.utils import compat
-from audiovq.utils.files import atomic_folder, is_whole, write_checksums
+from audiovq.utils.files import atomic_folder, is_whole, utf8_path, write_checksums
 
 
 class Checkpoints:
@@ -128,7 +128,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     complete = whole_tensors(tensors)
     if collectives.rank() == 0:
         with atomic_folder(folder) as temporary:
-            safetensors.torch.save_file(complete, temporary / "state.safetensors")
+            with utf8_path(temporary) as place:
+                safetensors.torch.save_file(complete, place / "state.safetensors")
             (temporary / "state.json").write_text(json.dumps(facts))
             write_checksums(temporary)
 

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"  # the files of a model's folder
 
+MAX_NAME_BYTES = 255
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
@@ -31,7 +33,7 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     Raises:
         ValueError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
     try:
         yield temporary
         if flush:
@@ -113,6 +115,29 @@ def check_output(path: Path, beginnings: Iterable[bytes] = (), inputs: Iterable[
         found = file.read(16)
     if found and beginnings and not any(found.startswith(beginning) for beginning in beginnings):
         raise ValueError(f"{path}: exists, and is a file of another kind; choose another --out, or delete it")
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """A name of an existing file or folder for libraries that only take UTF-8, as long as the block runs."""
+    try:
+        str(path).encode()
+        descriptor = None
+    except UnicodeEncodeError:
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield path if descriptor is None else Path(f"/proc/self/fd/{descriptor}")  # such names exist on Linux alone
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def output_name(source: str, ending: str) -> str:
+    """The name of a file that is made from one with the name `source`: a long one ends in a checksum."""
+    name, most = os.fsencode(source), MAX_NAME_BYTES - len(os.fsencode(ending))
+    if len(name) > most:
+        name = name[: most - 9].decode(errors="ignore").encode() + b"-" + hashlib.sha256(name).hexdigest()[:8].encode()
+    return os.fsdecode(name) + ending
 
 
 def write_text(path: Path, text: str) -> None:
