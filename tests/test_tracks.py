@@ -127,8 +127,8 @@ def test_lines_of_a_manifest_that_cannot_be_used_are_named(tmp_path: Path) -> No
     assert found.tracks[0].labels == {"mood": "wild"}
     reasons = {item.path: item.reason for item in found.rejected}
     assert list(reasons) == [f"list.jsonl line {i}" for i in range(1, 7)]
-    assert reasons["list.jsonl line 5"] == "the path of no track, or of several: 'b.wav'"
-    assert "longer than 1 MB" in reasons["list.jsonl line 6"]
+    assert reasons["list.jsonl line 5"].endswith("found the path of no track, or of several: 'b.wav'")
+    assert reasons["list.jsonl line 6"].endswith(f"in at most 1 MB, found '{'x' * 40}'")
     os.truncate(tmp_path / "list.jsonl", 500_000_000)
     assert [track.path for track in scan(tmp_path, DataConfig(manifest="list.jsonl")).tracks] == ["a.wav"]
 

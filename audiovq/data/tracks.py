@@ -9,7 +9,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -319,35 +319,18 @@ def _read_manifest(
     for name in names:
         similar[_similar(name, folder)].append(name)
     known, rows = set(names), dict[str, dict[str, str]]()
-    for number, line in _lines(path):
-        row = parse_line(line)
-        labels = _as_labels(row or {}, path.name)
-        if "path" not in labels:
-            reason = "longer than 1 MB" if len(line) > LABEL_BYTES else ascii(line.decode(errors="replace")[:40])
-            rejected.append(
-                Rejected(f"{manifest} line {number}", f"expected an object with a key `path`, found {reason}")
-            )
-            continue
-        written = labels.pop("path")
-        matches = [written] if written in known else similar[_similar(written, folder)]
-        if len(matches) == 1:
-            rows[matches[0]] = labels
-        else:
-            reason = f"the path of no track, or of several: {written!a:.200}"
-            rejected.append(Rejected(f"{manifest} line {number}", reason))
-    return rows
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and content of the lines that are not blank, at most `LABEL_BYTES` + 1 bytes of each."""
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(LABEL_BYTES + 1):
-            number += 1
-            if line.strip():
-                yield number, line
-            while len(line) > LABEL_BYTES and not line.endswith(b"\n"):
-                line = file.readline(LABEL_BYTES + 1)
+        for number, line in enumerate(file, start=1):
+            labels = _as_labels(len(line) <= LABEL_BYTES and parse_line(line) or {}, manifest)
+            written = labels.pop("path", "")
+            matches = [written] if written in known else similar[_similar(written, folder)]
+            if len(matches) == 1:
+                rows[matches[0]] = labels
+            elif line.strip():
+                found = f"the path of no track, or of several: {ascii(written)}" if written else ascii(line[:40])[1:]
+                reason = f"expected an object with the `path` of a track in at most 1 MB, found {found:.200}"
+                rejected.append(Rejected(f"{manifest} line {number}", reason))
+    return rows
 
 
 def _similar(path: str, folder: Path) -> str:

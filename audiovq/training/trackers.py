@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class TrackerConfig:
         """The trackers of one stage; only rank 0 logs. A stage that continues gets the same ones again."""
         metrics, title = self.folder / "metrics", f"{self.folder.name}-{stage}"
         metrics.mkdir(parents=True, exist_ok=True)
-        identity = hashlib.sha256(f"{self.folder.resolve()}/{stage}".encode()).hexdigest()[:16]
+        identity = hashlib.sha256(os.fsencode(self.folder.resolve() / stage)).hexdigest()[:16]
         options = {
             "tensorboard": {"run_name": stage, "logging_dir": str(metrics / "tensorboard")},
             "wandb": {"run_name": self.project, "name": title, "id": identity, "dir": metrics, "resume": "allow"},

@@ -120,16 +120,14 @@ def check_output(path: Path, beginnings: Iterable[bytes] = (), inputs: Iterable[
 @contextlib.contextmanager
 def utf8_path(path: Path) -> Iterator[Path]:
     """A name of an existing file or folder for libraries that only take UTF-8, as long as the block runs."""
+    if str(path).isprintable():  # what is not UTF-8 is not
+        yield path
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        str(path).encode()
-        descriptor = None
-    except UnicodeEncodeError:
-        descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield path if descriptor is None else Path(f"/proc/self/fd/{descriptor}")  # such names exist on Linux alone
+        yield Path(f"/proc/self/fd/{descriptor}") if os.path.exists("/proc/self/fd") else path
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def output_name(source: str, ending: str) -> str:
