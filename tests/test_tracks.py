@@ -161,6 +161,7 @@ def test_tags_of_uncompressed_files(tmp_path: Path, kind: str) -> None:
     if "id3" in kind:
         tagged = WAVE(path) if "wav" in kind else AIFF(path)
         tagged.add_tags()
+        assert tagged.tags is not None
         tagged.tags.add(TPE1(encoding=3, text=["Ann", "Bob"]))
         tagged.tags.add(TIT2(encoding=3, text="One"))
         tagged.tags.add(TCON(encoding=3, text="(17)"))

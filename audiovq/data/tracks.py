@@ -321,13 +321,13 @@ def _read_manifest(
     known, rows = set(names), dict[str, dict[str, str]]()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            labels = _as_labels(len(line) <= LABEL_BYTES and parse_line(line) or {}, manifest)
+            labels = _as_labels((len(line) <= LABEL_BYTES and parse_line(line)) or {}, manifest)
             written = labels.pop("path", "")
             matches = [written] if written in known else similar[_similar(written, folder)]
             if len(matches) == 1:
                 rows[matches[0]] = labels
             elif line.strip():
-                found = f"the path of no track, or of several: {ascii(written)}" if written else ascii(line[:40])[1:]
+                found = f"the path of no track, or of several: {written!a}" if written else ascii(line[:40])[1:]
                 reason = f"expected an object with the `path` of a track in at most 1 MB, found {found:.200}"
                 rejected.append(Rejected(f"{manifest} line {number}", reason))
     return rows
