@@ -26,7 +26,7 @@ def recipe_folders() -> list[Path]:
 class Config(BaseModel):
     """Base of every configuration: immutable, strict about types, and without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -41,6 +41,27 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+# The keys of configs by the largest number that they may have, also in a list; others have LARGEST_NUMBER. The limits
+# bound loops (`n_blocks`) and memory that does not depend on the weights (a cache of `context` codes).
+KEYS_BY_LIMIT = {
+    2: ["channels"],
+    64: ["mlp_ratio"],
+    256: ["n_blocks", "n_stride_blocks", "overlap", "overlaps"],
+    1 << 10: ["n_layers", "context_codes", "workers", "shifts", "rank", "n"],
+    1 << 12: ["codebook_dim", "n_mels", "n_heads", "n_kv_heads", "n_codes"],
+    1 << 16: [
+        *("hop_lengths", "dim", "base_dim", "codebook_size", "levels", "max_stride"),
+        *("context", "attention_window", "max_bytes", "kmeans_iterations", "top_k", "mel_windows", "stft_windows"),
+    ],
+    86400: ["seconds", "crop_seconds"],
+    384000: ["sample_rate"],
+    1 << 20: ["batch_size", "device_batch_size", "evaluate_batches"],
+    1 << 24: ["reach"],
+    1 << 40: ["temperature_steps"],
+    (1 << 63) - 1: ["seed"],
+}
+LARGEST = {key: limit for limit, keys in KEYS_BY_LIMIT.items() for key in keys}
+LARGEST_NUMBER = 1 << 53
 
 
 def one_of(table: dict[str, Any]) -> Any:
@@ -57,36 +78,116 @@ def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> 
     Raises:
         ValueError: one line with the source, the dotted path of the key, the expected and the found value.
     """
-    mapping = _lists_to_tuples(mapping)
     try:
+        mapping = _lists_to_tuples(mapping)
+        check_limits(mapping, "", source)
         return config_class.model_validate(mapping)
+    except RecursionError:
+        raise ValueError(f"{source}: nested too deeply") from None
     except ValidationError as error:
         lines = [_explain(mapping, detail) for detail in error.errors()]
         raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
 
 
+def check_limits(mapping: Any, key: str, source: str) -> None:
+    """Raises ValueError for a number below `key` that is too large, or not finite."""
+    for name, number in _numbers(mapping, key):
+        limit = LARGEST.get(name.rsplit(".", 1)[-1], LARGEST_NUMBER)
+        if not abs(number) <= limit:
+            raise ValueError(f"{source}: {name}: expected at most {limit}, found {number!r:.24}")
+
+
+def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
+    """All numbers in nested dicts and lists, with dotted keys; the items of a list have its key."""
+    if isinstance(value, dict):
+        return [pair for key, item in value.items() for pair in _numbers(item, f"{path}.{key}".lstrip("."))]
+    if isinstance(value, list | tuple):
+        return [pair for item in value for pair in _numbers(item, path)]
+    return [(path, value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+NUMBERS = {
+    "int": r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F_]+)",
+    "float": r"[-+]?(\d[\d_]*\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
+}
+MAX_YAML_BYTES, MAX_YAML_NODES, MAX_YAML_DEPTH = 1 << 20, 20_000, 50  # the recipes have 300 nodes, and depth 8
+
+
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 1e-3 as a number; in YAML 1.1 it is text."""
+    """A YAML loader for which scalars are what they look like: 1e-3 and 010 are numbers, 1:30 and dates are text."""
+
+    def construct_yaml_int(self, node: yaml.Node) -> int:
+        text = str(self.construct_scalar(node)).replace("_", "")  # type: ignore[arg-type]
+        return int(text, 16 if "x" in text else 10)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in getattr(node, "value", ()) if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` or a loader of YAML 1.1 would not read as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in {*NUMBERS, "timestamp"}]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, _pattern in NUMBERS.items():
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_pattern})$"), list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; raises a one-line ValueError for a syntax error."""
-    loader = _Loader(text)
+    """Parse YAML text.
+
+    Raises:
+        ValueError: no valid YAML, a key twice, or more than a recipe can need; one line.
+    """
+    loader = None
     try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _check_size(node)
+        return loader.construct_document(node) if node else None
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{source}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None) or error
+        raise ValueError(f"{source}{place}: not valid YAML ({' '.join(str(reason).split())})") from None
     finally:
-        loader.dispose()
+        if loader:
+            loader.dispose()
+
+
+def _check_size(node: Any) -> None:
+    """Raises ValueError for more values than a recipe has (an alias counts as often as it is used), or odd types."""
+    left, n = [(node, 0)], 0
+    while left:
+        node, depth = left.pop()
+        n += 1
+        if depth > MAX_YAML_DEPTH or n > MAX_YAML_NODES:
+            raise ValueError(f"more than {MAX_YAML_NODES} values, or more than {MAX_YAML_DEPTH} levels deep")
+        if node and node.tag.rpartition(":")[2] not in {"null", "bool", "int", "float", "str", "seq", "map", "merge"}:
+            raise yaml.MarkedYAMLError(problem=f"unknown type {node.tag}", problem_mark=node.start_mark)
+        if isinstance(node, yaml.MappingNode):
+            left += [(each, depth + 1) for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            left += [(each, depth + 1) for each in node.value]
+
+
+def to_yaml(mapping: dict[str, Any]) -> str:
+    """YAML text that `parse_yaml` reads as the same mapping."""
+    return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def read_json(path: Path, largest: int = 1 << 24) -> Any:
@@ -114,10 +215,14 @@ def _finite(text: str) -> float:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping."""
+    with path.open("rb") as file:
+        content = file.read(MAX_YAML_BYTES + 1)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: expected a YAML text file, found binary data") from None
+    if len(content) > MAX_YAML_BYTES:
+        raise ValueError(f"{path}: expected a recipe of at most {MAX_YAML_BYTES} bytes, found a larger file")
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")

@@ -7,7 +7,6 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from audiovq import config as conf
@@ -150,6 +149,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        is_name = self.name.isprintable() and self.name.strip(". ") and ".." not in Path(self.name).parts
+        _expect(bool(is_name), f"name: expected a name for a folder, found {self.name!r:.40}")
         _check_pretrained(self)
         if self.tokenizer.from_pretrained is None:
             _check_tokenizer(self.tokenizer)
@@ -184,7 +185,7 @@ class Recipe(Config):
         return f"priors.{level if len(self.priors) > 1 else 0}"
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+        return conf.to_yaml(self.model_dump(mode="json"))
 
 
 # --- checks across stages -------------------------------------------------------------------------
@@ -281,10 +282,7 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
     mapping = compat.current_recipe(conf.read_yaml(path), path.name)
     base = mapping.pop("extends", None)
-    for section, key in (("data", "folder"), ("codes", "path")):
-        settings = mapping.get(section)
-        if isinstance(settings, dict) and isinstance(settings.get(key), str) and not is_url(settings[key]):
-            settings[key] = os.path.normpath(path.parent / settings[key])
+    _resolve_paths(mapping, path.parent)
     if base is None:
         return mapping
     if not isinstance(base, str) or not (path.parent / base).is_file():
@@ -313,11 +311,22 @@ def load_recipe(
         if not equals or not key:
             raise ValueError(f"--set {override}: expected key=value, such as tokenizer.training.steps=100")
         conf.set_path(mapping, compat.current_key(key.strip()), conf.parse_yaml(value, f"--set {key}"))
-    if data is not None:
-        conf.set_path(mapping, "data.folder", str(Path(data).resolve()))
-    if codes is not None:
-        conf.set_path(mapping, "codes.path", codes if is_url(codes) else str(Path(codes).resolve()))
+    for key, value in (("data.folder", data), ("codes.path", codes)):
+        if value is not None:
+            conf.set_path(mapping, key, value)
+    _resolve_paths(mapping, Path.cwd())
     return conf.build(Recipe, mapping, str(path))
+
+
+def _resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
+    """Make the paths in a recipe's mapping absolute, in place; a `~` at the beginning is the home folder."""
+    for section, key in (("data", "folder"), ("codes", "path")):
+        settings = mapping.get(section)
+        if not isinstance(settings, dict):
+            continue
+        place = settings.get(key)
+        if isinstance(place, str) and place and not is_url(place):
+            settings[key] = os.path.normpath(folder / os.path.expanduser(place))
 
 
 def load_saved_recipe(path: Path) -> Recipe:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from click.testing import Result
 from conftest import ROOT, TINY, assert_one_line_error, cli, tones
 
 from audiovq.pipeline.before_training import find_music, rounded
@@ -82,3 +83,38 @@ def test_the_command_of_the_readme_prints_the_hours_begins_and_stops(tmp_path: P
     assert "audiovq train recipes/finetune.yaml --data" in errors
     assert "the same command resumes" in errors
     assert (tmp_path / "runs" / "music" / "recipe.yaml").is_file()
+
+
+def test_a_run_goes_on_with_a_renamed_recipe_and_moved_music(tmp_path: Path) -> None:
+    music = write_music(tmp_path / "music")
+    (tmp_path / "tiny.yaml").write_text(TINY.format(folder=music))
+
+    def train(recipe: str, stage: str, *more: object) -> Result:
+        return cli("train", tmp_path / recipe, "--out", tmp_path / "run", "--stage", stage, *more)
+
+    assert train("tiny.yaml", "tokenizer").exit_code == 0
+    shutil.move(music, tmp_path / "moved")
+    shutil.copy(tmp_path / "tiny.yaml", tmp_path / "copy.yaml")
+    assert_one_line_error(train("copy.yaml", "codes"), "3 of the 3 tracks", "missing", "--data")
+    other = write_music(tmp_path / "other")
+    soundfile.write(other / "2.wav", tones(1.5, 8000, seed=9), 8000)
+    assert_one_line_error(train("tiny.yaml", "codes", "--data", other), "began with other music", "2.wav", "--data")
+    moved = train("copy.yaml", "codes", "--data", tmp_path / "moved")
+    assert moved.exit_code == 0, moved.output
+    saved = load_saved_recipe(tmp_path / "run" / "recipe.yaml")
+    assert (saved.name, saved.data.folder) == ("copy", str(tmp_path / "moved"))
+    shutil.rmtree(tmp_path / "moved")  # the priors need only the codes
+    priors = train("tiny.yaml", "priors")
+    assert priors.exit_code == 0, priors.output
+
+
+def test_a_deleted_track_and_another_recipe_name_the_option(tmp_path: Path) -> None:
+    music = write_music(tmp_path / "music")
+    (tmp_path / "tiny.yaml").write_text(TINY.format(folder=music))
+    train = ("train", tmp_path / "tiny.yaml", "--out", tmp_path / "run")
+    assert cli(*train, "--stage", "tokenizer").exit_code == 0
+    other = cli(*train, "--set", "tokenizer.crop_seconds=0.3")
+    assert_one_line_error(other, "--set tokenizer.crop_seconds=0.25", "another --out")
+    (music / "1.wav").unlink()
+    result = cli(*train, "--stage", "codes")
+    assert_one_line_error(result, "1 of the 3 tracks", "the first: 1.wav", "--data")

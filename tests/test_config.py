@@ -1,5 +1,6 @@
 """Recipes: strictness, helpful errors, inheritance, overrides."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,65 @@ def test_recipes_command_lists_all_with_purpose() -> None:
     for path in RECIPES:
         line = next(line for line in result.output.splitlines() if line.startswith(path.stem))
         assert header(path)["purpose"] in line
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("x: &a [*a]", "levels deep"),
+    ("a: " + "[" * 5000, "nested too deeply"),
+    ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)), "more than 20000 values"),
+    ("x: \x07", "special characters are not allowed"),
+    ("x: !!timestamp zz", "unknown type"),
+    ("x: !!bool zz", "not valid YAML"),
+    ("x: !!python/object:os.system x", "unknown type"),
+    ("seed: 1\nseed: 2", "line 1: not valid YAML (the key seed is there twice)"),
+    ("tokenizer: {training: {steps: 3, steps: 4}}", "the key steps is there twice"),
+    ("tokenizer: {training: {steps: 1:30}}", "expected a valid integer, found '1:30'"),
+    ("tokenizer: {training: {learning_rate: .inf}}", "learning_rate: expected at most 9007199254740992, found inf"),
+    ("tokenizer: {training: {learning_rate: 1e400}}", "learning_rate: expected at most"),
+    ("tokenizer: {crop_seconds: 1e308}", "crop_seconds: expected at most 86400, found 1e+308"),
+    ("tokenizer: {crop_seconds: .nan}", "crop_seconds: expected at most 86400, found nan"),
+    ("tokenizer: {model: {dim: 100000000}}", "tokenizer.model.dim: expected at most 65536, found 100000000"),
+    ("priors: [{model: {transformer: {n_layers: 100000000}}}]", "n_layers: expected at most 1024"),
+    ("seed: " + "9" * 400, "seed: expected at most"),
+    ("seed: " + "9" * 5000, "not valid YAML"),
+    ("name: ../../elsewhere", "name: expected a name for a folder"),
+    ("x: '" + "a" * 2**20 + "'", "expected a recipe of at most 1048576 bytes"),
+])  # fmt: skip
+def test_recipes_that_mean_harm_are_one_line_at_once(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    began = time.monotonic()
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        load_recipe(str(path))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+    assert time.monotonic() - began < 5
+
+
+def test_yaml_means_what_it_looks_like() -> None:
+    text = "{a: 010, b: 1:30, c: 1_000, d: 0x10, e: 2001-01-01, f: 0o10, g: -3, h: .5, i: '1e5', k: 1.5e-3}"
+    expected = {"a": 10, "b": "1:30", "c": 1000, "d": 16, "e": "2001-01-01", "f": "0o10", "g": -3, "h": 0.5}
+    assert conf.parse_yaml(text, "text") == {**expected, "i": "1e5", "k": 0.0015}
+    merged = conf.parse_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: {<<: *a}", "text")
+    assert merged == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 1}}
+
+
+def test_a_saved_recipe_keeps_texts_that_look_like_numbers(tmp_path: Path, tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe), overrides=("name='1e5'",))
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert load_saved_recipe(tmp_path / "recipe.yaml") == recipe
+    texts = dict(
+        enumerate(["1e5", "010", "1:30", "1_0", "0x1", "0o7", "2001-01-01", "yes", "~", "", ".5", "=", "a\nb"])
+    )
+    assert conf.parse_yaml(conf.to_yaml({"x": texts}), "text") == {"x": texts}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {folder: ~/Music}\ncodes: {path: ~/codes}")
+    recipe = load_recipe(str(path))
+    assert (recipe.data.folder, recipe.codes.path) == (str(tmp_path / "Music"), str(tmp_path / "codes"))
+    assert load_recipe(str(path), overrides=("data.folder=~/x",)).data.folder == str(tmp_path / "x")
+    assert load_recipe(str(path), data="~/x").data.folder == str(tmp_path / "x")

@@ -6,6 +6,7 @@ interrupted continues from its newest checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from audiovq.data.shards import Shards
 from audiovq.distributed import collectives
 from audiovq.pipeline.results import write_results
 from audiovq.pipeline.run_folder import RunFolder
+from audiovq.pipeline.run_lock import only_writer
 from audiovq.pipeline.samples import generate_samples, reconstruct_samples
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.adopt import adopt_pretrained, pretrained_prior, pretrained_tokenizer
@@ -61,22 +63,31 @@ class Run:
             ValueError: wrong settings or data.
             Interrupted: a signal was received; the same run continues where it stopped.
         """
-        with signals.deferred():
-            self._go(stages or tuple(STAGES))
-
-    def _go(self, stages: tuple[str, ...]) -> None:
-        files = self.files
+        stages = stages or tuple(STAGES)
         if len(stages) < len(STAGES) and "decoder" in stages and not self.recipe.decoder_tuning:
             raise ValueError(
                 f"{self.recipe.name}: stage decoder needs decoder_tuning in the recipe, which is null; "
                 "set it, such as --set decoder_tuning.training.steps=10000"
             )
-        files.open()
+        with signals.deferred():
+            if self._is_finished(stages):
+                self.files.open()
+                say(f"{self.folder}: finished, nothing to do")
+                return
+            with only_writer(self.folder) if self.main else contextlib.nullcontext():
+                self._go(stages)
+            collectives.barrier()  # launchers take a process that ends early for a failed one
+
+    def _is_finished(self, stages: tuple[str, ...]) -> bool:
+        files = self.files
         missing = [stage for stage in stages if not files.is_done(stage)]
         has_codes, has_report = files.is_done("codes"), collectives.from_rank_0(files.has_report())
-        if not missing and (has_report or not has_codes):
-            say(f"{self.folder}: finished, nothing to do")
-            return
+        return not missing and bool(has_report or not has_codes)
+
+    def _go(self, stages: tuple[str, ...]) -> None:
+        files = self.files
+        files.open()
+        missing = [stage for stage in stages if not files.is_done(stage)]
         self.trackers = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)
         for stage in missing:
             began = time.monotonic()
@@ -85,7 +96,6 @@ class Run:
             self.report()
         if not missing:  # the run was interrupted between its last stage and the report
             self.report()
-        collectives.barrier()  # launchers take a process that ends early for a failed one
 
     def train(self, task: Task, config: TrainingConfig) -> None:
         folder, workers = self.folder / "training" / task.title, self.recipe.data.workers

@@ -14,17 +14,21 @@ run/report.html              all of this in one page, to listen to and look at
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 from audiovq.data.shards import Shards
+from audiovq.data.storage import is_url
 from audiovq.data.tracks import Scan, scan
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
 from audiovq.recipe import RESUME_MUTABLE, Recipe, first_difference, load_saved_recipe
-from audiovq.utils.files import check_folder, write_text
+from audiovq.utils.files import file_sha256, write_text
 from audiovq.utils.progress import say
+from audiovq.utils.progress import track as progress
 
 
 class RunFolder:
@@ -83,7 +87,6 @@ class RunFolder:
         path = self.path / "recipe.yaml"
         is_main = collectives.rank() == 0
         if is_main and not path.exists():
-            check_folder(self.path)
             # The recipe comes last: a folder without usable music stays free for another recipe.
             self.open_codes() if self.recipe.codes.path else self._scan()
             write_text(path, self.recipe.to_yaml())
@@ -92,11 +95,21 @@ class RunFolder:
         is_added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
         if is_added:  # decoder tuning may be added to a finished run, because codes stay the same
             saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
-        difference = first_difference(saved.model_dump(), self.recipe.model_dump(), ignored=RESUME_MUTABLE)
+        # The recipe's file may have another name, and the same music another place.
+        data = saved.data.model_copy(update={"folder": self.recipe.data.folder})
+        same = saved.model_copy(update={"name": self.recipe.name, "data": data})
+        old, new = saved.codes.path, self.recipe.codes.path
+        if old and new and not is_url(old) and not Path(old).exists():  # the tokenizer's hash is compared later
+            same = same.model_copy(update={"codes": saved.codes.model_copy(update={"path": new})})
+        difference = first_difference(same.model_dump(), self.recipe.model_dump(), ignored=RESUME_MUTABLE)
         if difference:
+            key, _, old = difference.partition(" → ")[0].partition(": ")
             raise ValueError(
-                f"{self.path}: holds a run of another recipe ({difference}); choose another --out, or delete the folder"
+                f"{self.path}: holds a run of another recipe ({difference}); choose another --out for a new run, or go on "
+                f"with this one by --set {shlex.quote(f'{key}={old}')}"
             )
+        if data.folder != saved.data.folder and not self.recipe.codes.path:
+            self._move(data.folder)
         collectives.barrier()
         if is_main and (is_added or saved != self.recipe):
             write_text(path, self.recipe.to_yaml())
@@ -116,8 +129,34 @@ class RunFolder:
         )
 
     def scan(self) -> Scan:
-        """The tracks as they were when the run began."""
-        return Scan.load(self.path / "data")
+        """The tracks as they were when the run began.
+
+        Raises:
+            ValueError: some are not there any more.
+        """
+        found = Scan.load(self.path / "data")
+        missing = [track.path for track in found.tracks if not (found.folder / track.path).is_file()]
+        if missing:
+            raise ValueError(
+                f"{found.folder}: {len(missing)} of the {len(found.tracks)} tracks with which this run began are missing, "
+                f"the first: {missing[0]}; put them back, name the folder that has them with --data, or choose another "
+                "--out to train without them"
+            )
+        return found
+
+    def _move(self, folder: str) -> None:
+        """The music lies in another folder now; ValueError if it is not the same music. All ranks call it."""
+        moved = dataclasses.replace(Scan.load(self.path / "data"), folder=Path(folder).resolve())
+        if collectives.rank() > 0 or (self._is_done("codes") and not moved.folder.exists()):
+            return
+        for track in progress(moved.tracks, "compare", len(moved.tracks)):
+            path = moved.folder / track.path
+            if not path.is_file() or file_sha256(path) != track.sha256:
+                raise ValueError(
+                    f"{self.path}: began with other music than {folder}, where {track.path} is missing or differs; name "
+                    "the folder that has its music with --data, or choose another --out for a new run"
+                )
+        moved.save(self.path / "data")
 
     def open_codes(self, tokenizer_hash: str | None = None) -> Shards:
         """The codes of this run, or those that its recipe names.

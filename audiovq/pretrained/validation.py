@@ -24,23 +24,6 @@ from audiovq.config import Config
 from audiovq.prior.spec import PriorSpec
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-# The keys of configs by the largest number that they may have, also in a list. The limits bound loops
-# (`n_blocks`) and memory that does not depend on the weights (a cache of `context` codes).
-KEYS_BY_LIMIT = {
-    2: ["channels"],
-    64: ["mlp_ratio"],
-    256: ["n_blocks", "n_stride_blocks", "overlap", "overlaps"],
-    1 << 10: ["n_layers", "context_codes"],
-    1 << 12: ["codebook_dim", "n_mels", "n_heads", "n_kv_heads", "n_codes"],
-    1 << 16: [
-        *("hop_lengths", "dim", "base_dim", "codebook_size", "levels", "max_stride"),
-        *("context", "attention_window", "max_bytes", "kmeans_iterations", "top_k"),
-    ],
-    384000: ["sample_rate"],
-    1 << 24: ["reach"],
-    1 << 40: ["temperature_steps"],
-}
-LARGEST = {key: limit for limit, keys in KEYS_BY_LIMIT.items() for key in keys}
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
 
 
@@ -52,20 +35,8 @@ def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: P
     part = content.get(key)
     if not isinstance(part, dict):
         raise ValueError(f"{path}: {key}: expected a mapping, found {part!r:.40}")
-    for name, number in _numbers(part, key):
-        limit = LARGEST.get(name.rsplit(".", 1)[-1])
-        if limit is not None and abs(number) > limit:
-            raise ValueError(f"{path}: {name}: expected at most {limit}, found {number:g}")
+    conf.check_limits(part, key, str(path))
     return conf.build(kind, part, str(path))
-
-
-def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
-    """All numbers in nested dicts and lists, with dotted keys; the items of a list have the list's key."""
-    if isinstance(value, dict):
-        return [pair for key, item in value.items() for pair in _numbers(item, f"{path}.{key}")]
-    if isinstance(value, list):
-        return [pair for item in value for pair in _numbers(item, path)]
-    return [(path, value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 class _Spec(Config):
