@@ -85,8 +85,20 @@ def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> 
     except RecursionError:
         raise ValueError(f"{source}: nested too deeply") from None
     except ValidationError as error:
-        lines = [_explain(mapping, detail) for detail in error.errors()]
-        raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
+        lines = dict.fromkeys(f"{_explain(mapping, detail):.300}" for detail in error.errors())
+        raise ValueError(
+            f"{source}: " + "; ".join(list(lines)[:3])
+        ) from None  # one line, also for a file full of errors
+
+
+def whole_number(value: Any, what: str) -> int:
+    """The whole number that any kind of number means, also one of NumPy or torch; ValueError for another value."""
+    try:
+        if int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise ValueError(f"{what}: expected a whole number, found {value!r:.40}")
 
 
 def check_limits(mapping: Any, key: str, source: str) -> None:
@@ -284,5 +296,5 @@ def _explain(mapping: Any, detail: Any) -> str:
         message = str(detail["ctx"]["error"])
     else:
         expected = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
-        message = f"{expected}, found {detail.get('input')!r}"
+        message = f"{expected}, found {detail.get('input')!r:.100}"
     return f"{'.'.join(keys)}: {message}" if keys else message

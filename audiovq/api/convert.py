@@ -42,9 +42,9 @@ class Encoding:
             return False
         header = read_header(target)
         return (
-            header.get("tokenizer_hash") == self.tokenizer.hash
-            and ("coding" in header) == self.compress
-            and header.get("source_sha256") == file_sha256(source)
+            header.tokenizer_hash == self.tokenizer.hash
+            and (header.coding is not None) == self.compress
+            and header.source_sha256 == file_sha256(source)
         )
 
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
@@ -78,7 +78,7 @@ class Decoding:
 
     def seconds(self, source: Path) -> float:
         header = read_header(source)
-        return header["n_samples"] / header["sample_rate"]
+        return header.n_samples / header.sample_rate
 
     @staticmethod
     def check(source: Path, target: Path) -> None:
@@ -93,7 +93,7 @@ class Decoding:
         if not target.exists():
             return False
         comment = audio.audio_comment(target)
-        return comment == self._comment(source) and audio.has_samples(target, read_header(source)["n_samples"])
+        return comment == self._comment(source) and audio.has_samples(target, read_header(source).n_samples)
 
     def _comment(self, source: Path) -> str:
         return f"audiovq codes={file_sha256(source)} levels={self.n_levels or 'all'}"

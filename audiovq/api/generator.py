@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from audiovq.api.options import PieceOptions, level_settings, make_request, options_from_keywords
 from audiovq.api.shareable import Shareable
 from audiovq.api.tokenizer import Tokenizer
+from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import prior_hash
@@ -27,12 +29,14 @@ from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.journal import Journal
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.device import pick_device
+from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
 SMALL_NETWORK = 10_000_000  # parameters
 MAX_SECONDS = 24 * 3600.0
+_threads_lock = threading.Lock()
+_threads_before: list[int] = []  # torch's threads before each of the calls that sample now
 
 
 class Generator(Shareable):
@@ -128,11 +132,12 @@ class Generator(Shareable):
         Raises:
             ValueError: an impossible length, label or setting.
         """
+        n = whole_number(n, "n")
         if n < 1:
             raise ValueError(f"n: expected at least 1, found {n}")
         if (seconds is None) == (given is None):
             raise ValueError("seconds: expected a length, or given codes (which have one), not both")
-        if prompt and given:
+        if prompt is not None and given is not None:
             raise ValueError("prompt, given: expected one of them")
         n_samples = given.n_samples if given else self.n_samples(seconds or 0.0)
         if prompt is not None:
@@ -176,7 +181,7 @@ class Generator(Shareable):
         hidden = not options.progress
         with ProgressBar("sample", n_positions, hidden=hidden, unit="audio-s", per_step=seconds) as bar:
             for group in groups:
-                request = dataclasses.replace(request, items=[items[i] for i in group])
+                request = dataclasses.replace(request, items=[int(items[i]) for i in group])
                 mask = [_rows(level, group) for level in given.levels] if given else None
                 if journal:
                     journal.open({**vars(request), "given": mask, **fixed})
@@ -211,7 +216,7 @@ class Generator(Shareable):
 
     def begin_with(self, prompt: Codes, n_samples: int) -> CodeMask:
         """A piece of `n_samples` that starts with `prompt`; ValueError for one that cannot be continued."""
-        self._check_tokenizer(prompt)
+        self.tokenizer.check_codes(prompt)
         return begin_with(prompt, n_samples)
 
     def keep(
@@ -232,7 +237,7 @@ class Generator(Shareable):
         Raises:
             ValueError: codes of another tokenizer, or an impossible choice.
         """
-        self._check_tokenizer(piece)
+        self.tokenizer.check_codes(piece)
         if (before or after) and (stretch or levels is not None):
             raise ValueError("before, after: expected neither a stretch nor levels with them")
         if before or after:
@@ -244,7 +249,7 @@ class Generator(Shareable):
         mask.check(self.hop_lengths, 1)
         return mask
 
-    @torch.inference_mode()
+    @torch_defaults()
     def bits_per_second(
         self,
         pieces: Sequence[Codes],
@@ -257,7 +262,13 @@ class Generator(Shareable):
         Args:
             pieces: of equal length.
             labels, text, chroma: see `PieceOptions`.
+        Raises:
+            ValueError: codes of another tokenizer or of unequal lengths, or conditions that this model does not know.
         """
+        for piece in pieces:
+            self.tokenizer.check_codes(piece)
+            if piece.n_samples != pieces[0].n_samples:
+                raise ValueError(f"pieces: expected equal lengths, found {pieces[0].n_samples} and {piece.n_samples}")
         costs: list[float] = []
         options = PieceOptions(labels=labels or {}, text=text, chroma=chroma)
         for i in range(0, len(pieces), ITEMS_AT_ONCE):
@@ -269,13 +280,13 @@ class Generator(Shareable):
 
     def n_samples(self, seconds: float) -> int:
         """The length of a piece in samples. Raises ValueError for an impossible length."""
-        if not (math.isfinite(seconds) and 0 < seconds <= MAX_SECONDS):
-            raise ValueError(f"seconds: expected a number above 0 and up to {MAX_SECONDS:.0f}, found {seconds:g}")
-        return max(1, round(seconds * self.sample_rate))
-
-    def _check_tokenizer(self, codes: Codes) -> None:
-        if codes.tokenizer_hash != self.tokenizer.hash:
-            raise ValueError("expected codes of this model's tokenizer, found those of another; encode the audio again")
+        try:
+            length = float(seconds)
+        except (TypeError, ValueError):
+            length = math.nan
+        if not 0 < length <= MAX_SECONDS:
+            raise ValueError(f"seconds: expected a number above 0 and up to {MAX_SECONDS:.0f}, found {seconds!r:.40}")
+        return max(1, round(length * self.sample_rate))
 
 
 def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
@@ -300,14 +311,18 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
 def _few_threads(priors: Sequence[Prior]) -> Iterator[None]:
     """One thread while small networks sample on the CPU: the matrices of a step are too small to share. The
     number of threads must not depend on the batch, because it can change the last bits of a product."""
-    before = torch.get_num_threads()
     largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
-    if largest < SMALL_NETWORK and priors[0].head.weight.device.type == "cpu":
+    if largest >= SMALL_NETWORK or priors[0].head.weight.device.type != "cpu":
+        yield
+        return
+    with _threads_lock:  # a thread that begins meanwhile must not take the 1 for what was set before
+        _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _threads_lock:
+            torch.set_num_threads(_threads_before.pop())
 
 
 def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:

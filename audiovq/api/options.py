@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from audiovq.config import build
+from audiovq.config import build, whole_number
 from audiovq.data import audio
 from audiovq.data.chroma import chroma_classes
 from audiovq.prior.prior import Prior
@@ -81,7 +82,7 @@ def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions)
         value = getattr(options, name)
         if value is None:
             continue
-        values = list(value) if isinstance(value, Sequence) else [value]
+        values = np.atleast_1d(value).tolist()  # Python's numbers, whatever kind was given
         if len(values) not in (1, n_levels):
             raise ValueError(f"{name}: expected one value or {n_levels} (one per level), found {len(values)}")
         for level, setting in enumerate(settings):
@@ -95,15 +96,16 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
     Raises:
         ValueError: a label, text or recording that this model cannot follow, or an option out of range.
     """
-    if options.segments < 1:
-        raise ValueError(f"segments: expected at least 1, found {options.segments}")
+    seed, segments = whole_number(seed, "seed"), whole_number(options.segments, "segments")
+    if segments < 1:
+        raise ValueError(f"segments: expected at least 1, found {segments}")
     if options.guidance is not None and not options.conditional:
         raise ValueError("guidance: expected a label, text or chroma to follow, found none of them")
     labels = _label_indexes(priors[0].spec.vocabularies, options.labels)
     _check_text(priors, options.text)
     chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
     precision = compat.current_precision(options.precision, precisions(priors[0].head.weight.device))
-    return Request(n_samples, [], seed, labels, options.text, chroma, precision, options.segments)
+    return Request(n_samples, [], seed, labels, options.text, chroma, precision, segments)
 
 
 def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from audiovq.data.audio import downmix
-from audiovq.data.resampling import Resampler
+from audiovq.data.resampling import Resampler, check_rate
 from audiovq.tokenizer.streaming import StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.device import torch_defaults
+
+Waveform = Tensor | np.ndarray | Sequence[Any]
+MAX_CHANNELS = 6
+LARGEST_PEAK = 100.0  # 40 dB above full scale; larger numbers are PCM
+PCM = {torch.uint8: 1 << 7, torch.int8: 1 << 7, torch.int16: 1 << 15, torch.int32: 1 << 31}  # the size of 1.0
 
 
-def checked(waveform: Tensor) -> Tensor:
-    """[samples] or [channels, samples] -> float32 [channels, samples]; ValueError for anything else."""
-    waveform = waveform[None] if waveform.ndim == 1 else waveform
-    if waveform.ndim != 2:
-        raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(waveform.shape)}")
-    if not waveform.isfinite().all():
+def checked(waveform: Waveform, at_least: int = 0) -> Tensor:
+    """Audio as people have it -> float32 [channels, samples].
+
+    Args:
+        waveform: [samples] or [channels, samples], 1 to 6 channels; a tensor, an array or a list. Floating-point
+            numbers are in [-1, 1]; int8, int16, int32 and uint8 are PCM.
+        at_least: number of samples.
+    Raises:
+        ValueError: another shape or type, or samples that are not finite.
+    """
+    try:
+        waveform = waveform if isinstance(waveform, Tensor) else torch.from_numpy(np.array(waveform))
+    except (TypeError, ValueError):
+        raise ValueError(f"waveform: expected a tensor or an array, found {type(waveform).__name__}") from None
+    waveform = waveform.detach()[None] if waveform.ndim == 1 else waveform.detach()
+    found = list(waveform.shape)
+    if waveform.ndim != 2 or found[0] == 0 or found[1] < at_least:
+        raise ValueError(f"waveform: expected [samples] or [channels, samples], found {found}")
+    if found[0] > MAX_CHANNELS:
+        advice = "; turn it around, as in waveform.T" if found[1] <= MAX_CHANNELS else ""
+        raise ValueError(f"waveform: expected [channels, samples], 1 to {MAX_CHANNELS} channels, found {found}{advice}")
+    if waveform.dtype in PCM:
+        return (waveform.float() - (128 if waveform.dtype == torch.uint8 else 0)) / PCM[waveform.dtype]
+    if not waveform.is_floating_point():
+        kinds = "floating-point numbers in [-1, 1], or PCM of 8, 16 or 32 bits"
+        raise ValueError(f"waveform: expected {kinds}, found {waveform.dtype}")
+    waveform = waveform.float()
+    peak = float(waveform.abs().max()) if waveform.numel() else 0.0
+    if not math.isfinite(peak):
         raise ValueError("waveform: expected finite samples, found NaN or infinity")
-    return waveform.float()
+    if peak > LARGEST_PEAK:
+        raise ValueError(f"waveform: expected numbers in [-1, 1], found {peak:g}; divide PCM by its largest number")
+    return waveform
 
 
 class ResamplingEncoder:
@@ -33,7 +69,9 @@ class ResamplingEncoder:
         n_samples: the waveform's length so far, at the tokenizer's rate.
     """
 
+    @torch_defaults()
     def __init__(self, network: VQVAE, sample_rate: int, chunk_seconds: float):
+        sample_rate = check_rate(sample_rate)
         self.channels, self.sample_rate, self.n_samples = network.config.channels, sample_rate, 0
         self.encoder = StreamingEncoder(network, int(chunk_seconds * network.config.sample_rate))
         self.resampler = Resampler(sample_rate, network.config.sample_rate)
@@ -43,13 +81,9 @@ class ResamplingEncoder:
         """The longest time from the first sample of a code until the code comes."""
         return self.encoder.latency_seconds + self.resampler.latency_samples / self.sample_rate
 
-    @torch.inference_mode()
-    def push(self, block: Tensor) -> list[Tensor]:
-        """float [samples] or [channels, samples], 1 to 6 channels -> int64 [n] per level, coarse to fine.
-
-        Raises:
-            ValueError: wrong shape, or samples that are not finite.
-        """
+    @torch_defaults()
+    def push(self, block: Waveform) -> list[Tensor]:
+        """A block as `checked` takes it -> int64 [n] per level, coarse to fine; raises as `checked`."""
         mixed = downmix(checked(block), self.channels)
         # A copy, because the caller may use the block's memory again.
         return self._encode(self.resampler.push(mixed).to(self.encoder.device, copy=True))
@@ -58,7 +92,7 @@ class ResamplingEncoder:
         self.n_samples += waveform.shape[-1]
         return [level.cpu() for level in self.encoder.push(waveform)]
 
-    @torch.inference_mode()
+    @torch_defaults()
     def finish(self) -> list[Tensor]:
         """The rest; ceil(n_samples / hop_length) codes per level in all."""
         rest = self.resampler.finish()

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audiovq.api.resampling_encoder import ResamplingEncoder, checked
+from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked
 from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers, check_range
-from audiovq.data.resampling import resample
+from audiovq.data.resampling import check_rate, resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
@@ -24,7 +24,7 @@ from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import compute_in_batches, cut
-from audiovq.utils.device import pick_device
+from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
 
 
@@ -86,23 +86,24 @@ class Tokenizer(Shareable):
                 computes the network's context again for each code of level 0; see the stream's
                 `latency_seconds`.
         """
-        return ResamplingEncoder(self.network, sample_rate or self.sample_rate, chunk_seconds)
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        return ResamplingEncoder(self.network, rate, chunk_seconds)
 
-    def encode(self, waveform: Tensor, sample_rate: int) -> Codes:
+    def encode(self, waveform: Waveform, sample_rate: int) -> Codes:
         """Resample, downmix, pad and quantize one piece of audio.
 
         Args:
-            waveform: float [samples] or [channels, samples] in [-1, 1], 1 to 6 channels.
-            sample_rate: of the waveform, Hz.
+            waveform: [samples] or [channels, samples], 1 to 6 channels; a tensor, an array or a list. Floating-point
+                numbers are in [-1, 1]; int8, int16, int32 and uint8 are PCM.
+            sample_rate: of the waveform, Hz, 1000 to 768000.
         Returns:
             int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the
             tokenizer's rate.
         Raises:
-            ValueError: wrong shape, no samples, or samples that are not finite.
+            ValueError: wrong shape or type, no samples, or samples that are not finite.
         """
-        if waveform.ndim == 0 or waveform.shape[-1] == 0:
-            raise ValueError(f"waveform: expected [samples] or [channels, samples], found {list(waveform.shape)}")
-        return self._encode(sample_rate, waveform.split(audio.BLOCK_FRAMES, dim=-1), "")
+        blocks = checked(waveform, at_least=1).split(audio.BLOCK_FRAMES, dim=-1)
+        return self._encode(check_rate(sample_rate), blocks, "")
 
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
@@ -134,15 +135,15 @@ class Tokenizer(Shareable):
         collected.add(stream.finish())
         return self.make_codes(collected.levels(), stream.n_samples, source_sha256)
 
-    @torch.inference_mode()
-    def encode_batch(self, waveforms: Sequence[Tensor], sample_rate: int) -> list[Codes]:
+    @torch_defaults()
+    def encode_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[Codes]:
         """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
 
         On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then
         rounded in another order, so a latent halfway between two codes may become the other one. On the
         CPU batches are not faster.
         """
-        mixed = [audio.downmix(checked(waveform), self.config.channels) for waveform in waveforms]
+        mixed = [audio.downmix(checked(waveform, at_least=1), self.config.channels) for waveform in waveforms]
         prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
         chunk = int(CHUNK_SECONDS * self.sample_rate)
         windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
@@ -182,7 +183,7 @@ class Tokenizer(Shareable):
             yield stream.push([level[start // hop : (start + step) // hop] for level, hop in parts])
         yield stream.finish(codes.n_samples)
 
-    @torch.inference_mode()
+    @torch_defaults()
     def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
         """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
         windows = []
@@ -215,19 +216,26 @@ class Tokenizer(Shareable):
                 if progress is not None:
                     progress(piece.shape[-1] / self.sample_rate)
 
-    def _levels(self, codes: Codes, n_levels: int | None) -> list[Tensor]:
-        """The levels to decode; ValueError if they are not codes of this tokenizer."""
+    def check_codes(self, codes: Codes) -> None:
+        """Raises ValueError for anything but complete codes of this tokenizer."""
+        if not isinstance(codes, Codes):
+            hint = "make_codes(levels, n_samples) makes them from levels"
+            raise ValueError(f"codes: expected Codes, found {type(codes).__name__}; {hint}")
         if codes.tokenizer_hash != self.hash:
             raise ValueError(
                 f"codes: expected those of this tokenizer ({self.hash[:12]}), found those of another "
-                f"({codes.tokenizer_hash[:12]}); decode them with the model that made them (--model)"
+                f"({codes.tokenizer_hash[:12]}); use the model that made them (--model), or encode the audio again"
             )
         expected = [-(-codes.n_samples // hop) for hop in self.config.hop_lengths[: len(codes.levels)]]
         found = [len(level) for level in codes.levels]
-        if found != expected:
+        if found != expected or not found:
             raise ValueError(f"codes: expected {expected} per level for {codes.n_samples} samples, found {found}")
         for i, level in enumerate(codes.levels):  # a file's header may claim more codes
             check_range(level, self.config.codebook_size, f"codes of level {i}")
+
+    def _levels(self, codes: Codes, n_levels: int | None) -> list[Tensor]:
+        """The levels to decode; raises as `check_codes`."""
+        self.check_codes(codes)
         return codes.levels[: self._check_levels(len(codes.levels), n_levels)]
 
     @staticmethod

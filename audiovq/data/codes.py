@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,10 @@ from audiovq.utils.files import atomic_file, check_folder, check_output, utf8_pa
 
 FORMAT = "audiovq-codes-1"
 LARGEST_CODES = 1 << 28  # of a compressed file, all levels together
+WHOLE_NUMBERS = {
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32),
+}
 CODES_PER_BYTE = 4096  # of a compressed file, at most; silence has fewer
 
 
@@ -36,7 +40,7 @@ class Layout(Config):
     codebook_size: int = Field(ge=2, le=1 << 16)
 
 
-class _Header(Layout):
+class Header(Layout):
     """The header of a codes file from any source."""
 
     n_samples: int = Field(ge=1, le=1 << 48)
@@ -44,12 +48,16 @@ class _Header(Layout):
     source_sha256: str = ""
     coding: Literal["range-1"] | None = None  # of a compressed file, as are the next two
     n_levels: int = Field(default=1, ge=1, le=64)
-    checksum: str = ""
+    checksum: str = ""  # see `_checksum`; "" in uncompressed files of version 0.1
 
 
 @dataclass
 class Codes:
-    """The codes of one track, coarse to fine, with all that is needed to decode them."""
+    """The codes of one track, coarse to fine, with all that is needed to decode them.
+
+    Raises:
+        ValueError: levels that are not rows of whole numbers, as tensors, arrays or lists.
+    """
 
     levels: list[Tensor]  # int64 [ceil(n_samples / hop)] a level
     n_samples: int  # of the waveform, at sample_rate
@@ -59,6 +67,12 @@ class Codes:
     channels: int
     tokenizer_hash: str
     source_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        self.levels = [_whole_numbers(level, f"codes of level {i}") for i, level in enumerate(self.levels)]
+        for name in ("n_samples", "sample_rate", "codebook_size", "channels"):
+            setattr(self, name, conf.whole_number(getattr(self, name), name))
+        self.hop_lengths = [conf.whole_number(hop, "hop_lengths") for hop in self.hop_lengths]
 
     @property
     def seconds(self) -> float:
@@ -76,13 +90,13 @@ class Codes:
             compress: lossless coding (see `data.entropy`); smaller, but slow to write and read.
         """
         path = Path(path)
-        header = {k: v for k, v in asdict(self).items() if k != "levels"} | {"format": FORMAT}
+        levels = [level.numpy() for level in self.levels]
+        header = self._facts() | {"format": FORMAT, "checksum": _checksum(levels, self._facts())}
         dtype = torch.int16 if self.codebook_size <= 32768 else torch.int32
         tensors = {f"level.{i}": level.to(dtype).contiguous() for i, level in enumerate(self.levels)}
         if compress:
-            levels = [level.numpy() for level in self.levels]
             data = entropy.compress(levels, self.hop_lengths, self.codebook_size)
-            header |= {"coding": entropy.CODING, "n_levels": len(levels), "checksum": _checksum(levels)}
+            header |= {"coding": entropy.CODING, "n_levels": len(levels)}
             tensors = {"compressed": torch.from_numpy(data.copy())}
         check_folder(path.parent)
         with atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
@@ -97,7 +111,7 @@ class Codes:
             ValueError: not a codes file, a damaged one, or codes that contradict the header.
         """
         path = Path(path)
-        header = conf.build(_Header, read_header(path), f"{path}: header")
+        header = read_header(path)
         facts = header.model_dump(exclude={"coding", "n_levels", "checksum"})
         facts["hop_lengths"] = list(header.hop_lengths)
         codes = Codes(levels=[], **facts)
@@ -106,7 +120,8 @@ class Codes:
                 if header.coding:
                     codes.levels = _decompress(codes, header, file, path.stat().st_size)
                 else:
-                    codes.levels = [file.get_tensor(f"level.{i}").long() for i in range(len(file.keys()))]
+                    levels = [file.get_tensor(f"level.{i}") for i in range(len(file.keys()))]
+                    codes.levels = [_whole_numbers(level, f"level {i}") for i, level in enumerate(levels)]
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
         expected, found = codes.lengths(len(codes.levels)), [len(level) for level in codes.levels]
@@ -114,7 +129,15 @@ class Codes:
             raise ValueError(f"{path}: expected {expected} codes a level, found {found}")
         for i, level in enumerate(codes.levels):
             check_range(level, codes.codebook_size, f"{path}: level {i}")
+        levels = [level.numpy() for level in codes.levels]
+        # Version 0.1 wrote the checksum of the codes alone.
+        known = ("", _checksum(levels, codes._facts()), _checksum(levels))
+        if header.checksum not in known[1 if header.coding else 0 :]:
+            raise ValueError(f"{path}: damaged (its checksum is wrong); copy it or encode the audio again")
         return codes
+
+    def _facts(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "levels"}
 
     def lengths(self, n_levels: int) -> list[int]:
         """The number of codes of each of the first levels."""
@@ -147,7 +170,7 @@ def check_range(codes: Any, codebook_size: int, what: str) -> None:
         raise ValueError(f"{what}: expected codes from 0 to {codebook_size - 1}, found {least} to {most}")
 
 
-def _decompress(codes: Codes, header: _Header, file: Any, size: int) -> list[Tensor]:
+def _decompress(codes: Codes, header: Header, file: Any, size: int) -> list[Tensor]:
     """The codes of a compressed file of `size` bytes; ValueError if it names more than that can hold."""
     lengths, most = codes.lengths(header.n_levels), min(LARGEST_CODES, (1 << 16) + CODES_PER_BYTE * size)
     if len(lengths) != header.n_levels or sum(lengths) > most:
@@ -158,35 +181,40 @@ def _decompress(codes: Codes, header: _Header, file: Any, size: int) -> list[Ten
         levels = entropy.decompress(data, lengths, codes.hop_lengths, codes.codebook_size)
     except (AssertionError, TypeError, ValueError) as error:  # bits that no encoder wrote
         raise ValueError(f"the compressed data cannot be decoded: {error}") from None
-    if _checksum(levels) != header.checksum:
-        raise ValueError("the checksum of the compressed data is wrong")
     return [torch.from_numpy(level) for level in levels]
 
 
-def _checksum(levels: list[np.ndarray]) -> str:
-    """Checksum of the codes: it finds damage, and arithmetic that differs between machines."""
-    digest = hashlib.sha256()
+def _checksum(levels: list[np.ndarray], facts: dict[str, Any] | None = None) -> str:
+    """Checksum of the codes and the header: it finds damage, and arithmetic that differs between machines."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode() if facts else b"")
     for level in levels:
         digest.update(level.astype("<i4").tobytes())
     return digest.hexdigest()[:16]
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a codes file: the fields of `Codes` but `levels`, and the coding if compressed.
+def _whole_numbers(level: Any, what: str) -> Tensor:
+    """Codes of one level from a tensor, an array or a list: int64 [n], on the CPU."""
+    try:
+        codes = level.cpu() if isinstance(level, Tensor) else torch.from_numpy(np.array(level))
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}: expected whole numbers [n], found {type(level).__name__}") from None
+    if codes.ndim != 1 or not (codes.dtype in WHOLE_NUMBERS or codes.numel() == 0):
+        raise ValueError(f"{what}: expected whole numbers [n], found {codes.dtype} {list(codes.shape)}")
+    return codes.long()
 
-    Raises:
-        ValueError: not a codes file, or damaged.
-    """
+
+def read_header(path: Path) -> Header:
+    """The header of a codes file; ValueError for another file, or a damaged one."""
     if not path.is_file():
         raise ValueError(f"{path}: no such codes file")
     try:
         with utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("audiovq", "{}"))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise ValueError(f"{path}: expected a codes file of format {FORMAT}, found other safetensors")
-    return header
+    return conf.build(Header, header, f"{path}: header")
 
 
 def check_codes_output(path: Path, inputs: Iterable[Path | str | None] = ()) -> None:

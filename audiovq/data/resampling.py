@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from functools import cache
 
@@ -10,14 +11,17 @@ import soxr
 import torch
 from torch import Tensor
 
+from audiovq.config import whole_number
+
 RATES = (1000, 768_000)  # Hz
 
 
 def check_rate(rate: float) -> int:
     """The sample rate as an integer; ValueError for one that audio does not have."""
-    if not (RATES[0] <= rate <= RATES[1] and rate == int(rate)):
-        raise ValueError(f"sample rate: expected a whole number from {RATES[0]} to {RATES[1]} Hz, found {rate}")
-    return int(rate)
+    with contextlib.suppress(ValueError):
+        if RATES[0] <= (found := whole_number(rate, "sample rate")) <= RATES[1]:
+            return found
+    raise ValueError(f"sample rate: expected a whole number from {RATES[0]} to {RATES[1]} Hz, found {rate!r:.40}")
 
 
 class Resampler:

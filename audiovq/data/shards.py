@@ -4,7 +4,7 @@ shard-00000-level-0.npy …   one file per level: codes of many tracks in a row,
 shard-00000-chroma.npy      one pitch class per top code, if the data set has chroma
 tracks.jsonl                one line per track: path, sha256, split, labels
 tracks.npy                  int64, one row per track: where its line and its codes are
-index.json                  format and tokenizer, the size of every file, CRC-32 of the tables; written last
+index.json                  format and tokenizer, size and CRC-32 of every file (of a shard, of each block); written last
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from audiovq import config as conf
 from audiovq.data import storage
+from audiovq.data.chroma import SILENT
 from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
@@ -31,6 +32,7 @@ from audiovq.utils.progress import track as progress
 
 FORMAT = "audiovq-shards-2"
 SHARD_CODES = 1 << 25  # codes a level in one shard file, at most (a track is never split)
+BLOCK_CODES = 1 << 19  # codes that share a checksum, which is verified when the first of them is read
 TABLES = ("tracks.jsonl", "tracks.npy")
 SPLITS = ("train", "valid")
 # Columns of tracks.npy before the first code of each level and the number of codes of each level: the line's
@@ -145,6 +147,7 @@ class _IndexFile(Layout):
     n_tracks: int = 0
     sizes: dict[str, int] = {}  # noqa: RUF012 - pydantic copies it
     crc32: dict[str, int] = {}  # noqa: RUF012
+    blocks: dict[str, tuple[int, ...]] = {}  # noqa: RUF012 - CRC-32 of each block of a shard; none in version 0.1
     tracks: tuple[Any, ...] | None = None  # of the first format, which has no tables
 
 
@@ -164,6 +167,7 @@ class ShardWriter:
         self.lengths = [0 for _ in index.hop_lengths]  # codes in the current shard, a level
         self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
         self.rows: list[list[int]] = []
+        self.blocks: dict[str, list[int]] = {}
 
     def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
         """Append a track.
@@ -198,7 +202,11 @@ class ShardWriter:
         self.index.n_shards += 1
         self.lengths = [0 for _ in self.lengths]
         for name, parts in zip(self.index.names[-len(self.parts) :], self.parts, strict=True):
-            np.save(self.folder / name, np.concatenate(parts))
+            codes = np.concatenate(parts)
+            np.save(self.folder / name, codes)
+            self.blocks[name] = [
+                zlib.crc32(codes[i : i + BLOCK_CODES].tobytes()) for i in range(0, len(codes), BLOCK_CODES)
+            ]
             parts.clear()
 
     def finish(self) -> None:
@@ -212,7 +220,9 @@ class ShardWriter:
             content |= {"format": FORMAT, "n_tracks": len(self.rows)}
             content["sizes"] = {n: (self.folder / n).stat().st_size for n in [*self.index.names, *TABLES]}
             content["crc32"] = {n: zlib.crc32((self.folder / n).read_bytes()) for n in TABLES}
-            write_text(self.folder / "index.json", json.dumps(content, indent=1))
+            content["blocks"] = self.blocks
+            content["crc32"]["index.json"] = _index_crc32(content)
+            write_text(self.folder / "index.json", json.dumps(content))
         except OSError as error:
             raise cannot_write(self.folder, error) from None
 
@@ -234,10 +244,12 @@ class Shards:
         if storage.is_url(folder):
             self.local = Path(pooch.os_cache("audiovq")) / "codes" / hashlib.sha256(content).hexdigest()[:32]
         try:
-            file = conf.build(_IndexFile, json.loads(content), "index")
+            found = json.loads(content)
+            file = conf.build(_IndexFile, found, "index")
         except (ValueError, RecursionError) as error:
             raise self._damaged("index.json", error) from None
-        self.sizes = file.sizes
+        self.sizes, self.blocks = file.sizes, file.blocks
+        self._verified: set[tuple[str, int]] = set()
         layout = file.tokenizer_hash, file.sample_rate, list(file.hop_lengths), file.codebook_size
         self.index = ShardIndex(*layout, file.chroma, file.n_shards)
         if tokenizer_hash is not None and file.tokenizer_hash != tokenizer_hash:
@@ -249,6 +261,8 @@ class Shards:
         shown = progress(names, "download codes", len(names)) if storage.is_url(folder) else names
         self._arrays = {name: self._open(name) for name in shown}
         self.index.tracks = self._read_tracks(file)
+        if "index.json" in file.crc32 and file.crc32["index.json"] != _index_crc32(found):
+            raise self._damaged("index.json", "its checksum is wrong")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker process opens its own; pickling a mapped array would copy it."""
@@ -259,6 +273,8 @@ class Shards:
         path = self.local / name
         if storage.is_url(self.folder) and not path.exists():
             storage.download(str(self.folder), name, path, self.sizes.get(name))
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("expected a file")
         return path
 
     def _open(self, name: str) -> np.ndarray:
@@ -266,7 +282,7 @@ class Shards:
             path, size = self._path(name), self.sizes.get(name)
             if size is not None and path.stat().st_size != size:
                 raise ValueError(f"expected {size} bytes, found {path.stat().st_size}")
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = _mapped(path)
             if array.ndim != 1 or array.dtype not in (np.uint8, np.uint16, np.int32):
                 found = f"{array.dtype} {list(array.shape)}"
                 raise ValueError(f"expected one row of whole numbers, found {found}")
@@ -286,7 +302,7 @@ class Shards:
                     if zlib.crc32(self._path(name).read_bytes()) != file.crc32.get(name):
                         raise ValueError("its checksum is wrong")
                 lines = np.memmap(self._path(TABLES[0]), np.uint8, "r") if file.n_tracks else np.zeros(0, np.uint8)
-                table = TrackTable(lines, np.load(self._path(TABLES[1]), mmap_mode="r", allow_pickle=False))
+                table = TrackTable(lines, _mapped(self._path(TABLES[1])))
                 if len(table) != file.n_tracks:
                     raise ValueError(f"expected {file.n_tracks} tracks, found {len(table)}")
             self._check_places(table.columns, len(table.lines), n_levels)
@@ -302,6 +318,7 @@ class Shards:
         start, size, shard, split, n_samples = columns[:, :N_COLUMNS].T
         offsets, lengths = columns[:, N_COLUMNS : N_COLUMNS + n_levels], columns[:, N_COLUMNS + n_levels :]
         fits = (start >= 0) & (size >= 0) & (start <= n_bytes - size) & (split >= 0) & (split < len(SPLITS))
+        fits &= (lengths == -(-n_samples[:, None] // np.array(self.index.hop_lengths))).all(axis=1)
         fits &= (n_samples > 0) & (shard >= 0) & (shard < self.index.n_shards)
         fits &= (offsets >= 0).all(axis=1) & (lengths >= 0).all(axis=1)
         if fits.all() and len(columns):
@@ -309,24 +326,36 @@ class Shards:
             arrays = [
                 [len(self._arrays[f"shard-{i:05d}-{kind}.npy"]) for kind in kinds] for i in range(self.index.n_shards)
             ]
+            for i, row in enumerate(arrays if self.index.chroma else ()):
+                row[0] = min(row[0], len(self._arrays[f"shard-{i:05d}-chroma.npy"]))
             fits &= (offsets <= np.array(arrays)[shard] - lengths).all(axis=1)
         if not fits.all():
             raise ValueError(
                 f"track {int(np.argmin(fits))}: expected its line and codes within their files, found others"
             )
 
-    def _array(self, track: ShardTrack, kind: str) -> np.ndarray:
-        return self._arrays[f"shard-{track.shard:05d}-{kind}.npy"]
+    def _read(self, track: ShardTrack, kind: str, level: int, start: int, end: int) -> np.ndarray:
+        """The values [start, end) of a track in a file of its shard, after their checksum is verified."""
+        name = f"shard-{track.shard:05d}-{kind}.npy"
+        first, array = track.offsets[level], self._arrays[name]
+        for i in range((first + start) // BLOCK_CODES, -(-(first + end) // BLOCK_CODES) if name in self.blocks else 0):
+            if (name, i) not in self._verified:
+                found = zlib.crc32(array[i * BLOCK_CODES : (i + 1) * BLOCK_CODES].tobytes())
+                if self.blocks[name][i : i + 1] != (found,):
+                    raise self._damaged(name, "its checksum is wrong")
+                self._verified.add((name, i))
+        return array[first + start : first + end]
 
     def _damaged(self, name: str, reason: object) -> ValueError:
-        advice = "delete its folder and run the codes stage again"
+        again = f"delete {self.local} to download it again"
+        advice = again if storage.is_url(self.folder) else "delete its folder and run the codes stage again"
         return ValueError(f"{self.folder}/{name}: shard missing or damaged ({reason}); {advice}")
 
     def codes(self, track: ShardTrack, level: int, start: int = 0, end: int | None = None) -> np.ndarray:
-        """Codes [start, end) of one level of a track, as int64."""
-        length, first = track.lengths[level], track.offsets[level]
-        end = length if end is None else min(end, length)
-        codes = self._array(track, f"level-{level}")[first + start : first + max(start, end)].astype(np.int64)
+        """Codes [start, end) of one level of a track, as int64; ValueError for damaged ones."""
+        length = track.lengths[level]
+        end = max(start, length if end is None else min(end, length))
+        codes = self._read(track, f"level-{level}", level, start, end).astype(np.int64)
         try:
             check_range(codes, self.index.codebook_size, track.path)
         except ValueError as error:
@@ -334,8 +363,24 @@ class Shards:
         return codes
 
     def chroma(self, track: ShardTrack) -> np.ndarray:
-        """Pitch classes of a track, uint8 [n_top_codes]."""
-        return np.asarray(self._array(track, "chroma")[track.offsets[0] :][: track.lengths[0]])
+        """Pitch classes of a track, uint8 [n_top_codes]; raises as `codes`."""
+        classes = np.asarray(self._read(track, "chroma", 0, 0, track.lengths[0]))
+        check_range(classes, SILENT + 1, f"{track.path}: pitch classes")
+        return classes
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped; ValueError for another file, or a damaged one."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy parses the header as Python, which fails in many ways
+        raise ValueError(f"expected an array, found none ({type(error).__name__})") from None
+
+
+def _index_crc32(content: dict[str, Any]) -> int:
+    """CRC-32 of the content of index.json, without this number."""
+    sums = {name: value for name, value in content["crc32"].items() if name != "index.json"}
+    return zlib.crc32(json.dumps({**content, "crc32": sums}, sort_keys=True).encode())
 
 
 def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from filelock import FileLock
 from fsspec import AbstractFileSystem
+
+from audiovq.utils.files import atomic_file
 
 
 def is_url(place: Path | str) -> bool:
@@ -22,6 +24,8 @@ def read(place: Path | str, name: str) -> bytes:
         FileNotFoundError: no such file.
         ValueError: the protocol is unknown or needs a package, or the file cannot be read.
     """
+    if not is_url(place) and not (Path(place) / name).is_file():  # a pipe would never end
+        raise FileNotFoundError(f"{place}/{name}")
     filesystem, root = _connect(place)
     return _request(filesystem.cat_file, f"{root}/{name}")
 
@@ -34,15 +38,14 @@ def download(url: str, name: str, target: Path, size: int | None) -> None:
     """
     filesystem, root = _connect(url)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{name}.{os.getpid()}")
-    try:
-        _request(filesystem.get_file, f"{root}/{name}", str(temporary))
-        found = temporary.stat().st_size
-        if size is not None and found != size:
-            raise ValueError(f"expected {size} bytes, found {found}")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with FileLock(target.parent / "downloading"):  # one of several processes downloads
+        if target.exists():
+            return
+        with atomic_file(target, flush=False) as temporary:
+            _request(filesystem.get_file, f"{root}/{name}", str(temporary))
+            found = temporary.stat().st_size
+            if size is not None and found != size:
+                raise ValueError(f"expected {size} bytes, found {found}")
 
 
 def _connect(place: Path | str) -> tuple[AbstractFileSystem, str]:

@@ -145,6 +145,8 @@ def copy_tokenizer_of_codes(run: Run) -> None:
     place = f"{codes.rstrip('/').rpartition('/')[0]}/tokenizer"
     try:
         files = {name: storage.read(place, name) for name in (checkpoint.CONFIG, checkpoint.WEIGHTS)}
+        with contextlib.suppress(FileNotFoundError):  # of a folder that somebody made
+            files[checkpoint.SUMS] = storage.read(place, checkpoint.SUMS)
     except FileNotFoundError:
         raise ValueError(f"{place}: expected the tokenizer of the codes; or copy it to {folder}") from None
     with atomic_folder(folder) as temporary:

@@ -18,7 +18,8 @@ from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
-from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, utf8_path, write_checksums
+from audiovq.utils.device import torch_defaults
+from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, file_sha256, utf8_path, write_checksums
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -60,6 +61,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     return content
 
 
+@torch_defaults(inference=False)
 def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
     """A network with the weights of a folder, as float32, for inference."""
     tensors = read_tensors(folder / WEIGHTS)
@@ -72,12 +74,25 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError if it is missing or damaged."""
+    """The tensors of a safetensors file; ValueError if it is missing or damaged.
+
+    The file must have the checksum in sha256.json beside it, if there is one, and its numbers must be finite.
+    """
     try:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("no such file")
+        sums = conf.read_json(path.parent / SUMS) if (path.parent / SUMS).is_file() else {}
+        expected = sums.get(path.name) if isinstance(sums, dict) else None
+        if expected and expected != file_sha256(path):
+            raise ValueError(f"its checksum is not that in {SUMS}")
         with utf8_path(path) as place:
-            return safetensors.torch.load_file(place)
+            tensors = safetensors.torch.load_file(place)
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
+    return tensors
 
 
 def tuning_steps(folder: Path) -> int:
@@ -101,11 +116,12 @@ def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
     """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps.
 
     The files are replaced one by one, config.json last. At any interruption the folder has a tokenizer that
-    makes the same codes, and `tuning_steps` is 0 until all files are replaced.
+    makes the same codes, and `tuning_steps` is 0 until all files are replaced. Its weights have no checksum meanwhile.
     """
     new = folder.with_name(f".{folder.name}.tuned")
     config = {"kind": "tokenizer", "model": network.config.model_dump()}
     _save(new, config | {"decoder_tuning_steps": steps}, network)
+    (folder / SUMS).unlink(missing_ok=True)
     for name in (WEIGHTS, SUMS, CONFIG):
         (new / name).replace(folder / name)
     new.rmdir()

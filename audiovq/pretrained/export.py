@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from audiovq import config as conf
@@ -103,7 +103,7 @@ def without_local_paths(recipe: Recipe) -> Recipe:
     for part, key in [*places, (content["codes"], "path")]:
         value = part[key]
         is_hub_id = key == "from_pretrained" and value and is_hub_name(value)
-        part[key] = value and (value if is_hub_id else Path(value).name)
+        part[key] = value and (value if is_hub_id else PureWindowsPath(value.split("?")[0]).name)
     return conf.build(Recipe, content, recipe.name)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from audiovq import config as conf
 from audiovq.pretrained import hub
 from audiovq.utils.files import CONFIG
+from audiovq.utils.progress import say
 
 
 def resolve_model(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
@@ -27,14 +28,18 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
         return path
     if not is_hub_name(text):
         expected = "a run folder, an exported folder, a hub id (owner/name) or default"
-        raise ValueError(f"{source}: no such model; expected {expected}")
+        hint = "; for the hub, name a revision (owner/name@main)" if path.parent.is_dir() and "/" in text else ""
+        raise ValueError(f"{source}: no such model; expected {expected}{hint}")
     repo_id, _, named = text.partition("@")
     return hub.download(repo_id, revision or named or None, token)
 
 
 def is_hub_name(source: str) -> bool:
-    """True for owner/name, if no file or folder has this name."""
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+    """True for owner/name and owner/name@revision, if it can mean no file or folder: runs/mine does not where there
+    is a folder called runs."""
+    repo_id, at, _ = source.partition("@")
+    is_name = repo_id.count("/") == 1 and not repo_id.startswith((".", "/", "~")) and not Path(source).exists()
+    return is_name and bool(at or not (Path(repo_id).parent.is_dir() or repo_id.startswith("runs/")))
 
 
 def bundled_model() -> Path:
@@ -74,7 +79,11 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
     for folder in runs.iterdir() if runs.is_dir() else ():
         last = folder / "tokenizer" / CONFIG
         if last.is_file() and prior:
-            last = folder / f"prior-{_n_levels(last) - 1}" / CONFIG
+            try:
+                last = folder / f"prior-{_n_levels(last) - 1}" / CONFIG
+            except ValueError as error:
+                say(f"left out: {error}")
+                continue
         if last.is_file():
             finished[folder] = last.stat().st_mtime
     if finished:

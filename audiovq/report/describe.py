@@ -57,7 +57,7 @@ def describe_codes(path: Path) -> dict[str, Any]:
         "hop_lengths": codes.hop_lengths,
         "codes_a_level": [len(level) for level in codes.levels],
         "codebook_size": codes.codebook_size,
-        "coding": read_header(path).get("coding", "none"),
+        "coding": read_header(path).coding or "none",
         "kbps_raw": codes.bits_per_second / 1000,
         "kbps_stored": kbps_stored,
         "kbps_stored_with_header": kbps_with_header,

@@ -71,6 +71,7 @@ class DecodeState:
         self.guided.write_prefix(self.cache)
         self.codes = F.pad(self.given, (1, 0), value=spec.codebook_size)
         self.n_done, self.in_prefill = 0, False
+        self.sum = torch.zeros((), device=given.device)  # of all logits; it is looked at seldom, as a GPU must wait
 
     @property
     def final_codes(self) -> Tensor:
@@ -123,7 +124,17 @@ class DecodeState:
 
     def step(self, t: int, context: Tensor) -> Tensor:
         """Logits [rows, codebook_size] of position t; `context` is [rows, dim]."""
-        return self.guided.combine(self.engine.step(self.guided.rows(self.codes[:, t]), context))
+        logits = self.guided.combine(self.engine.step(self.guided.rows(self.codes[:, t]), context))
+        self.sum += logits.sum()
+        return logits
+
+    def check_finite(self) -> None:
+        """Raises ValueError if the prior has computed NaN or infinity."""
+        if not self.sum.isfinite():
+            raise ValueError(
+                f"prior {self.prior.spec.level}: expected finite logits, found NaN or infinity; "
+                "choose precision fp32, or train the prior again"
+            )
 
     def put(self, t: int, drawn: Tensor) -> None:
         """Set the codes of position t, int64 [rows], except where they are given."""

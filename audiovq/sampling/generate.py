@@ -18,6 +18,7 @@ from audiovq.sampling.journal import Journal
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.request import Request
 from audiovq.utils import signals
+from audiovq.utils.device import torch_defaults
 
 CodesCallback = Callable[[int, Tensor], None]  # a level and its final codes so far, int64 [items, n]
 
@@ -26,7 +27,7 @@ def ignore_codes(level: int, codes: Tensor) -> None:
     """The callback that does nothing."""
 
 
-@torch.inference_mode()
+@torch_defaults()
 def generate(
     priors: Sequence[Prior],
     settings: Sequence[SamplingConfig],
@@ -61,6 +62,7 @@ def generate(
                 on_codes(level, state.final_codes)
                 if journal:
                     journal.note()
+            state.check_finite()
             codes = state.joined()
             if journal:
                 journal.finish(level, codes)
@@ -75,6 +77,7 @@ def draw_level(state: DecodeState, setting: SamplingConfig) -> Iterator[None]:
     """Fill in the codes of a level from left to right; yields after each pass through the network."""
     for stretch in state.stretches():
         context = state.context(stretch)  # [rows, n, dim]: coarser levels, labels, text, the next gap
+        state.check_finite()
         if stretch.given:  # known codes go through the network together
             state.prefill(stretch, context)
             yield

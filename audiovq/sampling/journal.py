@@ -1,8 +1,9 @@
 """Snapshots of pieces that are being generated, so that an interrupted run goes on where it was.
 
-A folder next to the output has a safetensors file for each group of items that are generated together:
-the finished levels (`level.0`, ...) and, of the level at work, the codes so far (`codes`) and the
-network's cache (`keys`, `values`). Its name is a hash of everything that determines the codes.
+A folder next to the output has a file for each group of items that are generated together: a safetensors
+file with the finished levels (`level.0`, ...) and, of the level at work, the codes so far (`codes`) and the
+network's cache (`keys`, `values`), and its CRC-32. The name is a hash of everything that determines the
+codes. A lock beside it is held by the process at work.
 
 A snapshot replaces the one before atomically. With the cache restored, a resumed run continues with the
 same passes through the network (see `DecodeState.stretches`), so on the same machine it gives the same
@@ -14,9 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -43,6 +46,7 @@ class Journal:
     def __init__(self, folder: Path):
         self.folder = folder
         self.paths: list[Path] = []  # of each group; the last is at work
+        self.lock: FileLock | None = None  # of the group at work
         self.state: DecodeState | None = None  # of the level at work
         self.changed = False  # since the last snapshot
 
@@ -52,14 +56,20 @@ class Journal:
         Args:
             facts: everything that determines the group's codes, JSON and tensors.
         Raises:
-            ValueError: the folder cannot be written.
+            ValueError: the folder cannot be written, or another process generates the same piece.
         """
         self.close()
         check_folder(self.folder)
         text = json.dumps({"format": FORMAT, **facts}, sort_keys=True, default=_sha256)
         self.paths.append(self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.journal")
+        self.lock = FileLock(self.paths[-1].with_suffix(".lock"), thread_local=False)
         try:
-            found = load(self.paths[-1].read_bytes())
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{self.folder}: another process generates this piece; wait until it has ended") from None
+        try:
+            data = self.paths[-1].read_bytes()
+            found = load(data[:-4]) if zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little") else {}
         except (OSError, SafetensorError):  # missing or damaged
             found = {}
         self.n_known = sum(codes.shape[1] for name, codes in found.items() if name not in ("keys", "values"))
@@ -97,16 +107,25 @@ class Journal:
         if self.state:
             tensors["codes"] = self.state.codes[:, 1 : self.state.n_done + 1].int()
             tensors |= {"keys": self.state.cache.keys, "values": self.state.cache.values}
-        with atomic_file(self.paths[-1]) as temporary, utf8_path(temporary.parent) as folder:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / temporary.name)
+        with atomic_file(self.paths[-1]) as temporary:
+            with utf8_path(temporary.parent) as folder:
+                content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+                save_file(content, folder / temporary.name)
+            checksum = zlib.crc32(temporary.read_bytes())
+            with temporary.open("ab") as file:
+                file.write(checksum.to_bytes(4, "little"))
         self.changed = False
 
     def close(self) -> None:
-        """Make a last snapshot. After an error within a pass over given codes, which leaves the cache
-        incomplete, the snapshot before stays."""
-        if self.changed and not (self.state and self.state.in_prefill):
-            self._save()
-        self.state, self.changed = None, False
+        """Make a last snapshot and release the lock. After an error within a pass over given codes, which
+        leaves the cache incomplete, the snapshot before stays."""
+        try:
+            if self.changed and not (self.state and self.state.in_prefill):
+                self._save()
+        finally:
+            self.state, self.changed = None, False
+            if self.lock:
+                self.lock.release()
 
     def __enter__(self) -> Journal:
         return self
@@ -119,6 +138,7 @@ class Journal:
         self.changed = False
         for path in self.paths:
             path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
         left = sorted(path.name for path in self.folder.glob("*.journal"))
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -43,7 +43,7 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
         end = min(start + block, n_codes)
         context = guided.context(around, start, end)
         logits = prior(previous[:, start:end], context, cache).float()
-        total -= F.cross_entropy(logits.mT, codes[:, start:end], reduction="none").double().sum(dim=1).cpu()
+        total -= F.cross_entropy(logits.mT, codes[:, start:end], reduction="none").cpu().double().sum(dim=1)
     return total
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiovq.distributed import collectives, rng
+from audiovq.utils.device import widest_float
 
 LATENTS_PER_CODE = 64  # of more latents, k-means takes a random part
 
@@ -56,5 +57,6 @@ def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[
         bool [size], true where a code is dead, and the latents [size, dim].
     """
     pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
-    drawn = torch.rand(len(counts), generator=rng.generator(), device=counts.device, dtype=torch.float64)
-    return counts < fraction * counts.mean(), pool.rows((drawn * pool.size).long())
+    device, dtype = counts.device, widest_float(counts.device)
+    drawn = torch.rand(len(counts), generator=rng.generator(), device=device, dtype=dtype)
+    return counts < fraction * counts.mean(), pool.rows((drawn * pool.size).long().clamp(max=pool.size - 1))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import Window, Windows
+from audiovq.utils.device import torch_defaults
 
 CHUNK_SECONDS = 20.0  # of new audio per window, for files
 WINDOWS_AT_ONCE = 8  # in a batch, where a batch is faster
@@ -38,12 +39,12 @@ class StreamingEncoder:
         """The longest time from the first sample of a code until the code comes: context and a chunk."""
         return (self.windows.step + self.windows.context) / self.network.config.sample_rate
 
-    @torch.inference_mode()
+    @torch_defaults()
     def push(self, waveform: Tensor) -> list[Tensor]:
         """float [channels, any n] -> int64 [codes that are certain now] per level, perhaps none."""
         return self._codes(list(self.windows.push([waveform.to(self.device)])))
 
-    @torch.inference_mode()
+    @torch_defaults()
     def finish(self) -> list[Tensor]:
         """The rest, int64 [n] per level; ceil(samples / hop_length) codes in all."""
         last = self.windows.finish()
@@ -75,7 +76,7 @@ class StreamingDecoder:
         """The longest time from a code until its audio comes: context and a chunk."""
         return (self.windows.step + self.windows.context) / self.network.config.sample_rate
 
-    @torch.inference_mode()
+    @torch_defaults()
     def push(self, levels: Sequence[Tensor]) -> Tensor:
         """The next codes of each level -> the samples that are certain now, perhaps none.
 
@@ -91,7 +92,7 @@ class StreamingDecoder:
         self.caller_device = levels[0].device
         return self._waveform(list(self.windows.push([level.to(self.device) for level in levels])))
 
-    @torch.inference_mode()
+    @torch_defaults()
     def finish(self, n_samples: int | None = None) -> Tensor:
         """The rest, float [channels, n].
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,26 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     >>> with atomic_file(path) as temporary:
     ...     temporary.write_bytes(content)
 
-    The temporary file is in the same folder. At the end of the block it is flushed to the disk and renamed. If the
-    process is killed before, the next attempt overwrites it.
+    The temporary file is in a hidden folder beside it. At the end of the block it is flushed to the disk and renamed.
+    If the process is killed before, the next attempt removes it, with all that libraries left beside it.
 
     Args:
         flush: False saves the time of a flush, for a file that can be made again.
     Raises:
         ValueError: the file cannot be written.
     """
-    temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
+    place = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
+    shutil.rmtree(place, ignore_errors=True)
     try:
+        place.mkdir()
+        temporary = place / "file"
         yield temporary
-        if flush:
-            _flush(temporary)
+        _complete(temporary, flush)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -61,12 +64,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
-            _flush(path)
+            _complete(path)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
-        _flush(folder.parent)
+        _complete(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from None
@@ -74,12 +77,18 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _complete(path: Path, flush: bool = True) -> None:
+    """Give a file the permissions that its folder was made with (safetensors lets only its owner read it), and flush
+    it to the disk."""
+    is_file = path.is_file()
+    if is_file:
+        path.chmod(path.parent.stat().st_mode & 0o666)
+    if flush and (is_file or os.name != "nt"):  # Windows flushes files alone, and only writable ones
+        descriptor = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def cannot_write(path: Path, error: Exception) -> ValueError:
@@ -93,9 +102,8 @@ def check_folder(folder: Path) -> None:
     """Make a folder for output; ValueError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".audiovq-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from None
 
