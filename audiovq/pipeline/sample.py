@@ -148,7 +148,7 @@ def sample(
         Interrupted: a signal asked to stop; the journals stay.
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
-    if not launch.run_on_several(arguments, gpus, options.processes, useful=options.num):
+    if not launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
         with launch.processes(), signals.deferred():
             yield from _sample(options, pick_model, finished)
 
