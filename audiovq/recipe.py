@@ -157,7 +157,8 @@ class Recipe(Config):
             n, n_levels = len(self.priors), self.tokenizer.model.n_levels
             message = f"priors: expected none, 1 or {n_levels} (one for each level), found {n}"
             _expect(n in {0, 1, n_levels}, message)
-        _check_crop(self)
+        if self.batch_sizes(("tokenizer", "decoder")):
+            _check_crop(self)
         if self.decoder_tuning is not None:
             losses = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
             _expect(
@@ -231,21 +232,21 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
 
 
 def longest_window(recipe: Recipe) -> int:
-    """Samples: the longest window of losses and discriminators."""
-    losses = recipe.tokenizer.losses
+    """Samples: the longest window of losses, discriminators and an inverse STFT."""
+    losses, model = recipe.tokenizer.losses, recipe.tokenizer.model
+    decoder = getattr(model.decoder, "overlap", 0) * model.hop_lengths[0 if model.topology == "independent" else -1]
     discriminators = recipe.decoder_tuning.adversarial.discriminators if recipe.decoder_tuning else ()
     mel = losses.mel_windows if losses.mel else ()
-    linear = losses.stft_windows if losses.stft + losses.spectral_convergence else ()
-    return max([*mel, *linear, *(each.min_samples for each in discriminators)], default=0)
+    return max([decoder, *mel, *(each.min_samples for each in discriminators)], default=0)
 
 
 def _check_crop(recipe: Recipe) -> None:
-    """A crop must be as long as the windows of losses and discriminators."""
+    """A crop must be as long as all windows."""
     n_samples, longest = recipe.tokenizer.crop_samples, longest_window(recipe)
     _expect(
         n_samples >= longest,
-        f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses and "
-        f"discriminators, found {n_samples} samples",
+        f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses, "
+        f"discriminators and decoder, found {n_samples} samples",
     )
 
 

@@ -125,7 +125,9 @@ def test_a_deleted_track_and_another_recipe_name_the_option(tmp_path: Path) -> N
 @pytest.mark.parametrize(("settings", "words"), [
     (("tokenizer.losses={mel: 1, mel_windows: [2]}",), "mel_windows.0: expected greater than or equal to 8, found 2"),
     (("tokenizer.losses={mel: 1, mel_windows: []}",), "mel_windows"),
-    (("tokenizer.losses={mel: 0, stft: 1, stft_windows: [4096]}",), "tokenizer.crop_seconds: expected at least 4096 samples"),
+    (("tokenizer.model.decoder.overlap=64",), "tokenizer.crop_seconds: expected at least 4096 samples"),
+    (("tokenizer.model.topology=independent", "tokenizer.model.decoder.overlap=16"), "expected at least 4096 samples"),
+    (("tokenizer.losses={mel: 1, mel_windows: [4096]}",), "tokenizer.crop_seconds: expected at least 4096 samples"),
     (("decoder_tuning={training: {steps: 2}, adversarial: {discriminators: [{kind: mel, windows: [4]}]}}",), "windows.0"),
     (("priors.0.model.transformer={dim: 65536, n_layers: 1000, n_heads: 2}",), "prior-0: "),
     (("tokenizer.model.dim=65536", "tokenizer.model.encoder.n_blocks=250"), "tokenizer: "),
