@@ -41,6 +41,7 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+Window = Annotated[int, Field(ge=8)]  # samples of a short-time spectrum, with hops of a quarter
 # The keys of configs by the largest number that they may have, also in a list; others have LARGEST_NUMBER. The limits
 # bound loops (`n_blocks`) and memory that does not depend on the weights (a cache of `context` codes).
 KEYS_BY_LIMIT = {

@@ -157,7 +157,8 @@ class Recipe(Config):
             n, n_levels = len(self.priors), self.tokenizer.model.n_levels
             message = f"priors: expected none, 1 or {n_levels} (one for each level), found {n}"
             _expect(n in {0, 1, n_levels}, message)
-        _check_crop(self)
+        if self.batch_sizes(("tokenizer", "decoder")):
+            _check_crop(self)
         if self.decoder_tuning is not None:
             losses = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
             _expect(
@@ -167,11 +168,16 @@ class Recipe(Config):
             )
         return self
 
-    @property
-    def smallest_batch(self) -> int:
-        """The smallest batch of all stages: more devices than that are of no use."""
-        stages = [self.tokenizer, *self.priors, *([self.decoder_tuning] if self.decoder_tuning else [])]
-        return min(stage.training.batch_size for stage in stages)
+    def batch_sizes(self, stages: Container[str]) -> dict[str, int]:
+        """The batch size of each network that these stages train, by its key in the recipe."""
+        found = {}
+        if "tokenizer" in stages and not (self.tokenizer.from_pretrained or self.codes.path):
+            found["tokenizer"] = self.tokenizer.training
+        if "decoder" in stages and self.decoder_tuning and not self.codes.path:
+            found["decoder_tuning"] = self.decoder_tuning.training
+        if "priors" in stages:
+            found |= {f"priors.{i}": stage.training for i, stage in enumerate(self.priors)}
+        return {f"{key}.training.batch_size": training.batch_size for key, training in found.items()}
 
     @property
     def n_priors(self) -> int:
@@ -225,16 +231,22 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
         )
 
 
-def _check_crop(recipe: Recipe) -> None:
-    """A crop must be as long as the windows of losses and discriminators."""
-    n_samples, losses = recipe.tokenizer.crop_samples, recipe.tokenizer.losses
+def longest_window(recipe: Recipe) -> int:
+    """Samples: the longest window of losses, discriminators and an inverse STFT."""
+    losses, model = recipe.tokenizer.losses, recipe.tokenizer.model
+    decoder = getattr(model.decoder, "overlap", 0) * model.hop_lengths[0 if model.topology == "independent" else -1]
     discriminators = recipe.decoder_tuning.adversarial.discriminators if recipe.decoder_tuning else ()
-    windows = [*(losses.mel_windows if losses.mel else ()), *(each.min_samples for each in discriminators)]
-    longest = max(windows, default=0)
+    mel = losses.mel_windows if losses.mel else ()
+    return max([decoder, *mel, *(each.min_samples for each in discriminators)], default=0)
+
+
+def _check_crop(recipe: Recipe) -> None:
+    """A crop must be as long as all windows."""
+    n_samples, longest = recipe.tokenizer.crop_samples, longest_window(recipe)
     _expect(
         n_samples >= longest,
-        f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses and "
-        f"discriminators, found {n_samples} samples",
+        f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses, "
+        f"discriminators and decoder, found {n_samples} samples",
     )
 
 
@@ -286,7 +298,7 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return mapping
     if not isinstance(base, str) or not (path.parent / base).is_file():
-        raise ValueError(f"{path}: extends: expected the name of a recipe in the same folder, found {base!r}")
+        raise ValueError(f"{path}: extends: expected the name of a recipe in the same folder, found {base!r:.40}")
     return conf.merge(read_mapping(path.parent / base, (*seen, path)), mapping)
 
 

@@ -14,7 +14,9 @@ from click.testing import Result
 from conftest import ROOT, TINY, assert_one_line_error, cli, tones
 
 from audiovq.pipeline.before_training import find_music, rounded
-from audiovq.recipe import load_saved_recipe
+from audiovq.planning.estimate import STAGES, make_plan
+from audiovq.recipe import load_recipe, load_saved_recipe
+from audiovq.utils.words import listed
 
 
 def write_music(folder: Path) -> Path:
@@ -118,3 +120,71 @@ def test_a_deleted_track_and_another_recipe_name_the_option(tmp_path: Path) -> N
     (music / "1.wav").unlink()
     result = cli(*train, "--stage", "codes")
     assert_one_line_error(result, "1 of the 3 tracks", "the first: 1.wav", "--data")
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    (("tokenizer.losses={mel: 1, mel_windows: [2]}",), "mel_windows.0: expected greater than or equal to 8, found 2"),
+    (("tokenizer.losses={mel: 1, mel_windows: []}",), "mel_windows"),
+    (("tokenizer.model.decoder.overlap=64",), "tokenizer.crop_seconds: expected at least 4096 samples"),
+    (("tokenizer.model.topology=independent", "tokenizer.model.decoder.overlap=16"), "expected at least 4096 samples"),
+    (("tokenizer.losses={mel: 1, mel_windows: [4096]}",), "tokenizer.crop_seconds: expected at least 4096 samples"),
+    (("decoder_tuning={training: {steps: 2}, adversarial: {discriminators: [{kind: mel, windows: [4]}]}}",), "windows.0"),
+    (("priors.0.model.transformer={dim: 65536, n_layers: 1000, n_heads: 2}",), "prior-0: "),
+    (("tokenizer.model.dim=65536", "tokenizer.model.encoder.n_blocks=250"), "tokenizer: "),
+])  # fmt: skip
+def test_what_cannot_be_trained_is_refused_before_the_first_stage(
+    tiny_recipe: Path, tmp_path: Path, settings: tuple[str, ...], words: str
+) -> None:
+    began = time.monotonic()
+    result = cli("train", tiny_recipe, "--out", tmp_path / "run", *(word for s in settings for word in ("--set", s)))
+    assert_one_line_error(result, words)
+    assert not (tmp_path / "run" / "tokenizer").exists()
+    assert time.monotonic() - began < 20
+
+
+def test_batches_of_all_stages_are_compared_with_the_processes(tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.batch_size=1",))
+    with pytest.raises(
+        ValueError, match=r"priors.0.training.batch_size: expected at least one example for each of the 2"
+    ):
+        make_plan(recipe, 60, n_devices=2)
+
+
+def test_only_stages_that_are_trained_limit_the_processes(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("finetune")
+    assert recipe.batch_sizes(STAGES) == {"priors.0.training.batch_size": 8}
+    assert load_recipe("finetune", overrides=("priors.0.training.batch_size=16",)).batch_sizes(("priors",)) == {
+        "priors.0.training.batch_size": 16
+    }
+    tiny = load_recipe(str(tiny_recipe))
+    assert set(tiny.batch_sizes(STAGES)) == {"tokenizer.training.batch_size", "priors.0.training.batch_size"}
+    assert tiny.batch_sizes(("codes",)) == {}
+    words = (sys.executable, "-m", "audiovq", "train", tiny_recipe, "--processes", "5", "--out", tmp_path / "run")
+    command = [*map(str, words), "--stage", "tokenizer"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert result.returncode == 0, result.stderr
+    assert "using 2 of 5 processes: tokenizer.training.batch_size is 2" in result.stderr
+
+
+def test_one_track_is_not_called_held_out_and_missing_labels_are_named(tmp_path: Path) -> None:
+    (tmp_path / "music").mkdir()
+    soundfile.write(tmp_path / "music" / "only.wav", tones(3, 8000), 8000)
+    (tmp_path / "tiny.yaml").write_text(TINY.format(folder=tmp_path / "music"))
+    result = cli("train", tmp_path / "tiny.yaml", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "held out:" not in result.output
+    assert "on held-out" not in result.output
+    assert "tokenizer: step 4, training tracks (none is held out): loss" in result.output
+    assert "bits per code on the training tracks (none is held out)" in result.output
+    assert "labels: no training track has a genre" in result.output
+
+
+def test_lists_of_values_are_short_and_show_the_likely_ones() -> None:
+    values = [f"artist {i}" for i in range(1500)]
+    text = listed(values, "artst 777")
+    assert text.startswith("artist 777, ")
+    assert text.endswith(" and 1,490 more")
+    assert len(listed(["x" * 10**6], "y")) < 100
+    assert (listed([]), listed(["a", "b"])) == ("none", "a, b")

@@ -14,6 +14,7 @@ from conftest import ROOT, TRACK, assert_one_line_error, cli, tones
 from test_audio import bad_file
 
 from audiovq.data.codes import Codes
+from audiovq.utils.files import cannot_write
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -262,3 +263,13 @@ def test_help_is_quick() -> None:
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "audiovq", "--help"], capture_output=True, check=True, cwd=ROOT)
     assert time.monotonic() - began < 2  # a limit for any machine; measurements are in benchmarks/
+
+
+def test_messages_say_what_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_line_error(cli("report"), "there is no run in runs/", "audiovq report DIR")
+    result = cli("info", "default")
+    assert result.exit_code == 0, result.output
+    assert_one_line_error(cli("sample", "--model", "runs/mine"), "runs/mine: no such model")
+    error = cannot_write(tmp_path / "a.wav", soundfile.LibsndfileError(2, "Error opening 'a.wav': "))
+    assert "such as a full disk" in str(error)

@@ -351,7 +351,7 @@ def test_two_processes_share_the_work_and_agree(
 
 @pytest.mark.parametrize(("override", "message"), [
     ("decoder_tuning.training.discriminator_steps=5", "decoder_tuning.training: discriminator_steps: expected less than steps 5, found 5"),
-    ("decoder_tuning.adversarial.discriminators=[{kind: multi_resolution, windows: [4096]}]", "tokenizer.crop_seconds: expected at least 4096 samples, the longest window of losses and discriminators, found 2048"),
+    ("decoder_tuning.adversarial.discriminators=[{kind: multi_resolution, windows: [4096]}]", "tokenizer.crop_seconds: expected at least 4096 samples, the longest window of losses, discriminators and decoder, found 2048"),
     ("tokenizer.losses={mel: 0.0, waveform_l1: 0.0}", "decoder_tuning: expected a reconstruction loss with a weight above 0"),
     ("decoder_tuning.adversarial.discriminators.1.widows=[64]", "did you mean 'windows'?"),
     ("decoder_tuning.trainng.steps=3", "decoder_tuning.trainng: unknown key, did you mean 'training'?"),

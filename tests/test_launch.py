@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, cli
 
@@ -126,4 +127,29 @@ def test_a_failed_process_is_one_line_of_the_launcher(tmp_path: Path) -> None:
     assert f"audiovq: {tmp_path}: no audio found" in result.stderr
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last == "audiovq: one of 2 processes failed with exit code 2; its message is above"
+    assert re.fullmatch("audiovq: process [01] of 2 failed with exit code 2; its message is above", last)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_and_a_hung_process_are_named_within_the_limit(
+    tiny_recipe: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """SIGKILL is what the kernel sends if memory runs out; SIGSTOP hangs a process."""
+    words = ["train", str(tiny_recipe), "--out", str(tmp_path / "run"), "--processes", "2", "--stage", "tokenizer"]
+    words += ["--set", "tokenizer.training.steps=100000", "--set", "tokenizer.training.evaluate_steps=100000"]
+    limits = environment(AUDIOVQ_TIMEOUT_MINUTES="0.1")
+    process = subprocess.Popen([sys.executable, "-m", "audiovq", *words], env=limits, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "run" / "training" / "tokenizer" / "metrics.jsonl", time.monotonic() + 100
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.05)
+    ranks = {int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children()}
+    began = time.monotonic()
+    ranks[1].send_signal(number)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 2, errors
+    assert time.monotonic() - began < 100
+    assert "Traceback" not in errors
+    if number == signal.SIGKILL:
+        assert "audiovq: process 1 of 2 was ended by SIGKILL, perhaps because of this: memory ran out" in errors
+    else:
+        assert "audiovq: process 0: another process has not answered for 0.1 minutes" in errors

@@ -18,11 +18,10 @@ from audiovq.planning.estimate import (
     far_device,
     make_plan,
     music_seconds,
-    plan_lines,
     prior_of,
     this_device,
-    too_large,
 )
+from audiovq.planning.in_words import plan_lines, too_large
 from audiovq.recipe import Recipe, load_recipe
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask

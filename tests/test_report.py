@@ -23,6 +23,8 @@ from playwright.sync_api import Browser, Page
 from scipy.stats import binomtest
 
 from audiovq import Tokenizer
+from audiovq.data.tracks import find_audio
+from audiovq.recipe import load_recipe
 from audiovq.report.clips import MAX_CLIPS, PICTURE_BYTES, choose, outline, render
 from audiovq.report.contents import Clip, Group
 from audiovq.report.curves import MAX_POINTS, stage_curves, thin
@@ -313,6 +315,11 @@ def test_without_scripts_there_are_plain_players(browser: Browser, page_file: Pa
 def test_the_wheel_has_template_style_and_script(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    names = wheel.namelist()
     assert {f"audiovq/report/template/page.{suffix}" for suffix in ("html", "css", "js")} <= set(names)
     assert {f"audiovq/studio/assets/player.{suffix}" for suffix in ("html", "css", "js")} <= set(names)
+    wheel.extractall(tmp_path / "installed")  # quickstart finds its music there
+    recipe = load_recipe(str(tmp_path / "installed" / "audiovq" / "recipes" / "quickstart.yaml"))
+    assert len(find_audio(Path(recipe.data.folder))) == 8
+    assert sum(entry.compress_size for entry in wheel.infolist() if "/samples/" in entry.filename) < 5e6

@@ -20,6 +20,7 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.engine import precisions
 from audiovq.sampling.request import Request
 from audiovq.utils import compat
+from audiovq.utils.words import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,10 @@ def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, s
     indexes = {}
     for name, value in labels.items():
         if name not in vocabularies:
-            raise ValueError(f"label {name}: this model knows the labels: {', '.join(vocabularies) or 'none'}")
+            raise ValueError(f"label {name}: this model knows the labels: {listed(list(vocabularies), name)}")
         values = vocabularies[name]
         if value not in values:
-            raise ValueError(f"label {name}={value}: expected one of: {', '.join(values) or 'none'}")
+            raise ValueError(f"label {name}={value:.60}: expected one of: {listed(values, value)}")
         indexes[name] = values.index(value) + 1  # 0 is unknown
     return indexes
 

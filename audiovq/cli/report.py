@@ -15,5 +15,8 @@ def report(run: str | None, out: str | None, json_file: str | None) -> None:
     """Write one HTML page with the sounds, a blind test and the curves of RUN (default: the newest run)."""
     from audiovq.report.page import report_run
 
-    facts = report_run(pick_model(None, prior=False) if run is None else Path(run), Path(out) if out else None)
+    folder = Path(run) if run else pick_model(None, prior=False)
+    if not run and not (folder / "recipe.yaml").is_file():
+        raise ValueError("report: there is no run in runs/; name the folder of one, as in audiovq report DIR")
+    facts = report_run(folder, Path(out) if out else None)
     show([facts["report"]], facts, json_file)

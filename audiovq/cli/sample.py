@@ -10,6 +10,7 @@ from audiovq.cli import options
 
 COUNT, NUMBER, SECONDS = IntRange(min=1), IntRange(min=0), {"type": float, "metavar": "SECONDS"}
 LEVELS = "one value or one per level"
+KEEP_HELP = "Outside the change: the original audio (default of --edit for a recording), or all decoded from codes."
 GUIDANCE_HELP = f"How closely label, text and chroma are followed, 1 as trained; {LEVELS}."
 
 
@@ -35,7 +36,7 @@ GUIDANCE_HELP = f"How closely label, text and chroma are followed, 1 as trained;
 @option("--before", default=0.0, **SECONDS, help="New music before the piece.")
 @option("--after", default=0.0, **SECONDS, help="New music after the piece.")
 @option("--keep-levels", type=int, help="Keep the first levels, replace the finer ones (within --from, --to).")
-@option("--keep-audio", is_flag=True, help="Keep the original audio outside the edit; cross-fades of 50 ms.")
+@option("--keep-audio/--codes-only", default=None, help=KEEP_HELP)
 @option("--best", type=int, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
 @option("--stream", type=options.FILE, metavar="FILE", help="WAV to write during generation; - is standard output.")
 @option("--save-codes", is_flag=True, help="Also write a .codes file of each piece, for --edit.")

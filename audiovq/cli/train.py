@@ -34,16 +34,20 @@ def train(
     from audiovq.distributed import collectives, launch
     from audiovq.pipeline.before_training import announce_duration, with_music
     from audiovq.pipeline.run import Run
+    from audiovq.pipeline.run_folder import RunFolder
     from audiovq.recipe import load_recipe
     from audiovq.report.describe import describe_run
 
     loaded = load_recipe(recipe, data, overrides, codes)
-    if launch.run_on_several(sys.argv[1:], gpus, processes, useful=loaded.smallest_batch):
+    folder, wanted = Path(out or Path("runs") / loaded.name), tuple(s for s in STAGES if s in stages) or STAGES
+    done = RunFolder(folder, loaded)
+    batches = loaded.batch_sizes([stage for stage in wanted if not done.is_done(stage)])
+    key = min(batches, key=lambda key: batches[key], default=None)
+    limit = (batches[key], f"{key} is {batches[key]}") if key else None
+    if launch.run_on_several(sys.argv[1:], gpus, processes, limit):
         return
     with launch.processes():
-        folder = Path(out or Path("runs") / loaded.name)
         run = Run(with_music(loaded, folder), folder, page)
-        wanted = tuple(stage for stage in STAGES if stage in stages) or STAGES
         missing = [stage for stage in wanted if not run.files.is_done(stage)]
         announce_duration(run.files, missing, collectives.world_size())
         run.go(wanted)

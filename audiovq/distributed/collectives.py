@@ -6,10 +6,14 @@ use nccl, tensors in main memory gloo, so that ranks can agree on a flag without
 
 from __future__ import annotations
 
+import datetime
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
+
+LONGEST_WORK = datetime.timedelta(days=1)  # of one rank while the others wait in `barrier`
 
 
 def is_distributed() -> bool:
@@ -69,9 +73,22 @@ def any_rank(*flags: bool) -> list[bool]:
     return (all_reduce_(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
 
+_patient: list[dist.ProcessGroup] = []  # the group for `barrier`, whose limit is a day
+
+
+def start(limit: datetime.timedelta) -> None:
+    """Join the other processes; a collective that waits longer than `limit` for one raises RuntimeError."""
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+    _patient[:] = [dist.new_group(backend="gloo", timeout=LONGEST_WORK)]  # type: ignore[list-item]
+
+
 def barrier() -> None:
-    """Wait for all ranks. The tensor is in main memory: gloo raises an error if another rank has exited."""
-    all_reduce_(torch.zeros(()))
+    """Wait for all ranks, as long as a rank may scan or encode music, or write samples, alone.
+
+    The tensor is in main memory: gloo raises an error if another rank has exited.
+    """
+    if is_distributed():
+        dist.all_reduce(torch.zeros(()), group=_patient[0] if _patient else None)
 
 
 class Pool:

@@ -21,10 +21,12 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from audiovq.distributed import collectives
 from audiovq.utils.progress import console, say
 from audiovq.utils.signals import Interrupted
 
-TIMEOUT = datetime.timedelta(days=1)  # one rank may scan a large data set while the others wait
+# How long processes wait for one that does not answer, except for `collectives.barrier`.
+TIMEOUT = datetime.timedelta(minutes=float(os.environ.get("AUDIOVQ_TIMEOUT_MINUTES", "20")))
 
 
 @contextlib.contextmanager
@@ -38,27 +40,38 @@ def processes() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    collectives.start(TIMEOUT)
     console.quiet = dist.get_rank() > 0
     try:
         yield
     except RuntimeError as error:
-        if "by peer" in str(error):
-            raise ValueError("another process stopped; its message says why") from error
+        if "by peer" in str(error):  # the launcher, too, says why
+            raise ValueError(
+                f"process {dist.get_rank()}: another process stopped; its message, or that of the launcher or scheduler, "
+                "says why; the same command resumes"
+            ) from error
+        if "Timed out" in str(error) or "timeout" in str(error).lower():
+            minutes = TIMEOUT.total_seconds() / 60
+            raise ValueError(
+                f"process {dist.get_rank()}: another process has not answered for {minutes:g} minutes: it hangs, perhaps in "
+                "a disk or network that does not answer, or was suspended; the same command resumes"
+            ) from error
         raise
     finally:
         console.quiet = False
         dist.destroy_process_group()
 
 
-def run_on_several(arguments: Sequence[str], gpus: int | None, processes: int | None, useful: int) -> bool:
+def run_on_several(
+    arguments: Sequence[str], gpus: int | None, processes: int | None, limit: tuple[int, str] | None = None
+) -> bool:
     """Run this command on several processes and wait for them, unless one is enough or this is one of them.
 
     Args:
         arguments: the command's arguments.
         gpus: number of GPUs; None uses all that are visible.
         processes: number of processes on the CPU, instead of GPUs.
-        useful: the largest number of processes that have something to do.
+        limit: the largest number of processes that have something to do, and why.
     Returns:
         True if the processes did the work; False if this process has to do it.
     Raises:
@@ -68,11 +81,10 @@ def run_on_several(arguments: Sequence[str], gpus: int | None, processes: int | 
     join_slurm_step(os.environ)
     if "WORLD_SIZE" in os.environ:
         return False
-    n, useful = count(gpus, processes), max(useful, 1)
-    if n > useful:
-        kind = "processes" if processes else "GPUs"
-        say(f"using {useful} of {n} {kind}: there is no work for more (batch_size or --num)")
-        n = useful
+    n = count(gpus, processes)
+    if limit and n > limit[0]:
+        say(f"using {max(limit[0], 1)} of {n} {'processes' if processes else 'GPUs'}: {limit[1]}")
+        n = max(limit[0], 1)
     if processes:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if n < 2:
@@ -107,19 +119,27 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
     except SignalException as stop:  # the launcher passed it on and waited up to 30 seconds
         raise Interrupted(stop.sigval) from None
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         for number in (signal.SIGTERM, signal.SIGINT):
-            if 128 + number in codes:
+            if 128 + number in codes.values():
                 raise Interrupted(number) from None
-        raise ValueError(_failure(n, codes - {-signal.SIGTERM} or codes)) from None  # the launcher ends the others so
+        # The first one that a signal ended, else the first one that failed; the launcher ends the others by SIGTERM.
+        rank = min(codes, key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank] > 0, rank))
+        raise ValueError(_failure(rank, n, codes[rank])) from None
 
 
-def _failure(n: int, codes: set[int]) -> str:
-    """The message for exit codes of failed processes; negative ones are signals, and 2 is a mistake of the user."""
-    if -signal.SIGKILL in codes:
-        return f"one of {n} processes was killed, perhaps because memory ran out; the same command resumes"
-    message = f"one of {n} processes failed with exit code {min(codes)}; its message is above"
-    return message if 2 in codes else f"{message}; the same command resumes from what is saved"
+def _failure(rank: int, n: int, code: int) -> str:
+    """The message for a failed process; a negative exit code is a signal, and 2 is a mistake of the user."""
+    if code < 0:
+        causes: dict[int, str] = {
+            signal.SIGKILL: "memory ran out",
+            signal.SIGABRT: "a GPU or another process did not answer",
+        }
+        cause = causes.get(-code, "a fault in a driver or library")
+        name = signal.Signals(-code).name
+        return f"process {rank} of {n} was ended by {name}, perhaps because of this: {cause}; the same command resumes"
+    message = f"process {rank} of {n} failed with exit code {code}; its message is above"
+    return message if code == 2 else f"{message}; the same command resumes from what is saved"
 
 
 def join_slurm_step(environment: MutableMapping[str, str]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from audiovq.config import recipe_folders
 from audiovq.data.tracks import find_audio
 from audiovq.pipeline.run_folder import RunFolder
-from audiovq.planning.estimate import make_plan, music_seconds, too_large
+from audiovq.planning.estimate import make_plan, music_seconds
+from audiovq.planning.in_words import too_large
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.utils.progress import say
 
@@ -56,9 +57,13 @@ def find_music(name: str) -> Path:
 def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> None:
     """Print the hours of a long training, a command that fits this machine, and priors that are far too large.
 
+    All stages are tried with one example, so that what is impossible is found now, and not after hours.
+
     Args:
         stages: names of the stages that are not done.
         n_devices: processes that share each step.
+    Raises:
+        ValueError: a stage cannot be trained with these settings, so many devices or this memory.
     """
     if not stages:
         return
@@ -71,6 +76,13 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
     except ValueError:
         return  # the scan at the beginning of the training says what is wrong
     plan = make_plan(recipe, seconds, stages, n_devices=n_devices)
+    for stage in plan["stages"]:
+        needed = {name: size for name, size in stage.get("memory_parts", {}).items() if name != "activations"}
+        if sum(needed.values()) > plan["memory_bytes"]:
+            raise ValueError(
+                f"{stage['stage']}: expected a network that fits into {plan['memory_bytes'] / 1e9:.3g} GB of memory, found "
+                f"{sum(needed.values()) / 1e9:.3g} GB of {', '.join(needed)}; make it smaller, or shard it over more GPUs"
+            )
     hours = plan["hours"]
     for line in too_large(plan):
         say(line)

@@ -24,9 +24,10 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
         prior, _ = checkpoint.load_prior(folder)
         levels[level] |= held_out_bits(prior.to(device), shards, split)
     write_text(run / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
+    tracks = "held-out tracks" if split == "valid" else "the training tracks (none is held out)"
     for i, level in enumerate(level for level in levels if "bits_per_second" in level):
         say(
-            f"level {i}: {level['bits_per_code']:.2f} bits per code on held-out tracks "
+            f"level {i}: {level['bits_per_code']:.2f} bits per code on {tracks} "
             f"(unigram {level['unigram_bits_per_code']:.2f}), "
             f"{level['bits_per_second']:.0f} bits per second"
         )

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from audiovq import api
 from audiovq.data import storage
 from audiovq.data.shards import Shards
+from audiovq.data.tracks import Scan
 from audiovq.distributed import collectives
 from audiovq.pipeline.results import write_results
 from audiovq.pipeline.run_folder import RunFolder
@@ -88,6 +89,8 @@ class Run:
         files = self.files
         files.open()
         missing = [stage for stage in stages if not files.is_done(stage)]
+        if "priors" in missing:
+            self._say_missing_labels()
         self.trackers = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)
         for stage in missing:
             began = time.monotonic()
@@ -97,15 +100,29 @@ class Run:
         if not missing:  # the run was interrupted between its last stage and the report
             self.report()
 
+    def _say_missing_labels(self) -> None:
+        """One line for labels that the priors are to learn and no training track has."""
+        codes = self.recipe.codes.path
+        tracks = Scan.load(self.folder / "data").split("train") if not codes else ()
+        names = {name for stage in self.recipe.priors if not stage.from_pretrained for name in stage.model.label_names}
+        found = self.files.open_codes().index.tracks.of("train").labels() if codes else (t.labels for t in tracks)
+        for labels in found:
+            names -= labels.keys()
+        if names:
+            say(
+                f"labels: no training track has a {' or '.join(sorted(names))}, so the priors cannot learn what it means"
+            )
+
     def train(self, task: Task, config: TrainingConfig) -> None:
         folder, workers = self.folder / "training" / task.title, self.recipe.data.workers
         Training(task, folder, config, self.accelerator, workers, self.trackers).run()
 
     def report(self) -> None:
-        """report.json, if there are codes, and report.html."""
+        """report.json, if there are codes, and report.html. All ranks call it."""
         if self.files.is_done("codes") and self.main:
             write_results(self.folder, self.files.open_codes(), self.device)
         self.write_page()
+        collectives.barrier()  # the others wait there as long as it takes
 
     def write_page(self) -> None:
         if self.pages and self.main:

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from audiovq.api import Generator, PieceOptions, Tokenizer
-from audiovq.api.splice import FADE_SECONDS, splice
+from audiovq.api.splice import keep_original
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter, check_writable
 from audiovq.data.codes import Codes, check_codes_output
@@ -51,7 +51,7 @@ class SampleOptions(PieceOptions):
     before: float = 0.0
     after: float = 0.0
     keep_levels: int | None = None
-    keep_audio: bool = False
+    keep_audio: bool | None = None  # None: for --edit of a recording, unless it is streamed
     best: int | None = None
     stream: str | None = None
     save_codes: bool = False
@@ -63,6 +63,12 @@ class SampleOptions(PieceOptions):
     @property
     def items(self) -> range:
         return range(self.index or 0, (self.index or 0) + self.num)
+
+    @property
+    def keeps_audio(self) -> bool:
+        """Whether the original audio stays outside an edit."""
+        is_recording = self.source is not None and Path(self.source).suffix != ".codes"
+        return is_recording and not self.stream if self.keep_audio is None else self.keep_audio
 
     @property
     def stretch(self) -> bool:
@@ -148,7 +154,7 @@ def sample(
         Interrupted: a signal asked to stop; the journals stay.
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
-    if not launch.run_on_several(arguments, gpus, options.processes, useful=options.num):
+    if not launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
         with launch.processes(), signals.deferred():
             yield from _sample(options, pick_model, finished)
 
@@ -222,13 +228,13 @@ def _preview(target: Path) -> Path:
 
 
 def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions) -> None:
-    """Decode into a file at constant memory; with --keep-audio, the original audio where all codes stayed."""
+    """Decode into a file, with the original audio of a recording where all codes stayed."""
     channels, rate = tokenizer.config.channels, tokenizer.sample_rate
     pieces = tokenizer.decode_stream(codes)
-    if options.keep_audio and given:
-        source, _ = audio.read_audio(options.source or options.prompt or "", rate, channels)
-        stretches, fade = given.given_stretches(codes.hop_lengths), round(FADE_SECONDS * rate)
-        pieces = splice(pieces, source, given.source_start, stretches, codes.n_samples, fade)
+    if options.keeps_audio and given and given.given_stretches(codes.hop_lengths):
+        source, own_rate = audio.read_audio(options.source or options.prompt or "")
+        pieces = keep_original(lambda: tokenizer.decode_stream(codes), rate, source, own_rate, given, codes.hop_lengths)
+        channels, rate = source.shape[0], own_rate
     with AudioWriter(path, rate, channels) as file:
         for piece in pieces:
             file.write(piece)

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,8 +25,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from audiovq.data.audio import audio_info
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan, find_audio
+from audiovq.pretrained.validation import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
-from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig
+from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.adapters import add_adapters
 from audiovq.training.batches import BatchSplit
@@ -140,7 +142,7 @@ def count_pass(network: nn.Module, forward: Callable[[], object], scale: float =
 def short_crop(recipe: Recipe) -> int:
     """Samples: an eighth of a crop, but no shorter than the windows of losses and discriminators."""
     crop, hop = recipe.tokenizer.crop_samples, recipe.tokenizer.model.hop_lengths[0]
-    least = max(crop // 8, 8192, *recipe.tokenizer.losses.mel_windows)
+    least = max(crop // 8, 8192, longest_window(recipe))
     return min(crop, -(-least // hop) * hop)
 
 
@@ -192,20 +194,20 @@ def make_plan(
         stages: names of the stages to train.
         device: each of the devices; None: this machine's.
     Raises:
-        ValueError: a batch that is too small for so many devices.
+        ValueError: a network that cannot be built or trained, or a batch that is too small for so many devices.
     """
     device = device or this_device(use_bf16(recipe))
     planner = Planner(recipe, device, n_devices, seconds)
     planned: list[dict[str, Any]] = []
     if not recipe.codes.path:
         if "tokenizer" in stages and not recipe.tokenizer.from_pretrained:
-            planned.append(planner.tokenizer())
+            planned.append(_possible("tokenizer", planner.tokenizer))
         if "decoder" in stages and recipe.decoder_tuning:
-            planned.append(planner.decoder())
+            planned.append(_possible("decoder", planner.decoder))
         if "codes" in stages:
-            planned.append(planner.codes())
+            planned.append(_possible("codes", planner.codes))
     if "priors" in stages:
-        planned += [planner.prior(level) for level in range(recipe.n_priors)]
+        planned += [_possible(f"prior-{i}", lambda i=i: planner.prior(i)) for i in range(recipe.n_priors)]
     return {
         "recipe": recipe.name,
         "devices": n_devices,
@@ -218,6 +220,16 @@ def make_plan(
         "disk_bytes": sum(stage["disk_bytes"] for stage in planned),
         "fits": all(stage.get("fits", True) for stage in planned),
     }
+
+
+def _possible(title: str, estimate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """An estimate, or a ValueError if the network needs more memory than this machine has, or its step fails."""
+    try:
+        with Allowance(psutil.virtual_memory().total // 2):  # 4 bytes a number, and initial values come twice
+            return estimate()
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"{title}: cannot be trained with these settings ({reason})") from error
 
 
 def music_seconds(recipe: Recipe) -> float:
@@ -306,6 +318,11 @@ class Planner:
 
     def _training(self, title: str, key: str, network: nn.Module, config: TrainingConfig, one: Pass) -> dict[str, Any]:
         """Memory, hours and disk of a stage; and how many examples fit into the memory at once."""
+        if config.batch_size < self.n_devices:
+            raise ValueError(
+                f"{key}.batch_size: expected at least one example for each of the {self.n_devices} devices, found "
+                f"{config.batch_size}; raise it, or use fewer devices (--gpus, --processes)"
+            )
         share = BatchSplit(config.batch_size, None, 0, self.n_devices).largest_share
         size = min(config.device_batch_size or share, share)
         n_weights = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -343,58 +360,3 @@ class Planner:
         model, samples = self.recipe.tokenizer.model, self.recipe.samples
         n_files = samples.n * (1 if title.startswith("prior") else 1 + model.n_levels)
         return 2 * round(n_files * samples.seconds * model.sample_rate) * model.channels
-
-
-# --- in words -------------------------------------------------------------------------------------
-
-
-def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """The plan to print: a line for each stage, and what to change below it."""
-    lines = [
-        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory each; "
-        f"{plan['music_hours']:.2g} hours of music"
-    ]
-    for stage in plan["stages"]:
-        time, disk = _hours(stage["hours"]), f"{_gb(stage['disk_bytes'])} of disk"
-        if stage["stage"] == "codes":
-            lines.append(f"codes: {time} for {stage['codes']:,} codes; {disk}")
-            continue
-        lines.append(
-            f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; "
-            f"{_gb(stage['memory_bytes'])} of memory; {time} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s; {disk}"
-        )
-        if not stage["fits"]:
-            size, change = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
-            advice = f"set {stage['key']}.device_batch_size to {size}" if size else change
-            lines.append(f"    does not fit into the memory: {advice}")
-        if "codes" in stage:
-            lines.append(f"    {_weights_and_codes(stage)}")
-    fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
-    lines.append(f"together: {_hours(plan['hours'])}, at most {_gb(plan['disk_bytes'])} of disk; {fits}")
-    lines.append(
-        f"assumed: {plan['flops'] / 1e9:,.0f} GFLOPS in each device, no waiting; on CPUs within a factor of two"
-    )
-    return lines
-
-
-def too_large(plan: dict[str, Any]) -> list[str]:
-    """A line for each prior that is far too large for the music."""
-    return [f"{stage['stage']}: {_weights_and_codes(stage)}" for stage in plan["stages"] if "fitting" in stage]
-
-
-def _weights_and_codes(stage: dict[str, Any]) -> str:
-    words = f"{stage['codes']:,} codes of music, {stage['weights_per_code']:,.1f} weights for each"
-    if "fitting" not in stage:
-        return words
-    advice = f"more music, or a size that fits: {stage['fitting']}"
-    return f"{words}: far too large, it would learn the music by heart; {advice}"
-
-
-def _gb(n: float) -> str:
-    return f"{n / 1e9:.3g} GB" if n >= 1e8 else f"{n / 1e6:.3g} MB"
-
-
-def _hours(hours: float) -> str:
-    if hours > 72:
-        return f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
-    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"

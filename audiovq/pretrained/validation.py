@@ -73,7 +73,7 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
 # --- weights --------------------------------------------------------------------------------------
 
 
-class _Allowance(TorchFunctionMode):
+class Allowance(TorchFunctionMode):
     """Within it at most `n` numbers are created; ValueError before the first tensor that would be too much.
 
     (Building on torch's `meta` device would be simpler, but torchaudio's mel filters cannot be built there.)
@@ -92,7 +92,7 @@ class _Allowance(TorchFunctionMode):
         if func in self.FACTORIES:
             self.left -= func(*args, **(kwargs or {}) | {"device": "meta"}).numel()
             if self.left < 0:
-                raise ValueError("the config asks for more numbers than its weights file has")
+                raise ValueError("more numbers than there is room for")
         return func(*args, **(kwargs or {}))
 
 
@@ -105,7 +105,7 @@ def memory_limit(tensors: dict[str, Tensor], config: Path) -> Iterator[None]:
     """
     n_numbers = sum(tensor.numel() for tensor in tensors.values())
     try:
-        with _Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
+        with Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
             yield
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]

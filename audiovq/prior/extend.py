@@ -8,6 +8,7 @@ from torch import nn
 from audiovq.prior.conditioners import LabelConditioner
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.spec import PriorSpec
+from audiovq.utils.words import listed
 
 Vocabularies = dict[str, list[str]]  # the values of each label
 
@@ -23,8 +24,8 @@ def describe_new_labels(old: Vocabularies, new: Vocabularies) -> str:
     parts = []
     for name, values in new.items():
         known = old.get(name, [])
-        added = ", ".join(value for value in values if value not in known) or "none"
-        parts.append(f"{name}: new {added}" + (f", known {', '.join(known)}" if known else ""))
+        added = listed([value for value in values if value not in known])
+        parts.append(f"{name}: new {added}" + (f", known {listed(known)}" if known else ""))
     return "labels: " + ("; ".join(parts) or "none")
 
 

@@ -384,8 +384,9 @@ def open_studio(
                 footer_links=[],
             )
         except OSError as error:
-            ports = port or "7860 and following"
-            raise ValueError(f"--host {host}, --port {ports}: cannot be opened ({error})") from None
+            ports, reason = port or "7860 and following", str(error).partition(". ")[0]  # then gradio's own advice
+            advice = "choose another --port; another program may use it"
+            raise ValueError(f"--host {host}, --port {ports}: cannot be opened ({reason}); {advice}") from None
         try:
             yield url, service
         finally:

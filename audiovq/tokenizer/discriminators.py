@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from audiovq.config import Config as BaseConfig
-from audiovq.config import one_of
+from audiovq.config import Window, one_of
 from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
 
@@ -187,9 +187,11 @@ class MelDiscriminator(PatchDiscriminator):
 
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
-        windows: tuple[int, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
+        windows: tuple[Window, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
         n_mels: int = Field(default=256, ge=8)  # bands, at most
-        dims: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1)  # widths; each layer halves the bands
+        dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+            default=(16, 32, 64), min_length=1
+        )  # widths; each layer halves the bands
 
         @property
         def min_samples(self) -> int:

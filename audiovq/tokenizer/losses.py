@@ -11,7 +11,7 @@ import torchaudio
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from audiovq.config import Config
+from audiovq.config import Config, Window
 from audiovq.distributed import collectives
 from audiovq.tokenizer.pitch import NoteSpectrogram
 from audiovq.utils.microbatch import in_microbatches
@@ -24,11 +24,12 @@ class LossConfig(Config):
     """Weights of the loss terms; a term of weight 0 is not computed."""
 
     mel: float = Field(default=15.0, ge=0)
-    mel_windows: tuple[int, ...] = (512, 1024, 2048, 4096)  # samples
+    mel_windows: tuple[Window, ...] = Field(default=(512, 1024, 2048, 4096), min_length=1)  # samples
     stft: float = Field(default=0.0, ge=0)
     spectral_convergence: float = Field(default=0.0, ge=0)
     compression: float = Field(default=0.5, gt=0, le=1)  # power of the magnitudes in `spectral_convergence`
-    stft_windows: tuple[int, ...] = (512, 1024, 2048)  # samples, of `stft` and `spectral_convergence`
+    # Samples, of `stft` and `spectral_convergence`.
+    stft_windows: tuple[Window, ...] = Field(default=(512, 1024, 2048), min_length=1)
     waveform_l1: float = Field(default=5.0, ge=0)
     waveform_l2: float = Field(default=0.0, ge=0)
     # Training steps in which mel, stft and spectral_convergence have weight 0; over as many more they rise to their

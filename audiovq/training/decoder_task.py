@@ -48,6 +48,7 @@ class DecoderTask(Task):
     ):
         super().__init__()
         torch.manual_seed(seed)
+        self.has_held_out = bool(scan.split("valid"))
         self.title, self.recipe_key = "decoder", "decoder_tuning"
         self.stage, self.tokenizer_stage, self.data, self.scan, self.seed = stage, tokenizer_stage, data, scan, seed
         model = tokenizer.config

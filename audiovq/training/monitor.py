@@ -76,7 +76,8 @@ class Monitor:
     def log_evaluation(self, done: int, metrics: dict[str, float]) -> None:
         """Log the means over the held-out batches."""
         self._write(done, {f"valid_{name}": value for name, value in metrics.items()}, {})
-        say(f"{self.title}: step {done}, held out: {self.task.describe(metrics)}")
+        tracks = "held out" if self.task.has_held_out else "training tracks (none is held out)"
+        say(f"{self.title}: step {done}, {tracks}: {self.task.describe(metrics)}")
 
     def _write(self, done: int, metrics: dict[str, float], times: dict[str, float]) -> None:
         # JSON has no infinities.

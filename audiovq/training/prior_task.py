@@ -31,6 +31,7 @@ class PriorTask(Task):
     def __init__(self, stage: PriorStage, shards: Shards, level: int, seed: int, start: Prior | None = None):
         super().__init__()
         torch.manual_seed(seed)
+        self.has_held_out = bool(shards.index.tracks.of("valid"))
         self.title, self.recipe_key = f"prior-{level}", f"priors.{level}"
         self.stage, self.shards, self.level, self.seed = stage, shards, level, seed
         self.pretrained = [start] if start else []  # in a list, so that it stays off the device

@@ -44,6 +44,7 @@ class Task(nn.Module):
     title = "stage"  # such as prior-0: in messages, logs and the seeds of steps
     recipe_key = "stage"  # of the stage in the recipe, such as priors.0
     seed = 0
+    has_held_out = True  # False: evaluations are of training tracks, because there are no others
     splits_batches = False  # True: the task splits a batch by `device_batch_size` itself
     example_seconds = 0.0  # seconds of audio in an example, for the speed in the progress bar
 

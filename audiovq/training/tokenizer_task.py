@@ -48,6 +48,7 @@ class TokenizerTask(Task):
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
         super().__init__()
         torch.manual_seed(seed)
+        self.has_held_out = bool(scan.split("valid"))
         self.title = self.recipe_key = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)

@@ -93,7 +93,9 @@ def _complete(path: Path, flush: bool = True) -> None:
 
 def cannot_write(path: Path, error: Exception) -> ValueError:
     """The message for a file or folder that cannot be written."""
-    reason = getattr(error, "strerror", None) or error
+    reason = getattr(error, "strerror", None) or str(error)
+    if "System error" in reason:  # all that libsndfile says
+        reason = "the system reports an error, such as a full disk"
     advice = "free some space, or choose another place with --out"
     return ValueError(f"{path}: cannot be written ({reason}); {advice}")
 

@@ -201,6 +201,13 @@ def _music(place: Path) -> bytes:
     return Generator.from_pretrained(place).sample(0.3, seed=1).numpy().tobytes()
 
 
+ADDED = (
+    "seed: 1\nseed: 2", "x: &x [*x]", "x: !!timestamp zz", "x: !!bool zz", "x: !!set {a}", "name: '\\x07'", "seed: 1:30", "? [a]\n: b",
+    "tokenizer: {crop_seconds: 1e308}", "tokenizer: {model: {dim: 100000000}}", "samples: {n: 99999999}", "data: {folder: ~}",
+    "tokenizer: {losses: {mel_windows: [-1]}}", "name: ../../x", "extends: mine.yaml", "null: 1", "x: \x07", "<<: 1", "x: !!binary é",
+)  # fmt: skip
+
+
 def recipe(folder: Path, random: Random) -> Case:
     names = sorted((ROOT / "recipes").glob("*.yaml"))
     source = names[random.integers(len(names))]
@@ -209,6 +216,8 @@ def recipe(folder: Path, random: Random) -> Case:
         text += "\na0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
     if random.random() < 0.1:
         text = "a: " + "[" * 50_000
+    if random.random() < 0.5:
+        text += "\n" + ADDED[random.integers(len(ADDED))]
     path = folder / "mine.yaml"
     path.write_bytes(
         text.encode(errors="surrogatepass")
