@@ -192,7 +192,10 @@ def test_a_page_of_new_pieces(tiny_run: Path, tmp_path: Path) -> None:
     edit = ("--edit", tmp_path / "clip.wav", "--from", 1, "--to", 2, "--out", tmp_path / "b.wav")
     assert cli("sample", *options, *edit).exit_code == 0
     sounds = audios((tmp_path / "b.html").read_text())
-    assert [soundfile.info(io.BytesIO(sound)).samplerate for _, sound in sounds] == [8000, 8000]  # source and piece
+    assert [soundfile.info(io.BytesIO(sound)).samplerate for _, sound in sounds] == [
+        8000,
+        16000,
+    ]  # source, and the piece at the rate of the recording
     assert 'id="abx"' in (tmp_path / "b.html").read_text()
     assert cli("sample", "--model", tiny_run, "--seed", 2, "--seconds", 1, "--out", tmp_path / "c.wav").exit_code == 0
     assert not (tmp_path / "c.html").exists()  # switched off in the environment, see conftest
