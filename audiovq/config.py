@@ -87,9 +87,8 @@ def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> 
         raise ValueError(f"{source}: nested too deeply") from None
     except ValidationError as error:
         lines = dict.fromkeys(f"{_explain(mapping, detail):.300}" for detail in error.errors())
-        raise ValueError(
-            f"{source}: " + "; ".join(list(lines)[:3])
-        ) from None  # one line, also for a file full of errors
+        # One line, also for a file full of errors.
+        raise ValueError(f"{source}: {'; '.join(list(lines)[:3])}") from None
 
 
 def whole_number(value: Any, what: str) -> int:

@@ -137,8 +137,8 @@ def test_codes_and_waveforms_have_the_lengths_of_the_contract() -> None:
         assert network.decode(codes[:n_levels], 16000).shape == (1, 1, 16000)
 
 
-def test_a_band_hears_its_own_pitches() -> None:
-    """A tone changes the features of its band (48 to 60 hears 52 … 64), and of none that does not reach it."""
+def test_a_band_has_its_own_pitches_as_inputs() -> None:
+    """A tone changes the features of its band, and not of a band that is further away than the margin."""
     network = small_network()
     encoder = network.groups[0].encoder
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_a_band_hears_its_own_pitches() -> None:
     changes = [float((a - b).abs().mean()) for a, b in zip(quiet, loud, strict=True)]
     assert changes[2] > 0.05
     assert changes[0] < 0.1 * changes[2]
-    assert changes[3] == 0.0  # the last band hears mel bands alone
+    assert changes[3] == 0.0  # its only inputs are mel bands
 
 
 def test_bands_share_their_weights() -> None:

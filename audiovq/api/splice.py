@@ -97,7 +97,7 @@ def _matching_gains(
 
 
 def _amplified(pieces: Iterable[Tensor], gains: list[float], stretches: Stretches) -> Iterator[Tensor]:
-    """Each gap with its gain, which changes in the middle of a stretch, where the recording is heard."""
+    """Each gap with its gain, which changes in the middle of a stretch, where the recording itself sounds."""
     middles, factors = torch.tensor([(a + b) // 2 for a, b in stretches]), torch.tensor(gains)
     at = 0
     for piece in pieces:

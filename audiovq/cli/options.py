@@ -79,9 +79,9 @@ def pick_model(name: str | None, prior: bool = True) -> Path:
 
 
 def write_json(file: str | None, facts: Any) -> None:
+    """Write the value of `--json`: None writes nothing, "-" to standard output, else to that file."""
     from audiovq.utils.files import check_output
 
-    """Write the value of `--json`: None writes nothing, "-" to standard output, else to that file."""
     text = json.dumps(facts, indent=2, ensure_ascii=False)
     if file == "-":
         click.echo(text)

@@ -42,6 +42,9 @@ class ScannedFile:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+SCANNED_FILE = TypeAdapter(ScannedFile)  # built once, because that takes a millisecond
+
+
 def scan_file(path: Path) -> ScannedFile:
     """Decode a whole file in bounded memory.
 
@@ -114,7 +117,7 @@ class ScanCache:
         if row.pop("stamp", None) != stamp:
             return None
         try:
-            return TypeAdapter(ScannedFile).validate_python(row)
+            return SCANNED_FILE.validate_python(row)
         except ValueError:  # damaged, or written by another version
             return None
 

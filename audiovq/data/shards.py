@@ -298,11 +298,13 @@ class Shards:
                 tracks = [checked_track(**t | {k: tuple(t[k]) for k in ("offsets", "lengths")}) for t in file.tracks]
                 table = table_of(tracks, n_levels)
             else:
-                for name in TABLES:
-                    if zlib.crc32(self._path(name).read_bytes()) != file.crc32.get(name):
+                contents = []
+                for name in TABLES:  # mapped, because the tables of millions of tracks are large
+                    path = self._path(name)
+                    contents.append(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8))
+                    if zlib.crc32(contents[-1].data) != file.crc32.get(name):
                         raise ValueError("its checksum is wrong")
-                lines = np.memmap(self._path(TABLES[0]), np.uint8, "r") if file.n_tracks else np.zeros(0, np.uint8)
-                table = TrackTable(lines, _mapped(self._path(TABLES[1])))
+                table = TrackTable(contents[0], _mapped(self._path(TABLES[1])))
                 if len(table) != file.n_tracks:
                     raise ValueError(f"expected {file.n_tracks} tracks, found {len(table)}")
             self._check_places(table.columns, len(table.lines), n_levels)

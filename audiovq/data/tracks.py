@@ -231,7 +231,7 @@ def _check_file(
             raise ValueError(f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
         if found.peak < SILENCE:
             raise ValueError("silent: never above -60 dBFS")
-        labels = found.tags | manifest.get(name, {}) | _labels_beside(path)
+        labels = found.tags | manifest.get(name, {}) | _labels_of_files(path)
         split = labels.pop("split", "")
         _check_text(labels)
         if split not in {"", "train", "valid"}:
@@ -268,7 +268,7 @@ def check_unchanged(path: Path, stamp: Sequence[int], sha256: str) -> None:
         raise ValueError(f"{path}: another recording than when the run began; put that back, or choose another --out")
 
 
-def _labels_beside(path: Path) -> dict[str, str]:
+def _labels_of_files(path: Path) -> dict[str, str]:
     """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track.
 
     A caption or lyrics in `<name>.txt` are the label `text`.

@@ -76,7 +76,7 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError if it is missing or damaged.
 
-    The file must have the checksum in sha256.json beside it, if there is one, and its numbers must be finite.
+    The file must have the checksum in sha256.json of its folder, if there is one, and its numbers must be finite.
     """
     try:
         if not path.is_file():  # a pipe would never end

@@ -3,7 +3,7 @@
 A folder next to the output has a file for each group of items that are generated together: a safetensors
 file with the finished levels (`level.0`, ...) and, of the level at work, the codes so far (`codes`) and the
 network's cache (`keys`, `values`), and its CRC-32. The name is a hash of everything that determines the
-codes. A lock beside it is held by the process at work.
+codes. A lock file next to it is held by the process at work.
 
 A snapshot replaces the one before atomically. With the cache restored, a resumed run continues with the
 same passes through the network (see `DecodeState.stretches`), so on the same machine it gives the same

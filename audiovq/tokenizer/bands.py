@@ -28,14 +28,14 @@ class BandsConfig(Config):
     low: float = Field(default=28, ge=0, le=127)  # MIDI pitch where the lowest band begins
     semitones: int = Field(default=12, ge=1)  # of each band
     per_semitone: int = Field(default=5, ge=1, le=20)  # steps of pitch
-    margin: int = Field(default=10, ge=0)  # steps to either side that a band also hears
+    margin: int = Field(default=10, ge=0)  # steps to either side that are also inputs of a band
     n_mels: int = Field(default=80, ge=8)  # mel bands of short windows, which the last level codes
     frames_per_code: int = Field(default=2, ge=1)  # of the spectrograms and of the decoder
     decoder_dim: int = Field(default=64, ge=8)  # features of each band for the decoder
 
 
 class BandFront(nn.Module):
-    """From the waveform to what bands hear, standardised: two note spectrograms, and mel bands of short windows.
+    """From the waveform to the inputs of all bands, standardised: two note spectrograms, and mel bands of short windows.
 
     Each feature has zero mean and unit variance on the first batch of music (`initialise`).
     """
@@ -92,8 +92,8 @@ class BandFront(nn.Module):
 class BandEncoder(nn.Module):
     """Waveform [b, 1, samples] -> features [b, dim, samples / hop] of each level, from low to high.
 
-    The bands are items of one batch, so all weights but the embeddings of the bands are shared. Every band also hears
-    the mel bands; the last level hears nothing else.
+    The bands are items of one batch, so all weights but the embeddings of the bands are shared. The mel bands are inputs
+    of every level, and the only ones of the last.
     """
 
     def __init__(self, hop_length: int, dim: int, config: BandsConfig, n_levels: int, n_blocks: int, sample_rate: int):
@@ -117,11 +117,11 @@ class BandEncoder(nn.Module):
         n_notes = 2 * self.steps * (self.n_levels - 1)
         notes = rearrange(features[:, :n_notes], "b (two k) t -> b two k t", two=2)
         notes = F.pad(notes, (0, 0, self.margin, self.margin))
-        heard = notes.unfold(2, self.steps + 2 * self.margin, self.steps)  # [b, two, band, t, k]
-        heard = rearrange(heard, "b two band t k -> b band (two k) t")
-        heard = torch.cat([heard, torch.zeros_like(heard[:, :1])], dim=1)  # the last level hears no pitches
+        inputs = notes.unfold(2, self.steps + 2 * self.margin, self.steps)  # [b, two, band, t, k]
+        inputs = rearrange(inputs, "b two band t k -> b band (two k) t")
+        inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)  # no pitches for the last level
         batch = len(waveform)
-        x = rearrange(self.enter(heard.flatten(0, 1)), "(b band) d t -> b band d t", b=batch)
+        x = rearrange(self.enter(inputs.flatten(0, 1)), "(b band) d t -> b band d t", b=batch)
         x = x + self.enter_mels(features[:, n_notes:])[:, None] + self.band
         x = rearrange(self.down(self.stack(x.flatten(0, 1))), "(b band) d t -> b band d t", b=batch)
         x = self.stack_later((x + self.band_later).flatten(0, 1))

@@ -16,7 +16,7 @@ class Oscillators(nn.Module):
     """Steps of pitch that are louder than both neighbours become sines, whose phases are fixed.
 
     Sinusoidal modelling (McAulay 1986, doi:10.1109/TASSP.1986.1164910; DDSP, arXiv:2001.04643). A note that a network
-    blurs over several steps is still one steady sine, and nobody needs to say its phase.
+    blurs over several steps is still one steady sine, and its phase need not be coded.
 
     Attributes:
         period: frames, after which all sines are where they began; so a chunk that begins at a multiple of it gives

@@ -26,8 +26,8 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     >>> with atomic_file(path) as temporary:
     ...     temporary.write_bytes(content)
 
-    The temporary file is in a hidden folder beside it. At the end of the block it is flushed to the disk and renamed.
-    If the process is killed before, the next attempt removes it, with all that libraries left beside it.
+    The temporary file is in a hidden folder next to it. At the end of the block it is flushed to the disk and renamed.
+    If the process is killed before, the next attempt removes it, with all that libraries left in that folder.
 
     Args:
         flush: False saves the time of a flush, for a file that can be made again.
