@@ -20,8 +20,9 @@ from test_codes import HOPS, some_codes
 from torch.utils.data import default_collate
 
 from audiovq.data.datasets import CodeWindows, vocabularies
-from audiovq.data.shards import ShardIndex, Shards, ShardWriter, spread
+from audiovq.data.shards import ShardIndex, Shards, ShardWriter
 from audiovq.data.tracks import Track
+from audiovq.evaluation.code_statistics import spread
 
 LENGTHS = [5000, 900, 7777, 30000]
 

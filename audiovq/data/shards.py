@@ -383,19 +383,3 @@ def _index_crc32(content: dict[str, Any]) -> int:
     """CRC-32 of the content of index.json, without this number."""
     sums = {name: value for name, value in content["crc32"].items() if name != "index.json"}
     return zlib.crc32(json.dumps({**content, "crc32": sums}, sort_keys=True).encode())
-
-
-def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
-    """Choose places in tracks, evenly spread over all of them.
-
-    Args:
-        counts: [n_tracks], the number of places in each track.
-        at_most: how many to choose.
-    Returns:
-        (track, place within the track), in order.
-    """
-    ends = np.cumsum(counts)
-    n = int(ends[-1]) if len(ends) else 0
-    for place in np.linspace(0, n - 1, min(n, at_most)).round().astype(int):
-        track = int(np.searchsorted(ends, place, side="right"))
-        yield track, int(place - ends[track] + counts[track])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 
 from audiovq.data.datasets import CodeWindows
-from audiovq.data.shards import ShardIndex, Shards, spread
+from audiovq.data.shards import ShardIndex, Shards
 from audiovq.prior.prior import Prior
 from audiovq.utils import signals
 from audiovq.utils.progress import ProgressBar
@@ -89,3 +90,19 @@ def held_out_bits(
             signals.poll()
     bits = nll / n_codes / math.log(2)
     return {"bits_per_code": bits, "bits_per_second": bits * spec.code_rate, "n_codes": n_codes}
+
+
+def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
+    """Choose places in tracks, evenly spread over all of them.
+
+    Args:
+        counts: [n_tracks], the number of places in each track.
+        at_most: how many to choose.
+    Returns:
+        (track, place within the track), in order.
+    """
+    ends = np.cumsum(counts)
+    n = int(ends[-1]) if len(ends) else 0
+    for place in np.linspace(0, n - 1, min(n, at_most)).round().astype(int):
+        track = int(np.searchsorted(ends, place, side="right"))
+        yield track, int(place - ends[track] + counts[track])

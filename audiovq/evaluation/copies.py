@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from audiovq.data.codes import Codes
-from audiovq.data.shards import ShardIndex, Shards, ShardTrack, spread
+from audiovq.data.shards import ShardIndex, Shards, ShardTrack
+from audiovq.evaluation.code_statistics import spread
 
 SHORTEST = 5  # symbols; a shorter run is not reported
 MAX_STRETCHES = 100  # of the held-out tracks

@@ -57,7 +57,7 @@ class BandFront(nn.Module):
                 "use fewer levels or fewer semitones"
             )
         self.notes = NoteSpectrogram(sample_rate, hop_length, steps)
-        n_fft = max(2 * hop_length, 2 ** (sample_rate // 20).bit_length())
+        n_fft = max(2 * hop_length, 2 ** (sample_rate // 40).bit_length())
         filters = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1, 0.0, sample_rate / 2, config.n_mels, sample_rate, norm=None, mel_scale="slaney"
         )
