@@ -1,32 +1,27 @@
-"""Audio files for the page: equally loud sound, a spectrogram, and the outline of the waveform."""
+"""Audio files for the page, equally loud."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
 import io
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import soundfile
-import torch
 from torch import Tensor
 
 from audiovq.data import audio
 from audiovq.evaluation.loudness import matching_gains
 from audiovq.report.contents import Clip, Group
-from audiovq.report.spectrograms import spectrogram_picture
 from audiovq.utils.progress import ProgressBar
 
 MAX_CLIPS = 40
-PICTURE_BYTES = 56_000  # in the page, of the spectrogram of noise and an outline
 EXCERPT_SECONDS, TOTAL_SECONDS = 30.0, 360.0  # at most, of a clip and of all clips
 SHORTEST_SECONDS = 3.0
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, of MP3
 MP3: dict[str, Any] = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}  # about 160 kbps at 44.1 kHz
-OUTLINE_COLUMNS = 360
 
 
 def choose(groups: Sequence[Group]) -> tuple[list[Group], int]:
@@ -61,15 +56,12 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
         rates = [clip["sample_rate"] for clip in clips]
         gains = matching_gains(waveforms, rates)
         waveforms = [wave * 10 ** (gain.decibels / 20) for wave, gain in zip(waveforms, gains, strict=True)]
-        kind, waveforms, sounds = _encode(waveforms, rates, max_bytes - n_clips * PICTURE_BYTES)
-        peak = max((float(waveform.abs().max()) for waveform in waveforms), default=0.0) or 1.0
+        kind, waveforms, sounds = _encode(waveforms, rates, max_bytes)
         for clip, waveform, gain, sound in zip(clips, waveforms, gains, sounds, strict=True):
-            picture, clip["ticks"] = spectrogram_picture(waveform, clip["sample_rate"])
             clip["seconds"] = waveform.shape[1] / clip["sample_rate"]
             clip["is_excerpt"] = clip["seconds"] < clip["whole_seconds"] - 0.05
             clip |= {"gain": gain, "silent": gain.loudness == -math.inf}
-            clip |= {"audio": data_uri(f"audio/{kind}", sound)}
-            clip |= {"spectrogram": data_uri("image/webp", picture), "outline": outline(waveform / peak)}
+            clip |= {"audio": data_uri(f"audio/{kind}", sound), "file": f"{clip['path'].stem}.{kind}"}
             bar.advance(1, clip["path"].name)
     longest = max((clip["seconds"] for clip in clips), default=0.0)
     n_bytes = sum(len(clip["audio"]) for clip in clips)
@@ -112,15 +104,3 @@ def _encode(waveforms: list[Tensor], rates: list[int], max_bytes: int) -> tuple[
 
 def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def outline(waveform: Tensor) -> str:
-    """The outline of float [channels, samples] as an SVG path, OUTLINE_COLUMNS wide and ±100 high."""
-    mono = waveform.mean(dim=0)
-    edges = torch.linspace(0, len(mono), OUTLINE_COLUMNS + 1).long().tolist()
-    columns = [mono[a : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
-    high = [max(1, round(100 * float(column.max()))) if len(column) else 1 for column in columns]
-    low = [min(-1, round(100 * float(column.min()))) if len(column) else -1 for column in columns]
-    there = "".join(f"L{x} {-y}" for x, y in enumerate(high))
-    back = "".join(f"L{x} {-y}" for x, y in reversed(list(enumerate(low))))
-    return f"M0 0{there}{back}Z"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ from audiovq.utils.files import check_output, write_text
 from audiovq.utils.progress import say
 
 MAX_BYTES = 14_500_000  # of the file
-TEXT_BYTES = 1_500_000  # reserved for everything but sounds and pictures
+TEMPLATE = Path(__file__).parent / "template"
+SCRIPTS = ("pictures.js", "player.js", "page.js")  # in the order of their imports
+TEXT_BYTES = 1_500_000  # reserved for everything but sounds
 
 
 def report_run(run: Path, out: Path | None = None) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def report_run(run: Path, out: Path | None = None) -> dict[str, Any]:
         raise ValueError(f"{run}: expected the folder of a run, found no recipe.yaml in it")
     network = provenance.load_tokenizer(run)
     groups = run_groups(run, network.config if network else None)
-    page = {"title": run.resolve().name, "kind": "run", "settings": {}}
+    page = {"title": run.resolve().name, "kind": "run", "settings": {}, "tiles": []}
     return _write(out or run / "report.html", page, groups, run, network)
 
 
@@ -68,7 +73,12 @@ def report_pieces(
         rate = network.config.sample_rate if network else None  # the pieces have no higher frequencies
         clips.insert(0, Clip("Source", source, start=start if comparable else 0.0, sample_rate=rate))
     group = Group("", "pieces", clips, source=comparable and source is not None)
-    page = {"title": out.stem, "kind": "pieces", "settings": settings or {}}
+    settings = dict(settings or {})
+    tiles = [(name.capitalize(), settings.pop(name), "") for name in ("length", "seed") if name in settings]
+    if network:
+        channels = "mono" if network.config.channels == 1 else "stereo"
+        tiles.append(("Sound", f"{network.config.sample_rate / 1000:g} kHz", channels))
+    page = {"title": out.stem, "kind": "pieces", "settings": settings, "tiles": tiles}
     return _write(out, page, [group], model, network)
 
 
@@ -81,8 +91,14 @@ def _write(
         clip["link"] = quote(os.path.relpath(clip["path"], out.parent))
     remaining = iter(clips)
     rendered = [{**vars(group), "clips": [next(remaining) for _ in group.clips]} for group in shown]
+    style, script = (_joined(names) for names in (("player.css", "page.css"), SCRIPTS))
+    hashes = {f"{kind}-src": _csp_hash(text) for kind, text in (("style", style), ("script", script))}
     html = _environment().get_template("page.html").render(
         **page,
+        style=style,
+        script=script,
+        policy="default-src 'none'; media-src data:; img-src data:; "
+        + "; ".join(f"{kind} {value}" for kind, value in hashes.items()),
         clips=clips,
         n_left_out=n_left_out,
         sections=_sections(rendered),
@@ -107,6 +123,16 @@ def _write(
         "audio_format": sound["format"],
         "excerpt_seconds": sound["excerpt_seconds"],
     }
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Style sheets, or modules as one: the page is one file, so nothing is imported or exported."""
+    text = "\n".join((TEMPLATE / name).read_text("utf-8") for name in names)
+    return re.sub(r"^export |^import .*\n", "", text, flags=re.MULTILINE)
+
+
+def _csp_hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _environment() -> jinja2.Environment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import librosa.display
@@ -14,9 +13,8 @@ from torch import Tensor
 
 from audiovq.utils.files import atomic_file
 
-N_MELS, WIDTH, HEIGHT = 128, 720, 144  # pixels, of a picture without axes
+N_MELS, WIDTH = 128, 720  # of a spectrogram
 DECIBELS = (-50, 40)  # of the darkest and the brightest colour
-TICKS = (200, 500, 1000, 2000, 5000, 10000, 20000)  # Hz, that may label the frequency axis
 
 
 def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path) -> None:
@@ -34,29 +32,6 @@ def draw_spectrograms(waveforms: dict[str, Tensor], sample_rate: int, path: Path
     figure.tight_layout()
     with atomic_file(path, flush=False) as temporary:
         figure.savefig(temporary, dpi=80, format="png")
-
-
-def spectrogram_picture(waveform: Tensor, sample_rate: int) -> tuple[bytes, list[tuple[int, float]]]:
-    """A spectrogram without axes, for a page that draws them.
-
-    Args:
-        waveform: float [channels, samples].
-    Returns:
-        The picture as WebP, and ticks: Hz, and the height in the picture from 0 (bottom) to 1 (top).
-    """
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
-    axis = figure.add_axes((0, 0, 1, 1))
-    draw_mel(axis, waveform, sample_rate)
-    axis.set_axis_off()
-    to_heights = axis.transScale + axis.transLimits
-    ticks: list[tuple[int, float]] = []
-    for hertz in TICKS:
-        height = float(to_heights.transform((0.0, hertz))[1])
-        if 0.06 < height < 0.94 and (not ticks or height - ticks[-1][1] > 0.13):  # there is room for its text
-            ticks.append((hertz, height))
-    file = io.BytesIO()
-    figure.savefig(file, format="webp", pil_kwargs={"quality": 72, "method": 4})
-    return file.getvalue(), ticks
 
 
 def draw_mel(axis: Axes, waveform: Tensor, sample_rate: int) -> None:

@@ -1,0 +1,397 @@
+// The studio: start page, piece, changes, versions, export. What each part shows comes from the project's state.
+import { Player, clock, decode, make, tenths, themeButton } from "../player/player.js";
+import { drawWave, peaksOf } from "../player/pictures.js";
+import { record } from "./recorder.js";
+import { json, listen, patiently, request, send } from "./server.js";
+import { chosen, fillSettings, showSettings } from "./settings.js";
+import { madeFrom, showTree, takesOf } from "./tree.js";
+
+const $ = (selector, within = document) => within.querySelector(selector);
+const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
+const MAX_KEPT = 16; // decoded sounds
+let model, project = null, stopListening = () => {}, shown = null, redone = [];
+const own = new Set(); // jobs that this page asked for: their first result is shown
+const sounds = new Map(); // address → promise of its samples
+
+themeButton($("#theme"));
+const player = new Player($("#player"), { label: "the piece", marked: (mark) => {
+  const form = $("#redraw");
+  if (!mark) return;
+  [form.start.value, form.end.value] = mark.map((at) => (Math.round(at * 100) / 100).toString());
+  if (form.hidden) $("[aria-controls=redraw]").click();
+} });
+
+// ---- words to the user ----
+const say = (text) => { $("#status").textContent = text; $("#status").hidden = !text; };
+const complain = (text) => { $("#notice span").textContent = text; $("#notice").hidden = !text; };
+$("#notice button").addEventListener("click", () => complain(""));
+const attempt = (work) => async (...values) => {
+  complain("");
+  try {
+    return await work(...values);
+  } catch (error) {
+    if ($("#lost").hidden) complain(error.message);
+  }
+};
+const ask = (text, act) => new Promise((done) => {
+  const dialog = $("#question");
+  $("#question-text").textContent = text;
+  $(".primary", dialog).textContent = act;
+  dialog.returnValue = "";
+  dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true });
+  dialog.showModal();
+});
+
+// ---- sounds ----
+const soundOf = (address) => {
+  if (!sounds.has(address)) {
+    const loading = request(address).then((response) => response.arrayBuffer()).then((bytes) => decode(bytes, model.sample_rate));
+    loading.catch(() => sounds.delete(address));
+    sounds.set(address, loading);
+    if (sounds.size > MAX_KEPT) sounds.delete(sounds.keys().next().value);
+  }
+  return sounds.get(address);
+};
+const here = () => `api/projects/${project.id}`;
+const addressOf = (number) => `${here()}/versions/${number}/sound`;
+const details = (n) => Array.from({ length: n }, (_, i) => i === n - 1 ? "Full detail" : i === 0 ? "Coarse" : n === 3 ? "Medium" : `Medium ${i}`);
+
+// ---- start page ----
+const star = (on) => (on ? "★" : "☆");
+const showStart = attempt(async () => {
+  stopListening();
+  [project, shown, document.title] = [null, null, "audiovq studio"];
+  player.transport.pause();
+  $("#project").hidden = true;
+  $("#start").hidden = false;
+  $("#make .big").after($("#how"));
+  showSettings(model, null);
+  const found = await patiently("api/projects");
+  if (project) return;
+  $("#no-projects").hidden = found.length > 0;
+  $("#projects").replaceChildren(...found.map((each) => make("li", {},
+    make("a", { href: `#${each.id}` }, make("b", {}, `${each.starred ? "★ " : ""}${each.name}`),
+      make("span", {}, `${each.n_versions} ${each.n_versions === 1 ? "version" : "versions"} · ${clock(each.seconds)} · ${new Date(each.changed_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`)))));
+});
+$("#make").addEventListener("submit", attempt(async (event) => {
+  event.preventDefault();
+  const body = { kind: "make", seconds: Number($("#seconds").value), ...chosen() };
+  if (!project) await openProject((await json("api/projects", { method: "POST", body: {} })).id);
+  await startJob(body);
+}).bind(null));
+
+// ---- one project ----
+const openProject = async (id) => {
+  stopListening();
+  project = await json(`api/projects/${id}`);
+  history.replaceState(null, "", `#${id}`);
+  [shown, redone] = [null, []];
+  $("#start").hidden = true;
+  $("#project").hidden = false;
+  $("#settings-here").append($("#how"));
+  await showProject(project);
+  stopListening = listen(id, {
+    project: attempt(showProject),
+    job: attempt(showJob),
+    back: attempt(async () => showProject(await json(`api/projects/${id}`))),
+    closed: () => openProject(id).catch(() => setTimeout(route, 2000)),
+  });
+};
+const route = attempt(async () => {
+  const id = location.hash.slice(1);
+  if (!id || id === "main") return showStart();
+  if (project?.id === id) return;
+  try {
+    await openProject(id);
+  } catch (error) {
+    if ($("#lost").hidden) location.hash = "";
+    throw error;
+  }
+});
+
+const showProject = async (next) => {
+  if (project?.id !== next.id) return;
+  project = next;
+  document.title = `${project.name} – audiovq studio`;
+  $("#project-title").textContent = project.name;
+  if (document.activeElement !== $("#name")) $("#name").value = project.name;
+  $("#star-project").textContent = star(project.starred);
+  $("#star-project").setAttribute("aria-pressed", project.starred);
+  $("#download-project").href = `${here()}/file`;
+  const { versions } = project, version = versions.find((each) => each.number === project.shown) ?? null;
+  showSettings(model, project);
+  showTree($("#tree"), versions, version?.number, show);
+  $("#undo").disabled = !version?.parent;
+  $("#redo").disabled = !nextVersion();
+  $("#delete").disabled = $("#export").hidden = !version;
+  $("#changes").hidden = !version;
+  $$("#jobs > article").forEach((card) => project.jobs.some((job) => `job-${job.id}` === card.id) || card.remove());
+  project.jobs.forEach(showJob);
+  await showVersion(version);
+};
+const change = async (body) => showProject(await json(here(), { method: "PATCH", body }));
+const show = attempt(async (number) => {
+  complain("");
+  await change({ shown: number });
+});
+const nextVersion = () => {
+  const children = project.versions.filter((each) => each.parent === project.shown);
+  return redone.findLast((number) => children.some((each) => each.number === number)) ?? children.at(-1)?.number;
+};
+
+const showVersion = async (version) => {
+  if (!version) {
+    [shown, player.host.hidden, $("#takes").hidden, $("#star").hidden] = [null, true, true, true];
+    $("#piece-title").textContent = project.jobs.length ? "It is being made …" : "Your music appears here";
+    for (const id of ["facts", "warning"]) $(`#${id}`).textContent = "";
+    if (!project.jobs.length && player.transport.source) player.transport.pause();
+    return;
+  }
+  const takes = takesOf(project.versions, version), key = `${project.id}/${version.number}/${version.made_at}`;
+  $("#piece-title").textContent = takes.length > 1 ? `${version.title} – take ${takes.indexOf(version) + 1}` : version.title;
+  $("#facts").replaceChildren(`${tenths(version.seconds)} s`, ...(version.seed === null ? [] : [` · seed ${version.seed} `,
+    make("button", { type: "button", class: "link", onclick: () => { $("#seed").value = version.seed; } }, "use it again")]));
+  for (const text of [...Object.values(version.labels ?? {}), version.text].filter(Boolean)) $("#facts").append(` · ${text}`);
+  $("#star").hidden = false;
+  $("#star").textContent = star(version.starred);
+  $("#star").setAttribute("aria-pressed", version.starred);
+  $("#warning").hidden = !version.warning;
+  $("#warning").textContent = version.warning ?? "";
+  $("#keep-audio").hidden = version.recording === null || version.recording === undefined;
+  $("#codes-file").href = `${here()}/versions/${version.number}/codes?download=1`;
+  showTakes(takes, version);
+  if (shown === key) return;
+  const before = shown;
+  shown = key;
+  const full = await soundOf(addressOf(version.number)); // the picture before stays until this is there
+  if (shown !== key) return;
+  const names = details(version.n_levels), addresses = names.map((_, i) => `${addressOf(version.number)}?levels=${i + 1}`);
+  if (version.recording !== null && version.recording !== undefined && version.kind === "recording") {
+    names.unshift("Original");
+    addresses.unshift(`${here()}/recordings/${version.recording}/sound`);
+  }
+  const buffers = [...addresses.slice(1).map(() => null), full];
+  player.host.hidden = false;
+  player.show(buffers, { names, keep: before !== null, load: attempt((i) => soundOf(addresses[i])) });
+  for (const form of [$("#redraw")]) form.end.max = form.start.max = version.seconds;
+  const found = await json(`${here()}/versions/${version.number}/levels`);
+  if (shown !== key) return;
+  const levels = found.levels.map((each) => ({ codes: each.codes, seconds_per_code: each.hop_length / model.sample_rate }));
+  player.codeLevels = { levels, first: names.length - levels.length };
+  player.draw();
+};
+const showTakes = (takes, version) => {
+  const host = $("#takes"), key = takes.map((take) => take.number).join();
+  host.hidden = takes.length < 2;
+  if (host.dataset.key !== `${project.id}:${key}`) {
+    host.dataset.key = `${project.id}:${key}`;
+    host.replaceChildren(...(host.hidden ? [] : takes.map((take, i) => {
+      const canvas = make("canvas", { "aria-hidden": "true" });
+      soundOf(addressOf(take.number)).then((buffer) => drawWave(canvas, peaksOf(buffer)), () => {});
+      return make("button", { type: "button", "data-number": take.number, onclick: () => show(take.number) }, canvas, make("span", {}, `Take ${i + 1}`));
+    })));
+  }
+  for (const each of host.children) {
+    const take = takes.find((found) => found.number === Number(each.dataset.number));
+    each.setAttribute("aria-pressed", take === version);
+    $("span", each).textContent = `${take.starred ? "★ " : ""}Take ${takes.indexOf(take) + 1}`;
+  }
+};
+
+// ---- work in progress ----
+const startJob = async (body) => {
+  const keep = $("#keep-audio");
+  if (body.kind !== "make" && !keep.hidden && !$("input", keep).checked) body.keep_audio = false;
+  const job = await json(`${here()}/jobs`, { method: "POST", body });
+  own.add(job.id);
+  showJob(job);
+};
+const showJob = async (job) => {
+  let card = document.getElementById(`job-${job.id}`);
+  const open = job.state === "waiting" || job.state === "running";
+  if (!card && open) {
+    card = make("article", { class: "card job", id: `job-${job.id}`, "aria-label": job.title }, make("h2", {}, job.title),
+      make("p", { class: "hint" }), make("progress", { max: 1, "aria-label": "Progress" }), make("div", { class: "row" },
+        make("button", { type: "button", class: "button", onclick: attempt(() => request(`api/jobs/${job.id}`, { method: "DELETE" })) }, "Stop"),
+        make("button", { type: "button", class: "button sketch", hidden: true }, "Listen to the sketch")));
+    $("#jobs").append(card);
+  }
+  if (open) {
+    const left = job.seconds_left > 0 ? ` · about ${Math.ceil(job.seconds_left)} s left` : "";
+    const place = job.place === 1 ? "Next in the queue" : `Number ${job.place} in the queue`;
+    $(".hint", card).textContent = job.state === "waiting" ? place : `${job.message || "Working"}${left}`;
+    $("progress", card).value = job.progress;
+    await showSketch(card, job);
+    return;
+  }
+  card?.remove();
+  if (job.state === "failed") complain(job.error || "That did not work.");
+  if (job.state === "stopped" && own.has(job.id)) say("Stopped. What was there is still there.");
+  if (job.state === "done" && own.delete(job.id) && job.versions.length) {
+    say(job.versions.length > 1 ? `${job.versions.length} takes are ready: listen, star one, go on from it.` : "It is ready.");
+    if (project.shown !== job.versions[0]) await change({ shown: job.versions[0] });
+  }
+};
+const showSketch = async (card, job) => {
+  const [address] = job.sketches ?? [], button = $(".sketch", card);
+  if (!address || card.dataset.sketch === address) return;
+  card.dataset.sketch = address;
+  const sketch = await soundOf(address).catch(() => null);
+  if (!sketch || !card.isConnected || card.dataset.sketch !== address) return;
+  const play = () => {
+    shown = `sketch ${job.id}`;
+    player.host.hidden = false;
+    player.show([sketch], { keep: card.dataset.heard === "yes" });
+    card.dataset.heard = "yes";
+    $("#piece-title").textContent = "A sketch; the details follow";
+  };
+  button.hidden = project.shown === null;
+  button.onclick = () => { play(); player.transport.play(0); };
+  if (project.shown === null || card.dataset.heard) play();
+};
+
+// ---- controls of a project ----
+const on = (selector, event, work) => $(selector).addEventListener(event, attempt(work));
+on("#name", "change", async () => change({ name: $("#name").value.trim() || project.name }));
+on("#star-project", "click", async () => change({ starred: !project.starred }));
+on("#star", "click", async () => {
+  const version = project.versions.find((each) => each.number === project.shown);
+  showProject(await json(`${here()}/versions/${version.number}`, { method: "PATCH", body: { starred: !version.starred } }));
+});
+on("#delete-project", "click", async () => {
+  if (!(await ask(`Delete the project “${project.name}” with all its versions and recordings?`, "Delete it"))) return;
+  await request(here(), { method: "DELETE" });
+  location.hash = "";
+});
+on("#delete", "click", async () => {
+  const number = project.shown, n = madeFrom(project.versions, number);
+  const words = n ? `Delete this version and the ${n === 1 ? "one" : n} made from it?` : "Delete this version?";
+  if (await ask(words, "Delete")) showProject(await json(`${here()}/versions/${number}`, { method: "DELETE" }));
+});
+const undo = async () => {
+  const version = project?.versions.find((each) => each.number === project.shown);
+  if (!version?.parent) return;
+  redone.push(version.number);
+  await show(version.parent);
+  say(`Back at: ${$("#piece-title").textContent}`);
+};
+const redo = async () => {
+  const number = project && nextVersion();
+  if (number) await show(number);
+};
+on("#undo", "click", undo);
+on("#redo", "click", redo);
+const tabs = $$("#changes [role=tab]");
+const openTab = (tab) => tabs.forEach((each) => {
+  each.setAttribute("aria-selected", each === tab);
+  each.tabIndex = each === tab ? 0 : -1;
+  document.getElementById(each.getAttribute("aria-controls")).hidden = each !== tab;
+});
+tabs.forEach((tab, i) => {
+  tab.addEventListener("click", () => openTab(tab));
+  tab.addEventListener("keydown", ({ key }) => {
+    const to = { ArrowLeft: i - 1, ArrowRight: i + 1 }[key];
+    if (to === undefined) return;
+    const next = tabs[(to + tabs.length) % tabs.length];
+    openTab(next);
+    next.focus();
+  });
+});
+openTab(tabs[0]);
+$$("#changes form").forEach((form) => form.addEventListener("submit", attempt(async (event) => {
+  event.preventDefault();
+  const fields = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, Number(value)]));
+  const kind = form.id === "before" ? "extend" : form.id;
+  await startJob({ kind, version: project.shown, ...fields, ...chosen() });
+})));
+for (const name of ["start", "end"])
+  $("#redraw")[name].addEventListener("input", () => {
+    const { start, end } = $("#redraw");
+    if (start.value && end.value) player.setMark([Number(start.value), Number(end.value)], true);
+  });
+on("#export form", "submit", async (event) => {
+  event.preventDefault();
+  const wanted = new URLSearchParams([...new FormData($("#export form"))].filter(([, value]) => value));
+  wanted.set("download", "1");
+  say("Writing the file …");
+  make("a", { href: `${addressOf(project.shown)}?${wanted}`, download: "" }).click();
+  setTimeout(() => say(""), 2000);
+});
+$("#export form").format.addEventListener("change", ({ target }) => {
+  $("#export form").bits.disabled = !["wav", "flac"].includes(target.value);
+});
+
+// ---- files and the microphone ----
+const use = attempt(async (file) => {
+  const sent = (share) => say(`Sending ${file.name}: ${Math.round(100 * share)} %`);
+  if (file.name.toLowerCase().endsWith(".zip")) {
+    const imported = await send("api/projects/import", file, sent);
+    await openProject(imported.id);
+    return say(`${imported.name} is imported.`);
+  }
+  if (file.size > model.limits.max_upload_mb * 1e6)
+    throw new Error(`${file.name}: a recording may have up to ${model.limits.max_upload_mb} MB; this one has ${(file.size / 1e6).toFixed(1)} MB.`);
+  const name = file.name.replace(/\.[^.]+$/, "");
+  if (!project) await openProject((await json("api/projects", { method: "POST", body: { name } })).id);
+  const job = await send(`${here()}/recordings?name=${encodeURIComponent(file.name)}`, file, sent);
+  say("");
+  own.add(job.id);
+  await showJob(job);
+});
+$$(".upload").forEach((input) => input.addEventListener("change", async () => {
+  const [file] = input.files;
+  input.value = "";
+  if (file) await use(file);
+}));
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  const [file] = event.dataTransfer.files;
+  if (file) use(file);
+});
+let finish = null;
+$$(".record").forEach((button) => button.addEventListener("click", attempt(async () => {
+  if (finish) {
+    const end = finish;
+    finish = null;
+    $$(".record").forEach((each) => (each.textContent = "Record"));
+    say("");
+    return use(await end());
+  }
+  try {
+    finish = await record();
+  } catch {
+    throw new Error("There is no microphone that this page may use: allow it in the browser's settings for this page.");
+  }
+  $$(".record").forEach((each) => (each.textContent = "Stop and use it"));
+  say("Recording from the microphone …");
+})));
+
+// ---- keys of the whole page ----
+addEventListener("keydown", (event) => {
+  if (!project || event.target.closest("input, textarea, select, dialog")) return;
+  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
+    event.preventDefault();
+    attempt(event.shiftKey ? redo : undo)();
+  } else if (event.key === " " && !event.defaultPrevented && !event.target.closest("button, a, summary") && !player.host.hidden) {
+    event.preventDefault();
+    player.toggle();
+  }
+});
+
+const begin = attempt(async () => {
+  say("The model is loading …");
+  model = await patiently("api/model");
+  say("");
+  $("#model").textContent = `with ${model.name}${model.licence ? ` · ${model.licence}` : ""}`;
+  $("#seconds").max = model.limits.max_seconds;
+  $("#seconds").value = Math.min(20, model.limits.max_seconds);
+  $("#upload-hint").textContent = `Drop a file anywhere on this page, or use the microphone: up to ${model.limits.max_upload_mb} MB, of which the first ${model.limits.max_seconds} seconds are used. A saved project (.zip) opens, too.`;
+  const names = { wav: "WAV", flac: "FLAC", opus: "Opus", mp3: "MP3" };
+  $("#export form").format.append(...model.formats.map((format) => make("option", { value: format }, names[format] ?? format)));
+  fillSettings(model);
+  addEventListener("hashchange", route);
+  await route();
+  $("#make .primary").disabled = false;
+});
+begin();
