@@ -242,12 +242,12 @@ def wait(page: Page, condition: str) -> None:
 def test_a_browser_plays_every_sound(page: Page) -> None:
     for i in range(7):
         page.locator(f"#clip-{i}").scroll_into_view_if_needed()
-        wait(page, f"document.querySelector('#clip-{i}').player.transport.seconds === 0.5")
+        wait(page, f"document.querySelector('#clip-{i} .player').player.transport.seconds === 0.5")
     page.click("#clip-1 .play")
-    wait(page, "document.querySelector('#clip-1').player.transport.position > 0.05")
+    wait(page, "document.querySelector('#clip-1 .player').player.transport.position > 0.05")
     page.click("#clip-3 .play")  # goes on where the other was, which stops
-    assert page.evaluate("document.querySelector('#clip-1').player.transport.source") is None
-    assert page.evaluate("document.querySelector('#clip-3').player.transport.at") > 0.05
+    assert page.evaluate("document.querySelector('#clip-1 .player').player.transport.source") is None
+    assert page.evaluate("document.querySelector('#clip-3 .player').player.transport.at") > 0.05
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -286,7 +286,7 @@ def test_pictures_are_true_to_the_sound(browser: Browser) -> None:
 
 
 def test_marks_loops_zoom_and_downloads(page: Page, tmp_path: Path) -> None:
-    wait(page, "document.querySelector('#clip-0').player.transport.seconds === 0.5")
+    wait(page, "document.querySelector('#clip-0 .player').player.transport.seconds === 0.5")
     page.focus("#clip-0 .stage")
     for _ in range(10):
         page.keyboard.press("ArrowRight")
@@ -295,13 +295,13 @@ def test_marks_loops_zoom_and_downloads(page: Page, tmp_path: Path) -> None:
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     page.keyboard.press("o")
-    mark = "document.querySelector('#clip-0').player.mark"
+    mark = "document.querySelector('#clip-0 .player').player.mark"
     assert page.evaluate(mark) == [pytest.approx(0.1), pytest.approx(0.3)]
     page.keyboard.press("l")
     page.keyboard.press(" ")
     for _ in range(20):  # stays within the mark
         page.wait_for_timeout(25)
-        assert 0.09 < page.evaluate("document.querySelector('#clip-0').player.transport.position") < 0.31
+        assert 0.09 < page.evaluate("document.querySelector('#clip-0 .player').player.transport.position") < 0.31
     page.keyboard.press(" ")
     page.keyboard.press("Escape")
     assert page.evaluate(mark) is None
@@ -314,7 +314,7 @@ def test_marks_loops_zoom_and_downloads(page: Page, tmp_path: Path) -> None:
     assert page.evaluate(mark) == [pytest.approx(0.1, abs=0.01), pytest.approx(0.3, abs=0.01)]
     assert page.inner_text("#clip-0 .mark-text") == "0.1 – 0.3 s marked"
     page.locator("#clip-0").get_by_label("Zoom in").click()
-    view = page.evaluate("document.querySelector('#clip-0').player.view")
+    view = page.evaluate("document.querySelector('#clip-0 .player').player.view")
     assert view[1] - view[0] == pytest.approx(0.25)
     with page.expect_download() as found:
         page.locator("#clip-0 .download").click()
@@ -339,7 +339,7 @@ def test_themes_and_curves(page: Page) -> None:
 def abx_trial(page: Page, right: bool) -> str:
     """Listen, look up which sound is playing, answer; returns what X was."""
     page.click("[data-listen=x]")
-    truth = page.evaluate("window.played === document.querySelector('#clip-0').player.transport.buffer ? 'a' : 'b'")
+    truth = page.evaluate("window.played === document.querySelector('#clip-0 .player').player.transport.buffer ? 'a' : 'b'")
     page.click(f"[data-answer={truth if right else 'ab'.replace(truth, '')}]")
     return truth
 

@@ -29,7 +29,6 @@ const clip = (figure) => {
   });
   player.slot.append(gain, download);
   $(".sound", figure).hidden = true;
-  figure.player = player;
   player.whole.textContent = clock(Number(figure.dataset.seconds));
   const near = new IntersectionObserver(async ([entry]) => {
     if (!entry.isIntersecting) return;

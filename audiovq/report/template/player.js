@@ -146,6 +146,7 @@ export class Player {
   constructor(host, { label, marked = () => {}, begin = () => undefined }) {
     Object.assign(this, { host, label, marked, begin, mark: null, view: [0, 1], looping: false, pictures: [] });
     this.transport = new Transport(() => this.update());
+    host.player = this;
     this.build();
     new ResizeObserver(() => this.draw()).observe(this.stage);
     document.addEventListener("themechange", () => this.draw());
