@@ -2,41 +2,84 @@
 
 import importlib.util
 import time
+import webbrowser
+from pathlib import Path
 
 from click import FloatRange, IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER
 
 HOST_HELP = "Address to listen on; 0.0.0.0 admits everybody who can reach this machine."
-UPLOAD = FloatRange(0.1)
+ABOVE_0 = FloatRange(0.1)
 
 
 @command()
 @argument("run", type=FOLDER, required=False)
 @option("--host", default="127.0.0.1", show_default=True, help=HOST_HELP)
 @option("--port", type=IntRange(1, 65535), help="Default: the first free port from 7860 on.")
+@option("--allow-host", "names", multiple=True, metavar="NAME", help="A name that it is reached by, as by a proxy.")
+@option("--password", envvar="AUDIOVQ_PASSWORD", help="Asked of every visitor; also from $AUDIOVQ_PASSWORD.")
+@option("--no-password", is_flag=True, help="With another --host: admit everybody.")
+@option("--projects", type=Path, help="Folder of the projects. Default: that of the user's data.")
 @option("--max-seconds", type=FloatRange(1, 3600), default=120, show_default=True, help="Longest piece.")
-@option("--max-upload", type=UPLOAD, default=50, show_default=True, metavar="MB", help="Largest upload.")
+@option("--max-upload", type=ABOVE_0, default=50, show_default=True, metavar="MB", help="Largest upload.")
+@option("--quota", type=ABOVE_0, default=2000, show_default=True, metavar="MB", help="Projects of a visitor.")
 @option("--open", "show", is_flag=True, help="Open the page in a browser.")
-def studio(run: str | None, host: str, port: int | None, max_seconds: float, max_upload: float, show: bool) -> None:
+def studio(
+    run: str | None,
+    host: str,
+    port: int | None,
+    names: tuple[str, ...],
+    password: str | None,
+    no_password: bool,
+    projects: Path | None,
+    max_seconds: float,
+    max_upload: float,
+    quota: float,
+    show: bool,
+) -> None:
     """Open a page for making music with RUN: a run, a model folder or a hub id (default: the bundled model).
 
     Needs the extra audiovq[studio].
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError("studio: the package gradio is missing; pip install 'audiovq[studio]'")
+    for package in ("fastapi", "uvicorn", "platformdirs"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"studio: the package {package} is missing; pip install 'audiovq[studio]'")
+    import platformdirs
+
+    from audiovq.studio.limits import Limits
+    from audiovq.studio.projects import Library
+    from audiovq.studio.security import Access, is_loopback
+    from audiovq.studio.serving import open_studio
+    from audiovq.utils import signals
     from audiovq.utils.progress import say
 
-    say("opening the studio …")
-    from audiovq import api
-    from audiovq.studio.page import open_studio
-    from audiovq.studio.uploads import Limits
-    from audiovq.utils import signals
+    if not is_loopback(host) and not password and not no_password:
+        raise ValueError(
+            f"--host {host}: others could use the studio; give a --password (or set AUDIOVQ_PASSWORD), "
+            "or --no-password to admit everybody"
+        )
+    if no_password:
+        password = None
+        if not is_loopback(host):
+            say(f"everybody who can reach {host} can use this studio: there is no password")
 
-    limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload)
-    model, name = (api.resolve_model(run), run) if run else (api.bundled_model(), "the bundled model")
-    with open_studio(model, limits, host, port, show, name) as (url, _):
-        say(f"the studio is open: {url} (Ctrl-C closes it; download the pieces you want to keep first)")
+    def load(library: Library, limits: Limits, sounds: Path):  # torch is imported while the page is served already
+        from audiovq import api
+        from audiovq.studio.engine import Engine
+
+        model, name = (api.resolve_model(run), run) if run else (api.bundled_model(), "the bundled model")
+        return Engine(model, name, library, limits, sounds)
+
+    place = projects or Path(platformdirs.user_data_dir("audiovq", appauthor=False)) / "projects"
+    limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload, quota_mb=quota, total_mb=10 * quota)
+    access = Access(host, password or None, [name.lower() for name in names])
+    with open_studio(load, place, limits, access, port) as (url, _, engine):
+        say(f"the studio is open: {url} (Ctrl-C closes it; projects are kept in {place})")
+        if show:
+            webbrowser.open(url)
         with signals.deferred():
             while signals.received() is None:
+                if engine.done():
+                    engine.result()  # a model that cannot be loaded ends the command
                 time.sleep(0.2)

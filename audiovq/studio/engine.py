@@ -1,0 +1,296 @@
+"""The model of a studio, and all that needs it: new music, recordings, sounds, and projects from elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from audiovq.api.generator import Generator
+from audiovq.data import audio
+from audiovq.data.codes import Codes
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.studio.jobs import Job
+from audiovq.studio.limits import MEGABYTE, Limits, Refused
+from audiovq.studio.making import draw, make_plan
+from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Version, parse
+from audiovq.studio.recordings import check_reference, named_as_uploaded, read_codes, read_recording, unlikeness
+from audiovq.studio.requests import JobRequest
+from audiovq.studio.sounds import LIBSNDFILE, Export, Sounds
+
+LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
+
+
+class Engine:
+    """A model with the projects of its studio.
+
+    Args:
+        folder: of the model.
+        name: what the user calls it.
+        sounds: a folder for sounds that can be made again.
+    """
+
+    def __init__(self, folder: Path, name: str, library: Library, limits: Limits, sounds: Path):
+        self.folder, self.name, self.library, self.limits = folder, name, library, limits
+        self.generator = Generator.from_pretrained(folder)
+        self.tokenizer = self.generator.tokenizer
+        self.hash = self.tokenizer.hash
+        self.sounds = Sounds(self.tokenizer, library, sounds)
+        self.training_bits = _training_bits(folder)
+
+    @functools.cached_property
+    def licence(self) -> str | None:
+        """From the model card."""
+        path = self.folder / "README.md"
+        parts = path.read_text("utf-8").split("---\n") if path.is_file() else []
+        try:
+            found = yaml.safe_load(parts[1]) if len(parts) > 2 else {}
+            return str(found.get("license_name") or found["license"])
+        except (yaml.YAMLError, AttributeError, KeyError):
+            return None
+
+    def describe(self) -> dict[str, Any]:
+        """What a page needs to know of the model."""
+        generator, config = self.generator, self.tokenizer.config
+        inputs = [prior.config.extra_inputs for prior in generator.priors]
+        rate = generator.sample_rate
+        return {
+            "name": self.name,
+            "licence": self.licence,
+            "sample_rate": rate,
+            "channels": config.channels,
+            "levels": [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths],
+            "codebook_size": config.codebook_size,
+            "labels": generator.labels,
+            "text_bytes": max(known["text_bytes"] for known in inputs),
+            "chroma": any(known["chroma"] for known in inputs),
+            "settings": {
+                name: [getattr(setting, name) for setting in generator.sampling] for name in SamplingConfig.model_fields
+            },
+            "limits": {
+                name: getattr(self.limits, name)
+                for name in ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
+            },
+            "formats": list(LIBSNDFILE),
+            "bits_per_second": self.training_bits,
+        }
+
+    def codes(self, project: Project, number: int) -> Codes:
+        project.version(number)
+        return Codes.load(self.library.codes_path(project, number))
+
+    def sound(
+        self,
+        project: Project,
+        version: Version,
+        n_levels: int | None,
+        format: Any,
+        bits: Any,
+        lufs: float | None,
+        download: bool,
+    ) -> Path:
+        """A sound file of a version; a download has tags."""
+        if n_levels is not None and n_levels > version.n_levels:
+            raise Refused(f"levels: expected 1 to {version.n_levels}, found {n_levels}")
+        tags = {}
+        if download:
+            seed = "" if version.seed is None else f", seed {version.seed}"
+            labels = "".join(f", {name} {value}" for name, value in version.labels.items())
+            tags = {
+                "title": f"{project.name}: {version.title}",
+                "comment": f"{self.name}{seed}{labels}",
+                "software": "audiovq",
+                "copyright": f"model licence: {self.licence}" if self.licence else "",
+            }
+        return self.sounds.version(project, version.number, n_levels, Export(format, bits, lufs, tags))
+
+    # --- jobs -----------------------------------------------------------------------------------------
+
+    def job(self, project: Project, request: JobRequest) -> Job:
+        """Raises ValueError for an impossible request."""
+        self.library.check_versions(project, request.takes)
+        is_change = request.kind != "make"
+        if is_change and request.version is None:
+            raise ValueError("version: give the number of the version to change")
+        piece = self.codes(project, request.version) if is_change and request.version is not None else None
+        chroma = None
+        if request.chroma:
+            recording = project.recording(request.chroma)
+            chroma = self.library.recording_path(project, recording)
+            check_reference(chroma, recording.name, self.limits)
+        plan = make_plan(self.generator, self.limits, request, piece, chroma)
+        keeps_audio = request.keep_audio
+        if keeps_audio is None:
+            keeps_audio = is_change and self._is_recorded(project, request.version)
+
+        def work(job: Job) -> list[int]:
+            takes = draw(self.generator, plan, request.takes, job)
+            versions = []
+            for i, codes in enumerate(takes):
+                kept = plan.kept(i, codes.hop_lengths) if keeps_audio else None
+                version = Version(
+                    number=1,
+                    parent=request.version if is_change else None,
+                    title=f"{plan.title}, take {i + 1}" if len(takes) > 1 else plan.title,
+                    kind="change" if is_change else "new",
+                    seconds=codes.seconds,
+                    n_samples=codes.n_samples,
+                    n_levels=len(codes.levels),
+                    seed=plan.seed,
+                    labels=request.labels,
+                    text=request.text,
+                    settings=request.settings,
+                    take=i + 1,
+                    kept=kept,
+                )
+                versions.append((version, codes))
+            return self._add(project, versions)
+
+        return Job(project.id, project.owner, request.kind, plan.title, work)
+
+    def _is_recorded(self, project: Project, number: int | None) -> bool:
+        """Whether a version has original sound in it."""
+        version = project.version(number)
+        return bool(version.recording or version.kept)
+
+    def _add(self, project: Project, versions: list[tuple[Version, Codes]]) -> list[int]:
+        """Add versions with the next numbers: first the codes, then the project that names them."""
+        with self.library.changing(project):
+            for version, codes in versions:
+                version.number = project.next_number
+                codes.save(self.library.codes_path(project, version.number))
+                project.add(version)
+        return [version.number for version, _ in versions]
+
+    def open(self, project: Project, path: Path, name: str) -> Job:
+        """Make an uploaded file in the folder of recordings a version; `path` has the recording's id as its name."""
+
+        def work(job: Job) -> list[int]:
+            recording = None
+            try:
+                if path.suffix == ".codes":
+                    codes = read_codes(path, name, self.tokenizer, self.limits)
+                else:
+                    codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
+                version = Version(
+                    number=1,
+                    title=name,
+                    kind="recording",
+                    seconds=codes.seconds,
+                    n_samples=codes.n_samples,
+                    n_levels=len(codes.levels),
+                    recording=recording.id if recording else None,
+                    warning=unlikeness(self.generator, codes, self.training_bits) if recording else None,
+                )
+                with self.library.changing(project):
+                    project.recordings += [recording] if recording else []
+                    numbers = self._add(project, [(version, codes)])
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            if recording is None:
+                path.unlink()  # its codes are the version's
+            return numbers
+
+        return Job(project.id, project.owner, "open", f"opening {name}", work)
+
+    # --- projects as files ----------------------------------------------------------------------------
+
+    def export(self, project: Project, path: Path) -> None:
+        """Write a project to one .zip file."""
+        with self.library.lock, zipfile.ZipFile(path, "w") as file:
+            content = project.model_dump(mode="json") | {"owner": ""}
+            file.writestr("project.json", json.dumps(content, indent=1))
+            for name in _files(project):
+                file.write(self.library.folder(project) / name, name)
+
+    def import_(self, path: Path, owner: str) -> Project:
+        """A new project from a .zip file that may be a stranger's.
+
+        Raises:
+            ValueError: not a project, damaged, too large, or of another model.
+        """
+        project = None
+        try:
+            with zipfile.ZipFile(path) as file:
+                project = parse(_extract(file, "project.json", LARGEST_PROJECT_FILE), "project.json")
+                if project.tokenizer_hash != self.hash:
+                    raise Refused("a project of another model; open it in a studio of that model")
+                project.id, project.owner = Project(tokenizer_hash=self.hash).id, owner
+                if len(project.versions) > self.limits.max_versions:
+                    raise Refused(f"{len(project.versions)} versions; a project may have {self.limits.max_versions}")
+                names = _files(project)
+                self.library.check_room(owner, sum(file.getinfo(name).file_size for name in names))
+                folder = self.library.folder(project)
+                for name in names:
+                    target = folder / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as out:
+                        _copy(file, name, out)
+                self._check(project)
+            return self.library.create(project)
+        except BaseException as error:
+            if project is not None:
+                shutil.rmtree(self.library.folder(project), ignore_errors=True)
+            if isinstance(error, KeyError):
+                raise Refused(f"not a whole project: {error.args[0]}") from None
+            if isinstance(error, (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError)):
+                raise Refused(f"not a project, or a damaged file ({error})") from None
+            raise
+
+    def _check(self, project: Project) -> None:
+        """Raises ValueError for files that contradict a project or cannot be used."""
+        for version in project.versions:
+            path = self.library.codes_path(project, version.number)
+            codes = read_codes(path, f"version {version.number}", self.tokenizer, self.limits)
+            if (codes.n_samples, len(codes.levels)) != (version.n_samples, version.n_levels):
+                raise Refused(f"version {version.number}: its codes are not those that the project describes")
+            version.seconds = codes.seconds
+            for start, end in version.kept.stretches if version.kept else []:
+                if not 0 <= start < end <= codes.n_samples or start % codes.hop_lengths[-1]:
+                    raise Refused(f"version {version.number}: its kept stretches are not within it")
+        for recording in project.recordings:
+            path = self.library.recording_path(project, recording)
+            with named_as_uploaded(path, recording.name):
+                info = audio.audio_info(path)
+            found = (info.sample_rate, min(info.channels, 2))
+            most = self.limits.max_seconds * info.sample_rate
+            if found != (recording.sample_rate, recording.channels) or recording.n_samples > most:
+                raise Refused(f"{recording.name}: not the recording that the project describes")
+
+
+def _files(project: Project) -> list[str]:
+    """The files of a project besides project.json, by their names in its folder."""
+    codes = [f"codes/{version.number}.codes" for version in project.versions]
+    return codes + [f"recordings/{recording.id}{recording.suffix}" for recording in project.recordings]
+
+
+def _extract(file: zipfile.ZipFile, name: str, most: int) -> bytes:
+    if file.getinfo(name).file_size > most:
+        raise Refused(f"{name}: more than {most // MEGABYTE} MB")
+    with file.open(name) as content:
+        return content.read(most + 1)
+
+
+def _copy(file: zipfile.ZipFile, name: str, out: Any) -> None:
+    """Copy a file out of a .zip; zipfile gives no more than the size that was checked."""
+    with file.open(name) as content:
+        shutil.copyfileobj(content, out)
+
+
+def _training_bits(folder: Path) -> float | None:
+    """Bits a second of the music a model was trained for, from its report or its card; None if they do not say."""
+    try:
+        if (folder / "report.json").is_file():
+            levels = json.loads((folder / "report.json").read_text("utf-8"))["levels"]
+            return sum(float(level["bits_per_second"]) for level in levels) or None
+        rows = map(LEVEL_ROW.match, (folder / "README.md").read_text("utf-8").splitlines())
+        return sum(float(row[2]) for row in rows if row) or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

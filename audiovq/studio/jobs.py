@@ -1,0 +1,163 @@
+"""Jobs: one runs at a time, the others wait in a queue and know their place."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from audiovq.studio.limits import Limits, Refused
+from audiovq.utils.progress import say
+
+MOST_FINISHED = 50  # jobs that are remembered
+KEYS = (
+    "id", "project", "kind", "title", "state", "progress", "message", "error", "sketches", "n_levels", "versions",
+)  # fmt: skip
+
+
+class Stopped(Exception):
+    """The user stopped the work."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request for work. `work` gets the job and returns the numbers of new versions."""
+
+    project: str
+    owner: str
+    kind: str
+    title: str
+    work: Callable[[Job], list[int]]
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: str = "waiting"  # running, done, stopped or failed
+    progress: float = 0.0
+    message: str = ""
+    error: str | None = None
+    sketches: list[str] = field(default_factory=list)  # addresses of sounds with the levels so far
+    n_levels: int = 0  # in the sketches
+    versions: list[int] = field(default_factory=list)
+    drawn: dict[int, list[Any]] = field(default_factory=dict)  # number of levels: the codes of each take
+    stop: threading.Event = field(default_factory=threading.Event)
+    began: float = 0.0
+    changed: Callable[[Job], object] = lambda job: None
+
+    def report(self, progress: float, message: str) -> None:
+        """Raises Stopped if the user stopped it."""
+        if self.stop.is_set():
+            raise Stopped
+        self.progress, self.message = progress, message
+        self.changed(self)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None before there is a pace."""
+        if self.state != "running" or self.progress < 0.02:
+            return None
+        return round((time.monotonic() - self.began) * (1 / self.progress - 1), 1)
+
+
+class Queue:
+    """Runs jobs in a thread of its own."""
+
+    def __init__(self, limits: Limits, changed: Callable[[Job], object]):
+        self.limits, self.changed = limits, changed
+        self._jobs: dict[str, Job] = {}  # in the order of their arrival
+        self._condition = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._thread.start()
+
+    def put(self, job: Job) -> Job:
+        """Raises Refused if the visitor has too many jobs that wait."""
+        with self._condition:
+            if sum(other.owner == job.owner for other in self._unfinished()) > self.limits.max_waiting:
+                raise Refused(f"{self.limits.max_waiting} of your requests wait already; let them finish first", 429)
+            job.changed = self.changed
+            self._jobs[job.id] = job
+            self._condition.notify()
+        return job
+
+    def get(self, name: str) -> Job:
+        """Raises Refused for a job that does not exist or is forgotten."""
+        if name not in self._jobs:
+            raise Refused("there is no such job; it may have ended long ago", 404)
+        return self._jobs[name]
+
+    def of_project(self, project: str) -> list[Job]:
+        """Those that wait or run."""
+        with self._condition:
+            return [job for job in self._unfinished() if job.project == project]
+
+    def place(self, job: Job) -> int:
+        """0 is the one that runs."""
+        with self._condition:
+            waiting = [other for other in self._unfinished() if other.state == "waiting"]
+            return waiting.index(job) + 1 if job in waiting else 0
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        facts = {key: getattr(job, key) for key in KEYS}
+        return facts | {"place": self.place(job), "seconds_left": job.seconds_left}
+
+    def stop(self, job: Job) -> None:
+        """Stop a job; one that waits is stopped at once, one that runs after its present code."""
+        job.stop.set()
+        with self._condition:
+            if job.state == "waiting":
+                job.state = "stopped"
+        self._tell(job)
+
+    def close(self) -> None:
+        """Stop everything."""
+        with self._condition:
+            self._closed = True
+            for job in self._unfinished():
+                job.stop.set()
+            self._condition.notify()
+        self._thread.join(timeout=5)
+
+    def _unfinished(self) -> list[Job]:
+        return [job for job in self._jobs.values() if job.state in ("waiting", "running")]
+
+    def _tell(self, job: Job) -> None:
+        """A job changed, and with it the places of others."""
+        with self._condition:
+            changed = [job, *(other for other in self._unfinished() if other is not job)]
+        for other in changed:
+            self.changed(other)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._closed or self._unfinished())
+                if self._closed:
+                    return
+                job = self._unfinished()[0]
+                job.state, job.began = "running", time.monotonic()
+            self._tell(job)
+            state = self._finish(job)
+            with self._condition:
+                job.state = state
+                finished = [name for name, other in self._jobs.items() if other.state not in ("waiting", "running")]
+                for name in finished[:-MOST_FINISHED]:
+                    del self._jobs[name]
+            self._tell(job)
+
+    def _finish(self, job: Job) -> str:
+        """Run a job to its end; returns its last state."""
+        try:
+            job.report(0.0, "")
+            job.versions = job.work(job)
+            job.progress = 1.0
+            return "done"
+        except Stopped:
+            return "stopped"
+        except (ValueError, OSError) as error:
+            job.error = " ".join(str(error).split())
+        except Exception as error:
+            job.error = f"internal error: {type(error).__name__}: {error}"
+            say(f"{job.error}\n{traceback.format_exc()}")
+        return "failed"

@@ -1,0 +1,185 @@
+"""New music: what a request means for the codes of a piece, and the work itself."""
+
+from __future__ import annotations
+
+import functools
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiovq.api.generator import Generator
+from audiovq.api.options import PieceOptions, level_settings, make_request
+from audiovq.data.codes import Codes
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.generate import CodesCallback
+from audiovq.sampling.inpainting import CodeMask
+from audiovq.studio.jobs import Job
+from audiovq.studio.limits import Limits
+from audiovq.studio.projects import Kept
+from audiovq.studio.requests import JobRequest
+
+CELL_SECONDS = 1.0  # of the parts that `vary` replaces
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that can be met."""
+
+    title: str
+    seed: int
+    n_samples: int
+    mask: CodeMask | None  # the codes that stay, of all takes
+    options: PieceOptions
+
+    def kept(self, take: int, hop_lengths: list[int]) -> Kept | None:
+        """Where one of the takes has all the codes of the piece that it was made from."""
+        if self.mask is None:
+            return None
+        rows = [level if level.ndim == 1 else level[take] for level in self.mask.levels]
+        mask = CodeMask(self.n_samples, rows, self.mask.source_start)
+        stretches = mask.given_stretches(hop_lengths)
+        return Kept(source_start=mask.source_start, stretches=stretches) if stretches else None
+
+
+def make_plan(
+    generator: Generator, limits: Limits, request: JobRequest, piece: Codes | None, chroma: Path | None
+) -> Plan:
+    """What a request means.
+
+    Args:
+        piece: the codes of the version that is changed; None for a new piece.
+        chroma: the recording to follow.
+    Raises:
+        ValueError: an impossible request.
+    """
+    if not 1 <= request.takes <= limits.max_takes:
+        raise ValueError(f"takes: expected 1 to {limits.max_takes}, found {request.takes}")
+    seed = secrets.randbelow(10**6) if request.seed is None else request.seed
+    if piece is None:
+        limits.check_seconds(request.seconds)
+        title, mask, n_samples = "new piece", None, generator.n_samples(request.seconds)
+    else:
+        title, mask = _CHANGES[request.kind](generator, limits, request, piece, seed)
+        n_samples = mask.n_samples
+    options = _options(request, chroma)
+    level_settings(generator.sampling, options)  # raises for values that are out of range
+    make_request(generator.priors, n_samples, seed, options)  # and for unknown labels
+    return Plan(title, seed, n_samples, mask, options)
+
+
+def _options(request: JobRequest, chroma: Path | None) -> PieceOptions:
+    unknown = request.settings.keys() - SamplingConfig.model_fields.keys()
+    if unknown:
+        known = ", ".join(SamplingConfig.model_fields)
+        raise ValueError(f"settings: expected {known}; found {min(unknown)}")
+    settings: dict[str, Any] = dict(request.settings)
+    if "top_k" in settings:
+        settings["top_k"] = [int(value) for value in settings["top_k"]]
+    if not (request.labels or request.text or request.chroma):  # nothing to follow more or less closely
+        settings.pop("guidance", None)
+    return PieceOptions(labels=dict(request.labels), text=request.text, chroma=chroma, **settings)
+
+
+def _extend(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:
+    before, after = request.before, request.after
+    if min(before, after) < 0 or not before + after:
+        raise ValueError("give the seconds of new music, above 0, before or after the piece")
+    limits.check_seconds(piece.seconds + before + after)
+    words = [f"{before:g} s before it"] * (before > 0) + [f"{after:g} s more"] * (after > 0)
+    return ", ".join(words), generator.keep(piece, before=before, after=after)
+
+
+def _redraw(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:
+    start, end = request.start, min(request.end, piece.seconds)
+    if not 0 <= start < end:
+        raise ValueError(
+            f"the part must begin before it ends, within the piece of {piece.seconds:.1f} s; "
+            f"found {start:g} to {request.end:g} s"
+        )
+    _check_levels(request.keep_levels, 0, generator)
+    mask = generator.keep(piece, stretch=(start, end), levels=request.keep_levels)
+    return f"new from {start:.1f} to {end:.1f} s", mask
+
+
+def _vary(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:
+    """Parts here and there anew; other parts in each take."""
+    percent = request.percent
+    if not 0 < percent <= 100:
+        raise ValueError(f"how much to vary must be above 0 and up to 100 %; found {percent:g} %")
+    rngs = [random.Random(f"{seed} {i}") for i in range(request.takes)]
+    takes = [_gaps(generator, piece, percent / 100, rng) for rng in rngs]
+    levels = [torch.stack(rows) for rows in zip(*takes, strict=True)]
+    return f"varied by {percent:g} %", CodeMask(piece.n_samples, levels)
+
+
+def _rerender(
+    generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int
+) -> tuple[str, CodeMask]:
+    keep_levels = request.keep_levels
+    _check_levels(keep_levels, 1, generator)
+    title = "new details" if keep_levels == 1 else f"new details from level {keep_levels}"
+    return title, generator.keep(piece, levels=keep_levels)
+
+
+_CHANGES: dict[str, Callable[..., tuple[str, CodeMask]]] = {
+    "extend": _extend,
+    "redraw": _redraw,
+    "vary": _vary,
+    "rerender": _rerender,
+}
+
+
+def _check_levels(found: int, least: int, generator: Generator) -> None:
+    most = len(generator.priors) - 1
+    if not least <= found <= most:
+        raise ValueError(f"levels to keep: expected {least} to {most}, found {found}")
+
+
+def _gaps(generator: Generator, piece: Codes, share: float, rng: random.Random) -> list[Tensor]:
+    """The levels of a piece, -1 where codes are to be drawn."""
+    starts = [i * CELL_SECONDS for i in range(max(1, round(piece.seconds / CELL_SECONDS)))]
+    ends = [*starts[1:], piece.seconds]
+    chosen = rng.sample(list(zip(starts, ends, strict=True)), max(1, round(share * len(starts))))
+    masks = [generator.keep(piece, stretch=stretch).levels for stretch in chosen]
+    return [functools.reduce(torch.minimum, levels) for levels in zip(*masks, strict=True)]
+
+
+def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes]:
+    """The codes of all takes. Takes with fewer levels become sketches of the job on the way.
+
+    Raises:
+        Stopped: the user stopped the job.
+    """
+    takes: list[Codes] = []
+    on_codes = _callback(generator, plan.n_samples, job)
+    growing = generator.grow(
+        plan.n_samples, plan.seed, range(n_takes), plan.options, given=plan.mask, on_codes=on_codes
+    )
+    for takes in growing:
+        n_levels = len(takes[0].levels)
+        if n_levels < len(generator.priors):
+            job.drawn[n_levels], job.n_levels = takes, n_levels
+            job.sketches = [f"api/jobs/{job.id}/sketches/{n_levels}/{i}" for i in range(n_takes)]
+            job.report(job.progress, job.message)
+    return takes
+
+
+def _callback(generator: Generator, n_samples: int, job: Job) -> CodesCallback:
+    """Reports progress about a hundred times in all, and raises `Stopped` when the job is stopped."""
+    n_codes = [-(-n_samples // hop_length) for hop_length in generator.hop_lengths]
+    reported = -1.0
+
+    def on_codes(level: int, codes: Tensor) -> None:
+        nonlocal reported
+        share = (sum(n_codes[:level]) + codes.shape[1]) / sum(n_codes)
+        if job.stop.is_set() or share >= reported + 0.01 or reported < share == 1:
+            reported = share
+            job.report(share, f"level {level} (the finest is {len(n_codes) - 1})")
+
+    return on_codes

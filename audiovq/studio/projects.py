@@ -1,0 +1,299 @@
+"""Projects: folders with the versions of pieces, which are written after every change.
+
+A folder has `project.json`, `codes/N.codes` for each version and `recordings/ID.suffix` for each recording. A version
+is in `project.json` only after its codes are on the disk, so a kill at any moment loses at most unfinished work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from audiovq.studio.limits import MEGABYTE, Limits, Refused
+from audiovq.utils.files import write_text
+from audiovq.utils.progress import say
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Labels = Annotated[dict[Name, Name], Field(max_length=100)]
+Text = Annotated[str, Field(max_length=20_000)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Settings = Annotated[dict[Name, Annotated[list[Number], Field(max_length=64)]], Field(max_length=10)]
+LARGEST_PROJECT_FILE = 16 * MEGABYTE
+
+
+class Strict(BaseModel):
+    """Files come from strangers too: unknown keys and numbers that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Kept(Strict):
+    """Where a version sounds as the one that it was made from, in samples of the model's rate."""
+
+    source_start: int = Field(ge=0)  # where the other one begins in this one
+    stretches: list[tuple[int, int]] = Field(max_length=100_000)
+
+
+class Version(Strict):
+    """One state of a piece."""
+
+    number: int = Field(ge=1)  # never used again within a project
+    parent: int | None = None
+    title: Name  # how it was made, or what the user calls it
+    kind: Literal["new", "change", "recording"]
+    seconds: Number
+    n_samples: int = Field(ge=1)  # at the model's rate
+    n_levels: int = Field(ge=1)
+    seed: int | None = None
+    labels: Labels = {}
+    text: Text = ""
+    settings: Settings = {}
+    starred: bool = False
+    made_at: Number = Field(default_factory=time.time)  # seconds since 1970, as all times here
+    take: int = 1
+    recording: Name | None = None  # id of the recording that this is
+    warning: Text | None = None
+    kept: Kept | None = None  # None: all is decoded from codes
+
+
+class Recording(Strict):
+    """A sound that was brought in."""
+
+    id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    name: Name
+    suffix: str = Field(pattern=r"^\.[a-z0-9]{1,8}$")
+    seconds: Number  # that are used
+    channels: int = Field(ge=1, le=2)
+    sample_rate: int = Field(ge=1)
+    n_samples: int = Field(ge=1)  # at its own rate
+    note: Text = ""
+
+
+class Project(Strict):
+    """What `project.json` has."""
+
+    format: Literal["audiovq-project-1"] = "audiovq-project-1"
+    id: str = Field(default_factory=lambda: secrets.token_hex(8), pattern=r"^[0-9a-f]{16}$")
+    name: Name = "Untitled"
+    owner: str = ""  # the visitor it belongs to; "" is everybody
+    tokenizer_hash: str
+    starred: bool = False
+    created_at: Number = Field(default_factory=time.time)
+    changed_at: Number = Field(default_factory=time.time)
+    shown: int | None = None  # number of the version on the page
+    next_number: int = Field(default=1, ge=1)
+    versions: list[Version] = Field(default=[], max_length=10_000)
+    recordings: list[Recording] = Field(default=[], max_length=10_000)
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Project:
+        """Parents come before their children, and all that is named exists."""
+        numbers: set[int] = set()
+        names = {recording.id for recording in self.recordings}
+        for version in self.versions:
+            if version.number in numbers or version.parent not in {None, *numbers}:
+                raise ValueError(f"version {version.number} does not fit into the tree of versions")
+            if (version.recording and version.recording not in names) or (version.kept and not version.parent):
+                raise ValueError(f"version {version.number} needs a sound that is not there")
+            numbers.add(version.number)
+        if max(numbers, default=0) >= self.next_number or self.shown not in {None, *numbers}:
+            raise ValueError("its numbers of versions contradict each other")
+        return self
+
+    def version(self, number: int | None) -> Version:
+        """Raises Refused if there is no such version."""
+        for version in self.versions:
+            if version.number == number:
+                return version
+        raise Refused(f"there is no version {number} in this project; it may have been deleted", 404)
+
+    def recording(self, name: str | None) -> Recording:
+        """Raises Refused if there is no such recording."""
+        for recording in self.recordings:
+            if recording.id == name:
+                return recording
+        raise Refused("there is no such recording in this project", 404)
+
+    def add(self, version: Version) -> None:
+        """Raises Refused if the version that it was made from was deleted meanwhile."""
+        if version.parent is not None:
+            self.version(version.parent)
+        self.versions.append(version)
+        self.next_number = version.number + 1
+        self.shown = version.number if version.take == 1 else self.shown
+
+    def remove(self, number: int) -> list[Version]:
+        """Take out a version and all that was made from it; its parent, or else the newest, is shown."""
+        gone, removed = {number}, [self.version(number)]
+        for version in self.versions:  # children come after their parents
+            if version.parent in gone:
+                gone.add(version.number)
+                removed.append(version)
+        self.versions = [version for version in self.versions if version.number not in gone]
+        if self.shown in gone:
+            left = [version.number for version in self.versions]
+            self.shown = removed[0].parent if removed[0].parent in left else max(left, default=None)
+        return removed
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For a list of projects."""
+        facts = self.model_dump(include={"id", "name", "starred", "created_at", "changed_at"})
+        seconds = max((version.seconds for version in self.versions), default=0.0)
+        return facts | {"n_versions": len(self.versions), "seconds": seconds}
+
+    @property
+    def public(self) -> dict[str, Any]:
+        """All that its owner may see."""
+        return self.model_dump(mode="json", exclude={"owner", "format", "next_number"})
+
+
+def parse(content: bytes, name: str) -> Project:
+    """A project from what `project.json` has. Raises ValueError in one sentence."""
+    try:
+        return Project.model_validate(json.loads(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{name}: not a project, or damaged ({place + ': ' if place else ''}{first['msg']})") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{name}: not a project, or damaged (no JSON)") from None
+
+
+class Library:
+    """The projects below a folder."""
+
+    def __init__(self, root: Path, limits: Limits):
+        self.root, self.limits = root, limits
+        self.lock = threading.RLock()
+        self.on_change: Callable[[Project], object] = lambda project: None
+        self._projects: dict[str, Project] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        for folder in sorted(root.iterdir()):
+            if (folder / "project.json").is_file() and not folder.name.startswith("."):
+                self._read(folder)
+
+    def _read(self, folder: Path) -> None:
+        path = folder / "project.json"
+        try:
+            if path.stat().st_size > LARGEST_PROJECT_FILE:
+                raise ValueError(f"{path}: not a project, or damaged (too large)")
+            project = parse(path.read_bytes(), str(path))
+            if project.id != folder.name:
+                raise ValueError(f"{path}: its id is not the name of its folder")
+            self._projects[project.id] = project
+            for leftover in folder.glob("recordings/incoming-*"):  # uploads that a kill interrupted
+                leftover.unlink()
+        except (ValueError, OSError) as error:
+            aside = path.with_name("project.json.damaged")
+            with contextlib.suppress(OSError):
+                path.replace(aside)
+            say(f"{error}; it was set aside as {aside}, and its codes are in {folder / 'codes'}")
+
+    def folder(self, project: Project) -> Path:
+        return self.root / project.id
+
+    def codes_path(self, project: Project, number: int) -> Path:
+        return self.folder(project) / "codes" / f"{number}.codes"
+
+    def recording_path(self, project: Project, recording: Recording) -> Path:
+        return self.folder(project) / "recordings" / (recording.id + recording.suffix)
+
+    def mine(self, owner: str, tokenizer_hash: str) -> list[Project]:
+        """The projects of a visitor and a model; those that changed last come first."""
+        with self.lock:
+            found = [p for p in self._projects.values() if (p.owner, p.tokenizer_hash) == (owner, tokenizer_hash)]
+        return sorted(found, key=lambda project: -project.changed_at)
+
+    def get(self, name: str, owner: str, tokenizer_hash: str) -> Project:
+        """Raises Refused for a project that does not exist, is somebody else's, or is of another model."""
+        project = self._projects.get(name)
+        if project is None or project.owner != owner:
+            raise Refused("there is no such project; it may have been deleted", 404)
+        if project.tokenizer_hash != tokenizer_hash:
+            raise Refused(f"{project.name}: a project of another model; open it in a studio of that model", 409)
+        return project
+
+    def create(self, project: Project) -> Project:
+        """Add a project, whose folder may be there already. Raises Refused beyond the limits."""
+        with self.lock:
+            self.check_room(project.owner)
+            n_mine = sum(other.owner == project.owner for other in self._projects.values())
+            if n_mine >= self.limits.max_projects:
+                raise Refused(f"you have {n_mine} projects, which is the most; delete some of them", 409)
+            for part in ("codes", "recordings"):
+                (self.folder(project) / part).mkdir(parents=True, exist_ok=True)
+            self._projects[project.id] = project
+            self._write(project)
+        return project
+
+    @contextlib.contextmanager
+    def changing(self, project: Project) -> Iterator[None]:
+        """Change a project within the block; it is written at its end, or as it was if the block fails."""
+        with self.lock:
+            if project.id not in self._projects:
+                raise Refused("the project was deleted meanwhile", 404)
+            before = project.model_copy(deep=True)
+            try:
+                yield
+                project.changed_at = time.time()
+                self._write(project)
+            except BaseException:
+                for name in Project.model_fields:
+                    setattr(project, name, getattr(before, name))
+                raise
+        self.on_change(project)
+
+    def _write(self, project: Project) -> None:
+        write_text(self.folder(project) / "project.json", project.model_dump_json(indent=1))
+
+    def delete(self, project: Project) -> None:
+        with self.lock:
+            self._projects.pop(project.id, None)
+            folder = self.folder(project)
+            (folder / "project.json").unlink(missing_ok=True)  # a kill from here on leaves no project
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def delete_version(self, project: Project, number: int) -> None:
+        """Delete a version, all that was made from it, and recordings that nothing needs any more."""
+        with self.changing(project):
+            removed = project.remove(number)
+            names = {version.recording for version in removed}
+            unused = [recording for recording in project.recordings if recording.id in names]
+            project.recordings = [recording for recording in project.recordings if recording not in unused]
+        for version in removed:
+            self.codes_path(project, version.number).unlink(missing_ok=True)
+        for recording in unused:
+            self.recording_path(project, recording).unlink(missing_ok=True)
+
+    def check_versions(self, project: Project, n: int) -> None:
+        """Raises Refused if there is no room for n more versions."""
+        found, most = len(project.versions), self.limits.max_versions
+        if found + n > most:
+            raise Refused(f"this project has {found} versions of at most {most}; delete some of them", 409)
+        self.check_room(project.owner)
+
+    def check_room(self, owner: str, n_bytes: int = 0) -> None:
+        """Raises Refused if a visitor, or all together, would have more on the disk than is allowed."""
+        sizes = {"": 0, owner: 0}
+        for project in list(self._projects.values()):
+            size = sum(p.stat().st_size for p in self.folder(project).rglob("*") if p.is_file())
+            sizes[project.owner] = sizes.get(project.owner, 0) + size
+        mine, everything = (sizes[owner] + n_bytes) / MEGABYTE, (sum(sizes.values()) + n_bytes) / MEGABYTE
+        if mine > self.limits.quota_mb:
+            raise Refused(
+                f"your projects would have {mine:.1f} MB of at most {self.limits.quota_mb:g} MB; delete some of them "
+                "(the option --quota of audiovq studio allows more)",
+                413,
+            )
+        if everything > self.limits.total_mb:
+            raise Refused("the disk space of this studio is used up; ask its owner for more", 413)

@@ -1,0 +1,331 @@
+"""The REST interface and the files of the page. Torch is not needed here: the model loads while the page does."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import tempfile
+import unicodedata
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.staticfiles import StaticFiles
+
+from audiovq.studio.events import Events
+from audiovq.studio.jobs import Job, Queue
+from audiovq.studio.limits import MEGABYTE, Limits, Refused
+from audiovq.studio.projects import Library, Project
+from audiovq.studio.requests import JobRequest, NewPiece, NewProject, ProjectChange, VersionChange
+from audiovq.studio.security import Access, Guard, error
+
+if TYPE_CHECKING:
+    from audiovq.studio.engine import Engine
+
+PACKAGE = Path(__file__).parent.parent
+TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".mp3": "audio/mpeg"}
+Json = dict[str, Any]
+
+
+class Studio:
+    """What the routes share. `engine` is there when the model is loaded."""
+
+    def __init__(self, library: Library, limits: Limits, access: Access, engine: Future[Engine]):
+        self.library, self.limits, self.access, self._engine = library, limits, access, engine
+        self.events = Events()
+        self.queue = Queue(limits, lambda job: self.events.tell(job.project, job.id))
+        library.on_change = lambda project: self.events.tell(project.id, "project")
+
+    @property
+    def engine(self) -> Engine:
+        """Waits for the model."""
+        return self._engine.result()
+
+    def describe(self, project: Project) -> Json:
+        jobs = [self.queue.describe(job) for job in self.queue.of_project(project.id)]
+        with self.library.lock:
+            return project.public | {"jobs": jobs}
+
+    def event(self, project: Project, what: str) -> tuple[str, Json] | None:
+        """The event for a change: of the project, or of a job."""
+        if what == "project":
+            return "project", self.describe(project)
+        try:
+            return "job", self.queue.describe(self.queue.get(what))
+        except Refused:
+            return None  # forgotten meanwhile
+
+    async def receive(self, request: Request, project: Project | None, path: Path, most_mb: float) -> None:
+        """Write the body of an upload to a file. Raises Refused if it is too large, or stops to arrive."""
+        owner, limits, n_bytes, checked = request.state.visitor, self.limits, 0, 0
+        announced = request.headers.get("content-length", "")
+        too_large = Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
+        if announced.isdecimal() and int(announced) > most_mb * MEGABYTE:
+            raise too_large
+        stream = request.stream()
+        end = asyncio.get_running_loop().time() + limits.slowest_upload_seconds
+        try:
+            with path.open("wb") as file:
+                while True:
+                    left = end - asyncio.get_running_loop().time()
+                    block = await asyncio.wait_for(anext(stream, None), min(limits.stall_seconds, max(left, 0.01)))
+                    if block is None:
+                        break
+                    n_bytes += len(block)
+                    if n_bytes > most_mb * MEGABYTE:
+                        raise too_large
+                    if not checked or n_bytes - checked > MEGABYTE:  # what is written already is counted by itself
+                        checked = n_bytes
+                        written = n_bytes if project is None else 0
+                        await asyncio.to_thread(self.library.check_room, owner, written)
+                    file.write(block)
+            if not n_bytes:
+                raise Refused("the upload is empty")
+        except BaseException as problem:
+            path.unlink(missing_ok=True)
+            if isinstance(problem, asyncio.TimeoutError):
+                raise Refused("the upload stopped to arrive; try it again", 408) from None
+            if isinstance(problem, ClientDisconnect):
+                raise Refused("the upload was interrupted", 400) from None
+            raise
+
+
+def make_app(studio: Studio) -> FastAPI:
+    """The application that uvicorn serves."""
+    app = FastAPI(title="audiovq studio", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, access=studio.access, stall_seconds=studio.limits.stall_seconds)
+    for problem in (ValueError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(problem, _answer_problem)
+    _add_projects(app, studio)
+    _add_versions(app, studio)
+    _add_jobs(app, studio)
+    app.mount("/assets", StaticFiles(directory=PACKAGE / "studio" / "assets"))
+    app.mount("/player", StaticFiles(directory=PACKAGE / "report" / "template"))
+
+    @app.get("/", include_in_schema=False)
+    def index() -> FileResponse:
+        return FileResponse(PACKAGE / "studio" / "assets" / "index.html")
+
+    return app
+
+
+async def _answer_problem(request: Request, problem: Exception) -> JSONResponse:
+    """One sentence for every problem."""
+    if isinstance(problem, RequestValidationError):
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return error(f"{place}: {first['msg']}" if place else str(first["msg"]), 422)
+    if isinstance(problem, HTTPException):
+        return error(str(problem.detail), problem.status_code)
+    if isinstance(problem, ValueError):
+        return error(" ".join(str(problem).split()), problem.status if isinstance(problem, Refused) else 400)
+    return error(f"internal error: {type(problem).__name__}", 500)
+
+
+def _found(studio: Studio) -> Any:
+    """A dependency: the project of a path, if the visitor may see it."""
+
+    def find(project_id: str, request: Request) -> Project:
+        return studio.library.get(project_id, request.state.visitor, studio.engine.hash)
+
+    return Depends(find)
+
+
+def _add_projects(app: FastAPI, studio: Studio) -> None:
+    library, found = studio.library, _found(studio)
+
+    @app.get("/api/model")
+    def model() -> Json:
+        """The model and the limits of the studio; waits until it is loaded."""
+        return studio.engine.describe() | {"local": studio.access.is_local}
+
+    @app.get("/api/projects")
+    def projects(request: Request) -> list[Json]:
+        return [project.summary for project in library.mine(request.state.visitor, studio.engine.hash)]
+
+    @app.post("/api/projects", status_code=201)
+    def create(request: Request, new: NewProject | None = None) -> Json:
+        name = (new or NewProject()).name
+        project = Project(name=name, owner=request.state.visitor, tokenizer_hash=studio.engine.hash)
+        return studio.describe(library.create(project))
+
+    @app.post("/api/projects/import", status_code=201)
+    async def import_project(request: Request) -> Json:
+        """The body is a file from /api/projects/ID/file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "project.zip")
+            await studio.receive(request, None, path, studio.limits.quota_mb)
+            project = await asyncio.to_thread(lambda: studio.engine.import_(path, request.state.visitor))
+        return studio.describe(project)
+
+    @app.get("/api/projects/{project_id}")
+    def show(project: Project = found) -> Json:
+        return studio.describe(project)
+
+    @app.patch("/api/projects/{project_id}")
+    def change(new: ProjectChange, project: Project = found) -> Json:
+        with library.changing(project):
+            if new.shown is not None:
+                project.version(new.shown)
+            for name, value in new.model_dump(exclude_none=True).items():
+                setattr(project, name, value)
+        return studio.describe(project)
+
+    @app.delete("/api/projects/{project_id}")
+    def delete(project: Project = found) -> Json:
+        for job in studio.queue.of_project(project.id):
+            studio.queue.stop(job)
+        library.delete(project)
+        return {}
+
+    @app.get("/api/projects/{project_id}/file", response_class=FileResponse)
+    def download(project: Project = found) -> FileResponse:
+        path = Path(tempfile.mkstemp(suffix=".zip")[1])
+        studio.engine.export(project, path)
+        name, done = file_name(project.name, ".zip"), BackgroundTask(path.unlink)
+        return FileResponse(path, media_type="application/zip", filename=name, background=done)
+
+    @app.get("/api/projects/{project_id}/events", response_class=StreamingResponse)
+    async def events(project: Project = found) -> StreamingResponse:
+        """Server-sent events: `project` and `job`, each with its whole new state."""
+        stream = studio.events.listen(project.id, lambda what: studio.event(project, what))
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _add_versions(app: FastAPI, studio: Studio) -> None:
+    library, found = studio.library, _found(studio)
+    place = "/api/projects/{project_id}/versions/{number}"
+
+    @app.patch(place)
+    def change(number: int, new: VersionChange, project: Project = found) -> Json:
+        with library.changing(project):
+            version = project.version(number)
+            for name, value in new.model_dump(exclude_none=True).items():
+                setattr(version, name, value)
+        return studio.describe(project)
+
+    @app.delete(place)
+    def delete(number: int, project: Project = found) -> Json:
+        """Delete a version and all that was made from it."""
+        library.delete_version(project, number)
+        return studio.describe(project)
+
+    @app.get(f"{place}/sound", response_class=FileResponse)
+    def sound(
+        number: int,
+        project: Project = found,
+        levels: Annotated[int | None, Query(ge=1)] = None,
+        format: Literal["wav", "flac", "opus", "mp3"] = "wav",
+        bits: Literal["16", "24"] = "16",
+        lufs: Annotated[float | None, Query(ge=-60, le=0)] = None,
+        download: bool = False,
+    ) -> FileResponse:
+        """A version as it sounds. With `levels` its first levels are decoded, also where a recording was kept."""
+        version = project.version(number)
+        path = studio.engine.sound(project, version, levels, format, int(bits), lufs, download)
+        name = file_name(f"{project.name} {number} {version.title}", path.suffix) if download else None
+        return FileResponse(path, media_type=TYPES[path.suffix], filename=name)
+
+    @app.get(f"{place}/codes", response_class=FileResponse)
+    def codes(number: int, project: Project = found, download: bool = False) -> FileResponse:
+        version = project.version(number)
+        name = file_name(f"{project.name} {number} {version.title}", ".codes") if download else None
+        return FileResponse(library.codes_path(project, number), media_type="application/octet-stream", filename=name)
+
+    @app.get(f"{place}/levels")
+    def levels(number: int, project: Project = found) -> Json:
+        found = studio.engine.codes(project, number)
+        rows = [
+            {"hop_length": hop, "codes": level.tolist()}
+            for hop, level in zip(found.hop_lengths, found.levels, strict=False)
+        ]
+        return {"levels": rows, "codebook_size": found.codebook_size}
+
+    @app.get("/api/projects/{project_id}/recordings/{name}/sound", response_class=FileResponse)
+    def recording(name: str, project: Project = found) -> FileResponse:
+        path = studio.engine.sounds.recording(project, project.recording(name))
+        return FileResponse(path, media_type=TYPES[path.suffix])
+
+
+def _add_jobs(app: FastAPI, studio: Studio) -> None:
+    library, queue, found = studio.library, studio.queue, _found(studio)
+
+    def start(job: Job) -> Json:
+        return queue.describe(queue.put(job))
+
+    def mine(job_id: str, request: Request) -> Job:
+        job = queue.get(job_id)
+        if job.owner != request.state.visitor:
+            raise Refused("there is no such job; it may have ended long ago", 404)
+        return job
+
+    my_job = Depends(mine)
+
+    @app.post("/api/pieces", status_code=202)
+    def piece(request: Request, new: NewPiece) -> Json:
+        """A new piece in a project of its own."""
+        rest = new.model_dump(exclude={"name"})
+        project = Project(name=new.name or "Untitled", owner=request.state.visitor, tokenizer_hash=studio.engine.hash)
+        job = studio.engine.job(project, JobRequest(kind="make", **rest))
+        library.create(project)
+        try:
+            started = start(job)
+        except Refused:
+            library.delete(project)
+            raise
+        return {"project": studio.describe(project), "job": started}
+
+    @app.post("/api/projects/{project_id}/jobs", status_code=202)
+    def make(new: JobRequest, project: Project = found) -> Json:
+        return start(studio.engine.job(project, new))
+
+    @app.post("/api/projects/{project_id}/recordings", status_code=202)
+    async def open_recording(
+        request: Request, name: Annotated[str, Query(min_length=1, max_length=200)], project: Project = found
+    ) -> Json:
+        """The body is a sound file, or a .codes file of this model; it becomes a version."""
+        library.check_versions(project, 1)
+        suffix = Path(name).suffix.lower()
+        suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ".audio"
+        identity = secrets.token_hex(8)
+        folder = library.folder(project) / "recordings"
+        incoming, path = folder / f"incoming-{identity}", folder / (identity + suffix)
+        await studio.receive(request, project, incoming, studio.limits.max_upload_mb)
+        incoming.replace(path)
+        job = studio.engine.open(project, path, name)
+        try:
+            return start(job)
+        except Refused:
+            path.unlink()
+            raise
+
+    @app.get("/api/jobs/{job_id}")
+    def job(job: Job = my_job) -> Json:
+        return queue.describe(job)
+
+    @app.delete("/api/jobs/{job_id}")
+    def stop(job: Job = my_job) -> Json:
+        queue.stop(job)
+        return queue.describe(job)
+
+    @app.get("/api/jobs/{job_id}/sketches/{n_levels}/{take}", response_class=FileResponse)
+    def sketch(n_levels: int, take: int, job: Job = my_job) -> FileResponse:
+        """A take of which only the first levels are drawn."""
+        takes = job.drawn.get(n_levels, [])
+        if not 0 <= take < len(takes):
+            raise Refused("there is no such sketch", 404)
+        return FileResponse(studio.engine.sounds.sketch(job.id, takes[take], take), media_type=TYPES[".wav"])
+
+
+def file_name(title: str, suffix: str) -> str:
+    """A name that every system takes."""
+    plain = unicodedata.normalize("NFC", title)
+    plain = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else " " for c in plain)
+    return (" ".join(plain.split()).strip(". ")[:100] or "audiovq") + suffix
