@@ -339,7 +339,9 @@ def test_themes_and_curves(page: Page) -> None:
 def abx_trial(page: Page, right: bool) -> str:
     """Listen, look up which sound is playing, answer; returns what X was."""
     page.click("[data-listen=x]")
-    truth = page.evaluate("window.played === document.querySelector('#clip-0 .player').player.transport.buffer ? 'a' : 'b'")
+    truth = page.evaluate(
+        "window.played === document.querySelector('#clip-0 .player').player.transport.buffer ? 'a' : 'b'"
+    )
     page.click(f"[data-answer={truth if right else 'ab'.replace(truth, '')}]")
     return truth
 

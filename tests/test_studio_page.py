@@ -150,6 +150,7 @@ def test_make_listen_change_undo_and_export(page: Page, tmp_path: Path) -> None:
         page.click(f"#player .layers >> text={name}")
         wait(page, f"{PLAYER}.layers.querySelector('[aria-pressed=true]').textContent === '{name}'")
 
+    page.select_option("#takes-wanted", "1")
     page.fill("#extend [name=after]", "1.5")
     page.click("#extend .primary")
     wait_for(page, 3, 4)
@@ -259,9 +260,7 @@ def test_keyboard_alone(page: Page) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (390, "light"), (2000, "dark")])
-def test_sizes_and_themes(
-    browser: Browser, studio: Studio, complaints: Complaints, width: int, scheme: Any
-) -> None:
+def test_sizes_and_themes(browser: Browser, studio: Studio, complaints: Complaints, width: int, scheme: Any) -> None:
     size: Any = {"width": width, "height": 844}
     page = visit(browser, studio, complaints, viewport=size, color_scheme=scheme, has_touch=width < 400)
     fits = "document.documentElement.scrollWidth <= innerWidth"

@@ -5,7 +5,7 @@ export const make = (name, attributes = {}, ...content) => {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (typeof value === "boolean") element[key] = value;
+    else if (typeof value === "boolean" && !key.startsWith("aria-")) element[key] = value;
     else if (value !== undefined) element.setAttribute(key, value);
   }
   element.append(...content);

@@ -69,6 +69,7 @@ const showStart = attempt(async () => {
   const found = await patiently("api/projects");
   if (project) return;
   $("#no-projects").hidden = found.length > 0;
+  $("#make").dataset.name = `Piece ${found.length + 1}`;
   $("#projects").replaceChildren(...found.map((each) => make("li", {},
     make("a", { href: `#${each.id}` }, make("b", {}, `${each.starred ? "★ " : ""}${each.name}`),
       make("span", {}, `${each.n_versions} ${each.n_versions === 1 ? "version" : "versions"} · ${clock(each.seconds)} · ${new Date(each.changed_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`)))));
@@ -76,7 +77,7 @@ const showStart = attempt(async () => {
 $("#make").addEventListener("submit", attempt(async (event) => {
   event.preventDefault();
   const body = { kind: "make", seconds: Number($("#seconds").value), ...chosen() };
-  if (!project) await openProject((await json("api/projects", { method: "POST", body: {} })).id);
+  if (!project) await openProject((await json("api/projects", { method: "POST", body: { name: $("#make").dataset.name } })).id);
   await startJob(body);
 }).bind(null));
 
@@ -148,7 +149,7 @@ const showVersion = async (version) => {
     return;
   }
   const takes = takesOf(project.versions, version), key = `${project.id}/${version.number}/${version.made_at}`;
-  $("#piece-title").textContent = takes.length > 1 ? `${version.title} – take ${takes.indexOf(version) + 1}` : version.title;
+  $("#piece-title").textContent = version.title;
   $("#facts").replaceChildren(`${tenths(version.seconds)} s`, ...(version.seed === null ? [] : [` · seed ${version.seed} `,
     make("button", { type: "button", class: "link", onclick: () => { $("#seed").value = version.seed; } }, "use it again")]));
   for (const text of [...Object.values(version.labels ?? {}), version.text].filter(Boolean)) $("#facts").append(` · ${text}`);
@@ -180,6 +181,7 @@ const showVersion = async (version) => {
   player.codeLevels = { levels, first: names.length - levels.length };
   player.draw();
 };
+document.addEventListener("themechange", () => $$("#takes canvas").forEach((canvas) => canvas.peaks && drawWave(canvas, canvas.peaks)));
 const showTakes = (takes, version) => {
   const host = $("#takes"), key = takes.map((take) => take.number).join();
   host.hidden = takes.length < 2;
@@ -187,13 +189,14 @@ const showTakes = (takes, version) => {
     host.dataset.key = `${project.id}:${key}`;
     host.replaceChildren(...(host.hidden ? [] : takes.map((take, i) => {
       const canvas = make("canvas", { "aria-hidden": "true" });
-      soundOf(addressOf(take.number)).then((buffer) => drawWave(canvas, peaksOf(buffer)), () => {});
+      soundOf(addressOf(take.number)).then((buffer) => drawWave(canvas, (canvas.peaks = peaksOf(buffer))), () => {});
       return make("button", { type: "button", "data-number": take.number, onclick: () => show(take.number) }, canvas, make("span", {}, `Take ${i + 1}`));
     })));
   }
   for (const each of host.children) {
     const take = takes.find((found) => found.number === Number(each.dataset.number));
     each.setAttribute("aria-pressed", take === version);
+    if ($("canvas", each).peaks) drawWave($("canvas", each), $("canvas", each).peaks);
     $("span", each).textContent = `${take.starred ? "★ " : ""}Take ${takes.indexOf(take) + 1}`;
   }
 };
@@ -219,7 +222,9 @@ const showJob = async (job) => {
   if (open) {
     const left = job.seconds_left > 0 ? ` · about ${Math.ceil(job.seconds_left)} s left` : "";
     const place = job.place === 1 ? "Next in the queue" : `Number ${job.place} in the queue`;
-    $(".hint", card).textContent = job.state === "waiting" ? place : `${job.message || "Working"}${left}`;
+    const step = (_, level) => `Step ${Number(level) + 1} of ${model.levels.length}`;
+    const words = (job.message || "Working").replace(/^level (\d+).*/, step);
+    $(".hint", card).textContent = job.state === "waiting" ? place : `${words}${left}`;
     $("progress", card).value = job.progress;
     await showSketch(card, job);
     return;
@@ -383,7 +388,7 @@ const begin = attempt(async () => {
   say("The model is loading …");
   model = await patiently("api/model");
   say("");
-  $("#model").textContent = `with ${model.name}${model.licence ? ` · ${model.licence}` : ""}`;
+  $("#model").textContent = `with ${model.name}`;
   $("#seconds").max = model.limits.max_seconds;
   $("#seconds").value = Math.min(20, model.limits.max_seconds);
   $("#upload-hint").textContent = `Drop a file anywhere on this page, or use the microphone: up to ${model.limits.max_upload_mb} MB, of which the first ${model.limits.max_seconds} seconds are used. A saved project (.zip) opens, too.`;
