@@ -22,7 +22,13 @@ const player = new Player($("#player"), { label: "the piece", marked: (mark) => 
 } });
 
 // ---- words to the user ----
-const say = (text) => { $("#status").textContent = text; $("#status").hidden = !text; };
+let fade;
+const say = (text, stays = false) => {
+  clearTimeout(fade);
+  if (!stays) fade = setTimeout(() => ($("#status").hidden = true), 6000);
+  $("#status").textContent = text;
+  $("#status").hidden = !text;
+};
 const complain = (text) => { $("#notice span").textContent = text; $("#notice").hidden = !text; };
 $("#notice button").addEventListener("click", () => complain(""));
 const attempt = (work) => async (...values) => {
@@ -72,7 +78,7 @@ const showStart = attempt(async () => {
   $("#make").dataset.name = `Piece ${found.length + 1}`;
   $("#projects").replaceChildren(...found.map((each) => make("li", {},
     make("a", { href: `#${each.id}` }, make("b", {}, `${each.starred ? "★ " : ""}${each.name}`),
-      make("span", {}, `${each.n_versions} ${each.n_versions === 1 ? "version" : "versions"} · ${clock(each.seconds)} · ${new Date(each.changed_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`)))));
+      make("span", {}, `${each.n_versions} ${each.n_versions === 1 ? "version" : "versions"} · ${clock(each.seconds)} · ${new Date(1000 * each.changed_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`)))));
 });
 $("#make").addEventListener("submit", attempt(async (event) => {
   event.preventDefault();
@@ -91,6 +97,7 @@ const openProject = async (id) => {
   $("#project").hidden = false;
   $("#settings-here").append($("#how"));
   await showProject(project);
+  if (project?.id !== id) return; // another page was opened meanwhile
   stopListening = listen(id, {
     project: attempt(showProject),
     job: attempt(showJob),
@@ -164,7 +171,9 @@ const showVersion = async (version) => {
   if (shown === key) return;
   const before = shown;
   shown = key;
-  const full = await soundOf(addressOf(version.number)); // the picture before stays until this is there
+  $("#piece").ariaBusy = "true";
+  const full = await soundOf(addressOf(version.number)) // the picture before stays until this is there
+    .finally(() => { if (shown === key) $("#piece").ariaBusy = "false"; });
   if (shown !== key) return;
   const names = details(version.n_levels), addresses = names.map((_, i) => `${addressOf(version.number)}?levels=${i + 1}`);
   if (version.recording !== null && version.recording !== undefined && version.kind === "recording") {
@@ -318,9 +327,16 @@ on("#export form", "submit", async (event) => {
   event.preventDefault();
   const wanted = new URLSearchParams([...new FormData($("#export form"))].filter(([, value]) => value));
   wanted.set("download", "1");
-  say("Writing the file …");
-  make("a", { href: `${addressOf(project.shown)}?${wanted}`, download: "" }).click();
-  setTimeout(() => say(""), 2000);
+  say("Writing the file …", true);
+  try {
+    const response = await request(`${addressOf(project.shown)}?${wanted}`), blob = await response.blob();
+    const [, name] = response.headers.get("Content-Disposition")?.match(/filename\*?=(?:utf-8'')?"?([^";]+)/i) ?? [];
+    const href = URL.createObjectURL(blob);
+    make("a", { href, download: decodeURIComponent(name ?? `piece.${wanted.get("format")}`) }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  } finally {
+    say("");
+  }
 });
 $("#export form").format.addEventListener("change", ({ target }) => {
   $("#export form").bits.disabled = !["wav", "flac"].includes(target.value);
@@ -369,7 +385,7 @@ $$(".record").forEach((button) => button.addEventListener("click", attempt(async
     throw new Error("There is no microphone that this page may use: allow it in the browser's settings for this page.");
   }
   $$(".record").forEach((each) => (each.textContent = "Stop and use it"));
-  say("Recording from the microphone …");
+  say("Recording from the microphone …", true);
 })));
 
 // ---- keys of the whole page ----
@@ -385,7 +401,7 @@ addEventListener("keydown", (event) => {
 });
 
 const begin = attempt(async () => {
-  say("The model is loading …");
+  say("The model is loading …", true);
   model = await patiently("api/model");
   say("");
   $("#model").textContent = `with ${model.name}`;
