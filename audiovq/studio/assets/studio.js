@@ -235,6 +235,7 @@ const showJob = async (job) => {
     const words = (job.message || "Working").replace(/^level (\d+).*/, step);
     $(".hint", card).textContent = job.state === "waiting" ? place : `${words}${left}`;
     $("progress", card).value = job.progress;
+    if (shown === null) $("#piece-title").textContent = "It is being made …";
     await showSketch(card, job);
     return;
   }
