@@ -1,90 +1,104 @@
-"""Seconds from the last code of a piece to its sound and its picture on the page of the studio, in a real browser.
+"""The studio as a user waits for it: start to usable page, request to first sketch, last code to sound.
 
 python benchmarks/studio.py [MODEL] [--seconds 20] [--turns 3]
+
+The page is usable when it is in Chromium and has the answer of `api/model`. Without Chromium that line is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
-from playwright.sync_api import Page, sync_playwright
-
-from audiovq import api
-from audiovq.studio.page import open_studio
-from audiovq.studio.service import Service
-from audiovq.studio.uploads import Limits
+import httpx
+from playwright.sync_api import sync_playwright
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
-# Seconds since 1970 when a player can play a sound whose title begins in one of these ways, and when it shows a picture.
-WATCH = """([place, titles, picture]) => new Promise((done) => {
-    const now = () => Date.now() / 1000, found = {};
-    const look = () => {
-        const [h3, audio, img] = ["h3", "audio", "img"].map((name) => document.querySelector(`#${place} ${name}`));
-        if (h3 && titles.some((title) => h3.textContent.startsWith(title)) && audio.getAttribute("src")) {
-            if (audio.readyState >= 3) found.sound ??= now();
-            if (h3.textContent.startsWith(titles.at(-1)) && img.complete && img.naturalWidth) found.picture ??= now();
-        }
-        found.sound && (found.picture || !picture) ? done(found) : setTimeout(look, 5);
-    };
-    look();
-})"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default=str(api.bundled_model()))
+    parser.add_argument("model", nargs="?")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    limits = Limits(max_seconds=arguments.seconds)
-    with open_studio(Path(arguments.model), limits) as (url, service), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(url)
-        page.wait_for_selector("#make:enabled")
-        page.fill("#seconds input[type=number]", f"{arguments.seconds:g}")
-        page.keyboard.press("Tab")
-        rows = [make(page, service, number) for number in range(1, arguments.turns + 1)]
-        rows += [use_recording(page, service)]
-        browser.close()
-    print(f"pieces of {arguments.seconds:g} s, {arguments.model}")
-    for row in rows:
-        print(", ".join(f"{name} {value:.2f} s" for name, value in row.items()))
-    last = [max(row["codes to sound"], row["codes to picture"]) for row in rows]
-    print(f"from codes to sound and picture: median {statistics.median(last):.2f} s, longest {max(last):.2f} s")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    starts = [start(arguments, chromium, n_pieces=0) for _ in range(arguments.turns - 1)]
+    starts.append(start(arguments, chromium, n_pieces=arguments.turns))
+    for name in starts[0]:
+        print(f"start to {name}: median {statistics.median(row[name] for row in starts):.2f} s")
 
 
-def make(page: Page, service: Service, number: int) -> dict[str, float]:
-    """A new piece; seconds."""
+def start(arguments: argparse.Namespace, chromium: str | None, n_pieces: int) -> dict[str, float]:
+    """Start the command and make pieces; seconds from the start to each step of it."""
+    with tempfile.TemporaryDirectory() as projects, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS) if chromium else None
+        page = browser.new_page() if browser else None
+        command = [sys.executable, "-m", "audiovq", "studio", "--projects", projects]
+        command += [arguments.model] if arguments.model else []
+        began = time.time()
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ended(process) as output:
+            url = next(word for word in output.readline().split() if word.startswith("http"))
+            found = {}
+            with httpx.Client(base_url=url, timeout=120) as client:
+                client.get("/")
+                found["first answer"] = time.time() - began
+                if page is not None:
+                    with page.expect_response("**/api/model", timeout=60_000) as answer:
+                        page.goto(url, wait_until="commit")
+                    answer.value.finished()
+                    found["usable page"] = time.time() - began
+                client.get("/api/model").raise_for_status()
+                found["loaded model"] = time.time() - began
+                rows = [make(client, arguments.seconds) for _ in range(n_pieces)]
+    for name in rows[0] if rows else ():
+        print(f"{name}: median {statistics.median(row[name] for row in rows):.2f} s")
+    return found
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[IO[str]]:
+    """Its messages; it is ended with the block, also after an error."""
+    assert process.stderr is not None
+    try:
+        yield process.stderr
+    finally:
+        process.terminate()
+
+
+def make(client: httpx.Client, seconds: float) -> dict[str, float]:
+    """A piece; seconds from the request to the first sketch, and from its last code to the whole sound."""
     began = time.time()
-    page.click("#make")
-    sketch = page.evaluate(WATCH, ["main", ["A sketch: 1 "], False])
-    whole = page.evaluate(WATCH, ["main", ["All levels", f"Version {number} "], True])
-    token = page.evaluate("sessionStorage.getItem('audiovq-studio')")
-    made_at = service.session(token).tree.get(number).made_at
-    return {"click to sketch": sketch["sound"] - began, "click to codes": made_at - began} | since(made_at, whole)
+    answer = client.post("/api/pieces", json={"seconds": seconds}).raise_for_status().json()
+    project, sketch = f"/api/projects/{answer['project']['id']}", 0.0
+    for name, data in events(client, f"{project}/events"):
+        if not sketch and name == "job" and data["sketches"]:
+            client.get("/" + data["sketches"][0]).raise_for_status()
+            sketch = time.time()
+        if name == "project" and data["versions"]:
+            client.get(f"{project}/versions/1/sound").raise_for_status()
+            made_at = data["versions"][0]["made_at"]
+            return {"request to first sketch": sketch - began, "last code to sound": time.time() - made_at}
+    raise RuntimeError("the stream of events ended")
 
 
-def use_recording(page: Page, service: Service) -> dict[str, float]:
-    """The last piece as a recording; seconds."""
-    session = service.session(page.evaluate("sessionStorage.getItem('audiovq-studio')"))
-    sound = session.files.sound(session.tree.get(max(session.tree.versions)))
-    page.get_by_role("tab", name="Use a recording").click()
-    began = time.time()
-    page.set_input_files("#upload input[type=file]", sound)
-    whole = page.evaluate(WATCH, ["original", [sound.name], True])
-    assert session.recording is not None
-    return {"drop to codes": session.recording.made_at - began} | since(session.recording.made_at, whole)
-
-
-def since(made_at: float, found: dict[str, Any]) -> dict[str, float]:
-    return {"codes to sound": found["sound"] - made_at, "codes to picture": found["picture"] - made_at}
+def events(client: httpx.Client, address: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = ""
+    with client.stream("GET", address) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                name = line[7:]
+            if line.startswith("data: "):
+                yield name, json.loads(line[6:])
 
 
 if __name__ == "__main__":

@@ -190,5 +190,7 @@ def test_only_training_and_run_use_accelerate() -> None:
     assert {place(path) for path in users("accelerate")} == {"training", "pipeline"}
 
 
-def test_only_the_page_of_the_studio_uses_gradio() -> None:
-    assert users("gradio") == {PACKAGE / "studio" / "page.py"}
+def test_only_the_studio_serves() -> None:
+    for package in ("fastapi", "starlette", "uvicorn"):
+        assert {place(path) for path in users(package)} <= {"studio"}
+    assert not users("gradio")

@@ -1,73 +1,77 @@
-"""The studio without its page: versions, changes, uploads, pictures, and several people at once."""
+"""The studio without its page and its server: projects, versions, changes, recordings, export, and jobs."""
 
 import dataclasses
+import json
 import math
 import sys
-from collections.abc import Iterator
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mutagen
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import TRACK, assert_one_line_error, cli, tones
-from matplotlib import image
 
 from audiovq import Codes, Generator
-from audiovq.report import code_images
-from audiovq.report.code_images import HEIGHT, LEFT, RIGHT, WIDTH, draw_codes
-from audiovq.studio import service as studio_service
-from audiovq.studio import views
-from audiovq.studio.service import Job, PieceRequest, Service, Session, Stopped, Takes
-from audiovq.studio.uploads import Limits, Recording, check_reference
-from audiovq.studio.versions import Tree
+from audiovq.api import bundled_model
+from audiovq.evaluation.loudness import loudness
+from audiovq.studio import sounds
+from audiovq.studio.engine import Engine, training_bits
+from audiovq.studio.jobs import Job, Queue, Stopped
+from audiovq.studio.limits import Limits, Refused
+from audiovq.studio.projects import Library, Project, Version
+from audiovq.studio.recordings import check_reference
+from audiovq.studio.requests import JobRequest
+from audiovq.studio.sounds import Export
 
-LIMITS = Limits(max_seconds=8, max_upload_mb=0.5, max_takes=3, max_versions=9)
-
-
-def ignore(share: float, words: str) -> None:
-    """For progress that a test does not look at."""
+LIMITS = Limits(max_seconds=8, max_upload_mb=0.5, max_takes=3, max_versions=9, max_projects=50, max_waiting=2)
 
 
 @pytest.fixture(scope="module")
-def generator(tiny_run: Path) -> Generator:
-    return Generator.from_pretrained(tiny_run)
+def loaded(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp("studio")
+    (folder / "sounds").mkdir()
+    return Engine(tiny_run, "tiny", Library(folder / "projects", LIMITS), LIMITS, folder / "sounds")
 
 
 @pytest.fixture
-def service(generator: Generator, tmp_path: Path) -> Service:
-    return Service(generator, tmp_path / "sessions", LIMITS)
+def engine(loaded: Engine, tmp_path: Path) -> Engine:
+    """With no project yet."""
+    loaded.library = loaded.sounds.library = Library(tmp_path / "projects", LIMITS)
+    return loaded
 
 
 @pytest.fixture
-def session(service: Service) -> Session:
-    return service.enter(None)
+def project(engine: Engine) -> Project:
+    return engine.library.create(Project(tokenizer_hash=engine.hash))
 
 
-def finish(made: Iterator[Takes]) -> list[int]:
-    """The numbers of the finished versions."""
-    return [version.number for version in list(made)[-1].versions]
+def do(engine: Engine, project: Project, kind: str, version: int | None = None, **request: Any) -> list[int]:
+    """The numbers of the new versions."""
+    body = {"kind": kind, "version": version, "seed": 1} | request
+    job = engine.job(project, JobRequest.model_validate(body))
+    return job.work(job)
 
 
-def job(session: Session, number: int | None = None, **request: Any) -> Job:
-    return Job(session, PieceRequest(**request), ignore, number)
+def make(engine: Engine, project: Project, seconds: float = 2.0, **request: Any) -> int:
+    return do(engine, project, "make", seconds=seconds, **request)[0]
 
 
-def make(service: Service, session: Session, seconds: float = 2.0, **request: Any) -> int:
-    return finish(service.make(job(session, **{"seed": 1, **request}), seconds))[0]
+def bring_in(engine: Engine, project: Project, source: Path) -> Version:
+    """As the server does with an upload."""
+    path = engine.library.folder(project) / "recordings" / ("ab" * 8 + source.suffix)
+    path.write_bytes(source.read_bytes())
+    job = engine.open(project, path, source.name)
+    return project.version(job.work(job)[0])
 
 
-def open_upload(service: Service, session: Session, path: Path) -> Recording:
-    """The picture comes first, then the sound of each prefix."""
-    counts = [len(recording.prefixes) for recording in service.open(session, path, ignore)]
-    assert counts == list(range(len(counts)))
-    assert session.recording is not None
-    return session.recording
-
-
-def levels(session: Session, number: int) -> list[torch.Tensor]:
-    return session.tree.get(number).codes.levels
+def levels(engine: Engine, project: Project, number: int) -> list[torch.Tensor]:
+    return engine.codes(project, number).levels
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -83,299 +87,349 @@ def decoded(generator: Generator, codes: Codes, n_levels: int | None = None) -> 
     return (generator.tokenizer.decode(codes, n_levels) * 32767).round().to(torch.int16).T.numpy()
 
 
-# --- the tree ---------------------------------------------------------------------------------------------------------
-
-
-def some_codes(seconds: float = 1.0) -> Codes:
-    return Codes([torch.arange(10)], round(8000 * seconds), 8000, [800], 16, 1, "f" * 64)
-
-
-def test_a_tree_is_drawn_with_parents_above_their_children() -> None:
-    tree = Tree()
-    for title, parent in (("new", None), ("longer", 1), ("changed", 2), ("varied", 2), ("other", None), ("again", 1)):
-        tree.add(title, some_codes(), parent)
-    assert tree.lines() == [
-        ("1 · new · 1.0 s", 1), ("├─ 2 · longer · 1.0 s", 2), ("│  ├─ 3 · changed · 1.0 s", 3),
-        ("│  └─ 4 · varied · 1.0 s", 4), ("└─ 6 · again · 1.0 s", 6), ("5 · other · 1.0 s", 5),
-    ]  # fmt: skip
-    assert tree.parent(4) == 2
-    assert {version.number for version in tree.delete(2)} == {2, 3, 4}
-    assert [number for _, number in tree.lines()] == [1, 6, 5]
-    assert tree.add("new", some_codes()).number == 7  # a number is never used again
-
-
-def test_what_a_tree_refuses() -> None:
-    tree = Tree(max_versions=2)
-    with pytest.raises(ValueError, match="no version yet: make a piece first"):
-        tree.get(None)
-    tree.add("new", some_codes())
-    with pytest.raises(ValueError, match="version 3: expected one of 1"):
-        tree.add("of none", some_codes(), parent=3)
-    with pytest.raises(ValueError, match="nothing to undo"):
-        tree.parent(1)
-    tree.add("longer", some_codes(), 1)
-    with pytest.raises(ValueError, match="of at most 2: delete some"):
-        tree.add("one too many", some_codes(), 1)
+def reread(engine: Engine) -> Library:
+    """As the next start of the studio finds it."""
+    return Library(engine.library.root, LIMITS)
 
 
 # --- making and changing ----------------------------------------------------------------------------------------------
 
 
-def test_sketches_come_first_and_the_piece_is_the_generators(service: Service, session: Session) -> None:
-    generator, progress = service.generator, []
-    request = PieceRequest(seed=7, takes=2, labels={"genre": "folk"})
-    on_the_way = service.make(Job(session, request, lambda share, words: progress.append((share, words))), 2.0)
-    expected = generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
-    for n_levels, takes in enumerate(on_the_way, 1):
-        assert takes.n_levels == n_levels
-        for sound, codes in zip(takes.sounds, expected, strict=True):
-            assert np.array_equal(samples(sound), decoded(generator, codes, n_levels))
-    assert [version.title for version in takes.versions] == ["new piece, take 1", "new piece, take 2"]
-    for version, codes in zip(takes.versions, expected, strict=True):
-        assert same(version.codes.levels, codes.levels)
-        assert (version.seed, version.codes.n_samples) == (7, 16000)
-    shares = [share for share, _ in progress]
+def test_sketches_come_first_and_the_piece_is_the_generators(engine: Engine, project: Project) -> None:
+    seen: list[tuple[float, str, int]] = []
+    request = JobRequest(kind="make", seconds=2, seed=7, takes=2, labels={"genre": "folk"})
+    job = engine.job(project, request)
+    job.changed = lambda job: seen.append((job.progress, job.message, job.n_levels))
+    numbers = job.work(job)
+    expected = engine.generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
+    for n_levels in (1, 2):
+        for take, codes in enumerate(expected):
+            path = engine.sounds.sketch(job.id, job.drawn[n_levels][take], take)
+            assert np.array_equal(samples(path), decoded(engine.generator, codes, n_levels))
+    assert job.sketches == [f"api/jobs/{job.id}/sketches/2/{take}" for take in (0, 1)]
+    for take, (number, codes) in enumerate(zip(numbers, expected, strict=True), 1):
+        version = project.version(number)
+        assert same(levels(engine, project, number), codes.levels)
+        assert (version.title, version.take) == (f"new piece, take {take}", take)
+        assert (version.seed, version.n_samples, version.seconds, version.kind) == (7, 16000, 2.0, "new")
+    assert project.shown == numbers[0]
+    shares = [share for share, _, _ in seen]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert progress[0][1] == "level 0 (the finest is 2)"
+    assert seen[0][1:] == ("level 0 (the finest is 2)", 0)
 
 
-def test_without_a_seed_pieces_differ_and_can_be_made_again(service: Service, session: Session) -> None:
-    first, second = (make(service, session, seed=None) for _ in range(2))
-    assert not same(levels(session, first), levels(session, second))
-    again = make(service, session, seed=session.tree.get(first).seed)
-    assert same(levels(session, first), levels(session, again))
+def test_without_a_seed_pieces_differ_and_can_be_made_again(engine: Engine, project: Project) -> None:
+    first, second = (make(engine, project, seed=None) for _ in range(2))
+    assert not same(levels(engine, project, first), levels(engine, project, second))
+    again = make(engine, project, seed=project.version(first).seed)
+    assert same(levels(engine, project, first), levels(engine, project, again))
 
 
-def test_settings_reach_the_level_that_they_are_for(service: Service, session: Session) -> None:
+def test_settings_reach_the_level_that_they_are_for(engine: Engine, project: Project) -> None:
     """Greedy below: the same top level always has the same details."""
-    settings = {
-        "temperature": [1.0, 0.0, 0.0],
-        "top_k": [0, 0, 0],
-        "top_p": [1.0, 1.0, 1.0],
-        "guidance": [2.0, 2.0, 2.0],
-    }
-    piece = make(service, session, settings=settings)  # guidance is left out, because there is nothing to follow
-    other = finish(service.rerender(job(session, piece, seed=99, settings=settings), 1))[0]
-    assert same(levels(session, piece), levels(session, other))
-    free = finish(service.rerender(job(session, piece, seed=99), 1))[0]
-    assert not same(levels(session, piece), levels(session, free))
+    settings = {"temperature": [1, 0, 0], "top_k": [0, 0, 0], "top_p": [1, 1, 1], "guidance": [2, 2, 2]}
+    piece = make(engine, project, settings=settings)  # guidance is left out, because there is nothing to follow
+    [other] = do(engine, project, "rerender", piece, seed=99, settings=settings, keep_levels=1)
+    assert same(levels(engine, project, piece), levels(engine, project, other))
+    [free] = do(engine, project, "rerender", piece, seed=99, keep_levels=1)
+    assert not same(levels(engine, project, piece), levels(engine, project, free))
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.0, 1.5), (1.0, 0.0), (1.0, 1.0)])
-def test_continuing_keeps_the_codes_bit_for_bit(
-    service: Service, session: Session, before: float, after: float
-) -> None:
-    piece = make(service, session, 1.9)
-    longer = finish(service.extend(job(session, piece, seed=5), before, after))[0]
+def test_continuing_keeps_the_codes_bit_for_bit(engine: Engine, project: Project, before: float, after: float) -> None:
+    piece = make(engine, project, 1.9)
+    [longer] = do(engine, project, "extend", piece, seed=5, before=before, after=after)
     top = 256
     lead = math.ceil(before * 8000 / top) * top
     n_kept = round(1.9 * 8000) // top * top
-    assert session.tree.get(longer).codes.n_samples == lead + round(1.9 * 8000) + round(after * 8000)
-    for old, new, hop in zip(levels(session, piece), levels(session, longer), (256, 128, 64), strict=True):
+    assert project.version(longer).n_samples == lead + round(1.9 * 8000) + round(after * 8000)
+    pairs = zip(levels(engine, project, piece), levels(engine, project, longer), (256, 128, 64), strict=True)
+    for old, new, hop in pairs:
         assert torch.equal(new[lead // hop : (lead + n_kept) // hop], old[: n_kept // hop])
-    assert session.tree.get(longer).parent == piece
+    assert (project.version(longer).parent, project.version(longer).kind) == (piece, "change")
 
 
 @pytest.mark.parametrize("keep_levels", [0, 1])
-def test_a_stretch_is_drawn_anew_and_nothing_else(service: Service, session: Session, keep_levels: int) -> None:
-    piece = make(service, session)
-    changed = finish(service.redraw(job(session, piece, seed=5), 0.8, 1.2, keep_levels))[0]
+def test_a_stretch_is_drawn_anew_and_nothing_else(engine: Engine, project: Project, keep_levels: int) -> None:
+    piece = make(engine, project)
+    [changed] = do(engine, project, "redraw", piece, seed=5, start=0.8, end=1.2, keep_levels=keep_levels)
     start, end = math.floor(0.8 * 8000 / 256) * 256, math.ceil(1.2 * 8000 / 256) * 256
-    for i, (old, new, hop) in enumerate(
-        zip(levels(session, piece), levels(session, changed), (256, 128, 64), strict=True)
-    ):
+    pairs = zip(levels(engine, project, piece), levels(engine, project, changed), (256, 128, 64), strict=True)
+    for i, (old, new, hop) in enumerate(pairs):
         assert torch.equal(new[: start // hop], old[: start // hop])
         assert torch.equal(new[end // hop :], old[end // hop :])
         assert torch.equal(new, old) == (i < keep_levels)
-    assert session.tree.get(changed).title == "new from 0.8 to 1.2 s"
+    assert project.version(changed).title == "new from 0.8 to 1.2 s"
 
 
-def test_varying_changes_some_stretches_of_each_take(service: Service, session: Session) -> None:
-    piece = make(service, session, 6.0)
-    takes = finish(service.vary(job(session, piece, seed=3, takes=3), 100 / 3))
+def test_varying_changes_some_stretches_of_each_take(engine: Engine, project: Project) -> None:
+    piece = make(engine, project, 6.0)
     changed = []
-    for number in takes:
-        where = levels(session, number)[0] != levels(session, piece)[0]
+    for number in do(engine, project, "vary", piece, seed=3, takes=3, percent=100 / 3):
+        where = levels(engine, project, number)[0] != levels(engine, project, piece)[0]
         cells = {int(i) * 256 // 8000 for i in where.nonzero().flatten()}
         assert 1 <= len(cells) <= 4  # two seconds of six, rounded outward to whole codes
         changed.append(frozenset(cells))
     assert len(set(changed)) > 1
-    whole = finish(service.vary(job(session, piece, seed=3), 100))[0]
-    anew = service.generator.sample_codes(6.0, seed=3)[0]
-    assert same(levels(session, whole), anew.levels)
+    [whole] = do(engine, project, "vary", piece, seed=3, percent=100)
+    assert same(levels(engine, project, whole), engine.generator.sample_codes(6.0, seed=3)[0].levels)
 
 
-def test_new_details_keep_the_coarser_levels(service: Service, session: Session) -> None:
-    piece = make(service, session)
+def test_new_details_keep_the_coarser_levels(engine: Engine, project: Project) -> None:
+    piece = make(engine, project)
     for keep_levels in (1, 2):
-        takes = list(service.rerender(job(session, piece, seed=8), keep_levels))
-        new = takes[-1].versions[0].codes.levels
-        assert [torch.equal(a, b) for a, b in zip(levels(session, piece), new, strict=True)] == [
-            i < keep_levels for i in range(3)
-        ]
-        assert [t.n_levels for t in takes] == [1, 2, 3]
+        [number] = do(engine, project, "rerender", piece, seed=8, keep_levels=keep_levels)
+        pairs = zip(levels(engine, project, piece), levels(engine, project, number), strict=True)
+        assert [torch.equal(a, b) for a, b in pairs] == [i < keep_levels for i in range(3)]
     with pytest.raises(ValueError, match="expected 1 to 2, found 3"):
-        next(service.rerender(job(session, piece), 3))
+        do(engine, project, "rerender", piece, keep_levels=3)
 
 
-def test_undo_gives_the_same_codes_and_the_same_sound(service: Service, session: Session) -> None:
-    piece = make(service, session)
-    before = [level.clone() for level in levels(session, piece)]
-    sound = samples(session.files.sound(session.tree.get(piece)))
-    longer = finish(service.extend(job(session, piece), 0, 1))[0]
-    varied = finish(service.vary(job(session, longer), 50))[0]
-    back = session.tree.parent(session.tree.parent(varied))
-    assert back == piece
-    assert same(levels(session, back), before)
-    assert np.array_equal(samples(session.files.sound(session.tree.get(back))), sound)
-    assert service.delete(session, longer) == piece
-    assert service.delete(session, piece) is None
-    assert not [path for path in session.files.folder.iterdir() if path.name.startswith("audiovq-")]
-
-
-def test_downloads_have_the_decoded_samples(service: Service, session: Session) -> None:
-    version = session.tree.get(make(service, session))
-    expected = decoded(service.generator, version.codes)
-    assert expected.shape == (16000, 1)
-    path = session.files.sound(version)
-    assert np.array_equal(samples(path), expected)
-    assert soundfile.info(path).samplerate == 8000
-    saved = Codes.load(session.files.codes(version))
-    assert same(saved.levels, version.codes.levels)
-    recording = open_upload(service, session, session.files.codes(version))  # saved codes can be opened again
-    assert same(recording.codes.levels, version.codes.levels)
-    assert np.array_equal(samples(recording.prefixes[-1]), expected)
-
-
-@pytest.mark.parametrize(("request_", "seconds", "words"), [
-    ({}, 9.0, "up to 8 s long here, and this would be 9.0 s"), ({}, 0.0, "above 0 s"), ({}, math.nan, "above 0 s"),
-    ({"takes": 4}, 1.0, "takes: expected 1 to 3, found 4"), ({"seed": -1}, 1.0, "the seed must be a whole number"),
-    ({"text": "loud"}, 1.0, "trained without texts"), ({"labels": {"genre": "jazz"}}, 1.0, "expected one of: folk, rock"),
+@pytest.mark.parametrize(("kind", "request_", "words"), [
+    ("make", {"seconds": 9}, "up to 8 s long here, and this would be 9.0 s"), ("make", {}, "above 0 s"),
+    ("make", {"seconds": 1, "takes": 4}, "takes: expected 1 to 3, found 4"),
+    ("make", {"seconds": 1, "text": "loud"}, "trained without texts"),
+    ("make", {"seconds": 1, "labels": {"genre": "jazz"}}, "expected one of: folk, rock"),
+    ("make", {"seconds": 1, "settings": {"heat": [1]}}, "found heat"),
+    ("make", {"seconds": 1, "settings": {"top_p": [2, 2, 2]}}, "top_p"),
+    ("extend", {"after": -1}, "above 0"), ("extend", {}, "above 0"), ("extend", {"after": 7}, "up to 8 s long here"),
+    ("redraw", {"start": 3, "end": 4}, "within the piece of 2.0 s"), ("vary", {"percent": 0}, "up to 100 %"),
+    ("extend", {"version": 7, "after": 1}, "no version 7"), ("vary", {"version": None}, "give the number"),
 ])  # fmt: skip
 def test_impossible_requests_are_refused(
-    service: Service, session: Session, request_: dict[str, Any], seconds: float, words: str
+    engine: Engine, project: Project, kind: str, request_: dict[str, Any], words: str
 ) -> None:
+    piece = make(engine, project)
     with pytest.raises(ValueError, match=words):
-        list(service.make(job(session, **request_), seconds))
-    assert not session.tree.versions
+        do(engine, project, kind, **{"version": piece} | request_)
+    assert [version.number for version in project.versions] == [piece]
 
 
-def test_a_piece_and_a_tree_grow_up_to_their_limits(service: Service, session: Session) -> None:
-    piece = make(service, session, 1.0)
-    with pytest.raises(ValueError, match="up to 8 s"):
-        next(service.extend(job(session, piece), 4, 4))
-    with pytest.raises(ValueError, match="the part must begin before it ends"):
-        next(service.redraw(job(session, piece), 3, 2, 0))
-    with pytest.raises(ValueError, match="how much to vary"):
-        next(service.vary(job(session, piece), 0))
-    for _ in range(2):
-        make(service, session, 0.1, takes=3)
-    with pytest.raises(ValueError, match="7 versions of at most 9"):
-        next(service.make(job(session, takes=3), 0.1))
+# --- projects ---------------------------------------------------------------------------------------------------------
 
 
-def test_growing_level_by_level_is_what_pieces_gives(generator: Generator) -> None:
-    piece = generator.sample_codes(1.0, seed=1)[0]
-    mask = generator.keep(piece, stretch=(0.2, 0.6))
-    for given in (None, mask, generator.keep(piece, levels=1)):
-        whole = list(generator.pieces(8000, 4, [0, 3], given=given))
-        grown = list(generator.grow(8000, 4, [0, 3], given=given))
-        assert [len(takes[0].levels) for takes in grown] == [1, 2, 3]
-        for takes in grown:
-            for codes, expected in zip(takes, whole, strict=True):
-                assert same(codes.levels, expected.levels[: len(codes.levels)])
-    with pytest.raises(ValueError, match="nothing is left to draw"):
-        next(generator.grow(8000, 4, [0], given=generator.keep(piece)))
+def test_a_project_is_on_the_disk_after_every_change(engine: Engine, project: Project) -> None:
+    piece = make(engine, project)
+    [longer] = do(engine, project, "extend", piece, after=1)
+    [varied] = do(engine, project, "vary", longer, percent=50)
+    other = make(engine, project)
+    with engine.library.changing(project):
+        project.name, project.starred, project.version(piece).title = "Mine", True, "the beginning"
+    found = reread(engine).get(project.id, "", engine.hash)
+    assert found == project
+    before = levels(engine, project, piece)
+    engine.library.delete_version(project, longer)  # and what was made from it
+    assert [version.number for version in project.versions] == [piece, other]
+    assert sorted(path.name for path in engine.library.folder(project).glob("codes/*")) == ["1.codes", "4.codes"]
+    assert same(levels(engine, project, piece), before)
+    assert make(engine, project) == varied + 2  # a number is never used again
+    engine.library.delete_version(project, 5)
+    assert project.shown == other  # it was made from nothing
+    engine.library.delete(project)
+    assert not engine.library.folder(project).exists()
+    assert not reread(engine).mine("", engine.hash)
 
 
-# --- several people ---------------------------------------------------------------------------------------------------
+def test_a_kill_between_codes_and_project_loses_nothing_else(engine: Engine, project: Project) -> None:
+    piece = make(engine, project)
+    engine.codes(project, piece).save(engine.library.codes_path(project, piece + 1))  # killed after this
+    engine.library = engine.sounds.library = reread(engine)
+    again = engine.library.get(project.id, "", engine.hash)
+    assert [version.number for version in again.versions] == [piece]
+    assert make(engine, again, 1.0) == piece + 1
+    assert engine.codes(again, piece + 1).seconds == 1.0
 
 
-def test_every_user_has_a_session(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studio_service, "MAX_SESSIONS", 2)
-    mine, yours = service.enter(None), service.enter("made up")
-    assert yours.token != "made up"
-    make(service, mine, 0.1)
-    assert not yours.tree.versions
-    assert service.enter(mine.token) is mine  # a page that is loaded again; now yours was unused for longest
-    service.enter(None)
-    assert not yours.files.folder.exists()
-    with pytest.raises(ValueError, match="please reload"):
-        service.session(yours.token)
-    assert service.session(mine.token) is mine
+def test_a_failed_change_leaves_the_project_as_it_was(engine: Engine, project: Project) -> None:
+    make(engine, project)
+    before = (engine.library.folder(project) / "project.json").read_bytes()
+
+    def fail() -> None:
+        with engine.library.changing(project):
+            project.name = "half"
+            project.version(9)
+
+    with pytest.raises(Refused, match="no version 9"):
+        fail()
+    assert project.name == "Untitled"
+    assert (engine.library.folder(project) / "project.json").read_bytes() == before
 
 
-def test_stopping_leaves_the_tree_as_it_was(service: Service) -> None:
-    mine, yours = service.enter(None, "page 1"), service.enter(None, "page 2")
-    make(service, mine, 0.5)
-    on_the_way = service.make(job(mine), 4.0)
-    next(on_the_way)
-    service.stop("page 2")  # somebody else's page was closed
-    assert yours.stop.is_set()
-    next(on_the_way)
-    service.stop("page 1")
-    with pytest.raises(Stopped):
-        next(on_the_way)
-    assert list(mine.tree.versions) == [1]
-    with pytest.raises(Stopped):  # it waited for its turn, and was stopped meanwhile
-        next(service.make(job(mine), 0.5))
-    service.renew_stop(mine.token)
-    assert make(service, mine, 0.5) == 2
+@pytest.mark.parametrize("content", [b"{", b"[]", b"", b'{"format": "other"}', b"\xff" * 40, b"[" * 100_000])
+def test_damaged_projects_are_set_aside_with_a_sentence(
+    engine: Engine, project: Project, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = engine.library.folder(project) / "project.json"
+    path.write_bytes(content)
+    assert not reread(engine).mine("", engine.hash)
+    said = capsys.readouterr()
+    assert "set aside as" in said.out + said.err
+    assert path.with_name("project.json.damaged").read_bytes() == content
+    assert not path.exists()
 
 
-def test_stopped_work_stays_stopped_after_a_new_request(service: Service) -> None:
-    mine = service.enter(None, "page")
-    service.renew_stop(mine.token)
-    stopped = service.make(job(mine), 4.0)
-    next(stopped)
-    service.stop("page")
-    service.renew_stop(mine.token)
-    new = service.make(job(mine), 0.5)
-    with pytest.raises(Stopped):
-        next(stopped)
-    assert [len(takes.versions) for takes in new] == [0, 0, 1]
-    service.renew_stop("made up")  # a session that was deleted is no error here
+def test_limits_of_versions_projects_and_space_are_named(engine: Engine, project: Project) -> None:
+    for _ in range(3):
+        do(engine, project, "make", seconds=0.1, takes=3)
+    with pytest.raises(Refused, match="9 versions of at most 9; delete some"):
+        make(engine, project)
+    (engine.library.folder(project) / "recordings" / "x.wav").write_bytes(bytes(1 << 20))
+    engine.library.limits = dataclasses.replace(LIMITS, quota_mb=0.5)
+    with pytest.raises(Refused, match=r"would have 1\.\d MB of at most 0.5 MB; delete some"):
+        engine.library.create(Project(tokenizer_hash=engine.hash))
+    engine.library.create(Project(tokenizer_hash=engine.hash, owner="somebody else"))  # has its own quota
+    engine.library.limits = dataclasses.replace(LIMITS, total_mb=0.5)
+    with pytest.raises(Refused, match="disk space of this studio is used up"):
+        engine.library.create(Project(tokenizer_hash=engine.hash, owner="somebody else"))
+    engine.library.limits = dataclasses.replace(LIMITS, max_projects=1)
+    with pytest.raises(Refused, match="you have 1 projects"):
+        engine.library.create(Project(tokenizer_hash=engine.hash))
 
 
-def test_warming_up_leaves_nothing(service: Service) -> None:
-    service.warm_up()
-    assert not list(service.folder.iterdir())
+def test_projects_are_their_owners_and_their_models(engine: Engine) -> None:
+    library = engine.library
+    mine, _, foreign = (
+        library.create(Project(tokenizer_hash=identity, owner=owner))
+        for identity, owner in ((engine.hash, "me"), (engine.hash, "you"), ("f" * 64, "me"))
+    )
+    assert library.mine("me", engine.hash) == [mine]
+    with pytest.raises(Refused, match="no such project"):
+        library.get(mine.id, "you", engine.hash)
+    with pytest.raises(Refused, match="another model"):
+        library.get(foreign.id, "me", engine.hash)
 
 
-# --- uploads ----------------------------------------------------------------------------------------------------------
+# --- projects as files ------------------------------------------------------------------------------------------------
 
 
-def test_a_recording_is_encoded_and_changed(service: Service, session: Session, tmp_path: Path) -> None:
-    tokenizer = service.generator.tokenizer
+@pytest.fixture
+def exported(engine: Engine, project: Project, tmp_path: Path) -> Path:
+    """A project with a recording and a change of it as one file."""
     soundfile.write(tmp_path / "tune.flac", tones(3, 16000, channels=2), 16000)
-    recording = open_upload(service, session, tmp_path / "tune.flac")
-    assert same(recording.codes.levels, tokenizer.encode_file(tmp_path / "tune.flac").levels)
-    difference = samples(recording.original).astype(int) - samples(tmp_path / "tune.flac")
-    assert np.abs(difference).max() <= 1
-    for k, path in enumerate(recording.prefixes, 1):
-        assert np.array_equal(samples(path), decoded(service.generator, recording.codes, k))
-    words, players = views.recording_players(recording)
-    assert words == "**tune.flac**: 3.0 s, as the model hears it."
-    assert [value["title"] for value in players] == ["tune.flac", "Level 0", "Levels 0 and 1", "All 3 levels"]
-    assert players[2]["note"] == "94 codes per second, 0.38 kbit/s"  # 31.25 + 62.5, of 4 bits each
-    version = service.adopt(session)
-    longer = finish(service.extend(job(session, version.number, seed=1), 0, 1))[0]
-    assert torch.equal(levels(session, longer)[0][:93], recording.codes.levels[0][:93])
-    make(service, session, 0.1)
-    assert recording.prefixes[0].exists()  # what is made meanwhile does not take it from the page
+    number = bring_in(engine, project, tmp_path / "tune.flac").number
+    do(engine, project, "redraw", number, start=1, end=2)
+    engine.export(project, tmp_path / "project.zip")
+    return tmp_path / "project.zip"
 
 
-def test_of_a_long_recording_the_beginning_is_used(service: Service, session: Session, tmp_path: Path) -> None:
+def test_an_imported_project_is_the_exported_one(engine: Engine, project: Project, exported: Path) -> None:
+    again = engine.import_(exported, "somebody")
+    assert again.model_dump(exclude={"id", "owner"}) == project.model_dump(exclude={"id", "owner"})
+    assert (again.owner, again.id != project.id) == ("somebody", True)
+    for number in (1, 2):
+        assert same(levels(engine, again, number), levels(engine, project, number))
+        paths = [engine.sounds.version(p, number, None, Export()) for p in (project, again)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+Change = Callable[[dict[str, Any], dict[str, bytes]], object]
+HOSTILE: dict[str, tuple[Change, str]] = {
+    "traversal": (lambda p, f: p["recordings"][0].update(id="../../../etc/x"), "recordings.0.id"),
+    "suffix": (lambda p, f: p["recordings"][0].update(suffix="/../x"), "recordings.0.suffix"),
+    "id": (lambda p, f: p.update(id=".."), r"\(id: "),
+    "circle": (lambda p, f: p["versions"][0].update(parent=2), "does not fit into the tree"),
+    "numbers": (lambda p, f: p.update(next_number=1), "contradict"),
+    "infinite": (lambda p, f: p["versions"][0].update(seconds=1e999), "versions.0.seconds"),
+    "unknown key": (lambda p, f: p.update(html="<script>"), "html"),
+    "no codes": (lambda p, f: f.pop("codes/1.codes"), "not a whole project"),
+    "no project": (lambda p, f: f.pop("project.json"), "not a whole project"),
+    "other codes": (lambda p, f: f.update({"codes/1.codes": f["codes/1.codes"][:-9]}), "version 1: not a codes file"),
+    "other length": (lambda p, f: p["versions"][0].update(n_samples=5), "not those that the project describes"),
+    "other sound": (lambda p, f: p["recordings"][0].update(sample_rate=8000), "not the recording"),
+    "text as sound": (lambda p, f: f.update({next(n for n in f if "rec" in n): b"text"}), "tune.flac: not audio"),
+    "other model": (lambda p, f: p.update(tokenizer_hash="0" * 64), "another model"),
+    "stretches": (lambda p, f: p["versions"][1]["kept"].update(stretches=[[0, 10**12]]), "not within it"),
+    "many versions": (lambda p, f: p.update(versions=p["versions"][:1] * 20_000), "versions: List should have"),
+    "bomb": (lambda p, f: f.update({"codes/1.codes": bytes(30 << 20)}), "30.0 MB of at most 20 MB"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_project_files_are_refused(engine: Engine, exported: Path, what: str, tmp_path: Path) -> None:
+    change, words = HOSTILE[what]
+    with zipfile.ZipFile(exported) as file:
+        files = {name: file.read(name) for name in file.namelist()}
+    facts = json.loads(files["project.json"])
+    files = {"project.json": b"", **files}
+    change(facts, files)
+    if "project.json" in files:
+        files["project.json"] = json.dumps(facts).encode()
+    files["../../evil"] = b"is not even read"
+    with zipfile.ZipFile(tmp_path / "hostile.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    engine.library.limits = dataclasses.replace(LIMITS, quota_mb=20)
+    found = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=words) as error:
+        engine.import_(tmp_path / "hostile.zip", "")
+    assert "\n" not in str(error.value)
+    assert sorted(path for path in tmp_path.rglob("*")) == found
+    assert len(engine.library.mine("", engine.hash)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
+def test_other_files_are_no_projects(engine: Engine, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(Refused, match=r"not a (whole )?project"):
+        engine.import_(tmp_path / "x.zip", "")
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_recording_keeps_its_sound_outside_the_change(
+    engine: Engine, project: Project, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "tune.flac", tones(3, 16000, channels=2), 16000)
+    version = bring_in(engine, project, tmp_path / "tune.flac")
+    expected = engine.tokenizer.encode_file(tmp_path / "tune.flac")
+    assert same(levels(engine, project, version.number), expected.levels)
+    assert (version.kind, version.title, version.seconds) == ("recording", "tune.flac", 3.0)
+    original = samples(tmp_path / "tune.flac").astype(int)
+    shown = engine.sounds.version(project, version.number, None, Export())
+    assert np.abs(samples(shown) - original).max() <= 1
+    assert np.array_equal(samples(engine.sounds.recording(project, project.recordings[0])), samples(shown))
+    as_codes = samples(engine.sounds.version(project, version.number, 2, Export()))
+    assert np.array_equal(as_codes, decoded(engine.generator, expected, 2))
+    [changed] = do(engine, project, "redraw", version.number, start=1, end=2)
+    [longer] = do(engine, project, "extend", changed, after=1)
+    for number, seconds in ((changed, 3), (longer, 4)):
+        path = engine.sounds.version(project, number, None, Export())
+        sound = samples(path).astype(int)
+        assert (soundfile.info(path).samplerate, sound.shape) == (16000, (16000 * seconds, 2))
+        start = slice(0, 15000)  # the stretch is rounded outward, and there is a cross-fade
+        assert np.abs(sound[start] - original[start]).max() <= 1
+        assert np.abs(sound[33100:46000] - original[33100:46000]).max() <= 1
+        assert np.abs(sound[18000:30000] - original[18000:30000]).max() > 100
+    [codes_only] = do(engine, project, "redraw", version.number, start=1, end=2, keep_audio=False)
+    path = engine.sounds.version(project, codes_only, None, Export())
+    assert np.array_equal(samples(path), decoded(engine.generator, engine.codes(project, codes_only)))
+    engine.library.delete_version(project, version.number)
+    assert (project.versions, project.recordings) == ([], [])
+    assert not list(engine.library.folder(project).glob("recordings/*"))
+
+
+def test_of_a_long_recording_the_beginning_is_used(engine: Engine, project: Project, tmp_path: Path) -> None:
     tune = tones(9.5, 8000)
     soundfile.write(tmp_path / "long.wav", tune, 8000)
-    recording = open_upload(service, session, tmp_path / "long.wav")
-    assert recording.note == "only its first 8 s are used"
-    assert recording.codes.n_samples == 64000
-    expected = service.generator.tokenizer.encode(
-        torch.from_numpy(samples(tmp_path / "long.wav")[:64000, 0] / 32768).float(), 8000
-    )
-    assert same(recording.codes.levels, expected.levels)
+    version = bring_in(engine, project, tmp_path / "long.wav")
+    assert project.recordings[0].note == "only its first 8 s are used"
+    assert (version.n_samples, project.recordings[0].n_samples) == (64000, 64000)
+    waveform = torch.from_numpy(samples(tmp_path / "long.wav")[:64000, 0] / 32768).float()
+    expected = engine.tokenizer.encode(waveform, 8000)
+    assert same(levels(engine, project, version.number), expected.levels)
+
+
+def test_codes_can_be_opened_again(engine: Engine, project: Project) -> None:
+    piece = make(engine, project)
+    path = engine.library.folder(project) / "recordings" / ("cd" * 8 + ".codes")
+    path.write_bytes(engine.library.codes_path(project, piece).read_bytes())
+    job = engine.open(project, path, "saved.codes")
+    [number] = job.work(job)
+    assert same(levels(engine, project, number), levels(engine, project, piece))
+    assert project.recordings == []
+    assert not path.exists()
 
 
 @pytest.fixture
@@ -390,84 +444,196 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     (tmp_path / "large.wav").write_bytes(bytes(600_000))
     (tmp_path / "text.codes").write_text("{}")
     soundfile.write(tmp_path / "odd.wav", tune, 999)
-    dataclasses.replace(some_codes(), levels=[torch.zeros(10, dtype=torch.int64)]).save(tmp_path / "other.codes")
+    other = Codes([torch.zeros(10, dtype=torch.int64)], 8000, 8000, [800], 16, 1, "f" * 64)
+    other.save(tmp_path / "other.codes")
     words = {
         "half.wav": "truncated", "text.mp3": "not audio that can be read", "empty.wav": "empty file",
         "large.wav": "0.6 MB; files may have up to 0.5 MB", "text.codes": "not a codes file", "odd.wav": "found 999$",
-        "other.codes": "another model", "gone.wav": "drop the file again",
+        "other.codes": "another model",
     }  # fmt: skip
     return {name: (tmp_path / name, text) for name, text in words.items()}
 
 
-def test_bad_uploads_give_one_friendly_line(
-    service: Service, session: Session, bad_files: dict[str, tuple[Path, str]]
+def test_bad_recordings_give_one_friendly_line(
+    engine: Engine, project: Project, bad_files: dict[str, tuple[Path, str]]
 ) -> None:
     for name, (path, text) in bad_files.items():
         with pytest.raises(ValueError, match=text) as error:
-            open_upload(service, session, path)
+            bring_in(engine, project, path)
         assert str(error.value).startswith(f"{name}: ")
-        assert str(path) not in str(error.value)
+        assert str(engine.library.root) not in str(error.value)
         assert "\n" not in str(error.value)
-        assert session.recording is None
-    with pytest.raises(ValueError, match="drop one first"):
-        service.adopt(session)
+    assert (project.versions, project.recordings) == ([], [])
+    assert not list(engine.library.folder(project).glob("recordings/*"))
 
 
-def test_what_can_be_followed(bad_files: dict[str, tuple[Path, str]], tmp_path: Path) -> None:
-    for path, text in (bad_files[name] for name in ("text.mp3", "large.wav", "odd.wav", "gone.wav")):
+def test_what_can_be_followed(bad_files: dict[str, tuple[Path, str]]) -> None:
+    for path, text in (bad_files[name] for name in ("text.mp3", "odd.wav")):
         with pytest.raises(ValueError, match=text):
-            check_reference(path, LIMITS)
-    check_reference(TRACK, Limits())
-    with pytest.raises(ValueError, match="up to 8 s can be followed"):
-        check_reference(TRACK, Limits(max_seconds=8))
+            check_reference(path, path.name, LIMITS)
+    check_reference(TRACK, "mist", Limits())
+    with pytest.raises(ValueError, match=r"mist: 50\.4 s; up to 8 s can be followed"):
+        check_reference(TRACK, "mist", LIMITS)
 
 
-# --- what the page shows ----------------------------------------------------------------------------------------------
+def test_a_recording_unlike_the_training_music_is_said_to_be_so(
+    engine: Engine, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = json.loads((engine.folder / "report.json").read_text())
+    assert engine.training_bits == pytest.approx(sum(level["bits_per_second"] for level in report["levels"]))
+    soundfile.write(tmp_path / "tune.wav", tones(2, 8000), 8000)
+    [bits] = engine.generator.bits_per_second([engine.tokenizer.encode_file(tmp_path / "tune.wav")])
+    for known, is_warned in ((bits, False), (bits / 2, True), (None, False)):
+        monkeypatch.setattr(engine, "training_bits", known)
+        version = bring_in(engine, project, tmp_path / "tune.wav")
+        assert bool(version.warning) == is_warned
+        if version.warning:
+            assert f"it needs {bits:.0f} bits a second, the training music {bits / 2:.0f}" in version.warning
 
 
-def test_controls_of_the_page_become_a_request(service: Service) -> None:
-    def from_controls(values: list[Any]) -> PieceRequest:
-        return PieceRequest.from_controls(values, list(service.generator.labels), service.n_levels)
-
-    settings = [0.9, 0.8, 0.7, 1.0, 0.9, 0.8, 5, 6.0, 7, 1, 2, 3]
-    request = from_controls(["12", "2", "", None, "folk", *settings])
-    assert request == PieceRequest(12, 2, {"genre": "folk"}, "", None, {
-        "temperature": [0.9, 0.8, 0.7], "top_p": [1.0, 0.9, 0.8], "top_k": [5, 6, 7], "guidance": [1, 2, 3],
-    })  # fmt: skip
-    assert request.options.guidance == [1, 2, 3]
-    free = from_controls(["", 1, None, None, "", *settings])
-    assert (free.seed, free.labels, free.text) == (None, {}, "")
-    assert free.options.guidance is None
-    with pytest.raises(ValueError, match="found minus one"):
-        from_controls(["minus one", 1, "", None, "", *settings])
+def test_the_bundled_models_card_says_its_bits() -> None:
+    assert training_bits(bundled_model()) == pytest.approx(45.4 + 121 + 144)
 
 
-def test_values_of_players_and_links(service: Service, session: Session) -> None:
-    number = make(service, session, takes=2)
-    version, files = session.tree.get(number), session.files
-    shown, link = views.version_player(version, files), views.version_downloads(version, files)
-    assert shown["title"] == "Version 1 · new piece, take 1 · 2.0 s"
-    assert shown["note"].startswith("A beginning, seed 1.")
-    assert shown["sound"].startswith("gradio_api/file=/")
-    assert link.count("<a ") == 2
-    assert 'download="audiovq-1.wav"' in link
-    assert views.take_player(session.takes[1], files, 1)["title"] == "Take 2"
-    assert views.address(Path("/a b/#1.wav")) == "gradio_api/file=/a%20b/%231.wav"
+# --- export -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_has_the_codes_in_their_places(tmp_path: Path) -> None:
-    top = torch.tensor([3, 9, 3, 12])
-    codes = Codes([top, torch.arange(8)], 8000, 8000, [2000, 1000], 16, 1, "f" * 64)
-    draw_codes(torch.from_numpy(tones(1, 8000).T.copy()), 8000, codes, tmp_path / "x.png")
-    pixels = image.imread(tmp_path / "x.png")
-    assert pixels.shape[:2] == (HEIGHT, WIDTH)
-    row = round(HEIGHT * (1 - code_images.TOP + code_images.STRIPS / 4))  # the middle of the upper one of two strips
-    cells = [round(WIDTH * (LEFT + (RIGHT - LEFT) * (i + 0.25) / 4)) for i in range(4)]
-    first, second, third, fourth = (pixels[row, column, :3] for column in cells)
-    assert np.array_equal(first, third)
-    assert len({tuple(colour) for colour in (first, second, fourth)}) == 3
+@pytest.mark.parametrize(("form", "rate", "most"), [("wav", 8000, 0), ("flac", 8000, 0), ("opus", 8000, None),
+                                                    ("mp3", 16000, None)])  # fmt: skip
+def test_exports_have_the_sound_and_its_tags(
+    engine: Engine, project: Project, form: Any, rate: int, most: int | None
+) -> None:
+    number = make(engine, project, labels={"genre": "folk"})
+    expected = decoded(engine.generator, engine.codes(project, number))
+    path = engine.sound(project, project.version(number), None, form, 16, None, download=True)
+    assert path.suffix == f".{form}"
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels, round(info.duration, 1)) == (rate, 1, 2.0)
+    if most is not None:
+        assert np.array_equal(samples(path), expected)
+    with soundfile.SoundFile(path) as file:
+        tags = file.copy_metadata()
+    assert tags["title"] == "Untitled: new piece"
+    assert tags["comment"] == "tiny, seed 1, genre folk"
+    assert mutagen.File(path) is not None  # type: ignore[attr-defined]
+    plain = engine.sound(project, project.version(number), None, form, 16, None, download=False)
+    with soundfile.SoundFile(plain) as file:
+        assert "title" not in file.copy_metadata()
 
 
-def test_without_gradio_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    assert_one_line_error(cli("studio"), "gradio is missing", "pip install 'audiovq[studio]'")
+def test_24_bits_and_loudness(engine: Engine, project: Project) -> None:
+    number = make(engine, project)
+    wave = engine.tokenizer.decode(engine.codes(project, number))
+    path = engine.sounds.version(project, number, None, Export("wav", 24))
+    assert soundfile.info(path).subtype == "PCM_24"
+    assert np.abs(soundfile.read(path)[0] - wave[0].numpy()).max() < 2**-22
+    found, target = loudness(wave, 8000), loudness(wave, 8000) - 6
+    quiet = soundfile.read(engine.sounds.version(project, number, None, Export("wav", 24, target)))[0]
+    assert loudness(torch.from_numpy(quiet)[None].float(), 8000) == pytest.approx(target, abs=0.1)
+    loud = soundfile.read(engine.sounds.version(project, number, None, Export("wav", 24, 0.0)))[0]
+    assert found < 0
+    assert np.abs(loud).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)  # peaks stay below -1 dBFS
+
+
+def test_sounds_used_last_stay_and_others_go(engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = make(engine, project)
+    monkeypatch.setattr(sounds, "CACHE_MB", 0.07)  # two sounds of 32 kB
+    first, second = (engine.sounds.version(project, number, n, Export()) for n in (1, 2))
+    engine.sounds.version(project, number, 1, Export())
+    third = engine.sounds.version(project, number, 3, Export())
+    assert [path.exists() for path in (first, second, third)] == [True, False, True]
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queue() -> Iterator[Queue]:
+    made = Queue(LIMITS, lambda job: None)
+    yield made
+    made.close()
+
+
+def waits(go_on: threading.Event, numbers: list[int]) -> Callable[[Job], list[int]]:
+    """Work that reports until it may go on."""
+
+    def work(job: Job) -> list[int]:
+        while not go_on.wait(0.01):
+            job.report(0.5, "half")
+        return numbers
+
+    return work
+
+
+def settle(*jobs: Job) -> None:
+    for _ in range(3000):
+        if all(job.state not in ("waiting", "running") for job in jobs):
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError([job.state for job in jobs])
+
+
+def test_jobs_wait_for_their_turn_and_stop_at_once(queue: Queue) -> None:
+    go_on = threading.Event()
+    running, waiting, last = (
+        queue.put(Job("p", owner, "make", "x", waits(go_on, [i]))) for i, owner in enumerate("aab")
+    )
+    assert [queue.place(job) for job in (waiting, last)] in ([1, 2], [2, 3])
+    queue.stop(waiting)
+    assert waiting.state == "stopped"
+    while running.state != "running" or not running.progress:
+        threading.Event().wait(0.01)
+    assert queue.place(last) == 1
+    assert queue.describe(running)["seconds_left"] is not None
+    queue.stop(running)
+    settle(running)
+    assert running.state == "stopped"
+    go_on.set()
+    settle(last)
+    assert (last.state, last.versions, last.progress) == ("done", [2], 1.0)
+    assert queue.of_project("p") == []
+
+
+def test_a_visitor_cannot_fill_the_queue(queue: Queue) -> None:
+    go_on = threading.Event()
+    jobs = [queue.put(Job("p", "greedy", "make", "x", waits(go_on, []))) for _ in range(3)]
+    with pytest.raises(Refused, match="2 of your requests wait already"):
+        queue.put(Job("p", "greedy", "make", "x", waits(go_on, [])))
+    jobs.append(queue.put(Job("p", "other", "make", "x", waits(go_on, []))))
+    go_on.set()
+    settle(*jobs)
+
+
+@pytest.mark.parametrize(("error", "words"), [(ValueError("too\nlong"), "too long"),
+                                              (KeyError("x"), "internal error: KeyError: 'x'")])  # fmt: skip
+def test_failures_are_one_sentence_and_the_next_job_runs(queue: Queue, error: Exception, words: str) -> None:
+    def fail(job: Job) -> list[int]:
+        raise error
+
+    failed, after = (queue.put(Job("p", "", "make", "x", work)) for work in (fail, lambda job: [1]))
+    settle(failed, after)
+    assert (failed.state, failed.error, after.state) == ("failed", words, "done")
+
+
+def test_a_stopped_piece_leaves_the_project_as_it_was(engine: Engine, project: Project) -> None:
+    make(engine, project, 0.5)
+    job = engine.job(project, JobRequest(kind="make", seconds=4, seed=1))
+    job.changed = lambda job: job.stop.set() if job.progress > 0.5 else None
+    with pytest.raises(Stopped):
+        job.work(job)
+    assert [version.number for version in project.versions] == [1]
+
+
+def test_a_change_of_a_deleted_version_fails_with_a_sentence(engine: Engine, project: Project) -> None:
+    piece = make(engine, project)
+    job = engine.job(project, JobRequest(kind="vary", version=piece, percent=50))
+    engine.library.delete_version(project, piece)
+    with pytest.raises(Refused, match=f"no version {piece}"):
+        job.work(job)
+    assert project.versions == []
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "platformdirs"])
+def test_without_a_package_the_command_says_how_to_get_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert_one_line_error(cli("studio"), f"{package} is missing", "pip install 'audiovq[studio]'")

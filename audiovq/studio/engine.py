@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Engine:
         self.tokenizer = self.generator.tokenizer
         self.hash = self.tokenizer.hash
         self.sounds = Sounds(self.tokenizer, library, sounds)
-        self.training_bits = _training_bits(folder)
+        self.training_bits = training_bits(folder)
 
     @functools.cached_property
     def licence(self) -> str | None:
@@ -102,12 +103,9 @@ class Engine:
         if download:
             seed = "" if version.seed is None else f", seed {version.seed}"
             labels = "".join(f", {name} {value}" for name, value in version.labels.items())
-            tags = {
-                "title": f"{project.name}: {version.title}",
-                "comment": f"{self.name}{seed}{labels}",
-                "software": "audiovq",
-                "copyright": f"model licence: {self.licence}" if self.licence else "",
-            }
+            licence = f"; licence of the model: {self.licence}" if self.licence else ""
+            comment = f"{self.name}{seed}{labels}{licence}"
+            tags = {"title": f"{project.name}: {version.title}", "comment": comment, "software": "audiovq"}
         return self.sounds.version(project, version.number, n_levels, Export(format, bits, lufs, tags))
 
     # --- jobs -----------------------------------------------------------------------------------------
@@ -216,31 +214,31 @@ class Engine:
         Raises:
             ValueError: not a project, damaged, too large, or of another model.
         """
-        project = None
+        fresh = Project(tokenizer_hash=self.hash, owner=owner)
+        folder = self.library.folder(fresh)
         try:
             with zipfile.ZipFile(path) as file:
-                project = parse(_extract(file, "project.json", LARGEST_PROJECT_FILE), "project.json")
+                project = parse(_read_entry(file, "project.json", LARGEST_PROJECT_FILE), "project.json")
+                project.id, project.owner = fresh.id, owner
                 if project.tokenizer_hash != self.hash:
                     raise Refused("a project of another model; open it in a studio of that model")
-                project.id, project.owner = Project(tokenizer_hash=self.hash).id, owner
                 if len(project.versions) > self.limits.max_versions:
                     raise Refused(f"{len(project.versions)} versions; a project may have {self.limits.max_versions}")
                 names = _files(project)
                 self.library.check_room(owner, sum(file.getinfo(name).file_size for name in names))
-                folder = self.library.folder(project)
-                for name in names:
-                    target = folder / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with target.open("wb") as out:
-                        _copy(file, name, out)
+                for name in names:  # by the names that the project gives them: no other place is written
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    with file.open(name) as content, (folder / name).open("wb") as out:
+                        shutil.copyfileobj(content, out)  # zipfile gives no more than the size that was checked
                 self._check(project)
             return self.library.create(project)
         except BaseException as error:
-            if project is not None:
-                shutil.rmtree(self.library.folder(project), ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, KeyError):
                 raise Refused(f"not a whole project: {error.args[0]}") from None
-            if isinstance(error, (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError)):
+            if isinstance(
+                error, (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error)
+            ):
                 raise Refused(f"not a project, or a damaged file ({error})") from None
             raise
 
@@ -271,20 +269,13 @@ def _files(project: Project) -> list[str]:
     return codes + [f"recordings/{recording.id}{recording.suffix}" for recording in project.recordings]
 
 
-def _extract(file: zipfile.ZipFile, name: str, most: int) -> bytes:
+def _read_entry(file: zipfile.ZipFile, name: str, most: int) -> bytes:
     if file.getinfo(name).file_size > most:
         raise Refused(f"{name}: more than {most // MEGABYTE} MB")
-    with file.open(name) as content:
-        return content.read(most + 1)
+    return file.read(name)
 
 
-def _copy(file: zipfile.ZipFile, name: str, out: Any) -> None:
-    """Copy a file out of a .zip; zipfile gives no more than the size that was checked."""
-    with file.open(name) as content:
-        shutil.copyfileobj(content, out)
-
-
-def _training_bits(folder: Path) -> float | None:
+def training_bits(folder: Path) -> float | None:
     """Bits a second of the music a model was trained for, from its report or its card; None if they do not say."""
     try:
         if (folder / "report.json").is_file():

@@ -50,7 +50,7 @@ class Events:
                 with self._lock:
                     changed, listener.changed = list(listener.changed), {}
                     listener.wake.clear()
-                for what in changed:
+                for what in sorted(changed, key=lambda what: what != "project"):  # before the job that changed it
                     event = describe(what)
                     if event:
                         yield f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n".encode()

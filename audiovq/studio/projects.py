@@ -177,6 +177,7 @@ class Library:
         self.lock = threading.RLock()
         self.on_change: Callable[[Project], object] = lambda project: None
         self._projects: dict[str, Project] = {}
+        self._reserved: dict[str, int] = {}  # bytes of each visitor that arrive now
         root.mkdir(parents=True, exist_ok=True)
         for folder in sorted(root.iterdir()):
             if (folder / "project.json").is_file() and not folder.name.startswith("."):
@@ -284,10 +285,12 @@ class Library:
 
     def check_room(self, owner: str, n_bytes: int = 0) -> None:
         """Raises Refused if a visitor, or all together, would have more on the disk than is allowed."""
-        sizes = {"": 0, owner: 0}
-        for project in list(self._projects.values()):
-            size = sum(p.stat().st_size for p in self.folder(project).rglob("*") if p.is_file())
-            sizes[project.owner] = sizes.get(project.owner, 0) + size
+        with self.lock:
+            sizes = {owner: 0} | self._reserved
+            for project in self._projects.values():
+                files = [path for path in self.folder(project).rglob("*") if not path.name.startswith("incoming-")]
+                size = sum(path.stat().st_size for path in files if path.is_file())
+                sizes[project.owner] = sizes.get(project.owner, 0) + size
         mine, everything = (sizes[owner] + n_bytes) / MEGABYTE, (sum(sizes.values()) + n_bytes) / MEGABYTE
         if mine > self.limits.quota_mb:
             raise Refused(
@@ -297,3 +300,13 @@ class Library:
             )
         if everything > self.limits.total_mb:
             raise Refused("the disk space of this studio is used up; ask its owner for more", 413)
+
+    def reserve(self, owner: str, n_bytes: int) -> None:
+        """Space for an upload, until `release`. Raises as `check_room`."""
+        with self.lock:
+            self.check_room(owner, n_bytes)
+            self._reserved[owner] = self._reserved.get(owner, 0) + n_bytes
+
+    def release(self, owner: str, n_bytes: int) -> None:
+        with self.lock:
+            self._reserved[owner] = self._reserved.get(owner, 0) - n_bytes

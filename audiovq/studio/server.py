@@ -62,29 +62,27 @@ class Studio:
         except Refused:
             return None  # forgotten meanwhile
 
-    async def receive(self, request: Request, project: Project | None, path: Path, most_mb: float) -> None:
+    async def receive(self, request: Request, path: Path, most_mb: float) -> None:
         """Write the body of an upload to a file. Raises Refused if it is too large, or stops to arrive."""
-        owner, limits, n_bytes, checked = request.state.visitor, self.limits, 0, 0
+        owner, limits, n_bytes, reserved = request.state.visitor, self.limits, 0, 0
         announced = request.headers.get("content-length", "")
-        too_large = Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
-        if announced.isdecimal() and int(announced) > most_mb * MEGABYTE:
-            raise too_large
-        stream = request.stream()
-        end = asyncio.get_running_loop().time() + limits.slowest_upload_seconds
+        expected = int(announced) if announced.isdecimal() else 0
+        stream, loop = request.stream(), asyncio.get_running_loop()
+        end = loop.time() + limits.slowest_upload_seconds
         try:
             with path.open("wb") as file:
                 while True:
-                    left = end - asyncio.get_running_loop().time()
-                    block = await asyncio.wait_for(anext(stream, None), min(limits.stall_seconds, max(left, 0.01)))
+                    if max(n_bytes, expected) > most_mb * MEGABYTE:
+                        raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
+                    if n_bytes > reserved or not reserved:
+                        more = expected or MEGABYTE // 4
+                        await asyncio.to_thread(self.library.reserve, owner, more)
+                        reserved += more
+                    patience = min(limits.stall_seconds, max(end - loop.time(), 0.01))
+                    block = await asyncio.wait_for(anext(stream, None), patience)
                     if block is None:
                         break
                     n_bytes += len(block)
-                    if n_bytes > most_mb * MEGABYTE:
-                        raise too_large
-                    if not checked or n_bytes - checked > MEGABYTE:  # what is written already is counted by itself
-                        checked = n_bytes
-                        written = n_bytes if project is None else 0
-                        await asyncio.to_thread(self.library.check_room, owner, written)
                     file.write(block)
             if not n_bytes:
                 raise Refused("the upload is empty")
@@ -95,6 +93,8 @@ class Studio:
             if isinstance(problem, ClientDisconnect):
                 raise Refused("the upload was interrupted", 400) from None
             raise
+        finally:
+            self.library.release(owner, reserved)
 
 
 def make_app(studio: Studio) -> FastAPI:
@@ -161,7 +161,7 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
         """The body is a file from /api/projects/ID/file."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "project.zip")
-            await studio.receive(request, None, path, studio.limits.quota_mb)
+            await studio.receive(request, path, studio.limits.quota_mb)
             project = await asyncio.to_thread(lambda: studio.engine.import_(path, request.state.visitor))
         return studio.describe(project)
 
@@ -297,7 +297,7 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         identity = secrets.token_hex(8)
         folder = library.folder(project) / "recordings"
         incoming, path = folder / f"incoming-{identity}", folder / (identity + suffix)
-        await studio.receive(request, project, incoming, studio.limits.max_upload_mb)
+        await studio.receive(request, incoming, studio.limits.max_upload_mb)
         incoming.replace(path)
         job = studio.engine.open(project, path, name)
         try:

@@ -151,7 +151,7 @@ def write_sound(path: Path, waveform: Tensor, rate: int, export: Export) -> None
         soundfile.SoundFile(temporary, "w", rate, waveform.shape[0], subtype, format=LIBSNDFILE[export.format]) as file,
     ):
         for name, text in export.tags.items():
-            setattr(file, name, "".join(c for c in text if c.isprintable()))
+            setattr(file, name, "".join(c for c in text if c.isprintable()) or " ")
         file.write(frames.T.numpy())
 
 

@@ -28,7 +28,8 @@ from audiovq.data.shards import Shards, ShardWriter
 from audiovq.data.tracks import Scan, Track, scan
 from audiovq.recipe import load_recipe
 from audiovq.sampling.journal import Journal
-from audiovq.studio.uploads import Limits, read_recording
+from audiovq.studio.limits import Limits
+from audiovq.studio.recordings import read_codes, read_recording
 from audiovq.training.logs import read_health, read_steps
 
 ROOT = Path(__file__).parent.parent.parent
@@ -272,14 +273,13 @@ def upload(folder: Path, random: Random) -> Case:
             path.write_bytes(data)
         else:
             change_file(path, damage, random)
-    names = iter(range(1000))
 
     def attempt() -> None:
         limits = Limits(max_seconds=10)
-        for _ in read_recording(
-            path, tokenizer, limits, lambda suffix: folder / f"{next(names)}{suffix}", lambda *_: None
-        ):
-            pass
+        if kind == "codes":
+            read_codes(path, path.name, tokenizer, limits)
+        else:
+            read_recording(path.rename(folder / f"{'0' * 16}.{kind}"), "a", tokenizer, limits, lambda *_: None)
 
     return Case(kind, attempt)
 

@@ -1,0 +1,443 @@
+"""The studio's server as other programs, several people and attackers meet it: real requests over a real socket."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, assert_one_line_error, cli, tones
+
+from audiovq.studio.engine import Engine
+from audiovq.studio.limits import Limits
+from audiovq.studio.security import HEADERS, Access
+from audiovq.studio.server import file_name
+from audiovq.studio.serving import open_studio
+
+LIMITS = Limits(max_seconds=8, max_upload_mb=0.2, max_takes=2, quota_mb=1, stall_seconds=0.5, max_projects=1000)
+Url = str
+
+
+@contextlib.contextmanager
+def served(run: Path, projects: Path, access: Access | None = None) -> Iterator[Url]:
+    def load(library: Any, limits: Limits, sounds: Path) -> Engine:
+        return Engine(run, "tiny", library, limits, sounds)
+
+    with open_studio(load, projects, LIMITS, access) as (url, _, engine):
+        engine.result(60)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Url]:
+    """A studio on one's own machine."""
+    with served(tiny_run, tmp_path_factory.mktemp("projects")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def open_url(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Url]:
+    """A studio for everybody who can reach the machine."""
+    with served(tiny_run, tmp_path_factory.mktemp("projects"), Access("0.0.0.0", names=["music.example"])) as found:
+        yield found
+
+
+@pytest.fixture
+def client(url: Url) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60) as made:
+        yield made
+
+
+def create(client: httpx.Client, name: str = "Untitled") -> str:
+    answer = client.post("/api/projects", json={"name": name})
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
+
+
+def finish(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(3000):
+        job = client.get(f"/api/jobs/{job['id']}").json()
+        if job["state"] not in ("waiting", "running"):
+            return job
+        time.sleep(0.01)
+    raise AssertionError(job)
+
+
+def make(client: httpx.Client, project: str, **request: Any) -> list[int]:
+    body = {"kind": "make", "seconds": 1, "seed": 1} | request
+    answer = client.post(f"/api/projects/{project}/jobs", json=body)
+    assert answer.status_code == 202, answer.text
+    job = finish(client, answer.json())
+    assert job["state"] == "done", job
+    return job["versions"]
+
+
+def refused(answer: httpx.Response, status: int, words: str) -> None:
+    """One sentence, and the right status."""
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    assert list(answer.json()) == ["error"]
+    assert words in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+# --- the interface ----------------------------------------------------------------------------------------------------
+
+
+def test_a_piece_from_a_request_to_its_sound(client: httpx.Client, tiny_run: Path, tmp_path: Path) -> None:
+    model = client.get("/api/model").json()
+    assert (model["name"], model["sample_rate"], model["local"]) == ("tiny", 8000, True)
+    assert model["levels"][0] == {"hop_length": 256, "code_rate": 31.25}
+    assert model["labels"] == {"genre": ["folk", "rock"]}
+    assert model["settings"]["temperature"] == [1.0, 1.0, 1.0]
+    assert model["limits"] == {
+        "max_seconds": 8, "max_upload_mb": 0.2, "max_takes": 2, "max_versions": 200, "quota_mb": 1
+    }  # fmt: skip
+    answer = client.post("/api/pieces", json={"seconds": 1.5, "seed": 3, "labels": {"genre": "rock"}, "name": "Mine"})
+    assert answer.status_code == 202
+    project, job = answer.json()["project"], answer.json()["job"]
+    assert (project["name"], project["jobs"][0]["id"]) == ("Mine", job["id"])
+    assert finish(client, job)["versions"] == [1]
+    project = client.get(f"/api/projects/{project['id']}").json()
+    version = project["versions"][0]
+    assert (version["seed"], version["labels"], version["seconds"]) == (3, {"genre": "rock"}, 1.5)
+    place = f"/api/projects/{project['id']}/versions/1"
+    sound = client.get(f"{place}/sound")
+    (tmp_path / "x.wav").write_bytes(sound.content)
+    assert soundfile.info(tmp_path / "x.wav").frames == 12000
+    part = client.get(f"{place}/sound", headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, sound.content[100:200])
+    levels = client.get(f"{place}/levels").json()
+    engine_codes = torch.tensor(levels["levels"][0]["codes"])
+    assert (levels["codebook_size"], engine_codes.shape) == (16, (47,))
+    listed = client.get("/api/projects").json()[0]
+    assert (listed["id"], listed["n_versions"], listed["seconds"]) == (project["id"], 1, 1.5)
+    for form, kind in (("wav", "wav"), ("flac", "flac"), ("opus", "ogg"), ("mp3", "mpeg")):
+        download = client.get(f"{place}/sound", params={"format": form, "download": 1, "lufs": -14})
+        assert download.headers["content-type"] == f"audio/{kind}"
+        assert f"Mine%201%20new%20piece.{form}" in download.headers["content-disposition"]
+    codes = client.get(f"{place}/codes", params={"download": 1})
+    (tmp_path / "x.codes").write_bytes(codes.content)
+    assert "x.codes" in cli("info", tmp_path / "x.codes").output
+
+
+def test_projects_are_renamed_starred_copied_and_deleted(client: httpx.Client) -> None:
+    project = create(client, "First")
+    first, second = make(client, project, takes=2)
+    changed = client.patch(f"/api/projects/{project}", json={"name": "<b>Ω</b>", "starred": True, "shown": second})
+    assert {k: changed.json()[k] for k in ("name", "starred", "shown")} == {
+        "name": "<b>Ω</b>", "starred": True, "shown": second
+    }  # fmt: skip
+    client.patch(f"/api/projects/{project}/versions/{first}", json={"title": "best", "starred": True})
+    whole = client.get(f"/api/projects/{project}/file")
+    assert "%20b%20%CE%A9%20%20b" in whole.headers["content-disposition"] or "Ω" not in whole.text
+    copy = client.post("/api/projects/import", content=whole.content)
+    assert copy.status_code == 201
+    assert [v["title"] for v in copy.json()["versions"]] == ["best", "new piece, take 2"]
+    rest = client.delete(f"/api/projects/{project}/versions/{first}").json()
+    assert [v["number"] for v in rest["versions"]] == [second]
+    assert client.delete(f"/api/projects/{project}").json() == {}
+    refused(client.get(f"/api/projects/{project}"), 404, "no such project")
+    assert client.get(f"/api/projects/{copy.json()['id']}").json()["name"] == "<b>Ω</b>"
+
+
+def test_a_recording_becomes_a_version(client: httpx.Client, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.flac", tones(2, 16000), 16000)
+    project = create(client)
+    content = (tmp_path / "x.flac").read_bytes()
+    answer = client.post(f"/api/projects/{project}/recordings", params={"name": "My tune.flac"}, content=content)
+    assert (answer.status_code, answer.json()["kind"]) == (202, "open")
+    assert finish(client, answer.json())["state"] == "done"
+    found = client.get(f"/api/projects/{project}").json()
+    [recording], [version] = found["recordings"], found["versions"]
+    assert (recording["name"], recording["sample_rate"], version["title"]) == ("My tune.flac", 16000, "My tune.flac")
+    sound = client.get(f"/api/projects/{project}/recordings/{recording['id']}/sound")
+    assert sound.content == client.get(f"/api/projects/{project}/versions/1/sound").content
+    bad = client.post(f"/api/projects/{project}/recordings", params={"name": "x.mp3"}, content=b"<script>")
+    job = finish(client, bad.json())
+    assert (job["state"], job["error"].startswith("x.mp3: not audio")) == ("failed", True)
+
+
+def test_events_tell_each_change_and_start_with_the_project(client: httpx.Client) -> None:
+    project = create(client)
+    with client.stream("GET", f"/api/projects/{project}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        found: list[tuple[str, dict[str, Any]]] = []
+        job: dict[str, Any] = {}
+        lines = stream.iter_lines()
+        for line in lines:
+            if line.startswith("event: "):
+                found.append((line[7:], json.loads(next(lines).removeprefix("data: "))))
+                if not job:
+                    request = {"kind": "make", "seconds": 4, "seed": 1}
+                    job = client.post(f"/api/projects/{project}/jobs", json=request).json()
+                is_done = any(kind == "job" and data["state"] == "done" for kind, data in found)
+                if is_done and any(kind == "project" and data["versions"] for kind, data in found):
+                    break
+    assert (found[0][0], found[0][1]["id"]) == ("project", project)
+    assert any(kind == "project" and len(data["versions"]) == 1 for kind, data in found)
+    sketched = [data for kind, data in found if kind == "job" and data["sketches"]]
+    assert client.get("/" + sketched[-1]["sketches"][0]).content[:4] == b"RIFF"
+
+
+def test_waiting_jobs_know_their_place_and_stop_at_once(client: httpx.Client) -> None:
+    project = create(client)
+    request = {"kind": "make", "seconds": 8, "takes": 2}
+    jobs = [client.post(f"/api/projects/{project}/jobs", json=request).json() for _ in range(4)]
+    places = [client.get(f"/api/jobs/{job['id']}").json()["place"] for job in jobs]
+    assert places in ([0, 1, 2, 3], [0, 0, 1, 2], [1, 2, 3, 4])
+    assert client.delete(f"/api/jobs/{jobs[3]['id']}").json()["state"] == "stopped"
+    for job in jobs:
+        client.delete(f"/api/jobs/{job['id']}")
+    assert {finish(client, job)["state"] for job in jobs[1:]} == {"stopped"}
+
+
+@pytest.mark.parametrize(("path", "body", "status", "words"), [
+    ("pieces", {"seconds": 99}, 400, "up to 8 s long"), ("pieces", {}, 422, "seconds: Field required"),
+    ("pieces", {"seconds": "long"}, 422, "seconds: Input should be a valid number"),
+    ("pieces", {"seconds": 1, "seed": -1}, 422, "seed"), ("pieces", {"seconds": 1, "tempo": 3}, 422, "tempo"),
+    ("pieces", {"seconds": 1, "labels": {"genre": "jazz"}}, 400, "expected one of: folk, rock"),
+    ("projects/0000000000000000/jobs", {"kind": "make"}, 404, "no such project"),
+    ("nowhere", {}, 404, "Not Found"), ("projects", {"name": "x" * 201}, 422, "name"),
+])  # fmt: skip
+def test_impossible_requests_get_one_sentence(
+    client: httpx.Client, path: str, body: dict[str, Any], status: int, words: str
+) -> None:
+    before = client.get("/api/projects").json()
+    refused(client.post(f"/api/{path}", json=body), status, words)
+    assert client.get("/api/projects").json() == before
+
+
+def test_files_that_are_no_json_are_refused(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    for content in (b"{", b"[" * 100_000, b"\xff", b"NaN", b'{"seconds": NaN}', b'{"seconds": 1e999}'):
+        answer = client.post("/api/pieces", content=content, headers=headers)
+        refused(answer, answer.status_code, "")
+        assert answer.status_code in (400, 422)
+
+
+def test_openapi_describes_the_interface(client: httpx.Client) -> None:
+    paths = client.get("/api/openapi.json").json()["paths"]
+    assert {"/api/model", "/api/pieces", "/api/projects/{project_id}/jobs"} <= set(paths)
+
+
+# --- strangers --------------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_has_the_headers_that_protect(client: httpx.Client) -> None:
+    for path in ("/api/model", "/nowhere", "/player/player.js", "/api/projects/../../x"):
+        answer = client.get(path)
+        assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "192.0.2.1", "[x", ""])
+def test_foreign_hosts_are_refused(client: httpx.Client, host: str) -> None:
+    refused(client.get("/api/projects", headers={"Host": host}), 403, "use the address that it printed")
+
+
+def test_names_and_addresses_of_an_open_studio(open_url: Url) -> None:
+    with httpx.Client(base_url=open_url) as client:
+        for host, status in (("192.0.2.1:80", 200), ("music.example", 200), (socket.gethostname(), 200),
+                             ("evil.example", 403), ("[::1]:7860", 200)):  # fmt: skip
+            assert client.get("/api/projects", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1:1"])
+def test_other_pages_cannot_change_anything(client: httpx.Client, origin: str) -> None:
+    before = client.get("/api/projects").json()
+    for method, path in (("POST", "/api/projects"), ("POST", "/api/projects/import"), ("DELETE", "/api/projects/x")):
+        answer = client.request(method, path, headers={"Origin": origin, "Content-Type": "application/json"})
+        refused(answer, 403, "another page")
+    own = str(client.base_url).rstrip("/")
+    assert client.get("/api/projects").json() == before
+    assert client.post("/api/projects", json={}, headers={"Origin": own}).status_code == 201
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
+def test_forms_cannot_change_anything(client: httpx.Client, kind: str) -> None:
+    refused(client.post("/api/projects", content=b'{"name": "x"}', headers={"Content-Type": kind}), 415, "json")
+
+
+@pytest.mark.parametrize("path", [
+    "/assets/../server.py", "/assets/%2e%2e/server.py", "/player/..%2f..%2f..%2fpyproject.toml", "/assets//etc/passwd",
+    "/api/projects/..%2f..%2fx", "/api/projects/../../etc", "/api/projects/x/recordings/..%2f..%2fproject.json/sound",
+])  # fmt: skip
+def test_no_path_leads_out(client: httpx.Client, path: str) -> None:
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as raw:
+        raw.sendall(request)
+        answer = b"".join(iter(lambda: raw.recv(1 << 16), b""))
+    assert answer.split()[1] in (b"404", b"405")
+    assert b"import" not in answer.split(b"\r\n\r\n", 1)[1]
+
+
+def test_large_bodies_are_refused(client: httpx.Client) -> None:
+    name = json.dumps({"name": "x" * (1 << 20)})
+    headers = {"Content-Type": "application/json"}
+    refused(client.post("/api/projects", content=name, headers=headers), 413, "at most 1 MB")
+    chunks = (b" " * 65536 for _ in range(100))
+    refused(client.post("/api/projects", content=chunks, headers=headers), 413, "at most 1 MB")
+
+
+def test_uploads_are_limited_while_they_arrive(client: httpx.Client) -> None:
+    project = create(client)
+    place = f"/api/projects/{project}/recordings"
+    refused(client.post(place, params={"name": "x.wav"}, content=bytes(300_000)), 413, "up to 0.2 MB")
+    chunks = (bytes(65536) for _ in range(10))  # the length is not announced
+    refused(client.post(place, params={"name": "x.wav"}, content=chunks), 413, "up to 0.2 MB")
+    refused(client.post(place, params={"name": "x.wav"}, content=b""), 400, "empty")
+    refused(client.post(place, params={"name": ""}, content=b"x"), 422, "name")
+    assert client.get(f"/api/projects/{project}").json()["versions"] == []
+
+
+def test_the_quota_is_named_when_it_is_reached(open_url: Url, tmp_path: Path) -> None:
+    with httpx.Client(base_url=open_url) as client, httpx.Client(base_url=open_url) as other:
+        client.get("/api/projects")
+        project = create(client)
+        noise = torch.randn(90_000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1).numpy() * 0.3
+        soundfile.write(tmp_path / "noise.wav", noise, 48000)
+        content, n_opened = (tmp_path / "noise.wav").read_bytes(), 0
+        while True:
+            answer = client.post(f"/api/projects/{project}/recordings?name=noise.wav", content=content)
+            if answer.status_code != 202:
+                break
+            n_opened += finish(client, answer.json())["state"] == "done"
+        refused(answer, 413, "MB of at most 1 MB; delete some of them")
+        assert n_opened == 5  # of 0.18 MB each
+        assert len(client.get(f"/api/projects/{project}").json()["versions"]) == 5  # nothing is deleted for it
+        other.get("/api/projects")
+        create(other)  # has its own
+
+
+def test_stalled_requests_are_dropped(client: httpx.Client) -> None:
+    project = create(client)
+    for path in (f"/api/projects/{project}/recordings?name=x.wav", "/api/projects"):
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as raw:
+            raw.sendall(f"{head}Content-Length: 1000\r\n\r\nabc".encode())
+            assert b" 408 " in raw.recv(1000)
+
+
+def test_one_visitor_cannot_touch_the_work_of_another(open_url: Url) -> None:
+    with httpx.Client(base_url=open_url, timeout=60) as mine, httpx.Client(base_url=open_url) as yours:
+        for client in (mine, yours):
+            cookie = client.get("/api/projects").headers["set-cookie"]
+            assert "HttpOnly" in cookie
+            assert "SameSite=Strict" in cookie
+        project = create(mine)
+        make(mine, project)
+        job = mine.post(f"/api/projects/{project}/jobs", json={"kind": "make", "seconds": 8}).json()
+        place = f"/api/projects/{project}"
+        for method, path in (("GET", place), ("DELETE", place), ("GET", f"{place}/file"), ("GET", f"{place}/events"),
+                             ("GET", f"{place}/versions/1/sound"), ("DELETE", f"{place}/versions/1")):  # fmt: skip
+            refused(yours.request(method, path), 404, "no such project")
+        refused(yours.patch(place, json={"name": "stolen"}), 404, "no such project")
+        refused(yours.post(f"{place}/recordings?name=x.wav", content=b"x"), 404, "no such project")
+        for method in ("GET", "DELETE"):
+            refused(yours.request(method, f"/api/jobs/{job['id']}"), 404, "no such job")
+        assert yours.get("/api/projects").json() == []
+        for _ in range(150):  # many visits of others take nothing away
+            httpx.get(f"{open_url}/api/projects")
+        assert finish(mine, job)["state"] == "done"
+        assert len(mine.get(place).json()["versions"]) == 2
+
+
+def test_a_password_protects_everything(tiny_run: Path, tmp_path: Path) -> None:
+    with served(tiny_run, tmp_path, Access("0.0.0.0", "päss<word")) as url, httpx.Client(base_url=url) as client:
+        assert client.get("/").headers["location"] == "login"
+        for path in ("/api/model", "/api/projects", "/assets/studio.js", "/player/player.js", "/api/openapi.json"):
+            refused(client.get(path), 401, "enter the password")
+        refused(client.post("/api/pieces", json={"seconds": 1}), 401, "enter the password")
+        page = client.get("/login")
+        assert 'type="password"' in page.text
+        wrong = client.post("/login", data={"password": "guess"})
+        assert (wrong.status_code, "wrong" in wrong.text) == (403, True)
+        again = client.post("/login", data={"password": "päss<word"})  # too soon after a failure
+        assert (again.status_code, "Try again in" in again.text) == (429, True)
+        refused(client.get("/api/model", headers={"Cookie": "audiovq-session=made up"}), 401, "enter the password")
+        time.sleep(1.1)
+        entered = client.post("/login", data={"password": "päss<word"}, headers={"Origin": url})
+        assert (entered.status_code, entered.headers["location"]) == (303, "./")
+        assert client.get("/api/model").json()["local"] is False
+        refused(
+            client.post("/login", data={"password": "x"}, headers={"Origin": "http://evil.example"}), 403, "another"
+        )
+
+
+def test_each_failure_makes_the_next_try_wait_longer() -> None:
+    access, waits = Access("0.0.0.0", "secret"), []
+    for _ in range(9):
+        access.enter("1.2.3.4", "guess")
+        count, until = access.failures["1.2.3.4"]
+        waits.append(round(until - time.monotonic()))
+        access.failures["1.2.3.4"] = (count, 0.0)  # as if it had waited
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    session, _ = access.enter("5.6.7.8", "secret")  # others are not slowed down
+    assert session in access.sessions
+    assert access.enter("1.2.3.4", "secret")[0] in access.sessions
+
+
+def test_names_of_files_have_no_riddles() -> None:
+    assert file_name("a/b\\c: <d>\n\x07?", ".wav") == "a b c d.wav"
+    assert file_name("..", ".wav") == "audiovq.wav"
+    assert file_name("ä" * 300, ".wav") == "ä" * 100 + ".wav"
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_and_an_impossible_host_are_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = cli("studio", "--port", port, "--projects", tmp_path)
+    assert_one_line_error(result, f"port {port} of 127.0.0.1 cannot be used", "--port")
+    result = cli("studio", "--host", "192.0.2.1", "--no-password", "--projects", tmp_path)
+    assert_one_line_error(result, "192.0.2.1", "cannot be used")
+
+
+def test_others_need_a_password_or_an_explicit_permission(tmp_path: Path) -> None:
+    result = cli("studio", "--host", "0.0.0.0", "--projects", tmp_path)
+    assert_one_line_error(result, "--password", "AUDIOVQ_PASSWORD", "--no-password")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_command(tmp_path: Path) -> None:
+    assert_one_line_error(cli("studio", tmp_path, "--projects", tmp_path / "projects"), "no trained prior there")
+
+
+def test_the_command_serves_without_torch_and_survives_a_kill(tiny_run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "audiovq", "studio", str(tiny_run), "--projects", str(tmp_path / "projects")]
+    project = ""
+    for kill in (True, False):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            url = next(word for word in line.split() if word.startswith("http"))
+            with httpx.Client(base_url=url, timeout=60) as client:
+                if kill:
+                    project = create(client, "kept")
+                    make(client, project)
+                    client.post(f"/api/projects/{project}/jobs", json={"kind": "make", "seconds": 60})
+                    process.kill()
+                else:
+                    found = client.get(f"/api/projects/{project}").json()
+                    assert (found["name"], len(found["versions"])) == ("kept", 1)
+                    assert client.get(f"/api/projects/{project}/versions/1/sound").status_code == 200
+                    process.terminate()
+                    assert process.wait(20) == 0
+    code = "import sys, audiovq.studio.serving; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_example_of_the_documentation_makes_a_piece(url: Url, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "studio-rest.md").read_text()
+    script = page.split("```bash\n")[1].split("```")[0].replace("http://127.0.0.1:7860", url)
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=60)
+    assert soundfile.info(tmp_path / "piece.flac").duration == 5.0
