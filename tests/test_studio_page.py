@@ -307,6 +307,35 @@ def test_work_goes_on_without_the_page_and_can_be_stopped(
     wait_for(page, 2, 20)
 
 
+def test_a_dropped_file_and_a_project_deleted_elsewhere(
+    page: Page, browser: Browser, studio: Studio, complaints: Complaints, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "tune.wav", tones(1, 8000), 8000)
+    page.evaluate(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "tune.wav"));
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+        }""",
+        list((tmp_path / "tune.wav").read_bytes()),
+    )
+    wait_for(page, 1, 1)
+    other = visit(browser, studio, complaints)
+    other.goto(page.url)
+    wait_for(other, 1, 1)
+    page.click("#changes [role=tab] >> text=Vary")
+    page.click("#vary .primary")
+    wait_for(other, 2, 1)  # the other tab shows it, too
+    assert other.is_visible("#keep-audio")
+    page.click("#delete-project")
+    page.click("#question .primary")
+    page.wait_for_selector("#start:not([hidden])")
+    other.reload()
+    other.wait_for_selector("#start:not([hidden])")
+    expect(other.locator("#notice")).to_contain_text("there is no such project")
+    other.context.close()
+
+
 def test_a_lost_server_is_said_and_found_again(page: Page, studio: Studio, complaints: Complaints) -> None:
     make(page, 1)
     complaints.lost = True

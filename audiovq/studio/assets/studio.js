@@ -4,7 +4,7 @@ import { drawWave, peaksOf } from "../player/pictures.js";
 import { record } from "./recorder.js";
 import { json, listen, patiently, request, send } from "./server.js";
 import { chosen, fillSettings, showSettings } from "./settings.js";
-import { madeFrom, showTree, takesOf } from "./tree.js";
+import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -102,9 +102,14 @@ const openProject = async (id) => {
     project: attempt(showProject),
     job: attempt(showJob),
     back: attempt(async () => showProject(await json(`api/projects/${id}`))),
-    closed: () => openProject(id).catch(() => setTimeout(route, 2000)),
+    closed: () => reopen(id),
   });
 };
+const reopen = (id) => openProject(id).catch((error) => {
+  if (!$("#lost").hidden) return setTimeout(() => reopen(id), 2000);
+  complain(error.message); // it was deleted elsewhere
+  location.hash = "";
+});
 const route = attempt(async () => {
   const id = location.hash.slice(1);
   if (!id || id === "main") return showStart();
@@ -165,7 +170,7 @@ const showVersion = async (version) => {
   $("#star").setAttribute("aria-pressed", version.starred);
   $("#warning").hidden = !version.warning;
   $("#warning").textContent = version.warning ?? "";
-  $("#keep-audio").hidden = version.recording === null || version.recording === undefined;
+  $("#keep-audio").hidden = !recordingOf(project.versions, version);
   $("#codes-file").href = `${here()}/versions/${version.number}/codes?download=1`;
   showTakes(takes, version);
   if (shown === key) return;
@@ -176,7 +181,7 @@ const showVersion = async (version) => {
     .finally(() => { if (shown === key) $("#piece").ariaBusy = "false"; });
   if (shown !== key) return;
   const names = details(version.n_levels), addresses = names.map((_, i) => `${addressOf(version.number)}?levels=${i + 1}`);
-  if (version.recording !== null && version.recording !== undefined && version.kind === "recording") {
+  if (version.recording) {
     names.unshift("Original");
     addresses.unshift(`${here()}/recordings/${version.recording}/sound`);
   }

@@ -41,5 +41,10 @@ export const takesOf = (versions, version) => {
   for (let each = next(version, 1); each; each = next(each, 1)) found.push(each);
   return found;
 };
+/** The recording that a version is or was made from; null for new music. */
+export const recordingOf = (versions, version) => {
+  while (version && !version.recording) version = versions.find((each) => each.number === version.parent);
+  return version?.recording ?? null;
+};
 export const madeFrom = (versions, number) =>
   versions.filter((each) => each.parent === number).reduce((sum, each) => sum + 1 + madeFrom(versions, each.number), 0);
