@@ -116,7 +116,7 @@ class Engine:
         is_change = request.kind != "make"
         if is_change and request.version is None:
             raise ValueError("version: give the number of the version to change")
-        piece = self.codes(project, request.version) if is_change and request.version is not None else None
+        piece = self.codes(project, request.version or 0) if is_change else None
         chroma = None
         if request.chroma:
             recording = project.recording(request.chroma)
@@ -124,38 +124,22 @@ class Engine:
             check_reference(chroma, recording.name, self.limits)
         plan = make_plan(self.generator, self.limits, request, piece, chroma)
         keeps_audio = request.keep_audio
-        if keeps_audio is None:
-            keeps_audio = is_change and self._is_recorded(project, request.version)
+        if keeps_audio is None and is_change:
+            changed = project.version(request.version)
+            keeps_audio = bool(changed.recording or changed.kept)  # there is original sound in it
 
         def work(job: Job) -> list[int]:
             takes = draw(self.generator, plan, request.takes, job)
+            facts = request.model_dump(include={"labels", "text", "settings"}) | {"seed": plan.seed}
+            facts |= {"kind": "change", "parent": request.version} if is_change else {"kind": "new"}
             versions = []
             for i, codes in enumerate(takes):
+                title = f"{plan.title}, take {i + 1}" if len(takes) > 1 else plan.title
                 kept = plan.kept(i, codes.hop_lengths) if keeps_audio else None
-                version = Version(
-                    number=1,
-                    parent=request.version if is_change else None,
-                    title=f"{plan.title}, take {i + 1}" if len(takes) > 1 else plan.title,
-                    kind="change" if is_change else "new",
-                    seconds=codes.seconds,
-                    n_samples=codes.n_samples,
-                    n_levels=len(codes.levels),
-                    seed=plan.seed,
-                    labels=request.labels,
-                    text=request.text,
-                    settings=request.settings,
-                    take=i + 1,
-                    kept=kept,
-                )
-                versions.append((version, codes))
+                versions.append((_version(codes, title=title, take=i + 1, kept=kept, **facts), codes))
             return self._add(project, versions)
 
         return Job(project.id, project.owner, request.kind, plan.title, work)
-
-    def _is_recorded(self, project: Project, number: int | None) -> bool:
-        """Whether a version has original sound in it."""
-        version = project.version(number)
-        return bool(version.recording or version.kept)
 
     def _add(self, project: Project, versions: list[tuple[Version, Codes]]) -> list[int]:
         """Add versions with the next numbers: first the codes, then the project that names them."""
@@ -176,16 +160,10 @@ class Engine:
                     codes = read_codes(path, name, self.tokenizer, self.limits)
                 else:
                     codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
-                version = Version(
-                    number=1,
-                    title=name,
-                    kind="recording",
-                    seconds=codes.seconds,
-                    n_samples=codes.n_samples,
-                    n_levels=len(codes.levels),
-                    recording=recording.id if recording else None,
-                    warning=unlikeness(self.generator, codes, self.training_bits) if recording else None,
-                )
+                version = _version(codes, title=name, kind="recording")
+                if recording:
+                    version.recording = recording.id
+                    version.warning = unlikeness(self.generator, codes, self.training_bits)
                 with self.library.changing(project):
                     project.recordings += [recording] if recording else []
                     numbers = self._add(project, [(version, codes)])
@@ -261,6 +239,11 @@ class Engine:
             most = self.limits.max_seconds * info.sample_rate
             if found != (recording.sample_rate, recording.channels) or recording.n_samples > most:
                 raise Refused(f"{recording.name}: not the recording that the project describes")
+
+
+def _version(codes: Codes, **facts: Any) -> Version:
+    """A version of codes; it gets its number when it is added."""
+    return Version(number=1, seconds=codes.seconds, n_samples=codes.n_samples, n_levels=len(codes.levels), **facts)
 
 
 def _files(project: Project) -> list[str]:

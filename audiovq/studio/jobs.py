@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiovq.studio.limits import Limits, Refused
+from audiovq.studio.limits import MANY, Limits, Refused
 from audiovq.utils.progress import say
 
 MOST_FINISHED = 50  # jobs that are remembered
@@ -74,8 +74,11 @@ class Queue:
     def put(self, job: Job) -> Job:
         """Raises Refused if the visitor has too many jobs that wait."""
         with self._condition:
-            if sum(other.owner == job.owner for other in self._unfinished()) > self.limits.max_waiting:
-                raise Refused(f"{self.limits.max_waiting} of your requests wait already; let them finish first", 429)
+            most, unfinished = self.limits.max_waiting, self._unfinished()
+            if sum(other.owner == job.owner for other in unfinished) > most:
+                raise Refused(f"{most} of your requests wait already; let them finish first", 429)
+            if len(unfinished) > MANY * most:
+                raise Refused("too many people wait already; try it again later", 429)
             job.changed = self.changed
             self._jobs[job.id] = job
             self._condition.notify()

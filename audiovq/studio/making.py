@@ -158,10 +158,8 @@ def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes
     """
     takes: list[Codes] = []
     on_codes = _callback(generator, plan.n_samples, job)
-    growing = generator.grow(
-        plan.n_samples, plan.seed, range(n_takes), plan.options, given=plan.mask, on_codes=on_codes
-    )
-    for takes in growing:
+    n, seed = plan.n_samples, plan.seed
+    for takes in generator.grow(n, seed, range(n_takes), plan.options, given=plan.mask, on_codes=on_codes):
         n_levels = len(takes[0].levels)
         if n_levels < len(generator.priors):
             job.drawn[n_levels], job.n_levels = takes, n_levels

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from audiovq.studio.limits import MEGABYTE, Limits, Refused
+from audiovq.studio.limits import MANY, MEGABYTE, Limits, Refused
 from audiovq.utils.files import write_text
 from audiovq.utils.progress import say
 
@@ -231,6 +231,8 @@ class Library:
             n_mine = sum(other.owner == project.owner for other in self._projects.values())
             if n_mine >= self.limits.max_projects:
                 raise Refused(f"you have {n_mine} projects, which is the most; delete some of them", 409)
+            if len(self._projects) >= MANY * self.limits.max_projects:
+                raise Refused("this studio has as many projects as it can have", 409)
             for part in ("codes", "recordings"):
                 (self.folder(project) / part).mkdir(parents=True, exist_ok=True)
             self._projects[project.id] = project
