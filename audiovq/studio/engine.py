@@ -27,6 +27,8 @@ from audiovq.studio.sounds import LIBSNDFILE, Export, Sounds
 
 LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
 
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # what zipfile raises
+
 
 class Engine:
     """A model with the projects of its studio.
@@ -151,39 +153,34 @@ class Engine:
         return [version.number for version, _ in versions]
 
     def open(self, project: Project, path: Path, name: str) -> Job:
-        """Make an uploaded file in the folder of recordings a version; `path` has the recording's id as its name."""
+        """Make an uploaded file a version. It becomes a recording of the project, or its codes are the version's."""
 
         def work(job: Job) -> list[int]:
-            recording = None
-            try:
-                if path.suffix == ".codes":
-                    codes = read_codes(path, name, self.tokenizer, self.limits)
-                else:
-                    codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
-                version = _version(codes, title=name, kind="recording")
-                if recording:
-                    version.recording = recording.id
-                    version.warning = unlikeness(self.generator, codes, self.training_bits)
-                with self.library.changing(project):
-                    project.recordings += [recording] if recording else []
-                    numbers = self._add(project, [(version, codes)])
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            if recording is None:
-                path.unlink()  # its codes are the version's
-            return numbers
+            if path.suffix == ".codes":
+                codes = read_codes(path, name, self.tokenizer, self.limits)
+                numbers = self._add(project, [(_version(codes, title=name, kind="recording"), codes)])
+                path.unlink()
+                return numbers
+            codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
+            warning = unlikeness(self.generator, codes, self.training_bits)
+            version = _version(codes, title=name, kind="recording", recording=recording.id, warning=warning)
+            with self.library.changing(project):
+                path.rename(self.library.recording_path(project, recording))
+                project.recordings.append(recording)
+                return self._add(project, [(version, codes)])
 
-        return Job(project.id, project.owner, "open", f"opening {name}", work)
+        discard = functools.partial(path.unlink, missing_ok=True)
+        return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
 
     # --- projects as files ----------------------------------------------------------------------------
 
     def export(self, project: Project, path: Path) -> None:
         """Write a project to one .zip file."""
-        with self.library.lock, zipfile.ZipFile(path, "w") as file:
-            content = project.model_dump(mode="json") | {"owner": ""}
+        with self.library.lock:
+            content, names = project.model_dump(mode="json") | {"owner": ""}, _files(project)
+        with zipfile.ZipFile(path, "w") as file:
             file.writestr("project.json", json.dumps(content, indent=1))
-            for name in _files(project):
+            for name in names:
                 file.write(self.library.folder(project) / name, name)
 
     def import_(self, path: Path, owner: str) -> Project:
@@ -214,9 +211,7 @@ class Engine:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, KeyError):
                 raise Refused(f"not a whole project: {error.args[0]}") from None
-            if isinstance(
-                error, (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error)
-            ):
+            if isinstance(error, UNREADABLE):
                 raise Refused(f"not a project, or a damaged file ({error})") from None
             raise
 
@@ -228,6 +223,8 @@ class Engine:
             if (codes.n_samples, len(codes.levels)) != (version.n_samples, version.n_levels):
                 raise Refused(f"version {version.number}: its codes are not those that the project describes")
             version.seconds = codes.seconds
+            if version.kept and version.kept.source_start >= codes.n_samples:
+                raise Refused(f"version {version.number}: what it keeps begins after its end")
             for start, end in version.kept.stretches if version.kept else []:
                 if not 0 <= start < end <= codes.n_samples or start % codes.hop_lengths[-1]:
                     raise Refused(f"version {version.number}: its kept stretches are not within it")

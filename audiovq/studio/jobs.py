@@ -32,6 +32,7 @@ class Job:
     kind: str
     title: str
     work: Callable[[Job], list[int]]
+    discard: Callable[[], object] = lambda: None  # called if it ends without being done
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: str = "waiting"  # running, done, stopped or failed
     progress: float = 0.0
@@ -109,8 +110,10 @@ class Queue:
         """Stop a job; one that waits is stopped at once, one that runs after its present code."""
         job.stop.set()
         with self._condition:
-            if job.state == "waiting":
-                job.state = "stopped"
+            waited = job.state == "waiting"
+            job.state = "stopped" if waited else job.state
+        if waited:
+            job.discard()
         self._tell(job)
 
     def close(self) -> None:
@@ -142,6 +145,8 @@ class Queue:
                 job.state, job.began = "running", time.monotonic()
             self._tell(job)
             state = self._finish(job)
+            if state != "done":
+                job.discard()
             with self._condition:
                 job.state = state
                 finished = [name for name, other in self._jobs.items() if other.state not in ("waiting", "running")]

@@ -40,7 +40,7 @@ class Kept(Strict):
     """Where a version sounds as the one that it was made from, in samples of the model's rate."""
 
     source_start: int = Field(ge=0)  # where the other one begins in this one
-    stretches: list[tuple[int, int]] = Field(max_length=100_000)
+    stretches: list[tuple[int, int]] = Field(max_length=10_000)
 
 
 class Version(Strict):
@@ -192,7 +192,7 @@ class Library:
             if project.id != folder.name:
                 raise ValueError(f"{path}: its id is not the name of its folder")
             self._projects[project.id] = project
-            for leftover in folder.glob("recordings/incoming-*"):  # uploads that a kill interrupted
+            for leftover in folder.glob("recordings/*-*"):  # uploads that a kill interrupted
                 leftover.unlink()
         except (ValueError, OSError) as error:
             aside = path.with_name("project.json.damaged")
@@ -290,7 +290,7 @@ class Library:
         with self.lock:
             sizes = {owner: 0} | self._reserved
             for project in self._projects.values():
-                files = [path for path in self.folder(project).rglob("*") if not path.name.startswith("incoming-")]
+                files = [path for path in self.folder(project).rglob("*") if not path.name.startswith("arriving-")]
                 size = sum(path.stat().st_size for path in files if path.is_file())
                 sizes[project.owner] = sizes.get(project.owner, 0) + size
         mine, everything = (sizes[owner] + n_bytes) / MEGABYTE, (sum(sizes.values()) + n_bytes) / MEGABYTE

@@ -191,7 +191,7 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/api/projects/{project_id}/file", response_class=FileResponse)
     def download(project: Project = found) -> FileResponse:
-        path = Path(tempfile.mkstemp(suffix=".zip")[1])
+        path = studio.engine.sounds.folder / f"{secrets.token_hex(8)}.zip"
         studio.engine.export(project, path)
         name, done = file_name(project.name, ".zip"), BackgroundTask(path.unlink)
         return FileResponse(path, media_type="application/zip", filename=name, background=done)
@@ -297,9 +297,9 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ".audio"
         identity = secrets.token_hex(8)
         folder = library.folder(project) / "recordings"
-        incoming, path = folder / f"incoming-{identity}", folder / (identity + suffix)
-        await studio.receive(request, incoming, studio.limits.max_upload_mb)
-        incoming.replace(path)
+        arriving, path = folder / f"arriving-{identity}", folder / f"incoming-{identity}{suffix}"
+        await studio.receive(request, arriving, studio.limits.max_upload_mb)
+        arriving.replace(path)
         job = studio.engine.open(project, path, name)
         try:
             return start(job)
