@@ -62,6 +62,11 @@ def test_rates_that_cannot_be_meant_are_refused(tokenizer: Tokenizer, rate: obje
                 entry(tokenizer, torch.zeros(100), rate)
 
 
+def test_one_piece_is_no_batch(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="expected a list of Codes, found one"):
+        tokenizer.decode_batch(tokenizer.encode(torch.zeros(400), 8000))  # type: ignore[arg-type]
+
+
 def test_an_empty_item_of_a_batch_is_one_line_and_an_empty_batch_is_none(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"found \[1, 0\]"):
         tokenizer.encode_batch([WAVE, torch.zeros(0)], 44100)

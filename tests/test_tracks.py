@@ -85,6 +85,17 @@ def test_labels_from_tags_then_manifest_then_json(folder: Path) -> None:
     assert found["good.wav"] == {"title": "Good", "artist": "Bob"}
 
 
+def test_lists_of_labels_are_joined_and_nested_ones_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(1, 8000), 8000)
+    content = {"genre": ["folk", "rock"], "years": [1999], "odd-meta": {"a": 1}, "nothing": None, "mood": ""}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (track,) = scan(tmp_path, DataConfig(valid_fraction=0, min_seconds=0.5)).tracks
+    assert track.labels == {"genre": "folk, rock", "years": "1999"}
+    told = " ".join(capfd.readouterr().err.split())
+    assert "label 'odd-meta': expected text, a number or a list of them" in told
+    assert "nothing" not in told
+
+
 @pytest.mark.parametrize("place", ["track.json", "a.json", "a.txt"])
 @pytest.mark.parametrize(("content", "reason"), [
     (b"[" * 200_000, "not valid JSON"), (b'{"a": "\xe9"}', "not valid"), (500_000_000, "expected labels of at most 1 MB"),

@@ -186,6 +186,8 @@ class Tokenizer(Shareable):
     @torch_defaults()
     def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
         """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
+        if isinstance(codes, Codes):
+            raise ValueError("codes: expected a list of Codes, found one; decode() decodes a single piece")
         windows = []
         for item in codes:
             levels = self._levels(item, n_levels)

@@ -56,7 +56,11 @@ def open_audio(path: Path) -> soundfile.SoundFile:
         return soundfile.SoundFile(name)  # type: ignore[arg-type] - bytes are fine
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         formats = "WAV, FLAC, OGG, Opus, MP3, AIFF"
-        raise NotReadable(f"{path}: not audio that can be read ({formats}): {_reason(error)}") from None
+        with path.open("rb") as file:
+            start = file.read(200)
+        is_text = start.isascii() and b"\0" not in start
+        reason = "it is a text file" if is_text else _reason(error)
+        raise NotReadable(f"{path}: not audio that can be read ({formats}): {reason}") from None
 
 
 def _reason(error: Exception) -> str:

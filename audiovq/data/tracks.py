@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -294,7 +295,19 @@ def _labels_of_files(path: Path) -> dict[str, str]:
 def _as_labels(content: Any, source: str) -> dict[str, str]:
     if not isinstance(content, dict):
         raise ValueError(f"{source}: expected an object of labels, found {type(content).__name__}")
-    return {str(k): str(v) for k, v in content.items() if isinstance(v, str | int | float) and str(v)}
+    labels = {}
+    for name, value in content.items():
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(v, str | int | float) for v in values):
+            labels[str(name)] = ", ".join(map(str, values))
+        elif value is not None:
+            _say_left_out(str(name))
+    return {name: value for name, value in labels.items() if value}
+
+
+@functools.cache  # once for all tracks
+def _say_left_out(name: str) -> None:
+    say(f"label {name!a:.80}: expected text, a number or a list of them, found nested values; it is left out")
 
 
 def _check_text(labels: dict[str, str]) -> None:
