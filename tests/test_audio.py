@@ -255,6 +255,16 @@ def test_tags_behind_the_audio_are_not_audio(tmp_path: Path) -> None:
         assert read_audio(tmp_path / name)[0].shape == (1, 8000)
 
 
+@pytest.mark.parametrize("scale", [32767, 1e30])
+def test_a_file_of_numbers_far_above_full_scale_is_refused(tmp_path: Path, scale: float) -> None:
+    """PCM that was written as floating-point numbers and not divided."""
+    soundfile.write(tmp_path / "a.wav", scale * tones(2, 8000), 8000, "FLOAT")
+    with pytest.raises(ValueError, match=r"a\.wav: expected samples in \[-1, 1\], found .*; divide them by"):
+        read_audio(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "a.wav", 4 * tones(2, 8000), 8000, "FLOAT")  # 12 dB too loud is still audio
+    assert float(read_audio(tmp_path / "a.wav")[0].abs().max()) == pytest.approx(1.2)
+
+
 def test_missing_file_and_folder() -> None:
     with pytest.raises(ValueError, match="no such file"):
         read_audio("/nowhere/at-all.wav")

@@ -25,6 +25,7 @@ from audiovq.cli.studio import studio
 from audiovq.cli.train import train
 from audiovq.utils import compat
 from audiovq.utils.signals import Interrupted
+from audiovq.utils.terminal import print_anything, printable
 
 COMMANDS = (
     copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
@@ -37,6 +38,7 @@ class OneLineErrors(click.Group):
     """Errors that the user can correct are one line and exit code 2; `--debug` adds the traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        print_anything()
         given = kwargs.pop("args", None) or (args[0] if args else None)
         arguments = arrange(sys.argv[1:] if given is None else given)
         debug = "--debug" in arguments
@@ -69,7 +71,7 @@ class OneLineErrors(click.Group):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo("audiovq: " + " ".join(message.split()), err=True)
+    click.echo("audiovq: " + printable(" ".join(message.split())), err=True)
     sys.exit(code)
 
 

@@ -24,6 +24,7 @@ SUFFIXES = {
 # Formats whose header has the number of samples.
 LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}
 BLOCK_FRAMES = 1 << 16
+LARGEST_PEAK = 100.0  # 40 dB above full scale; larger numbers are PCM
 # Decoders of these are only exact some time after the place where they begin.
 INEXACT, RUN_IN_FRAMES = {"MP3", "VORBIS"}, 1 << 16
 
@@ -109,8 +110,13 @@ def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator
     """
     end = start
     for block in _decode(path, start, n_samples):
-        if not np.isfinite(block).all():
+        peak = float(np.abs(block).max())
+        if not np.isfinite(peak):
             raise ValueError(f"{path}: samples that are not finite (NaN or infinity)")
+        if peak > LARGEST_PEAK:
+            raise ValueError(
+                f"{path}: expected samples in [-1, 1], found {peak:g}; divide them by the largest PCM number"
+            )
         end += len(block)
         yield block
     if n_samples is None or end < start + n_samples:
