@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_one_line_error, cli
 
+from audiovq.recipe import header, load_recipe
 from audiovq.utils.progress import say
 
 PRINT = "import audiovq, getpass, os; print(getpass.getuser(), *map(os.environ.get, {names}), sep='\\n')"
@@ -65,3 +66,33 @@ def test_a_terminal_does_not_obey_names_of_files(tmp_path: Path, capsys: pytest.
     say(f"left out: {name}")
     assert capsys.readouterr().err == f"left out: {shown}\n"
     assert_one_line_error(cli("encode", tmp_path / name, "-o", tmp_path / "a.codes", "--model", "default"), shown)
+
+
+def test_a_current_folder_that_was_deleted_is_named(tmp_path: Path) -> None:
+    code = "import os; os.rmdir(os.getcwd()); from audiovq.cli import main; main(['recipes'])"
+    (tmp_path / "gone").mkdir()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "gone", env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == "audiovq: the current folder does not exist any more; change to another one\n"
+
+
+def test_links_to_themselves_and_pipes_are_named(tiny_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert_one_line_error(
+        cli("train", tiny_recipe, "--data", tmp_path / "loop", "--out", tmp_path / "run"), "no such folder"
+    )
+    os.mkfifo(tmp_path / "a.wav")
+    result = cli("encode", tmp_path / "a.wav", "-o", tmp_path / "a.codes", "--model", "default")
+    assert_one_line_error(result, "a.wav: expected an audio file, found a pipe or a device; write it to a file first")
+
+
+def test_a_recipe_in_another_encoding_is_named_and_a_mark_is_ignored(tiny_recipe: Path, tmp_path: Path) -> None:
+    text, path = tiny_recipe.read_text(), tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-16")  # as PowerShell writes
+    assert_one_line_error(cli("plan", path), "a.yaml: expected a YAML text file in UTF-8, found")
+    path.write_text("# Purpose: a test\n" + text, encoding="utf-8-sig", newline="\r\n")
+    assert load_recipe(path).tokenizer == load_recipe(tiny_recipe).tokenizer
+    assert header(path) == {"purpose": "a test"}

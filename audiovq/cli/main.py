@@ -43,6 +43,10 @@ class OneLineErrors(click.Group):
         arguments = arrange(sys.argv[1:] if given is None else given)
         debug = "--debug" in arguments
         try:
+            os.getcwd()
+        except OSError:  # otherwise libraries fail without naming the cause
+            _fail("the current folder does not exist any more; change to another one", 2)
+        try:
             arguments = compat.current_options(arguments)
             return super().main(arguments, *args[1:], **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:

@@ -60,6 +60,8 @@ def open_audio(path: Path) -> Reader:
         raise ValueError(f"{path}: no such file")
     if path.is_dir():
         raise ValueError(f"{path}: expected an audio file, found a folder")
+    if not path.is_file():
+        raise ValueError(f"{path}: expected an audio file, found a pipe or a device; write it to a file first")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: empty file (0 bytes)")
     try:

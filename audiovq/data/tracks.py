@@ -183,7 +183,7 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     Raises:
         ValueError: no such folder, no audio in it, or no file that can be used.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
     if not names:
