@@ -94,5 +94,5 @@ def test_a_recipe_in_another_encoding_is_named_and_a_mark_is_ignored(tiny_recipe
     path.write_text(text, encoding="utf-16")  # as PowerShell writes
     assert_one_line_error(cli("plan", path), "a.yaml: expected a YAML text file in UTF-8, found")
     path.write_text("# Purpose: a test\n" + text, encoding="utf-8-sig", newline="\r\n")
-    assert load_recipe(path).tokenizer == load_recipe(tiny_recipe).tokenizer
+    assert load_recipe(str(path)).tokenizer == load_recipe(str(tiny_recipe)).tokenizer
     assert header(path) == {"purpose": "a test"}
