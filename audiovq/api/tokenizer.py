@@ -121,7 +121,7 @@ class Tokenizer(Shareable):
         n_samples = None if seconds is None else round(seconds * rate)
 
         def blocks() -> Iterator[Tensor]:
-            for block in audio.stream_audio(path, n_samples=n_samples):
+            for block in audio.stream_audio(path, channels=self.config.channels, n_samples=n_samples):
                 yield block
                 if progress is not None:
                     progress(block.shape[-1] / rate)

@@ -183,7 +183,7 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     Raises:
         ValueError: no such folder, no audio in it, or no file that can be used.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
     if not names:
@@ -227,6 +227,8 @@ def _check_file(
         if found is None:
             found = scan_file(path)
             new = stamp, found
+            if file_stamp(path) != stamp:
+                raise ValueError("changed while it was read; start again when it is complete")
         seconds = found.samples / found.sample_rate
         if seconds < config.min_seconds:
             raise ValueError(f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
@@ -283,7 +285,7 @@ def _labels_of_files(path: Path) -> dict[str, str]:
                 )
             is_json = candidate.suffix == ".json"
             try:
-                text = candidate.read_text(encoding="utf-8").strip()
+                text = candidate.read_text(encoding="utf-8-sig").strip()
                 content = json.loads(text) if is_json else {"text": text}
             except (ValueError, RecursionError) as error:
                 expected = "JSON" if is_json else "text in UTF-8"
