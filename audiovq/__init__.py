@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from audiovq.utils import environment
+
 if TYPE_CHECKING:
     from audiovq.api import Generator, Tokenizer
     from audiovq.data.codes import Codes
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Codes", "Generator", "Tokenizer"]
 _HOME = {"Tokenizer": "audiovq.api", "Generator": "audiovq.api", "Codes": "audiovq.data.codes"}
+
+environment.prepare()  # before any library is imported that needs it
 
 
 def __getattr__(name: str) -> Any:

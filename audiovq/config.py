@@ -232,7 +232,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected a YAML text file, found binary data") from None
+        raise ValueError(f"{path}: expected a YAML text file in UTF-8, found binary data or another encoding") from None
     if len(content) > MAX_YAML_BYTES:
         raise ValueError(f"{path}: expected a recipe of at most {MAX_YAML_BYTES} bytes, found a larger file")
     content = parse_yaml(text, str(path))

@@ -274,7 +274,7 @@ def header(path: Path) -> dict[str, str]:
     """The facts in a recipe's first comment, `# Key: text`, by lower-case key; texts may have more lines."""
     facts: dict[str, str] = {}
     key = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.startswith("#"):
             break
         text = line.lstrip("#").strip()

@@ -116,7 +116,9 @@ def is_one_line(log: Path) -> bool:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder that counts, and the files left over that should not be there."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in LEFT_OUT)
+    # A killed writer leaves its lock, which the next writer takes over; a finished run has no next writer.
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    found = (path for path in files if path.suffix not in LEFT_OUT)
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in found

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from conftest import TRACK, tones
 
-from audiovq.data.audio import audio_info, downmix, has_samples, read_audio
+from audiovq.data.audio import audio_info, downmix, has_samples, open_audio, read_audio
 from audiovq.data.audio_writer import AudioWriter, write_audio
 from audiovq.data.completeness import check_whole
 from audiovq.data.resampling import resample
@@ -89,6 +89,26 @@ def test_part_of_a_file_equals_the_same_part_of_the_whole(tmp_path: Path) -> Non
     assert torch.equal(part, whole[:, 7000:12000])
 
 
+@pytest.mark.parametrize(
+    ("name", "subtype"),
+    [("a.mp3", "MPEG_LAYER_III"), ("a.ogg", "VORBIS"), ("a.opus", "OPUS"), ("a.wav", "GSM610"), ("a.au", "G721_32")],
+)
+def test_blocks_and_parts_of_any_format_are_those_of_the_whole(tmp_path: Path, name: str, subtype: str) -> None:
+    """MP3 and Vorbis are not exact where a decoder begins, and others can only be decoded from the beginning."""
+    path, rate = tmp_path / name, 44100 if name in {"a.mp3", "a.ogg"} else 8000
+    channels = 1 if subtype in {"GSM610", "G721_32"} else 2
+    soundfile.write(path, tones(12, rate, channels=channels), rate, subtype, format="OGG" if name == "a.opus" else None)
+    with open_audio(path) as file:
+        at_once = torch.from_numpy(file.read(12 * rate + 5000, dtype="float32", always_2d=True).T)
+    whole, _ = read_audio(path)
+    assert torch.equal(whole, at_once)
+    assert float(whole.std()) > 0.02
+    n_samples = whole.shape[1]
+    for start in (1, 5000, n_samples // 6, n_samples // 2 + 1, n_samples - 2000):
+        part, _ = read_audio(path, start=start, n_samples=1500)
+        assert float((part - whole[:, start : start + 1500]).abs().max()) < 1e-4
+
+
 def test_real_music_is_read_at_the_asked_rate() -> None:
     info = audio_info(TRACK)
     waveform, rate = read_audio(TRACK, 24000, 1)
@@ -126,7 +146,7 @@ def bad_file(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "message"), [
-    ("text", "not audio"), ("empty", "empty file"), ("nan", "not finite"), ("truncated flac", "truncated"),
+    ("text", "not audio.*: it is a text file"), ("empty", "empty file"), ("nan", "not finite"), ("truncated flac", "truncated"),
     ("truncated wav", "truncated"), ("truncated aiff", "truncated"),
     ("truncated mp3", "bad.mp3"), ("noise bytes", "not audio"),
 ])  # fmt: skip
@@ -233,6 +253,16 @@ def test_tags_behind_the_audio_are_not_audio(tmp_path: Path) -> None:
         with (tmp_path / name).open("ab") as file:
             file.write(tag)
         assert read_audio(tmp_path / name)[0].shape == (1, 8000)
+
+
+@pytest.mark.parametrize("scale", [32767, 1e30])
+def test_a_file_of_numbers_far_above_full_scale_is_refused(tmp_path: Path, scale: float) -> None:
+    """PCM that was written as floating-point numbers and not divided."""
+    soundfile.write(tmp_path / "a.wav", scale * tones(2, 8000), 8000, "FLOAT")
+    with pytest.raises(ValueError, match=r"a\.wav: expected samples in \[-1, 1\], found .*; divide them by"):
+        read_audio(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "a.wav", 4 * tones(2, 8000), 8000, "FLOAT")  # 12 dB too loud is still audio
+    assert float(read_audio(tmp_path / "a.wav")[0].abs().max()) == pytest.approx(1.2)
 
 
 def test_missing_file_and_folder() -> None:

@@ -285,6 +285,13 @@ def resolve(name: str) -> Any:
     raise AssertionError(f"{name} does not exist")
 
 
+def test_every_test_that_a_promise_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "reference" / "promises.md").read_text()))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) >= 40
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
 def test_figures_in_the_idea_are_those_of_the_recipe() -> None:
     reached, text = (ROOT / "recipes" / "scratch.yaml").read_text(), (DOCS / "idea.md").read_text()
     for figure in ("6.67", "4.23", "1.09"):

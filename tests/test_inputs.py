@@ -1,5 +1,6 @@
 """Public functions take what people have, or say in one line what they expect; what else is set in torch changes nothing."""
 
+import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ ENTRIES: dict[str, Callable[..., object]] = {
     (np.zeros(9, bool), "found torch.bool"), (np.zeros(9, complex), "found torch.complex128"), (np.zeros(9, np.uint16), "found torch.uint16"),
     ("song.wav", "expected a tensor or an array, found str"), (None, "found NoneType"), ([[0.0], [0.0, 1.0]], "found list"),
     (np.array([1e300]), "expected finite samples"), ([0.0, float("nan")], "expected finite samples"),
+    (np.zeros(9, object), "an array, found ndarray object"), (np.zeros(9, np.longdouble), "found ndarray float128"),
     (WAVE * 32767, r"expected numbers in \[-1, 1\], found 9830.1; divide PCM by its largest number"),
 ])  # fmt: skip
 def test_waveforms_that_cannot_be_meant_are_refused(
@@ -60,6 +62,11 @@ def test_rates_that_cannot_be_meant_are_refused(tokenizer: Tokenizer, rate: obje
         if rate is not None or name != "push":  # a stream has a default
             with pytest.raises(ValueError, match="sample rate: expected a whole number from 1000 to 768000 Hz, found"):
                 entry(tokenizer, torch.zeros(100), rate)
+
+
+def test_one_piece_is_no_batch(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="expected a list of Codes, found one"):
+        tokenizer.decode_batch(tokenizer.encode(torch.zeros(400), 8000))  # type: ignore[arg-type]
 
 
 def test_an_empty_item_of_a_batch_is_one_line_and_an_empty_batch_is_none(tokenizer: Tokenizer) -> None:
@@ -151,6 +158,35 @@ def test_numbers_of_numpy_and_torch_mean_the_same(generator: Generator, tmp_path
             generator.sample_codes(1, temperature=wrong)
 
 
+def test_arrays_of_any_layout_mean_the_same(tokenizer: Tokenizer) -> None:
+    """Bytes in the other order (of AIFF and RIFX files), read backwards, in columns, or not to be written."""
+    wave = tones(1.3, 44100, seed=2, channels=2).T
+    fixed = np.asfortranarray(wave)
+    fixed.flags.writeable = False
+    expected = lists(tokenizer.encode(WAVE, 44100))
+    for same in (wave.astype(">f4"), wave.astype(">f8"), wave[:, ::-1].copy()[:, ::-1], fixed):
+        assert lists(tokenizer.encode(same, 44100)) == expected
+    pcm = (wave * 32767).astype(np.int16)
+    assert lists(tokenizer.encode(pcm.astype(">i2"), 44100)) == lists(tokenizer.encode(pcm, 44100))
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63, 1 << 70])
+def test_seeds_whose_noise_would_be_that_of_others_are_refused(generator: Generator, seed: int) -> None:
+    with pytest.raises(ValueError, match=rf"seed: expected 0 to 9223372036854775807, found {seed}$"):
+        generator.sample_codes(0.5, seed=seed)
+    last = [lists(generator.sample_codes(0.5, seed=(1 << 63) - less)[0]) for less in (1, 2)]
+    assert last[0] != last[1]
+
+
+def test_labels_may_be_numbers_and_must_have_names(generator: Generator) -> None:
+    for value in (None, 1, 2.5):
+        with pytest.raises(ValueError, match=f"label genre={value}: expected one of: folk, rock"):
+            generator.sample_codes(0.5, labels={"genre": value})  # type: ignore[dict-item]
+    for wrong in (["genre"], "genre=folk"):
+        with pytest.raises(ValueError, match="labels: expected names with values"):
+            generator.sample_codes(0.5, labels=wrong)
+
+
 # --- what else is set in torch ------------------------------------------------------------------------------------------
 
 
@@ -181,6 +217,11 @@ def test_what_is_set_in_torch_changes_neither_codes_nor_pieces(tiny_run: Path) -
     ):  # fmt: skip
         with state:
             assert everything(tiny_run) == expected
+    torch.set_default_device("meta")  # as "cuda" does, it holds no audio
+    try:
+        assert everything(tiny_run) == expected
+    finally:
+        torch.set_default_device(None)
     torch.set_default_dtype(torch.float64)
     try:
         assert everything(tiny_run) == expected
@@ -195,6 +236,23 @@ def test_a_model_loaded_in_inference_mode_can_be_trained(tiny_run: Path) -> None
     prior.requires_grad_(True)
     (prior.head.weight**2).sum().backward()
     assert prior.head.weight.grad is not None
+
+
+def test_a_forked_process_encodes_as_its_parent(tokenizer: Tokenizer) -> None:
+    """As with `multiprocessing.Pool` and the `num_proc` of data sets: OpenMP's threads do not survive a fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = lists(tokenizer.encode(WAVE, 44100))
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(_encoded, (tokenizer,)).get(timeout=60) == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def _encoded(tokenizer: Tokenizer) -> list[list[int]]:
+    return lists(tokenizer.encode(WAVE, 44100))
 
 
 def test_calls_that_sample_at_once_leave_the_number_of_threads(generator: Generator) -> None:

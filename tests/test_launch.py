@@ -135,8 +135,15 @@ def test_a_killed_and_a_hung_process_are_named_within_the_limit(
     tiny_recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """SIGKILL is what the kernel sends if memory runs out; SIGSTOP hangs a process."""
-    words = ["train", str(tiny_recipe), "--out", str(tmp_path / "run"), "--processes", "2", "--stage", "tokenizer"]
-    words += ["--set", "tokenizer.training.steps=100000", "--set", "tokenizer.training.evaluate_steps=100000"]
+    words = ["train", str(tiny_recipe), "--out", str(tmp_path / "run"), "--processes", "3", "--stage", "tokenizer"]
+    words += [
+        "--set",
+        "tokenizer.training.steps=100000",
+        "--set",
+        "tokenizer.training.batch_size=3",
+        "--set",
+        "tokenizer.training.evaluate_steps=100000",
+    ]
     limits = environment(AUDIOVQ_TIMEOUT_MINUTES="0.1")
     process = subprocess.Popen([sys.executable, "-m", "audiovq", *words], env=limits, stderr=subprocess.PIPE, text=True)
     metrics, deadline = tmp_path / "run" / "training" / "tokenizer" / "metrics.jsonl", time.monotonic() + 100
@@ -150,6 +157,6 @@ def test_a_killed_and_a_hung_process_are_named_within_the_limit(
     assert time.monotonic() - began < 100
     assert "Traceback" not in errors
     if number == signal.SIGKILL:
-        assert "audiovq: process 1 of 2 was ended by SIGKILL, perhaps because of this: memory ran out" in errors
+        assert "audiovq: process 1 of 3 was ended by SIGKILL, perhaps because of this: memory ran out" in errors
     else:
-        assert "audiovq: process 0: another process has not answered for 0.1 minutes" in errors
+        assert "audiovq: process 0: process 1 has not answered for 0.1 minutes" in errors

@@ -64,10 +64,14 @@ def make(engine: Engine, project: Project, seconds: float = 2.0, **request: Any)
 
 def bring_in(engine: Engine, project: Project, source: Path) -> Version:
     """As the server does with an upload."""
-    path = engine.library.folder(project) / "recordings" / ("ab" * 8 + source.suffix)
+    path = engine.library.folder(project) / "recordings" / f"incoming-{'ab' * 8}{source.suffix}"
     path.write_bytes(source.read_bytes())
     job = engine.open(project, path, source.name)
-    return project.version(job.work(job)[0])
+    try:
+        return project.version(job.work(job)[0])
+    except ValueError:
+        job.discard()
+        raise
 
 
 def levels(engine: Engine, project: Project, number: int) -> list[torch.Tensor]:
@@ -340,6 +344,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "text as sound": (lambda p, f: f.update({next(n for n in f if "rec" in n): b"text"}), "tune.flac: not audio"),
     "other model": (lambda p, f: p.update(tokenizer_hash="0" * 64), "another model"),
     "stretches": (lambda p, f: p["versions"][1]["kept"].update(stretches=[[0, 10**12]]), "not within it"),
+    "start": (lambda p, f: p["versions"][1]["kept"].update(source_start=10**12), "begins after its end"),
     "many versions": (lambda p, f: p.update(versions=p["versions"][:1] * 20_000), "versions: List should have"),
     "bomb": (lambda p, f: f.update({"codes/1.codes": bytes(30 << 20)}), "30.0 MB of at most 20 MB"),
 }  # fmt: skip
@@ -423,7 +428,7 @@ def test_of_a_long_recording_the_beginning_is_used(engine: Engine, project: Proj
 
 def test_codes_can_be_opened_again(engine: Engine, project: Project) -> None:
     piece = make(engine, project)
-    path = engine.library.folder(project) / "recordings" / ("cd" * 8 + ".codes")
+    path = engine.library.folder(project) / "recordings" / f"incoming-{'cd' * 8}.codes"
     path.write_bytes(engine.library.codes_path(project, piece).read_bytes())
     job = engine.open(project, path, "saved.codes")
     [number] = job.work(job)
@@ -579,8 +584,10 @@ def test_jobs_wait_for_their_turn_and_stop_at_once(queue: Queue) -> None:
         queue.put(Job("p", owner, "make", "x", waits(go_on, [i]))) for i, owner in enumerate("aab")
     )
     assert [queue.place(job) for job in (waiting, last)] in ([1, 2], [2, 3])
+    discarded: list[str] = []
+    waiting.discard = running.discard = last.discard = lambda: discarded.append("x")
     queue.stop(waiting)
-    assert waiting.state == "stopped"
+    assert (waiting.state, discarded) == ("stopped", ["x"])
     while running.state != "running" or not running.progress:
         threading.Event().wait(0.01)
     assert queue.place(last) == 1
@@ -591,6 +598,7 @@ def test_jobs_wait_for_their_turn_and_stop_at_once(queue: Queue) -> None:
     go_on.set()
     settle(last)
     assert (last.state, last.versions, last.progress) == ("done", [2], 1.0)
+    assert discarded == ["x", "x"]  # what is done stays
     assert queue.of_project("p") == []
 
 

@@ -19,6 +19,7 @@ from mutagen.wave import WAVE
 from test_audio import encoded, needs_ffmpeg
 
 from audiovq.data import tracks as tracks_module
+from audiovq.data.scan_cache import scan_file
 from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
 
 
@@ -85,6 +86,17 @@ def test_labels_from_tags_then_manifest_then_json(folder: Path) -> None:
     assert found["good.wav"] == {"title": "Good", "artist": "Bob"}
 
 
+def test_lists_of_labels_are_joined_and_nested_ones_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(1, 8000), 8000)
+    content = {"genre": ["folk", "rock"], "years": [1999], "odd-meta": {"a": 1}, "nothing": None, "mood": ""}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (track,) = scan(tmp_path, DataConfig(valid_fraction=0, min_seconds=0.5)).tracks
+    assert track.labels == {"genre": "folk, rock", "years": "1999"}
+    told = " ".join(capfd.readouterr().err.split())
+    assert "label 'odd-meta': expected text, a number or a list of them" in told
+    assert "nothing" not in told
+
+
 @pytest.mark.parametrize("place", ["track.json", "a.json", "a.txt"])
 @pytest.mark.parametrize(("content", "reason"), [
     (b"[" * 200_000, "not valid JSON"), (b'{"a": "\xe9"}', "not valid"), (500_000_000, "expected labels of at most 1 MB"),
@@ -131,6 +143,43 @@ def test_lines_of_a_manifest_that_cannot_be_used_are_named(tmp_path: Path) -> No
     assert reasons["list.jsonl line 6"].endswith(f"in at most 1 MB, found '{'x' * 40}'")
     os.truncate(tmp_path / "list.jsonl", 500_000_000)
     assert [track.path for track in scan(tmp_path, DataConfig(manifest="list.jsonl")).tracks] == ["a.wav"]
+
+
+def test_files_of_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Windows writes one."""
+    soundfile.write(tmp_path / "a.wav", tones(1, 8000), 8000)
+    texts = {
+        "track.json": '{"mood": "calm"}',
+        "a.json": '{"year": 1999}',
+        "a.txt": "a song\r\n",
+        "l.jsonl": '{"path": "a.wav", "key": "C"}',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig", newline="")
+    found = scan(tmp_path, DataConfig(manifest="l.jsonl", min_seconds=0.5))
+    assert found.tracks[0].labels == {"mood": "calm", "year": "1999", "text": "a song", "key": "C"}
+    assert not found.rejected
+
+
+def test_a_file_that_changes_while_it_is_read_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, tones(2, 8000, seed=ord(name[0])), 8000)
+
+    def scan_and_change(path: Path) -> object:
+        found = scan_file(path)
+        if path.name == "a.wav":  # as a download that goes on
+            soundfile.write(path, tones(3, 8000), 8000)
+        return found
+
+    monkeypatch.setattr(tracks_module, "scan_file", scan_and_change)
+    found = scan(tmp_path, DataConfig(), tmp_path / "cache" / "scan.jsonl")
+    assert [track.path for track in found.tracks] == ["b.wav"]
+    assert [vars(item) for item in found.rejected] == [
+        {"path": "a.wav", "reason": "changed while it was read; start again when it is complete"}
+    ]
+    monkeypatch.undo()
+    again = scan(tmp_path, DataConfig(), tmp_path / "cache" / "scan.jsonl")
+    assert {track.path: track.samples for track in again.tracks} == {"a.wav": 24000, "b.wav": 16000}
 
 
 def test_a_path_in_a_manifest_may_be_written_in_other_ways(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
         ValueError: a label, text or recording that this model cannot follow, or an option out of range.
     """
     seed, segments = whole_number(seed, "seed"), whole_number(options.segments, "segments")
+    if not 0 <= seed < 1 << 63:  # the noise would not differ
+        raise ValueError(f"seed: expected 0 to {(1 << 63) - 1}, found {seed}")
     if segments < 1:
         raise ValueError(f"segments: expected at least 1, found {segments}")
     if options.guidance is not None and not options.conditional:
@@ -110,8 +112,10 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
 
 
 def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"labels: expected names with values, such as {{'genre': 'folk'}}, found {labels!r:.80}")
     indexes = {}
-    for name, value in labels.items():
+    for name, value in ((name, str(value)) for name, value in labels.items()):
         if name not in vocabularies:
             raise ValueError(f"label {name}: this model knows the labels: {listed(list(vocabularies), name)}")
         values = vocabularies[name]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiovq.data.audio import downmix
+from audiovq.data.audio import LARGEST_PEAK, downmix
 from audiovq.data.resampling import Resampler, check_rate
 from audiovq.tokenizer.streaming import StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
@@ -18,7 +18,6 @@ from audiovq.utils.device import torch_defaults
 
 Waveform = Tensor | np.ndarray | Sequence[Any]
 MAX_CHANNELS = 6
-LARGEST_PEAK = 100.0  # 40 dB above full scale; larger numbers are PCM
 PCM = {torch.uint8: 1 << 7, torch.int8: 1 << 7, torch.int16: 1 << 15, torch.int32: 1 << 31}  # the size of 1.0
 
 
@@ -33,9 +32,12 @@ def checked(waveform: Waveform, at_least: int = 0) -> Tensor:
         ValueError: another shape or type, or samples that are not finite.
     """
     try:
-        waveform = waveform if isinstance(waveform, Tensor) else torch.from_numpy(np.array(waveform))
+        if not isinstance(waveform, Tensor):
+            array = np.array(waveform)
+            waveform = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     except (TypeError, ValueError):
-        raise ValueError(f"waveform: expected a tensor or an array, found {type(waveform).__name__}") from None
+        found = f"{type(waveform).__name__} {getattr(waveform, 'dtype', '')}".strip()
+        raise ValueError(f"waveform: expected a tensor or an array, found {found}") from None
     waveform = waveform.detach()[None] if waveform.ndim == 1 else waveform.detach()
     found = list(waveform.shape)
     if waveform.ndim != 2 or found[0] == 0 or found[1] < at_least:

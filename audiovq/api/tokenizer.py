@@ -121,7 +121,7 @@ class Tokenizer(Shareable):
         n_samples = None if seconds is None else round(seconds * rate)
 
         def blocks() -> Iterator[Tensor]:
-            for block in audio.stream_audio(path, n_samples=n_samples):
+            for block in audio.stream_audio(path, channels=self.config.channels, n_samples=n_samples):
                 yield block
                 if progress is not None:
                     progress(block.shape[-1] / rate)
@@ -186,6 +186,8 @@ class Tokenizer(Shareable):
     @torch_defaults()
     def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
         """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
+        if isinstance(codes, Codes):
+            raise ValueError("codes: expected a list of Codes, found one; decode() decodes a single piece")
         windows = []
         for item in codes:
             levels = self._levels(item, n_levels)

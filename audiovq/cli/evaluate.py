@@ -10,6 +10,7 @@ from audiovq.cli.options import FOLDER, json_option, write_json
 @argument("data", type=FOLDER, required=False)
 @json_option
 @option("--generated", type=int, metavar="N", help="Compare N generated pieces with real music instead.")
+@option("--notes", is_flag=True, help="Also which notes are heard; needs audiovq[notes].")
 @option("--seconds", type=float, default=20.0, show_default=True, help="Length of each generated piece.")
 @option("--seed", type=IntRange(min=0), default=0, show_default=True, help="Seed of the generated pieces.")
 def evaluate(
@@ -19,6 +20,7 @@ def evaluate(
     generated: int | None,
     seconds: float,
     seed: int,
+    notes: bool,
 ) -> None:
     """Measure how well MODEL reconstructs the music in DATA, or how similar music MODEL generates.
 
@@ -27,10 +29,10 @@ def evaluate(
     from audiovq.evaluation import evaluate_generator, evaluate_tokenizer
 
     if generated is None:
-        report = evaluate_tokenizer.evaluate_model(model, data)
+        report = evaluate_tokenizer.evaluate_model(model, data, notes)
         print_tables = evaluate_tokenizer.print_tables
     else:
-        report = evaluate_generator.evaluate_generated(model, data, generated, seconds, seed)
+        report = evaluate_generator.evaluate_generated(model, data, generated, seconds, seed, notes)
         print_tables = evaluate_generator.print_tables
     if json_file != "-":
         print_tables(report)

@@ -25,6 +25,7 @@ from audiovq.cli.studio import studio
 from audiovq.cli.train import train
 from audiovq.utils import compat
 from audiovq.utils.signals import Interrupted
+from audiovq.utils.terminal import print_anything, printable
 
 COMMANDS = (
     copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
@@ -37,9 +38,14 @@ class OneLineErrors(click.Group):
     """Errors that the user can correct are one line and exit code 2; `--debug` adds the traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        print_anything()
         given = kwargs.pop("args", None) or (args[0] if args else None)
         arguments = arrange(sys.argv[1:] if given is None else given)
         debug = "--debug" in arguments
+        try:
+            os.getcwd()
+        except OSError:  # otherwise libraries fail without naming the cause
+            _fail("the current folder does not exist any more; change to another one", 2)
         try:
             arguments = compat.current_options(arguments)
             return super().main(arguments, *args[1:], **{**kwargs, "standalone_mode": False})
@@ -69,7 +75,7 @@ class OneLineErrors(click.Group):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo("audiovq: " + " ".join(message.split()), err=True)
+    click.echo("audiovq: " + printable(" ".join(message.split())), err=True)
     sys.exit(code)
 
 

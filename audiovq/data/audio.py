@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ SUFFIXES = {
 # Formats whose header has the number of samples.
 LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}
 BLOCK_FRAMES = 1 << 16
+LARGEST_PEAK = 100.0  # 40 dB above full scale; larger numbers are PCM
+# Decoders of these are only exact some time after the place where they begin.
+INEXACT, RUN_IN_FRAMES = {"MP3", "VORBIS"}, 1 << 16
 
 # Weights of each channel of the usual layouts in left and right (ITU-R BS.775-3, table 2; without LFE).
 _CENTRE = 2**-0.5
@@ -38,7 +42,14 @@ class NotReadable(ValueError):
     """soundfile cannot read a file; ffmpeg might."""
 
 
-def open_audio(path: Path) -> soundfile.SoundFile:
+class Reader(soundfile.SoundFile):
+    """A file that is read on from where it stopped. soundfile itself seeks after each read, which damages MP3."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def open_audio(path: Path) -> Reader:
     """Open a file with soundfile.
 
     Raises:
@@ -49,14 +60,20 @@ def open_audio(path: Path) -> soundfile.SoundFile:
         raise ValueError(f"{path}: no such file")
     if path.is_dir():
         raise ValueError(f"{path}: expected an audio file, found a folder")
+    if not path.is_file():
+        raise ValueError(f"{path}: expected an audio file, found a pipe or a device; write it to a file first")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: empty file (0 bytes)")
     try:
         name = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
-        return soundfile.SoundFile(name)  # type: ignore[arg-type] - bytes are fine
+        return Reader(name)  # type: ignore[arg-type] - bytes are fine
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         formats = "WAV, FLAC, OGG, Opus, MP3, AIFF"
-        raise NotReadable(f"{path}: not audio that can be read ({formats}): {_reason(error)}") from None
+        with path.open("rb") as file:
+            start = file.read(200)
+        is_text = start.isascii() and b"\0" not in start
+        reason = "it is a text file" if is_text else _reason(error)
+        raise NotReadable(f"{path}: not audio that can be read ({formats}): {reason}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -95,8 +112,13 @@ def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator
     """
     end = start
     for block in _decode(path, start, n_samples):
-        if not np.isfinite(block).all():
+        peak = float(np.abs(block).max())
+        if not np.isfinite(peak):
             raise ValueError(f"{path}: samples that are not finite (NaN or infinity)")
+        if peak > LARGEST_PEAK:
+            raise ValueError(
+                f"{path}: expected samples in [-1, 1], found {peak:g}; divide them by the largest PCM number"
+            )
         end += len(block)
         yield block
     if n_samples is None or end < start + n_samples:
@@ -120,12 +142,22 @@ def _decode(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarra
 
 
 def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarray]:
-    with open_audio(path) as file:
-        lossless = file.format in LOSSLESS
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_audio(path))
+        lossless, at = file.format in LOSSLESS, start
+        if file.format in INEXACT or file.subtype in INEXACT:
+            at = max(0, start - RUN_IN_FRAMES)
         try:
-            if start:
-                file.seek(start)
-            done, wanted = 0, n_samples if n_samples is not None else np.inf
+            if at:
+                file.seek(at)
+        except soundfile.LibsndfileError:  # can only be decoded from the beginning, as GSM and some ADPCM
+            file, at = stack.enter_context(open_audio(path)), 0
+        try:
+            while at < start and (skipped := len(file.read(min(BLOCK_FRAMES, start - at), always_2d=True))):
+                at += skipped
+            done, wanted = 0, np.inf if n_samples is None else n_samples
+            if file.format != "MP3":  # whose number is an estimate; there may be tags behind the last sample
+                wanted = min(wanted, file.frames - start)
             while done < wanted:
                 block = file.read(int(min(BLOCK_FRAMES, wanted - done)), dtype="float32", always_2d=True)
                 if len(block) == 0:
@@ -135,8 +167,7 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
         except (soundfile.LibsndfileError, RuntimeError) as error:
             kind = ValueError if lossless else NotReadable  # ffmpeg cannot help with damaged lossless data
             raise kind(f"{path}: truncated or damaged ({_reason(error)})") from None
-        knows_length = file.format != "MP3"  # that one is estimated
-        if knows_length and done < wanted and start + done < file.frames:
+        if file.format != "MP3" and done < wanted:
             found = start + done
             raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {found} are there")
 

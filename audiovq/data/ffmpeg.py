@@ -52,7 +52,7 @@ def probe(path: Path) -> AudioInfo:
         "ffprobe", "-v", "error", "-select_streams", "a:0", "-of", "json", "-show_entries",
         "stream=codec_name,sample_rate,channels:format=format_name,probe_score,duration:format_tags", f"file:{path}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     found: dict[str, Any] = json.loads(done.stdout or "{}") if done.returncode == 0 else {}
     stream, form = next(iter(found.get("streams", [])), {}), found.get("format", {})
     rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -182,7 +183,7 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     Raises:
         ValueError: no such folder, no audio in it, or no file that can be used.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
     if not names:
@@ -226,6 +227,8 @@ def _check_file(
         if found is None:
             found = scan_file(path)
             new = stamp, found
+            if file_stamp(path) != stamp:
+                raise ValueError("changed while it was read; start again when it is complete")
         seconds = found.samples / found.sample_rate
         if seconds < config.min_seconds:
             raise ValueError(f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
@@ -282,7 +285,7 @@ def _labels_of_files(path: Path) -> dict[str, str]:
                 )
             is_json = candidate.suffix == ".json"
             try:
-                text = candidate.read_text(encoding="utf-8").strip()
+                text = candidate.read_text(encoding="utf-8-sig").strip()
                 content = json.loads(text) if is_json else {"text": text}
             except (ValueError, RecursionError) as error:
                 expected = "JSON" if is_json else "text in UTF-8"
@@ -294,7 +297,19 @@ def _labels_of_files(path: Path) -> dict[str, str]:
 def _as_labels(content: Any, source: str) -> dict[str, str]:
     if not isinstance(content, dict):
         raise ValueError(f"{source}: expected an object of labels, found {type(content).__name__}")
-    return {str(k): str(v) for k, v in content.items() if isinstance(v, str | int | float) and str(v)}
+    labels = {}
+    for name, value in content.items():
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(v, str | int | float) for v in values):
+            labels[str(name)] = ", ".join(map(str, values))
+        elif value is not None:
+            _say_left_out(str(name))
+    return {name: value for name, value in labels.items() if value}
+
+
+@functools.cache  # once for all tracks
+def _say_left_out(name: str) -> None:
+    say(f"label {name!a:.80}: expected text, a number or a list of them, found nested values; it is left out")
 
 
 def _check_text(labels: dict[str, str]) -> None:

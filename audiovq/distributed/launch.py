@@ -12,11 +12,13 @@ import os
 import re
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterator, MutableMapping, Sequence
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -25,6 +27,7 @@ from audiovq.distributed import collectives
 from audiovq.utils.progress import console, say
 from audiovq.utils.signals import Interrupted
 
+SAY_SECONDS = 5.0  # within which processes that wait for the same one find out
 # How long processes wait for one that does not answer, except for `collectives.barrier`.
 TIMEOUT = datetime.timedelta(minutes=float(os.environ.get("AUDIOVQ_TIMEOUT_MINUTES", "20")))
 
@@ -53,13 +56,28 @@ def processes() -> Iterator[None]:
         if "Timed out" in str(error) or "timeout" in str(error).lower():
             minutes = TIMEOUT.total_seconds() / 60
             raise ValueError(
-                f"process {dist.get_rank()}: another process has not answered for {minutes:g} minutes: it hangs, perhaps in "
+                f"process {dist.get_rank()}: {_silent()} has not answered for {minutes:g} minutes: it hangs, perhaps in "
                 "a disk or network that does not answer, or was suspended; the same command resumes"
             ) from error
         raise
     finally:
         console.quiet = False
         dist.destroy_process_group()
+
+
+def _silent() -> str:
+    """The processes that do not say, soon after this one, that they, too, have waited too long."""
+    others = set(range(dist.get_world_size())) - {dist.get_rank()}
+    try:
+        store = distributed_c10d._get_default_store()
+        store.set(f"waited/{dist.get_rank()}", "")
+        end = time.monotonic() + SAY_SECONDS
+        while others and time.monotonic() < end:
+            time.sleep(0.2)
+            others = {rank for rank in others if not store.check([f"waited/{rank}"])}
+    except RuntimeError:  # the process with the store has ended
+        others = set()
+    return f"process {', '.join(map(str, sorted(others)))}" if others else "another process"
 
 
 def run_on_several(

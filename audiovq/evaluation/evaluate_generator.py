@@ -24,6 +24,7 @@ from audiovq.evaluation.embedding import MusicEmbedding
 from audiovq.evaluation.frechet import frechet_estimate, frechet_floor
 from audiovq.evaluation.held_out import training_and_held_out_music
 from audiovq.evaluation.music_statistics import music_statistics
+from audiovq.evaluation.notes import check_installed, harmony
 from audiovq.evaluation.tables import Estimate, mean_estimate, print_table
 from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import say
@@ -42,7 +43,9 @@ class Piece:
     track: str
 
 
-def evaluate_generated(model: str, data: str | None, n: int, seconds: float, seed: int = 0) -> dict[str, Any]:
+def evaluate_generated(
+    model: str, data: str | None, n: int, seconds: float, seed: int = 0, notes: bool = False
+) -> dict[str, Any]:
     """Generate pieces and compare them with about as many excerpts of real music, all of the same length.
 
     Real music is the run's training and held-out tracks. Labels are drawn as often as the training tracks
@@ -53,12 +56,15 @@ def evaluate_generated(model: str, data: str | None, n: int, seconds: float, see
         data: a folder of music in place of the held-out tracks; for a model that is not a run, of both.
         n: number of pieces.
         seconds: length of each.
+        notes: also statistics of the notes that are heard; needs the extra audiovq[notes].
     Returns:
         The report of `compare_sets`, with the arguments.
     Raises:
         ValueError: no such model, no real music, pieces or tracks shorter than the embedding's window (3 s),
             or the weights of the embedding cannot be downloaded.
     """
+    if notes:
+        check_installed()
     shortest = MusicEmbedding.window_seconds
     if n < 1 or seconds < shortest:
         raise ValueError(f"expected 1 or more pieces of {shortest:.2f} s or more, found {n} of {seconds:g} s")
@@ -78,7 +84,7 @@ def evaluate_generated(model: str, data: str | None, n: int, seconds: float, see
         shuffled.append(Piece(tokenizer.decode(shuffle_codes(codes, seed + i)), piece.track))
     sets = {"generated": generated, "training": real_training, "reconstructed held-out": reconstructed}
     sets |= {"shuffled codes": shuffled, "held-out": real_held_out}
-    report = compare_sets(sets, tokenizer.sample_rate, embed)
+    report = compare_sets(sets, tokenizer.sample_rate, embed, notes)
     return {"model": model, "seconds": seconds, "seed": seed, **report}
 
 
@@ -124,18 +130,21 @@ def shuffle_codes(codes: Codes, seed: int) -> Codes:
     return dataclasses.replace(codes, levels=levels)
 
 
-def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed) -> dict[str, Any]:
+def compare_sets(
+    sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed, notes: bool = False
+) -> dict[str, Any]:
     """Compare generated with real music.
 
     Args:
         sets: pieces of "generated", "training" and "held-out" music, and of further sets to compare.
         embed: such as `MusicEmbedding`.
+        notes: with statistics of the notes that are heard.
     Returns:
         sets: numbers of pieces, tracks and windows of each set.
         frechet: the Fréchet distance of each set from the held-out music with `ci95`; `floor` is the
             distance between halves of the held-out music. Sets should be of like size, because few windows
             raise the distance.
-        statistics: the mean of `music_statistics` over the tracks of each set, with `ci95`.
+        statistics: the mean of `music_statistics`, and `harmony`, over the tracks of each set, with `ci95`.
     """
     empty = [name for name, pieces in sets.items() if not pieces]
     if empty:
@@ -150,6 +159,8 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: E
     statistics = {}
     for name, group in sets.items():
         found = [music_statistics(piece.waveform, sample_rate) for piece in group]
+        if notes:
+            found = [each | harmony(piece.waveform, sample_rate) for each, piece in zip(found, group, strict=True)]
         statistics[name] = {key: _mean_over_tracks(group, [each[key] for each in found]) for key in found[0]}
     return {
         "sets": {

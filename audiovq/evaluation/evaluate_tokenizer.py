@@ -22,6 +22,7 @@ from audiovq.data.tracks import Scan
 from audiovq.evaluation.code_statistics import entropy_of_counts, usage
 from audiovq.evaluation.held_out import held_out_music
 from audiovq.evaluation.metrics import METRICS, Metric, compare
+from audiovq.evaluation.notes import NOTE_METRICS, check_installed
 from audiovq.evaluation.tables import mean_estimate, print_table
 from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import track as progress
@@ -42,23 +43,26 @@ class Reconstruction:
     decode_seconds: list[float]  # how long decoding each prefix took
 
 
-def evaluate_model(model: str, data: str | None) -> dict[str, Any]:
+def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[str, Any]:
     """Evaluate the tokenizer of a model on a folder of music.
 
     Args:
         model: a run, a model folder or a hub id.
         data: a folder of music; default what the run held out.
+        notes: also compare the notes that are heard; needs the extra audiovq[notes].
     Returns:
         The report of `evaluate_tracks`, with the model's name and the hash of its tokenizer.
     Raises:
-        ValueError: no such model or no music.
+        ValueError: no such model or no music, or without the extra.
     """
+    if notes:
+        check_installed()
     folder = resolve_model(model)
     tokenizer = Tokenizer.from_pretrained(folder)
     music = held_out_music(folder, model, data)
     tokenizer.decode(tokenizer.encode(torch.zeros(tokenizer.sample_rate), tokenizer.sample_rate))  # warm up
     tracks = progress(reconstructions(tokenizer, music), "evaluate", len(music.tracks))
-    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks)}
+    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks, NOTE_METRICS if notes else METRICS)}
 
 
 def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstruction]:

@@ -29,6 +29,7 @@ CQT_FLOOR = 1e-3  # 54 dB below a full-scale sine; less counts as silence, so th
 POWER_FLOOR = 1e-6  # mean square, -60 dBFS
 CHROMA_FLOOR = 1e-4  # added to every pitch class, so that silence is a uniform chroma
 WINDOW_SECONDS = 10.0
+WHOLE = {"si_sdr_db", "note_f1", "frame_f1"}
 
 
 def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
@@ -178,12 +179,12 @@ def compare(
 ) -> dict[str, float]:
     """Every metric by name: the mean over windows of 10 s, weighted by their length, at constant memory.
 
-    For means over frames it equals the metric of the whole track up to the frames at the seams. SI-SDR has
-    one scale for the whole track, so it is computed for all of it at once.
+    For means over frames it equals the metric of the whole track up to the frames at the seams. Those in `WHOLE` are
+    computed for all of it at once: SI-SDR has one scale for the track, and notes may sound across seams.
     """
     values = {}
     for name, metric in metrics.items():
-        n = reference.shape[-1] if metric is si_sdr else max(1, round(WINDOW_SECONDS * sample_rate))
+        n = reference.shape[-1] if name in WHOLE else max(1, round(WINDOW_SECONDS * sample_rate))
         parts = zip(reconstruction.split(n, dim=-1), reference.split(n, dim=-1), strict=True)
         values[name] = sum(metric(a, b, sample_rate) * b.shape[-1] for a, b in parts) / reference.shape[-1]
     return values

@@ -37,7 +37,7 @@ def with_music(recipe: Recipe, run: Path) -> Recipe:
     else:
         folder = find_music(recipe.name)
         say(f"no --data: the music is {folder}")
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": str(folder.resolve())})})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": os.path.realpath(folder)})})
 
 
 def find_music(name: str) -> Path:

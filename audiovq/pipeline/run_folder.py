@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -146,7 +147,7 @@ class RunFolder:
 
     def _move(self, folder: str) -> None:
         """The music lies in another folder now; ValueError if it is not the same music. All ranks call it."""
-        moved = dataclasses.replace(Scan.load(self.path / "data"), folder=Path(folder).resolve())
+        moved = dataclasses.replace(Scan.load(self.path / "data"), folder=Path(os.path.realpath(folder)))
         if collectives.rank() > 0 or (self._is_done("codes") and not moved.folder.exists()):
             return
         for track in progress(moved.tracks, "compare", len(moved.tracks)):

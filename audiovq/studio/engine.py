@@ -27,6 +27,8 @@ from audiovq.studio.sounds import LIBSNDFILE, Export, Sounds
 
 LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
 
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # what zipfile raises
+
 
 class Engine:
     """A model with the projects of its studio.
@@ -116,7 +118,7 @@ class Engine:
         is_change = request.kind != "make"
         if is_change and request.version is None:
             raise ValueError("version: give the number of the version to change")
-        piece = self.codes(project, request.version) if is_change and request.version is not None else None
+        piece = self.codes(project, request.version or 0) if is_change else None
         chroma = None
         if request.chroma:
             recording = project.recording(request.chroma)
@@ -124,38 +126,22 @@ class Engine:
             check_reference(chroma, recording.name, self.limits)
         plan = make_plan(self.generator, self.limits, request, piece, chroma)
         keeps_audio = request.keep_audio
-        if keeps_audio is None:
-            keeps_audio = is_change and self._is_recorded(project, request.version)
+        if keeps_audio is None and is_change:
+            changed = project.version(request.version)
+            keeps_audio = bool(changed.recording or changed.kept)  # there is original sound in it
 
         def work(job: Job) -> list[int]:
             takes = draw(self.generator, plan, request.takes, job)
+            facts = request.model_dump(include={"labels", "text", "settings"}) | {"seed": plan.seed}
+            facts |= {"kind": "change", "parent": request.version} if is_change else {"kind": "new"}
             versions = []
             for i, codes in enumerate(takes):
+                title = f"{plan.title}, take {i + 1}" if len(takes) > 1 else plan.title
                 kept = plan.kept(i, codes.hop_lengths) if keeps_audio else None
-                version = Version(
-                    number=1,
-                    parent=request.version if is_change else None,
-                    title=f"{plan.title}, take {i + 1}" if len(takes) > 1 else plan.title,
-                    kind="change" if is_change else "new",
-                    seconds=codes.seconds,
-                    n_samples=codes.n_samples,
-                    n_levels=len(codes.levels),
-                    seed=plan.seed,
-                    labels=request.labels,
-                    text=request.text,
-                    settings=request.settings,
-                    take=i + 1,
-                    kept=kept,
-                )
-                versions.append((version, codes))
+                versions.append((_version(codes, title=title, take=i + 1, kept=kept, **facts), codes))
             return self._add(project, versions)
 
         return Job(project.id, project.owner, request.kind, plan.title, work)
-
-    def _is_recorded(self, project: Project, number: int | None) -> bool:
-        """Whether a version has original sound in it."""
-        version = project.version(number)
-        return bool(version.recording or version.kept)
 
     def _add(self, project: Project, versions: list[tuple[Version, Codes]]) -> list[int]:
         """Add versions with the next numbers: first the codes, then the project that names them."""
@@ -167,45 +153,34 @@ class Engine:
         return [version.number for version, _ in versions]
 
     def open(self, project: Project, path: Path, name: str) -> Job:
-        """Make an uploaded file in the folder of recordings a version; `path` has the recording's id as its name."""
+        """Make an uploaded file a version. It becomes a recording of the project, or its codes are the version's."""
 
         def work(job: Job) -> list[int]:
-            recording = None
-            try:
-                if path.suffix == ".codes":
-                    codes = read_codes(path, name, self.tokenizer, self.limits)
-                else:
-                    codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
-                version = Version(
-                    number=1,
-                    title=name,
-                    kind="recording",
-                    seconds=codes.seconds,
-                    n_samples=codes.n_samples,
-                    n_levels=len(codes.levels),
-                    recording=recording.id if recording else None,
-                    warning=unlikeness(self.generator, codes, self.training_bits) if recording else None,
-                )
-                with self.library.changing(project):
-                    project.recordings += [recording] if recording else []
-                    numbers = self._add(project, [(version, codes)])
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            if recording is None:
-                path.unlink()  # its codes are the version's
-            return numbers
+            if path.suffix == ".codes":
+                codes = read_codes(path, name, self.tokenizer, self.limits)
+                numbers = self._add(project, [(_version(codes, title=name, kind="recording"), codes)])
+                path.unlink()
+                return numbers
+            codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
+            warning = unlikeness(self.generator, codes, self.training_bits)
+            version = _version(codes, title=name, kind="recording", recording=recording.id, warning=warning)
+            with self.library.changing(project):
+                path.rename(self.library.recording_path(project, recording))
+                project.recordings.append(recording)
+                return self._add(project, [(version, codes)])
 
-        return Job(project.id, project.owner, "open", f"opening {name}", work)
+        discard = functools.partial(path.unlink, missing_ok=True)
+        return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
 
     # --- projects as files ----------------------------------------------------------------------------
 
     def export(self, project: Project, path: Path) -> None:
         """Write a project to one .zip file."""
-        with self.library.lock, zipfile.ZipFile(path, "w") as file:
-            content = project.model_dump(mode="json") | {"owner": ""}
+        with self.library.lock:
+            content, names = project.model_dump(mode="json") | {"owner": ""}, _files(project)
+        with zipfile.ZipFile(path, "w") as file:
             file.writestr("project.json", json.dumps(content, indent=1))
-            for name in _files(project):
+            for name in names:
                 file.write(self.library.folder(project) / name, name)
 
     def import_(self, path: Path, owner: str) -> Project:
@@ -236,9 +211,7 @@ class Engine:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, KeyError):
                 raise Refused(f"not a whole project: {error.args[0]}") from None
-            if isinstance(
-                error, (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error)
-            ):
+            if isinstance(error, UNREADABLE):
                 raise Refused(f"not a project, or a damaged file ({error})") from None
             raise
 
@@ -250,6 +223,8 @@ class Engine:
             if (codes.n_samples, len(codes.levels)) != (version.n_samples, version.n_levels):
                 raise Refused(f"version {version.number}: its codes are not those that the project describes")
             version.seconds = codes.seconds
+            if version.kept and version.kept.source_start >= codes.n_samples:
+                raise Refused(f"version {version.number}: what it keeps begins after its end")
             for start, end in version.kept.stretches if version.kept else []:
                 if not 0 <= start < end <= codes.n_samples or start % codes.hop_lengths[-1]:
                     raise Refused(f"version {version.number}: its kept stretches are not within it")
@@ -261,6 +236,11 @@ class Engine:
             most = self.limits.max_seconds * info.sample_rate
             if found != (recording.sample_rate, recording.channels) or recording.n_samples > most:
                 raise Refused(f"{recording.name}: not the recording that the project describes")
+
+
+def _version(codes: Codes, **facts: Any) -> Version:
+    """A version of codes; it gets its number when it is added."""
+    return Version(number=1, seconds=codes.seconds, n_samples=codes.n_samples, n_levels=len(codes.levels), **facts)
 
 
 def _files(project: Project) -> list[str]:

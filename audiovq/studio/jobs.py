@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiovq.studio.limits import Limits, Refused
+from audiovq.studio.limits import MANY, Limits, Refused
 from audiovq.utils.progress import say
 
 MOST_FINISHED = 50  # jobs that are remembered
@@ -32,6 +32,7 @@ class Job:
     kind: str
     title: str
     work: Callable[[Job], list[int]]
+    discard: Callable[[], object] = lambda: None  # called if it ends without being done
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: str = "waiting"  # running, done, stopped or failed
     progress: float = 0.0
@@ -74,8 +75,11 @@ class Queue:
     def put(self, job: Job) -> Job:
         """Raises Refused if the visitor has too many jobs that wait."""
         with self._condition:
-            if sum(other.owner == job.owner for other in self._unfinished()) > self.limits.max_waiting:
-                raise Refused(f"{self.limits.max_waiting} of your requests wait already; let them finish first", 429)
+            most, unfinished = self.limits.max_waiting, self._unfinished()
+            if sum(other.owner == job.owner for other in unfinished) > most:
+                raise Refused(f"{most} of your requests wait already; let them finish first", 429)
+            if len(unfinished) > MANY * most:
+                raise Refused("too many people wait already; try it again later", 429)
             job.changed = self.changed
             self._jobs[job.id] = job
             self._condition.notify()
@@ -106,8 +110,10 @@ class Queue:
         """Stop a job; one that waits is stopped at once, one that runs after its present code."""
         job.stop.set()
         with self._condition:
-            if job.state == "waiting":
-                job.state = "stopped"
+            waited = job.state == "waiting"
+            job.state = "stopped" if waited else job.state
+        if waited:
+            job.discard()
         self._tell(job)
 
     def close(self) -> None:
@@ -139,6 +145,8 @@ class Queue:
                 job.state, job.began = "running", time.monotonic()
             self._tell(job)
             state = self._finish(job)
+            if state != "done":
+                job.discard()
             with self._condition:
                 job.state = state
                 finished = [name for name, other in self._jobs.items() if other.state not in ("waiting", "running")]

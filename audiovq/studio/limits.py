@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 MEGABYTE = 1 << 20
+MANY = 20  # visitors
 
 
 class Refused(ValueError):
@@ -24,7 +25,7 @@ class Limits:
     max_upload_mb: float = 50.0
     max_takes: int = 4
     max_versions: int = 200  # of a project
-    max_projects: int = 200  # of a visitor
+    max_projects: int = 200  # of a visitor; and of all together, MANY times as many, as with the next one
     max_waiting: int = 10  # jobs of a visitor
     quota_mb: float = 2000.0  # the projects of a visitor
     total_mb: float = 20000.0  # the projects of all visitors

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def make_plan(
         limits.check_seconds(request.seconds)
         title, mask, n_samples = "new piece", None, generator.n_samples(request.seconds)
     else:
-        title, mask = _CHANGES[request.kind](generator, limits, request, piece, seed)
+        title, mask = _change(generator, limits, request, piece, seed)
         n_samples = mask.n_samples
     options = _options(request, chroma)
     level_settings(generator.sampling, options)  # raises for values that are out of range
@@ -86,53 +85,36 @@ def _options(request: JobRequest, chroma: Path | None) -> PieceOptions:
     return PieceOptions(labels=dict(request.labels), text=request.text, chroma=chroma, **settings)
 
 
-def _extend(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:
-    before, after = request.before, request.after
-    if min(before, after) < 0 or not before + after:
-        raise ValueError("give the seconds of new music, above 0, before or after the piece")
-    limits.check_seconds(piece.seconds + before + after)
-    words = [f"{before:g} s before it"] * (before > 0) + [f"{after:g} s more"] * (after > 0)
-    return ", ".join(words), generator.keep(piece, before=before, after=after)
-
-
-def _redraw(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:
-    start, end = request.start, min(request.end, piece.seconds)
-    if not 0 <= start < end:
-        raise ValueError(
-            f"the part must begin before it ends, within the piece of {piece.seconds:.1f} s; "
-            f"found {start:g} to {request.end:g} s"
-        )
-    _check_levels(request.keep_levels, 0, generator)
-    mask = generator.keep(piece, stretch=(start, end), levels=request.keep_levels)
-    return f"new from {start:.1f} to {end:.1f} s", mask
-
-
-def _vary(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:
-    """Parts here and there anew; other parts in each take."""
-    percent = request.percent
-    if not 0 < percent <= 100:
-        raise ValueError(f"how much to vary must be above 0 and up to 100 %; found {percent:g} %")
-    rngs = [random.Random(f"{seed} {i}") for i in range(request.takes)]
-    takes = [_gaps(generator, piece, percent / 100, rng) for rng in rngs]
-    levels = [torch.stack(rows) for rows in zip(*takes, strict=True)]
-    return f"varied by {percent:g} %", CodeMask(piece.n_samples, levels)
-
-
-def _rerender(
-    generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int
-) -> tuple[str, CodeMask]:
-    keep_levels = request.keep_levels
-    _check_levels(keep_levels, 1, generator)
-    title = "new details" if keep_levels == 1 else f"new details from level {keep_levels}"
-    return title, generator.keep(piece, levels=keep_levels)
-
-
-_CHANGES: dict[str, Callable[..., tuple[str, CodeMask]]] = {
-    "extend": _extend,
-    "redraw": _redraw,
-    "vary": _vary,
-    "rerender": _rerender,
-}
+def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:
+    """The title of a change, and the codes of the piece that stay."""
+    if request.kind == "extend":
+        before, after = request.before, request.after
+        if min(before, after) < 0 or not before + after:
+            raise ValueError("give the seconds of new music, above 0, before or after the piece")
+        limits.check_seconds(piece.seconds + before + after)
+        words = [f"{before:g} s before it"] * (before > 0) + [f"{after:g} s more"] * (after > 0)
+        return ", ".join(words), generator.keep(piece, before=before, after=after)
+    if request.kind == "redraw":
+        start, end = request.start, min(request.end, piece.seconds)
+        if not 0 <= start < end:
+            raise ValueError(
+                f"the part must begin before it ends, within the piece of {piece.seconds:.1f} s; "
+                f"found {start:g} to {request.end:g} s"
+            )
+        _check_levels(request.keep_levels, 0, generator)
+        mask = generator.keep(piece, stretch=(start, end), levels=request.keep_levels)
+        return f"new from {start:.1f} to {end:.1f} s", mask
+    if request.kind == "vary":  # parts here and there, others in each take
+        percent = request.percent
+        if not 0 < percent <= 100:
+            raise ValueError(f"how much to vary must be above 0 and up to 100 %; found {percent:g} %")
+        rngs = [random.Random(f"{seed} {i}") for i in range(request.takes)]
+        takes = [_gaps(generator, piece, percent / 100, rng) for rng in rngs]
+        levels = [torch.stack(rows) for rows in zip(*takes, strict=True)]
+        return f"varied by {percent:g} %", CodeMask(piece.n_samples, levels)
+    _check_levels(request.keep_levels, 1, generator)
+    words = "" if request.keep_levels == 1 else f" from level {request.keep_levels}"
+    return f"new details{words}", generator.keep(piece, levels=request.keep_levels)
 
 
 def _check_levels(found: int, least: int, generator: Generator) -> None:
@@ -158,10 +140,8 @@ def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes
     """
     takes: list[Codes] = []
     on_codes = _callback(generator, plan.n_samples, job)
-    growing = generator.grow(
-        plan.n_samples, plan.seed, range(n_takes), plan.options, given=plan.mask, on_codes=on_codes
-    )
-    for takes in growing:
+    n, seed = plan.n_samples, plan.seed
+    for takes in generator.grow(n, seed, range(n_takes), plan.options, given=plan.mask, on_codes=on_codes):
         n_levels = len(takes[0].levels)
         if n_levels < len(generator.priors):
             job.drawn[n_levels], job.n_levels = takes, n_levels

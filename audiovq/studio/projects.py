@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from audiovq.studio.limits import MEGABYTE, Limits, Refused
+from audiovq.studio.limits import MANY, MEGABYTE, Limits, Refused
 from audiovq.utils.files import write_text
 from audiovq.utils.progress import say
 
@@ -40,7 +40,7 @@ class Kept(Strict):
     """Where a version sounds as the one that it was made from, in samples of the model's rate."""
 
     source_start: int = Field(ge=0)  # where the other one begins in this one
-    stretches: list[tuple[int, int]] = Field(max_length=100_000)
+    stretches: list[tuple[int, int]] = Field(max_length=10_000)
 
 
 class Version(Strict):
@@ -192,7 +192,7 @@ class Library:
             if project.id != folder.name:
                 raise ValueError(f"{path}: its id is not the name of its folder")
             self._projects[project.id] = project
-            for leftover in folder.glob("recordings/incoming-*"):  # uploads that a kill interrupted
+            for leftover in folder.glob("recordings/*-*"):  # uploads that a kill interrupted
                 leftover.unlink()
         except (ValueError, OSError) as error:
             aside = path.with_name("project.json.damaged")
@@ -231,6 +231,8 @@ class Library:
             n_mine = sum(other.owner == project.owner for other in self._projects.values())
             if n_mine >= self.limits.max_projects:
                 raise Refused(f"you have {n_mine} projects, which is the most; delete some of them", 409)
+            if len(self._projects) >= MANY * self.limits.max_projects:
+                raise Refused("this studio has as many projects as it can have", 409)
             for part in ("codes", "recordings"):
                 (self.folder(project) / part).mkdir(parents=True, exist_ok=True)
             self._projects[project.id] = project
@@ -288,7 +290,7 @@ class Library:
         with self.lock:
             sizes = {owner: 0} | self._reserved
             for project in self._projects.values():
-                files = [path for path in self.folder(project).rglob("*") if not path.name.startswith("incoming-")]
+                files = [path for path in self.folder(project).rglob("*") if not path.name.startswith("arriving-")]
                 size = sum(path.stat().st_size for path in files if path.is_file())
                 sizes[project.owner] = sizes.get(project.owner, 0) + size
         mine, everything = (sizes[owner] + n_bytes) / MEGABYTE, (sum(sizes.values()) + n_bytes) / MEGABYTE

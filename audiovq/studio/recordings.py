@@ -49,7 +49,7 @@ def read_codes(path: Path, name: str, tokenizer: Tokenizer, limits: Limits) -> C
 def read_recording(
     path: Path, name: str, tokenizer: Tokenizer, limits: Limits, on_progress: OnProgress
 ) -> tuple[Codes, Recording]:
-    """Encode an audio file, whose own name is the id of the recording.
+    """Encode an audio file, whose own name ends in the id of the recording.
 
     Raises:
         ValueError: too large, not audio, or damaged.
@@ -72,7 +72,7 @@ def read_recording(
     n_samples = round(min(done, limits.max_seconds) * info.sample_rate)
     is_cut = n_samples >= round(limits.max_seconds * info.sample_rate) and info.samples > n_samples
     recording = Recording(
-        id=path.stem,
+        id=path.stem[-16:],
         name=name,
         suffix=path.suffix,
         seconds=n_samples / info.sample_rate,

@@ -48,10 +48,6 @@ class ProjectChange(Strict):
     shown: int | None = None
 
 
-class NewProject(Strict):
-    name: Name = "Untitled"
-
-
 class VersionChange(Strict):
     title: Name | None = None
     starred: bool | None = None

@@ -15,8 +15,6 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -116,8 +114,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         request = Request(scope)
-        cookies = _cookies(request)
-        visitor = cookies.get("audiovq-visitor", "")
+        visitor = request.cookies.get("audiovq-visitor", "")
         is_new = not re.fullmatch(r"[\w-]{24,64}", visitor, re.ASCII)
         visitor = secrets.token_urlsafe(24) if is_new else visitor
 
@@ -128,10 +125,10 @@ class Guard:
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-cache")
                 if is_new and not self.access.is_local:
-                    headers.append("Set-Cookie", _cookie("audiovq-visitor", visitor, request))
+                    headers.append("Set-Cookie", _cookie("audiovq-visitor", visitor))
             await send(message)
 
-        refusal = self._refusal(request, cookies)
+        refusal = self._refusal(request)
         if refusal is None and not UPLOAD.match(request.url.path):
             try:
                 receive = await asyncio.wait_for(_read(receive, request), self.stall_seconds)
@@ -147,17 +144,17 @@ class Guard:
         scope.setdefault("state", {})["visitor"] = "" if self.access.is_local else visitor
         await self.app(scope, receive, answer)
 
-    def _refusal(self, request: Request, cookies: dict[str, str]) -> Response | None:
+    def _refusal(self, request: Request) -> Response | None:
         host, origin, path = request.headers.get("host", ""), request.headers.get("origin"), request.url.path
         if not self.access.allows_host(host):
             return error("this name is not one of this studio's: use the address that it printed", 403)
         if request.method not in ("GET", "HEAD"):
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
                 return error("this request comes from another page, which may not use this studio", 403)
             kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
             if kind in FORMS and path != "/login":
                 return error("expected the content type application/json, or that of the file that is sent", 415)
-        if self.access.password is not None and cookies.get("audiovq-session") not in self.access.sessions:
+        if self.access.password is not None and request.cookies.get("audiovq-session") not in self.access.sessions:
             if path == "/":
                 return RedirectResponse("login", 303)
             if path != "/login":
@@ -173,7 +170,7 @@ class Guard:
         if session is None:
             return HTMLResponse(LOGIN_PAGE.format(message=message), 403 if "wrong." in message else 429)
         answer = RedirectResponse("./", 303)
-        answer.headers.append("Set-Cookie", _cookie("audiovq-session", session, request))
+        answer.headers.append("Set-Cookie", _cookie("audiovq-session", session))
         return answer
 
 
@@ -181,17 +178,8 @@ def error(message: str, status: int) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
-def _cookies(request: Request) -> dict[str, str]:
-    try:
-        return {name: morsel.value for name, morsel in SimpleCookie(request.headers.get("cookie", "")).items()}
-    except CookieError:
-        return {}
-
-
-def _cookie(name: str, value: str, request: Request) -> str:
-    path = request.scope.get("root_path") or "/"
-    secure = "; Secure" if request.url.scheme == "https" else ""
-    return f"{name}={value}; HttpOnly; SameSite=Strict; Path={path}; Max-Age={COOKIE_SECONDS}{secure}"
+def _cookie(name: str, value: str) -> str:
+    return f"{name}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_SECONDS}"
 
 
 async def _read(receive: Receive, request: Request) -> Receive:
@@ -205,13 +193,9 @@ async def _read(receive: Receive, request: Request) -> Receive:
         more = message.get("more_body", False)
         if len(content) > LARGEST_BODY:
             raise ValueError(f"the request is too large; at most {LARGEST_BODY >> 20} MB are read")
-    given = False
+    whole: list[Message] = [{"type": "http.request", "body": bytes(content), "more_body": False}]
 
-    async def again() -> Any:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": bytes(content), "more_body": False}
+    async def again() -> Message:
+        return whole.pop() if whole else await receive()
 
     return again

@@ -23,7 +23,7 @@ from audiovq.studio.events import Events
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.limits import MEGABYTE, Limits, Refused
 from audiovq.studio.projects import Library, Project
-from audiovq.studio.requests import JobRequest, NewPiece, NewProject, ProjectChange, VersionChange
+from audiovq.studio.requests import JobRequest, NewPiece, ProjectChange, VersionChange
 from audiovq.studio.security import Access, Guard, error
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ class Studio:
     def engine(self) -> Engine:
         """Waits for the model."""
         return self._engine.result()
+
+    def new_project(self, request: Request, name: str | None) -> Project:
+        """A project of the visitor that is not in the library yet."""
+        return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.engine.hash)
 
     def describe(self, project: Project) -> Json:
         jobs = [self.queue.describe(job) for job in self.queue.of_project(project.id)]
@@ -101,7 +105,7 @@ def make_app(studio: Studio) -> FastAPI:
     """The application that uvicorn serves."""
     app = FastAPI(title="audiovq studio", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, access=studio.access, stall_seconds=studio.limits.stall_seconds)
-    for problem in (ValueError, RequestValidationError, HTTPException, Exception):
+    for problem in (ValueError, OSError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(problem, _answer_problem)
     _add_projects(app, studio)
     _add_versions(app, studio)
@@ -110,7 +114,7 @@ def make_app(studio: Studio) -> FastAPI:
     app.mount("/player", StaticFiles(directory=PACKAGE / "report" / "template"))
 
     @app.get("/", include_in_schema=False)
-    def index() -> FileResponse:
+    async def index() -> FileResponse:
         return FileResponse(PACKAGE / "studio" / "assets" / "index.html")
 
     return app
@@ -124,6 +128,8 @@ async def _answer_problem(request: Request, problem: Exception) -> JSONResponse:
         return error(f"{place}: {first['msg']}" if place else str(first["msg"]), 422)
     if isinstance(problem, HTTPException):
         return error(str(problem.detail), problem.status_code)
+    if isinstance(problem, OSError):
+        return error(f"a file cannot be read or written ({problem.strerror})", 500)
     if isinstance(problem, ValueError):
         return error(" ".join(str(problem).split()), problem.status if isinstance(problem, Refused) else 400)
     return error(f"internal error: {type(problem).__name__}", 500)
@@ -151,10 +157,8 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
         return [project.summary for project in library.mine(request.state.visitor, studio.engine.hash)]
 
     @app.post("/api/projects", status_code=201)
-    def create(request: Request, new: NewProject | None = None) -> Json:
-        name = (new or NewProject()).name
-        project = Project(name=name, owner=request.state.visitor, tokenizer_hash=studio.engine.hash)
-        return studio.describe(library.create(project))
+    def create(request: Request, new: ProjectChange | None = None) -> Json:
+        return studio.describe(library.create(studio.new_project(request, new.name if new else None)))
 
     @app.post("/api/projects/import", status_code=201)
     async def import_project(request: Request) -> Json:
@@ -187,7 +191,7 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/api/projects/{project_id}/file", response_class=FileResponse)
     def download(project: Project = found) -> FileResponse:
-        path = Path(tempfile.mkstemp(suffix=".zip")[1])
+        path = studio.engine.sounds.folder / f"{secrets.token_hex(8)}.zip"
         studio.engine.export(project, path)
         name, done = file_name(project.name, ".zip"), BackgroundTask(path.unlink)
         return FileResponse(path, media_type="application/zip", filename=name, background=done)
@@ -241,12 +245,10 @@ def _add_versions(app: FastAPI, studio: Studio) -> None:
 
     @app.get(f"{place}/levels")
     def levels(number: int, project: Project = found) -> Json:
-        found = studio.engine.codes(project, number)
-        rows = [
-            {"hop_length": hop, "codes": level.tolist()}
-            for hop, level in zip(found.hop_lengths, found.levels, strict=False)
-        ]
-        return {"levels": rows, "codebook_size": found.codebook_size}
+        codes = studio.engine.codes(project, number)
+        pairs = zip(codes.hop_lengths, codes.levels, strict=False)
+        rows = [{"hop_length": hop, "codes": level.tolist()} for hop, level in pairs]
+        return {"levels": rows, "codebook_size": codes.codebook_size}
 
     @app.get("/api/projects/{project_id}/recordings/{name}/sound", response_class=FileResponse)
     def recording(name: str, project: Project = found) -> FileResponse:
@@ -271,9 +273,8 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/pieces", status_code=202)
     def piece(request: Request, new: NewPiece) -> Json:
         """A new piece in a project of its own."""
-        rest = new.model_dump(exclude={"name"})
-        project = Project(name=new.name or "Untitled", owner=request.state.visitor, tokenizer_hash=studio.engine.hash)
-        job = studio.engine.job(project, JobRequest(kind="make", **rest))
+        project = studio.new_project(request, new.name)
+        job = studio.engine.job(project, JobRequest(kind="make", **new.model_dump(exclude={"name"})))
         library.create(project)
         try:
             started = start(job)
@@ -296,9 +297,9 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ".audio"
         identity = secrets.token_hex(8)
         folder = library.folder(project) / "recordings"
-        incoming, path = folder / f"incoming-{identity}", folder / (identity + suffix)
-        await studio.receive(request, incoming, studio.limits.max_upload_mb)
-        incoming.replace(path)
+        arriving, path = folder / f"arriving-{identity}", folder / f"incoming-{identity}{suffix}"
+        await studio.receive(request, arriving, studio.limits.max_upload_mb)
+        arriving.replace(path)
         job = studio.engine.open(project, path, name)
         try:
             return start(job)

@@ -26,7 +26,7 @@ from audiovq.studio.limits import MEGABYTE
 from audiovq.studio.projects import Kept, Library, Project, Recording
 from audiovq.utils.files import atomic_file
 
-CACHE_MB, RECENT = 1000, 4
+CACHE_MB, RECENT = 1000, 2
 Format = Literal["wav", "flac", "opus", "mp3"]
 LIBSNDFILE = {"wav": "WAV", "flac": "FLAC", "opus": "OGG", "mp3": "MP3"}
 RATES = {"opus": [8000, 12000, 16000, 24000, 48000], "mp3": [16000, 22050, 24000, 32000, 44100, 48000]}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections.abc import Iterator
 
 import torch
+
+if hasattr(os, "register_at_fork"):  # OpenMP hangs in a forked process if its parent has used several threads
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -24,8 +29,8 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def torch_defaults(inference: bool = True) -> Iterator[None]:
-    """Inference mode (or none), float32 and no autocast, whatever the caller of the package has set. Also a
-    decorator."""
+    """Inference mode (or none), float32, no autocast and the CPU as default device, whatever the caller of the package
+    has set. Also a decorator."""
     default = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(inference))
@@ -34,4 +39,6 @@ def torch_defaults(inference: bool = True) -> Iterator[None]:
         if default != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, default)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         yield

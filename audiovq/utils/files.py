@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -196,7 +197,7 @@ def json_line(row: Mapping[str, Any]) -> bytes:
 def parse_line(line: bytes) -> dict[str, Any] | None:
     """The object of a line; None if there is none, as after a line that was written half."""
     try:
-        row = json.loads(line.decode(errors="surrogateescape"))
+        row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

@@ -11,15 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from audiovq.utils import signals
+from audiovq.utils.terminal import printable
 
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 LOG_SECONDS = 10.0  # between two plain lines
 
 
 def say(message: str) -> None:
     """One line to standard error, above any running progress bar."""
-    console.print(message, markup=False)
+    console.print(printable(message), markup=False)
 
 
 class _NotedProgress(Progress):
