@@ -3,8 +3,6 @@
 A process that torchrun, `accelerate launch` or this launcher started has the environment variable WORLD_SIZE.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import logging

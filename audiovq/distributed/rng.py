@@ -6,8 +6,6 @@ numbers come from torch's own generator. Noise for the elements of large tensors
 not come from here: every device would have to draw it for the whole batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

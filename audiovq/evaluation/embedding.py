@@ -5,8 +5,6 @@ music at 16 kHz. Its penultimate layer is the embedding. Its wheel on PyPI has t
 checkpoint.
 """
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Distances and statistics of generated pieces are reported with the same figures of real music.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

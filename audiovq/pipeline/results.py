@@ -1,7 +1,5 @@
 """report.json of a run: codebook usage of the data set, and bits of each trained prior on held-out tracks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

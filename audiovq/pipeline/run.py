@@ -4,8 +4,6 @@ The run folder has everything (see `run_folder`). A stage that is done is not re
 interrupted continues from its newest checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path
@@ -128,9 +126,6 @@ class Run:
         if self.pages and self.main:
             try_report(lambda: report_run(self.folder))
 
-    def samples_folder(self, stage: str) -> Path:
-        return self.folder / "samples" / stage
-
 
 # --- stages ---------------------------------------------------------------------------------------
 
@@ -151,7 +146,7 @@ def train_tokenizer(run: Run) -> None:
         run.train(task, stage.training)
         network = task.network
     if run.main:
-        reconstruct_samples(run.samples_folder("tokenizer"), network, data, recipe.samples, run.device)
+        reconstruct_samples(run.folder / "samples" / "tokenizer", network, data, recipe.samples, run.device)
         checkpoint.save_tokenizer(run.folder / "tokenizer", network)
     collectives.barrier()
 
@@ -184,7 +179,7 @@ def tune_decoder(run: Run) -> None:
     task = DecoderTask(stage, recipe.tokenizer, recipe.data, data, network, recipe.seed)
     run.train(task, stage.training)
     if run.main:
-        reconstruct_samples(run.samples_folder("decoder"), network, data, recipe.samples, run.device)
+        reconstruct_samples(run.folder / "samples" / "decoder", network, data, recipe.samples, run.device)
         checkpoint.replace_by_tuned(folder, network, stage.training.steps)
     collectives.barrier()
 

@@ -5,8 +5,6 @@ writer is killed. On the same machine the process itself shows whether it is ali
 for dead if the file is not renewed for a while; clocks need not agree. There is no `flock`: some shared disks ignore it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

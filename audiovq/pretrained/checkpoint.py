@@ -1,7 +1,5 @@
 """Reads and writes the folder of one model: config.json, model.safetensors and their checksums."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exports the models of a run: the folder of `save_pretrained`, with what the run knows in its model card."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path, PureWindowsPath
 from typing import Any

@@ -1,7 +1,5 @@
 """Finds the folder of a model: a run, an exported folder, a model on the hub, or the bundled model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from audiovq import config as conf

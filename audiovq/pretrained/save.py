@@ -3,8 +3,6 @@
 The card is README.md, with the metadata that the Hugging Face hub reads.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -6,8 +6,6 @@ the memory that the size of its weights file justifies, and its weights must be 
 and shape.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Decoders: from features at the finest hop to the waveform. A new one is a class and a line in `DECODERS`."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

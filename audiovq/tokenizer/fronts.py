@@ -1,7 +1,5 @@
 """Fronts: from the waveform to features at the finest hop. A new one is a class and a line in `FRONTS`."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Normalization of latents before they are quantized: channels of equal size, and uncorrelated ones."""
 
-from __future__ import annotations
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn

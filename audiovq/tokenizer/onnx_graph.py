@@ -4,8 +4,6 @@
 lengths, so that they can be exported to ONNX with free lengths.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

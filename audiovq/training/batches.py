@@ -3,8 +3,6 @@
 Step k of a run has examples k·batch_size … (k + 1)·batch_size - 1, on any number of devices.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """The loss of a task on held-out examples."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

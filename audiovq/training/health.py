@@ -8,8 +8,6 @@ wrong, its subject (such as the level, where one check may find several things) 
 check about a subject is reported, once.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict

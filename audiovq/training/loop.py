@@ -9,8 +9,6 @@ A task may train several networks against each other. Each has its own optimizer
 one backward pass serves all, so that every parameter has a gradient on every rank.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Iterator

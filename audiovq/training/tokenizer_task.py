@@ -1,7 +1,5 @@
 """Stage 1: the VQ-VAE learns to reconstruct crops of music."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 This module knows all of them. Everything else in the package uses the current names only.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Container, Mapping
