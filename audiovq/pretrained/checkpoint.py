@@ -22,9 +22,6 @@ from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, file_sha25
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-# --- read -----------------------------------------------------------------------------------------
-
-
 def load_tokenizer(folder: Path) -> VQVAE:
     """The tokenizer of a folder; ValueError if there is none, a damaged one, or one of absurd size."""
     content, path = read_config(folder, "tokenizer"), folder / CONFIG
@@ -96,9 +93,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def tuning_steps(folder: Path) -> int:
     """The number of steps that a tokenizer's decoder was tuned for; 0 if it was not."""
     return read_config(folder, "tokenizer").get("decoder_tuning_steps", 0)
-
-
-# --- write ----------------------------------------------------------------------------------------
 
 
 def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = None) -> None:

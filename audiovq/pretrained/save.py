@@ -95,9 +95,6 @@ def save_pretrained(
     return compared
 
 
-# --- the model card -------------------------------------------------------------------------------
-
-
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
     """The whole README.md.
 

@@ -25,9 +25,6 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
 
 
-# --- config.json ----------------------------------------------------------------------------------
-
-
 def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: Path) -> ConfigT:
     """Build the part `key` of a config.json; ValueError if it is missing, wrong or has too large numbers."""
     part = content.get(key)
@@ -66,9 +63,6 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
         raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {', '.join(missing)}")
     vocabularies = {name: list(values) for name, values in spec.vocabularies.items()}
     return PriorSpec(**(spec.model_dump() | {"hop_lengths": hops, "vocabularies": vocabularies}))
-
-
-# --- weights --------------------------------------------------------------------------------------
 
 
 class Allowance(TorchFunctionMode):

@@ -96,9 +96,6 @@ def wrong_since(points: Points, is_wrong: Callable[[float], bool], n: int = LAST
     return run[-1][0] if len(run) >= n else None
 
 
-# --- checks ---------------------------------------------------------------------------------------
-
-
 def not_finite(facts: StageFacts, series: Series) -> Findings:
     """Skipped steps; the loop itself stops the training after several in a row."""
     for step, n in series["skipped_steps"]:
