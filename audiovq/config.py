@@ -3,8 +3,6 @@
 Every component declares its own `Config` next to its class, and `recipe.py` composes them.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import math
@@ -124,6 +122,7 @@ NUMBERS = {
     "int": r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F_]+)",
     "float": r"[-+]?(\d[\d_]*\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
 }
+MAX_JSON_BYTES = 1 << 24
 MAX_YAML_BYTES, MAX_YAML_NODES, MAX_YAML_DEPTH = 1 << 20, 20_000, 50  # the recipes have 300 nodes, and depth 8
 
 
@@ -202,16 +201,16 @@ def to_yaml(mapping: dict[str, Any]) -> str:
     return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, width=120)
 
 
-def read_json(path: Path, largest: int = 1 << 24) -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file from an untrusted source.
 
     Raises:
-        ValueError: more than `largest` bytes, no JSON, or a number that is not finite.
+        ValueError: more than 16 MB, no JSON, or a number that is not finite.
     """
     try:
         size = path.stat().st_size
-        if size > largest:
-            raise ValueError(f"expected at most {largest} bytes, found {size}")
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"expected at most {MAX_JSON_BYTES} bytes, found {size}")
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error

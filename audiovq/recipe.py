@@ -158,7 +158,12 @@ class Recipe(Config):
             message = f"priors: expected none, 1 or {n_levels} (one for each level), found {n}"
             _expect(n in {0, 1, n_levels}, message)
         if self.batch_sizes(("tokenizer", "decoder")):
-            _check_crop(self)
+            n_samples, longest = self.tokenizer.crop_samples, longest_window(self)
+            _expect(
+                n_samples >= longest,
+                f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses, "
+                f"discriminators and decoder, found {n_samples} samples",
+            )
         if self.decoder_tuning is not None:
             losses = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
             _expect(
@@ -238,16 +243,6 @@ def longest_window(recipe: Recipe) -> int:
     discriminators = recipe.decoder_tuning.adversarial.discriminators if recipe.decoder_tuning else ()
     mel = losses.mel_windows if losses.mel else ()
     return max([decoder, *mel, *(each.min_samples for each in discriminators)], default=0)
-
-
-def _check_crop(recipe: Recipe) -> None:
-    """A crop must be as long as all windows."""
-    n_samples, longest = recipe.tokenizer.crop_samples, longest_window(recipe)
-    _expect(
-        n_samples >= longest,
-        f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses, "
-        f"discriminators and decoder, found {n_samples} samples",
-    )
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ def test_weights_are_read_in_the_order_of_their_names() -> None:
     network = Musicnn()
     for i, parameter in enumerate(network.state_dict().values()):
         parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape) + 1000 * i)
-    convolutions: list[Any] = [*network.fronts, *network.middle]
-    norms: list[Any] = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
-    variables = {f"conv2d{f'_{i}' * (i > 0)}/bias": c.convolution.bias for i, c in enumerate(convolutions)}
+    layers: list[Any] = [*network.fronts, *network.middle]
+    convolutions = [layer[1] for layer in layers]
+    norms: list[Any] = [network.norm_in, *(layer[-1] for layer in layers), network.norm_pooled, network.norm_out]
+    variables = {f"conv2d{f'_{i}' * (i > 0)}/bias": c.bias for i, c in enumerate(convolutions)}
     variables |= {
-        f"conv2d{f'_{i}' * (i > 0)}/kernel": rearrange(c.convolution.weight, "o i h w -> h w i o")
+        f"conv2d{f'_{i}' * (i > 0)}/kernel": rearrange(c.weight, "o i h w -> h w i o")
         for i, c in enumerate(convolutions)
     }
     for i, norm in enumerate(norms):

@@ -1,10 +1,8 @@
 """`audiovq decode`: codes to audio."""
 
-from pathlib import Path
-
 from click import Choice, argument, command, option
 
-from audiovq.cli.options import FILE, json_option, model_option, pick_model, show_conversion
+from audiovq.cli.options import FILE, convert, json_option, model_option
 
 FORMAT = Choice(["wav", "flac"])
 
@@ -18,11 +16,6 @@ FORMAT = Choice(["wav", "flac"])
 @json_option
 def decode(source: str, out: str, levels: int | None, suffix: str, model: str | None, json_file: str | None) -> None:
     """Turn a CODES file, or all of them in a folder, back into audio of the original length."""
-    from audiovq import api
-    from audiovq.api.convert import Decoding, convert_file, convert_folder
+    from audiovq.api.convert import Decoding
 
-    convert = convert_folder if Path(source).is_dir() else convert_file
-    if convert is convert_file:  # check both files before the model is loaded
-        Decoding.check(Path(source), Path(out))
-    tokenizer = api.Tokenizer.from_pretrained(pick_model(model, prior=False))
-    show_conversion(convert(Decoding(tokenizer, levels, f".{suffix}"), Path(source), Path(out)), json_file)
+    convert(Decoding, source, out, model, json_file, levels, f".{suffix}")

@@ -4,33 +4,21 @@ import os
 import re
 import sys
 import traceback
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from audiovq.cli.copies import copies
-from audiovq.cli.decode import decode
-from audiovq.cli.doctor import doctor
-from audiovq.cli.encode import encode
-from audiovq.cli.evaluate import evaluate
-from audiovq.cli.export import export
-from audiovq.cli.info import info
 from audiovq.cli.options import arrange
-from audiovq.cli.plan import plan
-from audiovq.cli.push import push
-from audiovq.cli.recipes import recipes
-from audiovq.cli.report import report
-from audiovq.cli.sample import sample
-from audiovq.cli.studio import studio
-from audiovq.cli.train import train
 from audiovq.utils import compat
 from audiovq.utils.signals import Interrupted
 from audiovq.utils.terminal import print_anything, printable
 
+# Each is a function in the module of its name.
 COMMANDS = (
-    copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
-    studio, train,
-)  # fmt: skip
+    *("copies", "decode", "doctor", "encode", "evaluate", "export", "info"),
+    *("plan", "push", "recipes", "report", "sample", "studio", "train"),
+)
 COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # its name is in the OSError if it cannot load
 
 
@@ -86,5 +74,5 @@ def main(debug: bool) -> None:
     """Learn to make music from a folder of music."""
 
 
-for command in COMMANDS:
-    main.add_command(command)
+for name in COMMANDS:
+    main.add_command(getattr(import_module(f"audiovq.cli.{name}"), name))

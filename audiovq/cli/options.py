@@ -9,8 +9,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-# --- values of options ----------------------------------------------------------------------------
-
 FILE, FOLDER = click.Path(), click.Path(file_okay=False)  # they need not exist
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
@@ -48,8 +46,6 @@ def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-# --- shared options -------------------------------------------------------------------------------
-
 JSON_HELP = "Print the result as JSON and nothing else; with a FILE.json, write it there and print as usual."
 MODEL_HELP = "A run, model folder, hub id or `default`, the bundled model. Default: newest run, else `default`."
 REPORT_HELP = "Write a page to listen to or not; the environment variable AUDIOVQ_REPORT=0 means never."
@@ -75,9 +71,6 @@ def pick_model(name: str | None, prior: bool = True) -> Path:
     return folder
 
 
-# --- output ---------------------------------------------------------------------------------------
-
-
 def write_json(file: str | None, facts: Any) -> None:
     """Write the value of `--json`: None writes nothing, "-" to standard output, else to that file."""
     from audiovq.utils.files import check_output
@@ -97,12 +90,22 @@ def show(lines: Sequence[str], facts: Any, json_file: str | None) -> None:
     write_json(json_file, facts)
 
 
-def show_conversion(facts: dict[str, Any], json_file: str | None) -> None:
-    """Print what was encoded or decoded.
+def convert(kind: Any, source: str, out: str, model: str | None, json_file: str | None, *settings: Any) -> None:
+    """Encode or decode a file or all files of a folder, and print what was done.
 
+    Args:
+        kind: `Encoding` or `Decoding`, whose arguments are a tokenizer and `settings`.
     Raises:
         ValueError: some files of a folder could not be converted.
     """
+    from audiovq import api
+    from audiovq.api.convert import convert_file, convert_folder
+
+    is_folder = Path(source).is_dir()
+    if not is_folder:  # check both files before the model is loaded
+        kind.check(Path(source), Path(out))
+    work = kind(api.Tokenizer.from_pretrained(pick_model(model, prior=False)), *settings)
+    facts = (convert_folder if is_folder else convert_file)(work, Path(source), Path(out))
     write_json(json_file, facts)
     if facts.get("set_aside"):
         raise ValueError(facts["summary"])

@@ -1,7 +1,5 @@
 """Reads audio files by soundfile, or by ffmpeg if soundfile cannot. Problems are one-line ValueErrors."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

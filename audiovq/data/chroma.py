@@ -1,7 +1,5 @@
 """Chroma: the strongest pitch class at each moment, from which the prior can follow a melody."""
 
-from __future__ import annotations
-
 import math
 
 import librosa

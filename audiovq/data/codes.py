@@ -24,10 +24,7 @@ from audiovq.utils.files import atomic_file, check_folder, check_output, utf8_pa
 
 FORMAT = "audiovq-codes-1"
 LARGEST_CODES = 1 << 28  # of a compressed file, all levels together
-WHOLE_NUMBERS = {
-    *(torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.uint8, torch.uint16, torch.uint32),
-}
+WHOLE_NUMBERS = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32}
 CODES_PER_BYTE = 4096  # of a compressed file, at most; silence has fewer
 
 

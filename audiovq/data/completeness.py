@@ -1,7 +1,5 @@
 """Finds audio files that end early, or hold more than decoders read: several joined ones, or a wrong length."""
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The recipe's settings of the data set."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from audiovq.config import Config

@@ -1,7 +1,5 @@
 """Training examples: waveform crops and code windows. Example i is a function of (seed, i) alone."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -12,8 +12,6 @@ the last bits between machines, batch sizes and versions of torch, and a single 
 undecodable.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Decodes audio that soundfile cannot read (AAC, WMA, WebM, some Opus files) with the program `ffmpeg`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Resampling by libsoxr between any two rates, of a whole waveform or of one that comes in blocks."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from functools import cache

@@ -1,7 +1,5 @@
 """Scans audio files, and caches the results: a later scan decodes only files that are new or changed."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Codes at a URL that fsspec knows (s3://, gs://, https://, …), copied into a local cache once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Captions and lyrics as a prior reads them."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -242,21 +242,10 @@ def _check_file(
     except (ValueError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         return Rejected(name, str(reason).removeprefix(f"{path}: ")), new
-    track = Track(
-        path=name,
-        sha256=found.sha256,
-        sample_rate=found.sample_rate,
-        channels=found.channels,
-        samples=found.samples,
-        split=split,
-        labels=labels,
-        peak=found.peak,
-        silent_fraction=found.silent / found.samples,
-        clipped_fraction=found.clipped / found.samples,
-        audio_sha256=found.audio_sha256,
-        stamp=stamp,
-    )
-    return track, new
+    shared = ("sha256", "sample_rate", "channels", "samples", "peak", "audio_sha256")
+    facts: dict[str, Any] = {key: getattr(found, key) for key in shared}
+    facts |= {"silent_fraction": found.silent / found.samples, "clipped_fraction": found.clipped / found.samples}
+    return Track(name, split=split, labels=labels, stamp=stamp, **facts), new
 
 
 def file_stamp(path: Path) -> list[int]:

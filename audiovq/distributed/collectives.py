@@ -4,8 +4,6 @@ All ranks must call each function: a collective in a branch that only some ranks
 use nccl, tensors in main memory gloo, so that ranks can agree on a flag without waiting for their GPUs.
 """
 
-from __future__ import annotations
-
 import datetime
 
 import torch

@@ -3,8 +3,6 @@
 A process that torchrun, `accelerate launch` or this launcher started has the environment variable WORLD_SIZE.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import logging
@@ -149,13 +147,10 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
 def _failure(rank: int, n: int, code: int) -> str:
     """The message for a failed process; a negative exit code is a signal, and 2 is a mistake of the user."""
     if code < 0:
-        causes: dict[int, str] = {
-            signal.SIGKILL: "memory ran out",
-            signal.SIGABRT: "a GPU or another process did not answer",
-        }
-        cause = causes.get(-code, "a fault in a driver or library")
-        name = signal.Signals(-code).name
-        return f"process {rank} of {n} was ended by {name}, perhaps because of this: {cause}; the same command resumes"
+        causes = {signal.SIGKILL: "memory ran out", signal.SIGABRT: "a GPU or another process did not answer"}
+        number = signal.Signals(-code)
+        cause = causes.get(number, "a fault in a driver or library")
+        return f"process {rank} of {n} was ended by {number.name}, perhaps because of this: {cause}; the same command resumes"
     message = f"process {rank} of {n} failed with exit code {code}; its message is above"
     return message if code == 2 else f"{message}; the same command resumes from what is saved"
 

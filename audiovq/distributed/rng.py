@@ -6,31 +6,20 @@ numbers come from torch's own generator. Noise for the elements of large tensors
 not come from here: every device would have to draw it for the whole batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class _BatchShare:
-    source: torch.Generator
-    first: int
-    total: int
-
-
-_current: _BatchShare | None = None
+_current: tuple[torch.Generator, int, int] | None = None  # the generator, the first item, the size of the batch
 
 
 @contextlib.contextmanager
 def batch_share(seed: int, first: int, total: int, device: torch.device) -> Iterator[None]:
     """Within `with`, items 0, 1, … of this process are items `first`, `first` + 1, … of a batch of `total`."""
     global _current
-    _current = _BatchShare(torch.Generator(device).manual_seed(seed), first, total)
+    _current = torch.Generator(device).manual_seed(seed), first, total
     try:
         yield
     finally:
@@ -39,13 +28,13 @@ def batch_share(seed: int, first: int, total: int, device: torch.device) -> Iter
 
 def generator() -> torch.Generator | None:
     """The generator for numbers that are equal in all processes; None means torch's own generator."""
-    return _current.source if _current else None
+    return _current[0] if _current else None
 
 
 def rand_per_item(n: int, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1), float [n], one per item of the batch."""
     if _current is None:
         return torch.rand(n, device=device)
-    assert _current.first + n <= _current.total, "the batch has more items than `batch_share` was given"
-    drawn = torch.rand(_current.total, generator=_current.source, device=device)
-    return drawn[_current.first : _current.first + n]
+    source, first, total = _current
+    assert first + n <= total, "the batch has more items than `batch_share` was given"
+    return torch.rand(total, generator=source, device=device)[first : first + n]

@@ -1,7 +1,5 @@
 """How the codes of a data set are used, and what they cost under a prior."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

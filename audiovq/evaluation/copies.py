@@ -6,8 +6,6 @@ of level 0: that code alone ("top"), or with all finer codes of its time ("all")
 chord or silence makes a long run that means little.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +31,6 @@ class Run:
     start: int
     track: int
     track_start: int
-
-
-NOTHING = Run(0, 0, 0, 0)
 
 
 def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]]:
@@ -140,7 +135,7 @@ def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> 
     Args:
         pieces, tracks: int [n] each, symbols from 0 on.
     """
-    longest = [NOTHING] * len(pieces)
+    longest = [Run(0, 0, 0, 0)] * len(pieces)
     for first_track, block in _blocks(tracks):
         begins = np.cumsum([0, *(len(track) + 1 for track in block)])  # a track ends with -1
         symbols = np.concatenate([np.append(track, -1) for track in block])

@@ -5,8 +5,6 @@ music at 16 kHz. Its penultimate layer is the embedding. Its wheel on PyPI has t
 checkpoint.
 """
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -52,17 +50,10 @@ def fetch_weights(folder: Path | None = None) -> Path:
         ) from None
 
 
-class ConvNorm(nn.Module):
-    """Convolution, ReLU and batch norm, in this order. `padding` is before and after the time axis."""
-
-    def __init__(self, n_in: int, n_out: int, kernel: tuple[int, int], padding: tuple[int, int]):
-        super().__init__()
-        self.convolution = nn.Conv2d(n_in, n_out, kernel)
-        self.norm = nn.BatchNorm2d(n_out, BATCH_NORM_EPSILON)
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:  # [b, n_in, time, frequency] -> [b, n_out, time, frequency']
-        return self.norm(F.relu(self.convolution(F.pad(x, (0, 0, *self.padding)))))
+def conv_norm(n_in: int, n_out: int, kernel: tuple[int, int], padding: tuple[int, int]) -> nn.Sequential:
+    """[b, n_in, time, frequency] -> [b, n_out, time, frequency']; `padding` is before and after the time axis."""
+    convolution, norm = nn.Conv2d(n_in, n_out, kernel), nn.BatchNorm2d(n_out, BATCH_NORM_EPSILON)
+    return nn.Sequential(nn.ZeroPad2d((0, 0, *padding)), convolution, nn.ReLU(), norm)
 
 
 class Musicnn(nn.Module):
@@ -72,11 +63,11 @@ class Musicnn(nn.Module):
         super().__init__()
         self.norm_in = nn.BatchNorm2d(1, BATCH_NORM_EPSILON)
         # Timbre: wide in frequency (38 and 67 bands), 7 frames long. Rhythm: one band, 128 to 32 frames long.
-        fronts = [ConvNorm(1, 204, (7, width), (3, 3)) for width in (38, 67)]
-        fronts += [ConvNorm(1, 51, (length, 1), ((length - 1) // 2, length // 2)) for length in (128, 64, 32)]
+        fronts = [conv_norm(1, 204, (7, width), (3, 3)) for width in (38, 67)]
+        fronts += [conv_norm(1, 51, (length, 1), ((length - 1) // 2, length // 2)) for length in (128, 64, 32)]
         self.fronts = nn.ModuleList(fronts)
         widths = (2 * 204 + 3 * 51, 64, 64)  # 561 features from the fronts
-        self.middle = nn.ModuleList(ConvNorm(1, 64, (7, width), (3, 3)) for width in widths)
+        self.middle = nn.ModuleList(conv_norm(1, 64, (7, width), (3, 3)) for width in widths)
         self.norm_pooled = nn.BatchNorm1d(2 * (widths[0] + 3 * 64), BATCH_NORM_EPSILON)
         self.dense = nn.Linear(2 * (widths[0] + 3 * 64), DIM)
         self.norm_out = nn.BatchNorm1d(DIM, BATCH_NORM_EPSILON)
@@ -100,13 +91,13 @@ def load_weights(network: Musicnn, data: bytes) -> None:
     The file has all variables as little-endian float32 in the order of their names, and after each trained
     one the two moments of Adam. TensorFlow numbers layers of a kind in the order in which they were made.
     """
-    convolutions: list[Any] = [*network.fronts, *network.middle]
-    norms: list[Any] = [network.norm_in, *(layer.norm for layer in convolutions), network.norm_pooled, network.norm_out]
+    layers: list[Any] = [*network.fronts, *network.middle]
+    norms: list[Any] = [network.norm_in, *(layer[-1] for layer in layers), network.norm_pooled, network.norm_out]
     variables: dict[str, Tensor] = dict.fromkeys(("beta1_power", "beta2_power"), torch.zeros(()))  # Adam's; not needed
-    for i, layer in enumerate(convolutions):
+    for i, (_, convolution, *_) in enumerate(layers):
         name = f"conv2d_{i}" if i else "conv2d"
-        variables[f"{name}/kernel"] = layer.convolution.weight.permute(2, 3, 1, 0)  # [height, width, in, out]
-        variables[f"{name}/bias"] = layer.convolution.bias
+        variables[f"{name}/kernel"] = convolution.weight.permute(2, 3, 1, 0)  # [height, width, in, out]
+        variables[f"{name}/bias"] = convolution.bias
     for i, norm in enumerate(norms):
         name = f"batch_normalization_{i}" if i else "batch_normalization"
         variables |= {f"{name}/gamma": norm.weight, f"{name}/beta": norm.bias}

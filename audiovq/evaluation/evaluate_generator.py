@@ -3,8 +3,6 @@
 Distances and statistics of generated pieces are reported with the same figures of real music.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +23,7 @@ from audiovq.evaluation.frechet import frechet_estimate, frechet_floor
 from audiovq.evaluation.held_out import training_and_held_out_music
 from audiovq.evaluation.music_statistics import music_statistics
 from audiovq.evaluation.notes import check_installed, harmony
-from audiovq.evaluation.tables import Estimate, mean_estimate, print_table
+from audiovq.evaluation.tables import mean_estimate, print_table
 from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import say
 
@@ -161,7 +159,10 @@ def compare_sets(
         found = [music_statistics(piece.waveform, sample_rate) for piece in group]
         if notes:
             found = [each | harmony(piece.waveform, sample_rate) for each, piece in zip(found, group, strict=True)]
-        statistics[name] = {key: _mean_over_tracks(group, [each[key] for each in found]) for key in found[0]}
+        statistics[name] = {}
+        for key in found[0]:  # each track has equal weight, because pieces of one track are alike
+            tracks = _by_track(group, [each[key] for each in found])
+            statistics[name][key] = mean_estimate([float(np.mean(track)) for track in tracks])
     return {
         "sets": {
             name: {"pieces": len(group), "tracks": len(windows[name]), "windows": sum(map(len, windows[name]))}
@@ -186,11 +187,6 @@ def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> list[list[Any]]
     for piece, value in zip(pieces, values, strict=True):
         tracks.setdefault(piece.track, []).append(value)
     return list(tracks.values())
-
-
-def _mean_over_tracks(pieces: Sequence[Piece], values: Sequence[float]) -> Estimate:
-    """Mean and interval over tracks, each track with equal weight, because pieces of one track are alike."""
-    return mean_estimate([float(np.mean(track)) for track in _by_track(pieces, values)])
 
 
 def print_tables(report: dict[str, Any]) -> None:

@@ -3,8 +3,6 @@
 Metrics of each track and prefix of levels are reported with their means and with the use of the codes.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping

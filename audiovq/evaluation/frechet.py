@@ -9,8 +9,6 @@ A set is a list of arrays float [windows, dim], one per track, because windows o
 independent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

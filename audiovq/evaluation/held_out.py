@@ -1,7 +1,5 @@
 """The real music that a model is compared with: tracks of its run, or of another folder."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Loudness by ITU-R BS.1770-4, and the gains that make clips equally loud."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Every metric is a function `f(reconstruction, reference, sample_rate) -> float` 
 `compare` applies them to long tracks.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Statistics that distinguish music from noise, silence and drones: level, pitch classes, onsets."""
 
-from __future__ import annotations
-
 import math
 
 import librosa

@@ -4,8 +4,6 @@ A tokenizer may keep the spectrum in the eyes of a mel distance and lose most no
 the extra audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0).
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

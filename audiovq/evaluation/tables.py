@@ -1,7 +1,5 @@
 """Means over tracks with confidence intervals, and tables of figures on the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

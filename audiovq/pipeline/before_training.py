@@ -1,7 +1,5 @@
 """Before a training begins: the music of a recipe that names none, and a message if the training takes long."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Sequence

@@ -1,8 +1,5 @@
 """`audiovq doctor`: checks this machine. Each check loads its own libraries, so that a broken one is found."""
 
-from __future__ import annotations
-
-import importlib
 import importlib.metadata
 import itertools
 import os
@@ -12,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +48,6 @@ def examine() -> Iterator[CheckResult]:
             yield CheckResult(name, BROKEN, f"{type(error).__name__}: {' '.join(str(error).split())}", advice)
 
 
-def is_broken(results: list[CheckResult]) -> bool:
-    return any(result.status == BROKEN for result in results)
-
-
-def _load(name: str) -> Any:
-    return importlib.import_module(name)
-
-
 def check_packages() -> Iterator[CheckResult]:
     """The packages that audiovq requires have the versions that it requires."""
     own = importlib.metadata.version("audiovq")
@@ -85,12 +75,9 @@ def check_packages() -> Iterator[CheckResult]:
 
 def check_devices() -> Iterator[CheckResult]:
     """The CPU, and a matrix product on each GPU."""
-    torch = _load("torch")
-    yield CheckResult(
-        "CPU",
-        OK,
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-    )
+    torch = import_module("torch")
+    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    yield CheckResult("CPU", OK, f"{platform.processor() or platform.machine()}, {threads}")
     for i in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory / 2**30
         x = torch.ones(64, 64, device=f"cuda:{i}")
@@ -110,7 +97,7 @@ def check_devices() -> Iterator[CheckResult]:
 
 def check_audio() -> Iterator[CheckResult]:
     """The formats that soundfile and ffmpeg read, and the precision of sampling on this CPU."""
-    soundfile, packed = _load("soundfile"), _load("audiovq.sampling.packed_weights")
+    soundfile, packed = import_module("soundfile"), import_module("audiovq.sampling.packed_weights")
     version = f"soundfile {soundfile.__version__}, libsndfile {soundfile.__libsndfile_version__}"
     missing = [name for name in AUDIO_FORMATS if name not in soundfile.available_formats()]
     if missing:
@@ -139,7 +126,7 @@ def check_disk() -> Iterator[CheckResult]:
 
 def check_model() -> Iterator[CheckResult]:
     """The bundled model encodes, decodes and generates."""
-    api, torch = _load("audiovq.api"), _load("torch")
+    api, torch = import_module("audiovq.api"), import_module("torch")
     times = [time.monotonic()]
     generator = api.Generator.from_pretrained(api.bundled_model())
     tokenizer = generator.tokenizer

@@ -4,11 +4,11 @@ The run folder has everything (see `run_folder`). A stage that is done is not re
 interrupted continues from its newest checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,13 +18,14 @@ from audiovq.data import storage
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan
 from audiovq.distributed import collectives
-from audiovq.pipeline.results import write_results
+from audiovq.evaluation.code_statistics import code_statistics, held_out_bits, level_counts
 from audiovq.pipeline.run_folder import RunFolder
 from audiovq.pipeline.run_lock import only_writer
 from audiovq.pipeline.samples import generate_samples, reconstruct_samples
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.adopt import adopt_pretrained, pretrained_prior, pretrained_tokenizer
 from audiovq.pretrained.identity import tokenizer_hash
+from audiovq.pretrained.locate import prior_folders
 from audiovq.prior.extend import describe_new_labels
 from audiovq.recipe import Recipe, TrainingConfig
 from audiovq.report.page import report_run, try_report
@@ -38,7 +39,7 @@ from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
 from audiovq.training.trackers import TrackerConfig, installed_trackers
 from audiovq.utils import signals
-from audiovq.utils.files import atomic_folder, write_checksums
+from audiovq.utils.files import atomic_folder, write_checksums, write_text
 from audiovq.utils.progress import say
 
 
@@ -70,20 +71,17 @@ class Run:
                 f"{self.recipe.name}: stage decoder needs decoder_tuning in the recipe, which is null; "
                 "set it, such as --set decoder_tuning.training.steps=10000"
             )
+        files = self.files
         with signals.deferred():
-            if self._is_finished(stages):
-                self.files.open()
+            missing = [stage for stage in stages if not files.is_done(stage)]
+            has_codes, has_report = files.is_done("codes"), collectives.from_rank_0(files.has_report())
+            if not missing and (has_report or not has_codes):
+                files.open()
                 say(f"{self.folder}: finished, nothing to do")
                 return
             with only_writer(self.folder) if self.main else contextlib.nullcontext():
                 self._go(stages)
             collectives.barrier()  # launchers take a process that ends early for a failed one
-
-    def _is_finished(self, stages: tuple[str, ...]) -> bool:
-        files = self.files
-        missing = [stage for stage in stages if not files.is_done(stage)]
-        has_codes, has_report = files.is_done("codes"), collectives.from_rank_0(files.has_report())
-        return not missing and bool(has_report or not has_codes)
 
     def _go(self, stages: tuple[str, ...]) -> None:
         files = self.files
@@ -128,8 +126,22 @@ class Run:
         if self.pages and self.main:
             try_report(lambda: report_run(self.folder))
 
-    def samples_folder(self, stage: str) -> Path:
-        return self.folder / "samples" / stage
+
+def write_results(run: Path, shards: Shards, device: torch.device) -> None:
+    """Measure, write report.json and print one line for each prior."""
+    split = "valid" if shards.index.tracks.of("valid") else "train"
+    levels: list[dict[str, Any]] = code_statistics(level_counts(shards, split), shards.index)
+    for level, folder in enumerate(prior_folders(run)):
+        prior, _ = checkpoint.load_prior(folder)
+        levels[level] |= held_out_bits(prior.to(device), shards, split)
+    write_text(run / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
+    tracks = "held-out tracks" if split == "valid" else "the training tracks (none is held out)"
+    for i, level in enumerate(level for level in levels if "bits_per_second" in level):
+        say(
+            f"level {i}: {level['bits_per_code']:.2f} bits per code on {tracks} "
+            f"(unigram {level['unigram_bits_per_code']:.2f}), "
+            f"{level['bits_per_second']:.0f} bits per second"
+        )
 
 
 # --- stages ---------------------------------------------------------------------------------------
@@ -151,7 +163,7 @@ def train_tokenizer(run: Run) -> None:
         run.train(task, stage.training)
         network = task.network
     if run.main:
-        reconstruct_samples(run.samples_folder("tokenizer"), network, data, recipe.samples, run.device)
+        reconstruct_samples(run.folder / "samples" / "tokenizer", network, data, recipe.samples, run.device)
         checkpoint.save_tokenizer(run.folder / "tokenizer", network)
     collectives.barrier()
 
@@ -184,7 +196,7 @@ def tune_decoder(run: Run) -> None:
     task = DecoderTask(stage, recipe.tokenizer, recipe.data, data, network, recipe.seed)
     run.train(task, stage.training)
     if run.main:
-        reconstruct_samples(run.samples_folder("decoder"), network, data, recipe.samples, run.device)
+        reconstruct_samples(run.folder / "samples" / "decoder", network, data, recipe.samples, run.device)
         checkpoint.replace_by_tuned(folder, network, stage.training.steps)
     collectives.barrier()
 

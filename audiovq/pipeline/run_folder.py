@@ -12,8 +12,6 @@ run/report.json              codebook usage, and bits of each prior
 run/report.html              all of this in one page, to listen to and look at
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -5,8 +5,6 @@ writer is killed. On the same machine the process itself shows whether it is ali
 for dead if the file is not renewed for a while; clocks need not agree. There is no `flock`: some shared disks ignore it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -69,7 +67,9 @@ def _acquire(path: Path, mine: dict[str, Any]) -> None:
         if found != last:
             last, changed = found, now
         if _has_ended(writer, mine) or now - changed > STALE_SECONDS:
-            _replace(path, mine)
+            temporary = path.with_name(f".lock-{mine['token']}")
+            temporary.write_text(json.dumps(mine), encoding="utf-8")
+            temporary.replace(path)
             time.sleep(2 * POLL_SECONDS)  # if several processes take it over at once, the last one has it
             if _read(path)[0] == mine:
                 return
@@ -80,12 +80,6 @@ def _acquire(path: Path, mine: dict[str, Any]) -> None:
             )
         signals.poll()
         time.sleep(POLL_SECONDS)
-
-
-def _replace(path: Path, mine: dict[str, Any]) -> None:
-    temporary = path.with_name(f".lock-{mine['token']}")
-    temporary.write_text(json.dumps(mine), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _renew(path: Path, mine: dict[str, Any], ended: threading.Event) -> None:

@@ -1,7 +1,5 @@
 """`audiovq sample`: from the options of the command line to files."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import secrets
@@ -9,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -172,8 +170,9 @@ def _sample(
     folder = pick_model()
     shards = Shards(codes_place(folder)) if options.check_copies else None
     generator = Generator.from_pretrained(folder)
-    given = _given(generator, options)
-    n_samples = given.n_samples if given else generator.n_samples(_seconds(options))
+    n_samples = generator.n_samples(SECONDS if options.seconds is None else options.seconds)
+    given = _given(generator, options, n_samples)
+    n_samples = given.n_samples if given else n_samples
     if first:
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
     mine = options.items[collectives.rank() :: collectives.world_size()]
@@ -219,6 +218,7 @@ def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) 
         if options.save_codes:
             check_codes_output(path.with_suffix(".codes"), inputs)
     if options.stream and options.stream != "-":
+        check_folder(Path(options.stream).parent)
         check_output(Path(options.stream), [b"RIFF"], inputs)
         check_writable(_preview(target), inputs)
 
@@ -247,14 +247,9 @@ def read_piece(tokenizer: Tokenizer, path: str) -> Codes:
     return Codes.load(path) if Path(path).suffix == ".codes" else tokenizer.encode_file(path)
 
 
-def _seconds(options: SampleOptions) -> float:
-    return SECONDS if options.seconds is None else options.seconds
-
-
-def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
+def _given(generator: Generator, options: SampleOptions, n_samples: int) -> CodeMask | None:
     """The codes that stay, of a prompt or of a piece that is changed."""
     if options.prompt:
-        n_samples = generator.n_samples(_seconds(options))
         return generator.begin_with(read_piece(generator.tokenizer, options.prompt), n_samples)
     if not options.source:
         return None
@@ -323,13 +318,10 @@ class LiveDecoder:
         blocks = [codes[0, :0] for _ in self.lengths]
         blocks[level] = codes[0, self.counts[level] :]
         self.counts[level] = codes.shape[1]
-        waveforms = [self.decoder.push(blocks)]
+        self.write(self.decoder.push(blocks))
         if self.counts == self.lengths:
             self.finished = True
-            waveforms.append(self.decoder.finish(self.n_samples))
-        for waveform in waveforms:
-            if waveform.shape[-1]:
-                self.write(waveform)
+            self.write(self.decoder.finish(self.n_samples))
 
 
 @contextlib.contextmanager
@@ -342,7 +334,7 @@ def _live(options: SampleOptions, generator: Generator, n_samples: int, target: 
     n_codes = -(-n_samples // generator.hop_lengths[0])
     preview = _preview(target)
     with (
-        _stream_file(options.stream) as file,
+        contextlib.nullcontext(sys.stdout.buffer) if options.stream == "-" else open(options.stream, "wb") as file,
         AudioWriter(file, generator.sample_rate, tokenizer.config.channels, n_samples) as wav,
     ):
         live, previewed = LiveDecoder(tokenizer, n_samples, n_levels, wav.write), set[Path]()
@@ -355,13 +347,3 @@ def _live(options: SampleOptions, generator: Generator, n_samples: int, target: 
             live(level, codes)
 
         yield on_codes
-
-
-@contextlib.contextmanager
-def _stream_file(name: str) -> Iterator[BinaryIO]:
-    if name == "-":
-        yield sys.stdout.buffer
-        return
-    check_folder(Path(name).parent)
-    with Path(name).open("wb") as file:
-        yield file

@@ -1,7 +1,5 @@
 """The listening report of new pieces; a separate module, because it loads plotting libraries."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

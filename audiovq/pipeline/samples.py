@@ -1,7 +1,5 @@
 """Audio and spectrograms that a run makes after each stage, to listen to its progress."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

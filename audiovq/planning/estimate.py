@@ -4,8 +4,6 @@ Arithmetic and activations are counted in one pass over one example: a prior on 
 tensors have no values; tokenizer and decoder on a short crop, because both grow in proportion to its length.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """An estimate as lines to print."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

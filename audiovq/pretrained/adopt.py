@@ -1,7 +1,5 @@
 """Completes a recipe with the settings of the pretrained models that its training starts from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from audiovq import config as conf

@@ -1,7 +1,5 @@
 """Reads and writes the folder of one model: config.json, model.safetensors and their checksums."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +20,6 @@ from audiovq.utils.device import torch_defaults
 from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, file_sha256, utf8_path, write_checksums
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
-
-
-# --- read -----------------------------------------------------------------------------------------
 
 
 def load_tokenizer(folder: Path) -> VQVAE:
@@ -98,9 +93,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def tuning_steps(folder: Path) -> int:
     """The number of steps that a tokenizer's decoder was tuned for; 0 if it was not."""
     return read_config(folder, "tokenizer").get("decoder_tuning_steps", 0)
-
-
-# --- write ----------------------------------------------------------------------------------------
 
 
 def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = None) -> None:

@@ -1,7 +1,5 @@
 """Exports the models of a run: the folder of `save_pretrained`, with what the run knows in its model card."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -64,9 +62,6 @@ def export_model(
     return lines
 
 
-# --- facts for the model card ---------------------------------------------------------------------
-
-
 def run_facts(place: Path) -> RunFacts:
     """What a run knows about data, recipe and results; nothing for a folder that is not a run."""
     if not (place / "recipe.yaml").is_file():
@@ -112,11 +107,9 @@ def find_credits(music: Path, recipe: Recipe) -> str:
     of a CREDITS file one folder up; empty if there is none."""
     if recipe.data.credits is not None:
         return _read_text(music / recipe.data.credits)
-    candidates = [
-        *(path for pattern in CREDITS for path in sorted(music.glob(pattern))),
-        *sorted(music.parent.glob(CREDITS[0])),
-    ]
-    texts = [path for path in candidates if path.is_file() and path.suffix.lower() in {"", ".md", ".txt"}]
+    found = [path for pattern in CREDITS for path in sorted(music.glob(pattern))]
+    found += sorted(music.parent.glob(CREDITS[0]))
+    texts = [path for path in found if path.is_file() and path.suffix.lower() in {"", ".md", ".txt"}]
     return _read_text(texts[0]) if texts else ""
 
 

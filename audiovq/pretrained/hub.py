@@ -4,8 +4,6 @@ The `ModelHubMixin` of the hub's client wants one config and one weights file pe
 folder with a tokenizer and its priors, so whole folders are sent and downloaded.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import huggingface_hub

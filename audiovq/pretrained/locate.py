@@ -1,7 +1,5 @@
 """Finds the folder of a model: a run, an exported folder, a model on the hub, or the bundled model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from audiovq import config as conf
@@ -80,7 +78,10 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
         last = folder / "tokenizer" / CONFIG
         if last.is_file() and prior:
             try:
-                last = folder / f"prior-{_n_levels(last) - 1}" / CONFIG
+                last = folder / f"prior-{len(conf.read_json(last)['model']['hop_lengths']) - 1}" / CONFIG
+            except (KeyError, TypeError):
+                say(f"left out: {last}: expected the config of a tokenizer; delete the run or train it again")
+                continue
             except ValueError as error:
                 say(f"left out: {error}")
                 continue
@@ -90,10 +91,3 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
         newest = max(finished, key=lambda folder: finished[folder])
         return newest, f"the newest run, {newest}"
     return bundled_model(), "the bundled model"
-
-
-def _n_levels(config: Path) -> int:
-    try:
-        return len(conf.read_json(config)["model"]["hop_lengths"])
-    except (KeyError, TypeError):
-        raise ValueError(f"{config}: expected the config of a tokenizer; delete the run or train it again") from None

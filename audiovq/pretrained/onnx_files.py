@@ -6,8 +6,6 @@ decode.onnx: codes_0, codes_1, … -> waveform float32 [batch, channels, samples
 The metadata of both files has all rules (rate, padding, pieces of long recordings), as JSON under `audiovq`.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import json

@@ -3,8 +3,6 @@
 The card is README.md, with the metadata that the Hugging Face hub reads.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,9 +93,6 @@ def save_pretrained(
         )
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return compared
-
-
-# --- the model card -------------------------------------------------------------------------------
 
 
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:

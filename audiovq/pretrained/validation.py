@@ -6,8 +6,6 @@ the memory that the size of its weights file justifies, and its weights must be 
 and shape.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -25,9 +23,6 @@ from audiovq.prior.spec import PriorSpec
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
-
-
-# --- config.json ----------------------------------------------------------------------------------
 
 
 def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: Path) -> ConfigT:
@@ -68,9 +63,6 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
         raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {', '.join(missing)}")
     vocabularies = {name: list(values) for name, values in spec.vocabularies.items()}
     return PriorSpec(**(spec.model_dump() | {"hop_lengths": hops, "vocabularies": vocabularies}))
-
-
-# --- weights --------------------------------------------------------------------------------------
 
 
 class Allowance(TorchFunctionMode):

@@ -106,8 +106,8 @@ class TimingConditioner(Conditioner):
         super().__init__()
         self.dropout, self.sample_rate = config.dropout, spec.sample_rate
         self.seconds_per_code = spec.hop_length / spec.sample_rate
-        self.register_buffer("periods", 2.0 ** torch.arange(3, 13), persistent=False)  # 8 s to an hour
-        self.register_buffer("waves", math.pi * torch.arange(1.0, 5.0), persistent=False)
+        self.periods = nn.Buffer(2.0 ** torch.arange(3, 13), persistent=False)  # 8 s to an hour
+        self.waves = nn.Buffer(math.pi * torch.arange(1.0, 5.0), persistent=False)
         self.project = nn.Linear(2 * (3 * 10 + 4), dim, bias=False)
         nn.init.normal_(self.project.weight, std=0.02)
 
@@ -116,8 +116,8 @@ class TimingConditioner(Conditioner):
         passed = index.float() * self.seconds_per_code
         total = (conditions.n_samples.float() / self.sample_rate)[:, None].expand_as(passed)
         times = torch.stack([total, passed, total - passed], dim=-1)  # [b, n_codes, 3]
-        angles = (times[..., None] * (2 * math.pi / self.periods)).flatten(-2)  # type: ignore[operator]
-        fraction = (passed / total.clamp(min=1e-3))[..., None] * self.waves  # type: ignore[operator]
+        angles = (times[..., None] * (2 * math.pi / self.periods)).flatten(-2)
+        fraction = (passed / total.clamp(min=1e-3))[..., None] * self.waves
         angles = torch.cat([angles, fraction], dim=-1)
         vectors = self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
         return vectors * self.keep(len(index), index.device)[:, None, None].to(vectors.dtype)
@@ -197,13 +197,13 @@ class InfillConditioner(Conditioner):
         self.embedding = nn.Embedding(spec.codebook_size + 2, dim)
         nn.init.normal_(self.embedding.weight, std=0.5)
         periods = 4.0 * (config.reach / 2) ** (torch.arange(16) / 15)  # codes: 4 to twice the reach
-        self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
+        self.frequencies = nn.Buffer(2 * math.pi / periods, persistent=False)
         self.project = nn.Linear(32, dim, bias=False)
         nn.init.normal_(self.project.weight, std=0.1)
 
     def _distance(self, codes: Tensor) -> Tensor:
         """Codes until the gap's end, negative after it, [...] -> [..., dim]."""
-        angles = codes.clamp(max=self.reach).float()[..., None] * self.frequencies  # type: ignore[operator]
+        angles = codes.clamp(max=self.reach).float()[..., None] * self.frequencies
         return self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]

@@ -1,7 +1,5 @@
 """A prior that starts from another one, with new labels and new conditioners."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

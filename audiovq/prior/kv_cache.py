@@ -3,8 +3,6 @@
 Those of a prefix (text, or the codes after a gap) come before the ring and stay.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Rotary position embedding: attention scores depend on the distance of two positions alone."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

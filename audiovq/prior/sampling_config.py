@@ -1,7 +1,5 @@
 """Settings for drawing a code from a prior's logits."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from audiovq.config import Config

@@ -1,7 +1,5 @@
 """What a prior must know about the codes that it models."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -5,8 +5,6 @@ frames of their input (`radius_samples`: in samples). `VQVAE` adds them up, so t
 exactly the context that they depend on.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """How codebooks start and stay in use: k-means, usage counts, revival; all pooled over levels and ranks."""
 
-from __future__ import annotations
-
 import torch
 from einops import rearrange
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Start-up from data: statistics and codebooks are measured on a batch of music."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

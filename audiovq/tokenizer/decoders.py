@@ -1,7 +1,5 @@
 """Decoders: from features at the finest hop to the waveform. A new one is a class and a line in `DECODERS`."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -37,8 +35,6 @@ class IstftDecoder(nn.Module):
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
         spectrum: Literal["polar", "complex"] = "polar"  # each bin as magnitude and phase, or both parts
 
-    window: Tensor
-
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int):
         super().__init__()
         if config.overlap % 2 or hop_length % 2:
@@ -54,7 +50,7 @@ class IstftDecoder(nn.Module):
         self.head = nn.Linear(config.dim, channels * (self.n_fft + 2))
         self.radius = 3 + self.stack.radius + config.overlap
         self.period = config.overlap  # frames
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.window = nn.Buffer(torch.hann_window(self.n_fft), persistent=False)
         with torch.no_grad():
             if self.polar:
                 self._biases()[1].uniform_(0, 2 * math.pi)

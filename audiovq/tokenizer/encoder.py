@@ -1,7 +1,5 @@
 """The encoder: a front from the waveform to features at the finest hop, then strided convolutions."""
 
-from __future__ import annotations
-
 from pydantic import Field
 from torch import Tensor, nn
 

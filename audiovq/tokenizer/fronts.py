@@ -1,7 +1,5 @@
 """Fronts: from the waveform to features at the finest hop. A new one is a class and a line in `FRONTS`."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -56,14 +54,11 @@ class SpectralFront(nn.Module):
     spectrum would be much larger than what changes from frame to frame.
     """
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, n_features: int, dim: int):
         super().__init__()
         self.mix = nn.Conv1d(n_features, dim, kernel_size=1)
-        self.register_buffer("mean", torch.zeros(n_features, 1))
-        self.register_buffer("scale", torch.ones(n_features, 1))
+        self.mean = nn.Buffer(torch.zeros(n_features, 1))
+        self.scale = nn.Buffer(torch.ones(n_features, 1))
 
     def set_statistics(self, mean: Tensor, square: Tensor, n: int) -> None:
         """From each feature's mean and mean square [n_features] over this rank's n items."""
@@ -90,13 +85,11 @@ class StftFront(SpectralFront):
         kind: Literal["stft"] = "stft"
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop
 
-    window: Tensor
-
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
         n_fft = hop_length * config.overlap
         super().__init__(channels * 3 * (n_fft // 2 + 1), dim)
         self.hop_length, self.radius_samples = hop_length, n_fft
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.window = nn.Buffer(torch.hann_window(n_fft), persistent=False)
 
     @torch.no_grad()
     def initialise(self, waveform: Tensor) -> None:

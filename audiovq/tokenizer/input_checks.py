@@ -1,7 +1,5 @@
 """Checks of the tokenizer's inputs; each raises a ValueError with what was expected and what was found."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

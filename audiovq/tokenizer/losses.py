@@ -81,9 +81,6 @@ def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:
 class MelSpectrogram(nn.Module):
     """Mel magnitudes of one window size, with at most `n_mels` bands; short windows have fewer, none empty."""
 
-    filters: Tensor
-    window: Tensor
-
     def __init__(self, sample_rate: int, n_fft: int, n_mels: int = 320):
         super().__init__()
         self.n_fft = n_fft
@@ -91,8 +88,8 @@ class MelSpectrogram(nn.Module):
         filters = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1, 0.0, sample_rate / 2, self.n_mels, sample_rate, norm=None, mel_scale="slaney"
         )
-        self.register_buffer("filters", filters, persistent=False)  # [bins, mels]
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.filters = nn.Buffer(filters, persistent=False)  # [bins, mels]
+        self.window = nn.Buffer(torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> [n, mels, frames]
         return self.bands(stft_magnitude(waveform, self.window))

@@ -1,7 +1,5 @@
 """Normalization of latents before they are quantized: channels of equal size, and uncorrelated ones."""
 
-from __future__ import annotations
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -16,14 +14,11 @@ class BatchNorm(nn.Module):
     Without it the latents of a new encoder have almost the same direction, and all get one code.
     """
 
-    mean: Tensor
-    variance: Tensor
-
     def __init__(self, dim: int, momentum: float = 0.1):
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("variance", torch.ones(dim))
+        self.mean = nn.Buffer(torch.zeros(dim))
+        self.variance = nn.Buffer(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:  # [b, time, dim] -> the same, float32
         x = x.float()
@@ -44,14 +39,12 @@ class ZCAWhitening(nn.Module):
     """
 
     LEAST = 0.02
-    correlation: Tensor
-    matrix: Tensor
 
     def __init__(self, dim: int, momentum: float = 0.03):
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("correlation", torch.eye(dim))
-        self.register_buffer("matrix", torch.eye(dim))
+        self.correlation = nn.Buffer(torch.eye(dim))
+        self.matrix = nn.Buffer(torch.eye(dim))
 
     def forward(self, x: Tensor) -> Tensor:  # [b, time, dim] -> the same
         with torch.autocast(x.device.type, enabled=False):

@@ -4,8 +4,6 @@
 lengths, so that they can be exported to ONNX with free lengths.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any
@@ -48,13 +46,11 @@ def transform(waveform: Tensor, kernels: Tensor, hop_length: int) -> Tensor:
 class ConvStftFront(nn.Module):
     """`StftFront` with a strided convolution as its Fourier transform."""
 
-    kernels: Tensor
-
     def __init__(self, front: StftFront):
         super().__init__()
         self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
         self.hop_length = front.hop_length
-        self.register_buffer("kernels", stft_kernels(front.window))
+        self.kernels = nn.Buffer(stft_kernels(front.window))
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
         parts = transform(waveform, self.kernels, self.hop_length)
@@ -90,9 +86,6 @@ class ConvMelFront(nn.Module):
 class ConvIstftDecoder(nn.Module):
     """`IstftDecoder` with a transposed convolution as inverse Fourier transform, window and overlap-add."""
 
-    kernels: Tensor
-    squares: Tensor
-
     def __init__(self, decoder: IstftDecoder):
         super().__init__()
         self.decoder = decoder
@@ -101,8 +94,8 @@ class ConvIstftDecoder(nn.Module):
         weights = torch.full((decoder.n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
         weights[0] = weights[-1] = 1  # the others count for their conjugates, too
         kernels = torch.cat([cos * weights, -sin * weights]) * window / decoder.n_fft
-        self.register_buffer("kernels", kernels[:, None].float())  # [2 bins, 1, n_fft]
-        self.register_buffer("squares", window.square()[None, None].float())
+        self.kernels = nn.Buffer(kernels[:, None].float())  # [2 bins, 1, n_fft]
+        self.squares = nn.Buffer(window.square()[None, None].float())
 
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, t * hop]
         parts = [rearrange(part, "b c t f -> (b c) f t") for part in self.decoder.spectrum(self.decoder.trunk(x))]

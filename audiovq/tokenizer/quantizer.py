@@ -105,18 +105,15 @@ class EMAQuantizer(Quantizer):
         kmeans_iterations: int = Field(default=10, ge=0)
 
     loss_names = ("commitment",)
-    embedding: Tensor
-    counts: Tensor
-    sums: Tensor
 
     def __init__(self, config: Config):
         super().__init__(config)
         shape = (config.codebook_size, config.codebook_dim)
         self.pass_gradient = GRADIENTS[config.gradient]
-        self.register_buffer("embedding", F.normalize(torch.randn(shape), dim=-1))
+        self.embedding = nn.Buffer(F.normalize(torch.randn(shape), dim=-1))
         # Moving averages per step: how often each code is chosen, and the sum of the latents that choose it.
-        self.register_buffer("counts", torch.ones(config.codebook_size))
-        self.register_buffer("sums", self.embedding.clone())
+        self.counts = nn.Buffer(torch.ones(config.codebook_size))
+        self.sums = nn.Buffer(self.embedding.clone())
 
     def encode(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, enabled=False):
@@ -187,16 +184,14 @@ class GumbelQuantizer(Quantizer):
         kmeans_iterations: int = Field(default=10, ge=0)
 
     loss_names = ("kl",)
-    n_steps: Tensor
-    counts: Tensor
 
     def __init__(self, config: Config):
         super().__init__(config)
         shape = (config.codebook_size, config.codebook_dim)
-        self.register_buffer("counts", torch.ones(config.codebook_size))  # moving averages per step
+        self.counts = nn.Buffer(torch.ones(config.codebook_size))  # moving averages per step
         self.embedding = nn.Parameter(F.normalize(torch.randn(shape), dim=-1))
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
-        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # updates so far
+        self.n_steps = nn.Buffer(torch.zeros((), dtype=torch.int64))  # updates so far
 
     @property
     def temperature(self) -> Tensor:
@@ -276,14 +271,11 @@ class FSQuantizer(Quantizer):
         def codebook_dim(self) -> int:
             return len(self.levels)
 
-    levels: Tensor
-    places: Tensor
-
     def __init__(self, config: Config):
         super().__init__(config)
         places = [math.prod(config.levels[:i]) for i in range(len(config.levels))]  # what each digit counts
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.levels = nn.Buffer(torch.tensor(config.levels), persistent=False)
+        self.places = nn.Buffer(torch.tensor(places), persistent=False)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Any vectors -> (-1, 1)."""

@@ -5,8 +5,6 @@ and the results for the context are discarded. Padding a window with zeros inste
 layer pads its own input at a track's end, and the features of silence are not zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 The saved model is a plain prior. Needs the extra `audiovq[lora]`.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from typing import Any

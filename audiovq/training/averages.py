@@ -1,7 +1,5 @@
 """A moving average of the weights, which is evaluated and saved instead of the last step's weights."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,18 +1,17 @@
-"""The examples of each step, split among ranks and micro-batches, and means over the whole batch.
+"""The examples of each step, split among ranks and micro-batches, and means over the whole batch or several.
 
 Step k of a run has examples k·batch_size … (k + 1)·batch_size - 1, on any number of devices.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -118,3 +117,28 @@ def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
     """The sums of all ranks, which must have the same names, as numbers."""
     total = collectives.all_reduce_(torch.stack(list(sums.values())))
     return dict(zip(sums, total.tolist(), strict=True))
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task, batches: Iterable[list[Any]], n_batches: int, split: BatchSplit, accelerator: Accelerator
+) -> dict[str, float] | None:
+    """Mean loss and metrics over some batches; None if a signal was received before the last one.
+
+    Args:
+        batches: each a list of this rank's micro-batches.
+    """
+    sums: dict[str, Tensor] = {}
+    task.eval()
+    try:
+        for batch in batches:
+            if collectives.any_rank(signals.received() is not None)[0]:
+                return None
+            weights = microbatch_weights(task, batch, split, accelerator.device)
+            for weight, examples in zip(weights, batch, strict=True):
+                with accelerator.autocast():
+                    loss, metrics = task(examples)
+                add_weighted(sums, {"loss": loss, **metrics}, weight / n_batches)
+    finally:
+        task.train()
+    return sum_over_ranks(sums)

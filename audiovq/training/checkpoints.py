@@ -5,8 +5,6 @@ All else (data order, random numbers, learning rate) is a function of the step. 
 removed after that. It can be loaded on any number of devices, whether weights are sharded or not.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A task on one or many devices: replicated on each (DDP), or with its weights sharded among them (FSDP2)."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from typing import Any

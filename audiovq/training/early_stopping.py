@@ -1,7 +1,5 @@
 """Early stopping: training ends when the held-out loss no longer falls, with the best weights."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

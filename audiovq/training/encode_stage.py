@@ -1,7 +1,5 @@
 """Encodes the music of a data set into shards of codes, between the stages that train."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -8,8 +8,6 @@ wrong, its subject (such as the level, where one check may find several things) 
 check about a subject is reported, once.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
@@ -96,9 +94,6 @@ def wrong_since(points: Points, is_wrong: Callable[[float], bool], n: int = LAST
     """The step, later than `after`, since which all values are wrong; None if these are fewer than `n`."""
     run = list(itertools.takewhile(lambda point: point[0] > after and is_wrong(point[1]), reversed(points)))
     return run[-1][0] if len(run) >= n else None
-
-
-# --- checks ---------------------------------------------------------------------------------------
 
 
 def not_finite(facts: StageFacts, series: Series) -> Findings:

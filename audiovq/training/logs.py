@@ -1,7 +1,5 @@
 """Log files of a training, metrics.jsonl and health.jsonl, and a stopwatch for its steps."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -9,8 +9,6 @@ A task may train several networks against each other. Each has its own optimizer
 one backward pass serves all, so that every parameter has a gradient on every rank.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Iterator
@@ -24,11 +22,10 @@ from torch import Tensor, nn
 from audiovq.distributed import collectives, rng
 from audiovq.recipe import TrainingConfig
 from audiovq.training.averages import Averages
-from audiovq.training.batches import BatchSplit, Microbatch, add_weighted, load_batches, microbatch_weights, step_seed
+from audiovq.training.batches import BatchSplit, add_weighted, evaluate, load_batches, microbatch_weights, step_seed
 from audiovq.training.checkpoints import Checkpoints
 from audiovq.training.devices import distribute, forget_compiled, gather_gradients, whole
 from audiovq.training.early_stopping import BestWeights
-from audiovq.training.evaluation import evaluate
 from audiovq.training.monitor import Monitor
 from audiovq.training.nonfinite import NonFiniteGuard
 from audiovq.training.optimizer import make_optimizer
@@ -136,6 +133,7 @@ class Training:
             loss, metrics and gradient norms: scalars on the device. Their sums over ranks are means over
                 the batch.
         """
+        seed = step_seed(self.task.seed, self.task.title, step)
         torch.manual_seed(step_seed(self.task.seed, self.task.title, step, collectives.rank()))
         sums: dict[str, Tensor] = {}
         weights = microbatch_weights(self.task, batch, self.split, self.device)  # [micro-batches]
@@ -143,12 +141,17 @@ class Training:
         for i, (microbatch, examples) in enumerate(zip(self.split.microbatches(), batch, strict=True)):
             # Gradients add up over the micro-batches; ranks exchange them once, in the last backward pass.
             with gather_gradients(self.model, now=i == len(batch) - 1):
-                with self.random_numbers(step, microbatch), self.accelerator.autocast():
+                # Random numbers are functions of seed, step and an example's place in the batch.
+                numbers = rng.batch_share(seed, microbatch.first, self.split.batch_size, self.device)
+                with numbers, self.accelerator.autocast():
                     loss, metrics = self.model(examples)
                 # The exchange takes the mean over ranks, but the weights are for a sum: hence world_size.
                 (loss * weights[i] * collectives.world_size()).backward()
             add_weighted(sums, {"loss": loss, **metrics}, weights[i])
-        norms = [clip_gradients(part) for part in self.parts]
+        # Clip; the norms are those before, the same on all ranks.
+        norms = [
+            whole(nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip)) for part in self.parts
+        ]
         # A step with a loss or gradients that are not finite is skipped: it leaves all state as it was.
         is_finite = self.guard.check(sums["loss"], norms)
         for part, optimizer, norm in zip(self.parts, self.optimizers, norms, strict=True):
@@ -156,11 +159,6 @@ class Training:
             sums[f"gradient_norm{part.suffix}"] = norm / collectives.world_size()
         self.averages.update(step, is_finite)
         return sums
-
-    def random_numbers(self, step: int, microbatch: Microbatch) -> Any:
-        """Within `with`, random numbers are functions of seed, step and an example's place in the batch."""
-        seed = step_seed(self.task.seed, self.task.title, step)
-        return rng.batch_share(seed, microbatch.first, self.split.batch_size, self.device)
 
     def evaluate(self, done: int) -> bool:
         """Measure the held-out loss and keep the best weights; False if a signal interrupted it."""
@@ -172,11 +170,6 @@ class Training:
                 self.best.update(done, metrics["loss"], self.task.network)
         self.monitor.stopwatch.restart()
         return metrics is not None
-
-
-def clip_gradients(part: Part) -> Tensor:
-    """Clip the gradients of a part; returns their norm before, the same on all ranks."""
-    return whole(nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip))
 
 
 def update(part: Part, optimizer: Any, step: int, is_finite: Tensor) -> None:

@@ -1,7 +1,5 @@
 """Reports on a training while it runs: metrics.jsonl, trackers, health checks, and lines on the terminal."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

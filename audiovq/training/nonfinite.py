@@ -4,8 +4,6 @@ The decision is made on the device, from numbers that are the same on all ranks,
 ranks never differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

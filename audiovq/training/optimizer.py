@@ -9,8 +9,6 @@ for the device; it takes only matrices; it rounds to bfloat16 on a CPU, too; and
 Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

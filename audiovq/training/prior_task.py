@@ -1,7 +1,5 @@
 """Stage 2: a prior learns to predict the codes of its level, given those of all coarser levels."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the training loop trains: a `Task` has a network, examples and a loss."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

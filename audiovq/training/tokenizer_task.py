@@ -1,7 +1,5 @@
 """Stage 1: the VQ-VAE learns to reconstruct crops of music."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,6 @@ class TokenizerTask(Task):
     """
 
     network: VQVAE
-    n_steps: Tensor
     splits_batches = True  # statistics and codebooks are updated once per step, with all examples
 
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
@@ -52,7 +49,7 @@ class TokenizerTask(Task):
         self.title = self.recipe_key = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
-        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # without skipped steps
+        self.n_steps = nn.Buffer(torch.zeros((), dtype=torch.int64))  # without skipped steps
         self.example_seconds = stage.crop_samples / stage.model.sample_rate
         self.losses = ReconstructionLoss(stage.losses, stage.model.sample_rate)
         decoder = self.network.groups[0].decoder
@@ -75,11 +72,10 @@ class TokenizerTask(Task):
     def health_facts(self) -> dict[str, Any]:
         stage, model, seconds = self.stage, self.stage.model, self.stage.crop_seconds
         samples = stage.training.batch_size * stage.crop_samples
-        advice = AGAINST_COLLAPSE[model.quantizer.kind]
         return {
             "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps),
             "most_codes": tuple(min(model.codebook_size, samples // hop) for hop in model.hop_lengths),
-            "against_collapse": advice(stage) if advice else "",
+            "against_collapse": more_codes(stage),
             "against_silence": f", or set tokenizer.crop_seconds to {2 * seconds:g} (now {seconds:g})",
         }
 
@@ -140,19 +136,17 @@ def level_metrics(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Ten
     }
 
 
-def _revive_more(stage: TokenizerStage) -> str:
-    now = stage.model.quantizer.revival_fraction
+def more_codes(stage: TokenizerStage) -> str:
+    """Advice on how more codes are used; "" if nothing but a lower learning rate helps."""
+    quantizer = stage.model.quantizer
+    if quantizer.kind == "gumbel":
+        return f"set tokenizer.losses.kl to {stage.losses.kl / 4:g} (now {stage.losses.kl:g})"
+    if quantizer.kind != "ema":
+        return ""
+    now = quantizer.revival_fraction
     wanted = 0.05 if now < 0.05 else min(0.2, 2 * now)
     key = "tokenizer.model.quantizer.revival_fraction"
     return f"set {key} to {wanted:g} (now {now:g}), or lower tokenizer.training.learning_rate"
-
-
-def _less_kl(stage: TokenizerStage) -> str:
-    return f"set tokenizer.losses.kl to {stage.losses.kl / 4:g} (now {stage.losses.kl:g})"
-
-
-# How more codes are used, by the quantizer's kind; None: by a lower learning rate.
-AGAINST_COLLAPSE = {"ema": _revive_more, "gumbel": _less_kl, "fsq": None}
 
 
 @torch.no_grad()

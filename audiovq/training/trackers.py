@@ -1,7 +1,5 @@
 """Live metrics in TensorBoard, wandb or trackio, in addition to metrics.jsonl; by accelerate's trackers."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os

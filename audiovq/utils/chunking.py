@@ -5,8 +5,6 @@ than the context is the same as from the whole. Which windows come depends on st
 length alone, never on the sizes of the blocks, so the results have the same bits for all block sizes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar

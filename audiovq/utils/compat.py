@@ -3,8 +3,6 @@
 This module knows all of them. Everything else in the package uses the current names only.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Container, Mapping
@@ -104,11 +102,7 @@ def current_key(path: str) -> str:
 
 
 def current_model_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """A model's config with current keys.
-
-    Args:
-        kind: "tokenizer" or "prior".
-    """
+    """The config of a model, which is a "tokenizer" or a "prior", with current keys."""
     names = MODEL_KEYS[kind]
     renamed = ((names.get(key, key), value) for key, value in config.items())
     return {key: value for key, value in renamed if key is not None}
@@ -125,17 +119,14 @@ def without_obsolete(found: Mapping[str, T], expected: Container[str]) -> dict[s
 
 
 def _move(mapping: Any, old: list[str], new: list[str], place: str) -> bool:
-    """Move the value at path `old` to path `new`, which has as many keys or fewer; True if there was one.
-
-    Both paths are alike up to the last key of `new`.
-    """
+    """Move the value at path `old` to `new`, which is like it up to its last key; True if there was one."""
     if isinstance(mapping, list) and old[0] == "*":
         moved = [_move(item, old[1:], new[1:], place) for item in mapping]
         return any(moved)
-    if not isinstance(mapping, dict) or old[0] not in mapping:
+    if not isinstance(mapping, dict):
         return False
     if len(new) > 1:
-        return _move(mapping[old[0]], old[1:], new[1:], place)
+        return _move(mapping.get(old[0]), old[1:], new[1:], place)
     holder: Any = mapping
     for key in old[:-1]:
         holder = holder.get(key) if isinstance(holder, dict) else None

@@ -1,7 +1,5 @@
 """The device that models run on."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -1,7 +1,5 @@
 """What libraries need of the user's account, where there is none, as in many containers."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import os

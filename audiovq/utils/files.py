@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all, checksums, and JSON lines."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import hashlib
@@ -160,20 +158,16 @@ def write_text(path: Path, text: str) -> None:
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
+        digest = hashlib.sha256()
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
 
 
-def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """Write sha256.json, with the checksum of every file in a folder.
-
-    Args:
-        known: file name to checksum, for files that were read before.
-    """
-    sums = {path.name: (known or {}).get(path.name) or file_sha256(path) for path in sorted(folder.iterdir())}
+def write_checksums(folder: Path) -> None:
+    """Write sha256.json, with the checksum of every file in a folder."""
+    sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     (folder / SUMS).write_text(json.dumps(sums, indent=1))
 
 

@@ -1,7 +1,5 @@
 """Applies a function to a batch a few items at a time: the same values and gradients with less memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ Within `deferred()` a signal only sets a flag. Long loops call `poll()` between 
 usual, and `poll` does nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

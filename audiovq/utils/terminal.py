@@ -1,7 +1,5 @@
 """Text that any terminal prints, and none obeys."""
 
-from __future__ import annotations
-
 import io
 import sys
 
