@@ -105,21 +105,16 @@ const openProject = async (id) => {
     closed: () => reopen(id),
   });
 };
-const reopen = (id) => openProject(id).catch((error) => {
+const reopen = (id) => openProject(id).catch(async (error) => {
   if (!$("#lost").hidden) return setTimeout(() => reopen(id), 2000);
-  complain(error.message); // it was deleted elsewhere
-  location.hash = "";
+  history.replaceState(null, "", "#");
+  await showStart();
+  complain(error.message); // as when it was deleted elsewhere
 });
 const route = attempt(async () => {
   const id = location.hash.slice(1);
   if (!id || id === "main") return showStart();
-  if (project?.id === id) return;
-  try {
-    await openProject(id);
-  } catch (error) {
-    if ($("#lost").hidden) location.hash = "";
-    throw error;
-  }
+  if (project?.id !== id) await reopen(id);
 });
 
 const showProject = async (next) => {
