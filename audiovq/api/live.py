@@ -102,6 +102,8 @@ class Live:
             labels, seed, options = dict(self.options.labels), self.seed, dict[str, Any]()
             for name, value in controls.items():
                 if name == "labels":
+                    if not isinstance(value, Mapping):
+                        raise ValueError(f"labels: expected names with values, found {value!r:.60}")
                     labels |= value
                 elif name == "seed":
                     seed = whole_number(value, "seed")

@@ -15,6 +15,7 @@ from audiovq.cli.encode import encode
 from audiovq.cli.evaluate import evaluate
 from audiovq.cli.export import export
 from audiovq.cli.info import info
+from audiovq.cli.live import live
 from audiovq.cli.options import arrange
 from audiovq.cli.plan import plan
 from audiovq.cli.push import push
@@ -27,7 +28,7 @@ from audiovq.utils import compat
 from audiovq.utils.signals import Interrupted
 
 COMMANDS = (
-    copies, decode, doctor, encode, evaluate, export, info, plan, push, recipes, report, sample,
+    copies, decode, doctor, encode, evaluate, export, info, live, plan, push, recipes, report, sample,
     studio, train,
 )  # fmt: skip
 COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # its name is in the OSError if it cannot load

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from audiovq.sampling.decode_state import DecodeState
+if TYPE_CHECKING:
+    from audiovq.sampling.decode_state import DecodeState
 
 
 def interleave(states: Mapping[int, DecodeState], runs: Mapping[int, Iterator[None]]) -> Iterator[int]:
