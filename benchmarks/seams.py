@@ -36,13 +36,13 @@ def bits(prior: Prior, levels: list[Tensor], request: Request) -> Tensor:
     level = prior.spec.level
     codes = F.pad(levels[level], (1, 0), value=prior.spec.codebook_size)
     n = codes.shape[1] - 1
-    around = coarser_at_rate_above(prior, levels[:level], 1, n)
     guided = GuidedPrior(prior, piece_conditions(prior, request, 1))
     cache, parts = prior.new_cache(1), []
     guided.write_prefix(cache)
     for start in range(0, n, 256):
         end = min(start + 256, n)
-        logits = prior(codes[:, start:end], guided.context(around, start, end), cache)[0]
+        window = coarser_at_rate_above(prior, levels[:level], 1, n, start, end)
+        logits = prior(codes[:, start:end], guided.context(window, start, end), cache)[0]
         parts.append(F.cross_entropy(logits, codes[0, start + 1 : end + 1], reduction="none") / math.log(2))
     return torch.cat(parts)
 

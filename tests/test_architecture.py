@@ -17,7 +17,7 @@ FLOORS = [
     {"training", "sampling"},
     {"api", "planning"},
     {"evaluation"},
-    {"report"},
+    {"report", "live"},
     {"pipeline", "studio"},
     {"cli"},
 ]

@@ -248,9 +248,10 @@ def test_each_code_depends_on_the_chroma_of_its_own_time(level: int) -> None:
     prior = make(level, (KINDS["chroma"](),))
     n = -(-5000 // HOPS[level])
     chroma = torch.arange(20) % 13 + 1
-    around = coarser_at_rate_above(prior, [torch.zeros(1, 20).long(), torch.zeros(1, 40).long()], 1, n)
 
     def context(chroma: torch.Tensor | None, start: int = 0, end: int = n) -> torch.Tensor:
+        coarser = [torch.zeros(1, 20).long(), torch.zeros(1, 40).long()]
+        around = coarser_at_rate_above(prior, coarser, 1, n, start, end)
         return GuidedPrior(prior, conditions_of(prior, 1, 5000, {}, chroma=chroma)).context(around, start, end)[0]
 
     with torch.no_grad():

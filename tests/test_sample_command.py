@@ -122,15 +122,12 @@ def test_varying_rendering_anew_and_going_on_both_ways(tiny_run: Path, tmp_path:
         assert torch.equal(a[:n], b[at : at + n])
 
 
-def test_the_stream_is_the_file_and_the_preview_is_the_top_level(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_stream_is_the_file(tiny_run: Path, tmp_path: Path) -> None:
     options = ("--seconds", 7.3, "--stream", tmp_path / "live.wav", "--out", tmp_path / "x.wav")
     sample(tiny_run, *options)
     live, whole = read(tmp_path / "live.wav"), read(tmp_path / "x.wav")
     assert len(live) == len(whole) == 58400
     assert np.abs(live.astype(int) - whole).max() <= 1
-    tokenizer, codes = Tokenizer.from_pretrained(tiny_run), Codes.load(tmp_path / "x.codes")
-    top = (tokenizer.decode(codes, 1)[0] * 32767).round().short().numpy()
-    assert np.abs(read(tmp_path / "x-preview.wav").astype(int) - top).max() <= 1
     command = [sys.executable, "-m", "audiovq", "sample", "--model", tiny_run, "--seconds", "7.3", "--seed", "1"]
     piped = subprocess.run(
         [*command, "--stream", "-", "--out", tmp_path / "y.wav"], capture_output=True, check=True, cwd=ROOT

@@ -1,6 +1,7 @@
-"""What users import: `Tokenizer` (audio ↔ codes) and `Generator` (nothing, or a prompt → music)."""
+"""What users import: `Tokenizer` (audio ↔ codes), `Generator` (nothing, or a prompt → music) and `Live`."""
 
 from audiovq.api.generator import Generator
+from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.pretrained.hub import push_folder
@@ -10,6 +11,7 @@ from audiovq.utils.device import pick_device
 
 __all__ = [
     "Generator",
+    "Live",
     "PieceOptions",
     "Tokenizer",
     "bundled_model",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiovq.api.few_threads import few_threads
+from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions, level_settings, make_request, options_from_keywords
 from audiovq.api.shareable import Shareable
 from audiovq.api.tokenizer import Tokenizer
@@ -33,10 +34,7 @@ from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
-SMALL_NETWORK = 10_000_000  # parameters
 MAX_SECONDS = 24 * 3600.0
-_threads_lock = threading.Lock()
-_threads_before: list[int] = []  # torch's threads before each of the calls that sample now
 
 
 class Generator(Shareable):
@@ -162,11 +160,13 @@ class Generator(Shareable):
         journal: Journal | None = None,
         on_codes: CodesCallback = ignore_codes,
         n_levels: int | None = None,
+        in_time_order: bool = False,
     ) -> Iterator[Codes]:
         """Generate the items `items` of a seed, one after the other; arguments as `sample_codes`.
 
         Args:
             n_levels: stop after so many levels; default all.
+            in_time_order: let all levels grow together, see `sampling.generate`.
         """
         options = options or PieceOptions()
         priors = self.priors[:n_levels]
@@ -187,8 +187,9 @@ class Generator(Shareable):
                     journal.open({**vars(request), "given": mask, **fixed})
                     if journal.n_known and options.progress:
                         say(f"going on from {journal.n_known} codes per item of an interrupted run")
-                with _few_threads(priors):
-                    levels = generate(priors, settings, request, mask, _advancing(bar, on_codes), journal)
+                with few_threads(priors):
+                    callback = _advancing(bar, on_codes)
+                    levels = generate(priors, settings, request, mask, callback, journal, in_time_order)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
                     yield self.tokenizer.make_codes(row, n_samples)
 
@@ -213,6 +214,10 @@ class Generator(Shareable):
             found = list(drawn)
             mask.levels[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
             yield found
+
+    def live(self, seed: int = 0, **options: Any) -> Live:
+        """Music without end that can be changed while it sounds; arguments as `Live`."""
+        return Live(self, seed, **options)
 
     def begin_with(self, prompt: Codes, n_samples: int) -> CodeMask:
         """A piece of `n_samples` that starts with `prompt`; ValueError for one that cannot be continued."""
@@ -305,24 +310,6 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
         for name in known.keys() & spec.vocabularies.keys():
             if known[name] != spec.vocabularies[name]:
                 raise ValueError(f"prior {level}: expected the values of label {name} that prior 0 has, found others")
-
-
-@contextlib.contextmanager
-def _few_threads(priors: Sequence[Prior]) -> Iterator[None]:
-    """One thread while small networks sample on the CPU: the matrices of a step are too small to share. The
-    number of threads must not depend on the batch, because it can change the last bits of a product."""
-    largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
-    if largest >= SMALL_NETWORK or priors[0].head.weight.device.type != "cpu":
-        yield
-        return
-    with _threads_lock:  # a thread that begins meanwhile must not take the 1 for what was set before
-        _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _threads_lock:
-            torch.set_num_threads(_threads_before.pop())
 
 
 def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:

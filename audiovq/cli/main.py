@@ -16,7 +16,7 @@ from audiovq.utils.terminal import print_anything, printable
 
 # Each is a function in the module of its name.
 COMMANDS = (
-    *("copies", "decode", "doctor", "encode", "evaluate", "export", "info"),
+    *("copies", "decode", "doctor", "encode", "evaluate", "export", "info", "live"),
     *("plan", "push", "recipes", "report", "sample", "studio", "train"),
 )
 COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # its name is in the OSError if it cannot load

@@ -179,10 +179,11 @@ def _sample(
     written: dict[Path, Codes] = {}
     with (
         Journal(target.with_name(f".{target.stem}.journal")) as journal,
-        _live(options, generator, n_samples, target) as on_codes,
+        _live(options, generator, n_samples) as on_codes,
         _advice_if_interrupted(seed, journal),
     ):
-        drawn = generator.pieces(n_samples, seed, mine, options, given=given, journal=journal, on_codes=on_codes)
+        callbacks = {"journal": journal, "on_codes": on_codes, "in_time_order": bool(options.stream)}
+        drawn = generator.pieces(n_samples, seed, mine, options, given=given, **callbacks)
         pieces, chosen = zip(mine, drawn, strict=True), list(options.items)
         if options.best:
             candidates = dict(pieces)
@@ -220,11 +221,6 @@ def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) 
     if options.stream and options.stream != "-":
         check_folder(Path(options.stream).parent)
         check_output(Path(options.stream), [b"RIFF"], inputs)
-        check_writable(_preview(target), inputs)
-
-
-def _preview(target: Path) -> Path:
-    return target.with_stem(f"{target.stem}-preview")
 
 
 def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions) -> None:
@@ -325,25 +321,14 @@ class LiveDecoder:
 
 
 @contextlib.contextmanager
-def _live(options: SampleOptions, generator: Generator, n_samples: int, target: Path) -> Iterator[CodesCallback]:
-    """For --stream, a callback that writes a preview when level 0 is finished, and the piece as it grows."""
+def _live(options: SampleOptions, generator: Generator, n_samples: int) -> Iterator[CodesCallback]:
+    """For --stream, a callback that writes the piece as it grows."""
     if options.stream is None:
         yield ignore_codes
         return
     tokenizer, n_levels = generator.tokenizer, len(generator.priors)
-    n_codes = -(-n_samples // generator.hop_lengths[0])
-    preview = _preview(target)
     with (
         contextlib.nullcontext(sys.stdout.buffer) if options.stream == "-" else open(options.stream, "wb") as file,
         AudioWriter(file, generator.sample_rate, tokenizer.config.channels, n_samples) as wav,
     ):
-        live, previewed = LiveDecoder(tokenizer, n_samples, n_levels, wav.write), set[Path]()
-
-        def on_codes(level: int, codes: Tensor) -> None:
-            if level == 0 < n_levels - 1 and codes.shape[1] == n_codes and not previewed:
-                tokenizer.decode_file(tokenizer.make_codes([codes[0].cpu()], n_samples), preview)
-                say(f"{preview}: level 0 alone")
-                previewed.add(preview)
-            live(level, codes)
-
-        yield on_codes
+        yield LiveDecoder(tokenizer, n_samples, n_levels, wav.write)

@@ -35,6 +35,7 @@ class Conditions:
     text: Tensor | None = None  # int64 [b, n_bytes], UTF-8 bytes plus one, 0 after the end
     chroma: Tensor | None = None  # int64 [b, n_frames], pitch class plus one, from the first code's frame on
     right: Tensor | None = None  # int64 [b, n], codes after a gap; `codebook_size` outside the track, -1 unknown
+    timing_end: Tensor | None = None  # int64 [b], index in the piece where timing stands still
     gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`, or NO_GAP
 
     def only_where(self, keep: Tensor) -> Conditions:
@@ -113,6 +114,8 @@ class TimingConditioner(Conditioner):
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]
         index = torch.arange(n_codes, device=conditions.position.device) + conditions.position[:, None]
+        if conditions.timing_end is not None:
+            index = index.minimum(conditions.timing_end[:, None])
         passed = index.float() * self.seconds_per_code
         total = (conditions.n_samples.float() / self.sample_rate)[:, None].expand_as(passed)
         times = torch.stack([total, passed, total - passed], dim=-1)  # [b, n_codes, 3]

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.sampling.engine import new_engine
 from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
@@ -34,9 +34,11 @@ class DecodeState:
     """The codes of a level, a row for each item or, with segments, for each item of each segment.
 
     Args:
-        coarser: int64 [items, n_codes] per coarser level, complete.
+        coarser: int64 [items, n_codes] per coarser level. They may be views of codes that are still drawn.
         given: int64 [items, n_codes], -1 where a code is to be drawn.
         layout: of segments; default `request.segments`, and one for level 0.
+        block: codes whose context is computed at once.
+        endless: the piece has no end: timing stands still in the middle of `request.n_samples`, see `move`.
 
     Attributes:
         codes: int64 [rows, 1 + n]. codes[:, t] precedes position t; the first one means "outside the track".
@@ -52,20 +54,23 @@ class DecodeState:
         request: Request,
         guidance: float = 1.0,
         layout: SegmentLayout | None = None,
+        block: int = 0,
+        endless: bool = False,
     ):
         spec, (self.n_items, n_codes) = prior.spec, given.shape
         n_segments = request.segments if spec.level else 1
-        self.prior, self.request = prior, request
+        self.prior, self.request, self.coarser, self.endless = prior, request, list(coarser), endless
+        self.start = 0  # the piece's position of the first of these codes
         window = prior.config.transformer.window
         self.layout = layout or lay_out_segments(n_codes, n_segments, window, spec.ratio)
         starts, length = self.layout.starts, self.layout.length
-        end = max(n_codes, starts[-1] + length)  # the last segment may reach beyond the level's end
-        padded = F.pad(given, (0, end - n_codes), value=-1)
+        self.end = max(n_codes, starts[-1] + length)  # the last segment may reach beyond the level's end
+        padded = F.pad(given, (0, self.end - n_codes), value=-1)
         self.given = torch.cat([padded[:, s : s + length] for s in starts])
-        around = coarser_at_rate_above(prior, coarser, self.n_items, end)
-        n_around = -(-length // spec.ratio) + 2 * prior.config.context_codes
-        self.around = torch.cat([around[:, :, s // spec.ratio :][:, :, :n_around] for s in starts])
-        self.guided = GuidedPrior(prior, piece_conditions(prior, request, self.n_items, starts), guidance)
+        is_given = (self.given >= 0).all(dim=0).tolist()
+        self.is_given = is_given[: max((t + 1 for t, found in enumerate(is_given) if not found), default=0)]
+        self.block = -(-(block or BLOCK) // (len(starts) * spec.ratio)) * spec.ratio
+        self.guided = GuidedPrior(prior, self.conditions(request), guidance)
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.cache = self.engine.cache
         self.guided.write_prefix(self.cache)
@@ -73,10 +78,34 @@ class DecodeState:
         self.n_done, self.in_prefill = 0, False
         self.sum = torch.zeros((), device=given.device)  # of all logits; it is looked at seldom, as a GPU must wait
 
+    def conditions(self, request: Request) -> Conditions:
+        """The conditions of all rows."""
+        starts = [self.start + start for start in self.layout.starts]
+        found = piece_conditions(self.prior, request, self.n_items, starts)
+        if self.endless:
+            found.timing_end = found.n_samples // (2 * self.prior.spec.hop_length)
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be drawn."""
+        return self.n_done >= len(self.is_given)
+
+    @property
+    def n_known(self) -> int:
+        """Codes from the first on that will not change: those done, and after the last drawn one all."""
+        return self.given.shape[1] if self.finished else self.n_done
+
     @property
     def final_codes(self) -> Tensor:
-        """int64 [items, n_done]; with segments, those of the first segment."""
-        return self.codes[: self.n_items, 1 : self.n_done + 1]
+        """int64 [items, n_known]; with segments, those of the first segment."""
+        return self.codes[: self.n_items, 1 : self.n_known + 1]
+
+    def n_needed(self) -> int:
+        """How many codes, at the rate of the next coarser level, the next pass needs of each coarser one."""
+        ratio = self.prior.spec.ratio
+        stop = min((self.n_done // self.block + 1) * self.block, len(self.is_given))
+        return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.end // ratio))
 
     def stretches(self) -> Iterator[Stretch]:
         """What remains to go through the network, in order; nothing after the last code to be drawn.
@@ -85,13 +114,10 @@ class DecodeState:
         run was interrupted: a pass over many positions and one over a single position differ in the last
         bits, which can change a draw. So a resumed run gets the same codes.
         """
-        is_given = (self.given >= 0).all(dim=0).tolist()
-        n = max((t + 1 for t, found in enumerate(is_given) if not found), default=0)
-        ratio = self.prior.spec.ratio
-        size = -(-BLOCK // (len(self.layout.starts) * ratio)) * ratio
-        for begin in range(0, n, size):
-            block = range(begin, min(begin + size, n))
-            for key, group in itertools.groupby(block, key=is_given.__getitem__):
+        n = len(self.is_given)
+        for begin in range(self.n_done // self.block * self.block, n, self.block):
+            block = range(begin, min(begin + self.block, n))
+            for key, group in itertools.groupby(block, key=self.is_given.__getitem__):
                 positions = list(group)
                 if positions[-1] >= self.n_done:
                     yield Stretch(positions[0], positions[-1] + 1, key, block)
@@ -103,7 +129,9 @@ class DecodeState:
             self.guided.set_gap(known, gap_end_after(self.given, stretch.start))
             self.guided.write_prefix(self.cache)
         block = stretch.block
-        context = self.guided.context(self.around, block.start, block.stop)
+        parts = [(start + block.start, start + block.stop) for start in self.layout.starts]
+        windows = [coarser_at_rate_above(self.prior, self.coarser, self.n_items, self.end, *part) for part in parts]
+        context = self.guided.context(torch.cat(windows), block.start, block.stop)
         return context[:, stretch.start - block.start : stretch.end - block.start]
 
     def noise(self, stretch: Stretch) -> Tensor:
@@ -111,7 +139,7 @@ class DecodeState:
         seed, spec = self.request.seed, self.prior.spec
         rows = [
             gumbel_noise(seed, item, spec.level, start + stretch.start, start + stretch.end, spec.codebook_size)
-            for start in self.layout.starts
+            for start in (self.start + start for start in self.layout.starts)
             for item in self.request.items
         ]
         return torch.stack(rows).to(self.codes.device)
@@ -141,21 +169,51 @@ class DecodeState:
         self.codes[:, t + 1] = torch.where(self.given[:, t] < 0, drawn, self.given[:, t])
         self.n_done = t + 1
 
+    def move(self, n: int) -> None:
+        """Forget the first n codes, for a piece without end: position n becomes position 0, and `start` rises."""
+        kept = self.codes[:, n:].clone()
+        self.codes.fill_(-1)[:, : kept.shape[1]] = kept
+        self.start, self.n_done = self.start + n, self.n_done - n
+        self.guided.conditions.position += n
+
+    def change(self, request: Request, guidance: float) -> None:
+        """Other conditions and another guidance from the next code on. What is without conditions in a new
+        guidance has no past of its own, and takes that of the piece."""
+        self.request, old = request, self.cache
+        self.guided = GuidedPrior(self.prior, self.conditions(request), guidance)
+        n_times = self.guided.n_rows // self.n_items
+        if self.guided.n_rows != old.both.shape[2]:
+            self.engine = new_engine(self.prior, self.guided.n_rows, request.precision)
+            self.cache = self.engine.cache
+            self.cache.both.copy_(old.both[:, :, : self.n_items].repeat(1, 1, n_times, 1, 1, 1))
+            self.cache.advance(old.length)
+        self.guided.write_prefix(self.cache)
+
     def joined(self) -> Tensor:
         """The finished level, int64 [items, n_codes]."""
         return self.layout.join(list(self.codes[:, 1:].split(self.n_items)))
 
 
-def coarser_at_rate_above(prior: Prior, coarser: Sequence[Tensor], batch: int, n_codes: int) -> Tensor:
-    """All coarser levels at the rate of the next coarser one, with `context_codes` "outside the track" at
-    both ends: int64 [batch, level, ceil(n_codes / ratio) + 2 · context_codes]."""
-    spec, context_codes = prior.spec, prior.config.context_codes
-    n = -(-n_codes // spec.ratio)
+def coarser_at_rate_above(
+    prior: Prior, coarser: Sequence[Tensor], batch: int, n_codes: int, start: int = 0, end: int | None = None
+) -> Tensor:
+    """All coarser levels at the rate of the next coarser one, for codes [start, end) of a level of `n_codes`.
+
+    Args:
+        start: a multiple of the prior's ratio.
+        end: default `n_codes`.
+    Returns:
+        int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes], with the neighbours at both ends.
+    """
+    spec, context_codes, device = prior.spec, prior.config.context_codes, prior.head.weight.device
+    if not spec.level:
+        return torch.zeros(batch, 0, 0, dtype=torch.int64, device=device)
+    n, end = -(-n_codes // spec.ratio), n_codes if end is None else end
+    index = torch.arange(start // spec.ratio - context_codes, -(-end // spec.ratio) + context_codes, device=device)
     rows = []
     for level in range(spec.level):
-        repeats = spec.hop_lengths[level] // spec.hop_lengths[spec.level - 1]
-        row = repeat(coarser[level], "b t -> b (t r)", r=repeats)[:, :n]
-        rows.append(F.pad(row, (context_codes, n - row.shape[1] + context_codes), value=spec.codebook_size))
-    if not rows:
-        return torch.zeros(batch, 0, 0, dtype=torch.int64, device=prior.head.weight.device)
+        at = index // (spec.hop_lengths[level] // spec.hop_lengths[spec.level - 1])
+        outside = (index < 0) | (index >= n) | (at >= coarser[level].shape[1])
+        row = coarser[level][:, at.clamp(0, coarser[level].shape[1] - 1)]
+        rows.append(row.masked_fill(outside, spec.codebook_size))
     return torch.stack(rows, dim=1)

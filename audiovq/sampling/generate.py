@@ -1,4 +1,5 @@
-"""Ancestral sampling: level 0 first, then each finer level given all coarser ones. Any length.
+"""Ancestral sampling: level 0 first, then each finer level given all coarser ones. Any length. Either a level
+is finished before the next begins, or all grow together in the order of time.
 
 All tasks are a mask of given codes. A new piece has none; a continued piece has its beginning; an edited
 piece has all codes outside the gap; a new rendering has the coarser levels.
@@ -14,6 +15,7 @@ from torch import Tensor
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
+from audiovq.sampling.interleave import interleave
 from audiovq.sampling.journal import Journal
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.request import Request
@@ -35,6 +37,7 @@ def generate(
     given: Sequence[Tensor] | None = None,
     on_codes: CodesCallback = ignore_codes,
     journal: Journal | None = None,
+    in_time_order: bool = False,
 ) -> list[Tensor]:
     """Generate the codes of the first len(priors) levels.
 
@@ -43,33 +46,44 @@ def generate(
         given: int64 [1 or items, n_codes] per level; -1 where a code is to be drawn, all others stay.
         on_codes: called after each pass through a prior, and at the end of each level.
         journal: codes of its last snapshot are not drawn again; it makes snapshots of new ones.
+        in_time_order: draw each finer code as soon as the coarser ones around it are there, instead of one
+            level after the other. The codes are the same. Not with segments, which need whole coarser levels.
     Returns:
         int64 [items, ceil(n_samples / hop_length)] per level, the given codes included.
     """
-    levels: list[Tensor] = []
+    levels: list[Tensor] = []  # of a level at work, a view of the codes that are being drawn
+    together: dict[int, DecodeState] = {}
     for level, (prior, setting) in enumerate(zip(priors, settings, strict=True)):
         shape = len(request.items), -(-request.n_samples // prior.spec.hop_length)
         mask = given[level] if given else torch.full((1, shape[1]), -1)
         mask = mask.to(prior.head.weight.device).expand(shape)
         if journal and level in journal.finished:
-            codes = journal.finished[level].to(mask.device)
+            levels.append(journal.finished[level].to(mask.device))
         elif bool((mask < 0).any()):
             state = DecodeState(prior, levels, mask, request, setting.guidance)
             if journal:
-                journal.restore(state)
-            for _ in draw_level(state, setting):
-                signals.poll()
-                on_codes(level, state.final_codes)
-                if journal:
-                    journal.note()
-            state.check_finite()
-            codes = state.joined()
-            if journal:
-                journal.finish(level, codes)
+                journal.restore(level, state)
+            together[level] = state
+            levels.append(state.codes[:, 1:])
         else:
-            codes = mask
-        levels.append(codes)
-        on_codes(level, codes)
+            levels.append(mask)
+        if level not in together:
+            on_codes(level, levels[level])
+        if in_time_order and request.segments == 1 and level + 1 < len(priors):
+            continue
+        runs = {at: draw_level(state, settings[at]) for at, state in together.items()}
+        for at in interleave(together, runs):
+            signals.poll()
+            on_codes(at, together[at].final_codes)
+            if journal:
+                journal.note()
+        for at, state in together.items():
+            state.check_finite()
+            levels[at] = state.joined()
+            if journal:
+                journal.finish(at, levels[at])
+            on_codes(at, levels[at])
+        together = {}
     return levels
 
 

@@ -72,17 +72,15 @@ class GuidedPrior:
         conditional, unconditional = logits.float().chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
-    def context(self, around: Tensor, start: int, end: int) -> Tensor:
+    def context(self, window: Tensor, start: int, end: int) -> Tensor:
         """The prior's context of codes [start, end) of each row, float [n_rows, end - start, dim].
 
         Args:
-            around: int64 [batch, level, n + 2 · context_codes], the coarser levels from each row's first
-                code on (`coarser_at_rate_above`).
+            window: int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes], the coarser levels
+                around these codes (`coarser_at_rate_above`).
             start: a multiple of the prior's ratio.
         """
-        prior, conditions = self.prior, self.conditions
-        spec, context_codes = prior.spec, prior.config.context_codes
-        window = around[:, :, start // spec.ratio : -(-end // spec.ratio) + 2 * context_codes]
+        prior, conditions, spec = self.prior, self.conditions, self.prior.spec
         position = conditions.position + start
         chroma = conditions.chroma
         if chroma is not None:

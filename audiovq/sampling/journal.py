@@ -1,8 +1,8 @@
 """Snapshots of pieces that are being generated, so that an interrupted run goes on where it was.
 
 A folder next to the output has a file for each group of items that are generated together: a safetensors
-file with the finished levels (`level.0`, ...) and, of the level at work, the codes so far (`codes`) and the
-network's cache (`keys`, `values`), and its CRC-32. The name is a hash of everything that determines the
+file with the finished levels (`level.0`, ...) and, of each level at work, the codes so far (`codes.1`) and the
+network's cache (`keys.1`, `values.1`), and its CRC-32. The name is a hash of everything that determines the
 codes. A lock file next to it is held by the process at work.
 
 A snapshot replaces the one before atomically. With the cache restored, a resumed run continues with the
@@ -47,7 +47,7 @@ class Journal:
         self.folder = folder
         self.paths: list[Path] = []  # of each group; the last is at work
         self.lock: FileLock | None = None  # of the group at work
-        self.state: DecodeState | None = None  # of the level at work
+        self.states: dict[int, DecodeState] = {}  # of the levels at work
         self.changed = False  # since the last snapshot
 
     def open(self, facts: dict[str, Any]) -> None:
@@ -72,22 +72,25 @@ class Journal:
             found = load(data[:-4]) if zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little") else {}
         except (OSError, SafetensorError):  # missing or damaged
             found = {}
-        self.n_known = sum(codes.shape[1] for name, codes in found.items() if name not in ("keys", "values"))
-        self.unfinished = {name: found.pop(name) for name in ("codes", "keys", "values") if name in found}
-        self.finished = {int(name.removeprefix("level.")): codes.long() for name, codes in found.items()}
+        self.finished = {int(name[6:]): codes.long() for name, codes in found.items() if name.startswith("level.")}
+        # Names without a level are of version 0.1, whose only level at work was the one after the finished ones.
+        level = len(self.finished)
+        self.unfinished = {x if "." in x else f"{x}.{level}": found[x] for x in found if not x.startswith("level.")}
+        codes = [tensor for name, tensor in found.items() if name.startswith(("level", "codes"))]
+        self.n_known = sum(tensor.shape[1] for tensor in codes)
         self.due = time.monotonic() + SNAPSHOT_SECONDS
 
-    def restore(self, state: DecodeState) -> None:
-        """Put the codes and the cache of the snapshot into a new state of the level at work."""
-        self.state = state
-        if self.unfinished:
-            codes = self.unfinished["codes"]
+    def restore(self, level: int, state: DecodeState) -> None:
+        """Put the codes and the cache of the snapshot into a new state of a level at work."""
+        self.states[level] = state
+        parts = [self.unfinished.pop(f"{name}.{level}", None) for name in ("codes", "keys", "values")]
+        codes, keys, values = parts
+        if codes is not None and keys is not None and values is not None:
             state.n_done = codes.shape[1]
             state.codes[:, 1 : state.n_done + 1] = codes
-            state.cache.keys.copy_(self.unfinished["keys"])
-            state.cache.values.copy_(self.unfinished["values"])
+            state.cache.keys.copy_(keys)
+            state.cache.values.copy_(values)
             state.cache.advance(state.n_done)
-        self.unfinished = {}
 
     def note(self) -> None:
         """The state has new codes; makes a snapshot if it is time for one."""
@@ -100,13 +103,15 @@ class Journal:
 
     def finish(self, level: int, codes: Tensor) -> None:
         """A level, int64 [items, n_codes], is finished."""
-        self.finished[level], self.state, self.changed = codes, None, True
+        self.finished[level], self.changed = codes, True
+        self.states.pop(level, None)
 
     def _save(self) -> None:
         tensors = {f"level.{level}": codes.int() for level, codes in self.finished.items()}
-        if self.state:
-            tensors["codes"] = self.state.codes[:, 1 : self.state.n_done + 1].int()
-            tensors |= {"keys": self.state.cache.keys, "values": self.state.cache.values}
+        tensors |= self.unfinished  # of levels whose turn is still to come
+        for level, state in self.states.items():
+            tensors[f"codes.{level}"] = state.codes[:, 1 : state.n_done + 1].int()
+            tensors |= {f"keys.{level}": state.cache.keys, f"values.{level}": state.cache.values}
         with atomic_file(self.paths[-1]) as temporary:
             with utf8_path(temporary.parent) as folder:
                 content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -120,10 +125,10 @@ class Journal:
         """Make a last snapshot and release the lock. After an error within a pass over given codes, which
         leaves the cache incomplete, the snapshot before stays."""
         try:
-            if self.changed and not (self.state and self.state.in_prefill):
+            if self.changed and not any(state.in_prefill for state in self.states.values()):
                 self._save()
         finally:
-            self.state, self.changed = None, False
+            self.states, self.changed = {}, False
             if self.lock:
                 self.lock.release()
 

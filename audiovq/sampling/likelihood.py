@@ -33,7 +33,7 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     codes = levels[level].to(device)
     batch, n_codes = codes.shape
     previous = F.pad(codes, (1, 0), value=prior.spec.codebook_size)
-    around = coarser_at_rate_above(prior, [coarser.to(device) for coarser in levels[:level]], batch, n_codes)
+    coarser = [codes.to(device) for codes in levels[:level]]
     guided = GuidedPrior(prior, piece_conditions(prior, request, batch))
     cache = prior.new_cache(batch)
     guided.write_prefix(cache)
@@ -41,7 +41,8 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio
     for start in range(0, n_codes, block):
         end = min(start + block, n_codes)
-        context = guided.context(around, start, end)
+        window = coarser_at_rate_above(prior, coarser, batch, n_codes, start, end)
+        context = guided.context(window, start, end)
         logits = prior(previous[:, start:end], context, cache).float()
         total -= F.cross_entropy(logits.mT, codes[:, start:end], reduction="none").cpu().double().sum(dim=1)
     return total

@@ -1,0 +1,252 @@
+"""`Live`: music without end that can be changed while it sounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from audiovq.api.few_threads import few_threads
+from audiovq.api.options import PieceOptions, level_settings, make_request
+from audiovq.config import whole_number
+from audiovq.data.codes import Codes
+from audiovq.pretrained.identity import prior_hash
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.endless import EndlessCodes
+from audiovq.sampling.request import Request
+from audiovq.utils.device import torch_defaults
+from audiovq.utils.words import listed
+
+if TYPE_CHECKING:
+    from audiovq.api.generator import Generator
+
+FORMAT = "audiovq-live-1"
+CONTROLS = ("temperature", "top_k", "top_p", "guidance", "labels", "text", "seed")
+
+
+class Live:
+    """Music without end, at constant memory. `read` and `set` may be called from different threads.
+
+    >>> live = generator.live(seed=0, timbre="organ")
+    >>> block = live.read(0.5)  # float [channels, samples]
+    >>> live.set(timbre="piano", temperature=1.1)  # from the next code on
+
+    A prior with a timing conditioner is told that the piece is `piece_seconds` long; from the middle on, its
+    time stands still. So the music begins like a piece, and never comes to the end.
+
+    Args:
+        piece_seconds: see above.
+        keep_seconds: how much of the music `codes` can give back.
+        block_seconds: of audio that is decoded at once. Longer blocks take less time a second of music, and
+            make the latency longer; at least the decoder's period.
+        precision: of the priors' arithmetic, see `PieceOptions`.
+        state: of `state()`, to continue there; seed and controls are then those of the state.
+        controls: see `set`.
+    Raises:
+        ValueError: an unknown control, label or value, or a state of another model.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        seed: int = 0,
+        *,
+        piece_seconds: float = 180.0,
+        keep_seconds: float = 600.0,
+        block_seconds: float = 0.0,
+        precision: str = "auto",
+        state: bytes | None = None,
+        **controls: Any,
+    ):
+        self.generator, self.tokenizer, self.sample_rate = generator, generator.tokenizer, generator.sample_rate
+        self.piece_samples, self.block_seconds = generator.n_samples(piece_seconds), block_seconds
+        self.top_hop = generator.hop_lengths[0]
+        self.frames: deque[Tensor] = deque(maxlen=-(-generator.n_samples(keep_seconds) // self.top_hop))
+        self.seed, self.options = whole_number(seed, "seed"), PieceOptions(precision=precision)
+        self.wanted: tuple[list[SamplingConfig], Request] | None = None  # what the next code must have
+        self.restarts = False
+        self.reading, self.setting = threading.Lock(), threading.Lock()
+        facts, tensors = (None, {}) if state is None else _unpacked(state)
+        if facts:
+            if facts["model"] != self._model():
+                raise ValueError("state: expected one of this model, found one of another; load the model that made it")
+            self.seed, self.options = facts["seed"], PieceOptions(**facts["options"])
+            self.piece_samples, self.block_seconds = facts["piece_samples"], facts["block_seconds"]
+        self.set(**controls)
+        self._begin()
+        if facts:
+            self._restore(facts, tensors)
+
+    # --- controls ---
+
+    def set(self, **controls: Any) -> None:
+        """Change something from the next code on.
+
+        Args:
+            controls: temperature, top_k, top_p and guidance (one value or one per level; None is what the
+                model recommends), text, seed, labels (a dict), or a label by its name, such as
+                timbre="piano". None or "" as the value of a label is unknown.
+        Raises:
+            ValueError: an unknown control, label or value; nothing is changed then.
+        """
+        with self.setting:
+            labels, seed, options = dict(self.options.labels), self.seed, dict[str, Any]()
+            for name, value in controls.items():
+                if name == "labels":
+                    if not isinstance(value, Mapping):
+                        raise ValueError(f"labels: expected names with values, found {value!r:.60}")
+                    labels |= value
+                elif name == "seed":
+                    seed = whole_number(value, "seed")
+                elif name in CONTROLS:
+                    options[name] = value
+                elif name in self.generator.labels:
+                    labels[name] = value
+                else:
+                    known = listed([*CONTROLS, *self.generator.labels], name)
+                    raise ValueError(f"{name:.60}: no such control; expected one of: {known}")
+            options["labels"] = {name: str(value) for name, value in labels.items() if value not in (None, "")}
+            new = dataclasses.replace(self.options, **options)
+            settings = level_settings(self.generator.sampling, new)[: len(self.generator.priors)]
+            # Guidance may be set before there is a label to follow.
+            request = make_request(
+                self.generator.priors, self.piece_samples, seed, dataclasses.replace(new, guidance=None)
+            )
+            self.wanted = settings, dataclasses.replace(request, items=[0])
+            self.options, self.seed = new, seed
+
+    def restart(self) -> None:
+        """Begin anew, with the controls as they are. What was played is forgotten."""
+        self.restarts = True
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        """The controls as they are."""
+        return {"seed": self.seed, **{name: getattr(self.options, name) for name in CONTROLS[:-1]}}
+
+    # --- sound ---
+
+    @property
+    def latency_seconds(self) -> float:
+        """The longest time, in seconds of music, from a change until it can be heard: what the upsamplers and
+        the decoder look ahead, and a block."""
+        return self.drawn.look_ahead * self.top_hop / self.sample_rate + self.decoder.latency_seconds
+
+    def read(self, seconds: float) -> Tensor:
+        """The next music, float [channels, round(seconds · sample_rate)]. Waits while another thread reads."""
+        n = self.generator.n_samples(seconds)
+        with self.reading:
+            while self.ready.shape[-1] < n:
+                self.ready = torch.cat([self.ready, self._block()], dim=-1)
+            found, self.ready = self.ready[:, :n], self.ready[:, n:]
+            return found
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Blocks float [channels, n], as the decoder gives them, without end."""
+        while True:
+            with self.reading:
+                block, self.ready = self.ready, self.ready[:, :0]
+                block = block if block.shape[-1] else self._block()
+            yield block
+
+    @torch_defaults()
+    def _begin(self) -> None:
+        assert self.wanted is not None
+        self.drawn = EndlessCodes(self.generator.priors, *self.wanted)
+        self.decoder = self.tokenizer.decoder_stream(len(self.generator.priors), self.block_seconds)
+        self.ready = torch.zeros(self.tokenizer.config.channels, 0)
+        self.n_frames, self.wanted, self.restarts = 0, None, False
+        self.frames.clear()
+
+    @torch_defaults()
+    def _block(self) -> Tensor:
+        """Draw codes until the decoder has something, which is returned."""
+        with few_threads(self.generator.priors):
+            while True:
+                with self.setting:
+                    wanted, self.wanted, restarts = self.wanted, None, self.restarts
+                if restarts:
+                    self.wanted = wanted or (self.drawn.settings, self.drawn.states[0].request)
+                    self._begin()
+                elif wanted:
+                    self.drawn.change(*wanted)
+                if self.drawn.draw():
+                    levels = self.drawn.read()
+                    self.frames.append(torch.cat(levels).int().cpu())
+                    self.n_frames += 1
+                    waveform = self.decoder.push(levels).cpu()
+                    if waveform.shape[-1]:
+                        return waveform
+
+    # --- what was played, and the state ---
+
+    def codes(self, last_seconds: float | None = None) -> Codes:
+        """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept.
+
+        They reach beyond what `read` has given by what the decoder looks ahead. The codes from the first one
+        on, decoded with `decoder_stream` and the same block length, give the same samples to the bit.
+
+        Raises:
+            ValueError: nothing was drawn yet.
+        """
+        with self.reading:
+            frames = list(self.frames)
+        if last_seconds is not None:
+            frames = frames[-(-self.generator.n_samples(last_seconds) // self.top_hop) * -1 :]
+        if not frames:
+            raise ValueError("codes: expected music that was played, found none yet; read some first")
+        parts = torch.stack(frames).long().split(self.drawn.per_top, dim=1)
+        return self.tokenizer.make_codes([part.flatten() for part in parts], len(frames) * self.top_hop)
+
+    def _model(self) -> list[str]:
+        return [self.tokenizer.hash, *(prior_hash(prior) for prior in self.generator.priors)]
+
+    def state(self) -> bytes:
+        """Everything that the music depends on from here on, for `Generator.live(state=...)`: with it and the
+        same model, the music continues to the bit on the same machine."""
+        with self.reading:
+            tensors, numbers = self.drawn.save()
+            windows = self.decoder.windows
+            tensors["ready"] = self.ready
+            tensors |= {f"decoder.{level}": torch.cat(parts) for level, parts in enumerate(windows.parts) if parts}
+            if self.frames:
+                tensors["frames"] = torch.stack(list(self.frames))
+            with self.setting:
+                options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "chroma"}
+                facts = {"format": FORMAT, "model": self._model(), "seed": self.seed, "options": options}
+            facts |= {"drawn": numbers, "decoder": [windows.low, windows.start, windows.counts]}
+            facts |= {"piece_samples": self.piece_samples, "block_seconds": self.block_seconds}
+            facts["n_frames"] = self.n_frames
+            header = json.dumps(facts).encode()
+            content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+            return struct.pack("<Q", len(header)) + header + content
+
+    @torch_defaults()
+    def _restore(self, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.drawn.load(tensors, facts["drawn"])
+        windows, n_levels = self.decoder.windows, len(self.generator.priors)
+        windows.low, windows.start, windows.counts = facts["decoder"]
+        parts = [tensors.get(f"decoder.{level}") for level in range(n_levels)]
+        windows.parts = [[] if part is None else [part.to(self.decoder.device)] for part in parts]
+        self.ready, self.n_frames = tensors["ready"], facts["n_frames"]
+        self.frames.extend(tensors.get("frames", torch.zeros(0, 0)))
+
+
+def _unpacked(state: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Raises ValueError for anything but a state."""
+    try:
+        end = 8 + struct.unpack("<Q", state[:8])[0]
+        facts, tensors = json.loads(state[8:end]), load(state[end:])
+        assert facts["format"] == FORMAT
+    except (struct.error, ValueError, KeyError, TypeError, AssertionError, SafetensorError):
+        raise ValueError("state: expected what `Live.state` gave, found something else") from None
+    return facts, tensors

@@ -1,0 +1,1 @@
+"""Live → sound card, pipe or file, with controls over OSC and MIDI."""

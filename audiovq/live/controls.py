@@ -1,0 +1,64 @@
+"""What messages and MIDI events do: one place for all ways to steer. An error is a line for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from audiovq.api import Live
+from audiovq.utils.progress import say
+
+CC_RANGES = {1: ("temperature", 0.0, 2.0), 2: ("guidance", 0.0, 4.0), 74: ("top_p", 0.05, 1.0)}
+NOTE_RESTART, NOTE_SEED, FIRST_LABEL_NOTE = 36, 38, 48  # C2, D2 and C3
+
+
+class Controls:
+    """Steers a `Live` by names.
+
+    Args:
+        stop: ends the music.
+        report: called with a line for the user after each mistake.
+    """
+
+    def __init__(self, live: Live, stop: Callable[[], object], report: Callable[[str], object] = say):
+        self.live, self.stop, self.report = live, stop, report
+        self.values = [(name, value) for name, values in live.generator.labels.items() for value in values]
+
+    def message(self, path: str, values: Sequence[Any]) -> None:
+        """A message such as `temperature 1.1` or `label/timbre piano`.
+
+        Args:
+            path: the name of a control; `label/NAME`; restart or stop.
+            values: one, or one per level; none is what the model recommends, or an unknown label.
+        """
+        name, _, label = path.strip("/").partition("/")
+        try:
+            if name == "label" and label:
+                self.live.set(labels={label: str(values[0]) if values else None})
+            elif name == "restart":
+                self.live.restart()
+            elif name == "stop":
+                self.stop()
+            elif name in ("seed", "top_k"):  # many programs send all numbers as floats
+                numbers = [int(value) for value in values]
+                self.live.set(**{name: numbers[0] if len(numbers) == 1 else numbers or None})
+            else:
+                self.live.set(**{path.strip("/"): values[0] if len(values) == 1 else list(values) or None})
+        except (ValueError, TypeError) as error:
+            self.report("not changed: " + " ".join(str(error).split()))
+
+    def midi(self, event: Any) -> None:
+        """A mido message. Controllers: see `CC_RANGES`. Notes: C2 restarts, D2 takes the next seed, and from C3 on
+        each key is a value of a label, in the model's order."""
+        if event.type == "control_change" and event.control in CC_RANGES:
+            name, low, high = CC_RANGES[event.control]
+            self.message(name, [low + (high - low) * event.value / 127])
+        elif event.type == "note_on" and event.velocity:
+            index = event.note - FIRST_LABEL_NOTE
+            if event.note == NOTE_RESTART:
+                self.message("restart", [])
+            elif event.note == NOTE_SEED:
+                self.message("seed", [self.live.seed + 1])
+            elif 0 <= index < len(self.values):
+                name, value = self.values[index]
+                self.message(f"label/{name}", [value])

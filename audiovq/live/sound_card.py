@@ -1,0 +1,38 @@
+"""Sound cards, through PortAudio. Needs the extra `audiovq[live]`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import sounddevice
+
+from audiovq.live.player import Player
+from audiovq.utils.words import listed
+
+
+@contextlib.contextmanager
+def sound_card(player: Player, name: str | None) -> Iterator[None]:
+    """Plays on a device while the block runs.
+
+    Args:
+        name: of an output device, or a part of it, or its number; default the system's.
+    Raises:
+        ValueError: no such device, or one that does not take this music.
+    """
+
+    def callback(out: Any, n: int, when: Any, status: Any) -> None:
+        out[:] = player.take(n)
+
+    device = int(name) if name and name.isdecimal() else name
+    try:
+        stream = sounddevice.OutputStream(
+            player.rate, device=device, channels=player.channels, dtype="float32", latency="low", callback=callback
+        )
+    except (sounddevice.PortAudioError, ValueError) as error:
+        outputs: Any = sounddevice.query_devices()
+        known = listed([found["name"] for found in outputs if found["max_output_channels"]], name or "")
+        raise ValueError(f"device {name or 'of the system'}: {error}; expected one of: {known}") from None
+    with stream:
+        yield

@@ -1,0 +1,209 @@
+"""Music without end: equal to a piece's codes, constant memory, changes on the way, and a state to continue from."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from test_control import KINDS
+from test_control import make as wild
+from test_sampling import HOPS, priors, request
+
+from audiovq.api import Generator, Live
+from audiovq.prior.conditioners import Conditions
+from audiovq.prior.prior import Prior
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.endless import EndlessCodes
+from audiovq.sampling.generate import generate
+from audiovq.sampling.request import Request
+
+SETTINGS = [SamplingConfig(temperature=0.8), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
+
+
+def drawn(codes: EndlessCodes, n: int) -> list[torch.Tensor]:
+    """The next n codes of level 0, and the finer ones."""
+    frames = []
+    while len(frames) < n:
+        if codes.draw():
+            frames.append(codes.read())
+    return [torch.cat(level)[None] for level in zip(*frames, strict=True)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("hops", [HOPS, [128, 64, 64], [128, 128, 128]])
+def test_endless_codes_are_those_of_a_piece(hops: list[int]) -> None:
+    """600 codes of level 0: the windows of 12 go round 50 times, the buffers of 196 move on several times."""
+    n = 600 * hops[0]
+    wanted = request(2 * n, (0,), genre=2)  # timing stands still after the first half
+    piece = generate(priors(hops), SETTINGS, wanted)
+    endless = EndlessCodes(priors(hops), SETTINGS, wanted)
+    for level, (a, b) in enumerate(zip(piece, drawn(endless, 600), strict=True)):
+        assert torch.equal(a[:, : n // hops[level]], b)
+    assert endless.states[0].start > 300
+    assert endless.states[0].codes.shape == (1, endless.n_codes + 1)
+
+
+@torch.inference_mode()
+def test_guidance_and_text_are_those_of_a_piece() -> None:
+    kinds = (KINDS["label"](), KINDS["text"](max_bytes=7), KINDS["infill"](n_codes=5))
+    models = [wild(level, kinds) for level in range(3)]
+    settings = [SamplingConfig(guidance=2.5), SamplingConfig(guidance=1.0), SamplingConfig(guidance=0.5)]
+    wanted = Request(300 * 256, [0], 42, {"genre": 2}, "Ave", precision="fp32")
+    piece = generate(models, settings, wanted)
+    found = drawn(EndlessCodes(models, settings, wanted), 290)
+    for a, b in zip(piece, found, strict=True):
+        assert torch.equal(a[:, : b.shape[1]], b)
+
+
+def test_timing_stands_still_in_the_middle() -> None:
+    prior = wild(1, (KINDS["timing"](),))
+
+    def context(position: int, end: int | None) -> torch.Tensor:
+        timing_end = None if end is None else torch.tensor([end])
+        given = Conditions({"genre": torch.zeros(1).long()}, torch.tensor([9000]), torch.tensor([position]))
+        given.timing_end = timing_end
+        return prior.conditioners[0](given, 8)
+
+    with torch.no_grad():
+        assert torch.equal(context(10, 30), context(10, None))
+        still = context(40, 30)
+        assert torch.equal(still, still[:, :1].expand_as(still))
+        assert torch.equal(still[:, 0], context(30, None)[:, 0])
+        assert torch.equal(context(26, 30)[:, :5], context(26, None)[:, :5])
+
+
+def fp32(run: Path, **options: object) -> Live:
+    return Generator.from_pretrained(run, "cpu").live(seed=5, precision="fp32", **options)
+
+
+def test_music_in_blocks_of_any_size_is_its_codes_decoded(tiny_run: Path) -> None:
+    live = fp32(tiny_run, genre="folk")
+    found = torch.cat([live.read(seconds) for seconds in (0.01, 1.3, 0.2, 3.0)], dim=-1)
+    assert found.shape == (1, 8000 * 4.51)
+    assert found.dtype == torch.float32
+    codes = live.codes()
+    decoder = live.tokenizer.decoder_stream(3)
+    again = torch.cat([decoder.push(codes.levels), decoder.finish(codes.n_samples)], dim=-1)
+    assert torch.equal(again[:, : found.shape[1]], found)
+    assert torch.allclose(live.tokenizer.decode(codes)[:, : found.shape[1]], found, atol=1e-5)
+    piece = live.generator.sample_codes(180, seed=5, labels={"genre": "folk"}, precision="fp32")[0]
+    for a, b in zip(piece.levels, codes.levels, strict=True):
+        assert torch.equal(a[: len(b)], b)
+    last = live.codes(1.0)
+    assert last.n_samples == 32 * 256
+    assert torch.equal(last.levels[2], codes.levels[2][-len(last.levels[2]) :])
+    blocks = torch.cat(list(itertools.islice(fp32(tiny_run, genre="folk"), 20)), dim=-1)
+    n = min(blocks.shape[-1], found.shape[-1])
+    assert torch.equal(blocks[:, :n], found[:, :n])
+
+
+def test_memory_is_constant(tiny_run: Path) -> None:
+    live = fp32(tiny_run, keep_seconds=2)
+
+    def sizes() -> list[int]:
+        states = live.drawn.states
+        tensors = [x for state in states for x in (state.codes, state.cache.both, state.given)]
+        return [x.numel() for x in tensors] + [sum(p.numel() for p in parts) for parts in live.decoder.windows.parts]
+
+    live.read(5)
+    before = sizes()
+    for _ in range(6):
+        live.read(5)
+        assert sizes() == before
+    assert live.drawn.states[0].start > 600
+    assert live.codes().n_samples == -(-16000 // 256) * 256
+    assert len(live.state()) < 200_000
+
+
+def test_a_change_acts_from_the_next_code_on_and_before_it_nothing_differs(tiny_run: Path) -> None:
+    plain, changed = fp32(tiny_run, genre="folk"), fp32(tiny_run, genre="folk")
+    plain.read(1)
+    changed.read(1)
+    n = plain.drawn.states[0].n_done
+    changed.set(genre="rock", temperature=[1.5, 1, 1], guidance=3, seed=9)
+    assert changed.controls["labels"] == {"genre": "rock"}
+    plain.read(2)
+    changed.read(2)
+    a, b = plain.codes(), changed.codes()
+    assert torch.equal(a.levels[0][:n], b.levels[0][:n])
+    assert not torch.equal(a.levels[0][n : n + 30], b.levels[0][n : n + 30])
+    assert changed.drawn.settings[0].guidance == 3
+    assert changed.drawn.settings[1].temperature == 1
+    changed.set(guidance=None, genre=None)  # one row again
+    changed.read(1)
+    assert changed.drawn.states[0].guided.n_rows == 1
+    changed.set(seed=5, temperature=None, genre="folk")
+    changed.restart()
+    changed.read(1)
+    assert torch.equal(changed.codes().levels[1], plain.codes().levels[1][: len(changed.codes().levels[1])])
+
+
+@pytest.mark.parametrize(
+    ("controls", "words"),
+    [
+        ({"tempo": 3}, "tempo: no such control; expected one of: temperature"),
+        ({"genre": "jazz"}, "label genre=jazz: expected one of: folk, rock"),
+        ({"labels": {"mood": "sad"}}, "this model knows the labels: genre"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": [1, 1]}, "top_p: expected one value or 3"),
+        ({"seed": 1.5}, "seed"),
+        ({"text": "Ave"}, "trained without texts"),
+    ],
+)
+def test_a_wrong_control_is_one_line_and_changes_nothing(tiny_run: Path, controls: dict, words: str) -> None:
+    live = fp32(tiny_run)
+    live.read(0.1)
+    before = live.controls
+    with pytest.raises(ValueError, match=words) as error:
+        live.set(**{"temperature": 0.5, **controls})
+    assert "\n" not in str(error.value) or "temperature" in str(error.value)
+    assert live.controls == before
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.7, 9.0])
+def test_a_state_continues_to_the_bit(tiny_run: Path, seconds: float) -> None:
+    live = fp32(tiny_run, genre="folk", block_seconds=0.1)
+    if seconds:
+        live.read(seconds)
+    live.set(guidance=2, temperature=0.9)
+    live.read(0.33)
+    state = live.state()
+    other = Generator.from_pretrained(tiny_run, "cpu").live(state=state)
+    assert other.controls == live.controls
+    assert torch.equal(live.read(8), other.read(8))
+    assert all(torch.equal(a, b) for a, b in zip(live.codes().levels, other.codes().levels, strict=True))
+    assert live.state() == other.state()
+
+
+def test_states_that_are_none(tiny_run: Path) -> None:
+    generator = Generator.from_pretrained(tiny_run, "cpu")
+    good = fp32(tiny_run).state()
+    for bad in (b"", b"hello, is this a state?", good[:200], good[:-5]):
+        with pytest.raises(ValueError, match="state: expected what"):
+            generator.live(state=bad)
+    with pytest.raises(ValueError, match="found one of another"):
+        generator.live(state=good.replace(generator.tokenizer.hash.encode(), b"0" * 64))
+    with pytest.raises(ValueError, match="none yet"):
+        generator.live().codes()
+
+
+def test_one_thread_reads_while_another_sets(tiny_run: Path) -> None:
+    live, heard = fp32(tiny_run), []
+    reader = threading.Thread(target=lambda: heard.extend(live.read(0.25) for _ in range(20)))
+    reader.start()
+    for i in range(100):
+        live.set(genre=("folk", "rock")[i % 2], temperature=1 + i / 100)
+    reader.join()
+    assert [block.shape for block in heard] == [(1, 2000)] * 20
+    assert all(bool(block.isfinite().all()) for block in heard)
+    assert live.controls["temperature"] == 1.99
+
+
+def test_settings_of_all_levels_reach_their_priors() -> None:
+    models: list[Prior] = priors()
+    codes = EndlessCodes(models, SETTINGS, request(1000, (0,)))
+    codes.change([SamplingConfig(temperature=0)] * 3, request(1000, (0,), genre=1))
+    assert [state.request.labels for state in codes.states] == [{"genre": 1}] * 3
