@@ -1,7 +1,7 @@
 // What governs new music: labels, seed, takes, and how wild it is, from coarse to fine.
 import { make } from "../player/player.js";
+import { $ } from "./words.js";
 
-const $ = (selector) => document.querySelector(selector);
 const WILD = { // setting: what it says, its ends, lowest, highest, step
   temperature: ["Tame ↔ wild", 0.1, 2, 0.05],
   top_p: ["Only safe choices ↔ all", 0.05, 1, 0.01],

@@ -5,9 +5,8 @@ import { record } from "./recorder.js";
 import { json, listen, patiently, request, send } from "./server.js";
 import { chosen, fillSettings, showSettings } from "./settings.js";
 import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
+import { $, $$, ask, attempt, complain, say } from "./words.js";
 
-const $ = (selector, within = document) => within.querySelector(selector);
-const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 const MAX_KEPT = 16; // decoded sounds
 let model, project = null, stopListening = () => {}, shown = null, redone = [];
 const own = new Set(); // jobs that this page asked for: their first result is shown
@@ -20,33 +19,6 @@ const player = new Player($("#player"), { label: "the piece", marked: (mark) => 
   [form.start.value, form.end.value] = mark.map((at) => (Math.round(at * 100) / 100).toString());
   if (form.hidden) $("[aria-controls=redraw]").click();
 } });
-
-// ---- words to the user ----
-let fade;
-const say = (text, stays = false) => {
-  clearTimeout(fade);
-  if (!stays) fade = setTimeout(() => ($("#status").hidden = true), 6000);
-  $("#status").textContent = text;
-  $("#status").hidden = !text;
-};
-const complain = (text) => { $("#notice span").textContent = text; $("#notice").hidden = !text; };
-$("#notice button").addEventListener("click", () => complain(""));
-const attempt = (work) => async (...values) => {
-  complain("");
-  try {
-    return await work(...values);
-  } catch (error) {
-    if ($("#lost").hidden) complain(error.message);
-  }
-};
-const ask = (text, act) => new Promise((done) => {
-  const dialog = $("#question");
-  $("#question-text").textContent = text;
-  $(".primary", dialog).textContent = act;
-  dialog.returnValue = "";
-  dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true });
-  dialog.showModal();
-});
 
 // ---- sounds ----
 const soundOf = (address) => {
@@ -323,23 +295,6 @@ const redo = async () => {
 };
 on("#undo", "click", undo);
 on("#redo", "click", redo);
-const tabs = $$("#changes [role=tab]");
-const openTab = (tab) => tabs.forEach((each) => {
-  each.setAttribute("aria-selected", each === tab);
-  each.tabIndex = each === tab ? 0 : -1;
-  document.getElementById(each.getAttribute("aria-controls")).hidden = each !== tab;
-});
-tabs.forEach((tab, i) => {
-  tab.addEventListener("click", () => openTab(tab));
-  tab.addEventListener("keydown", ({ key }) => {
-    const to = { ArrowLeft: i - 1, ArrowRight: i + 1 }[key];
-    if (to === undefined) return;
-    const next = tabs[(to + tabs.length) % tabs.length];
-    openTab(next);
-    next.focus();
-  });
-});
-openTab(tabs[0]);
 $$("#changes form").forEach((form) => form.addEventListener("submit", attempt(async (event) => {
   event.preventDefault();
   const fields = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, Number(value)]));
