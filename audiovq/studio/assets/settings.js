@@ -8,6 +8,12 @@ const WILD = { // setting: what it says, its ends, lowest, highest, step
   guidance: ["Labels: a hint ↔ a rule", 0, 5, 0.1],
 };
 
+/** The names of the levels in the player. */
+export const details = (n) => Array.from({ length: n }, (_, i) => {
+  if (i === n - 1) return "Full detail";
+  if (i === 0) return "Coarse";
+  return n === 3 ? "Medium" : `Medium ${i}`;
+});
 const levelName = (i, n) => {
   if (n === 1) return "The music";
   if (i === 0) return "Coarse: the composition";

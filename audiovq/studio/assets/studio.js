@@ -3,7 +3,7 @@ import { Player, clock, decode, make, tenths, themeButton } from "../player/play
 import { drawWave, peaksOf } from "../player/pictures.js";
 import { record } from "./recorder.js";
 import { json, listen, patiently, request, send } from "./server.js";
-import { chosen, fillSettings, showSettings } from "./settings.js";
+import { chosen, details, fillSettings, showSettings } from "./settings.js";
 import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
 import { $, $$, ask, attempt, complain, say } from "./words.js";
 
@@ -33,11 +33,6 @@ const soundOf = (address) => {
 };
 const here = () => `api/projects/${project.id}`;
 const addressOf = (number) => `${here()}/versions/${number}/sound`;
-const details = (n) => Array.from({ length: n }, (_, i) => {
-  if (i === n - 1) return "Full detail";
-  if (i === 0) return "Coarse";
-  return n === 3 ? "Medium" : `Medium ${i}`;
-});
 
 // ---- start page ----
 const star = (on) => (on ? "★" : "☆");
@@ -82,9 +77,9 @@ const openProject = async (id) => {
   await showProject(project);
   if (project?.id !== id) return; // another page was opened meanwhile
   stopListening = listen(id, {
-    project: attempt(showProject),
-    job: attempt(showJob),
-    back: attempt(async () => showProject(await json(`api/projects/${id}`))),
+    project: attempt(showProject, false),
+    job: attempt(showJob, false),
+    back: attempt(async () => showProject(await json(`api/projects/${id}`)), false),
     closed: () => reopen(id),
   });
 };

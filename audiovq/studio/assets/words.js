@@ -11,8 +11,9 @@ export const say = (text, stays = false) => {
 };
 export const complain = (text) => { $("#notice span").textContent = text; $("#notice").hidden = !text; };
 $("#notice button").addEventListener("click", () => complain(""));
-export const attempt = (work) => async (...values) => {
-  complain("");
+/** `work`, whose errors are said; what the user does takes away the last complaint. */
+export const attempt = (work, isAct = true) => async (...values) => {
+  if (isAct) complain("");
   try {
     return await work(...values);
   } catch (error) {
