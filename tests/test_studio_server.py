@@ -438,6 +438,6 @@ def test_the_command_serves_without_torch_and_survives_a_kill(tiny_run: Path, tm
 
 def test_the_example_of_the_documentation_makes_a_piece(url: Url, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "how-to" / "studio-rest.md").read_text()
-    script = page.split("```bash\n")[1].split("```")[0].replace("http://127.0.0.1:7860", url)
+    script = page.split("```text\n")[1].split("```")[0].replace("http://127.0.0.1:7860", url)
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=60)
     assert soundfile.info(tmp_path / "piece.flac").duration == 5.0
