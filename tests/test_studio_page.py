@@ -226,6 +226,8 @@ def test_recordings_from_files_and_the_microphone(page: Page, tmp_path: Path) ->
     wait(page, f"{PLAYER}.transport.buffer.sampleRate === 16000")
     page.set_input_files("aside .upload", tmp_path / "broken.wav")
     expect(page.locator("#notice")).to_contain_text("broken.wav")
+    page.wait_for_timeout(500)
+    assert page.is_visible("#notice")  # until the user does something
     page.click("aside .record")
     page.wait_for_timeout(600)
     page.click("aside .record")

@@ -7,7 +7,10 @@ themeButton($("#theme"));
 
 // ---- players: within a group the next goes on where the last one stopped; sounds are decoded when they come near ----
 const decoded = new Map(); // figure → promise of its samples
-const bytesOf = (figure) => Uint8Array.from(atob($("audio", figure).src.split(",")[1]), (letter) => letter.charCodeAt(0)).buffer;
+const bytesOf = (figure) => {
+  const text = atob($("audio", figure).src.split(",")[1]);
+  return Uint8Array.from(text, (letter) => letter.charCodeAt(0)).buffer;
+};
 const samplesOf = (figure) =>
   decoded.get(figure) ?? decoded.set(figure, decode(bytesOf(figure), Number(figure.dataset.rate))).get(figure);
 let current = null;
@@ -17,8 +20,9 @@ const clip = (figure) => {
   const begin = () => {
     const last = current;
     current = { player, group };
-    const at = last?.player.transport.position;
-    return last && last.player !== player && last.group === group && at > 0.05 && at < player.transport.seconds - 0.1 ? at : undefined;
+    if (!last || last.player === player || last.group !== group) return undefined;
+    const at = last.player.transport.position;
+    return at > 0.05 && at < player.transport.seconds - 0.1 ? at : undefined;
   };
   const player = new Player($(".player", figure), { label: figure.dataset.label, begin });
   const download = make("a", { class: "download", href: "#", download: figure.dataset.file }, "Download");

@@ -108,7 +108,8 @@ export const drawSpectrogram = async (canvas, buffer, [from, to], isDark, labels
   const n = Math.max(256, 2 ** Math.round(Math.log2(rate * 0.093))), transform = fft(n), colours = palette(isDark);
   const window = Float64Array.from({ length: n }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / n));
   const edges = Array.from({ length: ROWS + 1 }, (_, row) => (hertzOf((mel(rate / 2) * row) / ROWS) / rate) * n);
-  const re = new Float64Array(n), im = new Float64Array(n), powers = [new Float64Array(n / 2 + 2), new Float64Array(n / 2 + 2)];
+  const re = new Float64Array(n), im = new Float64Array(n);
+  const powers = [0, 1].map(() => new Float64Array(n / 2 + 2));
   const image = context.createImageData(2, ROWS);
   labelHertz(labels, rate / 2);
   const fill = (power, column) => {

@@ -1,11 +1,11 @@
 // Requests to the studio's server; errors are sentences for the user.
 const gone = document.getElementById("lost");
 
-export const request = async (path, { method = "GET", body, raw } = {}) => {
-  const headers = raw ? { "Content-Type": "application/octet-stream" } : body ? { "Content-Type": "application/json" } : {};
+export const request = async (path, { method = "GET", body } = {}) => {
+  const headers = body ? { "Content-Type": "application/json" } : {};
   let response;
   try {
-    response = await fetch(path, { method, headers, body: raw ?? (body && JSON.stringify(body)) });
+    response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
     gone.hidden = true;
   } catch {
     gone.hidden = false;
@@ -13,7 +13,8 @@ export const request = async (path, { method = "GET", body, raw } = {}) => {
   }
   if (response.status === 401) location.href = "login";
   if (response.ok) return response;
-  throw new Error((await response.json().catch(() => ({}))).error ?? `The studio answered with error ${response.status}.`);
+  const { error } = await response.json().catch(() => ({}));
+  throw new Error(error ?? `The studio answered with error ${response.status}.`);
 };
 export const json = async (path, options) => (await request(path, options)).json();
 

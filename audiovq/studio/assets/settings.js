@@ -1,14 +1,26 @@
 // What governs new music: labels, seed, takes, and how wild it is, from coarse to fine.
 import { make } from "../player/player.js";
+import { $ } from "./words.js";
 
-const $ = (selector) => document.querySelector(selector);
 const WILD = { // setting: what it says, its ends, lowest, highest, step
   temperature: ["Tame ↔ wild", 0.1, 2, 0.05],
   top_p: ["Only safe choices ↔ all", 0.05, 1, 0.01],
   guidance: ["Labels: a hint ↔ a rule", 0, 5, 0.1],
 };
 
-const levelName = (i, n) => n === 1 ? "The music" : i === 0 ? "Coarse: the composition" : i === n - 1 ? "Full: the finest sound" : n === 3 ? "Medium: the shape of the sound" : `Medium ${i}`;
+/** The names of the levels in the player. */
+export const details = (n) => Array.from({ length: n }, (_, i) => {
+  if (i === n - 1) return "Full detail";
+  if (i === 0) return "Coarse";
+  return n === 3 ? "Medium" : `Medium ${i}`;
+});
+const levelName = (i, n) => {
+  if (n === 1) return "The music";
+  if (i === 0) return "Coarse: the composition";
+  if (i === n - 1) return "Full: the finest sound";
+  return n === 3 ? "Medium: the shape of the sound" : `Medium ${i}`;
+};
+const choices = (values, any) => [make("option", { value: "" }, any), ...values.map((value) => make("option", {}, value))];
 const slider = (name, level, value) => {
   const [words, low, high, step] = WILD[name], output = make("output", {}, String(value));
   const input = make("input", { type: "range", min: Math.min(low, value), max: Math.max(high, value), step, value,
@@ -20,19 +32,22 @@ export const fillSettings = (model) => {
   document.body.append($("#settings").content);
   for (const [name, values] of Object.entries(model.labels))
     $("#labels").append(make("label", {}, `${name[0].toUpperCase()}${name.slice(1)} `,
-      make("select", { "data-label": name }, make("option", { value: "" }, "any"), ...values.map((value) => make("option", {}, value)))));
+      make("select", { "data-label": name }, ...choices(values, "any"))));
   $("#text-field").hidden = !model.text_bytes;
   if (model.text_bytes) $("#text").maxLength = model.text_bytes;
   for (let n = 1; n <= model.limits.max_takes; n++) $("#takes-wanted").append(make("option", {}, String(n)));
   const n = model.levels.length, guided = Object.keys(model.labels).length || model.text_bytes || model.chroma;
+  const names = Object.keys(WILD).filter((name) => name !== "guidance" || guided);
   for (let level = 0; level < n; level++)
     $("#sliders").append(make("fieldset", {}, make("legend", {}, levelName(level, n)),
-      ...Object.keys(WILD).filter((name) => name !== "guidance" || guided).map((name) => slider(name, level, model.settings[name][level]))));
+      ...names.map((name) => slider(name, level, model.settings[name][level]))));
   const kept = ["nothing", "the coarse outline", "all but the finest sound"];
   document.querySelectorAll("select[name=keep_levels]").forEach((select) => {
     const first = select.form.id === "rerender" ? 1 : 0;
-    for (let k = first; k < n; k++)
-      select.append(make("option", { value: k }, k === 0 ? kept[0] : k === 1 ? kept[1] : k === n - 1 ? kept[2] : `${k} of ${n} layers of detail`));
+    for (let k = first; k < n; k++) {
+      const words = kept[k < 2 ? k : k === n - 1 ? 2 : 3] ?? `${k} of ${n} layers of detail`;
+      select.append(make("option", { value: k }, words));
+    }
     select.closest("label").hidden = select.options.length < 2;
   });
   if (n < 2) $("[aria-controls=rerender]").hidden = true;
@@ -42,7 +57,8 @@ export const fillSettings = (model) => {
 export const showSettings = (model, project) => {
   const recordings = model.chroma ? project?.recordings ?? [] : [], select = $("#chroma"), before = select.value;
   $("#chroma-field").hidden = !recordings.length;
-  select.replaceChildren(make("option", { value: "" }, "nothing"), ...recordings.map((each) => make("option", { value: each.id }, each.name)));
+  const options = recordings.map((each) => make("option", { value: each.id }, each.name));
+  select.replaceChildren(...choices([], "nothing"), ...options);
   select.value = recordings.some((each) => each.id === before) ? before : "";
 };
 
@@ -54,6 +70,6 @@ export const chosen = () => {
     (settings[input.dataset.setting] ??= []).push(Number(input.value)));
   const labels = Object.fromEntries([...document.querySelectorAll("[data-label]")]
     .filter((select) => select.value).map((select) => [select.dataset.label, select.value]));
-  return { takes: Number($("#takes-wanted").value), seed: seed ? Number(seed) : null, labels, text: $("#text").value.trim(),
-    ...($("#chroma").value ? { chroma: $("#chroma").value } : {}), settings };
+  const takes = Number($("#takes-wanted").value), text = $("#text").value.trim(), chroma = $("#chroma").value || null;
+  return { takes, seed: seed ? Number(seed) : null, labels, text, chroma, settings };
 };

@@ -3,11 +3,10 @@ import { Player, clock, decode, make, tenths, themeButton } from "../player/play
 import { drawWave, peaksOf } from "../player/pictures.js";
 import { record } from "./recorder.js";
 import { json, listen, patiently, request, send } from "./server.js";
-import { chosen, fillSettings, showSettings } from "./settings.js";
+import { chosen, details, fillSettings, showSettings } from "./settings.js";
 import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
+import { $, $$, ask, attempt, complain, say } from "./words.js";
 
-const $ = (selector, within = document) => within.querySelector(selector);
-const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 const MAX_KEPT = 16; // decoded sounds
 let model, project = null, stopListening = () => {}, shown = null, redone = [];
 const own = new Set(); // jobs that this page asked for: their first result is shown
@@ -21,37 +20,11 @@ const player = new Player($("#player"), { label: "the piece", marked: (mark) => 
   if (form.hidden) $("[aria-controls=redraw]").click();
 } });
 
-// ---- words to the user ----
-let fade;
-const say = (text, stays = false) => {
-  clearTimeout(fade);
-  if (!stays) fade = setTimeout(() => ($("#status").hidden = true), 6000);
-  $("#status").textContent = text;
-  $("#status").hidden = !text;
-};
-const complain = (text) => { $("#notice span").textContent = text; $("#notice").hidden = !text; };
-$("#notice button").addEventListener("click", () => complain(""));
-const attempt = (work) => async (...values) => {
-  complain("");
-  try {
-    return await work(...values);
-  } catch (error) {
-    if ($("#lost").hidden) complain(error.message);
-  }
-};
-const ask = (text, act) => new Promise((done) => {
-  const dialog = $("#question");
-  $("#question-text").textContent = text;
-  $(".primary", dialog).textContent = act;
-  dialog.returnValue = "";
-  dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true });
-  dialog.showModal();
-});
-
 // ---- sounds ----
 const soundOf = (address) => {
   if (!sounds.has(address)) {
-    const loading = request(address).then((response) => response.arrayBuffer()).then((bytes) => decode(bytes, model.sample_rate));
+    const bytes = request(address).then((response) => response.arrayBuffer());
+    const loading = bytes.then((found) => decode(found, model.sample_rate));
     loading.catch(() => sounds.delete(address));
     sounds.set(address, loading);
     if (sounds.size > MAX_KEPT) sounds.delete(sounds.keys().next().value);
@@ -60,7 +33,6 @@ const soundOf = (address) => {
 };
 const here = () => `api/projects/${project.id}`;
 const addressOf = (number) => `${here()}/versions/${number}/sound`;
-const details = (n) => Array.from({ length: n }, (_, i) => i === n - 1 ? "Full detail" : i === 0 ? "Coarse" : n === 3 ? "Medium" : `Medium ${i}`);
 
 // ---- start page ----
 const star = (on) => (on ? "★" : "☆");
@@ -76,18 +48,24 @@ const showStart = attempt(async () => {
   if (project) return;
   $("#no-projects").hidden = found.length > 0;
   $("#make").dataset.name = `Piece ${found.length + 1}`;
-  $("#projects").replaceChildren(...found.map((each) => make("li", {},
-    make("a", { href: `#${each.id}` }, make("b", {}, `${each.starred ? "★ " : ""}${each.name}`),
-      make("span", {}, `${each.n_versions} ${each.n_versions === 1 ? "version" : "versions"} · ${clock(each.seconds)} · ${new Date(1000 * each.changed_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`)))));
+  $("#projects").replaceChildren(...found.map((each) => {
+    const date = new Date(1000 * each.changed_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    const versions = `${each.n_versions} ${each.n_versions === 1 ? "version" : "versions"}`;
+    const name = make("b", {}, `${each.starred ? "★ " : ""}${each.name}`);
+    const facts = make("span", {}, `${versions} · ${clock(each.seconds)} · ${date}`);
+    return make("li", {}, make("a", { href: `#${each.id}` }, name, facts));
+  }));
 });
 $("#make").addEventListener("submit", attempt(async (event) => {
   event.preventDefault();
   const body = { kind: "make", seconds: Number($("#seconds").value), ...chosen() };
-  if (!project) await openProject((await json("api/projects", { method: "POST", body: { name: $("#make").dataset.name } })).id);
+  if (!project) await createProject($("#make").dataset.name);
   await startJob(body);
 }).bind(null));
 
 // ---- one project ----
+const createProject = async (name) =>
+  openProject((await json("api/projects", { method: "POST", body: { name } })).id);
 const openProject = async (id) => {
   stopListening();
   project = await json(`api/projects/${id}`);
@@ -99,9 +77,9 @@ const openProject = async (id) => {
   await showProject(project);
   if (project?.id !== id) return; // another page was opened meanwhile
   stopListening = listen(id, {
-    project: attempt(showProject),
-    job: attempt(showJob),
-    back: attempt(async () => showProject(await json(`api/projects/${id}`))),
+    project: attempt(showProject, false),
+    job: attempt(showJob, false),
+    back: attempt(async () => showProject(await json(`api/projects/${id}`)), false),
     closed: () => reopen(id),
   });
 };
@@ -157,9 +135,14 @@ const showVersion = async (version) => {
   }
   const takes = takesOf(project.versions, version), key = `${project.id}/${version.number}/${version.made_at}`;
   $("#piece-title").textContent = version.title;
-  $("#facts").replaceChildren(`${tenths(version.seconds)} s`, ...(version.seed === null ? [] : [` · seed ${version.seed} `,
-    make("button", { type: "button", class: "link", onclick: () => { $("#seed").value = version.seed; } }, "use it again")]));
-  for (const text of [...Object.values(version.labels ?? {}), version.text].filter(Boolean)) $("#facts").append(` · ${text}`);
+  $("#facts").replaceChildren(`${tenths(version.seconds)} s`);
+  if (version.seed !== null) {
+    const again = () => { $("#seed").value = version.seed; };
+    const link = make("button", { type: "button", class: "link", onclick: again }, "use it again");
+    $("#facts").append(` · seed ${version.seed} `, link);
+  }
+  const words = [...Object.values(version.labels ?? {}), version.text].filter(Boolean);
+  $("#facts").append(...words.map((text) => ` · ${text}`));
   $("#star").hidden = false;
   $("#star").textContent = star(version.starred);
   $("#star").setAttribute("aria-pressed", version.starred);
@@ -175,7 +158,8 @@ const showVersion = async (version) => {
   const full = await soundOf(addressOf(version.number)) // the picture before stays until this is there
     .finally(() => { if (shown === key) $("#piece").ariaBusy = "false"; });
   if (shown !== key) return;
-  const names = details(version.n_levels), addresses = names.map((_, i) => `${addressOf(version.number)}?levels=${i + 1}`);
+  const names = details(version.n_levels);
+  const addresses = names.map((_, i) => `${addressOf(version.number)}?levels=${i + 1}`);
   if (version.recording) {
     names.unshift("Original");
     addresses.unshift(`${here()}/recordings/${version.recording}/sound`);
@@ -183,14 +167,16 @@ const showVersion = async (version) => {
   const buffers = [...addresses.slice(1).map(() => null), full];
   player.host.hidden = false;
   player.show(buffers, { names, keep: before !== null, load: attempt((i) => soundOf(addresses[i])) });
-  for (const form of [$("#redraw")]) form.end.max = form.start.max = version.seconds;
+  $("#redraw").end.max = $("#redraw").start.max = version.seconds;
   const found = await json(`${here()}/versions/${version.number}/levels`);
   if (shown !== key) return;
-  const levels = found.levels.map((each) => ({ codes: each.codes, seconds_per_code: each.hop_length / model.sample_rate }));
+  const cell = (hop) => hop / model.sample_rate;
+  const levels = found.levels.map((each) => ({ codes: each.codes, seconds_per_code: cell(each.hop_length) }));
   player.codeLevels = { levels, first: names.length - levels.length };
   player.draw();
 };
-document.addEventListener("themechange", () => $$("#takes canvas").forEach((canvas) => canvas.peaks && drawWave(canvas, canvas.peaks)));
+const drawTake = (canvas) => { if (canvas.peaks) drawWave(canvas, canvas.peaks); };
+document.addEventListener("themechange", () => $$("#takes canvas").forEach(drawTake));
 const showTakes = (takes, version) => {
   const host = $("#takes"), key = takes.map((take) => take.number).join();
   host.hidden = takes.length < 2;
@@ -198,14 +184,18 @@ const showTakes = (takes, version) => {
     host.dataset.key = `${project.id}:${key}`;
     host.replaceChildren(...(host.hidden ? [] : takes.map((take, i) => {
       const canvas = make("canvas", { "aria-hidden": "true" });
-      soundOf(addressOf(take.number)).then((buffer) => drawWave(canvas, (canvas.peaks = peaksOf(buffer))), () => {});
-      return make("button", { type: "button", "data-number": take.number, onclick: () => show(take.number) }, canvas, make("span", {}, `Take ${i + 1}`));
+      soundOf(addressOf(take.number)).then((buffer) => {
+        canvas.peaks = peaksOf(buffer);
+        drawTake(canvas);
+      }, () => {});
+      const act = { type: "button", "data-number": take.number, onclick: () => show(take.number) };
+      return make("button", act, canvas, make("span", {}, `Take ${i + 1}`));
     })));
   }
   for (const each of host.children) {
     const take = takes.find((found) => found.number === Number(each.dataset.number));
     each.setAttribute("aria-pressed", take === version);
-    if ($("canvas", each).peaks) drawWave($("canvas", each), $("canvas", each).peaks);
+    drawTake($("canvas", each));
     $("span", each).textContent = `${take.starred ? "★ " : ""}Take ${takes.indexOf(take) + 1}`;
   }
 };
@@ -222,9 +212,11 @@ const showJob = async (job) => {
   let card = document.getElementById(`job-${job.id}`);
   const open = job.state === "waiting" || job.state === "running";
   if (!card && open) {
-    card = make("article", { class: "card job", id: `job-${job.id}`, "aria-label": job.title }, make("h2", {}, job.title),
-      make("p", { class: "hint" }), make("progress", { max: 1, "aria-label": "Progress" }), make("div", { class: "row" },
-        make("button", { type: "button", class: "button", onclick: attempt(() => request(`api/jobs/${job.id}`, { method: "DELETE" })) }, "Stop"),
+    const stop = attempt(() => request(`api/jobs/${job.id}`, { method: "DELETE" }));
+    card = make("article", { class: "card job", id: `job-${job.id}`, "aria-label": job.title },
+      make("h2", {}, job.title), make("p", { class: "hint" }), make("progress", { max: 1, "aria-label": "Progress" }),
+      make("div", { class: "row" },
+        make("button", { type: "button", class: "button", onclick: stop }, "Stop"),
         make("button", { type: "button", class: "button sketch", hidden: true }, "Listen to the sketch")));
     $("#jobs").append(card);
   }
@@ -243,7 +235,8 @@ const showJob = async (job) => {
   if (job.state === "failed") complain(job.error || "That did not work.");
   if (job.state === "stopped" && own.has(job.id)) say("Stopped. What was there is still there.");
   if (job.state === "done" && own.delete(job.id) && job.versions.length) {
-    say(job.versions.length > 1 ? `${job.versions.length} takes are ready: listen, star one, go on from it.` : "It is ready.");
+    const n = job.versions.length;
+    say(n > 1 ? `${n} takes are ready: listen, star one, go on from it.` : "It is ready.");
     if (project.shown !== job.versions[0]) await change({ shown: job.versions[0] });
   }
 };
@@ -271,7 +264,8 @@ on("#name", "change", async () => change({ name: $("#name").value.trim() || proj
 on("#star-project", "click", async () => change({ starred: !project.starred }));
 on("#star", "click", async () => {
   const version = project.versions.find((each) => each.number === project.shown);
-  showProject(await json(`${here()}/versions/${version.number}`, { method: "PATCH", body: { starred: !version.starred } }));
+  const body = { starred: !version.starred };
+  showProject(await json(`${here()}/versions/${version.number}`, { method: "PATCH", body }));
 });
 on("#delete-project", "click", async () => {
   if (!(await ask(`Delete the project “${project.name}” with all its versions and recordings?`, "Delete it"))) return;
@@ -296,23 +290,6 @@ const redo = async () => {
 };
 on("#undo", "click", undo);
 on("#redo", "click", redo);
-const tabs = $$("#changes [role=tab]");
-const openTab = (tab) => tabs.forEach((each) => {
-  each.setAttribute("aria-selected", each === tab);
-  each.tabIndex = each === tab ? 0 : -1;
-  document.getElementById(each.getAttribute("aria-controls")).hidden = each !== tab;
-});
-tabs.forEach((tab, i) => {
-  tab.addEventListener("click", () => openTab(tab));
-  tab.addEventListener("keydown", ({ key }) => {
-    const to = { ArrowLeft: i - 1, ArrowRight: i + 1 }[key];
-    if (to === undefined) return;
-    const next = tabs[(to + tabs.length) % tabs.length];
-    openTab(next);
-    next.focus();
-  });
-});
-openTab(tabs[0]);
 $$("#changes form").forEach((form) => form.addEventListener("submit", attempt(async (event) => {
   event.preventDefault();
   const fields = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, Number(value)]));
@@ -351,10 +328,11 @@ const use = attempt(async (file) => {
     await openProject(imported.id);
     return say(`${imported.name} is imported.`);
   }
-  if (file.size > model.limits.max_upload_mb * 1e6)
-    throw new Error(`${file.name}: a recording may have up to ${model.limits.max_upload_mb} MB; this one has ${(file.size / 1e6).toFixed(1)} MB.`);
+  const most = model.limits.max_upload_mb, size = (file.size / 1e6).toFixed(1);
+  if (file.size > most * 1e6)
+    throw new Error(`${file.name}: a recording may have up to ${most} MB; this one has ${size} MB.`);
   const name = file.name.replace(/\.[^.]+$/, "");
-  if (!project) await openProject((await json("api/projects", { method: "POST", body: { name } })).id);
+  if (!project) await createProject(name);
   const job = await send(`${here()}/recordings?name=${encodeURIComponent(file.name)}`, file, sent);
   say("");
   own.add(job.id);
@@ -395,7 +373,7 @@ addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
     event.preventDefault();
     attempt(event.shiftKey ? redo : undo)();
-  } else if (event.key === " " && !event.defaultPrevented && !event.target.closest("button, a, summary") && !player.host.hidden) {
+  } else if (event.key === " " && !event.target.closest("button, a, summary, .stage") && !player.host.hidden) {
     event.preventDefault();
     player.toggle();
   }
@@ -408,9 +386,12 @@ const begin = attempt(async () => {
   $("#model").textContent = `with ${model.name}`;
   $("#seconds").max = model.limits.max_seconds;
   $("#seconds").value = Math.min(20, model.limits.max_seconds);
-  $("#upload-hint").textContent = `Drop a file anywhere on this page, or use the microphone: up to ${model.limits.max_upload_mb} MB, of which the first ${model.limits.max_seconds} seconds are used. A saved project (.zip) opens, too.`;
+  const { max_upload_mb: megabytes, max_seconds: longest } = model.limits;
+  $("#upload-hint").textContent = `Drop a file anywhere on this page, or use the microphone: up to ${megabytes} MB, `
+    + `of which the first ${longest} seconds are used. A saved project (.zip) opens, too.`;
   const names = { wav: "WAV", flac: "FLAC", opus: "Opus", mp3: "MP3" };
-  $("#export form").format.append(...model.formats.map((format) => make("option", { value: format }, names[format] ?? format)));
+  const formats = model.formats.map((format) => make("option", { value: format }, names[format] ?? format));
+  $("#export form").format.append(...formats);
   fillSettings(model);
   addEventListener("hashchange", route);
   await route();

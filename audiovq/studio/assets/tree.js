@@ -23,8 +23,9 @@ export const showTree = (list, versions, shown, choose) => {
   const top = selected ? selected.offsetTop - list.offsetTop : 0;
   if (top < list.scrollTop || top > list.scrollTop + list.clientHeight - 40) list.scrollTop = top - 40;
   list.onkeydown = (event) => {
-    const at = items.indexOf(document.activeElement), to = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: items.length - 1 }[event.key];
-    if (to !== undefined) items[Math.min(items.length - 1, Math.max(0, to))]?.focus();
+    const at = items.indexOf(document.activeElement), last = items.length - 1;
+    const to = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: last }[event.key];
+    if (to !== undefined) items[Math.min(last, Math.max(0, to))]?.focus();
     else if (event.key === "Enter" || event.key === " ") document.activeElement.click();
     else return;
     event.preventDefault();
