@@ -67,6 +67,7 @@ def tones(seconds: float, rate: int, seed: int = 0, channels: int = 1) -> np.nda
         wave[start:] += np.sin(2 * np.pi * 220 * 2 ** (random.integers(0, 12) / 12) * t) * np.exp(-4 * t)
     return np.repeat((0.3 * wave / np.abs(wave).max()).astype(np.float32)[:, None], channels, axis=1)
 
+
 collect_ignore = [] if find_spec("mido") and find_spec("pythonosc") else ["test_live_command.py"]  # need the extra live
 
 
