@@ -1,5 +1,10 @@
 """Two processes on one machine (gloo): statistics are those of one process with all the data."""
 
+import datetime
+import os
+import signal
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from audiovq.distributed import collectives
 from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.encoder import EncoderConfig
@@ -114,3 +120,39 @@ def test_ranks_stay_equal_in_training(found: Path, kind: str) -> None:
     start = network(kind).state_dict()
     learned = [name for name, _ in network(kind).named_parameters()]
     assert not any(np.array_equal(one[name], start[name].numpy()) for name in learned)
+
+
+def slow_or_hung(rank: int, folder: str, hangs: bool) -> None:
+    """Rank 1 works alone for twice the limit, or stops; rank 0 waits for it and writes what it met."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_PORT": folder.split("-")[-1],
+    }
+    collectives.start(datetime.timedelta(seconds=2))
+    if rank == 1:
+        (Path(folder) / "pid").write_text(str(os.getpid()))
+        if hangs:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(4)
+    met = "all"
+    try:
+        collectives.barrier()
+    except RuntimeError as error:
+        met = str(error)
+        os.kill(int((Path(folder) / "pid").read_text()), signal.SIGCONT)
+    if rank == 0:
+        (Path(folder) / "met").write_text(met)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_long_work_is_waited_for_and_a_process_that_hangs_is_not(tmp_path: Path, hangs: bool) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        folder = tmp_path / f"port-{probe.getsockname()[1]}"
+    folder.mkdir()
+    torch.multiprocessing.spawn(slow_or_hung, (str(folder), hangs), nprocs=2)  # type: ignore[attr-defined]
+    expected = "Timed out: process 1 shows no sign of life" if hangs else "all"
+    assert (folder / "met").read_text() == expected

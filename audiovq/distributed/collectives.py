@@ -4,12 +4,16 @@ All ranks must call each function: a collective in a branch that only some ranks
 use nccl, tensors in main memory gloo, so that ranks can agree on a flag without waiting for their GPUs.
 """
 
+import contextlib
 import datetime
+import threading
+import time
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 LONGEST_WORK = datetime.timedelta(days=1)  # of one rank while the others wait in `barrier`
 
@@ -71,22 +75,79 @@ def any_rank(*flags: bool) -> list[bool]:
     return (all_reduce_(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
 
-_patient: list[dist.ProcessGroup] = []  # the group for `barrier`, whose limit is a day
+class Heartbeat:
+    """Shows the other processes that this one lives, and notices those that no longer do.
+
+    Args:
+        limit: a process that shows nothing for so long hangs.
+    """
+
+    def __init__(self, limit: datetime.timedelta):
+        self.store, self.limit = distributed_c10d._get_default_store(), limit.total_seconds()
+        self.group = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
+        self.ended = threading.Event()
+        self._beat(0)
+        threading.Thread(target=self._go_on, daemon=True).start()
+
+    def _beat(self, n: int) -> None:
+        self.store.set(f"alive/{dist.get_rank()}", str(n))
+
+    def _go_on(self) -> None:
+        n = 0
+        with contextlib.suppress(RuntimeError, ValueError):  # the process with the store, or all, have ended
+            while not self.ended.wait(min(5.0, self.limit / 5)):
+                n += 1
+                self._beat(n)
+
+    def wait_for_all(self) -> None:
+        """Raises RuntimeError if another process ends or hangs meanwhile."""
+        work = dist.all_reduce(torch.zeros(()), group=self.group, async_op=True)
+        assert work is not None
+        pause, seen = 0.001, dict[int, tuple[bytes, float]]()  # last sign of each process, and when it was new
+        looked = time.monotonic()
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
+            if time.monotonic() < looked + min(5.0, self.limit / 5):
+                continue
+            looked = time.monotonic()
+            for other in range(dist.get_world_size()):
+                sign = self.store.get(f"alive/{other}")
+                if sign != seen.get(other, (None, 0))[0]:
+                    seen[other] = sign, looked
+                elif looked > seen[other][1] + self.limit:
+                    raise RuntimeError(f"Timed out: process {other} shows no sign of life")
+        work.wait()
+
+
+_heartbeat: list[Heartbeat] = []
 
 
 def start(limit: datetime.timedelta) -> None:
     """Join the other processes; a collective that waits longer than `limit` for one raises RuntimeError."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
-    _patient[:] = [dist.new_group(backend="gloo", timeout=LONGEST_WORK)]  # type: ignore[list-item]
+    _heartbeat[:] = [Heartbeat(limit)]
+
+
+def stop() -> None:
+    """Leave the other processes."""
+    for heartbeat in _heartbeat:
+        heartbeat.ended.set()
+    _heartbeat.clear()
+    dist.destroy_process_group()
 
 
 def barrier() -> None:
     """Wait for all ranks, as long as a rank may scan or encode music, or write samples, alone.
 
-    The tensor is in main memory: gloo raises an error if another rank has exited.
+    Raises RuntimeError if another one has ended, or has shown no sign of life for the limit of `start`.
     """
-    if is_distributed():
-        dist.all_reduce(torch.zeros(()), group=_patient[0] if _patient else None)
+    if not is_distributed():
+        return
+    if _heartbeat:
+        _heartbeat[0].wait_for_all()
+    else:
+        dist.all_reduce(torch.zeros(()))  # in main memory: gloo raises an error if another rank has exited
 
 
 class Pool:

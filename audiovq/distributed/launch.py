@@ -60,7 +60,7 @@ def processes() -> Iterator[None]:
         raise
     finally:
         console.quiet = False
-        dist.destroy_process_group()
+        collectives.stop()
 
 
 def _silent() -> str:
