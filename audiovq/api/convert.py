@@ -1,7 +1,5 @@
 """Audio files ↔ codes files: one, or all in a folder. Finished files are skipped, bad ones are listed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How many threads sampling takes."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence

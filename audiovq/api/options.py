@@ -1,7 +1,5 @@
 """How pieces are generated: the options of `Generator`, and what they mean for a model."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A streaming encoder for audio of any sample rate and number of channels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What `Tokenizer` and `Generator` have in common: they can be written to a folder and sent to the hub."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The original audio where all its codes stayed, with short cross-fades into the decoded waveform."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

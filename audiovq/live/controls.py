@@ -1,7 +1,5 @@
 """What messages and MIDI events do: one place for all ways to steer. An error is a line for the user."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

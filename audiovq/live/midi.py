@@ -1,7 +1,5 @@
 """Controls from a MIDI controller. Needs the extra `audiovq[live]`."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

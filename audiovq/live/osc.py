@@ -1,7 +1,5 @@
 """Controls over OSC (Open Sound Control, UDP). Needs the extra `audiovq[live]`."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator

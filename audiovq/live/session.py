@@ -1,7 +1,5 @@
 """`audiovq live`: from the options of the command line to sound."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

@@ -1,7 +1,5 @@
 """Audio files for the page, equally loud."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """The clips of a listening report, in groups that are compared with each other."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

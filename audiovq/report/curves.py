@@ -1,7 +1,5 @@
 """The curves of the page, from metrics.jsonl of each stage."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

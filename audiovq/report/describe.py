@@ -1,7 +1,5 @@
 """Facts about a file or folder, for `audiovq info`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

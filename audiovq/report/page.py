@@ -1,7 +1,5 @@
 """The page: one self-contained HTML file that loads nothing from anywhere."""
 
-from __future__ import annotations
-
 import base64
 import datetime
 import hashlib

@@ -1,7 +1,5 @@
 """Where a model comes from: recipe, data, credits, weights, versions. Anything can be missing."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 import platform

@@ -1,7 +1,5 @@
 """Mel spectrograms as pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import librosa.display

@@ -1,7 +1,5 @@
 """The state of one level while its codes are drawn; it hides segments, gaps, guidance and noise."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Each level has a short buffer of codes. When that of level 0 is full, all buffer
 context of the next codes is forgotten. The network's cache is a ring and stays as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

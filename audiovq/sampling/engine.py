@@ -3,8 +3,6 @@
 `new_engine` takes the one for the prior's device. Both give what the prior's own forward gives.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -5,8 +5,6 @@ All tasks are a mask of given codes. A new piece has none; a continued piece has
 piece has all codes outside the gap; a new rendering has the coarser levels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

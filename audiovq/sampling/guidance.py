@@ -8,8 +8,6 @@ Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6; for codes of music Mus
 section 3.1.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Which codes of a piece are given and which are drawn: continue, edit, surround, render anew, vary."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The likelihood of given codes under a prior: to rank candidates, and to find the label that they fit."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

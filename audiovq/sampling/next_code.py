@@ -1,7 +1,5 @@
 """Logits → code: temperature, top-k, top-p, and the Gumbel-max draw."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Counter-based noise: a pure function of (seed, item, level, position), whatever the batch."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -5,8 +5,6 @@ is that of reading. Once a network is larger than the processor's cache, half th
 time. Both kinds give a row the same bits whatever other rows are in the batch.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -1,7 +1,5 @@
 """What is to be generated."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -7,8 +7,6 @@ its neighbour has there. The first segment is what sequential sampling gives; th
 from nearly the same distribution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

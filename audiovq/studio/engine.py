@@ -1,7 +1,5 @@
 """The model of a studio, and all that needs it: new music, recordings, sounds, and projects from elsewhere."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

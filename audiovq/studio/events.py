@@ -1,7 +1,5 @@
 """Server-sent events: who listens to a project learns of its changes, at most ten times a second."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

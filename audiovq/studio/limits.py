@@ -1,7 +1,5 @@
 """What a studio allows, and requests that it refuses."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

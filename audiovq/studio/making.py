@@ -1,7 +1,5 @@
 """New music: what a request means for the codes of a piece, and the work itself."""
 
-from __future__ import annotations
-
 import functools
 import random
 import secrets

@@ -1,7 +1,5 @@
 """Sounds and codes that are brought in: checked, encoded, and compared with the training music."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the bodies of requests have."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ A page elsewhere cannot drive the studio: it has another origin, and a name that
 an allowed host. Bodies are limited before anything reads them, but for uploads, which are limited as they arrive.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import ipaddress

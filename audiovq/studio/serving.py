@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tempfile
 import threading
@@ -93,4 +94,4 @@ def listen(host: str, port: int | None) -> socket.socket:
         except OSError as error:
             reason = error
     where = f"port {port}" if port else f"the ports {FIRST_PORT} to {FIRST_PORT + N_PORTS - 1}"
-    raise ValueError(f"{where} of {host} cannot be used ({reason.strerror}); choose another with --port")
+    raise ValueError(f"{where} of {host} cannot be used ({os.strerror(reason.errno or 0)}); choose another with --port")

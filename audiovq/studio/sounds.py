@@ -1,7 +1,5 @@
 """Sound files of versions, recordings and sketches, and their export. They are made at first use and kept a while."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading
