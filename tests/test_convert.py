@@ -239,7 +239,7 @@ def test_what_is_set_aside_is_one_line(tiny_run: Path, folder: Path, tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "bad.wav" in line]
-    reason = "not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF): Format not recognised"
+    reason = "not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF): it is a text file"
     assert line.startswith(f"set aside: {folder / 'bad.wav'}: {reason}")  # and what ffmpeg says, or that it is missing
 
 

@@ -299,6 +299,7 @@ def test_resumed_at_any_step_it_ends_in_the_same_bits(recipe: Recipe, tiny_run: 
     assert {float(v) for k, v in moments.items() if k.startswith("step/discriminators")} == {5.0}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_stage_ends_in_the_same_weights(
     tiny_run: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
