@@ -2,8 +2,9 @@
 
 python benchmarks/live.py [MODEL] [--changes 20] [--minutes 1] [--block 0] [--buffer 0.5] [--threads 1]
 
-A change alternates the seed, so every code after it differs. Its latency is the music from `set` to the first sample
-that differs, which a twin without the change shows, and the time that it takes to make that music; a buffer comes on top.
+A change is another seed, so every code after it differs. Its latency is the music from `set` to the first 50 ms that
+differ from a twin's without the change by at least half of their loudness (root mean square), and the time that it takes
+to make that music; a buffer comes on top.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def latencies(generator: Generator, n: int, block: float) -> tuple[list[float], 
         while True:
             changed = live.read(READ_SECONDS)
             took = time.monotonic() - began
-            differs = (changed != twin.read(READ_SECONDS)).any(dim=0).nonzero()
-            if len(differs):
-                music.append(heard + int(differs[0]) / live.sample_rate)
+            same = twin.read(READ_SECONDS)
+            heard += READ_SECONDS
+            if (changed - same).norm() > same.norm() / 2:
+                music.append(heard)
                 work.append(took)
                 break
-            heard += READ_SECONDS
             began = time.monotonic() - took  # the twin's work does not count
     return music, work
 
