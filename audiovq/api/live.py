@@ -40,7 +40,7 @@ class Live:
     >>> block = live.read(0.5)  # float [channels, samples]
     >>> live.set(timbre="piano", temperature=1.1)  # from the next code on
 
-    A prior with a timing conditioner is told that the piece is `piece_seconds` long; from the middle on, its
+    A prior with a timing conditioner takes the piece to be `piece_seconds` long; from the middle on, its
     time stands still. So the music begins like a piece, and never comes to the end.
 
     Args:
@@ -164,7 +164,7 @@ class Live:
         self.drawn = EndlessCodes(self.generator.priors, *self.wanted)
         self.decoder = self.tokenizer.decoder_stream(len(self.generator.priors), self.block_seconds)
         self.ready = torch.zeros(self.tokenizer.config.channels, 0)
-        self.n_frames, self.wanted, self.restarts = 0, None, False
+        self.wanted, self.restarts = None, False
         self.frames.clear()
 
     @torch_defaults()
@@ -182,7 +182,6 @@ class Live:
                 if self.drawn.draw():
                     levels = self.drawn.read()
                     self.frames.append(torch.cat(levels).int().cpu())
-                    self.n_frames += 1
                     waveform = self.decoder.push(levels).cpu()
                     if waveform.shape[-1]:
                         return waveform
@@ -225,7 +224,6 @@ class Live:
                 facts = {"format": FORMAT, "model": self._model(), "seed": self.seed, "options": options}
             facts |= {"drawn": numbers, "decoder": [windows.low, windows.start, windows.counts]}
             facts |= {"piece_samples": self.piece_samples, "block_seconds": self.block_seconds}
-            facts["n_frames"] = self.n_frames
             header = json.dumps(facts).encode()
             content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
             return struct.pack("<Q", len(header)) + header + content
@@ -237,7 +235,7 @@ class Live:
         windows.low, windows.start, windows.counts = facts["decoder"]
         parts = [tensors.get(f"decoder.{level}") for level in range(n_levels)]
         windows.parts = [[] if part is None else [part.to(self.decoder.device)] for part in parts]
-        self.ready, self.n_frames = tensors["ready"], facts["n_frames"]
+        self.ready = tensors["ready"]
         self.frames.extend(tensors.get("frames", torch.zeros(0, 0)))
 
 

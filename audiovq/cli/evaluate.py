@@ -10,7 +10,7 @@ from audiovq.cli.options import FOLDER, json_option, write_json
 @argument("data", type=FOLDER, required=False)
 @json_option
 @option("--generated", type=int, metavar="N", help="Compare N generated pieces with real music instead.")
-@option("--notes", is_flag=True, help="Also which notes are heard; needs audiovq[notes].")
+@option("--notes", is_flag=True, help="Also compare transcribed notes; needs audiovq[notes].")
 @option("--seconds", type=float, default=20.0, show_default=True, help="Length of each generated piece.")
 @option("--seed", type=IntRange(min=0), default=0, show_default=True, help="Seed of the generated pieces.")
 def evaluate(

@@ -1,13 +1,13 @@
 """`audiovq live`: music without end, steered while it sounds."""
 
 import contextlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from click import FloatRange, IntRange, argument, command, option
 
 from audiovq.cli import options
+from audiovq.utils.extras import require
 
 LEVELS = "one value or one per level"
 OUT_HELP = "Write here instead of playing: a WAV or FLAC file, or - for standard output."
@@ -47,9 +47,8 @@ def live(
     MIDI need the extra audiovq[live].
     """
     plays = values["out"] is None and device != "null"
-    for needed, package in ((plays, "sounddevice"), (osc, "pythonosc"), (midi, "mido"), (midi, "rtmidi")):
-        if needed and importlib.util.find_spec(package) is None:
-            raise ValueError(f"live: the package {package} is missing; pip install 'audiovq[live]'")
+    needed = ["sounddevice"] * plays + ["pythonosc"] * bool(osc) + ["mido", "rtmidi"] * bool(midi)
+    require("live", *needed, install="pip install 'audiovq[live]'")
     from audiovq import api
     from audiovq.live.controls import Controls
     from audiovq.live.player import null_device

@@ -1,6 +1,5 @@
 """`audiovq studio`: the page for making music."""
 
-import importlib.util
 import time
 import webbrowser
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from click import FloatRange, IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER
+from audiovq.utils.extras import require
 
 HOST_HELP = "Address to listen on; 0.0.0.0 admits everybody who can reach this machine."
 ABOVE_0 = FloatRange(0.1)
@@ -42,9 +42,7 @@ def studio(
 
     Needs the extra audiovq[studio].
     """
-    for package in ("fastapi", "uvicorn", "platformdirs"):
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"studio: the package {package} is missing; pip install 'audiovq[studio]'")
+    require("studio", "fastapi", "uvicorn", "platformdirs", install="pip install 'audiovq[studio]'")
     import platformdirs
 
     from audiovq.studio.limits import Limits

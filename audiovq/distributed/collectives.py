@@ -111,8 +111,8 @@ class Heartbeat:
             if time.monotonic() < looked + min(5.0, self.limit / 5):
                 continue
             looked = time.monotonic()
-            for other in range(dist.get_world_size()):
-                sign = self.store.get(f"alive/{other}")
+            signs = self.store.multi_get([f"alive/{other}" for other in range(dist.get_world_size())])
+            for other, sign in enumerate(signs):
                 if sign != seen.get(other, (None, 0))[0]:
                     seen[other] = sign, looked
                 elif looked > seen[other][1] + self.limit:

@@ -54,7 +54,7 @@ def evaluate_generated(
         data: a folder of music in place of the held-out tracks; for a model that is not a run, of both.
         n: number of pieces.
         seconds: length of each.
-        notes: also statistics of the notes that are heard; needs the extra audiovq[notes].
+        notes: also statistics of transcribed notes; needs the extra audiovq[notes].
     Returns:
         The report of `compare_sets`, with the arguments.
     Raises:
@@ -136,7 +136,7 @@ def compare_sets(
     Args:
         sets: pieces of "generated", "training" and "held-out" music, and of further sets to compare.
         embed: such as `MusicEmbedding`.
-        notes: with statistics of the notes that are heard.
+        notes: with statistics of transcribed notes.
     Returns:
         sets: numbers of pieces, tracks and windows of each set.
         frechet: the Fréchet distance of each set from the held-out music with `ci95`; `floor` is the

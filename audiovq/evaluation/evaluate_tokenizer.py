@@ -47,7 +47,7 @@ def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[st
     Args:
         model: a run, a model folder or a hub id.
         data: a folder of music; default what the run held out.
-        notes: also compare the notes that are heard; needs the extra audiovq[notes].
+        notes: also compare transcribed notes; needs the extra audiovq[notes].
     Returns:
         The report of `evaluate_tracks`, with the model's name and the hash of its tokenizer.
     Raises:

@@ -27,6 +27,11 @@ def loudness(waveform: Tensor, sample_rate: int) -> float:
     return -math.inf if math.isnan(level) else level
 
 
+def headroom(waveform: Tensor) -> float:
+    """The largest gain in dB that leaves peaks below -1 dBFS."""
+    return MAX_PEAK - 20 * math.log10(max(float(waveform.abs().max()), 1e-9))
+
+
 @dataclass(frozen=True)
 class Gain:
     """A change of level that was applied to a clip."""
@@ -46,7 +51,7 @@ def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list
         sample_rates: of the clips, Hz.
     """
     levels = [loudness(clip, rate) for clip, rate in zip(clips, sample_rates, strict=True)]
-    largest = [MAX_PEAK - 20 * math.log10(max(float(clip.abs().max()), 1e-9)) for clip in clips]  # gains, dB
+    largest = [headroom(clip) for clip in clips]
     reachable = [level + most for level, most in zip(levels, largest, strict=True) if level > -math.inf]
     target = max(LOWEST_TARGET, min([TARGET, *reachable]))
     gains = []

@@ -1,4 +1,4 @@
-"""Which notes are heard: an independent transcription of music, by basic-pitch (Bittner 2022, arXiv:2203.09893).
+"""Notes of a piece by an independent transcription, basic-pitch (Bittner 2022, arXiv:2203.09893).
 
 A tokenizer may keep the spectrum in the eyes of a mel distance and lose most notes, so this is a judge of its own. Needs
 the extra audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0).
@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import importlib.util
 import io
 import logging
 import tempfile
@@ -20,6 +19,7 @@ import soundfile
 from torch import Tensor
 
 from audiovq.evaluation.metrics import METRICS, Metric
+from audiovq.utils.extras import require
 
 INSTALL = "pip install 'audiovq[notes]', then pip install --no-deps basic-pitch"
 PEAK = 0.5  # to which audio is scaled first: loudness does not count
@@ -31,8 +31,7 @@ CONSONANT, DISSONANT = (0, 3, 4, 5, 7, 8, 9), (1, 2, 6, 10, 11)  # semitones bet
 
 def check_installed() -> None:
     """Raises ValueError without the extra."""
-    if missing := [name for name in ("basic_pitch", "mir_eval", "onnxruntime") if not importlib.util.find_spec(name)]:
-        raise ValueError(f"notes: {', '.join(missing)} is missing; {INSTALL}")
+    require("notes", "basic_pitch", "mir_eval", "onnxruntime", install=INSTALL)
 
 
 @functools.cache
@@ -52,7 +51,9 @@ def _transcriber() -> tuple[Any, Any, Any]:
     return inference, model, importlib.import_module("mir_eval.transcription")
 
 
-_heard: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # the last transcriptions, as every prefix has the same source
+_transcribed: dict[
+    bytes, tuple[np.ndarray, np.ndarray]
+] = {}  # the last transcriptions, as every prefix has the same source
 
 
 def transcribe(waveform: Tensor, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,20 +72,20 @@ def transcribe(waveform: Tensor, sample_rate: int) -> tuple[np.ndarray, np.ndarr
     mono = waveform.float().mean(dim=0).numpy()
     mono = mono * (PEAK / max(float(np.abs(mono).max()), 1e-6))
     key = hashlib.sha1(mono.tobytes() + str(sample_rate).encode()).digest()
-    if key not in _heard:
+    if key not in _transcribed:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             path = Path(folder) / "piece.wav"
             soundfile.write(path, mono, sample_rate)
             output, _, notes = inference.predict(path, model)
         rows = sorted((float(start), float(end), float(pitch)) for start, end, pitch, *_ in notes)
-        if len(_heard) >= 4:
-            del _heard[next(iter(_heard))]
-        _heard[key] = np.array(rows).reshape(-1, 3), output["note"]
-    return _heard[key]
+        if len(_transcribed) >= 4:
+            del _transcribed[next(iter(_transcribed))]
+        _transcribed[key] = np.array(rows).reshape(-1, 3), output["note"]
+    return _transcribed[key]
 
 
 def note_f1(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """F1 of the notes that are heard in both: within 50 ms of onset and 50 cents of pitch, offsets ignored; 1 is best."""
+    """F1 of the notes that are transcribed in both: within 50 ms of onset and 50 cents of pitch, offsets ignored; 1 is best."""
     evaluate = _transcriber()[2].precision_recall_f1_overlap
     found, expected = (transcribe(w, sample_rate)[0] for w in (reconstruction, reference))
     if not len(found) or not len(expected):
@@ -102,7 +103,7 @@ def frame_f1(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> flo
 
 
 def harmony(waveform: Tensor, sample_rate: int) -> dict[str, float]:
-    """Statistics of the notes that are heard in a piece.
+    """Statistics of the transcribed notes of a piece.
 
     Returns:
         notes_per_second: onsets.

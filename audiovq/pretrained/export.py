@@ -10,6 +10,7 @@ from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
 from audiovq.pretrained.save import RunFacts, save_pretrained
 from audiovq.recipe import Recipe, load_saved_recipe
+from audiovq.utils.extras import require
 
 CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
 # Labels of tracks that are listed in the card, with the names that they may have.
@@ -38,7 +39,7 @@ def export_model(
         ValueError: no model, a folder that is not empty, or a credits file that is missing.
     """
     if onnx:
-        onnx_files.check_installed()
+        require("onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
     place = resolve_model(source)
     network = checkpoint.load_tokenizer(tokenizer_folder(place))
     loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]

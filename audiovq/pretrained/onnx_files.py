@@ -7,7 +7,6 @@ The metadata of both files has all rules (rate, padding, pieces of long recordin
 """
 
 import importlib
-import importlib.util
 import json
 import logging
 import math
@@ -26,13 +25,6 @@ from audiovq.utils.progress import say
 
 ENCODE, DECODE = "encode.onnx", "decode.onnx"
 CHECKED_SECONDS = 3.0
-
-
-def check_installed() -> None:
-    """Raises ValueError if the extra is not installed."""
-    missing = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"onnx: missing {' and '.join(missing)}; pip install 'audiovq[onnx]'")
 
 
 def rules(network: VQVAE) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Engine:
                 file.write(self.library.folder(project) / name, name)
 
     def import_(self, path: Path, owner: str) -> Project:
-        """A new project from a .zip file that may be a stranger's.
+        """A new project from a .zip file of unknown origin.
 
         Raises:
             ValueError: not a project, damaged, too large, or of another model.

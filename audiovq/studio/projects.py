@@ -31,7 +31,7 @@ LARGEST_PROJECT_FILE = 16 * MEGABYTE
 
 
 class Strict(BaseModel):
-    """Files come from strangers too: unknown keys and numbers that are not finite are errors."""
+    """Files may come from anybody: unknown keys and numbers that are not finite are errors."""
 
     model_config = ConfigDict(extra="forbid")
 

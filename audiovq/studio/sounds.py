@@ -18,7 +18,7 @@ from audiovq.data import audio
 from audiovq.data.audio_writer import write_audio
 from audiovq.data.codes import Codes
 from audiovq.data.resampling import resample
-from audiovq.evaluation.loudness import MAX_PEAK, loudness
+from audiovq.evaluation.loudness import headroom, loudness
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.limits import MEGABYTE
 from audiovq.studio.projects import Kept, Library, Project, Recording
@@ -134,7 +134,9 @@ def write_sound(path: Path, waveform: Tensor, rate: int, export: Export) -> None
     Opus and MP3 know some sample rates only; others become the next higher one that they know.
     """
     if export.lufs is not None:
-        waveform = waveform * 10 ** (_gain(waveform, rate, export.lufs) / 20)
+        found = loudness(waveform, rate)
+        if found > -torch.inf:  # silence stays
+            waveform = waveform * 10 ** (min(export.lufs - found, headroom(waveform)) / 20)
     known = RATES.get(export.format, [rate])
     if rate not in known:
         new_rate = next((higher for higher in known if higher > rate), known[-1])
@@ -151,12 +153,3 @@ def write_sound(path: Path, waveform: Tensor, rate: int, export: Export) -> None
         for name, text in export.tags.items():
             setattr(file, name, "".join(c for c in text if c.isprintable()) or " ")
         file.write(frames.T.numpy())
-
-
-def _gain(waveform: Tensor, rate: int, target: float) -> float:
-    """In dB; none for silence, and no more than leaves peaks below -1 dBFS."""
-    found, peak = loudness(waveform, rate), float(waveform.abs().max())
-    if found == -torch.inf or not peak:
-        return 0.0
-    most = MAX_PEAK - 20 * torch.tensor(peak).log10().item()
-    return min(target - found, most)

@@ -4,11 +4,11 @@ The saved model is a plain prior. Needs the extra `audiovq[lora]`.
 """
 
 import importlib
-import importlib.util
 from typing import Any
 
 from audiovq.prior.prior import Prior
 from audiovq.recipe import LoraConfig
+from audiovq.utils.extras import require
 
 TARGETS = ["qkv", "out", "gate_up", "down"]  # the matrices of each transformer layer
 
@@ -19,8 +19,7 @@ def add_adapters(network: Prior, config: LoraConfig) -> None:
     Raises:
         ValueError: peft is not installed.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError("lora: the package peft is missing; pip install 'audiovq[lora]'")
+    require("lora", "peft", install="pip install 'audiovq[lora]'")
     peft: Any = importlib.import_module("peft")  # here, because it imports transformers, which takes seconds
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=TARGETS, bias="none"
