@@ -87,7 +87,8 @@ class Heartbeat:
         self.group = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
         self.ended = threading.Event()
         self._beat(0)
-        threading.Thread(target=self._go_on, daemon=True).start()
+        self.thread = threading.Thread(target=self._go_on, daemon=True)
+        self.thread.start()
 
     def _beat(self, n: int) -> None:
         self.store.set(f"alive/{dist.get_rank()}", str(n))
@@ -133,6 +134,7 @@ def stop() -> None:
     """Leave the other processes."""
     for heartbeat in _heartbeat:
         heartbeat.ended.set()
+        heartbeat.thread.join(timeout=10)  # a thread that still uses the store when Python ends aborts the process
     _heartbeat.clear()
     dist.destroy_process_group()
 
