@@ -235,6 +235,7 @@ GENERATED = {"commands": command_pages, "recipe keys": recipe_keys, "recipes": r
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri == "idea.md":
         markdown = re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", markdown)
+    markdown = re.sub(r"^This page is filled when the site is built.*\n", "", markdown, flags=re.MULTILINE)
     return re.sub(r"<!-- generated: ([\w ]+) -->", lambda match: GENERATED[match[1]](), markdown)
 
 

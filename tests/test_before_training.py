@@ -53,6 +53,7 @@ def test_a_resumed_run_uses_the_same_music(tmp_path: Path, monkeypatch: pytest.M
     result = cli(*train)
     assert result.exit_code == 0, result.output
     assert "no --data: the music is music" in result.output
+    assert "no --data: the music is music" in cli("plan", tmp_path / "tiny.yaml").output  # plans for the same music
     assert load_saved_recipe(tmp_path / "run" / "recipe.yaml").data.folder == str(music)
     shutil.move(music, tmp_path / "moved")
     again = cli(*train)  # a finished run needs no music

@@ -21,6 +21,7 @@ def plan(
     device_tflops: float | None, utilisation: float | None, json_file: str | None,
 ) -> None:  # fmt: skip
     """Estimate memory, hours and disk of each stage of RECIPE: here, or on GPUs that are not here."""
+    from audiovq.pipeline.before_training import with_music
     from audiovq.planning.estimate import far_device, make_plan, music_seconds
     from audiovq.planning.in_words import plan_lines
     from audiovq.pretrained.adopt import adopt_pretrained
@@ -28,6 +29,6 @@ def plan(
 
     elsewhere = gpus or device_memory or device_tflops or utilisation
     device = far_device(device_memory, device_tflops, utilisation) if elsewhere else None
-    loaded = adopt_pretrained(load_recipe(recipe, data, overrides))
+    loaded = with_music(adopt_pretrained(load_recipe(recipe, data, overrides)))
     result = make_plan(loaded, music_seconds(loaded), device=device, n_devices=gpus or 1)
     show(plan_lines(result), result, json_file)

@@ -16,22 +16,21 @@ from audiovq.utils.progress import say
 LONG_HOURS = 12.0  # a training that takes longer is announced
 
 
-def with_music(recipe: Recipe, run: Path) -> Recipe:
+def with_music(recipe: Recipe, run: Path | None = None) -> Recipe:
     """A recipe with a music folder.
 
     A recipe that names neither music nor codes gets the first of: the music with which this run began, the folder
     `music/` in the current folder, $AUDIOVQ_MUSIC, and the recordings in samples/. One line says which.
 
     Args:
-        run: folder of the run, which need not exist.
+        run: folder of the run, if there is one; it need not exist.
     Raises:
         ValueError: none of these has music.
     """
     if recipe.data.folder or recipe.codes.path:
         return recipe
-    saved = run / "recipe.yaml"
-    if saved.is_file():
-        folder = Path(load_saved_recipe(saved).data.folder)
+    if run and (run / "recipe.yaml").is_file():
+        folder = Path(load_saved_recipe(run / "recipe.yaml").data.folder)
     else:
         folder = find_music(recipe.name)
         say(f"no --data: the music is {folder}")
