@@ -99,28 +99,23 @@ def reread(engine: Engine) -> Library:
 # --- making and changing ----------------------------------------------------------------------------------------------
 
 
-def test_sketches_come_first_and_the_piece_is_the_generators(engine: Engine, project: Project) -> None:
-    seen: list[tuple[float, str, int]] = []
+def test_takes_are_the_generators_pieces(engine: Engine, project: Project) -> None:
+    seen: list[tuple[float, str]] = []
     request = JobRequest(kind="make", seconds=2, seed=7, takes=2, labels={"genre": "folk"})
     job = engine.job(project, request)
-    job.changed = lambda job: seen.append((job.progress, job.message, job.n_levels))
+    job.changed = lambda job: seen.append((job.progress, job.message))
     numbers = job.work(job)
     expected = engine.generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
-    for n_levels in (1, 2):
-        for take, codes in enumerate(expected):
-            path = engine.sounds.sketch(job.id, job.drawn[n_levels][take], take)
-            assert np.array_equal(samples(path), decoded(engine.generator, codes, n_levels))
-    assert job.sketches == [f"api/jobs/{job.id}/sketches/2/{take}" for take in (0, 1)]
     for take, (number, codes) in enumerate(zip(numbers, expected, strict=True), 1):
         version = project.version(number)
         assert same(levels(engine, project, number), codes.levels)
         assert (version.title, version.take) == (f"new piece, take {take}", take)
         assert (version.seed, version.n_samples, version.seconds, version.kind) == (7, 16000, 2.0, "new")
     assert project.shown == numbers[0]
-    shares = [share for share, _, _ in seen]
+    shares = [share for share, _ in seen]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert seen[0][1:] == ("level 0 (the finest is 2)", 0)
+    assert seen[0][1] == "level 0 (the finest is 2)"
 
 
 def test_without_a_seed_pieces_differ_and_can_be_made_again(engine: Engine, project: Project) -> None:

@@ -14,9 +14,7 @@ from audiovq.studio.limits import MANY, Limits, Refused
 from audiovq.utils.progress import say
 
 MOST_FINISHED = 50  # jobs that are remembered
-KEYS = (
-    "id", "project", "kind", "title", "state", "progress", "message", "error", "sketches", "n_levels", "versions",
-)  # fmt: skip
+KEYS = ("id", "project", "kind", "title", "state", "progress", "message", "error", "versions")
 
 
 class Stopped(Exception):
@@ -38,10 +36,7 @@ class Job:
     progress: float = 0.0
     message: str = ""
     error: str | None = None
-    sketches: list[str] = field(default_factory=list)  # addresses of sounds with the levels so far
-    n_levels: int = 0  # in the sketches
     versions: list[int] = field(default_factory=list)
-    drawn: dict[int, list[Any]] = field(default_factory=dict)  # number of levels: the codes of each take
     stop: threading.Event = field(default_factory=threading.Event)
     began: float = 0.0
     changed: Callable[[Job], object] = lambda job: None

@@ -131,21 +131,12 @@ def _gaps(generator: Generator, piece: Codes, share: float, rng: random.Random) 
 
 
 def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes]:
-    """The codes of all takes. Takes with fewer levels become sketches of the job on the way.
-
-    Raises:
-        Stopped: the user stopped the job.
-    """
-    takes: list[Codes] = []
+    """The codes of all takes; raises Stopped if the user stopped the job."""
+    if plan.mask:
+        plan.mask.check(generator.hop_lengths, n_takes)
     on_codes = _callback(generator, plan.n_samples, job)
-    n, seed = plan.n_samples, plan.seed
-    for takes in generator.grow(n, seed, range(n_takes), plan.options, given=plan.mask, on_codes=on_codes):
-        n_levels = len(takes[0].levels)
-        if n_levels < len(generator.priors):
-            job.drawn[n_levels], job.n_levels = takes, n_levels
-            job.sketches = [f"api/jobs/{job.id}/sketches/{n_levels}/{i}" for i in range(n_takes)]
-            job.report(job.progress, job.message)
-    return takes
+    options = {"given": plan.mask, "on_codes": on_codes}
+    return list(generator.pieces(plan.n_samples, plan.seed, range(n_takes), plan.options, **options))
 
 
 def _callback(generator: Generator, n_samples: int, job: Job) -> CodesCallback:

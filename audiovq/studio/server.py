@@ -316,14 +316,6 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         queue.stop(job)
         return queue.describe(job)
 
-    @app.get("/api/jobs/{job_id}/sketches/{n_levels}/{take}", response_class=FileResponse)
-    def sketch(n_levels: int, take: int, job: Job = my_job) -> FileResponse:
-        """A take of which only the first levels are drawn."""
-        takes = job.drawn.get(n_levels, [])
-        if not 0 <= take < len(takes):
-            raise Refused("there is no such sketch", 404)
-        return FileResponse(studio.engine.sounds.sketch(job.id, takes[take], take), media_type=TYPES[".wav"])
-
 
 def file_name(title: str, suffix: str) -> str:
     """A name that every system takes."""

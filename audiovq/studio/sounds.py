@@ -61,11 +61,6 @@ class Sounds:
 
         return self._file(f"{project.id} {number} {n_levels}", export, waveform)
 
-    def sketch(self, job: str, codes: Codes, take: int) -> Path:
-        """Codes that are not a version yet."""
-        key = f"{job} {len(codes.levels)} {take}"
-        return self._file(key, Export(), lambda: (self.tokenizer.decode(codes), self.tokenizer.sample_rate))
-
     def recording(self, project: Project, recording: Recording) -> Path:
         """The part of a recording that is used, as WAV, which every browser plays."""
         return self._file(f"{project.id} {recording.id}", Export(), lambda: self._original(project, recording))

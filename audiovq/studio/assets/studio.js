@@ -215,9 +215,7 @@ const showJob = async (job) => {
     const stop = attempt(() => request(`api/jobs/${job.id}`, { method: "DELETE" }));
     card = make("article", { class: "card job", id: `job-${job.id}`, "aria-label": job.title },
       make("h2", {}, job.title), make("p", { class: "hint" }), make("progress", { max: 1, "aria-label": "Progress" }),
-      make("div", { class: "row" },
-        make("button", { type: "button", class: "button", onclick: stop }, "Stop"),
-        make("button", { type: "button", class: "button sketch", hidden: true }, "Listen to the sketch")));
+      make("div", { class: "row" }, make("button", { type: "button", class: "button", onclick: stop }, "Stop")));
     $("#jobs").append(card);
   }
   if (open) {
@@ -228,7 +226,6 @@ const showJob = async (job) => {
     $(".hint", card).textContent = job.state === "waiting" ? place : `${words}${left}`;
     $("progress", card).value = job.progress;
     if (shown === null) $("#piece-title").textContent = "It is being made …";
-    await showSketch(card, job);
     return;
   }
   card?.remove();
@@ -239,23 +236,6 @@ const showJob = async (job) => {
     say(n > 1 ? `${n} takes are ready: listen, star one, go on from it.` : "It is ready.");
     if (project.shown !== job.versions[0]) await change({ shown: job.versions[0] });
   }
-};
-const showSketch = async (card, job) => {
-  const [address] = job.sketches ?? [], button = $(".sketch", card);
-  if (!address || card.dataset.sketch === address) return;
-  card.dataset.sketch = address;
-  const sketch = await soundOf(address).catch(() => null);
-  if (!sketch || !card.isConnected || card.dataset.sketch !== address) return;
-  const play = () => {
-    shown = `sketch ${job.id}`;
-    player.host.hidden = false;
-    player.show([sketch], { keep: card.dataset.heard === "yes" });
-    card.dataset.heard = "yes";
-    $("#piece-title").textContent = "A sketch; the details follow";
-  };
-  button.hidden = project.shown === null;
-  button.onclick = () => { play(); player.transport.play(0); };
-  if (project.shown === null || card.dataset.heard) play();
 };
 
 // ---- controls of a project ----
