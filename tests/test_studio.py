@@ -23,11 +23,9 @@ from audiovq.evaluation.loudness import loudness
 from audiovq.studio import sounds
 from audiovq.studio.engine import Engine, training_bits
 from audiovq.studio.jobs import Job, Queue, Stopped
-from audiovq.studio.limits import Limits, Refused
 from audiovq.studio.projects import Library, Project, Version
-from audiovq.studio.recordings import check_reference
-from audiovq.studio.requests import JobRequest
-from audiovq.studio.sounds import Export
+from audiovq.studio.requests import Export, JobRequest, Limits, Refused
+from audiovq.studio.sounds import check_reference
 
 LIMITS = Limits(max_seconds=8, max_upload_mb=0.5, max_takes=3, max_versions=9, max_projects=50, max_waiting=2)
 
@@ -318,7 +316,7 @@ def test_an_imported_project_is_the_exported_one(engine: Engine, project: Projec
     assert (again.owner, again.id != project.id) == ("somebody", True)
     for number in (1, 2):
         assert same(levels(engine, again, number), levels(engine, project, number))
-        paths = [engine.sounds.version(p, number, None, Export()) for p in (project, again)]
+        paths = [engine.sounds.version(p, number, Export()) for p in (project, again)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -387,15 +385,15 @@ def test_a_changed_recording_keeps_its_sound_outside_the_change(
     assert same(levels(engine, project, version.number), expected.levels)
     assert (version.kind, version.title, version.seconds) == ("recording", "tune.flac", 3.0)
     original = samples(tmp_path / "tune.flac").astype(int)
-    shown = engine.sounds.version(project, version.number, None, Export())
+    shown = engine.sounds.version(project, version.number, Export())
     assert np.abs(samples(shown) - original).max() <= 1
     assert np.array_equal(samples(engine.sounds.recording(project, project.recordings[0])), samples(shown))
-    as_codes = samples(engine.sounds.version(project, version.number, 2, Export()))
+    as_codes = samples(engine.sounds.version(project, version.number, Export(levels=2)))
     assert np.array_equal(as_codes, decoded(engine.generator, expected, 2))
     [changed] = do(engine, project, "redraw", version.number, start=1, end=2)
     [longer] = do(engine, project, "extend", changed, after=1)
     for number, seconds in ((changed, 3), (longer, 4)):
-        path = engine.sounds.version(project, number, None, Export())
+        path = engine.sounds.version(project, number, Export())
         sound = samples(path).astype(int)
         assert (soundfile.info(path).samplerate, sound.shape) == (16000, (16000 * seconds, 2))
         start = slice(0, 15000)  # the stretch is rounded outward, and there is a cross-fade
@@ -403,7 +401,7 @@ def test_a_changed_recording_keeps_its_sound_outside_the_change(
         assert np.abs(sound[33100:46000] - original[33100:46000]).max() <= 1
         assert np.abs(sound[18000:30000] - original[18000:30000]).max() > 100
     [codes_only] = do(engine, project, "redraw", version.number, start=1, end=2, keep_audio=False)
-    path = engine.sounds.version(project, codes_only, None, Export())
+    path = engine.sounds.version(project, codes_only, Export())
     assert np.array_equal(samples(path), decoded(engine.generator, engine.codes(project, codes_only)))
     engine.library.delete_version(project, version.number)
     assert (project.versions, project.recordings) == ([], [])
@@ -505,7 +503,7 @@ def test_exports_have_the_sound_and_its_tags(
 ) -> None:
     number = make(engine, project, labels={"genre": "folk"})
     expected = decoded(engine.generator, engine.codes(project, number))
-    path = engine.sound(project, project.version(number), None, form, 16, None, download=True)
+    path = engine.sound(project, project.version(number), Export(format=form, download=True))
     assert path.suffix == f".{form}"
     info = soundfile.info(path)
     assert (info.samplerate, info.channels, round(info.duration, 1)) == (rate, 1, 2.0)
@@ -516,7 +514,7 @@ def test_exports_have_the_sound_and_its_tags(
     assert tags["title"] == "Untitled: new piece"
     assert tags["comment"] == "tiny, seed 1, genre folk"
     assert mutagen.File(path) is not None  # type: ignore[attr-defined]
-    plain = engine.sound(project, project.version(number), None, form, 16, None, download=False)
+    plain = engine.sound(project, project.version(number), Export(format=form))
     with soundfile.SoundFile(plain) as file:
         assert "title" not in file.copy_metadata()
 
@@ -524,13 +522,13 @@ def test_exports_have_the_sound_and_its_tags(
 def test_24_bits_and_loudness(engine: Engine, project: Project) -> None:
     number = make(engine, project)
     wave = engine.tokenizer.decode(engine.codes(project, number))
-    path = engine.sounds.version(project, number, None, Export("wav", 24))
+    path = engine.sounds.version(project, number, Export(bits="24"))
     assert soundfile.info(path).subtype == "PCM_24"
     assert np.abs(soundfile.read(path)[0] - wave[0].numpy()).max() < 2**-22
     found, target = loudness(wave, 8000), loudness(wave, 8000) - 6
-    quiet = soundfile.read(engine.sounds.version(project, number, None, Export("wav", 24, target)))[0]
+    quiet = soundfile.read(engine.sounds.version(project, number, Export(bits="24", lufs=target)))[0]
     assert loudness(torch.from_numpy(quiet)[None].float(), 8000) == pytest.approx(target, abs=0.1)
-    loud = soundfile.read(engine.sounds.version(project, number, None, Export("wav", 24, 0.0)))[0]
+    loud = soundfile.read(engine.sounds.version(project, number, Export(bits="24", lufs=0.0)))[0]
     assert found < 0
     assert np.abs(loud).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)  # peaks stay below -1 dBFS
 
@@ -538,9 +536,9 @@ def test_24_bits_and_loudness(engine: Engine, project: Project) -> None:
 def test_sounds_used_last_stay_and_others_go(engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     number = make(engine, project)
     monkeypatch.setattr(sounds, "CACHE_MB", 0.07)  # two sounds of 32 kB
-    first, second = (engine.sounds.version(project, number, n, Export()) for n in (1, 2))
-    engine.sounds.version(project, number, 1, Export())
-    third = engine.sounds.version(project, number, 3, Export())
+    first, second = (engine.sounds.version(project, number, Export(levels=n)) for n in (1, 2))
+    engine.sounds.version(project, number, Export(levels=1))
+    third = engine.sounds.version(project, number, Export(levels=3))
     assert [path.exists() for path in (first, second, third)] == [True, False, True]
 
 

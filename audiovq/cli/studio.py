@@ -45,8 +45,8 @@ def studio(
     require("studio", "fastapi", "uvicorn", "platformdirs", install="pip install 'audiovq[studio]'")
     import platformdirs
 
-    from audiovq.studio.limits import Limits
     from audiovq.studio.projects import Library
+    from audiovq.studio.requests import Limits
     from audiovq.studio.security import Access, is_loopback
     from audiovq.studio.serving import open_studio
     from audiovq.utils import signals

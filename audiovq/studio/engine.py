@@ -16,12 +16,18 @@ from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.studio.jobs import Job
-from audiovq.studio.limits import MEGABYTE, Limits, Refused
 from audiovq.studio.making import draw, make_plan
 from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Version, parse
-from audiovq.studio.recordings import check_reference, named_as_uploaded, read_codes, read_recording, unlikeness
-from audiovq.studio.requests import JobRequest
-from audiovq.studio.sounds import LIBSNDFILE, Export, Sounds
+from audiovq.studio.requests import MEGABYTE, Export, JobRequest, Limits, Refused
+from audiovq.studio.sounds import (
+    LIBSNDFILE,
+    Sounds,
+    check_reference,
+    named_as_uploaded,
+    read_codes,
+    read_recording,
+    unlikeness,
+)
 
 LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
 
@@ -86,27 +92,18 @@ class Engine:
         project.version(number)
         return Codes.load(self.library.codes_path(project, number))
 
-    def sound(
-        self,
-        project: Project,
-        version: Version,
-        n_levels: int | None,
-        format: Any,
-        bits: Any,
-        lufs: float | None,
-        download: bool,
-    ) -> Path:
+    def sound(self, project: Project, version: Version, export: Export) -> Path:
         """A sound file of a version; a download has tags."""
-        if n_levels is not None and n_levels > version.n_levels:
-            raise Refused(f"levels: expected 1 to {version.n_levels}, found {n_levels}")
-        tags = {}
-        if download:
-            seed = "" if version.seed is None else f", seed {version.seed}"
-            labels = "".join(f", {name} {value}" for name, value in version.labels.items())
-            licence = f"; licence of the model: {self.licence}" if self.licence else ""
-            comment = f"{self.name}{seed}{labels}{licence}"
-            tags = {"title": f"{project.name}: {version.title}", "comment": comment, "software": "audiovq"}
-        return self.sounds.version(project, version.number, n_levels, Export(format, bits, lufs, tags))
+        if export.levels is not None and export.levels > version.n_levels:
+            raise Refused(f"levels: expected 1 to {version.n_levels}, found {export.levels}")
+        if not export.download:
+            return self.sounds.version(project, version.number, export)
+        seed = [] if version.seed is None else [f"seed {version.seed}"]
+        labels = [f"{name} {value}" for name, value in version.labels.items()]
+        licence = f"; licence of the model: {self.licence}" if self.licence else ""
+        comment = ", ".join([self.name, *seed, *labels]) + licence
+        tags = {"title": f"{project.name}: {version.title}", "comment": comment, "software": "audiovq"}
+        return self.sounds.version(project, version.number, export, tags)
 
     # --- jobs -----------------------------------------------------------------------------------------
 

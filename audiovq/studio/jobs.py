@@ -1,20 +1,24 @@
-"""Jobs: one runs at a time, the others wait in a queue and know their place."""
+"""Jobs: one runs at a time, the others wait in a queue and know their place. Listeners learn of each change."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import queue
 import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiovq.studio.limits import MANY, Limits, Refused
+from audiovq.studio.requests import MANY, Limits, Refused
 from audiovq.utils.progress import say
 
 MOST_FINISHED = 50  # jobs that are remembered
 KEYS = ("id", "project", "kind", "title", "state", "progress", "message", "error", "versions")
+PAUSE_SECONDS, SILENCE_SECONDS = 0.1, 15.0  # between two events: the shortest and the longest
 
 
 class Stopped(Exception):
@@ -49,6 +53,10 @@ class Job:
         self.changed(self)
 
     @property
+    def is_finished(self) -> bool:
+        return self.state not in ("waiting", "running")
+
+    @property
     def seconds_left(self) -> float | None:
         """None before there is a pace."""
         if self.state != "running" or self.progress < 0.02:
@@ -62,14 +70,14 @@ class Queue:
     def __init__(self, limits: Limits, changed: Callable[[Job], object]):
         self.limits, self.changed = limits, changed
         self._jobs: dict[str, Job] = {}  # in the order of their arrival
-        self._condition = threading.Condition()
-        self._closed = False
+        self._arrived: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
 
     def put(self, job: Job) -> Job:
         """Raises Refused if the visitor has too many jobs that wait."""
-        with self._condition:
+        with self._lock:
             most, unfinished = self.limits.max_waiting, self._unfinished()
             if sum(other.owner == job.owner for other in unfinished) > most:
                 raise Refused(f"{most} of your requests wait already; let them finish first", 429)
@@ -77,7 +85,7 @@ class Queue:
                 raise Refused("too many people wait already; try it again later", 429)
             job.changed = self.changed
             self._jobs[job.id] = job
-            self._condition.notify()
+            self._arrived.put(job)
         return job
 
     def get(self, name: str) -> Job:
@@ -88,12 +96,12 @@ class Queue:
 
     def of_project(self, project: str) -> list[Job]:
         """Those that wait or run."""
-        with self._condition:
+        with self._lock:
             return [job for job in self._unfinished() if job.project == project]
 
     def place(self, job: Job) -> int:
         """0 is the one that runs."""
-        with self._condition:
+        with self._lock:
             waiting = [other for other in self._unfinished() if other.state == "waiting"]
             return waiting.index(job) + 1 if job in waiting else 0
 
@@ -104,7 +112,7 @@ class Queue:
     def stop(self, job: Job) -> None:
         """Stop a job; one that waits is stopped at once, one that runs after its present code."""
         job.stop.set()
-        with self._condition:
+        with self._lock:
             waited = job.state == "waiting"
             job.state = "stopped" if waited else job.state
         if waited:
@@ -113,38 +121,35 @@ class Queue:
 
     def close(self) -> None:
         """Stop everything."""
-        with self._condition:
-            self._closed = True
+        with self._lock:
             for job in self._unfinished():
                 job.stop.set()
-            self._condition.notify()
+            self._arrived.put(None)
         self._thread.join(timeout=5)
 
     def _unfinished(self) -> list[Job]:
-        return [job for job in self._jobs.values() if job.state in ("waiting", "running")]
+        return [job for job in self._jobs.values() if not job.is_finished]
 
     def _tell(self, job: Job) -> None:
         """A job changed, and with it the places of others."""
-        with self._condition:
+        with self._lock:
             changed = [job, *(other for other in self._unfinished() if other is not job)]
         for other in changed:
             self.changed(other)
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._closed or self._unfinished())
-                if self._closed:
-                    return
-                job = self._unfinished()[0]
+        for job in iter(self._arrived.get, None):
+            with self._lock:
+                if job.is_finished:  # stopped while it waited
+                    continue
                 job.state, job.began = "running", time.monotonic()
             self._tell(job)
             state = self._finish(job)
             if state != "done":
                 job.discard()
-            with self._condition:
+            with self._lock:
                 job.state = state
-                finished = [name for name, other in self._jobs.items() if other.state not in ("waiting", "running")]
+                finished = [name for name, other in self._jobs.items() if other.is_finished]
                 for name in finished[:-MOST_FINISHED]:
                     del self._jobs[name]
             self._tell(job)
@@ -164,3 +169,46 @@ class Queue:
             job.error = f"internal error: {type(error).__name__}: {error}"
             say(f"{job.error}\n{traceback.format_exc()}")
         return "failed"
+
+
+class Events:
+    """Server-sent events for the listeners of each project. `tell` may be called by any thread."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, list[dict[str, None]]] = {}  # what changed since the last event, in order
+        self._lock = threading.Lock()
+
+    def tell(self, project: str, what: str) -> None:
+        """`what` changed: "project", or the id of a job."""
+        with self._lock:
+            for changed in self._listeners.get(project, []):
+                changed[what] = None
+
+    async def listen(
+        self, project: str, describe: Callable[[str], tuple[str, dict[str, Any]] | None]
+    ) -> AsyncIterator[bytes]:
+        """The stream of events, with the project first.
+
+        Args:
+            describe: gives the name and the data of an event for what changed; None for nothing.
+        """
+        changed, silence = {"project": None}, 0.0
+        with self._lock:
+            self._listeners.setdefault(project, []).append(changed)
+        try:
+            while True:
+                with self._lock:
+                    names = sorted(changed, key=lambda what: what != "project")  # before the job that changed it
+                    changed.clear()
+                for event in filter(None, map(describe, names)):
+                    yield f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n".encode()
+                silence = 0.0 if names else silence + PAUSE_SECONDS
+                if silence > SILENCE_SECONDS:
+                    yield b": still here\n\n"
+                    silence = 0.0
+                await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            with self._lock:
+                self._listeners[project] = [other for other in self._listeners[project] if other is not changed]
+                if not self._listeners[project]:
+                    del self._listeners[project]

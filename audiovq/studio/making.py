@@ -17,9 +17,8 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.generate import CodesCallback
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.jobs import Job
-from audiovq.studio.limits import Limits
 from audiovq.studio.projects import Kept
-from audiovq.studio.requests import JobRequest
+from audiovq.studio.requests import JobRequest, Limits
 
 CELL_SECONDS = 1.0  # of the parts that `vary` replaces
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import tempfile
+import time
 import unicodedata
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,11 +22,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from audiovq.studio.events import Events
-from audiovq.studio.jobs import Job, Queue
-from audiovq.studio.limits import MEGABYTE, Limits, Refused
-from audiovq.studio.projects import Library, Project
-from audiovq.studio.requests import JobRequest, NewPiece, ProjectChange, VersionChange
+from audiovq.studio.jobs import Events, Job, Queue
+from audiovq.studio.projects import ARRIVING, Library, Project
+from audiovq.studio.requests import (
+    MEGABYTE,
+    Export,
+    JobRequest,
+    Limits,
+    NewPiece,
+    ProjectChange,
+    Refused,
+    VersionChange,
+)
 from audiovq.studio.security import Access, Guard, error
 
 if TYPE_CHECKING:
@@ -66,39 +76,32 @@ class Studio:
         except Refused:
             return None  # forgotten meanwhile
 
-    async def receive(self, request: Request, path: Path, most_mb: float) -> None:
-        """Write the body of an upload to a file. Raises Refused if it is too large, or stops to arrive."""
-        owner, limits, n_bytes, reserved = request.state.visitor, self.limits, 0, 0
-        announced = request.headers.get("content-length", "")
-        expected = int(announced) if announced.isdecimal() else 0
-        stream, loop = request.stream(), asyncio.get_running_loop()
-        end = loop.time() + limits.slowest_upload_seconds
-        try:
-            with path.open("wb") as file:
-                while True:
-                    if max(n_bytes, expected) > most_mb * MEGABYTE:
-                        raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
-                    if n_bytes > reserved or not reserved:
-                        more = expected or MEGABYTE // 4
-                        await asyncio.to_thread(self.library.reserve, owner, more)
-                        reserved += more
-                    patience = min(limits.stall_seconds, max(end - loop.time(), 0.01))
-                    block = await asyncio.wait_for(anext(stream, None), patience)
-                    if block is None:
-                        break
-                    n_bytes += len(block)
-                    file.write(block)
+    @contextlib.asynccontextmanager
+    async def upload(self, request: Request, most_mb: float) -> AsyncIterator[Path]:
+        """The body of a request as a file, within the block. Raises Refused if it is too large, or stops to arrive."""
+        limits, n_bytes, n_checked = self.limits, 0, 0
+        stream, end = request.stream(), time.monotonic() + self.limits.slowest_upload_seconds
+        with tempfile.TemporaryDirectory(prefix=ARRIVING, dir=self.library.root) as folder:
+            path = Path(folder, "file")
+            try:
+                with path.open("wb") as file:
+                    patience = limits.stall_seconds
+                    while block := await asyncio.wait_for(anext(stream, b""), patience):
+                        n_bytes += len(block)
+                        if n_bytes > most_mb * MEGABYTE:
+                            raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
+                        if n_bytes > n_checked:
+                            await asyncio.to_thread(self.library.check_room, request.state.visitor, n_bytes)
+                            n_checked = n_bytes + MEGABYTE
+                        file.write(block)
+                        patience = min(limits.stall_seconds, end - time.monotonic())
+            except asyncio.TimeoutError:
+                raise Refused("the upload stopped to arrive; try it again", 408) from None
+            except ClientDisconnect:
+                raise Refused("the upload was interrupted", 400) from None
             if not n_bytes:
                 raise Refused("the upload is empty")
-        except BaseException as problem:
-            path.unlink(missing_ok=True)
-            if isinstance(problem, asyncio.TimeoutError):
-                raise Refused("the upload stopped to arrive; try it again", 408) from None
-            if isinstance(problem, ClientDisconnect):
-                raise Refused("the upload was interrupted", 400) from None
-            raise
-        finally:
-            self.library.release(owner, reserved)
+            yield path
 
 
 def make_app(studio: Studio) -> FastAPI:
@@ -163,9 +166,7 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/projects/import", status_code=201)
     async def import_project(request: Request) -> Json:
         """The body is a file from /api/projects/ID/file."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "project.zip")
-            await studio.receive(request, path, studio.limits.quota_mb)
+        async with studio.upload(request, studio.limits.quota_mb) as path:
             project = await asyncio.to_thread(lambda: studio.engine.import_(path, request.state.visitor))
         return studio.describe(project)
 
@@ -222,19 +223,11 @@ def _add_versions(app: FastAPI, studio: Studio) -> None:
         return studio.describe(project)
 
     @app.get(f"{place}/sound", response_class=FileResponse)
-    def sound(
-        number: int,
-        project: Project = found,
-        levels: Annotated[int | None, Query(ge=1)] = None,
-        format: Literal["wav", "flac", "opus", "mp3"] = "wav",
-        bits: Literal["16", "24"] = "16",
-        lufs: Annotated[float | None, Query(ge=-60, le=0)] = None,
-        download: bool = False,
-    ) -> FileResponse:
-        """A version as it sounds. With `levels` its first levels are decoded, also where a recording was kept."""
+    def sound(number: int, export: Annotated[Export, Query()], project: Project = found) -> FileResponse:
+        """A version as it sounds."""
         version = project.version(number)
-        path = studio.engine.sound(project, version, levels, format, int(bits), lufs, download)
-        name = file_name(f"{project.name} {number} {version.title}", path.suffix) if download else None
+        path = studio.engine.sound(project, version, export)
+        name = file_name(f"{project.name} {number} {version.title}", path.suffix) if export.download else None
         return FileResponse(path, media_type=TYPES[path.suffix], filename=name)
 
     @app.get(f"{place}/codes", response_class=FileResponse)
@@ -295,14 +288,12 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         library.check_versions(project, 1)
         suffix = Path(name).suffix.lower()
         suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ".audio"
-        identity = secrets.token_hex(8)
-        folder = library.folder(project) / "recordings"
-        arriving, path = folder / f"arriving-{identity}", folder / f"incoming-{identity}{suffix}"
-        await studio.receive(request, arriving, studio.limits.max_upload_mb)
-        arriving.replace(path)
-        job = studio.engine.open(project, path, name)
+        path = library.folder(project) / "recordings" / f"incoming-{secrets.token_hex(8)}{suffix}"
+        async with studio.upload(request, studio.limits.max_upload_mb) as arrived:
+            arrived.replace(path)
         try:
-            return start(job)
+            library.check_room(project.owner)  # counts what arrived meanwhile, too
+            return start(studio.engine.open(project, path, name))
         except Refused:
             path.unlink()
             raise

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from audiovq.studio.limits import Limits
 from audiovq.studio.projects import Library
+from audiovq.studio.requests import Limits
 from audiovq.studio.security import Access
 from audiovq.studio.server import Studio, make_app
 
