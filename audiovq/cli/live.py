@@ -7,7 +7,7 @@ from typing import Any
 from click import FloatRange, IntRange, argument, command, option
 
 from audiovq.cli import options
-from audiovq.utils.extras import require
+from audiovq.utils.environment import require
 
 LEVELS = "one value or one per level"
 OUT_HELP = "Write here instead of playing: a WAV or FLAC file, or - for standard output."

@@ -7,7 +7,7 @@ from pathlib import Path
 from click import FloatRange, IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER
-from audiovq.utils.extras import require
+from audiovq.utils.environment import require
 
 HOST_HELP = "Address to listen on; 0.0.0.0 admits everybody who can reach this machine."
 ABOVE_0 = FloatRange(0.1)

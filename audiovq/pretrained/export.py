@@ -24,7 +24,7 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.extras import require
+from audiovq.utils.environment import require
 from audiovq.utils.files import atomic_folder
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

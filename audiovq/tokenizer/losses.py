@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from audiovq.config import Config, Window
 from audiovq.distributed import collectives
 from audiovq.tokenizer.pitch import NoteSpectrogram
-from audiovq.utils.microbatch import in_microbatches
+from audiovq.utils.chunking import in_microbatches
 
 LOG_FLOOR = 1e-5  # smaller magnitudes are silence
 SPECTRAL = ("mel", "stft", "spectral_convergence")  # terms that do not depend on phase

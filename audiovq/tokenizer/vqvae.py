@@ -41,7 +41,7 @@ from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.input_checks import check_codes, check_hop_lengths, check_waveform
 from audiovq.tokenizer.normalization import latent_norm
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer
-from audiovq.utils.microbatch import in_microbatches
+from audiovq.utils.chunking import in_microbatches
 
 
 class VQVAEConfig(Config):

@@ -1,4 +1,4 @@
-"""Cuts sequences that come in blocks into overlapping windows. All streaming is built on it.
+"""Cuts long sequences into overlapping windows, and large batches into micro-batches.
 
 A window has `step` of new time and `context` on either side, so that a result which depends on no more
 than the context is the same as from the whole. Which windows come depends on step, context and total
@@ -7,10 +7,11 @@ length alone, never on the sizes of the blocks, so the results have the same bit
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
 
@@ -95,3 +96,24 @@ def compute_in_batches(
             batch = places[first : first + at_once]
             results |= zip(batch, compute([items[i][j] for i, j in batch]), strict=True)
     return [[results[i, j] for j in range(len(windows))] for i, windows in enumerate(items)]
+
+
+def in_microbatches(function: Callable[..., Any], microbatch_size: int | None, *inputs: Tensor) -> list[Any]:
+    """Apply a function to each micro-batch.
+
+    The backward pass computes a micro-batch again when it gets there (gradient checkpointing,
+    arXiv:1604.06174), so that the activations of only one micro-batch are in memory.
+
+    Args:
+        function: of tensors with the same first dimension; its items must not depend on each other or on
+            random numbers.
+        microbatch_size: items per micro-batch; None for all at once.
+    Returns:
+        The results, one per micro-batch.
+    """
+    if microbatch_size is None or microbatch_size >= len(inputs[0]):
+        return [function(*inputs)]
+    pieces = zip(*(x.split(microbatch_size) for x in inputs), strict=True)
+    if not torch.is_grad_enabled():
+        return [function(*piece) for piece in pieces]
+    return [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from audiovq.utils import signals
-from audiovq.utils.terminal import printable
+from audiovq.utils.environment import printable
 
 T = TypeVar("T")
 console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
