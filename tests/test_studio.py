@@ -97,11 +97,12 @@ def reread(engine: Engine) -> Library:
 # --- making and changing ----------------------------------------------------------------------------------------------
 
 
-def test_takes_are_the_generators_pieces(engine: Engine, project: Project) -> None:
+def test_takes_are_the_generators_pieces(engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, str]] = []
     request = JobRequest(kind="make", seconds=2, seed=7, takes=2, labels={"genre": "folk"})
     job = engine.job(project, request)
-    job.changed = lambda job: seen.append((job.progress, job.message))
+    report = job.report
+    monkeypatch.setattr(job, "report", lambda *progress: (seen.append(progress), report(*progress)))
     numbers = job.work(job)
     expected = engine.generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
     for take, (number, codes) in enumerate(zip(numbers, expected, strict=True), 1):
@@ -547,7 +548,7 @@ def test_sounds_used_last_stay_and_others_go(engine: Engine, project: Project, m
 
 @pytest.fixture
 def queue() -> Iterator[Queue]:
-    made = Queue(LIMITS, lambda job: None)
+    made = Queue(LIMITS)
     yield made
     made.close()
 
@@ -592,7 +593,7 @@ def test_jobs_wait_for_their_turn_and_stop_at_once(queue: Queue) -> None:
     settle(last)
     assert (last.state, last.versions, last.progress) == ("done", [2], 1.0)
     assert discarded == ["x", "x"]  # what is done stays
-    assert queue.of_project("p") == []
+    assert [job.state for job in queue.of_project("p")] == ["stopped", "stopped", "done"]
 
 
 def test_a_visitor_cannot_fill_the_queue(queue: Queue) -> None:
@@ -616,10 +617,13 @@ def test_failures_are_one_sentence_and_the_next_job_runs(queue: Queue, error: Ex
     assert (failed.state, failed.error, after.state) == ("failed", words, "done")
 
 
-def test_a_stopped_piece_leaves_the_project_as_it_was(engine: Engine, project: Project) -> None:
+def test_a_stopped_piece_leaves_the_project_as_it_was(
+    engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(engine, project, 0.5)
     job = engine.job(project, JobRequest(kind="make", seconds=4, seed=1))
-    job.changed = lambda job: job.stop.set() if job.progress > 0.5 else None
+    report = job.report
+    monkeypatch.setattr(job, "report", lambda *progress: (report(*progress), progress[0] > 0.5 and job.stop.set()))
     with pytest.raises(Stopped):
         job.work(job)
     assert [version.number for version in project.versions] == [1]

@@ -1,15 +1,13 @@
-"""Jobs: one runs at a time, the others wait in a queue and know their place. Listeners learn of each change."""
+"""Jobs: one runs at a time, the others wait in a queue and know their place."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import queue
 import secrets
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +16,6 @@ from audiovq.utils.progress import say
 
 MOST_FINISHED = 50  # jobs that are remembered
 KEYS = ("id", "project", "kind", "title", "state", "progress", "message", "error", "versions")
-PAUSE_SECONDS, SILENCE_SECONDS = 0.1, 15.0  # between two events: the shortest and the longest
 
 
 class Stopped(Exception):
@@ -43,14 +40,12 @@ class Job:
     versions: list[int] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     began: float = 0.0
-    changed: Callable[[Job], object] = lambda job: None
 
     def report(self, progress: float, message: str) -> None:
         """Raises Stopped if the user stopped it."""
         if self.stop.is_set():
             raise Stopped
         self.progress, self.message = progress, message
-        self.changed(self)
 
     @property
     def is_finished(self) -> bool:
@@ -67,8 +62,8 @@ class Job:
 class Queue:
     """Runs jobs in a thread of its own."""
 
-    def __init__(self, limits: Limits, changed: Callable[[Job], object]):
-        self.limits, self.changed = limits, changed
+    def __init__(self, limits: Limits):
+        self.limits = limits
         self._jobs: dict[str, Job] = {}  # in the order of their arrival
         self._arrived: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.RLock()
@@ -83,7 +78,6 @@ class Queue:
                 raise Refused(f"{most} of your requests wait already; let them finish first", 429)
             if len(unfinished) > MANY * most:
                 raise Refused("too many people wait already; try it again later", 429)
-            job.changed = self.changed
             self._jobs[job.id] = job
             self._arrived.put(job)
         return job
@@ -95,9 +89,9 @@ class Queue:
         return self._jobs[name]
 
     def of_project(self, project: str) -> list[Job]:
-        """Those that wait or run."""
+        """Also those that have ended, as long as they are remembered."""
         with self._lock:
-            return [job for job in self._unfinished() if job.project == project]
+            return [job for job in self._jobs.values() if job.project == project]
 
     def place(self, job: Job) -> int:
         """0 is the one that runs."""
@@ -117,7 +111,6 @@ class Queue:
             job.state = "stopped" if waited else job.state
         if waited:
             job.discard()
-        self._tell(job)
 
     def close(self) -> None:
         """Stop everything."""
@@ -130,20 +123,12 @@ class Queue:
     def _unfinished(self) -> list[Job]:
         return [job for job in self._jobs.values() if not job.is_finished]
 
-    def _tell(self, job: Job) -> None:
-        """A job changed, and with it the places of others."""
-        with self._lock:
-            changed = [job, *(other for other in self._unfinished() if other is not job)]
-        for other in changed:
-            self.changed(other)
-
     def _run(self) -> None:
         for job in iter(self._arrived.get, None):
             with self._lock:
                 if job.is_finished:  # stopped while it waited
                     continue
                 job.state, job.began = "running", time.monotonic()
-            self._tell(job)
             state = self._finish(job)
             if state != "done":
                 job.discard()
@@ -152,7 +137,6 @@ class Queue:
                 finished = [name for name, other in self._jobs.items() if other.is_finished]
                 for name in finished[:-MOST_FINISHED]:
                     del self._jobs[name]
-            self._tell(job)
 
     def _finish(self, job: Job) -> str:
         """Run a job to its end; returns its last state."""
@@ -169,46 +153,3 @@ class Queue:
             job.error = f"internal error: {type(error).__name__}: {error}"
             say(f"{job.error}\n{traceback.format_exc()}")
         return "failed"
-
-
-class Events:
-    """Server-sent events for the listeners of each project. `tell` may be called by any thread."""
-
-    def __init__(self) -> None:
-        self._listeners: dict[str, list[dict[str, None]]] = {}  # what changed since the last event, in order
-        self._lock = threading.Lock()
-
-    def tell(self, project: str, what: str) -> None:
-        """`what` changed: "project", or the id of a job."""
-        with self._lock:
-            for changed in self._listeners.get(project, []):
-                changed[what] = None
-
-    async def listen(
-        self, project: str, describe: Callable[[str], tuple[str, dict[str, Any]] | None]
-    ) -> AsyncIterator[bytes]:
-        """The stream of events, with the project first.
-
-        Args:
-            describe: gives the name and the data of an event for what changed; None for nothing.
-        """
-        changed, silence = {"project": None}, 0.0
-        with self._lock:
-            self._listeners.setdefault(project, []).append(changed)
-        try:
-            while True:
-                with self._lock:
-                    names = sorted(changed, key=lambda what: what != "project")  # before the job that changed it
-                    changed.clear()
-                for event in filter(None, map(describe, names)):
-                    yield f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n".encode()
-                silence = 0.0 if names else silence + PAUSE_SECONDS
-                if silence > SILENCE_SECONDS:
-                    yield b": still here\n\n"
-                    silence = 0.0
-                await asyncio.sleep(PAUSE_SECONDS)
-        finally:
-            with self._lock:
-                self._listeners[project] = [other for other in self._listeners[project] if other is not changed]
-                if not self._listeners[project]:
-                    del self._listeners[project]

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,7 +162,6 @@ class Library:
     def __init__(self, root: Path, limits: Limits):
         self.root, self.limits = root, limits
         self.lock = threading.RLock()
-        self.on_change: Callable[[Project], object] = lambda project: None
         self._projects: dict[str, Project] = {}
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(f"{ARRIVING}*"):  # of a studio that was killed
@@ -242,7 +241,6 @@ class Library:
                 for name in Project.model_fields:
                     setattr(project, name, getattr(before, name))
                 raise
-        self.on_change(project)
 
     def _write(self, project: Project) -> None:
         write_text(self.folder(project) / "project.json", project.model_dump_json(indent=1))

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from audiovq.studio.jobs import Events, Job, Queue
+from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
 from audiovq.studio.requests import (
     MEGABYTE,
@@ -49,9 +49,7 @@ class Studio:
 
     def __init__(self, library: Library, limits: Limits, access: Access, engine: Future[Engine]):
         self.library, self.limits, self.access, self._engine = library, limits, access, engine
-        self.events = Events()
-        self.queue = Queue(limits, lambda job: self.events.tell(job.project, job.id))
-        library.on_change = lambda project: self.events.tell(project.id, "project")
+        self.queue = Queue(limits)
 
     @property
     def engine(self) -> Engine:
@@ -62,19 +60,12 @@ class Studio:
         """A project of the visitor that is not in the library yet."""
         return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.engine.hash)
 
-    def describe(self, project: Project) -> Json:
-        jobs = [self.queue.describe(job) for job in self.queue.of_project(project.id)]
-        with self.library.lock:
-            return project.public | {"jobs": jobs}
+    def jobs(self, project: Project) -> list[Json]:
+        return [self.queue.describe(job) for job in self.queue.of_project(project.id)]
 
-    def event(self, project: Project, what: str) -> tuple[str, Json] | None:
-        """The event for a change: of the project, or of a job."""
-        if what == "project":
-            return "project", self.describe(project)
-        try:
-            return "job", self.queue.describe(self.queue.get(what))
-        except Refused:
-            return None  # forgotten meanwhile
+    def describe(self, project: Project) -> Json:
+        with self.library.lock:
+            return project.public | {"jobs": self.jobs(project)}
 
     @contextlib.asynccontextmanager
     async def upload(self, request: Request, most_mb: float) -> AsyncIterator[Path]:
@@ -197,11 +188,10 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
         name, done = file_name(project.name, ".zip"), BackgroundTask(path.unlink)
         return FileResponse(path, media_type="application/zip", filename=name, background=done)
 
-    @app.get("/api/projects/{project_id}/events", response_class=StreamingResponse)
-    async def events(project: Project = found) -> StreamingResponse:
-        """Server-sent events: `project` and `job`, each with its whole new state."""
-        stream = studio.events.listen(project.id, lambda what: studio.event(project, what))
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    @app.get("/api/projects/{project_id}/jobs")
+    def jobs(project: Project = found) -> Json:
+        """The jobs of a project, and the time of its last change."""
+        return {"changed_at": project.changed_at, "jobs": studio.jobs(project)}
 
 
 def _add_versions(app: FastAPI, studio: Studio) -> None:
