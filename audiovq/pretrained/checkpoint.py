@@ -1,8 +1,8 @@
 """Reads and writes the folder of one model: config.json, model.safetensors and their checksums.
 
-A folder may come from anybody. It holds JSON and safetensors, which cannot run code. What remains are numbers that would
-need too much memory, and files that contradict each other. So every number has a limit, a network is built within the
-memory that the size of its weights file justifies, and its weights must be those of the file, by name and shape.
+A folder may come from anybody. It holds JSON and safetensors, which cannot run code. What remains are numbers that
+would need too much memory, and files that contradict each other. So every number has a limit, a network is built within
+the memory that the size of its weights file justifies, and its weights must be those of the file, by name and shape.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Writes a folder of models to share: a tokenizer and its priors, with a model card that says what is known of them.
+"""Writes a folder of models to share: a tokenizer and its priors, with a model card.
 
 The card is README.md, with the metadata that the Hugging Face hub reads.
 """

@@ -69,7 +69,7 @@ class Studio:
 
     @contextlib.asynccontextmanager
     async def upload(self, request: Request, most_mb: float) -> AsyncIterator[Path]:
-        """The body of a request as a file, within the block. Raises Refused if it is too large, or stops to arrive."""
+        """The body of a request as a file, within the block. Raises Refused if it is too large, or stalls."""
         limits, n_bytes, n_checked = self.limits, 0, 0
         stream, end = request.stream(), time.monotonic() + self.limits.slowest_upload_seconds
         with tempfile.TemporaryDirectory(prefix=ARRIVING, dir=self.library.root) as folder:

@@ -28,7 +28,8 @@ CACHE_MB, RECENT = 1000, 2
 JUDGED_SECONDS = 60.0  # of a recording
 UNLIKE = 1.25  # times the bits a second of the training music
 OnProgress = Callable[[float, str], object]  # the finished share from 0 to 1, and a description
-NO_TAGS: Mapping[str, str] = {}
+Tags = Mapping[str, str]  # of soundfile: title, comment, software
+NO_TAGS: Tags = {}
 LIBSNDFILE = {"wav": "WAV", "flac": "FLAC", "opus": "OGG", "mp3": "MP3"}
 RATES = {"opus": [8000, 12000, 16000, 24000, 48000], "mp3": [16000, 22050, 24000, 32000, 44100, 48000]}
 
@@ -41,12 +42,8 @@ class Sounds:
         self._lock = threading.Lock()  # one is decoded at a time
         self._recent: dict[tuple[str, int], tuple[Tensor, int]] = {}  # waveforms that edits start from
 
-    def version(self, project: Project, number: int, export: Export, tags: Mapping[str, str] = NO_TAGS) -> Path:
-        """A version as it sounds.
-
-        Args:
-            tags: of soundfile: title, comment, software.
-        """
+    def version(self, project: Project, number: int, export: Export, tags: Tags = NO_TAGS) -> Path:
+        """A version as it sounds."""
         with self.library.lock:
             project.version(number)
 
@@ -90,9 +87,7 @@ class Sounds:
         pieces = keep_original(lambda: [decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths)
         return torch.cat(list(pieces), dim=-1), rate
 
-    def _file(
-        self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Mapping[str, str] = NO_TAGS
-    ) -> Path:
+    def _file(self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Tags = NO_TAGS) -> Path:
         digest = hashlib.sha256(f"{key} {export} {tags}".encode()).hexdigest()
         path = self.folder / f"{digest[:32]}.{export.format}"
         with self._lock:
@@ -122,7 +117,7 @@ def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
     return CodeMask(codes.n_samples, levels, kept.source_start)
 
 
-def write_sound(path: Path, waveform: Tensor, rate: int, export: Export, tags: Mapping[str, str]) -> None:
+def write_sound(path: Path, waveform: Tensor, rate: int, export: Export, tags: Tags) -> None:
     """Write float [channels, n] to a file in the format of `export`, with tags.
 
     Opus and MP3 know some sample rates only; others become the next higher one that they know.

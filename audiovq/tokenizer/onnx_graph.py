@@ -4,9 +4,11 @@
 lengths, so that they can be exported to ONNX with free lengths.
 """
 
+from __future__ import annotations
+
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -15,7 +17,9 @@ from torch.nn import functional as F
 
 from audiovq.tokenizer.decoders import IstftDecoder, ToneDecoder
 from audiovq.tokenizer.fronts import LEAST_MEL, LEAST_POWER, MelFront, StftFront
-from audiovq.tokenizer.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from audiovq.tokenizer.vqvae import VQVAE
 
 
 def fourier_basis(n_fft: int) -> tuple[Tensor, Tensor]:
