@@ -311,6 +311,6 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypat
 
 
 def api_patterns() -> list[str]:
-    from audiovq.pretrained.hub import MODEL_FILES
+    from audiovq.pretrained.locate import MODEL_FILES
 
     return MODEL_FILES

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from audiovq.data import audio
+from audiovq.data.conditions import text_bytes, track_text
 from audiovq.data.shards import Shards, ShardTrack
-from audiovq.data.text import text_bytes, track_text
 from audiovq.data.tracks import Track, check_unchanged, file_stamp
 from audiovq.utils.progress import track as progress
 

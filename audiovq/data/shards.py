@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from audiovq import config as conf
 from audiovq.data import storage
-from audiovq.data.chroma import SILENT
 from audiovq.data.codes import Codes, Layout, check_range
+from audiovq.data.conditions import SILENT
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
 from audiovq.utils.progress import track as progress
@@ -127,7 +127,7 @@ class ShardIndex:
     sample_rate: int
     hop_lengths: list[int]
     codebook_size: int
-    chroma: bool = False  # whether the shards also have pitch classes, see `data/chroma.py`
+    chroma: bool = False  # whether the shards also have pitch classes, see `data/conditions.py`
     n_shards: int = 0
     tracks: TrackTable = field(default_factory=lambda: table_of([], 0))
 
