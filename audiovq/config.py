@@ -72,11 +72,8 @@ def one_of(table: dict[str, Any]) -> Any:
 
 
 def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> ConfigT:
-    """Validate a mapping, as read from YAML or JSON.
-
-    Raises:
-        ValueError: one line with the source, the dotted path of the key, the expected and the found value.
-    """
+    """Validate a mapping, as read from YAML or JSON. Raises ValueError: one line with the source, the key's
+    dotted path, the expected and the found value."""
     try:
         mapping = _lists_to_tuples(mapping)
         check_limits(mapping, "", source)
@@ -159,11 +156,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text.
-
-    Raises:
-        ValueError: no valid YAML, a key twice, or more than a recipe can need; one line.
-    """
+    """Parse YAML text; ValueError if it is not valid, has a key twice, or more than a recipe can need."""
     loader = None
     try:
         loader = _Loader(text)
@@ -202,11 +195,7 @@ def to_yaml(mapping: dict[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file from an untrusted source.
-
-    Raises:
-        ValueError: more than 16 MB, no JSON, or a number that is not finite.
-    """
+    """Read a JSON file from any source; ValueError for more than 16 MB, no JSON, or infinite numbers."""
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:

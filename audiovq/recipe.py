@@ -249,11 +249,7 @@ def longest_window(recipe: Recipe) -> int:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, from a path or the name of a recipe that comes with audiovq.
-
-    Raises:
-        ValueError: no such recipe; the message has the known names.
-    """
+    """The file of a recipe, by its path or a name that audiovq has; ValueError with the known names."""
     path = Path(name)
     if path.is_file():
         return path
@@ -362,11 +358,7 @@ RESUME_MUTABLE = {
 
 
 def first_difference(a: Any, b: Any, path: str = "", ignored: Container[str] = ()) -> str | None:
-    """The first key in which two mappings differ, as `path: a → b`; None if they are equal.
-
-    Args:
-        ignored: keys, at any depth, that may differ.
-    """
+    """The first key, but for `ignored` ones, in which two mappings differ, as `path: a → b`; or None."""
     if isinstance(a, dict) and isinstance(b, dict):
         pairs = [(key, a.get(key), b.get(key)) for key in a | b if key not in ignored]
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):

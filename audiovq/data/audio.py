@@ -48,12 +48,7 @@ class Reader(soundfile.SoundFile):
 
 
 def open_audio(path: Path) -> Reader:
-    """Open a file with soundfile.
-
-    Raises:
-        NotReadable: not a format of soundfile.
-        ValueError: no such file, a folder, or an empty file.
-    """
+    """A file for soundfile; NotReadable for another format, ValueError if there is none or it is empty."""
     if not path.exists():
         raise ValueError(f"{path}: no such file")
     if path.is_dir():
@@ -79,11 +74,7 @@ def _reason(error: Exception) -> str:
 
 
 def audio_info(path: Path) -> AudioInfo:
-    """The facts in a file's header; nothing is decoded.
-
-    Raises:
-        ValueError: not audio that can be read, or a sample rate that audio does not have.
-    """
+    """The facts in a file's header; nothing is decoded. Raises ValueError for a file that is not audio."""
     try:
         with open_audio(path) as file:
             tags = {name: text.strip() for name, text in file.copy_metadata().items()}

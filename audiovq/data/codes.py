@@ -50,11 +50,8 @@ class Header(Layout):
 
 @dataclass
 class Codes:
-    """The codes of one track, coarse to fine, with all that is needed to decode them.
-
-    Raises:
-        ValueError: levels that are not rows of whole numbers, as tensors, arrays or lists.
-    """
+    """The codes of one track, coarse to fine, with all that is needed to decode them. Levels may be tensors,
+    arrays or lists; ValueError if they are not rows of whole numbers."""
 
     levels: list[Tensor]  # int64 [ceil(n_samples / hop)] a level
     n_samples: int  # of the waveform, at sample_rate
@@ -102,11 +99,7 @@ class Codes:
 
     @staticmethod
     def load(path: Path | str) -> Codes:
-        """Read a codes file, compressed or not.
-
-        Raises:
-            ValueError: not a codes file, a damaged one, or codes that contradict the header.
-        """
+        """Read a codes file. Raises ValueError for another or a damaged file."""
         path = Path(path)
         header = read_header(path)
         facts = header.model_dump(exclude={"coding", "n_levels", "checksum"})
@@ -142,10 +135,8 @@ class Codes:
 
 
 class LevelBuffers:
-    """Collects codes that come in blocks, in one growing array per level.
-
-    (A list of thousands of small tensors would fragment the memory that the network uses in between.)
-    """
+    """Collects codes that come in blocks, in one growing array per level. (A list of thousands of small
+    tensors would fragment the memory that the network uses in between.)"""
 
     def __init__(self, n_levels: int):
         self.arrays = [array("i") for _ in range(n_levels)]

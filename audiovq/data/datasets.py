@@ -94,11 +94,7 @@ class WaveformCrops(Dataset[Tensor]):
 
 
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
-    """A random track, with a probability that is proportional to its length.
-
-    Args:
-        ends: [n_tracks], the share of all music up to the end of each track.
-    """
+    """A random track, as often as it is long; `ends` [n_tracks] are the shares of all music up to there."""
     return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
 
 

@@ -39,11 +39,7 @@ class AudioInfo:
 
 
 def probe(path: Path) -> AudioInfo:
-    """The facts of the first audio stream, by ffprobe.
-
-    Raises:
-        FFmpegError: ffmpeg is not installed, or finds no audio.
-    """
+    """The facts of the first audio stream; FFmpegError if ffmpeg is not installed, or finds none."""
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
     command = [

@@ -44,11 +44,7 @@ SCANNED_FILE = TypeAdapter(ScannedFile)  # built once, because that takes a mill
 
 
 def scan_file(path: Path) -> ScannedFile:
-    """Decode a whole file in bounded memory.
-
-    Raises:
-        ValueError: audio that cannot be used.
-    """
+    """Decode a whole file in bounded memory. Raises ValueError for audio that cannot be used."""
     info = audio.audio_info(path)
     samples, peak, silent, clipped, digest = 0, 0.0, 0, 0, hashlib.sha256(f"{info.sample_rate}".encode())
     for block in audio.blocks(path):

@@ -152,11 +152,7 @@ class _IndexFile(Layout):
 
 
 class ShardWriter:
-    """Appends tracks to shards; index.json is written last and marks a complete folder.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """Appends tracks to shards; index.json is written last. ValueError if the folder cannot be written."""
 
     def __init__(self, folder: Path, index: ShardIndex):
         self.folder, self.index = folder, index
@@ -170,11 +166,7 @@ class ShardWriter:
         self.blocks: dict[str, list[int]] = {}
 
     def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
-        """Append a track.
-
-        Args:
-            chroma: uint8 [n_top_codes], if the index has chroma.
-        """
+        """Append a track, with its chroma, uint8 [n_top_codes], if the index has chroma."""
         values = [level.numpy() for level in codes.levels]
         n_levels = len(values)
         assert n_levels == len(self.index.hop_lengths), "expected codes of each level"
@@ -228,11 +220,8 @@ class ShardWriter:
 
 
 class Shards:
-    """The codes of a data set. Files at a URL are copied into a cache on this machine, once.
-
-    Raises:
-        ValueError: no shards, damaged ones, or shards of another tokenizer.
-    """
+    """The codes of a data set. Files at a URL are copied into a cache on this machine, once. Raises
+    ValueError if there are none, for damaged ones, or for those of another tokenizer."""
 
     def __init__(self, folder: Path | str, tokenizer_hash: str | None = None):
         self.folder = folder

@@ -29,11 +29,7 @@ def read(place: Path | str, name: str) -> bytes:
 
 
 def download(url: str, name: str, target: Path, size: int | None) -> None:
-    """Copy a file below a URL, so that it appears whole or not at all; raises as `read`.
-
-    Args:
-        size: that it must have, in bytes, if known.
-    """
+    """Copy a file below a URL, of `size` bytes if known; it appears whole or not at all. Raises as `read`."""
     filesystem, root = _connect(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / "downloading"):  # one of several processes downloads

@@ -68,11 +68,8 @@ class Scan:
         return [track for track in self.tracks if track.split == name]
 
     def only(self, patterns: Sequence[str]) -> Scan:
-        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for none.
-
-        Raises:
-            ValueError: a pattern that no track matches, or no training track is left.
-        """
+        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for no pattern.
+        Raises ValueError for a pattern that no track matches, or if no training track is left."""
         if not patterns:
             return self
         for pattern in patterns:
@@ -135,10 +132,7 @@ def check_relative(path: str) -> None:
 
 def find_audio(folder: Path, unreadable: list[Rejected] | None = None) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
-
-    Args:
-        unreadable: gets the folders that are left out; by default a line for each is printed.
-    """
+    Folders that cannot be read are added to `unreadable`, or else printed."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
@@ -261,10 +255,8 @@ def check_unchanged(path: Path, stamp: Sequence[int], sha256: str) -> None:
 
 
 def _labels_of_files(path: Path) -> dict[str, str]:
-    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track.
-
-    A caption or lyrics in `<name>.txt` are the label `text`.
-    """
+    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track; a
+    caption or lyrics in `<name>.txt` are the label `text`."""
     labels: dict[str, str] = {}
     for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
         if os.path.isfile(candidate):  # False for a name that is too long

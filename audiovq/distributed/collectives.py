@@ -76,11 +76,7 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 class Heartbeat:
-    """Shows the other processes that this one lives, and notices those that no longer do.
-
-    Args:
-        limit: a process that shows nothing for so long hangs.
-    """
+    """Shows the other processes that this one lives, and notices those that show nothing for `limit`."""
 
     def __init__(self, limit: datetime.timedelta):
         self.store, self.limit = distributed_c10d._get_default_store(), limit.total_seconds()

@@ -51,11 +51,7 @@ def load_prior(folder: Path) -> tuple[Prior, SamplingConfig]:
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
-    """The config.json of a folder, with current keys.
-
-    Args:
-        kind: "tokenizer" or "prior"; ValueError if the folder has no model of this kind.
-    """
+    """The config.json of a folder, with current keys; ValueError if it has no model of this `kind`."""
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: no {kind} there ({CONFIG} is missing)")
@@ -168,11 +164,7 @@ class _Spec(Config):
 
 
 def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> PriorSpec:
-    """Build the part `spec` of a prior's config.json; raises as `build_config`.
-
-    Args:
-        labels: names of the labels that need a vocabulary.
-    """
+    """The part `spec` of a config.json, with a vocabulary for each of `labels`; raises as `build_config`."""
     spec = build_config(_Spec, content, "spec", path)
     hops = list(spec.hop_lengths)
     if spec.level >= len(hops) or any(a < b or a % b for a, b in itertools.pairwise(hops)):
@@ -212,11 +204,7 @@ class Allowance(TorchFunctionMode):
 
 @contextlib.contextmanager
 def memory_limit(tensors: dict[str, Tensor], config: Path) -> Iterator[None]:
-    """Within the block, ValueError if a network needs much more numbers than its weights file has.
-
-    Args:
-        config: path for the message.
-    """
+    """Within the block, ValueError if a network needs much more numbers than its weights file has."""
     n_numbers = sum(tensor.numel() for tensor in tensors.values())
     try:
         with Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved

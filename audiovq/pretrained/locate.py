@@ -108,11 +108,7 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a model from the hub, in the hub's own cache.
-
-    Raises:
-        ValueError: no such model, no network, or refused by the hub.
-    """
+    """The folder of a model, in the hub's own cache. Raises ValueError if it cannot be downloaded."""
     try:
         found = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=MODEL_FILES)
     except Exception as error:  # the hub's client raises many kinds

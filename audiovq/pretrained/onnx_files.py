@@ -240,10 +240,7 @@ def _exportable(network: VQVAE) -> VQVAE:
 
 
 class EncodeGraph(nn.Module):
-    """Waveform [b, channels, samples] -> codes, int64 [b, samples / hop] per level.
-
-    Samples are a multiple of the coarsest hop.
-    """
+    """Waveform [b, channels, n · hops[0]] -> codes, int64 [b, n · hops[0] / hops[i]] per level."""
 
     def __init__(self, network: VQVAE):
         super().__init__()

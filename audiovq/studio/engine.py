@@ -179,11 +179,7 @@ class Engine:
                 file.write(self.library.folder(project) / name, name)
 
     def import_(self, path: Path, owner: str) -> Project:
-        """A new project from a .zip file of unknown origin.
-
-        Raises:
-            ValueError: not a project, damaged, too large, or of another model.
-        """
+        """A new project from a .zip file. Raises ValueError if it is damaged or of another model."""
         fresh = Project(tokenizer_hash=self.hash, owner=owner)
         folder = self.library.folder(fresh)
         try:

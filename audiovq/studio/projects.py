@@ -272,11 +272,7 @@ class Library:
         self.check_room(project.owner)
 
     def check_room(self, owner: str, n_bytes: int = 0) -> None:
-        """Raises Refused if a visitor, or all together, would have more on the disk than is allowed.
-
-        Args:
-            n_bytes: that come to the visitor's projects.
-        """
+        """Raises Refused if with `n_bytes` more a visitor, or all together, would have too much."""
         with self.lock:
             folders = [self.folder(project) for project in self._projects.values() if project.owner == owner]
             mine = (sum(map(_size, folders)) + n_bytes) / MEGABYTE

@@ -178,11 +178,7 @@ def read_codes(path: Path, name: str, tokenizer: Tokenizer, limits: Limits) -> C
 def read_recording(
     path: Path, name: str, tokenizer: Tokenizer, limits: Limits, on_progress: OnProgress
 ) -> tuple[Codes, Recording]:
-    """Encode an audio file, whose own name ends in the id of the recording.
-
-    Raises:
-        ValueError: too large, not audio, or damaged.
-    """
+    """Encode an audio file, whose name ends in the id of the recording; ValueError if it cannot be used."""
     size = path.stat().st_size / MEGABYTE
     if size > limits.max_upload_mb:
         raise ValueError(f"{name}: {size:.1f} MB; files may have up to {limits.max_upload_mb:g} MB here")

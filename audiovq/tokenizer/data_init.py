@@ -24,11 +24,8 @@ class Bypass(Quantizer):
 
 @torch.no_grad()
 def initialise_statistics(network: VQVAE, waveform: Tensor) -> None:
-    """Before the first step: the mean and scale of the front's features, and the decoder's mean spectrum.
-
-    Args:
-        waveform: float [b, channels, samples], this rank's first batch; statistics are pooled over ranks.
-    """
+    """Before the first step, from this rank's first batch, float [b, channels, samples]: the mean and scale
+    of the front's features, and the decoder's mean spectrum, pooled over ranks."""
     for autoencoder in network.groups:
         autoencoder.encoder.front.initialise(waveform)
         autoencoder.decoder.initialise(waveform)

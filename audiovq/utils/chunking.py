@@ -31,11 +31,8 @@ class Window:
 
 
 class Windows:
-    """Cuts parallel sequences, with `hops[i]` of time per element, into windows.
-
-    Args:
-        step, context: multiples of all hops.
-    """
+    """Cuts parallel sequences, with `hops[i]` of time per element, into windows. `step` and `context` are
+    multiples of all hops."""
 
     def __init__(self, step: int, context: int, hops: Sequence[int] = (1,)):
         assert step > 0, f"step {step}"

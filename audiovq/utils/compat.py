@@ -46,11 +46,8 @@ REMOVED_OPTIONS = {  # old, and what to use instead
 
 
 def current_options(arguments: list[str]) -> list[str]:
-    """A command line with current options; prints one line for each old one that it finds.
-
-    Raises:
-        ValueError: a command or an option that no longer exists.
-    """
+    """A command line with current options; prints one line for each old one that it finds. Raises ValueError
+    for a command or an option that no longer exists."""
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command in REMOVED_COMMANDS:
         raise ValueError(f"{command}: no longer exists; {REMOVED_COMMANDS[command]}")
@@ -109,12 +106,7 @@ def current_model_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_obsolete(found: Mapping[str, T], expected: Container[str]) -> dict[str, T]:
-    """The tensors of a file without obsolete ones.
-
-    Args:
-        found: tensors of the file, or facts about them, by name.
-        expected: names that the reader has; these are never left out.
-    """
+    """The tensors of a file, or facts about them, without obsolete ones that are not `expected`."""
     return {name: item for name, item in found.items() if name in expected or name not in OBSOLETE_TENSORS}
 
 

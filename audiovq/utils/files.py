@@ -110,11 +110,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_output(path: Path, beginnings: Iterable[bytes] = (), inputs: Iterable[Path | str | None] = ()) -> None:
-    """Raises ValueError if a file written there would replace an input, or a file of another kind.
-
-    Args:
-        beginnings: how files of this kind begin; () for any.
-    """
+    """Raises ValueError if a file written there would replace an input, or one that begins otherwise."""
     if not path.is_file():
         return
     for source in filter(None, inputs):
