@@ -92,13 +92,9 @@ def audio_info(path: Path) -> AudioInfo:
 
 
 def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator[np.ndarray]:
-    """Decode a file in float32 blocks [samples, channels], in bounded memory.
-
-    Where soundfile fails in the middle of a file that is not lossless, ffmpeg continues from the same sample.
-
-    Raises:
-        ValueError: unreadable or truncated data, more audio than decoders read, or samples that are not finite.
-    """
+    """Decode a file in float32 blocks [samples, channels], in bounded memory. Where soundfile fails in the
+    middle of a file that is not lossless, ffmpeg continues from the same sample. Raises ValueError for
+    damaged data, more audio than decoders read, or samples that are not finite."""
     end = start
     for block in _decode(path, start, n_samples):
         peak = float(np.abs(block).max())

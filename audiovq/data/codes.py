@@ -78,11 +78,8 @@ class Codes:
         return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
 
     def save(self, path: Path | str, compress: bool = False) -> None:
-        """Write a safetensors file atomically, with the header in its metadata under `audiovq`.
-
-        Args:
-            compress: lossless coding (see `data.entropy`); smaller, but slow to write and read.
-        """
+        """Write a safetensors file atomically, with the header in its metadata under `audiovq`. With
+        `compress` it is smaller, but slow to write and read (see `data.entropy`)."""
         path = Path(path)
         levels = [level.numpy() for level in self.levels]
         header = self._facts() | {"format": FORMAT, "checksum": _checksum(levels, self._facts())}

@@ -59,13 +59,9 @@ def probe(path: Path) -> AudioInfo:
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
-    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate.
-
-    It is always decoded from the beginning, because seeking is not exact to the sample in these containers.
-
-    Raises:
-        FFmpegError: ffmpeg is not installed, or the file is damaged.
-    """
+    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate;
+    FFmpegError if it is damaged. It is decoded from the beginning, because seeking is not exact to the sample
+    in these containers."""
     facts = probe(path)
     trim = f"atrim=start_sample={start}" + ("" if n_samples is None else f":end_sample={start + n_samples}")
     command = [

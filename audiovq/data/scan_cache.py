@@ -90,13 +90,9 @@ def _text(tags: Any, key: str) -> str:
 
 
 class ScanCache:
-    """Results of this and earlier scans: one JSON line per file, with its name, size and time of change.
-
-    Files that cannot be read are not in it: they may be readable with the next update of a decoder.
-
-    Args:
-        path: of the JSONL file; None for a cache that keeps nothing.
-    """
+    """Results of this and earlier scans: one JSON line per file, with its name, size and time of change;
+    without a path nothing is kept. Files that cannot be read are not in it: the next update of a decoder may
+    read them."""
 
     def __init__(self, path: Path | None):
         self.path, self.rows = path, {}

@@ -16,12 +16,8 @@ def is_url(place: Path | str) -> bool:
 
 
 def read(place: Path | str, name: str) -> bytes:
-    """The content of a file below a folder or URL.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the protocol is unknown or needs a package, or the file cannot be read.
-    """
+    """The content of a file below a folder or URL. Raises FileNotFoundError if there is none, ValueError if
+    the protocol is unknown or needs a package, or the file cannot be read."""
     if not is_url(place) and not (Path(place) / name).is_file():  # a pipe would never end
         raise FileNotFoundError(f"{place}/{name}")
     filesystem, root = _connect(place)

@@ -338,10 +338,8 @@ def _similar(path: str, folder: Path) -> str:
 
 
 def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
-    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out.
-
-    It depends on the paths alone, and not on their order, the machine or the run.
-    """
+    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It
+    depends on the paths alone, and not on their order, the machine or the run."""
 
     def path_hash(track: Track) -> str:
         return hashlib.sha256(os.fsencode(track.path)).hexdigest()

@@ -136,10 +136,8 @@ def stop() -> None:
 
 
 def barrier() -> None:
-    """Wait for all ranks, as long as a rank may scan or encode music, or write samples, alone.
-
-    Raises RuntimeError if another one has ended, or has shown no sign of life for the limit of `start`.
-    """
+    """Wait for all ranks, as long as a rank may scan or encode music, or write samples, alone. Raises
+    RuntimeError if another one has ended, or has shown no sign of life for the limit of `start`."""
     if not is_distributed():
         return
     if _heartbeat:

@@ -77,10 +77,8 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError if it is missing or damaged.
-
-    The file must have the checksum in sha256.json of its folder, if there is one, and its numbers must be finite.
-    """
+    """The tensors of a safetensors file; ValueError if it is missing, has not the checksum in sha256.json (if
+    there is one), or numbers that are not finite."""
     try:
         if not path.is_file():  # a pipe would never end
             raise ValueError("no such file")
@@ -181,9 +179,7 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
 
 class Allowance(TorchFunctionMode):
     """Within it at most `n` numbers are created; ValueError before the first tensor that would be too much.
-
-    (Building on torch's `meta` device would be simpler, but torchaudio's mel filters cannot be built there.)
-    """
+    (Torch's `meta` device would be simpler, but torchaudio's mel filters cannot be built there.)"""
 
     FACTORIES = (
         *(torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.eye),

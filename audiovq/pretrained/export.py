@@ -202,13 +202,9 @@ def _read_text(path: Path) -> str:
 
 
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
-    """The whole README.md.
-
-    Args:
-        specs: of the priors, coarse to fine.
-        facts: config, tokenizer_hash, n_parameters, half, onnx (see `onnx_files.export_onnx`), name; and
-            repo_id, which the examples load.
-    """
+    """The whole README.md, from facts about the run, the specs of the priors, coarse to fine, and: config,
+    tokenizer_hash, n_parameters, half, onnx (see `export_onnx`), name, and repo_id, which the examples
+    load."""
     tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
     metadata = ModelCardData(
         license=run.license,

@@ -73,11 +73,8 @@ WITHOUT_EFFECT = {"decoder", "level_dropout"}
 
 
 def canonical_tokenizer(config: dict[str, Any]) -> str:
-    """The settings that determine a tokenizer's codes, if they differ from version 0.1's defaults, as JSON.
-
-    Args:
-        config: `VQVAEConfig.model_dump(mode="json")`.
-    """
+    """The settings that determine a tokenizer's codes, if they differ from version 0.1's defaults, as JSON,
+    of `VQVAEConfig.model_dump(mode="json")`."""
     facts = _changed(config, TOKENIZER)
     encoder = config["encoder"]
     front = _component(encoder["front"], FRONTS, default="stft")

@@ -77,13 +77,8 @@ def check_priors(folder: Path) -> None:
 
 
 def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, str]:
-    """The model that is used if none is named: the newest run, else the bundled model.
-
-    Args:
-        prior: only runs with all their priors count, else those with a tokenizer.
-    Returns:
-        Its folder, and a description.
-    """
+    """The folder and a description of the model that is used if none is named: the newest run with all its
+    priors (without `prior`, with a tokenizer), else the bundled model."""
     finished: dict[Path, float] = {}
     for folder in runs.iterdir() if runs.is_dir() else ():
         last = folder / "tokenizer" / CONFIG

@@ -35,13 +35,8 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  
 
 
 class Engine:
-    """A model with the projects of its studio.
-
-    Args:
-        folder: of the model.
-        name: what the user calls it.
-        sounds: a folder for sounds that can be made again.
-    """
+    """A model, by the `name` that the user knows, and the projects of its studio. Sounds are in a folder of
+    their own, and can be made again."""
 
     def __init__(self, folder: Path, name: str, library: Library, limits: Limits, sounds: Path):
         self.folder, self.name, self.library, self.limits = folder, name, library, limits

@@ -46,14 +46,8 @@ class Plan:
 def make_plan(
     generator: Generator, limits: Limits, request: JobRequest, piece: Codes | None, chroma: Path | None
 ) -> Plan:
-    """What a request means.
-
-    Args:
-        piece: the codes of the version that is changed; None for a new piece.
-        chroma: the recording to follow.
-    Raises:
-        ValueError: an impossible request.
-    """
+    """What a request means for the codes of a piece (None for a new one), with a recording to follow if
+    wished. Raises ValueError for an impossible request."""
     if not 1 <= request.takes <= limits.max_takes:
         raise ValueError(f"takes: expected 1 to {limits.max_takes}, found {request.takes}")
     seed = secrets.randbelow(10**6) if request.seed is None else request.seed

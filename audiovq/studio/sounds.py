@@ -118,10 +118,8 @@ def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
 
 
 def write_sound(path: Path, waveform: Tensor, rate: int, export: Export, tags: Tags) -> None:
-    """Write float [channels, n] to a file in the format of `export`, with tags.
-
-    Opus and MP3 know some sample rates only; others become the next higher one that they know.
-    """
+    """Write float [channels, n] to a file in the format of `export`, with tags. Opus and MP3 know some sample
+    rates only; others become the next higher one that they know."""
     if export.lufs is not None:
         found = loudness(waveform, rate)
         if found > -torch.inf:  # silence stays

@@ -92,13 +92,8 @@ class StreamingDecoder:
 
     @torch_defaults()
     def finish(self, n_samples: int | None = None) -> Tensor:
-        """The rest, float [channels, n].
-
-        Args:
-            n_samples: the length in all; by default as far as the codes of all levels reach.
-        Raises:
-            ValueError: there were more or fewer codes than so many samples have.
-        """
+        """The rest, float [channels, n], up to `n_samples` in all, by default as far as the codes of all
+        levels reach; ValueError if there were more or fewer codes than so many samples have."""
         counts, hops = self.windows.counts, self.windows.hops
         if n_samples is None:
             n_samples = min(n * hop for n, hop in zip(counts, hops, strict=True))

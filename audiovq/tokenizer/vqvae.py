@@ -135,11 +135,8 @@ class ResidualAutoencoder(nn.Module):
         return [torch.cat(level) for level in zip(*pieces, strict=True)]
 
     def quantize(self, features: list[Tensor], quantizers: list[Quantizer]) -> tuple[list[Quantized], list[Tensor]]:
-        """Quantize the features [b, dim, time] of each level, from coarse to fine.
-
-        Returns:
-            For each level, the `Quantized`, and the residual [b, dim, time].
-        """
+        """Quantize the features [b, dim, time] of each level, from coarse to fine: for each the `Quantized`,
+        and the residual [b, dim, time]."""
         results, residuals = [], []
         total = None  # the sum of the coarser levels' residuals
         for i, feature in enumerate(features):
@@ -238,11 +235,8 @@ class VQVAE(nn.Module):
     def quantize(
         self, waveform: Tensor, quantizers: list[Quantizer], microbatch_size: int | None = None
     ) -> list[tuple[ResidualAutoencoder, list[Quantized], list[Tensor]]]:
-        """Encode and quantize, with arguments as in `forward`.
-
-        Returns:
-            Each autoencoder with the `Quantized` and the residuals [b, dim, time] of its levels.
-        """
+        """Encode and quantize, with arguments as in `forward`: each autoencoder with the `Quantized` and the
+        residuals [b, dim, time] of its levels."""
         results = []
         for autoencoder, levels in self.level_groups():
             features = autoencoder.features(waveform, microbatch_size)

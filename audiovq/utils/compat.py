@@ -72,14 +72,8 @@ def current_precision(precision: str, known: Container[str]) -> str:
 
 
 def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) -> dict[str, Any]:
-    """A recipe's mapping with current keys; prints one line for each old key that it finds.
-
-    Args:
-        source: the file, for the message.
-        quiet: print nothing, for recipes that a run folder saved.
-    Raises:
-        ValueError: a key has both its old and its new name.
-    """
+    """A recipe's mapping with current keys; unless `quiet`, one line with the name of the `source` is printed
+    for each old key. Raises ValueError if a key has both its old and its new name."""
     renamed = copy.deepcopy(mapping)
     for old, new in RECIPE_KEYS.items():
         if _move(renamed, old.split("."), new.split("."), f"{source}: {old}") and not quiet:

@@ -194,13 +194,8 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; blank lines are left out.
-
-    Args:
-        skip_damaged: leave out lines that are not JSON objects. A missing file has no lines then.
-    Raises:
-        ValueError: a line that is not a JSON object.
-    """
+    """The objects of a JSONL file without blank lines; ValueError for a line that is none. With
+    `skip_damaged` these are left out, and a missing file has no lines."""
     if skip_damaged and not path.is_file():
         return []
     rows = []
