@@ -296,16 +296,9 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def load_recipe(
     name: str, data: str | None = None, overrides: tuple[str, ...] = (), codes: str | None = None
 ) -> Recipe:
-    """Read a recipe and change some of its values.
-
-    Args:
-        name: a path, or the name of a recipe that comes with audiovq.
-        data: replaces `data.folder`.
-        overrides: `a.b=value` with a value in YAML.
-        codes: replaces `codes.path`.
-    Raises:
-        ValueError: unknown recipe, unknown key or wrong value; the message has the key's path.
-    """
+    """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and
+    by overrides `a.b=value` with a value in YAML. Raises ValueError with the path of an unknown key or wrong
+    value."""
     path = find_recipe(name)
     mapping = read_mapping(path)
     mapping.setdefault("name", path.stem)

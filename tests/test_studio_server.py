@@ -31,8 +31,8 @@ def served(run: Path, projects: Path, access: Access | None = None) -> Iterator[
     def load(library: Any, limits: Limits, sounds: Path) -> Engine:
         return Engine(run, "tiny", library, limits, sounds)
 
-    with open_studio(load, projects, LIMITS, access) as (url, _, engine):
-        engine.result(60)
+    with open_studio(load, projects, LIMITS, access) as (url, studio):
+        studio.loading.result(60)
         yield url
 
 

@@ -72,12 +72,12 @@ def studio(
     place = projects or Path(platformdirs.user_data_dir("audiovq", appauthor=False)) / "projects"
     limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload, quota_mb=quota, total_mb=10 * quota)
     access = Access(host, password or None, [name.lower() for name in names])
-    with open_studio(load, place, limits, access, port) as (url, _, engine):
+    with open_studio(load, place, limits, access, port) as (url, opened):
         say(f"the studio is open: {url} (Ctrl-C closes it; projects are kept in {place})")
         if show:
             webbrowser.open(url)
         with signals.deferred():
             while signals.received() is None:
-                if engine.done():
-                    engine.result()  # a model that cannot be loaded ends the command
+                if opened.loading.done():
+                    opened.loading.result()  # a model that cannot be loaded ends the command
                 time.sleep(0.2)

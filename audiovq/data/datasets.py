@@ -173,12 +173,8 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         return self.window(track, start, gap_end)
 
     def window(self, track: ShardTrack, start: int, gap_end: int | None = None) -> dict[str, Tensor]:
-        """One example.
-
-        Args:
-            start: first target in the track, a multiple of the ratio to the next coarser level.
-            gap_end: first code after the gap; None for no gap.
-        """
+        """One example, from the target `start` of the track on, a multiple of the ratio to the next coarser
+        level; with a gap up to the code `gap_end`, or none."""
         codes = self._padded(track, self.level, start - 1, start + self.context)
         coarse_start = start // self.ratio - self.context_codes
         n_coarse = -(-self.context // self.ratio) + 2 * self.context_codes

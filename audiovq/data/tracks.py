@@ -170,13 +170,9 @@ def find_files(folder: Path, suffixes: Collection[str], unreadable: list[Rejecte
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
-    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used.
-
-    Args:
-        cache_file: keeps the result of each file as soon as it is there; files in it are not decoded again.
-    Raises:
-        ValueError: no such folder, no audio in it, or no file that can be used.
-    """
+    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
+    ValueError if none is left. A `cache_file` keeps the results, so that a later scan decodes only new
+    files."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]

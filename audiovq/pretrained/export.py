@@ -198,9 +198,6 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}: expected a text file with credits ({error})") from None
 
 
-# --- the model card -------------------------------------------------------------------------------
-
-
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
     """The whole README.md, from facts about the run, the specs of the priors, coarse to fine, and: config,
     tokenizer_hash, n_parameters, half, onnx (see `export_onnx`), name, and repo_id, which the examples

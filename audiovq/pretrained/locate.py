@@ -99,9 +99,6 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
     return bundled_model(), "the bundled model"
 
 
-# --- the hub --------------------------------------------------------------------------------------
-
-
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
     """The folder of a model, in the hub's own cache. Raises ValueError if it cannot be downloaded."""
     try:

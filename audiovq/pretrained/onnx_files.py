@@ -65,14 +65,10 @@ def rules(network: VQVAE) -> dict[str, Any]:
 
 @torch.no_grad()
 def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
-    """Write encode.onnx and decode.onnx, and compare their results with those of torch.
-
-    Returns:
-        `codes_equal`, the share of equal codes (a latent halfway between two codes may be rounded to
-        either), and `waveform_error`, the largest difference of a sample.
-    Raises:
-        ValueError: the extra is missing, or the files do not compute what torch does.
-    """
+    """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal
+    codes (a latent halfway between two codes may be rounded to either), `waveform_error` the largest
+    difference of a sample. Raises ValueError if the extra is missing, or if they do not compute what torch
+    does."""
     runtime = importlib.import_module("onnxruntime")  # not at the top: it takes a second to load
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     network = network.cpu().eval()

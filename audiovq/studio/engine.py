@@ -1,5 +1,6 @@
 """The model of a studio, and all that needs it: new music, recordings, sounds, and projects from elsewhere."""
 
+import contextlib
 import functools
 import json
 import re
@@ -10,24 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard
 
 from audiovq.api.generator import Generator
-from audiovq.data import audio
+from audiovq.data.audio import audio_info
 from audiovq.data.codes import Codes
 from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
 from audiovq.studio.making import draw, make_plan
 from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Version, parse
-from audiovq.studio.requests import MEGABYTE, Export, JobRequest, Limits, Refused
-from audiovq.studio.sounds import (
-    LIBSNDFILE,
-    Sounds,
-    check_reference,
-    named_as_uploaded,
-    read_codes,
-    read_recording,
-    unlikeness,
-)
+from audiovq.studio.requests import MB, Export, JobRequest, Limits, Refused
 
 LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
 
@@ -38,24 +32,21 @@ class Engine:
     """A model, by the `name` that the user knows, and the projects of its studio. Sounds are in a folder of
     their own, and can be made again."""
 
-    def __init__(self, folder: Path, name: str, library: Library, limits: Limits, sounds: Path):
+    def __init__(self, folder: Path, name: str, library: Library, limits: Limits, place: Path):
         self.folder, self.name, self.library, self.limits = folder, name, library, limits
         self.generator = Generator.from_pretrained(folder)
         self.tokenizer = self.generator.tokenizer
         self.hash = self.tokenizer.hash
-        self.sounds = Sounds(self.tokenizer, library, sounds)
+        self.sounds = sounds.Sounds(self.tokenizer, library, place)
         self.training_bits = training_bits(folder)
 
     @functools.cached_property
     def licence(self) -> str | None:
         """From the model card."""
-        path = self.folder / "README.md"
-        parts = path.read_text("utf-8").split("---\n") if path.is_file() else []
-        try:
-            found = yaml.safe_load(parts[1]) if len(parts) > 2 else {}
-            return str(found.get("license_name") or found["license"])
-        except (yaml.YAMLError, AttributeError, KeyError):
-            return None
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+            card = ModelCard.load(self.folder / "README.md").data.to_dict()
+            return card.get("license_name") or card.get("license")
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What a page needs to know of the model."""
@@ -79,7 +70,7 @@ class Engine:
                 name: getattr(self.limits, name)
                 for name in ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
             },
-            "formats": list(LIBSNDFILE),
+            "formats": list(sounds.LIBSNDFILE),
             "bits_per_second": self.training_bits,
         }
 
@@ -100,8 +91,6 @@ class Engine:
         tags = {"title": f"{project.name}: {version.title}", "comment": comment, "software": "audiovq"}
         return self.sounds.version(project, version.number, export, tags)
 
-    # --- jobs -----------------------------------------------------------------------------------------
-
     def job(self, project: Project, request: JobRequest) -> Job:
         """Raises ValueError for an impossible request."""
         self.library.check_versions(project, request.takes)
@@ -113,7 +102,7 @@ class Engine:
         if request.chroma:
             recording = project.recording(request.chroma)
             chroma = self.library.recording_path(project, recording)
-            check_reference(chroma, recording.name, self.limits)
+            sounds.check_reference(chroma, recording.name, self.limits)
         plan = make_plan(self.generator, self.limits, request, piece, chroma)
         keeps_audio = request.keep_audio
         if keeps_audio is None and is_change:
@@ -147,12 +136,12 @@ class Engine:
 
         def work(job: Job) -> list[int]:
             if path.suffix == ".codes":
-                codes = read_codes(path, name, self.tokenizer, self.limits)
+                codes = sounds.read_codes(path, name, self.tokenizer, self.limits)
                 numbers = self._add(project, [(_version(codes, title=name, kind="recording"), codes)])
                 path.unlink()
                 return numbers
-            codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
-            warning = unlikeness(self.generator, codes, self.training_bits)
+            codes, recording = sounds.read_recording(path, name, self.tokenizer, self.limits, job.report)
+            warning = sounds.unlikeness(self.generator, codes, self.training_bits)
             version = _version(codes, title=name, kind="recording", recording=recording.id, warning=warning)
             with self.library.changing(project):
                 path.rename(self.library.recording_path(project, recording))
@@ -161,8 +150,6 @@ class Engine:
 
         discard = functools.partial(path.unlink, missing_ok=True)
         return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
-
-    # --- projects as files ----------------------------------------------------------------------------
 
     def export(self, project: Project, path: Path) -> None:
         """Write a project to one .zip file."""
@@ -205,7 +192,7 @@ class Engine:
         """Raises ValueError for files that contradict a project or cannot be used."""
         for version in project.versions:
             path = self.library.codes_path(project, version.number)
-            codes = read_codes(path, f"version {version.number}", self.tokenizer, self.limits)
+            codes = sounds.read_codes(path, f"version {version.number}", self.tokenizer, self.limits)
             if (codes.n_samples, len(codes.levels)) != (version.n_samples, version.n_levels):
                 raise Refused(f"version {version.number}: its codes are not those that the project describes")
             version.seconds = codes.seconds
@@ -216,8 +203,8 @@ class Engine:
                     raise Refused(f"version {version.number}: its kept stretches are not within it")
         for recording in project.recordings:
             path = self.library.recording_path(project, recording)
-            with named_as_uploaded(path, recording.name):
-                info = audio.audio_info(path)
+            with sounds.named_as_uploaded(path, recording.name):
+                info = audio_info(path)
             found = (info.sample_rate, min(info.channels, 2))
             most = self.limits.max_seconds * info.sample_rate
             if found != (recording.sample_rate, recording.channels) or recording.n_samples > most:
@@ -237,7 +224,7 @@ def _files(project: Project) -> list[str]:
 
 def _read_entry(file: zipfile.ZipFile, name: str, most: int) -> bytes:
     if file.getinfo(name).file_size > most:
-        raise Refused(f"{name}: more than {most // MEGABYTE} MB")
+        raise Refused(f"{name}: more than {most // MB} MB")
     return file.read(name)
 
 

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from audiovq.studio.requests import MANY, MEGABYTE, Labels, Limits, Name, Number, Refused, Settings, Strict, Text
+from audiovq.studio.requests import MANY, MB, Labels, Limits, Name, Number, Refused, Settings, Strict, Text
 from audiovq.utils.files import write_text
 from audiovq.utils.progress import say
 
-LARGEST_PROJECT_FILE = 16 * MEGABYTE
+LARGEST_PROJECT_FILE = 16 * MB
 ARRIVING = ".arriving-"  # how the names of folders for uploads begin
 
 
@@ -275,8 +275,8 @@ class Library:
         """Raises Refused if with `n_bytes` more a visitor, or all together, would have too much."""
         with self.lock:
             folders = [self.folder(project) for project in self._projects.values() if project.owner == owner]
-            mine = (sum(map(_size, folders)) + n_bytes) / MEGABYTE
-            everything = (_size(self.root) + n_bytes) / MEGABYTE
+            mine = (sum(map(_size, folders)) + n_bytes) / MB
+            everything = (_size(self.root) + n_bytes) / MB
         if mine > self.limits.quota_mb:
             raise Refused(
                 f"your projects would have {mine:.1f} MB of at most {self.limits.quota_mb:g} MB; delete some of them "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MEGABYTE = 1 << 20
+MB = 1 << 20
 MANY = 20  # visitors
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]

@@ -24,16 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
-from audiovq.studio.requests import (
-    MEGABYTE,
-    Export,
-    JobRequest,
-    Limits,
-    NewPiece,
-    ProjectChange,
-    Refused,
-    VersionChange,
-)
+from audiovq.studio.requests import MB, Export, JobRequest, Limits, NewPiece, ProjectChange, Refused, VersionChange
 from audiovq.studio.security import Access, Guard, error
 
 if TYPE_CHECKING:
@@ -45,16 +36,18 @@ Json = dict[str, Any]
 
 
 class Studio:
-    """What the routes share. `engine` is there when the model is loaded."""
+    """What the routes share."""
 
-    def __init__(self, library: Library, limits: Limits, access: Access, engine: Future[Engine]):
-        self.library, self.limits, self.access, self._engine = library, limits, access, engine
+    loading: Future[Engine]  # the model, which begins to load when the server runs
+
+    def __init__(self, library: Library, limits: Limits, access: Access):
+        self.library, self.limits, self.access = library, limits, access
         self.queue = Queue(limits)
 
     @property
     def engine(self) -> Engine:
         """Waits for the model."""
-        return self._engine.result()
+        return self.loading.result()
 
     def new_project(self, request: Request, name: str | None) -> Project:
         """A project of the visitor that is not in the library yet."""
@@ -79,11 +72,11 @@ class Studio:
                     patience = limits.stall_seconds
                     while block := await asyncio.wait_for(anext(stream, b""), patience):
                         n_bytes += len(block)
-                        if n_bytes > most_mb * MEGABYTE:
+                        if n_bytes > most_mb * MB:
                             raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
                         if n_bytes > n_checked:
                             await asyncio.to_thread(self.library.check_room, request.state.visitor, n_bytes)
-                            n_checked = n_bytes + MEGABYTE
+                            n_checked = n_bytes + MB
                         file.write(block)
                         patience = min(limits.stall_seconds, end - time.monotonic())
             except asyncio.TimeoutError:

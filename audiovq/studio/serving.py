@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,23 +29,16 @@ Load = Callable[[Library, Limits, Path], "Engine"]
 @contextlib.contextmanager
 def open_studio(
     load: Load, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
-) -> Iterator[tuple[str, Studio, Future[Engine]]]:
-    """Serve a studio within the block.
-
-    Args:
-        load: loads the model; gets the library, the limits and a folder for sounds. It runs in a thread.
-        port: default the first free one from 7860 on.
-    Returns:
-        The address, the studio, and the model when it is loaded.
-    Raises:
-        ValueError: the port is taken, or the address is not this machine's.
-    """
+) -> Iterator[tuple[str, Studio]]:
+    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and
+    the studio, for which `load` loads the model in a thread. Raises ValueError if the port is taken, or
+    the address is not this machine's."""
     limits, access = limits or Limits(), access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
         sounds = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiovq-studio-"))
-        library, engine = Library(projects, limits), Future["Engine"]()
-        studio = Studio(library, limits, access, engine)
+        library = Library(projects, limits)
+        studio = Studio(library, limits, access)
         stack.callback(studio.queue.close)
         config = uvicorn.Config(
             make_app(studio),
@@ -61,16 +54,9 @@ def open_studio(
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-
-        def begin() -> None:
-            try:
-                engine.set_result(load(library, limits, Path(sounds)))
-            except BaseException as error:
-                engine.set_exception(error)
-
-        threading.Thread(target=begin, daemon=True).start()
+        studio.loading = ThreadPoolExecutor(1, "model").submit(load, library, limits, Path(sounds))
         try:
-            yield f"http://{_written(access.host)}:{listening.getsockname()[1]}", studio, engine
+            yield f"http://{_written(access.host)}:{listening.getsockname()[1]}", studio
         finally:
             server.should_exit = True
             thread.join(timeout=5)

@@ -21,7 +21,7 @@ from audiovq.data.resampling import resample
 from audiovq.evaluation.loudness import headroom, loudness
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.projects import Kept, Library, Project, Recording
-from audiovq.studio.requests import MEGABYTE, Export, Limits
+from audiovq.studio.requests import MB, Export, Limits
 from audiovq.utils.files import atomic_file
 
 CACHE_MB, RECENT = 1000, 2
@@ -103,7 +103,7 @@ class Sounds:
         files = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
         size = sum(path.stat().st_size for path in files)
         for path in files:
-            if size > CACHE_MB * MEGABYTE and path != newest:
+            if size > CACHE_MB * MB and path != newest:
                 size -= path.stat().st_size
                 path.unlink()
 
@@ -177,7 +177,7 @@ def read_recording(
     path: Path, name: str, tokenizer: Tokenizer, limits: Limits, on_progress: OnProgress
 ) -> tuple[Codes, Recording]:
     """Encode an audio file, whose name ends in the id of the recording; ValueError if it cannot be used."""
-    size = path.stat().st_size / MEGABYTE
+    size = path.stat().st_size / MB
     if size > limits.max_upload_mb:
         raise ValueError(f"{name}: {size:.1f} MB; files may have up to {limits.max_upload_mb:g} MB here")
     done = 0.0

@@ -76,15 +76,9 @@ class StreamingDecoder:
 
     @torch_defaults()
     def push(self, levels: Sequence[Tensor]) -> Tensor:
-        """The next codes of each level -> the samples that are certain now, perhaps none.
-
-        Args:
-            levels: int64 [any n] per level, coarse to fine. One level may be ahead of another.
-        Returns:
-            float [channels, n] in [-1, 1].
-        Raises:
-            ValueError: another number of levels.
-        """
+        """The next codes of each level, int64 [any n], coarse to fine, of which one may be ahead of another
+        -> the samples that are certain now, float [channels, n] in [-1, 1]. Raises ValueError for another
+        number of levels."""
         if len(levels) != self.n_levels:
             raise ValueError(f"codes: expected {self.n_levels} levels, found {len(levels)}")
         self.caller_device = levels[0].device

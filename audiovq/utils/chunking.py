@@ -96,18 +96,10 @@ def compute_in_batches(
 
 
 def in_microbatches(function: Callable[..., Any], microbatch_size: int | None, *inputs: Tensor) -> list[Any]:
-    """Apply a function to each micro-batch.
-
-    The backward pass computes a micro-batch again when it gets there (gradient checkpointing,
-    arXiv:1604.06174), so that the activations of only one micro-batch are in memory.
-
-    Args:
-        function: of tensors with the same first dimension; its items must not depend on each other or on
-            random numbers.
-        microbatch_size: items per micro-batch; None for all at once.
-    Returns:
-        The results, one per micro-batch.
-    """
+    """Apply a function to each micro-batch, of at most so many items (None: of all); a result each. The
+    backward pass computes a micro-batch again when it gets there (gradient checkpointing, arXiv:1604.06174),
+    so that the activations of only one are in memory. Items must not depend on each other or on random
+    numbers."""
     if microbatch_size is None or microbatch_size >= len(inputs[0]):
         return [function(*inputs)]
     pieces = zip(*(x.split(microbatch_size) for x in inputs), strict=True)

@@ -149,9 +149,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-# --- checksums ------------------------------------------------------------------------------------
-
-
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -174,9 +171,6 @@ def is_whole(folder: Path) -> bool:
         return all(file_sha256(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError):
         return False
-
-
-# --- JSON lines -----------------------------------------------------------------------------------
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
