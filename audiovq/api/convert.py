@@ -8,8 +8,8 @@ from typing import Any
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.audio_writer import check_writable
-from audiovq.data.codes import Codes, check_codes_output, file_kbps, read_header
-from audiovq.data.tracks import find_audio, find_files
+from audiovq.data.codes import Codes, check_codes_output, read_header
+from audiovq.data.tracks import find_audio
 from audiovq.utils.files import check_folder, file_sha256, output_name
 from audiovq.utils.progress import ProgressBar, say
 
@@ -48,21 +48,14 @@ class Encoding:
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = self.tokenizer.encode_file(source, progress)
         codes.save(target, self.compress)
-        stored, with_header = file_kbps(target, codes.seconds)
-        raw, coding = codes.bits_per_second / 1000, "compressed" if self.compress else "stored"
-        summary = (
-            f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps raw, {coding} {stored:.2f} kbps, "
-            f"{with_header:.2f} with the header"
-        )
+        raw, stored = codes.bits_per_second / 1000, 8 * target.stat().st_size / codes.seconds / 1000
         return {
             "file": str(target),
             "source": str(source),
             "seconds": codes.seconds,
             "kbps_raw": raw,
-            "coding": coding,
-            "kbps_stored": stored,
-            "kbps_stored_with_header": with_header,
-            "summary": summary,
+            "kbps_file": stored,
+            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps, as a file {stored:.2f} kbps",
         }
 
 
@@ -121,7 +114,7 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
     Raises:
         ValueError: there is nothing to convert.
     """
-    sources = find_audio(folder) if isinstance(kind, Encoding) else find_codes(folder)
+    sources = find_audio(folder) if isinstance(kind, Encoding) else find_audio(folder, suffixes={".codes"})
     if not sources:
         raise ValueError(f"{folder}: nothing there to {kind.title}")
     check_folder(out)
@@ -153,11 +146,6 @@ def _seconds(kind: Encoding | Decoding, source: Path) -> float:
         return kind.seconds(source)
     except (ValueError, OSError):  # reported when the file is converted
         return 0.0
-
-
-def find_codes(folder: Path) -> list[Path]:
-    """All codes files below a folder, in a stable order, without hidden ones."""
-    return find_files(folder, {".codes"})
 
 
 def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:

@@ -211,11 +211,3 @@ def check_codes_output(path: Path, inputs: Iterable[Path | str | None] = ()) -> 
             read_header(path)
         except ValueError:
             raise ValueError(f"{path}: exists, and is no codes file; choose another --out, or delete it") from None
-
-
-def file_kbps(path: Path, seconds: float) -> tuple[float, float]:
-    """Kilobits per second of audio: of the codes in a codes file, and of the whole file."""
-    with path.open("rb") as file:
-        header = 8 + int.from_bytes(file.read(8), "little")  # safetensors begin with the header's length
-    size = path.stat().st_size
-    return 8 * (size - header) / seconds / 1000, 8 * size / seconds / 1000

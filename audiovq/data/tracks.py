@@ -130,18 +130,16 @@ def check_relative(path: str) -> None:
         raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
 
 
-def find_audio(folder: Path, unreadable: list[Rejected] | None = None) -> list[Path]:
+def find_audio(
+    folder: Path, unreadable: list[Rejected] | None = None, suffixes: Collection[str] = audio.SUFFIXES
+) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
-    Folders that cannot be read are added to `unreadable`, or else printed."""
+    Linked folders belong to it, each folder once. Folders that cannot be read are added to `unreadable`, or
+    else printed."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of music, found a file")
-    return find_files(folder, audio.SUFFIXES, unreadable)
-
-
-def find_files(folder: Path, suffixes: Collection[str], unreadable: list[Rejected] | None = None) -> list[Path]:
-    """As `find_audio`, for any suffixes. Linked folders belong to it, each folder once."""
     left_out: list[Rejected] = []
 
     def cannot_list(error: OSError) -> None:
