@@ -215,8 +215,8 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
         raise ValueError(f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {start}")
     if 2 * warmup >= steps:
         raise ValueError(
-            f"tokenizer.losses.waveform_warmup_steps: expected less than half of training.steps {steps}, so that "
-            f"the spectral terms reach their weights; found {warmup}"
+            f"tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps {steps}, "
+            f"so that the spectral terms reach their weights; found {warmup}"
         )
     quantizer = stage.model.quantizer
     if quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - start:
