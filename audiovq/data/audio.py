@@ -158,10 +158,8 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
 
 
 def downmix(waveform: Tensor, channels: int) -> Tensor:
-    """[1 to 6 channels or more, samples] -> [1 or 2, samples].
-
-    Surround becomes stereo by ITU-R BS.775, scaled so that it cannot clip. Mono is the mean of both channels.
-    """
+    """[1 to 6 channels or more, samples] -> [1 or 2, samples]. Surround becomes stereo by ITU-R BS.775,
+    scaled so that it cannot clip. Mono is the mean of both channels."""
     found = waveform.shape[0]
     if found == channels:
         return waveform

@@ -32,10 +32,8 @@ TIMEOUT = datetime.timedelta(minutes=float(os.environ.get("AUDIOVQ_TIMEOUT_MINUT
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Within `with`, this process is one of those that a launcher or srun started.
-
-    Each takes its own GPU if there are any, and only rank 0 prints. On a single process this does nothing.
-    """
+    """Within `with`, this process is one of those that a launcher or srun started. Each takes its own GPU if
+    there are any, and only rank 0 prints. On a single process this does nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return

@@ -88,9 +88,7 @@ def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> d
 
 def tokenizer_hash(network: VQVAE) -> str:
     """Identity of a tokenizer's codes: SHA-256 of its canonical config and of the weights that make them.
-
-    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes.
-    """
+    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes."""
     tensors = {
         name: tensor
         for name, tensor in network.state_dict().items()
