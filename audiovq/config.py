@@ -284,5 +284,6 @@ def _explain(mapping: Any, detail: Any) -> str:
         message = str(detail["ctx"]["error"])
     else:
         expected = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
+        expected = expected.replace("Tuple should have", "expected").partition(" after validation")[0]
         message = f"{expected}, found {detail.get('input')!r:.100}"
     return f"{'.'.join(keys)}: {message}" if keys else message
