@@ -193,7 +193,7 @@ def test_new_details_keep_the_coarser_levels(engine: Engine, project: Project) -
     ("make", {"seconds": 1, "settings": {"top_p": [2, 2, 2]}}, "top_p"),
     ("extend", {"after": -1}, "none negative"), ("extend", {}, "nothing is left to draw"), ("extend", {"after": 7}, "up to 8 s long here"),
     ("redraw", {"start": 3, "end": 4}, "within the piece of 2 s"), ("vary", {"percent": 0}, "up to 100 %"),
-    ("extend", {"version": 7, "after": 1}, "no version 7"), ("vary", {"version": None}, "give the number"),
+    ("extend", {"version": 7, "after": 1}, "no version 7"), ("vary", {"version": None}, "no version None"),
 ])  # fmt: skip
 def test_impossible_requests_are_refused(
     engine: Engine, project: Project, kind: str, request_: dict[str, Any], words: str

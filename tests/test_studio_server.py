@@ -19,8 +19,7 @@ from conftest import ROOT, assert_one_line_error, cli, tones
 from audiovq.studio.engine import Engine
 from audiovq.studio.requests import Limits
 from audiovq.studio.security import HEADERS, Access
-from audiovq.studio.server import file_name
-from audiovq.studio.serving import open_studio
+from audiovq.studio.server import file_name, open_studio
 
 LIMITS = Limits(max_seconds=8, max_upload_mb=0.2, max_takes=2, quota_mb=1, stall_seconds=0.5, max_projects=1000)
 Url = str
@@ -424,7 +423,7 @@ def test_the_command_serves_without_torch_and_survives_a_kill(tiny_run: Path, tm
                     assert client.get(f"/api/projects/{project}/versions/1/sound").status_code == 200
                     process.terminate()
                     assert process.wait(20) == 0
-    code = "import sys, audiovq.studio.serving; assert 'torch' not in sys.modules"
+    code = "import sys, audiovq.studio.server; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

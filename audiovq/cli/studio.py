@@ -48,7 +48,7 @@ def studio(
     from audiovq.studio.projects import Library
     from audiovq.studio.requests import Limits
     from audiovq.studio.security import Access, is_loopback
-    from audiovq.studio.serving import open_studio
+    from audiovq.studio.server import open_studio
     from audiovq.utils import signals
     from audiovq.utils.progress import say
 

@@ -74,9 +74,8 @@ class Engine:
             "bits_per_second": self.training_bits,
         }
 
-    def codes(self, project: Project, number: int) -> Codes:
-        project.version(number)
-        return Codes.load(self.library.codes_path(project, number))
+    def codes(self, project: Project, number: int | None) -> Codes:
+        return Codes.load(self.library.codes_path(project, project.version(number).number))
 
     def sound(self, project: Project, version: Version, export: Export) -> Path:
         """A sound file of a version; a download has tags."""
@@ -95,9 +94,7 @@ class Engine:
         """Raises ValueError for an impossible request."""
         self.library.check_versions(project, request.takes)
         is_change = request.kind != "make"
-        if is_change and request.version is None:
-            raise ValueError("version: give the number of the version to change")
-        piece = self.codes(project, request.version or 0) if is_change else None
+        piece = self.codes(project, request.version) if is_change else None
         chroma = None
         if request.chroma:
             recording = project.recording(request.chroma)

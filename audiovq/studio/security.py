@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -33,10 +34,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-LOGIN_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>audiovq studio</title>
-<meta name="viewport" content="width=device-width"><main><h1>audiovq studio</h1><p role="alert">{message}</p>
-<form method="post" action="login"><label>Password <input name="password" type="password" required autofocus
-autocomplete="current-password"></label> <button>Enter</button></form></main></html>"""
+LOGIN_PAGE = Path(__file__).parent / "assets" / "login.html"
 
 
 def is_loopback(host: str) -> bool:
@@ -160,13 +158,14 @@ class Guard:
         return None
 
     async def _login(self, request: Request) -> Response:
+        page = LOGIN_PAGE.read_text("utf-8")
         if request.method != "POST":
-            return HTMLResponse(LOGIN_PAGE.format(message=""))
+            return HTMLResponse(page.replace("MESSAGE", ""))
         given = parse_qs((await request.body()).decode(errors="replace")).get("password", [""])[0]
         client = request.client.host if request.client else ""
         session, message = self.access.enter(client, given)
         if session is None:
-            return HTMLResponse(LOGIN_PAGE.format(message=message), 403 if "wrong." in message else 429)
+            return HTMLResponse(page.replace("MESSAGE", message), 403 if "wrong." in message else 429)
         answer = RedirectResponse("./", 303)
         answer.headers.append("Set-Cookie", _cookie("audiovq-session", session))
         return answer
