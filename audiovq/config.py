@@ -66,8 +66,6 @@ LARGEST_NUMBER = 1 << 53
 def one_of(table: dict[str, Any]) -> Any:
     """The type of a key that chooses a component from a table by `kind`. Each component has a `Config`."""
     configs = tuple(entry.Config for entry in table.values())
-    if len(configs) == 1:
-        return configs[0]
     return Annotated[Union[configs], Field(discriminator="kind")]  # noqa: UP007 - built at run time
 
 

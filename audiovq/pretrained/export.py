@@ -5,7 +5,7 @@ The card is README.md, with the metadata that the Hugging Face hub reads.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -64,8 +64,7 @@ def export_model(
     """Write the models of a run, of a model folder or of a hub id into a new folder.
 
     Args:
-        half, repo_id: see `save_pretrained`.
-        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
+        half, onnx, repo_id: see `save_pretrained`.
         credits: text file for the card; default see `find_credits`.
         licence: license, license_name and license_text of `RunFacts`.
     Returns:
@@ -82,10 +81,7 @@ def export_model(
     run = dataclasses.replace(run_facts(place), **licence)
     if credits is not None:
         run.credits = _read_text(credits)
-    options: dict[str, Any] = {"half": half, "repo_id": repo_id, "run": run}
-    if onnx:
-        options["export_onnx"] = onnx_files.export_onnx
-    compared = save_pretrained(folder, network, priors, sampling, **options)
+    compared = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]
@@ -105,7 +101,7 @@ def save_pretrained(
     sampling: Sequence[SamplingConfig] = (),
     *,
     half: bool = False,
-    export_onnx: Callable[[Path, VQVAE], dict[str, float]] | None = None,
+    onnx: bool = False,
     repo_id: str | None = None,
     run: RunFacts | None = None,
 ) -> dict[str, float] | None:
@@ -113,11 +109,11 @@ def save_pretrained(
 
     Args:
         half: weights in half precision. Rounding makes another tokenizer, so the saved priors get its hash.
-        export_onnx: that of `onnx_files`, to add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
+        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
         repo_id: its name on the hub, for the card.
         run: facts for the card.
     Returns:
-        How the ONNX files compare with torch, see `export_onnx`.
+        How the ONNX files compare with torch, see `onnx_files.export_onnx`.
     Raises:
         ValueError: the folder is not empty, or it cannot be written.
     """
@@ -133,7 +129,7 @@ def save_pretrained(
             renamed.spec = dataclasses.replace(prior.spec, tokenizer_hash=identity)
             settings = sampling[level] if sampling else SamplingConfig()
             checkpoint.save_prior(temporary / f"prior-{level}", renamed, settings, dtype)
-        compared = export_onnx(temporary / "onnx", saved) if export_onnx else None
+        compared = onnx_files.export_onnx(temporary / "onnx", saved) if onnx else None
         card = model_card(
             run,
             [prior.spec for prior in priors],

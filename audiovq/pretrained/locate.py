@@ -85,11 +85,8 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
         if last.is_file() and prior:
             try:
                 last = folder / f"prior-{len(conf.read_json(last)['model']['hop_lengths']) - 1}" / CONFIG
-            except (KeyError, TypeError):
+            except (KeyError, TypeError, ValueError):
                 say(f"left out: {last}: expected the config of a tokenizer; delete the run or train it again")
-                continue
-            except ValueError as error:
-                say(f"left out: {error}")
                 continue
         if last.is_file():
             finished[folder] = last.stat().st_mtime

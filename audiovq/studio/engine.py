@@ -50,16 +50,14 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """What a page needs to know of the model."""
-        generator, config = self.generator, self.tokenizer.config
+        generator = self.generator
         inputs = [prior.config.extra_inputs for prior in generator.priors]
         rate = generator.sample_rate
         return {
             "name": self.name,
             "licence": self.licence,
             "sample_rate": rate,
-            "channels": config.channels,
             "levels": [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths],
-            "codebook_size": config.codebook_size,
             "labels": generator.labels,
             "text_bytes": max(known["text_bytes"] for known in inputs),
             "chroma": any(known["chroma"] for known in inputs),
@@ -71,7 +69,6 @@ class Engine:
                 for name in ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
             },
             "formats": list(sounds.LIBSNDFILE),
-            "bits_per_second": self.training_bits,
         }
 
     def codes(self, project: Project, number: int | None) -> Codes:

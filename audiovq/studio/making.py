@@ -14,7 +14,6 @@ from audiovq.api.generator import Generator
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.data.codes import Codes
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.generate import CodesCallback
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.jobs import Job
 from audiovq.studio.projects import Kept
@@ -112,21 +111,11 @@ def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes
     """The codes of all takes; raises Stopped if the user stopped the job."""
     if plan.mask:
         plan.mask.check(generator.hop_lengths, n_takes)
-    on_codes = _callback(generator, plan.n_samples, job)
-    options = {"given": plan.mask, "on_codes": on_codes}
-    return list(generator.pieces(plan.n_samples, plan.seed, range(n_takes), plan.options, **options))
-
-
-def _callback(generator: Generator, n_samples: int, job: Job) -> CodesCallback:
-    """Reports progress about a hundred times in all, and raises `Stopped` when the job is stopped."""
-    n_codes = [-(-n_samples // hop_length) for hop_length in generator.hop_lengths]
-    reported = -1.0
+    n_codes = [-(-plan.n_samples // hop_length) for hop_length in generator.hop_lengths]
 
     def on_codes(level: int, codes: Tensor) -> None:
-        nonlocal reported
         share = (sum(n_codes[:level]) + codes.shape[1]) / sum(n_codes)
-        if job.stop.is_set() or share >= reported + 0.01 or reported < share == 1:
-            reported = share
-            job.report(share, f"level {level} (the finest is {len(n_codes) - 1})")
+        job.report(share, f"level {level} (the finest is {len(n_codes) - 1})")
 
-    return on_codes
+    options = {"given": plan.mask, "on_codes": on_codes}
+    return list(generator.pieces(plan.n_samples, plan.seed, range(n_takes), plan.options, **options))
