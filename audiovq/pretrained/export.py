@@ -61,16 +61,13 @@ def export_model(
     credits: Path | None = None,
     **licence: str | None,
 ) -> list[str]:
-    """Write the models of a run, of a model folder or of a hub id into a new folder.
+    """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`.
 
     Args:
-        half, onnx, repo_id: see `save_pretrained`.
         credits: text file for the card; default see `find_credits`.
         licence: license, license_name and license_text of `RunFacts`.
     Returns:
         Lines for the user.
-    Raises:
-        ValueError: no model, a folder that is not empty, or a credits file that is missing.
     """
     if onnx:
         require("onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
@@ -113,9 +110,8 @@ def save_pretrained(
         repo_id: its name on the hub, for the card.
         run: facts for the card.
     Returns:
-        How the ONNX files compare with torch, see `onnx_files.export_onnx`.
-    Raises:
-        ValueError: the folder is not empty, or it cannot be written.
+        How the ONNX files compare with torch, see `onnx_files.export_onnx`. Raises ValueError if the folder
+        is not empty, or cannot be written.
     """
     folder, run, dtype = Path(folder).absolute(), run or RunFacts(), torch.float16 if half else None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

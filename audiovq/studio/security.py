@@ -46,17 +46,11 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class Access:
-    """Who may enter.
+    """Who may enter."""
 
-    Args:
-        host: the address that the server listens on.
-        password: None admits everybody who can reach it.
-        names: more host names that it is reached by, such as that of a proxy.
-    """
-
-    host: str
-    password: str | None = None
-    names: Iterable[str] = ()
+    host: str  # the address that the server listens on
+    password: str | None = None  # None admits everybody who can reach it
+    names: Iterable[str] = ()  # more host names that it is reached by, such as that of a proxy
     sessions: dict[str, None] = field(default_factory=dict)
     failures: dict[str, tuple[int, float]] = field(default_factory=dict)  # by client: how many, no try before
 

@@ -25,13 +25,9 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     >>> with atomic_file(path) as temporary:
     ...     temporary.write_bytes(content)
 
-    The temporary file is in a hidden folder next to it. At the end of the block it is flushed to the disk and renamed.
-    If the process is killed before, the next attempt removes it, with all that libraries left in that folder.
-
-    Args:
-        flush: False saves the time of a flush, for a file that can be made again.
-    Raises:
-        ValueError: the file cannot be written.
+    The temporary file is in a hidden folder next to it. At the end of the block it is flushed to the disk
+    (without `flush` it is not, for a file that can be made again) and renamed. If the process is killed before,
+    the next attempt removes it, with all that libraries left in that folder. ValueError if it cannot be written.
     """
     place = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
     shutil.rmtree(place, ignore_errors=True)
@@ -49,14 +45,7 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Write a folder so that it appears whole or not at all; it replaces one of the same name.
-
-    >>> with atomic_folder(folder) as temporary:
-    ...     (temporary / "config.json").write_text(text)
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """Write a folder so that it appears whole or not at all; it replaces one of that name. As `atomic_file`."""
     temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
