@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,10 +119,10 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(request)
-        if refusal is None and not UPLOAD.match(request.url.path):
+        if refusal is None and request.method not in ("GET", "HEAD") and not UPLOAD.match(request.url.path):
             try:
-                receive = await asyncio.wait_for(_read(receive, request), self.stall_seconds)
-            except asyncio.TimeoutError:
+                receive = await asyncio.wait_for(_read(Request(scope, receive)), self.stall_seconds)
+            except (asyncio.TimeoutError, ClientDisconnect):
                 refusal = error("the request did not arrive in time", 408)
             except ValueError as problem:
                 refusal = error(str(problem), 413)
@@ -173,20 +173,16 @@ def _cookie(name: str, value: str) -> str:
     return f"{name}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_SECONDS}"
 
 
-async def _read(receive: Receive, request: Request) -> Receive:
+async def _read(request: Request) -> Receive:
     """The whole body, which is given again as one message. Raises ValueError if it is too large."""
-    content, more = bytearray(), True
-    if request.method in ("GET", "HEAD"):
-        return receive
-    while more:
-        message = await receive()
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
+    content = bytearray()
+    async for block in request.stream():
+        content += block
         if len(content) > LARGEST_BODY:
             raise ValueError(f"the request is too large; at most {LARGEST_BODY >> 20} MB are read")
     whole: list[Message] = [{"type": "http.request", "body": bytes(content), "more_body": False}]
 
     async def again() -> Message:
-        return whole.pop() if whole else await receive()
+        return whole.pop() if whole else await request.receive()
 
     return again
