@@ -1,6 +1,5 @@
 """What a studio allows, and what the bodies of requests have."""
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -41,12 +40,10 @@ class Limits:
 
     def check_seconds(self, seconds: float) -> None:
         """Raises ValueError for a piece that is too long or has no length."""
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise ValueError(f"the length of a piece must be above 0 s; found {seconds:g}")
-        if seconds > self.max_seconds + 1e-6:
+        if not 0 < seconds <= self.max_seconds + 1e-6:
             raise ValueError(
-                f"a piece may be up to {self.max_seconds:g} s long here, and this would be {seconds:.1f} s "
-                "(the option --max-seconds of audiovq studio allows more)"
+                f"a piece must be above 0 s, and may be up to {self.max_seconds:g} s long here, and this would be "
+                f"{seconds:.1f} s (the option --max-seconds of audiovq studio allows more)"
             )
 
 

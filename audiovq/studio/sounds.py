@@ -44,8 +44,6 @@ class Sounds:
 
     def version(self, project: Project, number: int, export: Export, tags: Tags = NO_TAGS) -> Path:
         """A version as it sounds."""
-        with self.library.lock:
-            project.version(number)
 
         def waveform() -> tuple[Tensor, int]:
             if export.levels is None:
