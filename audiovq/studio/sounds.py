@@ -15,7 +15,6 @@ from audiovq.api.generator import Generator
 from audiovq.api.splice import keep_original
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
-from audiovq.data.audio_writer import write_audio
 from audiovq.data.codes import Codes
 from audiovq.data.resampling import resample
 from audiovq.evaluation.loudness import headroom, loudness
@@ -126,9 +125,6 @@ def write_sound(path: Path, waveform: Tensor, rate: int, export: Export, tags: T
     if rate not in known:
         new_rate = next((higher for higher in known if higher > rate), known[-1])
         waveform, rate = resample(waveform, rate, new_rate), new_rate
-    if export.format in ("wav", "flac") and export.bits == "16" and not tags:
-        write_audio(path, waveform, rate)
-        return
     subtype = {"opus": "OPUS", "mp3": "MPEG_LAYER_III"}.get(export.format, f"PCM_{export.bits}")
     frames = waveform.clamp(-1, 1).mul(32767).round().to(torch.int16) if subtype == "PCM_16" else waveform.clamp(-1, 1)
     with (

@@ -14,7 +14,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"  # the files of a model's folder
-
 MAX_NAME_BYTES = 255
 
 
