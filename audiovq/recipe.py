@@ -62,6 +62,8 @@ class TokenizerStage(Config):
     crop_seconds: float = Field(default=0.68, gt=0)
     # Step at which the codebooks start; before it latents are not quantized, so that they become useful.
     vq_start_step: int = Field(default=100, ge=0)
+    # Decoder tones: the step at which sound is made; before it only the loudness of tones is learned, several times as fast.
+    sound_start_step: int = Field(default=0, ge=0)
     training: TrainingConfig = TrainingConfig()
 
     @property
@@ -213,6 +215,12 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
     steps, start, warmup = stage.training.steps, stage.vq_start_step, stage.losses.waveform_warmup_steps
     if start >= steps:
         raise ValueError(f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {start}")
+    if stage.sound_start_step >= steps:
+        raise ValueError(
+            f"tokenizer.sound_start_step: expected less than tokenizer.training.steps {steps}, found {stage.sound_start_step}"
+        )
+    if stage.sound_start_step and not (stage.model.decoder.kind == "tones" and stage.losses.tones):
+        raise ValueError("tokenizer.sound_start_step: expected a decoder of kind tones, and a weight for losses.tones")
     if 2 * warmup >= steps:
         raise ValueError(
             f"tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps {steps}, "

@@ -144,9 +144,19 @@ class ToneDecoder(IstftDecoder):
         [b, channels, steps, time]."""
         x = self.trunk(x)
         with torch.autocast(x.device.type, enabled=False):
-            loudness = self.tone_head(self.norm(x.float())).clamp(max=2.0)
-            loudness = rearrange(loudness, "b t (c n) -> b c t n", c=self.channels)
+            loudness = self._loudness(x)
             return self.waveform(x) + self.oscillators(loudness.exp()), rearrange(loudness, "b c t n -> b c n t")
+
+    def tones(self, x: Tensor) -> Tensor:
+        """The second result of `render` alone, without making sound."""
+        x = self.trunk(x)
+        with torch.autocast(x.device.type, enabled=False):
+            # All weights take part, as DDP expects; those that only sound needs get gradients of 0.
+            unused = 0 * (self.head.weight.sum() + self.head.bias.sum())
+            return rearrange(self._loudness(x), "b c t n -> b c n t") + unused
+
+    def _loudness(self, x: Tensor) -> Tensor:  # [b, time, dim] -> [b, channels, time, steps]
+        return rearrange(self.tone_head(self.norm(x.float())).clamp(max=2.0), "b t (c n) -> b c t n", c=self.channels)
 
 
 class ConvDecoder(nn.Module):

@@ -181,6 +181,10 @@ class ResidualAutoencoder(nn.Module):
         total = self.total(*residuals)
         return self.decoder.render(total) if isinstance(self.decoder, ToneDecoder) else (self.decoder(total), None)
 
+    def tones(self, *residuals: Tensor) -> Tensor:
+        """The second result of `render` alone."""
+        return self.decoder.tones(self.total(*residuals))
+
 
 def random_prefixes(residuals: list[Tensor], probability: float) -> list[Tensor]:
     """With `probability`, set all but a random prefix of an item's levels to 0 (arXiv:2107.03312, section III-C)."""
@@ -250,6 +254,7 @@ class VQVAE(nn.Module):
         quantizers: list[Quantizer] | None = None,
         drop_levels: bool | None = None,
         microbatch_size: int | None = None,
+        only_tones: bool = False,
     ) -> VQVAEOutput:
         """Reconstruct a waveform. In training mode, also update each codebook once.
 
@@ -258,6 +263,7 @@ class VQVAE(nn.Module):
             quantizers: one per level; default: the network's own.
             drop_levels: whether items may lose finer levels (`level_dropout`); default: in training mode.
             microbatch_size: items that are encoded and decoded at a time; the result is the same.
+            only_tones: return the loudness of the tones and no waveforms (decoder `tones`).
         """
         check_waveform(waveform, self.config.channels, self.config.hop_lengths[0])
         quantizers = self.quantizers() if quantizers is None else quantizers
@@ -266,10 +272,13 @@ class VQVAE(nn.Module):
         for autoencoder, results, residuals in self.quantize(waveform, quantizers, microbatch_size):
             if drop_levels and len(residuals) > 1 and self.config.level_dropout > 0:
                 residuals = random_prefixes(residuals, self.config.level_dropout)
-            pieces = in_microbatches(autoencoder.render, microbatch_size, *residuals)
-            waveforms, loudness = zip(*pieces, strict=True)
-            reconstructions.append(torch.cat(waveforms))  # [b, channels, samples]
-            tones = None if loudness[0] is None else torch.cat(loudness)
+            if only_tones:
+                tones = torch.cat(in_microbatches(autoencoder.tones, microbatch_size, *residuals))
+            else:
+                pieces = in_microbatches(autoencoder.render, microbatch_size, *residuals)
+                waveforms, loudness = zip(*pieces, strict=True)
+                reconstructions.append(torch.cat(waveforms))  # [b, channels, samples]
+                tones = None if loudness[0] is None else torch.cat(loudness)
             quantized += results
         if self.training:
             for quantizer in dict.fromkeys(quantizers):  # a shared one once, with all its levels
