@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from conftest import ROOT
 from audiovq.pipeline import run_lock
 from audiovq.pipeline.run_lock import only_writer
 
-HOLD = "import sys, time, pathlib\nfrom audiovq.pipeline.run_lock import only_writer\n" \
-       "with only_writer(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(float(sys.argv[2]))"  # fmt: skip
+HOLD = "import sys, time, pathlib\nfrom audiovq.pipeline import run_lock\nrun_lock.RENEW_SECONDS = 0.5\n" \
+       "with run_lock.only_writer(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(float(sys.argv[2]))"  # fmt: skip
 
 
 def hold(run: Path, seconds: float) -> subprocess.Popen[str]:
@@ -32,8 +33,13 @@ def hold(run: Path, seconds: float) -> subprocess.Popen[str]:
 def elsewhere(run: Path) -> Path:
     """The lock of a writer on another machine."""
     lock = run / ".lock"
-    lock.write_text(json.dumps({"host": "node7", "pid": 1, "started": 0.0, "machine": "other", "token": "x"}))
+    duration = run_lock.STALE_SECONDS
+    lock.write_text(f"filelock/2\npid=1\nhost=node7\nmode=lease\ntoken=x\nduration={duration!r}\n")
     return lock
+
+
+def is_mine(lock: Path) -> bool:
+    return f"pid={os.getpid()}\n" in lock.read_text()
 
 
 def test_a_second_training_waits_and_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,12 +47,12 @@ def test_a_second_training_waits_and_names_the_first(tmp_path: Path, monkeypatch
     process = hold(tmp_path, 60)
     with pytest.raises(ValueError, match=f"process {process.pid} on .* trains this run"), only_writer(tmp_path):
         pass
-    assert (tmp_path / ".lock").exists()  # it is still the first one's
+    assert f"pid={process.pid}\n" in (tmp_path / ".lock").read_text()  # it is still the first one's
     process.send_signal(signal.SIGKILL)
     process.wait()
     began = time.monotonic()
     with only_writer(tmp_path):  # the lock of a killed process is stale at once
-        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        assert is_mine(tmp_path / ".lock")
     assert time.monotonic() - began < 5
     assert not (tmp_path / ".lock").exists()
 
@@ -58,42 +64,55 @@ def test_a_requeued_job_begins_when_the_old_one_has_closed(tmp_path: Path) -> No
 
 
 def test_the_number_of_a_dead_process_that_another_one_has_now(tmp_path: Path) -> None:
-    facts = run_lock._this_process()
-    (tmp_path / ".lock").write_text(json.dumps({**facts, "started": facts["started"] - 1000, "token": "old"}))
+    with only_writer(tmp_path):
+        mine = (tmp_path / ".lock").read_text()
+    start = re.search(r"start=(\d+)", mine)
+    assert start
+    (tmp_path / ".lock").write_text(mine.replace(start[0], f"start={int(start[1]) - 1000}"))
     with only_writer(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]"])  # None: complete; others: killed while it was written
+OLD = '{"host": "node7", "pid": 1, "started": 0.0, "machine": "other", "token": "x"}'  # as earlier versions wrote it
+
+
+@pytest.mark.parametrize("content", [None, "", "filelock/2\npid=", OLD])  # complete; killed while it was written; old
 def test_a_machine_that_is_gone_loses_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
     monkeypatch.setattr(run_lock, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(run_lock, "RENEW_SECONDS", 0.2)
     lock = elsewhere(tmp_path)
-    os.utime(lock, (4e9, 4e9))  # the other machine's clock is wrong
     if content is not None:
         lock.write_text(content)
+    os.utime(lock, (4e9, 4e9))  # the other machine's clock is wrong
     with only_writer(tmp_path):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
+        assert is_mine(lock)
 
 
 def test_a_machine_that_renews_its_lock_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "STALE_SECONDS", 2.0)
     monkeypatch.setattr(run_lock, "CLOSING_SECONDS", 3.0)
-    lock, ended = elsewhere(tmp_path), threading.Event()
-    mine = json.loads(lock.read_text())
     monkeypatch.setattr(run_lock, "RENEW_SECONDS", 0.2)
-    thread = threading.Thread(target=run_lock._renew, args=(lock, mine, ended))
+    lock, ended = elsewhere(tmp_path), threading.Event()
+    content = lock.read_text()
+
+    def renew() -> None:
+        while not ended.wait(0.2):
+            os.utime(lock)
+
+    thread = threading.Thread(target=renew)
     thread.start()
     with pytest.raises(ValueError, match="process 1 on node7 trains this run"), only_writer(tmp_path):
         pass
     ended.set()
     thread.join()
-    assert json.loads(lock.read_text()) == mine
+    assert lock.read_text() == content
 
 
 def test_a_writer_whose_lock_was_taken_over_ends(tmp_path: Path) -> None:
     process = hold(tmp_path, 60)
+    (tmp_path / ".lock").unlink()
     elsewhere(tmp_path)
     assert process.wait(20) == 2
 

@@ -1,22 +1,17 @@
 """One writer for each run folder, also on a disk that several machines share.
 
 The file `.lock` in the run names its writer, which renews the file's time every few seconds. It stays behind if the
-writer is killed. On the same machine the process itself shows whether it is alive. A writer on another machine is taken
-for dead if the file is not renewed for a while; clocks need not agree. There is no `flock`: some shared disks ignore it.
+writer is killed. On the same machine it is then taken over at once; elsewhere, if it is not renewed for a while. Clocks
+need not agree. (A lock of the system would be simpler, but some shared disks ignore it.)
 """
 
 import contextlib
-import json
 import os
-import platform
-import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
+from filelock import SoftFileLease, Timeout
 
 from audiovq.utils import signals
 from audiovq.utils.files import check_folder
@@ -36,91 +31,53 @@ def only_writer(run: Path) -> Iterator[None]:
         ValueError: another process trains it, and does not end.
     """
     check_folder(run)
-    path, mine = run / ".lock", _this_process()
-    _acquire(path, mine)
-    ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, mine, ended), daemon=True)
-    thread.start()
+    path = run / ".lock"
+
+    def end(_: object) -> None:
+        """Another machine has taken the lock over, because this process was suspended or its disk was away."""
+        say(f"{run}: {_writer(lock)} has taken over this run")
+        os._exit(2)
+
+    if _is_empty(path):  # left by a machine that lost its power; filelock never takes it over
+        time.sleep(POLL_SECONDS)  # unless it is being written
+        if _is_empty(path):
+            path.unlink(missing_ok=True)
+    lock = SoftFileLease(path, lease_duration=STALE_SECONDS, heartbeat_interval=RENEW_SECONDS, on_compromise=end)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{run}: waits for {_writer(lock)}, which trains this run")
+        _wait(lock, path)
     try:
         yield
     finally:
-        ended.set()
-        thread.join()
-        if _read(path)[0] == mine:
-            path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _acquire(path: Path, mine: dict[str, Any]) -> None:
-    began = changed = time.monotonic()
-    first = last = None
-    while True:
-        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(mine))
-            return
-        found, now = _read(path), time.monotonic()
-        writer = found[0]
-        who = f"process {writer.get('pid', '?')} on {writer.get('host', '?')}"
-        if first is None:
-            first = last = found
-            if not _has_ended(writer, mine):
-                say(f"{path.parent}: waits for {who}, which trains this run")
-        if found != last:
-            last, changed = found, now
-        if _has_ended(writer, mine) or now - changed > STALE_SECONDS:
-            temporary = path.with_name(f".lock-{mine['token']}")
-            temporary.write_text(json.dumps(mine), encoding="utf-8")
-            temporary.replace(path)
-            time.sleep(2 * POLL_SECONDS)  # if several processes take it over at once, the last one has it
-            if _read(path)[0] == mine:
-                return
-        is_alive = last != first or writer.get("machine") == mine["machine"]
-        if is_alive and now - began > CLOSING_SECONDS:
-            raise ValueError(
-                f"{path.parent}: {who} trains this run; wait for its end, stop it, or choose another --out"
-            )
+def _wait(lock: SoftFileLease, path: Path) -> None:
+    began, renewed = time.monotonic(), _renewed(path)
+
+    def is_alive_for_long() -> bool:
         signals.poll()
-        time.sleep(POLL_SECONDS)
+        return time.monotonic() - began > CLOSING_SECONDS and _renewed(path) != renewed
 
-
-def _renew(path: Path, mine: dict[str, Any], ended: threading.Event) -> None:
-    """Renew the lock until `ended`; end the process if another machine has taken it over."""
-    while not ended.wait(RENEW_SECONDS):
-        writer = _read(path)[0]
-        if writer and writer != mine:  # this process was suspended, or its disk was away
-            say(f"{path.parent}: process {writer.get('pid')} on {writer.get('host')} has taken over this run")
-            os._exit(2)
-        with contextlib.suppress(OSError):
-            os.utime(path)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The writer that a lock names, {} if there is none or it is damaged, and the time of the last renewal."""
     try:
-        with path.open(encoding="utf-8") as file:  # opened anew, because shared disks cache the facts of files
-            content, renewed = json.loads(file.read()), os.fstat(file.fileno()).st_mtime_ns
-    except (OSError, ValueError):
-        return {}, 0
-    return (content if isinstance(content, dict) else {}), renewed
+        lock.acquire(STALE_SECONDS + CLOSING_SECONDS, poll_interval=POLL_SECONDS, cancel_check=is_alive_for_long)
+    except Timeout:
+        raise ValueError(
+            f"{path.parent}: {_writer(lock)} trains this run; wait for its end, stop it, or choose another --out"
+        ) from None
 
 
-def _this_process() -> dict[str, Any]:
-    machine = platform.node()
-    with contextlib.suppress(OSError):  # containers may share a name; process numbers mean nothing outside
-        machine += Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    process = psutil.Process()
-    facts = {"host": platform.node(), "machine": machine, "token": uuid.uuid4().hex}
-    return {**facts, "pid": process.pid, "started": process.create_time()}
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
-def _has_ended(writer: dict[str, Any], mine: dict[str, Any]) -> bool:
-    """True if the writer was a process of this machine that is not there any more."""
-    if writer.get("machine") != mine["machine"]:
-        return False
-    try:
-        process = psutil.Process(writer["pid"])
-        # The number may have been given to a new process. A clock that is set moves the time a little.
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - writer["started"]) > 5
-    except psutil.AccessDenied:
-        return False
-    except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
-        return True
+def _renewed(path: Path) -> float:
+    """When the lock was renewed; 0 if it is not there."""
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
+def _writer(lock: SoftFileLease) -> str:
+    owner = lock.owner
+    return f"process {owner.pid} on {owner.hostname}" if owner else "another process"
