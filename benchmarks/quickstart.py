@@ -4,7 +4,7 @@
     python benchmarks/quickstart.py --out /tmp/quickstart --judge   # evaluates an existing run
 
 Prints the wall time of each command, then the statistics of `audiovq.evaluation.music_statistics` for each training
-track (their range) and each generated piece, and whether each criterion holds. Draws spectrograms.
+track (their range) and each generated piece, and whether each criterion holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from audiovq.data.audio import read_audio
 from audiovq.data.tracks import Scan
 from audiovq.evaluation.music_statistics import music_statistics
-from audiovq.report.spectrograms import draw_spectrograms
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(4)
@@ -71,10 +70,9 @@ def judge(out: Path) -> bool:
     print(f"{'':22}" + "".join(f"{name:>19}" for name in names))
     for label, choose in (("training tracks, min", min), ("training tracks, max", max)):
         print(f"{label:22}" + "".join(f"{choose(t[name] for t in tracks):19.4f}" for name in names))
-    good, waveforms = True, {}
+    good = True
     for seed in SEEDS:
         waveform, rate = read_audio(out / f"seed-{seed}.wav")
-        waveforms[f"seed {seed}"] = waveform
         piece = music_statistics(waveform, rate)
         held = criteria(piece, tracks, waveform.shape[1], rate)
         failed = [name for name, holds in held.items() if not holds]
@@ -83,9 +81,6 @@ def judge(out: Path) -> bool:
             "all hold" if not failed else f"NOT: {failed}",
         )
         good &= not failed
-    source, rate = read_audio(data.folder / data.split("train")[0].path, rate, 1, 0, None)
-    draw_spectrograms({data.split("train")[0].path: source[:, : 20 * rate], **waveforms}, rate, out / "judged.png")
-    print(f"spectrograms: {out / 'judged.png'}")
     return good
 
 

@@ -96,7 +96,7 @@ def test_an_old_run_that_was_interrupted_goes_on(tmp_path: Path, name: str, stag
 def test_an_old_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     run = copied("run", tmp_path)
     (run / "samples" / "prior-2").mkdir(parents=True)
-    (run / "samples" / "prior-2" / "items.png").touch()
+    (run / "samples" / "prior-2" / "item-0.wav").touch()
     result = cli("train", OLD / "recipe.yaml", "--out", run, "--set", f"data.folder={OLD / 'music'}")
     assert result.exit_code == 0, result.output
     assert "nothing to do" in result.output

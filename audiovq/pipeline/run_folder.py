@@ -7,7 +7,7 @@ run/codes/                   shards; absent if the recipe has the codes of anoth
 run/prior-0/ …               a model folder for each level, coarse to fine
 run/training/<stage>/        checkpoints and metrics.jsonl
 run/metrics/                 health.jsonl: problems, and what to change; tensorboard/
-run/samples/<stage>/         audio and spectrograms
+run/samples/<stage>/         audio
 run/report.json              codebook usage, and bits of each prior
 run/report.html              all of this in one page, to listen to and look at
 """
@@ -65,7 +65,7 @@ class RunFolder:
         return collectives.from_rank_0(len(prior_folders(self.path)))
 
     def has_prior_samples(self, level: int) -> bool:
-        return (self.path / "samples" / f"prior-{level}" / "items.png").is_file()
+        return (self.path / "samples" / f"prior-{level}" / f"item-{self.recipe.samples.n - 1}.wav").is_file()
 
     def has_report(self) -> bool:
         """True if report.json has all trained priors."""

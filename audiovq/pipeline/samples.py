@@ -1,4 +1,4 @@
-"""Audio and spectrograms that a run makes after each stage, to listen to its progress."""
+"""Audio that a run makes after each stage, to listen to its progress."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,6 @@ from audiovq.data import audio
 from audiovq.data.audio_writer import write_audio
 from audiovq.data.tracks import Scan
 from audiovq.recipe import SamplesConfig
-from audiovq.report.spectrograms import draw_spectrograms
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import output_name
 
@@ -32,7 +31,6 @@ def reconstruct_samples(folder: Path, network: VQVAE, data: Scan, config: Sample
         name = output_name(name, "-levels-99.wav").removesuffix("-levels-99.wav")
         for part, waveform in waveforms.items():
             write_audio(folder / f"{name}-{part}.wav", waveform, rate)
-        draw_spectrograms(waveforms, rate, folder / f"{name}.png")
 
 
 def generate_samples(run: Path, config: SamplesConfig, device: torch.device) -> None:
@@ -42,4 +40,3 @@ def generate_samples(run: Path, config: SamplesConfig, device: torch.device) -> 
     items = generator.sample(config.seconds, seed=0, n=config.n, progress=True)
     for i, item in enumerate(items):
         write_audio(folder / f"item-{i}.wav", item, rate)
-    draw_spectrograms({f"item {i}": item for i, item in enumerate(items)}, rate, folder / "items.png")
