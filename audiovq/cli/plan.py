@@ -20,10 +20,9 @@ def plan(
     recipe: str, data: str | None, overrides: tuple[str, ...], gpus: int | None, device_memory: str | None,
     device_tflops: float | None, utilisation: float | None, json_file: str | None,
 ) -> None:  # fmt: skip
-    """Estimate memory, hours and disk of each stage of RECIPE: here, or on GPUs that are not here."""
+    """Estimate memory and hours of each stage of RECIPE: here, or on GPUs that are not here."""
     from audiovq.pipeline.before_training import with_music
-    from audiovq.planning.estimate import far_device, make_plan, music_seconds
-    from audiovq.planning.in_words import plan_lines
+    from audiovq.planning.estimate import far_device, make_plan, music_seconds, plan_lines
     from audiovq.pretrained.adopt import adopt_pretrained
     from audiovq.recipe import load_recipe
 

@@ -9,7 +9,6 @@ from audiovq.config import recipe_folders
 from audiovq.data.tracks import find_audio
 from audiovq.pipeline.run_folder import RunFolder
 from audiovq.planning.estimate import make_plan, music_seconds
-from audiovq.planning.in_words import too_large
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.utils.progress import say
 
@@ -81,8 +80,9 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
                 f"{sum(needed.values()) / 1e9:.3g} GB of {', '.join(needed)}; make it smaller, or shard it over more GPUs"
             )
     hours = plan["hours"]
-    for line in too_large(plan):
-        say(line)
+    for stage in plan["stages"]:
+        if stage.get("too_large"):
+            say(f"{stage['stage']}: {stage['size']}")
     if hours < LONG_HOURS:
         return
     music = shlex.quote(recipe.data.folder or "DIR")

@@ -1,1 +1,1 @@
-"""Memory, hours and disk that a recipe takes, before it is trained."""
+"""Memory and hours that a recipe takes, before it is trained."""

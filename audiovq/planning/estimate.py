@@ -1,4 +1,4 @@
-"""Estimates what a recipe takes, within seconds: memory, hours and disk of each stage. It trains nothing.
+"""Estimates what a recipe takes, within seconds: memory and hours of each stage, and sizes that fit. It trains nothing.
 
 Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, where
 tensors have no values; tokenizer and decoder on a short crop, because both grow in proportion to its length.
@@ -9,14 +9,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -28,14 +28,13 @@ from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.adapters import add_adapters
-from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
 from audiovq.training.tokenizer_task import TokenizerTask
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-MEASURED_SECONDS = 0.5
+MEASURED_SECONDS, KERNEL = 0.5, 7
 EFFICIENCY = 0.5  # the share of the measured speed that training reaches, roughly
 USABLE = 0.9  # of a device's memory; the driver and fragmentation take the rest
 EVALUATION = 1 / 3  # of the time of a training step, which has a backward pass, too
@@ -46,8 +45,10 @@ FITTING_WEIGHTS, TOO_MANY_WEIGHTS = 300, 1000
 NO_TRACKS = Scan(Path(), [], [])
 
 
-@dataclass(frozen=True)
-class Device:
+# --- devices and music ----------------------------------------------------------------------------
+
+
+class Device(NamedTuple):
     """What the steps are computed on."""
 
     name: str
@@ -70,43 +71,50 @@ def far_device(memory: str | None, tflops: float | None, utilisation: float | No
 
 def this_device(bf16: bool) -> Device:
     """This machine's GPU, or its CPU without other work, with the speed that training reaches."""
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    if torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
         name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
-        speed = _speed(torch.randn(4096, 4096, device="cuda", dtype=dtype), time.perf_counter)
     else:
-        name = f"{os.cpu_count()} CPU cores, no GPU"
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        n = torch.get_num_threads()
-        torch.set_num_threads(1)  # the time of several threads has their waiting for each other, too
-        speed = n * _speed(torch.randn(512, 512, dtype=dtype), time.process_time)
-        torch.set_num_threads(n)
-    return Device(name, float(memory), EFFICIENCY * speed)
+        name, memory = f"{os.cpu_count()} CPU cores, no GPU", psutil.virtual_memory().total
+    # Matrix products and convolutions. One thread of a CPU, because that of several has their waiting for each other.
+    n = 4096 if has_gpu else 512
+    x = torch.randn(n, n, device="cuda" if has_gpu else "cpu", dtype=torch.bfloat16 if bf16 else torch.float32)
+    work = "(x @ x)[0, 0].item(); torch.conv1d(x[None], kernel)[0, 0, 0].item()"
+    given = {"x": x, "kernel": x[:, :, None].repeat(1, 1, KERNEL), "torch": torch}
+    clock, n_cores = (time.perf_counter, 1) if has_gpu else (time.process_time, torch.get_num_threads())
+    seconds = Timer(work, globals=given, timer=clock).blocked_autorange(min_run_time=MEASURED_SECONDS).median
+    flops = 2 * n**3 + 2 * KERNEL * n * n * (n - KERNEL + 1)
+    return Device(name, float(memory), EFFICIENCY * n_cores * flops / seconds)
 
 
-@torch.no_grad()
-def _speed(x: Tensor, clock: Callable[[], float]) -> float:
-    """Floating-point operations per second of matrix products and convolutions with x [n, n]."""
-    waveform, kernel = x[None], x[:, :, None].repeat(1, 1, 7)
+def music_seconds(recipe: Recipe) -> float:
+    """How much music the priors are trained on, from the index of the codes or from headers of files.
 
-    def compute() -> None:
-        (x @ x)[0, 0].item()  # waits for the device
-        torch.conv1d(waveform, kernel)[0, 0, 0].item()
-
-    with FlopCounterMode(display=False) as counter:
-        compute()
-    n, began, end = 0, clock(), time.perf_counter() + MEASURED_SECONDS
-    while time.perf_counter() < end:
-        compute()
-        n += 1
-    return n * counter.get_total_flops() / (clock() - began)
+    Raises:
+        ValueError: no music.
+    """
+    if recipe.codes.path:
+        index = Shards(recipe.codes.path).index
+        return sum(track.n_samples for track in index.tracks) / index.sample_rate
+    if not recipe.data.folder:
+        raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
+    folder, patterns = Path(recipe.data.folder), recipe.codes.only or ("*",)
+    names = {file: file.relative_to(folder).as_posix() for file in find_audio(folder)}
+    files = [file for file, name in names.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    read = files[:: -(-len(files) // MAX_HEADERS) or 1]
+    seconds = 0.0
+    for file in read:
+        with contextlib.suppress(ValueError):  # the scan sets it aside
+            seconds += audio_info(file).seconds
+    if not seconds:
+        raise ValueError(f"{folder}: no music that can be read; expected audio files (set --data)")
+    return seconds * len(files) / len(read)
 
 
 # --- one pass over one example --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """The cost of training on one example."""
 
     flops: float  # the backward pass takes twice the arithmetic of the forward pass
@@ -167,13 +175,11 @@ def count_prior(network: Prior) -> Pass:
         "labels": (len(spec.vocabularies),),
         "position": (),
         "n_samples": (),
+        "text": (extra["text_bytes"],),
+        "chroma": (-(-n // spec.top_ratio) + 1,),
+        "right": (extra["infill_codes"],),
+        "gap_end": (),
     }
-    if extra["text_bytes"]:
-        lengths["text"] = (extra["text_bytes"],)
-    if extra["chroma"]:
-        lengths["chroma"] = (-(-n // spec.top_ratio) + 1,)
-    if extra["infill_codes"]:
-        lengths |= {"right": (extra["infill_codes"],), "gap_end": ()}
     batch = {name: torch.zeros((1, *shape), dtype=torch.int64, device="meta") for name, shape in lengths.items()}
     return count_pass(network, lambda: network.loss(batch), scores=n)
 
@@ -196,26 +202,26 @@ def make_plan(
     """
     device = device or this_device(use_bf16(recipe))
     planner = Planner(recipe, device, n_devices, seconds)
-    planned: list[dict[str, Any]] = []
+    estimates: dict[str, Callable[[], dict[str, Any]]] = {}
     if not recipe.codes.path:
         if "tokenizer" in stages and not recipe.tokenizer.from_pretrained:
-            planned.append(_possible("tokenizer", planner.tokenizer))
+            estimates["tokenizer"] = planner.tokenizer
         if "decoder" in stages and recipe.decoder_tuning:
-            planned.append(_possible("decoder", planner.decoder))
+            estimates["decoder"] = planner.decoder
         if "codes" in stages:
-            planned.append(_possible("codes", planner.codes))
+            estimates["codes"] = planner.codes
     if "priors" in stages:
-        planned += [_possible(f"prior-{i}", lambda i=i: planner.prior(i)) for i in range(recipe.n_priors)]
+        estimates |= {f"prior-{i}": lambda i=i: planner.prior(i) for i in range(recipe.n_priors)}
+    planned = [{"stage": title, **_possible(title, estimate)} for title, estimate in estimates.items()]
     return {
         "recipe": recipe.name,
         "devices": n_devices,
         "device": device.name,
         "memory_bytes": device.memory,
         "flops": device.flops,
-        "music_hours": planner.seconds / 3600,
+        "music_hours": seconds / 3600,
         "stages": planned,
         "hours": sum(stage["hours"] for stage in planned),
-        "disk_bytes": sum(stage["disk_bytes"] for stage in planned),
         "fits": all(stage.get("fits", True) for stage in planned),
     }
 
@@ -230,33 +236,7 @@ def _possible(title: str, estimate: Callable[[], dict[str, Any]]) -> dict[str, A
         raise ValueError(f"{title}: cannot be trained with these settings ({reason})") from error
 
 
-def music_seconds(recipe: Recipe) -> float:
-    """How much music the priors are trained on, from the index of the codes or from headers of files.
-
-    Raises:
-        ValueError: no music.
-    """
-    if recipe.codes.path:
-        index = Shards(recipe.codes.path).index
-        return sum(track.n_samples for track in index.tracks) / index.sample_rate
-    if not recipe.data.folder:
-        raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
-    folder, patterns = Path(recipe.data.folder), recipe.codes.only or ("*",)
-    files = find_audio(folder)
-    names = {file: file.relative_to(folder).as_posix() for file in files}
-    files = [file for file in files if any(fnmatchcase(names[file], pattern) for pattern in patterns)]
-    read = files[:: -(-len(files) // MAX_HEADERS) or 1]
-    seconds = 0.0
-    for file in read:
-        with contextlib.suppress(ValueError):  # the scan sets it aside
-            seconds += audio_info(file).seconds
-    if not seconds:
-        raise ValueError(f"{folder}: no music that can be read; expected audio files (set --data)")
-    return seconds * len(files) / len(read)
-
-
-@dataclass(frozen=True)
-class Planner:
+class Planner(NamedTuple):
     """The stages of one recipe on one kind of device."""
 
     recipe: Recipe
@@ -270,7 +250,7 @@ class Planner:
         n_samples = short_crop(self.recipe)
         waveform, scale = torch.zeros(1, stage.model.channels, n_samples), stage.crop_samples / n_samples
         one = count_pass(task, lambda: task(waveform), scale)
-        return self._training("tokenizer", "tokenizer.training", task.network, stage.training, one)
+        return self._training("tokenizer.training", task.network, stage.training, one)
 
     def decoder(self) -> dict[str, Any]:
         recipe, stage, n_samples = self.recipe, self.recipe.decoder_tuning, short_crop(self.recipe)
@@ -285,7 +265,7 @@ class Planner:
             return terms, task.discriminator_loss(real, reconstructions)
 
         one = count_pass(task, forward, recipe.tokenizer.crop_samples / n_samples)
-        return self._training("decoder", "decoder_tuning.training", task.network, stage.training, one)
+        return self._training("decoder_tuning.training", task.network, stage.training, one)
 
     def codes(self) -> dict[str, Any]:
         """Encoding of all tracks, `shifts` times."""
@@ -294,10 +274,8 @@ class Planner:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.encode(torch.zeros(1, model.channels, n_samples))
         flops = counter.get_total_flops() * seconds * model.sample_rate / n_samples
-        n_codes = seconds * sum(model.code_rates)
         hours = flops / self.device.flops / self.n_devices / 3600
-        # A code takes two bytes, and is there twice while tracks become shards.
-        return {"stage": "codes", "codes": round(n_codes), "hours": hours, "disk_bytes": round(4 * n_codes)}
+        return {"codes": round(seconds * sum(model.code_rates)), "hours": hours}
 
     def prior(self, level: int) -> dict[str, Any]:
         stage, network = self.recipe.prior(level), prior_of(self.recipe, level)
@@ -305,23 +283,25 @@ class Planner:
         if stage.training.activation_checkpointing:  # the inputs of all layers, and the rest of one layer
             one = Pass(one.flops * 4 / 3, one.activations / c.n_layers + 4 * c.n_layers * c.context * c.dim)
         key = self.recipe.prior_key(level)
-        planned = self._training(f"prior-{level}", f"{key}.training", network, stage.training, one)
+        planned = self._training(f"{key}.training", network, stage.training, one)
         n_codes = self.seconds * network.spec.code_rate
-        planned |= {"codes": round(n_codes), "weights_per_code": planned["parameters"] / n_codes}
-        if planned["weights_per_code"] > TOO_MANY_WEIGHTS and not stage.from_pretrained:
-            # Four layers have 48 · dim² weights.
-            dim = int((FITTING_WEIGHTS * n_codes / 48) ** 0.5) // 32 * 32
-            planned["fitting"] = f"{key}.model.transformer: {{dim: {max(dim, 32)}, n_layers: 4, n_heads: 4}}"
-        return planned
+        per_code = planned["parameters"] / n_codes
+        words = f"{n_codes:,.0f} codes of music, {per_code:,.1f} weights for each"
+        too_large = per_code > TOO_MANY_WEIGHTS and not stage.from_pretrained
+        if too_large:
+            dim = int((FITTING_WEIGHTS * n_codes / 48) ** 0.5) // 32 * 32  # four layers have 48 · dim² weights
+            size = f"{key}.model.transformer: {{dim: {max(dim, 32)}, n_layers: 4, n_heads: 4}}"
+            words += f": far too large, it would learn the music by heart; more music, or a size that fits: {size}"
+        return planned | {"codes": round(n_codes), "size": words, "too_large": too_large}
 
-    def _training(self, title: str, key: str, network: nn.Module, config: TrainingConfig, one: Pass) -> dict[str, Any]:
-        """Memory, hours and disk of a stage; and how many examples fit into the memory at once."""
+    def _training(self, key: str, network: nn.Module, config: TrainingConfig, one: Pass) -> dict[str, Any]:
+        """Memory and hours of a stage; and how many examples fit into the memory at once."""
         if config.batch_size < self.n_devices:
             raise ValueError(
                 f"{key}.batch_size: expected at least one example for each of the {self.n_devices} devices, found "
                 f"{config.batch_size}; raise it, or use fewer devices (--gpus, --processes)"
             )
-        share = BatchSplit(config.batch_size, None, 0, self.n_devices).largest_share
+        share = -(-config.batch_size // self.n_devices)
         size = min(config.device_batch_size or share, share)
         n_weights = sum(p.numel() for p in network.parameters() if p.requires_grad)
         memory: dict[str, float] = {
@@ -330,7 +310,6 @@ class Planner:
             "moments": (4 if config.optimizer == "muon" else 8) * n_weights,
             "averages": 4 * n_weights if config.ema_decay else 0,
         }
-        checkpoint = sum(memory.values()) - memory["gradients"]
         if isinstance(config, PriorTrainingConfig) and config.sharded:
             memory = {name: n_bytes / self.n_devices for name, n_bytes in memory.items()}
         usable = USABLE * self.device.memory
@@ -339,7 +318,6 @@ class Planner:
         step_seconds = share * one.flops / self.device.flops
         evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps
         return {
-            "stage": title,
             "key": key,
             "parameters": n_weights,
             "memory_bytes": sum(memory.values()),
@@ -349,12 +327,44 @@ class Planner:
             "steps": config.steps,
             "seconds_a_step": step_seconds,
             "hours": config.steps * step_seconds * (1 + evaluation) / 3600,
-            # The finished model, samples, and two checkpoints, while a new one replaces an old one.
-            "disk_bytes": 2 * checkpoint + memory["weights"] + self._sample_bytes(title),
         }
 
-    def _sample_bytes(self, title: str) -> int:
-        """16 bits a sample; reconstructions of the source and of the first 1, 2, … levels."""
-        model, samples = self.recipe.tokenizer.model, self.recipe.samples
-        n_files = samples.n * (1 if title.startswith("prior") else 1 + model.n_levels)
-        return 2 * round(n_files * samples.seconds * model.sample_rate) * model.channels
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """The plan to print: a line for each stage, and what to change below it."""
+    lines = [
+        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory each; "
+        f"{plan['music_hours']:.2g} hours of music"
+    ]
+    for stage in plan["stages"]:
+        hours = _hours(stage["hours"])
+        if stage["stage"] == "codes":
+            lines.append(f"codes: {hours} for {stage['codes']:,} codes")
+            continue
+        lines.append(
+            f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; {_gb(stage['memory_bytes'])} of "
+            f"memory; {hours} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s"
+        )
+        if not stage["fits"]:
+            size, change = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
+            advice = f"set {stage['key']}.device_batch_size to {size}" if size else change
+            lines.append(f"    does not fit into the memory: {advice}")
+        if "size" in stage:
+            lines.append(f"    {stage['size']}")
+    fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
+    lines.append(f"together: {_hours(plan['hours'])} on {plan['devices']} device(s); {fits}")
+    flops = f"{plan['flops'] / 1e9:,.0f} GFLOPS in each device"
+    return [*lines, f"assumed: {flops}, no waiting; on CPUs within a factor of two"]
+
+
+def _gb(n: float) -> str:
+    return f"{n / 1e9:.3g} GB" if n >= 1e8 else f"{n / 1e6:.3g} MB"
+
+
+def _hours(hours: float) -> str:
+    if hours > 72:
+        return f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
+    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
