@@ -36,8 +36,7 @@ def music_like(random: np.random.Generator, n: int, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_search_equals_comparing_everything(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiovq.evaluation.copies.BLOCK_SYMBOLS", 70)
+def test_the_search_equals_comparing_everything(seed: int) -> None:
     random = np.random.default_rng(seed)
     size = 3 + seed
     tracks = [music_like(random, n, size) for n in (40, 3, 61, 0, 90, 33)]
@@ -89,7 +88,11 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_copied_stretch_is_found_with_its_track_and_time(run: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_a_copied_stretch_is_found_with_its_track_and_time(
+    run: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("audiovq.evaluation.copies.TRACKS_AT_ONCE", at_once)
     random = np.random.default_rng(2)
     shards = (
         np.load(run / "codes" / "shard-00000-level-0.npy"),
@@ -100,20 +103,17 @@ def test_a_copied_stretch_is_found_with_its_track_and_time(run: Path) -> None:
         begin = (350 + 30) * 2**i - (0 if i < 2 else 2)  # the shifted copy of b begins after 350 top codes
         piece[i][10 * 2**i : 35 * 2**i] = shards[i][begin : begin + 25 * 2**i] if i < 2 else piece[i][10 * 4 : 35 * 4]
     report = copy_reports([codes_of(piece, 60 * 256)], Shards(run / "codes"))[0]
-    rows = {(row["symbols"], row["by"]): row for row in report["runs"]}
+    top, every = report["runs"]
     assert report["n_stretches"] == 9  # of 60 codes each, every 30, in 300
-    for measure in ("length", "changes"):
-        top = rows["top", measure]
-        assert (top["length"], top["track"]) == (25, "b")
-        assert top["seconds"] == pytest.approx(25 * 256 / 8000)
-        assert top["start_seconds"] == pytest.approx(10 * 256 / 8000)
-        assert top["track_seconds"] == pytest.approx((30 * 256 + 128) / 8000)
-        assert (top["p"], top["held_out_95"]) == (0.1, 0)  # none of nine stretches shares five codes
-        assert rows["all", measure]["length"] == 0  # the bottom codes are others
-        assert rows["all", measure]["p"] == 1.0
+    assert (top["symbols"], top["length"], top["track"]) == ("top", 25, "b")
+    assert top["seconds"] == pytest.approx(25 * 256 / 8000)
+    assert top["start_seconds"] == pytest.approx(10 * 256 / 8000)
+    assert top["track_seconds"] == pytest.approx((30 * 256 + 128) / 8000)
+    assert top["p"] == 0.1  # none of nine stretches shares five codes
+    assert (every["symbols"], every["length"], every["p"]) == ("all", 0, 1.0)  # the bottom codes are others
 
 
-def test_a_held_code_is_long_but_changes_little(tmp_path: Path) -> None:
+def test_a_held_code_counts_once(tmp_path: Path) -> None:
     """One track holds a code for long, another has the melody of the piece in another rhythm."""
     writer = ShardWriter(tmp_path, ShardIndex("f" * 64, 8000, HOPS[:1], 1024))
     melody = np.arange(1, 13)
@@ -122,10 +122,9 @@ def test_a_held_code_is_long_but_changes_little(tmp_path: Path) -> None:
         writer.add(Track(path, "", 8000, 1, 256 * len(level), "train"), codes_of([level], 256 * len(level)))
     writer.finish()
     piece = codes_of([np.array([7] * 40 + [*np.repeat(melody, 3), 30])], 77 * 256)
-    by_length, by_changes = copy_reports([piece], Shards(tmp_path))[0]["runs"]
-    assert (by_length["track"], by_length["length"]) == ("held", 30)
-    assert (by_changes["track"], by_changes["length"]) == ("melody", 12)
-    times = [by_changes[name] for name in ("start_seconds", "seconds", "track_seconds")]
+    (found,) = copy_reports([piece], Shards(tmp_path))[0]["runs"]
+    assert (found["track"], found["length"]) == ("melody", 12)
+    times = [found[name] for name in ("start_seconds", "seconds", "track_seconds")]
     assert times == pytest.approx([40 * 256 / 8000, 36 * 256 / 8000, 256 / 8000])
 
 
@@ -141,24 +140,18 @@ def test_copies_command_finds_a_training_track_whole(tiny_run: Path, music: Path
     result = cli("copies", music / "track-0.wav", tiny_run, "--json", tmp_path / "report.json")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [(row["symbols"], row["by"]) for row in report["runs"]] == [
-        ("top", "length"),
-        ("top", "changes"),
-        ("all", "length"),
-        ("all", "changes"),
-    ]
-    assert len(result.output.splitlines()) == 4
+    assert [row["symbols"] for row in report["runs"]] == ["top", "all"]
+    assert len(result.output.splitlines()) == 2
     for row in report["runs"]:
         assert (row["track"], row["start_seconds"], row["track_seconds"]) == ("track-0.wav", 0, 0)
         assert row["seconds"] == pytest.approx(79 * 256 / 8000)
-        assert row["length"] == 79 or row["by"] == "changes"
     cli("encode", music / "track-0.wav", "-o", tmp_path / "a.codes", "--model", tiny_run)
     assert cli("copies", tmp_path / "a.codes", tiny_run).output == result.output
     sampled = cli(
         "sample", "--model", tiny_run, "--seconds", 1, "--seed", 0, "--out", tmp_path / "x.wav", "--check-copies"
     )
     assert sampled.exit_code == 0, sampled.output
-    assert sum("by length" in line or "by changes" in line for line in sampled.output.splitlines()) == 4
+    assert sum(": top  " in line or ": all  " in line for line in sampled.output.splitlines()) == 2
 
 
 def test_what_copies_cannot_do(tiny_run: Path, music: Path, tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """The longest passages that a piece shares with the training tracks, compared with chance.
 
 A passage is a run of symbols that occurs in a piece and in a track. A symbol stands for the time of one code
-of level 0: that code alone ("top"), or with all finer codes of its time ("all"). Passages are compared by
-"length", symbol by symbol, and by "changes", where a symbol that is held counts once, however long: a held
-chord or silence makes a long run that means little.
+of level 0: that code alone ("top"), or with all finer codes of its time ("all"). A symbol that is held counts
+once, however long: a held chord or silence makes a long run that means little.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,19 +16,18 @@ from audiovq.evaluation.code_statistics import spread
 
 SHORTEST = 5  # symbols; a shorter run is not reported
 MAX_STRETCHES = 100  # of the held-out tracks
-BLOCK_SYMBOLS = 1 << 20  # of tracks, searched at once
+TRACKS_AT_ONCE = 1000  # that are searched, and in memory
 # Odd numbers whose powers weight symbols in hashes modulo 2 ** 64.
 SYMBOL_BASE, RUN_BASE = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Symbols [start, start + length) of a piece, and as many of a track from `track_start` on."""
 
-    length: int
-    start: int
-    track: int
-    track_start: int
+    length: int = 0
+    start: int = 0
+    track: int = 0
+    track_start: int = 0
 
 
 def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]]:
@@ -44,10 +41,10 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
         shards: codes of the run; shifted copies of its tracks are searched, too.
     Returns:
         For each piece `seconds`, `n_stretches` and `runs`. A run has
-        symbols, by: "top" or "all", "length" or "changes";
+        symbols: "top" or "all";
         length: of the longest run in symbols, 0 if it is below SHORTEST;
-        p: the share of held-out stretches, the piece counted in, whose run is at least as long, and
-        held_out_95: what 95 % of these stretches reach at most; both None if no held-out track is so long;
+        p: the share of held-out stretches, the piece counted in, whose run is at least as long; None if no
+        held-out track is so long;
         if anything is shared, seconds, start_seconds (in the piece), track and track_seconds (in the track).
     Raises:
         ValueError: codes of another tokenizer, or no training tracks.
@@ -64,27 +61,53 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
     n_levels = len(pieces[0].levels)
     for name, depth in (("top", 1), ("all", n_levels))[:n_levels]:
         symbols = [symbols_of([level.numpy() for level in piece.levels[:depth]], index) for piece in pieces]
-        stretches = list(_held_out_stretches(shards, depth, len(symbols[0])))
-        for measure in ("length", "changes"):
-            searched = [piece[_counted(piece, measure)] for piece in (*symbols, *stretches)]
-            tracks = (_track_symbols(shards, track, depth) for track in training)
-            found = longest_runs(searched, (track[_counted(track, measure)] for track in tracks))
-            by_chance = [run.length for run in found[len(pieces) :]]
-            for report, piece, run in zip(reports, symbols, found, strict=False):
-                report["n_stretches"] = len(stretches)
-                row = {"symbols": name, "by": measure, "length": run.length, "p": None, "held_out_95": None}
-                if stretches:
-                    n_as_long = sum(length >= run.length for length in by_chance)
-                    row["p"] = (1 + n_as_long) / (1 + len(stretches))
-                    row["held_out_95"] = float(np.quantile(by_chance, 0.95))
-                if run.length:
-                    places = np.append(_counted(piece, measure), len(piece))
-                    track = _track_symbols(shards, training[run.track], depth)
-                    track_start = _counted(track, measure)[run.track_start]
-                    start, end = places[[run.start, run.start + run.length]]
-                    row |= _times(start, end, track_start, run.track, shards)
-                report["runs"].append(row)
+        stretches = _held_out_stretches(shards, depth, len(symbols[0]))
+        found = _longest_runs_of_all([*symbols, *stretches], shards, depth)
+        by_chance = [run.length for run in found[len(pieces) :]]
+        for report, piece, run in zip(reports, symbols, found, strict=False):
+            report["n_stretches"] = len(stretches)
+            row = {"symbols": name, "length": run.length, "p": None}
+            if stretches:
+                row["p"] = (1 + sum(length >= run.length for length in by_chance)) / (1 + len(stretches))
+            if run.length:
+                start, end = np.append(changes(piece), len(piece))[[run.start, run.start + run.length]]
+                track, code_seconds = training[run.track], index.hop_lengths[0] / index.sample_rate
+                track_start = changes(_symbols(shards, track, depth))[run.track_start] * code_seconds
+                # Shifted copies of a track lack its first samples, so their codes are later in it.
+                whole = max(other.n_samples for other in training if other.path == track.path)
+                row |= {
+                    "seconds": float((end - start) * code_seconds),
+                    "start_seconds": float(start * code_seconds),
+                    "track": track.path,
+                    "track_seconds": float(track_start + (whole - track.n_samples) / index.sample_rate),
+                }
+            report["runs"].append(row)
     return reports
+
+
+def _symbols(shards: Shards, track: ShardTrack, depth: int) -> np.ndarray:
+    return symbols_of([shards.codes(track, level) for level in range(depth)], shards.index)
+
+
+def _held_out_stretches(shards: Shards, depth: int, n: int) -> list[np.ndarray]:
+    """At most MAX_STRETCHES stretches of `n` symbols, evenly spread over the held-out tracks."""
+    held_out, step = shards.index.tracks.of("valid"), max(1, n // 2)
+    n_stretches = np.maximum(0, (held_out.lengths(0) - n) // step + 1)  # in each track
+    places = spread(n_stretches, MAX_STRETCHES)
+    return [_symbols(shards, held_out[track], depth)[k * step : k * step + n] for track, k in places]
+
+
+def _longest_runs_of_all(pieces: Sequence[np.ndarray], shards: Shards, depth: int) -> list[Run]:
+    """The longest run of each piece in any training track, where held symbols count once."""
+    training, pieces = shards.index.tracks.of("train"), [piece[changes(piece)] for piece in pieces]
+    longest = [Run()] * len(pieces)
+    for first in range(0, len(training), TRACKS_AT_ONCE):
+        numbers = range(first, min(first + TRACKS_AT_ONCE, len(training)))
+        tracks = [_symbols(shards, training[i], depth) for i in numbers]
+        runs = longest_runs(pieces, [track[changes(track)] for track in tracks])
+        found = [run._replace(track=first + run.track) for run in runs]
+        longest = [max(pair, key=lambda run: run.length) for pair in zip(longest, found, strict=True)]
+    return longest
 
 
 def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:
@@ -106,71 +129,42 @@ def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:
     return (hashes & np.uint64(2**63 - 1)).astype(np.int64)
 
 
-def _track_symbols(shards: Shards, track: ShardTrack, n_levels: int) -> np.ndarray:
-    return symbols_of([shards.codes(track, level) for level in range(n_levels)], shards.index)
+def changes(symbols: np.ndarray) -> np.ndarray:
+    """The indices of the symbols that differ from the one before."""
+    return np.flatnonzero(np.diff(symbols, prepend=-1))
 
 
-def _held_out_stretches(shards: Shards, n_levels: int, n: int) -> Iterator[np.ndarray]:
-    """At most MAX_STRETCHES stretches of `n` symbols, evenly spread over the held-out tracks."""
-    held_out, step = shards.index.tracks.of("valid"), max(1, n // 2)
-    n_stretches = np.maximum(0, (held_out.lengths(0) - n) // step + 1)  # in each track
-    for track, k in spread(n_stretches, MAX_STRETCHES):
-        yield _track_symbols(shards, held_out[track], n_levels)[k * step : k * step + n]
-
-
-def _counted(symbols: np.ndarray, measure: str) -> np.ndarray:
-    """The indices of the symbols that count: all, or those that differ from the one before."""
-    if measure == "length":
-        return np.arange(len(symbols))
-    return np.flatnonzero(np.append(True, np.diff(symbols)))[: len(symbols)]
-
-
-def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> list[Run]:
+def longest_runs(pieces: Sequence[np.ndarray], tracks: Sequence[np.ndarray]) -> list[Run]:
     """Find the longest run that each piece shares with any of the tracks; its length is 0 below SHORTEST.
 
     Windows of a piece are looked up by their hashes among the sorted ones of the tracks. Each match is
     extended to its end, and what is found must be surpassed by longer windows, until there are none.
-    Memory is that of BLOCK_SYMBOLS symbols and the pieces, however many tracks there are.
 
     Args:
         pieces, tracks: int [n] each, symbols from 0 on.
     """
-    longest = [Run(0, 0, 0, 0)] * len(pieces)
-    for first_track, block in _blocks(tracks):
-        begins = np.cumsum([0, *(len(track) + 1 for track in block)])  # a track ends with -1
-        symbols = np.concatenate([np.append(track, -1) for track in block])
-        wanted = {i: max(SHORTEST, run.length + 1) for i, run in enumerate(longest)}
-        while wanted:
-            n = min(wanted.values())
-            hashes = window_hashes(symbols, n)
-            order = np.argsort(hashes)
-            hashes = hashes[order]
-            for i in [i for i, length in wanted.items() if length == n]:
-                mine = window_hashes(pieces[i], n)
-                nearest = np.minimum(np.searchsorted(hashes, mine), len(hashes) - 1)
-                starts = np.flatnonzero(hashes[nearest] == mine) if len(hashes) else []
-                matches = [(_n_equal(pieces[i][k:], symbols[order[nearest[k]] :]), k) for k in starts]
-                length, start = max(matches, default=(0, 0))
-                if length < n:
-                    del wanted[i]
-                    continue
-                place = order[nearest[start]]
-                track = int(np.searchsorted(begins, place, side="right")) - 1
-                longest[i] = Run(length, int(start), first_track + track, int(place - begins[track]))
-                wanted[i] = length + 1
+    begins = np.cumsum([0, *(len(track) + 1 for track in tracks)])  # a track ends with -1
+    symbols = np.concatenate([np.append(track, -1) for track in tracks])
+    longest, wanted = [Run()] * len(pieces), dict.fromkeys(range(len(pieces)), SHORTEST)
+    while wanted:
+        n = min(wanted.values())
+        hashes = window_hashes(symbols, n)
+        order = np.argsort(hashes)
+        hashes = hashes[order]
+        for i in [i for i, length in wanted.items() if length == n]:
+            mine = window_hashes(pieces[i], n)
+            nearest = np.minimum(np.searchsorted(hashes, mine), len(hashes) - 1)
+            starts = np.flatnonzero(hashes[nearest] == mine) if len(hashes) else []
+            matches = [(_n_equal(pieces[i][k:], symbols[order[nearest[k]] :]), k) for k in starts]
+            length, start = max(matches, default=(0, 0))
+            if length < n:
+                del wanted[i]
+                continue
+            place = order[nearest[start]]
+            track = int(np.searchsorted(begins, place, side="right")) - 1
+            longest[i] = Run(length, int(start), track, int(place - begins[track]))
+            wanted[i] = length + 1
     return longest
-
-
-def _blocks(tracks: Iterable[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """The number of the first track, and tracks with about BLOCK_SYMBOLS symbols."""
-    first_track, waiting = 0, []
-    for number, track in enumerate(tracks):
-        waiting.append(track)
-        if sum(map(len, waiting)) >= BLOCK_SYMBOLS:
-            yield first_track, waiting
-            first_track, waiting = number + 1, []
-    if waiting:
-        yield first_track, waiting
 
 
 def window_hashes(symbols: np.ndarray, n: int) -> np.ndarray:
@@ -191,35 +185,16 @@ def _n_equal(a: np.ndarray, b: np.ndarray) -> int:
     return int(different[0]) if len(different) else n
 
 
-def _times(start: int, end: int, track_start: int, number: int, shards: Shards) -> dict[str, Any]:
-    """Symbols [start, end) of a piece and those from `track_start` on in a training track, in seconds."""
-    index, training = shards.index, shards.index.tracks.of("train")
-    track, code_seconds = training[number], index.hop_lengths[0] / index.sample_rate
-    # The shifted copies of a track follow it. They lack its first samples, so their codes are later in it.
-    while number and training[number - 1].path == track.path:
-        number -= 1
-    shift_seconds = (training[number].n_samples - track.n_samples) / index.sample_rate
-    return {
-        "seconds": float((end - start) * code_seconds),
-        "start_seconds": float(start * code_seconds),
-        "track": track.path,
-        "track_seconds": float(track_start * code_seconds + shift_seconds),
-    }
-
-
 def report_lines(report: dict[str, Any]) -> list[str]:
     """The report as text, a line for each run."""
     lines = []
     for row in report["runs"]:
-        name = f"{row['symbols']} by {row['by']:7}"
         if not row["length"]:
-            lines.append(f"{name}  none of {SHORTEST} codes or more")
+            lines.append(f"{row['symbols']}  none of {SHORTEST} codes or more")
             continue
-        chance = "no held-out track is as long as the piece"
-        if row["p"] is not None:
-            chance = f"p = {row['p']:.3f}, 95 % of held-out stretches reach at most {row['held_out_95']:g}"
+        chance = "no held-out track is as long as the piece" if row["p"] is None else f"p = {row['p']:.3f}"
         lines.append(
-            f"{name}  {row['length']} codes, {row['seconds']:.2f} s: at {row['start_seconds']:.2f} s as "
+            f"{row['symbols']}  {row['length']} codes, {row['seconds']:.2f} s: at {row['start_seconds']:.2f} s as "
             f"{row['track']} at {row['track_seconds']:.2f} s; {chance}"
         )
     return lines
