@@ -17,8 +17,9 @@ from audiovq.data.tracks import scan
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.checkpoints import newest
 from audiovq.training.health import CHECKS, StageFacts, Watch
-from audiovq.training.logs import HEALTH, StepLog, Stopwatch, read_health
+from audiovq.training.logs import HEALTH, StepLog, read_health
 from audiovq.training.loop import Training
+from audiovq.training.monitor import Stopwatch
 from audiovq.training.nonfinite import PATIENCE
 from audiovq.training.tokenizer_task import TokenizerTask
 
@@ -50,9 +51,7 @@ def test_a_good_training_has_no_findings() -> None:
      ["level 1", "2.0 of 1024 possible", "revival_fraction to 0.05"]),
     ("collapsed_codebook", "perplexity_0", [400, 400, 1.2, 1.1, 1.0], 75, ["level 0", "1.0 of 64"]),
     ("silence", "silent_share", [0.1, 0.9, 1, 0.8], 50, ["80% of the examples are silent", "data.folder"]),
-    ("silence", "reconstruction_power", [0.01, 0.01, 1e-8, 1e-8, 1e-8], 75, ["-60 dB", "tokenizer.training.learning_rate"]),
-    ("exploding_gradients", "gradient_norm", [0.5] * 20 + [40, 50], 525, ["50", "median was 0.5", "gradient_clip to 0.5"]),
-    ("diverging", "loss", [3.0] * 10 + [7, 8, 9, 9, 10], 275, ["10, after 3", "learning_rate"]),
+    ("silence", "reconstruction_power", [0.01, 0.01, 1e-8, 1e-8, 1e-8], 75, ["are silent; ", "tokenizer.training.learning_rate"]),
     ("slow_data", "data_wait_share", [0.9, 0.1, 0.6, 0.7, 0.6, 0.6, 0.5], 75, ["50% of the time", "data.workers to 4 (now 0)"]),
 ])  # fmt: skip
 def test_each_check_reports_once_what_is_wrong_since_when_and_what_to_change(
@@ -67,8 +66,7 @@ def test_each_check_reports_once_what_is_wrong_since_when_and_what_to_change(
 
 
 @pytest.mark.parametrize(("key", "values"), [
-    ("perplexity_1", [400, 3, 3, 400, 3]), ("silent_share", [0, 1, 1, 0]), ("gradient_norm", [0.5] * 20 + [60, 0.5, 60, 0.5]),
-    ("gradient_norm", [0.5, 60, 60]), ("loss", [3.0] * 10 + [9, 9, 3, 9, 9]), ("data_wait_share", [1, 1, 0, 1, 1, 1, 1]),
+    ("perplexity_1", [400, 3, 3, 400, 3]), ("silent_share", [0, 1, 1, 0]), ("data_wait_share", [1, 1, 0, 1, 1, 1, 1]),
 ])  # fmt: skip
 def test_problems_that_do_not_last_are_not_reported(key: str, values: list[float]) -> None:
     assert shown(*({key: float(value)} for value in values)) == []
@@ -93,8 +91,10 @@ def test_overfitting_is_named_with_the_step_of_the_best() -> None:
 
 
 def test_metrics_from_before_the_codes_are_ignored() -> None:
-    facts = StageFacts("tokenizer", "tokenizer", FACTS.training, codes_from=250)
-    assert shown(*({"loss": 1.0, "gradient_norm": 0.1} for _ in range(10)), *({"loss": 5.0, "gradient_norm": 9.0} for _ in range(30)), facts=facts) == []  # fmt: skip
+    facts = StageFacts("tokenizer", "tokenizer", FACTS.training, codes_from=250, most_codes=(64,))
+    assert shown(*({"perplexity_0": 1.0} for _ in range(11)), *({} for _ in range(30)), facts=facts) == []
+    (found,) = shown(*({"perplexity_0": 1.0} for _ in range(16)), facts=facts)
+    assert found["since"] == 325  # 50 steps of warm-up after the codes begin
 
 
 def test_a_held_out_loss_that_is_not_finite() -> None:
@@ -103,16 +103,15 @@ def test_a_held_out_loss_that_is_not_finite() -> None:
 
 
 def test_the_same_metrics_give_the_same_findings() -> None:
-    rows = [{"gradient_norm": 0.5}] * 20 + [{"gradient_norm": 40.0}]
     a, b = Watch(FACTS), Watch(FACTS)
-    for i, row in enumerate(rows):
-        a.update(i, row)
-        b.update(i, row)
-    assert a.update(30, {"gradient_norm": 50.0}) == b.update(30, {"gradient_norm": 50.0}) != []
+    for i in (1, 2):
+        a.update(i, {"silent_share": 1.0})
+        b.update(i, {"silent_share": 1.0})
+    assert a.update(30, {"silent_share": 1.0}) == b.update(30, {"silent_share": 1.0}) != []
 
 
 def test_every_check_has_its_case() -> None:
-    assert {check.__name__ for check in CHECKS} == {"not_finite", "collapsed_codebook", "silence", "exploding_gradients", "diverging", "overfitting", "slow_data"}  # fmt: skip
+    assert {check.__name__ for check in CHECKS} == {"not_finite", "collapsed_codebook", "silence", "overfitting", "slow_data"}  # fmt: skip
 
 
 def test_logs_drop_rows_after_the_checkpoint(tmp_path: Path) -> None:
@@ -134,7 +133,7 @@ def test_logs_drop_rows_after_the_checkpoint(tmp_path: Path) -> None:
 
 def test_the_stopwatch_separates_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 0.0, 3.0, 4.0, 6.0, 8.0, 8.0])
-    monkeypatch.setattr("audiovq.training.logs.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("audiovq.training.monitor.time.monotonic", lambda: next(now))
     watch = Stopwatch()
     items = watch.timed(range(5))
     assert [next(items), next(items)] == [0, 1]  # 3 s and 2 s of waiting in 8 s

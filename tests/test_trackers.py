@@ -11,10 +11,10 @@ from conftest import cli
 
 from audiovq.data.tracks import scan
 from audiovq.recipe import load_recipe
-from audiovq.training import trackers
+from audiovq.training import monitor
 from audiovq.training.loop import Training
+from audiovq.training.monitor import TrackerConfig, installed_trackers
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.training.trackers import TrackerConfig, installed_trackers
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -47,9 +47,9 @@ def test_a_stage_that_goes_on_puts_no_point_twice(tiny_recipe: Path, music: Path
 
 
 def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else name)
+    monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else name)
     lines: list[str] = []
-    monkeypatch.setattr(trackers, "say", lines.append)
+    monkeypatch.setattr(monitor, "say", lines.append)
     assert installed_trackers(("tensorboard", "wandb")) == ("wandb",)
     assert lines == [
         "trackers: tensorboard is not installed, so metrics go to metrics.jsonl only; pip install tensorboard adds it"

@@ -34,10 +34,10 @@ from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16, whole_network
 from audiovq.training.encode_stage import encode_data_set
 from audiovq.training.loop import Training
+from audiovq.training.monitor import TrackerConfig, installed_trackers
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.task import Task
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.training.trackers import TrackerConfig, installed_trackers
 from audiovq.utils import signals
 from audiovq.utils.files import atomic_folder, write_checksums, write_text
 from audiovq.utils.progress import say

@@ -7,6 +7,7 @@ removed after that. It can be loaded on any number of devices, whether weights a
 
 import itertools
 import json
+import math
 import shutil
 import time
 import warnings
@@ -21,10 +22,12 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 
 from audiovq.distributed import collectives
+from audiovq.recipe import TrainingConfig
 from audiovq.training.averages import Averages
 from audiovq.training.devices import whole_tensors
 from audiovq.utils import compat
 from audiovq.utils.files import atomic_folder, is_whole, utf8_path, write_checksums
+from audiovq.utils.progress import say
 
 
 class Checkpoints:
@@ -110,6 +113,41 @@ class Checkpoints:
                 is_count = key == "step"
                 empty = torch.zeros((), device=parameter.device) if is_count else torch.zeros_like(parameter)
                 owners[id(parameter)].state[parameter][key] = empty.detach()
+
+
+class BestWeights:
+    """Early stopping: the weights with the lowest held-out loss, in a folder; nothing is done if `patience` is 0.
+
+    The best step is read from the folder. A resumed run repeats evaluations and gets the same losses, so
+    that it ends at the same step as a run that was never interrupted.
+    """
+
+    def __init__(self, folder: Path, config: TrainingConfig, title: str):
+        self.folder, self.config, self.title = folder, config, title
+        self.step, self.loss = 0, math.inf
+        if config.patience and is_whole(folder):
+            state = json.loads((folder / "state.json").read_text())
+            self.step, self.loss = state["step"], state["loss"]
+
+    def update(self, step: int, loss: float, network: nn.Module) -> None:
+        """After an evaluation, on all ranks: save the weights if the loss is the lowest so far."""
+        if not self.config.patience or not loss < self.loss:
+            return
+        self.step, self.loss = step, loss
+        write_tensors(self.folder, network.state_dict(), {"step": step, "loss": loss})
+
+    def exhausted(self, step: int) -> bool:
+        """Whether there were `patience` evaluations after the best one."""
+        n_worse = (step - self.step) // self.config.evaluate_steps
+        return 0 < self.config.patience <= n_worse and self.loss < math.inf
+
+    def restore(self, network: nn.Module) -> None:
+        """At the end, on all ranks: load the best weights into the network."""
+        collectives.barrier()
+        if self.config.patience and self.loss < math.inf:
+            read_tensors(self.folder, network.state_dict())
+            if collectives.rank() == 0:
+                say(f"{self.title}: takes the weights of step {self.step}, which have the lowest held-out loss")
 
 
 def newest(folder: Path) -> Path | None:

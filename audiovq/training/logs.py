@@ -1,14 +1,12 @@
-"""Log files of a training, metrics.jsonl and health.jsonl, and a stopwatch for its steps."""
+"""Log files of a training: metrics.jsonl and health.jsonl."""
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from audiovq.distributed import collectives
 from audiovq.utils.files import append_jsonl, read_jsonl, write_jsonl
 
-T = TypeVar("T")
 HEALTH = Path("metrics") / "health.jsonl"  # in a run folder
 
 
@@ -47,34 +45,3 @@ def read_health(run: Path) -> list[dict[str, Any]]:
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """The rows of a log, without one that was cut off by a crash."""
     return [row for row in read_jsonl(path, skip_damaged=True) if "step" in row]
-
-
-class Stopwatch:
-    """Measures how long a step takes, and how much of that time is spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.began, self.waited, self.n = time.monotonic(), 0.0, 0
-
-    def timed(self, items: Iterable[T]) -> Iterator[T]:
-        """Iterate over the batches, one for each step."""
-        began = time.monotonic()
-        for item in items:
-            self.waited += time.monotonic() - began
-            self.n += 1
-            yield item
-            began = time.monotonic()
-
-    def lap(self, device_seconds: float = 0.0) -> dict[str, float]:
-        """Metrics since the last lap.
-
-        Args:
-            device_seconds: time that the device needed to finish after the host had. If it is several
-                steps, the device always had work, and no time was lost by waiting for data.
-        """
-        passed, n = max(time.monotonic() - self.began, 1e-9), max(self.n, 1)
-        waited = self.waited if device_seconds < 2 * passed / n else 0.0
-        self.restart()
-        return {"seconds_a_step": passed / n, "data_wait_share": waited / passed}

@@ -23,14 +23,12 @@ from audiovq.distributed import collectives, rng
 from audiovq.recipe import TrainingConfig
 from audiovq.training.averages import Averages
 from audiovq.training.batches import BatchSplit, add_weighted, evaluate, load_batches, microbatch_weights, step_seed
-from audiovq.training.checkpoints import Checkpoints
+from audiovq.training.checkpoints import BestWeights, Checkpoints
 from audiovq.training.devices import distribute, forget_compiled, gather_gradients, whole
-from audiovq.training.early_stopping import BestWeights
-from audiovq.training.monitor import Monitor
+from audiovq.training.monitor import Monitor, TrackerConfig
 from audiovq.training.nonfinite import NonFiniteGuard
 from audiovq.training.optimizer import make_optimizer
 from audiovq.training.task import Part, Task
-from audiovq.training.trackers import TrackerConfig
 from audiovq.utils import signals
 from audiovq.utils.progress import say
 

@@ -1,22 +1,92 @@
 """Reports on a training while it runs: metrics.jsonl, trackers, health checks, and lines on the terminal."""
 
+import hashlib
+import importlib.util
 import itertools
 import math
+import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 
 from audiovq.recipe import TrainingConfig
 from audiovq.training.batches import sum_over_ranks
 from audiovq.training.health import StageFacts, Watch
-from audiovq.training.logs import HEALTH, StepLog, Stopwatch
+from audiovq.training.logs import HEALTH, StepLog
 from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
 from audiovq.training.task import Part, Task
-from audiovq.training.trackers import TrackerConfig
 from audiovq.utils.progress import ProgressBar, say
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Measures how long a step takes, and how much of that time is spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.began, self.waited, self.n = time.monotonic(), 0.0, 0
+
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """Iterate over the batches, one for each step."""
+        began = time.monotonic()
+        for item in items:
+            self.waited += time.monotonic() - began
+            self.n += 1
+            yield item
+            began = time.monotonic()
+
+    def lap(self, device_seconds: float = 0.0) -> dict[str, float]:
+        """Metrics since the last lap.
+
+        Args:
+            device_seconds: time that the device needed to finish after the host had. If it is several
+                steps, the device always had work, and no time was lost by waiting for data.
+        """
+        passed, n = max(time.monotonic() - self.began, 1e-9), max(self.n, 1)
+        waited = self.waited if device_seconds < 2 * passed / n else 0.0
+        self.restart()
+        return {"seconds_a_step": passed / n, "data_wait_share": waited / passed}
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Live metrics in TensorBoard, wandb or trackio, in addition to metrics.jsonl; by accelerate's trackers."""
+
+    folder: Path  # of the run
+    names: tuple[str, ...] = ()
+    project: str = "audiovq"
+
+    def start(self, stage: str) -> list[GeneralTracker]:
+        """The trackers of one stage; only rank 0 logs. A stage that continues gets the same ones again."""
+        metrics, title = self.folder / "metrics", f"{self.folder.name}-{stage}"
+        metrics.mkdir(parents=True, exist_ok=True)
+        identity = hashlib.sha256(os.fsencode(self.folder.resolve() / stage)).hexdigest()[:16]
+        options = {
+            "tensorboard": {"run_name": stage, "logging_dir": str(metrics / "tensorboard")},
+            "wandb": {"run_name": self.project, "name": title, "id": identity, "dir": metrics, "resume": "allow"},
+            "trackio": {"run_name": self.project, "name": f"{title}-{identity[:6]}", "resume": "allow"},
+        }
+        trackers = [LOGGER_TYPE_TO_CLASS[name](**options[name]) for name in self.names]
+        for tracker in trackers:
+            tracker.start()
+        return trackers
+
+
+def installed_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `names` that are installed; prints one line for each that is not."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    for name in missing:
+        say(f"trackers: {name} is not installed, so metrics go to metrics.jsonl only; pip install {name} adds it")
+    return tuple(name for name in names if name not in missing)
 
 
 class Monitor:

@@ -71,13 +71,12 @@ class TokenizerTask(Task):
         return [self.n_steps, *self.network.buffers(), *weights.parameters()]
 
     def health_facts(self) -> dict[str, Any]:
-        stage, model, seconds = self.stage, self.stage.model, self.stage.crop_seconds
+        stage, model = self.stage, self.stage.model
         samples = stage.training.batch_size * stage.crop_samples
         return {
             "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps, stage.sound_start_step),
             "most_codes": tuple(min(model.codebook_size, samples // hop) for hop in model.hop_lengths),
             "against_collapse": more_codes(stage),
-            "against_silence": f", or set tokenizer.crop_seconds to {2 * seconds:g} (now {seconds:g})",
         }
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
