@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from audiovq.evaluation.frechet import frechet_distance, frechet_estimate, frechet_floor
+from audiovq.evaluation.frechet import frechet_distance, frechet_estimate
 
 
 def test_the_distance_equals_the_closed_form() -> None:
@@ -41,21 +41,6 @@ def test_principal_components_are_those_of_the_reference() -> None:
     moved = [reference[0] + 5 * rotation[:, 2]]  # only along the least axis
     assert frechet_distance(moved, reference, 3) == pytest.approx(25, rel=1e-6)
     assert frechet_distance(moved, reference, 2) == pytest.approx(0, abs=0.05)
-
-
-def test_the_floor_is_far_below_another_set_and_splits_by_track() -> None:
-    random = np.random.default_rng(0)
-    real = [random.normal(size=(50, 3)) for _ in range(10)]
-    other = [track + 2 for track in real]
-    floor = frechet_floor(real)
-    assert floor is not None
-    assert floor < 0.1 < frechet_distance(other, real)
-    clustered = [random.normal(size=(50, 3)) + 5 * random.normal(size=3) for _ in range(10)]  # tracks differ much
-    assert (frechet_floor(clustered) or 0) > 10 * floor
-    halves = frechet_distance([real[0][:25]], [real[0][25:]])
-    assert frechet_floor(real[:1]) == pytest.approx(halves, rel=0.3)  # which half is the reference does not matter much
-    assert frechet_floor([real[0][:3]]) is None
-    assert frechet_floor(real) == floor
 
 
 def test_the_interval_holds_the_truth_and_is_wider_for_few_tracks() -> None:

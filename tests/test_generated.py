@@ -24,7 +24,6 @@ from audiovq.evaluation.evaluate_generator import (
 )  # fmt: skip
 from audiovq.evaluation.frechet import frechet_distance
 from audiovq.evaluation.held_out import scan_folder
-from audiovq.evaluation.music_statistics import key_clarity
 
 RATE = 8000
 
@@ -54,7 +53,6 @@ def test_every_set_is_compared_with_the_held_out_music() -> None:
     order = ["training", "generated", "loud"]
     assert sorted(frechet["distances"], key=lambda name: frechet["distances"][name]["mean"]) == order
     assert frechet["distances"]["generated"]["ci95"] > 0
-    assert 0 < frechet["floor"] < frechet["distances"]["generated"]["mean"]
     levels = {name: group["rms_db"]["mean"] for name, group in report["statistics"].items()}
     assert levels["generated"] == pytest.approx(levels["held-out"] - 6.02, abs=1.5)
     assert set(levels) == {"generated", "training", "loud", "held-out"}
@@ -80,17 +78,6 @@ def test_shuffled_codes_are_the_same_codes_in_another_order() -> None:
         assert torch.equal(before, after.sort().values)
     assert torch.equal(shuffled.levels[0], shuffle_codes(codes, seed=0).levels[0])
     assert not torch.equal(shuffled.levels[0], shuffle_codes(codes, seed=1).levels[0])
-
-
-def test_key_clarity_tells_a_key_from_all_notes_alike() -> None:
-    c_major, f_sharp_major = np.zeros(12), np.zeros(12)
-    c_major[[0, 2, 4, 5, 7, 9, 11]] = 1
-    f_sharp_major[[6, 8, 10, 11, 1, 3, 5]] = 1
-    assert key_clarity(c_major) == pytest.approx(key_clarity(f_sharp_major))
-    assert key_clarity(c_major) > 0.7
-    chromatic = 1 + 0.01 * np.random.default_rng(0).normal(size=12)
-    assert key_clarity(np.ones(12)) == 0
-    assert key_clarity(chromatic) < key_clarity(c_major)
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +146,8 @@ def test_eval_generated_prints_and_writes_the_report(model: Path, longer_music: 
     assert set(report["sets"]) == set(report["statistics"]) == sets
     assert set(report["frechet"]["distances"]) == sets - {"held-out"}
     assert report["sets"]["generated"] == {"pieces": 3, "tracks": 3, "windows": 3}
-    assert report["frechet"]["floor"] is None  # half of the held-out track is too short
     assert np.isfinite([d["mean"] for d in report["frechet"]["distances"].values()]).all()
-    for word in ("shuffled codes", "key clarity", "Fréchet distance", "floor"):
+    for word in ("shuffled codes", "chroma change", "Fréchet distance"):
         assert word in result.output
 
 

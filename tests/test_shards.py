@@ -225,7 +225,7 @@ def test_priors_trained_from_codes_at_a_url_are_the_same(tiny_run: Path, tiny_re
     assert "finished, nothing to do" in again.output
     piece = ("--model", tmp_path / "run", "--seconds", 1, "--seed", 0, "--out", tmp_path / "x.wav", "--check-copies")
     assert cli("sample", *piece).exit_code == 0
-    assert '"of": "all codes"' in cli("info", tmp_path / "run").output
+    assert '"unigram_bits_per_second"' in cli("info", tmp_path / "run").output
     # what does not fit
     other = ("--set", "tokenizer.model.hop_lengths=[512,128,64]", "--out", tmp_path / "other")
     assert_one_line_error(cli("train", tiny_recipe, *options, *other), "hop_lengths [512, 128, 64]", "[256, 128, 64]")

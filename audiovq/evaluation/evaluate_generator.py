@@ -19,7 +19,7 @@ from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.data.tracks import Scan
 from audiovq.evaluation.embedding import MusicEmbedding
-from audiovq.evaluation.frechet import frechet_estimate, frechet_floor
+from audiovq.evaluation.frechet import frechet_estimate
 from audiovq.evaluation.held_out import training_and_held_out_music
 from audiovq.evaluation.music_statistics import music_statistics
 from audiovq.evaluation.notes import check_installed, harmony
@@ -139,9 +139,8 @@ def compare_sets(
         notes: with statistics of transcribed notes.
     Returns:
         sets: numbers of pieces, tracks and windows of each set.
-        frechet: the Fréchet distance of each set from the held-out music with `ci95`; `floor` is the
-            distance between halves of the held-out music. Sets should be of like size, because few windows
-            raise the distance.
+        frechet: the Fréchet distance of each set from the held-out music with `ci95`. Sets should be of like
+            size, because few windows raise the distance.
         statistics: the mean of `music_statistics`, and `harmony`, over the tracks of each set, with `ci95`.
     """
     empty = [name for name, pieces in sets.items() if not pieces]
@@ -170,7 +169,6 @@ def compare_sets(
         },
         "frechet": {
             "n_components": n_components,
-            "floor": frechet_floor(reference, n_components),
             "distances": {
                 name: frechet_estimate(tracks, reference, n_components)
                 for name, tracks in windows.items()
@@ -193,12 +191,10 @@ def print_tables(report: dict[str, Any]) -> None:
     """Print distances and statistics of all sets."""
     frechet, sets, statistics = report["frechet"], report["sets"], report["statistics"]
     distances = sorted(frechet["distances"].items(), key=lambda item: item[1]["mean"])
-    floor = "too little music" if frechet["floor"] is None else frechet["floor"]
-    rows = [[name, *sets[name].values(), distance] for name, distance in distances]
     print_table(
         "distance from the held-out music",
         ["set", "pieces", "tracks", "windows", "Fréchet distance"],
-        [*rows, ["floor: held-out, halves", *sets["held-out"].values(), floor]],
+        [[name, *sets[name].values(), distance] for name, distance in distances],
         f"musicnn, first {frechet['n_components']} principal components of the held-out music",
     )
     print_table(

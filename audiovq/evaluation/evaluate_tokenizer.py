@@ -4,13 +4,11 @@ Metrics of each track and prefix of levels are reported with their means and wit
 """
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from audiovq.api.tokenizer import Tokenizer
@@ -37,8 +35,6 @@ class Reconstruction:
     source: Tensor  # float [channels, samples]
     prefixes: list[Tensor]  # float [channels, samples] each: level 0 alone, levels 0 and 1, …
     codes: Codes
-    encode_seconds: float  # how long encoding took
-    decode_seconds: list[float]  # how long decoding each prefix took
 
 
 def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[str, Any]:
@@ -58,7 +54,6 @@ def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[st
     folder = resolve_model(model)
     tokenizer = Tokenizer.from_pretrained(folder)
     music = held_out_music(folder, model, data)
-    tokenizer.decode(tokenizer.encode(torch.zeros(tokenizer.sample_rate), tokenizer.sample_rate))  # warm up
     tracks = progress(reconstructions(tokenizer, music), "evaluate", len(music.tracks))
     return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks, NOTE_METRICS if notes else METRICS)}
 
@@ -68,23 +63,16 @@ def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstructio
     for track in music.tracks:
         path = music.folder / track.path
         source, rate = audio.read_audio(path, tokenizer.sample_rate, tokenizer.config.channels)
-        times = [time.perf_counter()]
         codes = tokenizer.encode(source, rate)
-        times.append(time.perf_counter())
-        prefixes = []
-        for n_levels in range(1, len(codes.levels) + 1):
-            prefixes.append(tokenizer.decode(codes, n_levels))
-            times.append(time.perf_counter())
-        encode_seconds, *decode_seconds = np.diff(times).tolist()
-        yield Reconstruction(track.path, source, prefixes, codes, encode_seconds, decode_seconds)
+        prefixes = [tokenizer.decode(codes, n_levels) for n_levels in range(1, len(codes.levels) + 1)]
+        yield Reconstruction(track.path, source, prefixes, codes)
 
 
 def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metric] = METRICS) -> Row:
     """Compare reconstructions with their sources.
 
     Returns:
-        tracks: a row for each track and prefix of levels: the metrics, raw kbps, and speeds of encoding and
-            decoding as multiples of real time (`encode_speed`, `decode_speed`).
+        tracks: a row for each track and prefix of levels: the metrics, and raw kbps.
         summary: a row for each prefix: the `mean` of these columns over tracks and the half-width `ci95` of
             Student's interval (None for one track); raw kbps, and kbps at the entropy of the codes of all
             tracks.
@@ -108,8 +96,6 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
                 "samples": codes.n_samples,
                 **compare(waveform, track.source, codes.sample_rate, metrics),
                 "kbps": n_codes * math.log2(codes.codebook_size) / codes.seconds / 1000,
-                "encode_speed": codes.seconds / track.encode_seconds,
-                "decode_speed": codes.seconds / track.decode_seconds[n_levels - 1],
             })  # fmt: skip
     if codes is None:
         raise ValueError("expected at least one track to evaluate, found none")

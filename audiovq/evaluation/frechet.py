@@ -17,7 +17,7 @@ import torchaudio
 
 from audiovq.evaluation.tables import Estimate
 
-N_SPLITS, N_RESAMPLES = 8, 100
+N_RESAMPLES = 100
 Tracks = Sequence[np.ndarray]
 
 
@@ -43,24 +43,6 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
     covariances = [torch.from_numpy(np.atleast_2d(np.cov(windows.T))) for windows in (a, b)]
     distance = torchaudio.functional.frechet_distance(means[0], covariances[0], means[1], covariances[1])
     return max(0.0, float(distance))
-
-
-def frechet_floor(reference: Tracks, n_components: int | None = None) -> float | None:
-    """The distance between two halves of the reference, split by track at random; the mean of several splits.
-
-    A single track is split into its first and second half. The result is None if a half has fewer than two
-    windows.
-    """
-    random = np.random.default_rng(0)
-    parts = list(reference) if len(reference) > 1 else np.array_split(reference[0], 2)
-    distances = []
-    for _ in range(N_SPLITS if len(parts) > 2 else 1):
-        order = random.permutation(len(parts))
-        a, b = ([parts[i] for i in half] for half in np.array_split(order, 2))
-        if min(sum(map(len, a)), sum(map(len, b))) < 2:
-            return None
-        distances.append(frechet_distance(a, b, n_components))
-    return float(np.mean(distances))
 
 
 def frechet_estimate(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> Estimate:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torchaudio
 from torch import Tensor
@@ -32,17 +31,8 @@ def headroom(waveform: Tensor) -> float:
     return MAX_PEAK - 20 * math.log10(max(float(waveform.abs().max()), 1e-9))
 
 
-@dataclass(frozen=True)
-class Gain:
-    """A change of level that was applied to a clip."""
-
-    loudness: float  # LUFS before; -inf for silence
-    decibels: float
-    limited: bool = False  # less gain than its loudness asks for, because peaks would clip
-
-
-def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list[Gain]:
-    """The gains that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS.
+def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list[float | None]:
+    """The gains in dB that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS; None for silence.
 
     A clip that would pull the others below -30 LUFS because of its peaks stays quieter than they are instead.
 
@@ -54,10 +44,5 @@ def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list
     largest = [headroom(clip) for clip in clips]
     reachable = [level + most for level, most in zip(levels, largest, strict=True) if level > -math.inf]
     target = max(LOWEST_TARGET, min([TARGET, *reachable]))
-    gains = []
-    for level, most in zip(levels, largest, strict=True):
-        if level == -math.inf:
-            gains.append(Gain(level, 0.0))
-        else:
-            gains.append(Gain(level, min(target - level, most), limited=most < target - level - 0.05))
-    return gains
+    pairs = zip(levels, largest, strict=True)
+    return [min(target - level, most) if level > -math.inf else None for level, most in pairs]

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import io
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,13 +52,12 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
             bar.advance(1, clip.path.name)
         rates = [clip["sample_rate"] for clip in clips]
         gains = matching_gains(waveforms, rates)
-        waveforms = [wave * 10 ** (gain.decibels / 20) for wave, gain in zip(waveforms, gains, strict=True)]
+        waveforms = [wave * 10 ** ((gain or 0.0) / 20) for wave, gain in zip(waveforms, gains, strict=True)]
         kind, waveforms, sounds = _encode(waveforms, rates, max_bytes)
         for clip, waveform, gain, sound in zip(clips, waveforms, gains, sounds, strict=True):
             clip["seconds"] = waveform.shape[1] / clip["sample_rate"]
             clip["is_excerpt"] = clip["seconds"] < clip["whole_seconds"] - 0.05
-            clip |= {"gain": gain, "silent": gain.loudness == -math.inf}
-            clip |= {"audio": data_uri(f"audio/{kind}", sound), "file": f"{clip['path'].stem}.{kind}"}
+            clip |= {"gain": gain, "audio": data_uri(f"audio/{kind}", sound), "file": f"{clip['path'].stem}.{kind}"}
             bar.advance(1, clip["path"].name)
     longest = max((clip["seconds"] for clip in clips), default=0.0)
     n_bytes = sum(len(clip["audio"]) for clip in clips)

@@ -8,13 +8,9 @@ from audiovq.config import read_json, read_yaml
 from audiovq.data import audio
 from audiovq.data.codes import Codes, read_header
 from audiovq.data.scan_cache import read_tags
-from audiovq.data.shards import Shards
-from audiovq.data.storage import is_url
-from audiovq.evaluation.code_statistics import code_statistics, level_counts, usage
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
-from audiovq.recipe import codes_place
-from audiovq.training.logs import read_health, read_steps
+from audiovq.training.logs import read_health
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """Facts about a run: its data, results, finished stages, use of the codebooks, and health findings."""
+    """Facts about a run: its data, results, finished stages, and health findings."""
     facts: dict[str, Any] = {"run": str(folder), "recipe": read_yaml(folder / "recipe.yaml")["name"]}
     for name, path in (("data", folder / "data" / "report.json"), ("reached", folder / "report.json")):
         if path.is_file():
@@ -92,31 +88,5 @@ def describe_run(folder: Path) -> dict[str, Any]:
     facts["finished"] = [name for name in stages if (folder / name).is_dir()]
     if "tokenizer" in facts["finished"] and checkpoint.tuning_steps(folder / "tokenizer"):
         facts["finished"].insert(1, "decoder")
-    place = codes_place(folder)
-    has_codes = is_url(place) or (Path(place) / "index.json").is_file()
-    facts["codebooks"] = _use_of_all_codes(folder, place) if has_codes else _use_of_last_batch(folder)
     facts["health"] = [row["message"] for row in read_health(folder)]
     return facts
-
-
-def _use_of_all_codes(folder: Path, place: Path | str) -> dict[str, Any]:
-    """Perplexity, usage and entropy of each level, and the usage of a shared codebook."""
-    shards = Shards(place)
-    counted = level_counts(shards)
-    facts = {"of": "all codes", "levels": code_statistics(counted, shards.index)}
-    config = folder / "tokenizer" / checkpoint.CONFIG
-    if config.is_file() and read_json(config)["model"]["shared_codebook"]:
-        facts["usage"] = usage(counted[0] + sum(counted[1:]))
-    return facts
-
-
-def _use_of_last_batch(folder: Path) -> dict[str, Any] | None:
-    """The same, of the last batch of the tokenizer's training that was logged."""
-    rows = read_steps(folder / "training" / "tokenizer" / "metrics.jsonl")
-    logged = [row for row in rows if "perplexity_0" in row]
-    if not logged:
-        return None
-    last, names = logged[-1], ("unigram_bits_per_second", "perplexity", "usage")
-    n_levels = sum(key.startswith("perplexity_") for key in last)
-    levels = [{name: last[f"{name}_{i}"] for name in names} for i in range(n_levels)]
-    return {"of": f"the batch of training step {last['step']}", "levels": levels}
