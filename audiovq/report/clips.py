@@ -32,10 +32,10 @@ def choose(groups: Sequence[Group]) -> tuple[list[Group], int]:
     return chosen, n_left_out
 
 
-def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All clips as the template shows them, and facts about their sound, within `max_bytes`.
+def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]], str]:
+    """All clips as the template shows them, within `max_bytes`, and the format of their sound.
 
-    The sound is FLAC if that fits, else MP3, else shorter excerpts in MP3.
+    That is FLAC if it fits, else MP3, else shorter excerpts in MP3.
 
     Raises:
         ValueError: a file that cannot be read.
@@ -57,11 +57,10 @@ def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]
         for clip, waveform, gain, sound in zip(clips, waveforms, gains, sounds, strict=True):
             clip["seconds"] = waveform.shape[1] / clip["sample_rate"]
             clip["is_excerpt"] = clip["seconds"] < clip["whole_seconds"] - 0.05
-            clip |= {"gain": gain, "audio": data_uri(f"audio/{kind}", sound), "file": f"{clip['path'].stem}.{kind}"}
+            uri = f"data:audio/{kind};base64,{base64.b64encode(sound).decode()}"
+            clip |= {"gain": gain, "audio": uri, "file": f"{clip['path'].stem}.{kind}"}
             bar.advance(1, clip["path"].name)
-    longest = max((clip["seconds"] for clip in clips), default=0.0)
-    n_bytes = sum(len(clip["audio"]) for clip in clips)
-    return clips, {"format": kind, "bytes": n_bytes, "excerpt_seconds": longest}
+    return clips, kind
 
 
 def _load(clip: Clip, seconds: float) -> tuple[dict[str, Any], Tensor]:
@@ -96,7 +95,3 @@ def _encode(waveforms: list[Tensor], rates: list[int], max_bytes: int) -> tuple[
             ends = [round(seconds * rate) for rate in rates]
             waveforms = [waveform[:, :end] for waveform, end in zip(waveforms, ends, strict=True)]
         kind = "mp3"
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

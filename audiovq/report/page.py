@@ -32,8 +32,7 @@ def report_run(run: Path, out: Path | None = None) -> dict[str, Any]:
     Args:
         out: the file; default report.html in the run.
     Returns:
-        The file, its size in bytes, the numbers of clips in it and left out, their audio format, and the
-        length of the longest excerpt in seconds.
+        The file, its size in bytes, and the number of clips in it.
     Raises:
         ValueError: not a run, damaged samples, or a file that cannot be written.
     """
@@ -84,7 +83,7 @@ def _write(
     out: Path, page: dict[str, Any], groups: Sequence[Group], model: Path, network: VQVAE | None
 ) -> dict[str, Any]:
     shown, n_left_out = choose(groups)
-    clips, sound = render(shown, MAX_BYTES - TEXT_BYTES)
+    clips, sound_format = render(shown, MAX_BYTES - TEXT_BYTES)
     for clip in clips:
         clip["link"] = quote(os.path.relpath(clip["path"], out.parent))
     remaining = iter(clips)
@@ -100,7 +99,7 @@ def _write(
         clips=clips,
         n_left_out=n_left_out,
         sections=_sections(rendered),
-        sound=sound,
+        sound_format=sound_format,
         abx=_comparisons(rendered),
         curves=stage_curves(model / "training"),
         model=provenance.model_facts(model, network),
@@ -113,14 +112,7 @@ def _write(
     )  # fmt: skip
     check_output(out, [b"<!doctype html"])
     write_text(out, html.encode("utf-8", errors="replace").decode())  # file names may be no UTF-8
-    return {
-        "report": str(out),
-        "bytes": out.stat().st_size,
-        "clips": len(clips),
-        "clips_left_out": n_left_out,
-        "audio_format": sound["format"],
-        "excerpt_seconds": sound["excerpt_seconds"],
-    }
+    return {"report": str(out), "bytes": out.stat().st_size, "clips": len(clips)}
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from audiovq.config import read_json
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.locate import bundled_model
+from audiovq.pretrained.locate import bundled_model, prior_folders
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import SUMS
 
@@ -27,26 +27,18 @@ def load_tokenizer(model: Path) -> VQVAE | None:
 
 
 def model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
-    """Name, rates and checksums of a model; None without a tokenizer."""
+    """Name, config, rates and checksums of a model; None without a tokenizer."""
     if network is None:
         return None
-    c = network.config
     hashes = {"tokenizer": tokenizer_hash(network)}
-    for folder in (model / f"prior-{level}" for level in range(c.n_levels)):
-        sums = read_if_there(folder / SUMS)
-        if sums is not None:
-            hashes[folder.name] = sums.get(checkpoint.WEIGHTS, "")
-    codes_per_second, bits_per_code = sum(c.code_rates), math.log2(c.codebook_size)
+    for folder in prior_folders(model):
+        hashes[folder.name] = (read_if_there(folder / SUMS) or {}).get(checkpoint.WEIGHTS, "")
     return {
         "name": "the bundled model" if model.resolve() == bundled_model().resolve() else model.resolve().name,
-        "sample_rate": c.sample_rate,
-        "channels": c.channels,
-        "n_levels": c.n_levels,
-        "code_rates": c.code_rates,
-        "codes_per_second": codes_per_second,
-        "kbps": codes_per_second * bits_per_code / 1000,
+        "config": network.config,
+        "codes_per_second": sum(network.config.code_rates),
+        "kbps": sum(network.config.code_rates) * math.log2(network.config.codebook_size) / 1000,
         "hashes": hashes,
-        "priors": len(hashes) - 1,
     }
 
 
@@ -79,16 +71,11 @@ def data_facts(model: Path) -> dict[str, Any] | None:
     report = read_if_there(model / "data" / "report.json")
     if report is None:
         return None
-    n_copies = len(report["duplicates"])
-    rates = [f"{count} at {int(rate):,} Hz" for rate, count in report["sample_rates"].items()]
     counts = {
         "Folder": report["folder"],
         "Tracks": f"{report['train_tracks']} for training, {report['valid_tracks']} held out",
         "Length": f"{report['hours'] * 60:.1f} minutes",
-        "Rates": ", ".join(rates),
-        "Set aside": f"{report['quarantined'] or 'no'} files, {n_copies or 'none'} of them copies",
-        "Mostly silent": f"{len(report['mostly_silent']) or 'no'} tracks",
-        "Clipped": f"{len(report['clipped']) or 'no'} tracks",
+        "Set aside": f"{report['quarantined'] or 'no'} files",
     }
     return {**report, "counts": counts}
 
