@@ -275,9 +275,7 @@ def test_a_single_note_collapses_the_codebook(tiny_recipe: Path, tmp_path: Path)
         "tokenizer.training={steps: 8, batch_size: 1, log_steps: 1, warmup_steps: 2, evaluate_steps: 8}",
         "tokenizer.model.quantizer.revival_fraction=0", "tokenizer.model.quantizer.codebook_size=128",
     )  # fmt: skip
-    assert any("codebook of level 0 has collapsed" in m and "revival_fraction to 0.05 (now 0)" in m for m in health), (
-        health
-    )
+    assert any("codebook of level 0 has collapsed" in m and "revival_fraction (now 0)" in m for m in health), health
 
 
 def test_music_of_silence(tiny_recipe: Path, tmp_path: Path) -> None:

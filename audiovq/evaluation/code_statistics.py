@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import default_collate
 
 from audiovq.data.datasets import CodeWindows
-from audiovq.data.shards import ShardIndex, Shards
+from audiovq.data.shards import Shards
 from audiovq.prior.prior import Prior
 from audiovq.utils import signals
 from audiovq.utils.progress import ProgressBar
@@ -28,27 +28,19 @@ def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
     return counted
 
 
-def code_statistics(counted: list[np.ndarray], index: ShardIndex) -> list[dict[str, float]]:
-    """Unigram entropy in bits per code and per second, perplexity and usage of each level.
+def code_statistics(counts: np.ndarray, code_rate: float) -> dict[str, float]:
+    """Unigram entropy in bits per code and per second, perplexity, and the share of the codebook that is used.
 
     Args:
-        counted: int64 [codebook_size] for each level.
+        counts: int64 [codebook_size], of one level.
     """
-    result = []
-    for counts, hop in zip(counted, index.hop_lengths, strict=True):
-        bits = entropy_of_counts(counts)
-        result.append({
-            "unigram_bits_per_code": bits,
-            "unigram_bits_per_second": bits * index.sample_rate / hop,
-            "perplexity": 2**bits,
-            "usage": usage(counts),
-        })  # fmt: skip
-    return result
-
-
-def usage(counts: np.ndarray) -> float:
-    """The share of the codebook that occurs."""
-    return float((counts > 0).mean())
+    bits = entropy_of_counts(counts)
+    return {
+        "unigram_bits_per_code": bits,
+        "unigram_bits_per_second": bits * code_rate,
+        "perplexity": 2**bits,
+        "usage": float((counts > 0).mean()),
+    }
 
 
 def entropy_of_counts(counts: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.codes import Codes
 from audiovq.data.tracks import Scan
-from audiovq.evaluation.code_statistics import entropy_of_counts, usage
+from audiovq.evaluation.code_statistics import code_statistics
 from audiovq.evaluation.held_out import held_out_music
 from audiovq.evaluation.metrics import METRICS, Metric, compare
 from audiovq.evaluation.notes import NOTE_METRICS, check_installed
@@ -24,7 +24,6 @@ from audiovq.pretrained.locate import resolve_model
 from audiovq.utils.progress import track as progress
 
 Row = dict[str, Any]
-NOT_A_FIGURE = {"track", "levels", "seconds", "samples", "kbps"}  # columns without a mean in the summary
 
 
 @dataclass
@@ -72,13 +71,12 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
     """Compare reconstructions with their sources.
 
     Returns:
-        tracks: a row for each track and prefix of levels: the metrics, and raw kbps.
-        summary: a row for each prefix: the `mean` of these columns over tracks and the half-width `ci95` of
+        tracks: a row of metrics for each track and prefix of levels.
+        summary: a row for each prefix: the `mean` of each metric over tracks and the half-width `ci95` of
             Student's interval (None for one track); raw kbps, and kbps at the entropy of the codes of all
             tracks.
-        levels: a row for each level: codes a second, number of codes, entropy in bits a code, perplexity,
-            and the share of the codebook that is used. The entropy is too low with fewer than about ten
-            codes for each entry of the codebook.
+        levels: a row for each level: codes a second, number of codes, and `code_statistics`. The entropy is too
+            low with fewer than about ten codes for each entry of the codebook.
     """
     rows: list[Row] = []
     counts: list[np.ndarray] = []  # int64 [codebook_size] a level
@@ -88,50 +86,32 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
         found = [np.bincount(level.numpy(), minlength=codes.codebook_size) for level in codes.levels]
         counts = [a + b for a, b in zip(counts, found, strict=True)] if counts else found
         for n_levels, waveform in enumerate(track.prefixes, start=1):
-            n_codes = sum(map(len, codes.levels[:n_levels]))
-            rows.append({
-                "track": track.track,
-                "levels": n_levels,
-                "seconds": codes.seconds,
-                "samples": codes.n_samples,
-                **compare(waveform, track.source, codes.sample_rate, metrics),
-                "kbps": n_codes * math.log2(codes.codebook_size) / codes.seconds / 1000,
-            })  # fmt: skip
+            row = {"track": track.track, "levels": n_levels, "seconds": codes.seconds}
+            rows.append(row | compare(waveform, track.source, codes.sample_rate, metrics))
     if codes is None:
         raise ValueError("expected at least one track to evaluate, found none")
     levels = []
     for level, (counted, hop_length) in enumerate(zip(counts, codes.hop_lengths, strict=True)):
-        bits = entropy_of_counts(counted)
-        levels.append({
-            "level": level,
-            "codes_per_second": codes.sample_rate / hop_length,
-            "n_codes": int(counted.sum()),
-            "entropy_bits": bits,
-            "perplexity": 2**bits,
-            "usage": usage(counted),
-        })  # fmt: skip
-    summary = []
+        rate = codes.sample_rate / hop_length
+        facts = {"level": level, "codes_per_second": rate, "n_codes": int(counted.sum())}
+        levels.append(facts | code_statistics(counted, rate))
+    summary, bits_a_code = [], math.log2(codes.codebook_size)
     for n_levels in range(1, len(levels) + 1):
         group = [row for row in rows if row["levels"] == n_levels]
-        names = [name for name in group[0] if name not in NOT_A_FIGURE]
-        seconds = sum(row["seconds"] for row in group)
-        n_codes = sum(level["n_codes"] for level in levels[:n_levels])
-        entropy = sum(level["n_codes"] * level["entropy_bits"] for level in levels[:n_levels])
         summary.append({
             "levels": n_levels,
             "n_tracks": len(group),
-            "seconds": seconds,
-            **{name: mean_estimate([row[name] for row in group]) for name in names},
-            "kbps": n_codes * math.log2(codes.codebook_size) / seconds / 1000,
-            "entropy_kbps": entropy / seconds / 1000,
+            "seconds": sum(row["seconds"] for row in group),
+            **{name: mean_estimate([row[name] for row in group]) for name in metrics},
+            "kbps": sum(level["codes_per_second"] for level in levels[:n_levels]) * bits_a_code / 1000,
+            "entropy_kbps": sum(level["unigram_bits_per_second"] for level in levels[:n_levels]) / 1000,
         })  # fmt: skip
     return {"tracks": rows, "summary": summary, "levels": levels}
 
 
 def print_tables(report: dict[str, Any]) -> None:
     """Print the tracks, the means with their confidence intervals, and the use of the codes."""
-    columns = [name for name in report["tracks"][0] if name != "samples"]
-    print_table("tracks", columns, [[row[name] for name in columns] for row in report["tracks"]])
+    print_table("tracks", list(report["tracks"][0]), [list(row.values()) for row in report["tracks"]])
     summary, levels = report["summary"], report["levels"]
     names = [name for name in summary[0] if name not in {"levels", "n_tracks", "seconds"}]
     print_table(

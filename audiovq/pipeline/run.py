@@ -130,7 +130,8 @@ class Run:
 def write_results(run: Path, shards: Shards, device: torch.device) -> None:
     """Measure, write report.json and print one line for each prior."""
     split = "valid" if shards.index.tracks.of("valid") else "train"
-    levels: list[dict[str, Any]] = code_statistics(level_counts(shards, split), shards.index)
+    rates = [shards.index.sample_rate / hop for hop in shards.index.hop_lengths]
+    levels: list[dict[str, Any]] = list(map(code_statistics, level_counts(shards, split), rates))
     for level, folder in enumerate(prior_folders(run)):
         prior, _ = checkpoint.load_prior(folder)
         levels[level] |= held_out_bits(prior.to(device), shards, split)

@@ -60,13 +60,9 @@ class BatchSplit:
             )
 
     @property
-    def largest_share(self) -> int:
-        """The most examples that a rank has."""
-        return -(-self.batch_size // self.world_size)
-
-    @property
     def n_microbatches(self) -> int:
-        return -(-self.largest_share // (self.device_batch_size or self.largest_share))
+        largest_share = -(-self.batch_size // self.world_size)
+        return -(-largest_share // (self.device_batch_size or largest_share))
 
     def microbatches(self) -> list[Microbatch]:
         """Those of this rank, in order."""

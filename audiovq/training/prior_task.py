@@ -52,10 +52,8 @@ class PriorTask(Task):
         return network
 
     def health_facts(self) -> dict[str, Any]:
-        dropout = self.stage.model.transformer.dropout
-        wanted = 0.1 if dropout < 0.1 else min(0.5, dropout + 0.1)
-        key = f"{self.recipe_key}.model.transformer.dropout"
-        return {"against_overfitting": f" or {key} to {wanted:g} (now {dropout:g}), raise codes.shifts"}
+        key, dropout = f"{self.recipe_key}.model.transformer.dropout", self.stage.model.transformer.dropout
+        return {"against_overfitting": f", raise {key} (now {dropout:g}) or codes.shifts"}
 
     def blocks(self) -> list[nn.Module]:
         return list(self.network.transformer.layers)

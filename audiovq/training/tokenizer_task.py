@@ -76,7 +76,10 @@ class TokenizerTask(Task):
         return {
             "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps, stage.sound_start_step),
             "most_codes": tuple(min(model.codebook_size, samples // hop) for hop in model.hop_lengths),
-            "against_collapse": more_codes(stage),
+            "against_collapse": {
+                "ema": f"raise tokenizer.model.quantizer.revival_fraction (now {model.quantizer.revival_fraction:g})",
+                "gumbel": f"lower tokenizer.losses.kl (now {stage.losses.kl:g})",
+            }.get(model.quantizer.kind, ""),
         }
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
@@ -138,19 +141,6 @@ def level_metrics(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Ten
     if reconstructions:
         metrics["reconstruction_power"] = torch.stack([x.float().square().mean() for x in reconstructions]).min()
     return metrics
-
-
-def more_codes(stage: TokenizerStage) -> str:
-    """Advice on how more codes are used; "" if nothing but a lower learning rate helps."""
-    quantizer = stage.model.quantizer
-    if quantizer.kind == "gumbel":
-        return f"set tokenizer.losses.kl to {stage.losses.kl / 4:g} (now {stage.losses.kl:g})"
-    if quantizer.kind != "ema":
-        return ""
-    now = quantizer.revival_fraction
-    wanted = 0.05 if now < 0.05 else min(0.2, 2 * now)
-    key = "tokenizer.model.quantizer.revival_fraction"
-    return f"set {key} to {wanted:g} (now {now:g}), or lower tokenizer.training.learning_rate"
 
 
 @torch.no_grad()
