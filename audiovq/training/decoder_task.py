@@ -26,7 +26,7 @@ from audiovq.tokenizer.discriminators import (
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.task import Part, Task
-from audiovq.training.tokenizer_task import level_metrics, waveform_crops
+from audiovq.training.tokenizer_task import TokenizerTask, level_metrics, waveform_crops
 
 
 class DecoderTask(Task):
@@ -36,6 +36,8 @@ class DecoderTask(Task):
     influence what finer ones quantize. Differs from HiFi-GAN (arXiv:2010.05646): decoder and discriminators step
     together, with the gradients of one pass.
     """
+
+    shown = (*TokenizerTask.shown, "adversarial", "feature_matching", "discriminator")
 
     def __init__(
         self,
@@ -145,12 +147,6 @@ class DecoderTask(Task):
         # A function whose gradient is `total`, so that the backward pass does not compute it again.
         linear = torch.stack([(p * g).sum() for p, g in zip(parameters, total, strict=True)]).sum()
         return loss.detach() + (linear - linear.detach())
-
-    def describe(self, metrics: dict[str, float]) -> str:
-        reconstruction = ("mel", "stft", "spectral_convergence", "waveform_l1")
-        names = (*reconstruction, "adversarial", "feature_matching", "discriminator")
-        terms = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
-        return f"loss {metrics['loss']:.3f} {terms}"
 
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -43,6 +43,7 @@ class Task(nn.Module):
     recipe_key = "stage"  # of the stage in the recipe, such as priors.0
     seed = 0
     has_held_out = True  # False: evaluations are of training tracks, because there are no others
+    shown: tuple[str, ...] = ()  # metrics in the progress bar, besides the loss
     splits_batches = False  # True: the task splits a batch by `device_batch_size` itself
     example_seconds = 0.0  # seconds of audio in an example, for the speed in the progress bar
 
@@ -75,4 +76,5 @@ class Task(nn.Module):
 
     def describe(self, metrics: dict[str, float]) -> str:
         """The most important metrics in one line, for the progress bar."""
-        return f"loss {metrics['loss']:.3f}"
+        terms = " ".join(f"{name} {metrics[name]:.4g}" for name in self.shown if name in metrics)
+        return f"loss {metrics['loss']:.3f} {terms}"

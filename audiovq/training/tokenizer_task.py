@@ -41,6 +41,7 @@ class TokenizerTask(Task):
     """
 
     network: VQVAE
+    shown = ("mel", "stft", "spectral_convergence", "waveform_l1", "tones")
     splits_batches = True  # statistics and codebooks are updated once per step, with all examples
 
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
@@ -114,9 +115,7 @@ class TokenizerTask(Task):
 
     def describe(self, metrics: dict[str, float]) -> str:
         perplexities = "/".join(f"{metrics[f'perplexity_{i}']:.0f}" for i in range(self.stage.model.n_levels))
-        names = ("mel", "stft", "spectral_convergence", "waveform_l1", "tones")
-        terms = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
-        return f"loss {metrics['loss']:.3f} {terms} perplexity {perplexities}"
+        return f"{super().describe(metrics)} perplexity {perplexities}"
 
 
 def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: str, seed: int) -> WaveformCrops:
