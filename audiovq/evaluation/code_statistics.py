@@ -29,7 +29,7 @@ def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
 
 
 def code_statistics(counts: np.ndarray, code_rate: float) -> dict[str, float]:
-    """Unigram entropy in bits per code and per second, perplexity, and the share of the codebook that is used.
+    """Unigram entropy in bits per code and per second, perplexity, and the used share of the codebook.
 
     Args:
         counts: int64 [codebook_size], of one level.

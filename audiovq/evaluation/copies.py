@@ -194,7 +194,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             continue
         chance = "no held-out track is as long as the piece" if row["p"] is None else f"p = {row['p']:.3f}"
         lines.append(
-            f"{row['symbols']}  {row['length']} codes, {row['seconds']:.2f} s: at {row['start_seconds']:.2f} s as "
-            f"{row['track']} at {row['track_seconds']:.2f} s; {chance}"
+            f"{row['symbols']}  {row['length']} codes, {row['seconds']:.2f} s: at {row['start_seconds']:.2f} s "
+            f"as {row['track']} at {row['track_seconds']:.2f} s; {chance}"
         )
     return lines

@@ -75,8 +75,8 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
         summary: a row for each prefix: the `mean` of each metric over tracks and the half-width `ci95` of
             Student's interval (None for one track); raw kbps, and kbps at the entropy of the codes of all
             tracks.
-        levels: a row for each level: codes a second, number of codes, and `code_statistics`. The entropy is too
-            low with fewer than about ten codes for each entry of the codebook.
+        levels: a row for each level: codes a second, number of codes, and `code_statistics`. The entropy is
+            too low with fewer than about ten codes for each entry of the codebook.
     """
     rows: list[Row] = []
     counts: list[np.ndarray] = []  # int64 [codebook_size] a level

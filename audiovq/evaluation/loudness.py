@@ -32,13 +32,15 @@ def headroom(waveform: Tensor) -> float:
 
 
 def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list[float | None]:
-    """The gains in dB that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS; None for silence.
+    """The gains that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS.
 
     A clip that would pull the others below -30 LUFS because of its peaks stays quieter than they are instead.
 
     Args:
         clips: float [1 or 2 channels, samples] each.
         sample_rates: of the clips, Hz.
+    Returns:
+        dB for each clip; None for silence.
     """
     levels = [loudness(clip, rate) for clip, rate in zip(clips, sample_rates, strict=True)]
     largest = [headroom(clip) for clip in clips]

@@ -129,8 +129,8 @@ def check_model() -> Iterator[CheckResult]:
         "decoded audio has another length": decoded.shape[-1] != len(t),
         "the same seed gives other codes": not all(map(torch.equal, codes.levels, again.levels)),
     }
-    for name, waveform in {"decoded audio": decoded, "new music": music}.items():
-        faults[f"{name} is silent or not finite"] = not (waveform.isfinite().all() and waveform.abs().max() > 1e-3)
+    for name, wave in {"decoded audio": decoded, "new music": music}.items():
+        faults[f"{name} is silent or not finite"] = not (wave.isfinite().all() and wave.abs().max() > 1e-3)
     wrong = [fault for fault, is_so in faults.items() if is_so]
     found = (
         f"encoded and decoded {TEST_SECONDS:g} s of audio and made {2 * NEW_SECONDS:g} s of music "

@@ -1,8 +1,8 @@
 """One writer for each run folder, also on a disk that several machines share.
 
-The file `.lock` in the run names its writer, which renews the file's time every few seconds. It stays behind if the
-writer is killed. On the same machine it is then taken over at once; elsewhere, if it is not renewed for a while. Clocks
-need not agree. (A lock of the system would be simpler, but some shared disks ignore it.)
+The file `.lock` in the run names its writer, which renews the file's time every few seconds. It stays behind
+if the writer is killed. On the same machine it is then taken over at once; elsewhere, if it is not renewed for a
+while. Clocks need not agree. (A lock of the system would be simpler, but some shared disks ignore it.)
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def only_writer(run: Path) -> Iterator[None]:
     path = run / ".lock"
 
     def end(_: object) -> None:
-        """Another machine has taken the lock over, because this process was suspended or its disk was away."""
+        """Another machine has the lock now: this process was suspended, or its disk was away."""
         say(f"{run}: {_writer(lock)} has taken over this run")
         os._exit(2)
 
@@ -62,7 +62,8 @@ def _wait(lock: SoftFileLease, path: Path) -> None:
         return time.monotonic() - began > CLOSING_SECONDS and _renewed(path) != renewed
 
     try:
-        lock.acquire(STALE_SECONDS + CLOSING_SECONDS, poll_interval=POLL_SECONDS, cancel_check=is_alive_for_long)
+        timeout = STALE_SECONDS + CLOSING_SECONDS
+        lock.acquire(timeout, poll_interval=POLL_SECONDS, cancel_check=is_alive_for_long)
     except Timeout:
         raise ValueError(
             f"{path.parent}: {_writer(lock)} trains this run; wait for its end, stop it, or choose another --out"

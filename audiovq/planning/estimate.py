@@ -1,4 +1,4 @@
-"""Estimates what a recipe takes, within seconds: memory and hours of each stage, and sizes that fit. It trains nothing.
+"""Estimates what a recipe takes, within seconds: memory, hours, and sizes that fit. It trains nothing.
 
 Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, where
 tensors have no values; tokenizer and decoder on a short crop, because both grow in proportion to its length.
@@ -76,9 +76,9 @@ def this_device(bf16: bool) -> Device:
         name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
     else:
         name, memory = f"{os.cpu_count()} CPU cores, no GPU", psutil.virtual_memory().total
-    # Matrix products and convolutions. One thread of a CPU, because that of several has their waiting for each other.
-    n = 4096 if has_gpu else 512
-    x = torch.randn(n, n, device="cuda" if has_gpu else "cpu", dtype=torch.bfloat16 if bf16 else torch.float32)
+    # Matrix products and convolutions; on one thread of a CPU, because several wait for each other.
+    n, dtype = 4096 if has_gpu else 512, torch.bfloat16 if bf16 else torch.float32
+    x = torch.randn(n, n, device="cuda" if has_gpu else "cpu", dtype=dtype)
     work = "(x @ x)[0, 0].item(); torch.conv1d(x[None], kernel)[0, 0, 0].item()"
     given = {"x": x, "kernel": x[:, :, None].repeat(1, 1, KERNEL), "torch": torch}
     clock, n_cores = (time.perf_counter, 1) if has_gpu else (time.process_time, torch.get_num_threads())
@@ -289,9 +289,10 @@ class Planner(NamedTuple):
         words = f"{n_codes:,.0f} codes of music, {per_code:,.1f} weights for each"
         too_large = per_code > TOO_MANY_WEIGHTS and not stage.from_pretrained
         if too_large:
-            dim = int((FITTING_WEIGHTS * n_codes / 48) ** 0.5) // 32 * 32  # four layers have 48 · dim² weights
-            size = f"{key}.model.transformer: {{dim: {max(dim, 32)}, n_layers: 4, n_heads: 4}}"
-            words += f": far too large, it would learn the music by heart; more music, or a size that fits: {size}"
+            # Four layers have 48 · dim² weights.
+            dim = max(32, int((FITTING_WEIGHTS * n_codes / 48) ** 0.5) // 32 * 32)
+            words += ": far too large, it would learn the music by heart; more music, or a size that fits: "
+            words += f"{key}.model.transformer: {{dim: {dim}, n_layers: 4, n_heads: 4}}"
         return planned | {"codes": round(n_codes), "size": words, "too_large": too_large}
 
     def _training(self, key: str, network: nn.Module, config: TrainingConfig, one: Pass) -> dict[str, Any]:
@@ -336,8 +337,8 @@ class Planner(NamedTuple):
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """The plan to print: a line for each stage, and what to change below it."""
     lines = [
-        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory each; "
-        f"{plan['music_hours']:.2g} hours of music"
+        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory "
+        f"each; {plan['music_hours']:.2g} hours of music"
     ]
     for stage in plan["stages"]:
         hours = _hours(stage["hours"])
@@ -345,12 +346,13 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
             lines.append(f"codes: {hours} for {stage['codes']:,} codes")
             continue
         lines.append(
-            f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; {_gb(stage['memory_bytes'])} of "
-            f"memory; {hours} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s"
+            f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; "
+            f"{_gb(stage['memory_bytes'])} of memory; {hours} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s"
         )
         if not stage["fits"]:
-            size, change = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
-            advice = f"set {stage['key']}.device_batch_size to {size}" if size else change
+            size, advice = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
+            if size:
+                advice = f"set {stage['key']}.device_batch_size to {size}"
             lines.append(f"    does not fit into the memory: {advice}")
         if "size" in stage:
             lines.append(f"    {stage['size']}")

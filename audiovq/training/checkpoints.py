@@ -116,7 +116,7 @@ class Checkpoints:
 
 
 class BestWeights:
-    """Early stopping: the weights with the lowest held-out loss, in a folder; nothing is done if `patience` is 0.
+    """Early stopping: the weights with the lowest held-out loss, in a folder; nothing if `patience` is 0.
 
     The best step is read from the folder. A resumed run repeats evaluations and gets the same losses, so
     that it ends at the same step as a run that was never interrupted.

@@ -1,9 +1,9 @@
 """Health checks: what goes wrong in a training, since which step, and which setting to change.
 
-A check is a function of the facts of a stage and its metrics so far. It yields the step since when something is
-wrong, its subject (such as the level, where one check may find several things) and a text. The first finding of a
-check about a subject is reported, once. No clock and no files are read, so that a resumed training that shows the
-same metrics again comes to the same state.
+A check is a function of the facts of a stage and its metrics so far. It yields the step since when something
+is wrong, its subject (such as the level, where one check may find several things) and a text. The first finding
+of a check about a subject is reported, once. No clock and no files are read, so that a resumed training that
+shows the same metrics again comes to the same state.
 """
 
 import itertools
@@ -105,8 +105,8 @@ def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
         since = wrong_since(points, lambda value, limit=limit: value < limit, after=facts.warmed_up)
         if since is not None:
             text = (
-                f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} possible; "
-                f"{facts.against_collapse or facts.lower_learning_rate()}"
+                f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} "
+                f"possible; {facts.against_collapse or facts.lower_learning_rate()}"
             )
             yield since, f"level {level}", text
 

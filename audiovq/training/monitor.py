@@ -59,7 +59,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    """Live metrics in TensorBoard, wandb or trackio, in addition to metrics.jsonl; by accelerate's trackers."""
+    """Live metrics in TensorBoard, wandb or trackio, besides metrics.jsonl; by accelerate's trackers."""
 
     folder: Path  # of the run
     names: tuple[str, ...] = ()

@@ -74,13 +74,15 @@ class TokenizerTask(Task):
     def health_facts(self) -> dict[str, Any]:
         stage, model = self.stage, self.stage.model
         samples = stage.training.batch_size * stage.crop_samples
+        revival = getattr(model.quantizer, "revival_fraction", 0.0)
+        against_collapse = {
+            "ema": f"raise tokenizer.model.quantizer.revival_fraction (now {revival:g})",
+            "gumbel": f"lower tokenizer.losses.kl (now {stage.losses.kl:g})",
+        }
         return {
             "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps, stage.sound_start_step),
             "most_codes": tuple(min(model.codebook_size, samples // hop) for hop in model.hop_lengths),
-            "against_collapse": {
-                "ema": f"raise tokenizer.model.quantizer.revival_fraction (now {model.quantizer.revival_fraction:g})",
-                "gumbel": f"lower tokenizer.losses.kl (now {stage.losses.kl:g})",
-            }.get(model.quantizer.kind, ""),
+            "against_collapse": against_collapse.get(model.quantizer.kind, ""),
         }
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
