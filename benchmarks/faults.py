@@ -36,7 +36,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import soundfile
 
-import audiovq.sampling.journal as journal
 from audiovq.cli import main as audiovq_main
 
 RECIPE = """
@@ -87,7 +86,6 @@ def start(arguments: Sequence[str], log: Path, file_limit: int | None = None) ->
         sys.argv = ["audiovq", *arguments]
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-        journal.SNAPSHOT_SECONDS = 0.05  # so that short pieces have something to resume
         audiovq_main()
         code = 0
     except SystemExit as error:
@@ -134,7 +132,7 @@ def finished(folder: Path) -> dict[Path, int]:
         *folder.glob("codes/index.json"),
         *folder.glob("prior-*/config.json"),
     ]
-    codes = [path for path in folder.rglob("*.codes") if ".journal" not in str(path)]
+    codes = list(folder.rglob("*.codes"))
     pieces = {path: zlib.crc32(path.read_bytes()) for path in codes if path.with_suffix(".wav").exists()}
     return {path: path.stat().st_mtime_ns for path in (*marks, *codes)} | pieces
 

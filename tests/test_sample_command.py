@@ -161,21 +161,6 @@ def test_streamed_pieces_are_the_whole_and_come_early(tiny_run: Path, n_levels: 
     assert torch.allclose(torch.cat(pieces, dim=-1), tokenizer.decode(codes, n_levels), atol=1e-5)
 
 
-def test_a_streamed_piece_that_was_interrupted_is_streamed_whole(tiny_run: Path, tmp_path: Path) -> None:
-    generator = Generator.from_pretrained(tiny_run)
-    pieces: list[torch.Tensor] = []
-
-    def stop(level: int, codes: torch.Tensor) -> None:
-        if level == 2 and codes.shape[1] == 600:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generator.sample_codes(6, seed=3, journal=tmp_path / "j", on_codes=stop)
-    decoder = LiveDecoder(generator.tokenizer, 48000, 3, pieces.append)
-    (codes,) = generator.sample_codes(6, seed=3, journal=tmp_path / "j", on_codes=decoder)
-    assert torch.allclose(torch.cat(pieces, dim=-1), generator.tokenizer.decode(codes), atol=1e-5)
-
-
 def test_items_by_number_and_the_names_of_files(tiny_run: Path, tmp_path: Path) -> None:
     output = sample(tiny_run, "--seconds", 1, "--num", 3, "--out", tmp_path / "all.wav")
     assert f"all-0.wav, all-1.wav, all-2.wav in {tmp_path}; --seed 1 makes the same music again" in output
@@ -268,25 +253,3 @@ def test_options_that_make_no_sense(
     arguments = [places.get(str(option), option) for option in options]
     assert_one_line_error(cli("sample", "--model", tiny_run, *arguments, "--out", tmp_path / "x.wav"), word)
     assert not (tmp_path / "x.wav").exists()
-
-
-def test_ctrl_c_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from audiovq.sampling.engine import PackedEngine
-
-    step, count = PackedEngine.step, []
-
-    def stop(*arguments: object) -> torch.Tensor:
-        count.append(1)
-        if len(count) == 100:
-            raise KeyboardInterrupt
-        return step(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(PackedEngine, "step", stop)
-    options = ("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
-    result = cli(*options)
-    assert result.exit_code == 130
-    assert "the same command with --seed 1 goes on" in result.output
-    again = cli(*options)
-    assert again.exit_code == 0
-    assert "going on from 99 codes" in again.output
-    assert not (tmp_path / ".x.journal").exists()

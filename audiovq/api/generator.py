@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +19,15 @@ from audiovq.api.tokenizer import Tokenizer
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained import checkpoint
-from audiovq.pretrained.identity import prior_hash
 from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.decode_state import BLOCK
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
-from audiovq.sampling.journal import Journal
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.device import pick_device, torch_defaults
-from audiovq.utils.progress import ProgressBar, say
+from audiovq.utils.progress import ProgressBar
 
 ITEMS_AT_ONCE = 16
 MAX_SECONDS = 24 * 3600.0
@@ -114,7 +110,6 @@ class Generator(Shareable):
         *,
         prompt: Codes | None = None,
         given: CodeMask | None = None,
-        journal: str | Path | None = None,
         on_codes: CodesCallback = ignore_codes,
         **options: Any,
     ) -> list[Codes]:
@@ -124,8 +119,7 @@ class Generator(Shareable):
             seconds: length of the whole piece, a prompt included; not with `given`, which has a length.
             prompt: codes of a clip that the piece starts with.
             given: codes that stay (see `keep`); all others are drawn.
-            journal: a folder. An interrupted call that is repeated continues with the codes it has there.
-            on_codes: see `sampling.generate`; also called for the codes of a journal.
+            on_codes: see `sampling.generate`.
             options: the fields of `PieceOptions`.
         Raises:
             ValueError: an impossible length, label or setting.
@@ -143,11 +137,7 @@ class Generator(Shareable):
         chosen = options_from_keywords(options)
         if given:
             given.check(self.hop_lengths, n)
-        with Journal(Path(journal)) if journal else contextlib.nullcontext() as opened:
-            codes = list(self.pieces(n_samples, seed, range(n), chosen, given=given, journal=opened, on_codes=on_codes))
-            if opened:
-                opened.remove()
-        return codes
+        return list(self.pieces(n_samples, seed, range(n), chosen, given=given, on_codes=on_codes))
 
     def pieces(
         self,
@@ -157,7 +147,6 @@ class Generator(Shareable):
         options: PieceOptions | None = None,
         *,
         given: CodeMask | None = None,
-        journal: Journal | None = None,
         on_codes: CodesCallback = ignore_codes,
         n_levels: int | None = None,
         in_time_order: bool = False,
@@ -172,9 +161,6 @@ class Generator(Shareable):
         priors = self.priors[:n_levels]
         settings = level_settings(self.sampling, options)[: len(priors)]
         request = make_request(self.priors, n_samples, seed, options)
-        fixed = {"settings": [setting.model_dump() for setting in settings], "block": BLOCK}
-        if journal:
-            fixed["priors"] = [prior_hash(prior) for prior in priors]
         groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
         n_positions = len(groups) * sum(-(-n_samples // hop) for hop in self.hop_lengths[: len(priors)])
         seconds = len(items) * n_samples / self.sample_rate / max(n_positions, 1)  # of audio per position
@@ -183,13 +169,9 @@ class Generator(Shareable):
             for group in groups:
                 request = dataclasses.replace(request, items=[int(items[i]) for i in group])
                 mask = [_rows(level, group) for level in given.levels] if given else None
-                if journal:
-                    journal.open({**vars(request), "given": mask, **fixed})
-                    if journal.n_known and options.progress:
-                        say(f"going on from {journal.n_known} codes per item of an interrupted run")
                 with few_threads(priors):
                     callback = _advancing(bar, on_codes)
-                    levels = generate(priors, settings, request, mask, callback, journal, in_time_order)
+                    levels = generate(priors, settings, request, mask, callback, in_time_order)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
                     yield self.tokenizer.make_codes(row, n_samples)
 

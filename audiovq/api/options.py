@@ -61,8 +61,11 @@ def options_from_keywords(keywords: Mapping[str, Any]) -> PieceOptions:
 
     Raises:
         TypeError: no such option.
+        ValueError: an option that no longer exists.
     """
     current = dict(keywords)
+    for old in compat.REMOVED_KEYWORDS.keys() & current.keys():
+        raise ValueError(f"{old} no longer exists; {compat.REMOVED_KEYWORDS[old]}")
     for old, new in compat.KEYWORDS.items():
         if old in current:
             warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)

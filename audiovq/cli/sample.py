@@ -49,10 +49,7 @@ GUIDANCE_HELP = f"How closely label, text and chroma are followed, 1 as trained;
 @options.report_option
 @options.json_option
 def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: str | None, **values: Any) -> None:
-    """Make new music, or change a piece.
-
-    After an interruption the same command with the same seed resumes it.
-    """
+    """Make new music, or change a piece. The same command with the same seed makes the same files."""
     from audiovq.pipeline.sample import Sampled, SampleOptions
     from audiovq.pipeline.sample import sample as run
 

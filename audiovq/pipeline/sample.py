@@ -24,7 +24,6 @@ from audiovq.evaluation.copies import copy_reports, report_lines
 from audiovq.recipe import codes_place
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
-from audiovq.sampling.journal import Journal
 from audiovq.utils import signals
 from audiovq.utils.files import check_folder, check_output
 from audiovq.utils.progress import console, say
@@ -149,7 +148,7 @@ def sample(
         finished: called once when all files are there, by the first process.
     Raises:
         ValueError: options that cannot be.
-        Interrupted: a signal asked to stop; the journals stay.
+        Interrupted: a signal asked to stop; the files that were yielded are whole.
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if not launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
@@ -177,13 +176,9 @@ def _sample(
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
     mine = options.items[collectives.rank() :: collectives.world_size()]
     written: dict[Path, Codes] = {}
-    with (
-        Journal(target.with_name(f".{target.stem}.journal")) as journal,
-        _live(options, generator, n_samples) as on_codes,
-        _advice_if_interrupted(seed, journal),
-    ):
-        callbacks = {"journal": journal, "on_codes": on_codes, "in_time_order": bool(options.stream)}
-        drawn = generator.pieces(n_samples, seed, mine, options, given=given, **callbacks)
+    with _live(options, generator, n_samples) as on_codes:
+        order = {"on_codes": on_codes, "in_time_order": bool(options.stream)}
+        drawn = generator.pieces(n_samples, seed, mine, options, given=given, **order)
         pieces, chosen = zip(mine, drawn, strict=True), list(options.items)
         if options.best:
             candidates = dict(pieces)
@@ -198,9 +193,6 @@ def _sample(
         copies = dict(zip(written, reports, strict=False))
         for path, report in copies.items():
             yield from (f"{path}: {line}" for line in report_lines(report))
-        left = journal.remove()
-        if left and first and collectives.world_size() == 1:
-            say(f"{journal.folder} still has the unfinished work of {len(left)} other commands")
     collectives.barrier()  # the files of all processes are there
     if first:
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
@@ -283,15 +275,6 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
             table.add_row(str(rank), str(options.items[i]), *numbers, "chosen" if rank <= (options.best or 0) else "")
         console.print(table)
     return [options.items[i] for i in order[: options.best]]
-
-
-@contextlib.contextmanager
-def _advice_if_interrupted(seed: int, journal: Journal) -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, signals.Interrupted):
-        say(f"the finished codes are in {journal.folder}; the same command with --seed {seed} goes on from there")
-        raise
 
 
 class LiveDecoder:

@@ -41,7 +41,6 @@ class DecodeState:
     Attributes:
         codes: int64 [rows, 1 + n]. codes[:, t] precedes position t; the first one means "outside the track".
         n_done: positions that have been through the network and whose codes are final.
-        in_prefill: whether the cache is incomplete, in the middle of `prefill`.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class DecodeState:
         self.cache = self.engine.cache
         self.guided.write_prefix(self.cache)
         self.codes = F.pad(self.given, (1, 0), value=spec.codebook_size)
-        self.n_done, self.in_prefill = 0, False
+        self.n_done = 0
         self.sum = torch.zeros((), device=given.device)  # of all logits; it is looked at seldom, as a GPU must wait
 
     def conditions(self, request: Request) -> Conditions:
@@ -108,9 +107,7 @@ class DecodeState:
     def stretches(self) -> Iterator[Stretch]:
         """What remains to go through the network, in order; nothing after the last code to be drawn.
 
-        Given codes go through in one pass per block. The passes depend on `given` alone, never on where a
-        run was interrupted: a pass over many positions and one over a single position differ in the last
-        bits, which can change a draw. So a resumed run gets the same codes.
+        Given codes go through in one pass per block.
         """
         n = len(self.is_given)
         for begin in range(self.n_done // self.block * self.block, n, self.block):
@@ -144,9 +141,8 @@ class DecodeState:
 
     def prefill(self, stretch: Stretch, context: Tensor) -> None:
         """Put a stretch of given codes through the network."""
-        self.in_prefill = True
         self.engine.prefill(self.guided.rows(self.codes[:, stretch.start : stretch.end]), context)
-        self.n_done, self.in_prefill = stretch.end, False
+        self.n_done = stretch.end
 
     def step(self, t: int, context: Tensor) -> Tensor:
         """Logits [rows, codebook_size] of position t; `context` is [rows, dim]."""

@@ -14,7 +14,6 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
 from audiovq.sampling.interleave import interleave
-from audiovq.sampling.journal import Journal
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.request import Request
 from audiovq.utils import signals
@@ -34,7 +33,6 @@ def generate(
     request: Request,
     given: Sequence[Tensor] | None = None,
     on_codes: CodesCallback = ignore_codes,
-    journal: Journal | None = None,
     in_time_order: bool = False,
 ) -> list[Tensor]:
     """Generate the codes of the first len(priors) levels.
@@ -43,7 +41,6 @@ def generate(
         settings: temperature, top-k, top-p and guidance of each level.
         given: int64 [1 or items, n_codes] per level; -1 where a code is to be drawn, all others stay.
         on_codes: called after each pass through a prior, and at the end of each level.
-        journal: codes of its last snapshot are not drawn again; it makes snapshots of new ones.
         in_time_order: draw each finer code as soon as the coarser ones around it are there, instead of one
             level after the other. The codes are the same. Not with segments, which need whole coarser levels.
     Returns:
@@ -55,31 +52,21 @@ def generate(
         shape = len(request.items), -(-request.n_samples // prior.spec.hop_length)
         mask = given[level] if given else torch.full((1, shape[1]), -1)
         mask = mask.to(prior.head.weight.device).expand(shape)
-        if journal and level in journal.finished:
-            levels.append(journal.finished[level].to(mask.device))
-        elif bool((mask < 0).any()):
-            state = DecodeState(prior, levels, mask, request, setting.guidance)
-            if journal:
-                journal.restore(level, state)
-            together[level] = state
-            levels.append(state.codes[:, 1:])
+        if bool((mask < 0).any()):
+            together[level] = DecodeState(prior, levels, mask, request, setting.guidance)
+            levels.append(together[level].codes[:, 1:])
         else:
             levels.append(mask)
-        if level not in together:
-            on_codes(level, levels[level])
+            on_codes(level, mask)
         if in_time_order and request.segments == 1 and level + 1 < len(priors):
             continue
         runs = {at: draw_level(state, settings[at]) for at, state in together.items()}
         for at in interleave(together, runs):
             signals.poll()
             on_codes(at, together[at].final_codes)
-            if journal:
-                journal.note()
         for at, state in together.items():
             state.check_finite()
             levels[at] = state.joined()
-            if journal:
-                journal.finish(at, levels[at])
             on_codes(at, levels[at])
         together = {}
     return levels

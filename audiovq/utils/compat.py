@@ -26,6 +26,7 @@ MODEL_KEYS: dict[str, dict[str, str | None]] = {
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
 KEYWORDS = {"parallel": "segments"}  # of `Generator`, old and new; renamed in version 0.2
+REMOVED_KEYWORDS = {"journal": "repeat the call, which gives the same codes"}  # of `Generator`, and what to do instead
 OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
 T = TypeVar("T")
