@@ -136,14 +136,6 @@ def test_the_stream_is_the_file(tiny_run: Path, tmp_path: Path) -> None:
     assert b"y.wav" in piped.stderr
 
 
-def test_segments_at_once_are_streamed_too(tiny_run: Path, tmp_path: Path) -> None:
-    files = ("--stream", tmp_path / "live.wav", "--out", tmp_path / "x.wav")
-    sample(tiny_run, "--seconds", 4, "--segments", 3, *files)
-    live, whole = read(tmp_path / "live.wav"), read(tmp_path / "x.wav")
-    assert len(live) == len(whole) == 32000
-    assert np.abs(live.astype(int) - whole).max() <= 1
-
-
 @pytest.mark.parametrize("n_levels", [1, 2, 3])
 def test_streamed_pieces_are_the_whole_and_come_early(tiny_run: Path, n_levels: int) -> None:
     tokenizer = Tokenizer.from_pretrained(tiny_run)

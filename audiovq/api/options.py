@@ -1,10 +1,8 @@
 """How pieces are generated: the options of `Generator`, and what they mean for a model."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +33,6 @@ class PieceOptions:
         text: a caption or lyrics, for a model that was trained with texts.
         chroma: a recording whose melody and harmony to follow, for a model that was trained with chroma.
         precision: of the priors' arithmetic, see `sampling.engine.precisions`.
-        segments: of each finer level that are drawn at once. More are faster, and give other codes than 1.
         progress: show a progress bar.
     """
 
@@ -47,30 +44,12 @@ class PieceOptions:
     text: str = ""
     chroma: str | Path | None = None
     precision: str = "auto"
-    segments: int = 1
     progress: bool = False
 
     @property
     def conditional(self) -> bool:
         """Whether there is something for guidance to strengthen."""
         return bool(self.labels or self.text or self.chroma)
-
-
-def options_from_keywords(keywords: Mapping[str, Any]) -> PieceOptions:
-    """The options of keyword arguments; old names give a DeprecationWarning.
-
-    Raises:
-        TypeError: no such option.
-        ValueError: an option that no longer exists.
-    """
-    current = dict(keywords)
-    for old in compat.REMOVED_KEYWORDS.keys() & current.keys():
-        raise ValueError(f"{old} no longer exists; {compat.REMOVED_KEYWORDS[old]}")
-    for old, new in compat.KEYWORDS.items():
-        if old in current:
-            warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
-            current[new] = current.pop(old)
-    return PieceOptions(**current)
 
 
 def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions) -> list[SamplingConfig]:
@@ -98,18 +77,16 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
     Raises:
         ValueError: a label, text or recording that this model cannot follow, or an option out of range.
     """
-    seed, segments = whole_number(seed, "seed"), whole_number(options.segments, "segments")
+    seed = whole_number(seed, "seed")
     if not 0 <= seed < 1 << 63:  # the noise would not differ
         raise ValueError(f"seed: expected 0 to {(1 << 63) - 1}, found {seed}")
-    if segments < 1:
-        raise ValueError(f"segments: expected at least 1, found {segments}")
     if options.guidance is not None and not options.conditional:
         raise ValueError("guidance: expected a label, text or chroma to follow, found none of them")
     labels = _label_indexes(priors[0].spec.vocabularies, options.labels)
     _check_text(priors, options.text)
     chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
     precision = compat.current_precision(options.precision, precisions(priors[0].head.weight.device))
-    return Request(n_samples, [], seed, labels, options.text, chroma, precision, segments)
+    return Request(n_samples, [], seed, labels, options.text, chroma, precision)
 
 
 def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:

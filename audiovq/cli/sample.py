@@ -41,7 +41,6 @@ GUIDANCE_HELP = f"How closely label, text and chroma are followed, 1 as trained;
 @option("--stream", type=options.FILE, metavar="FILE", help="WAV to write during generation; - is standard output.")
 @option("--save-codes", is_flag=True, help="Also write a .codes file of each piece, for --edit.")
 @option("--precision", default="auto", show_default=True, help="fp32, fp16 (CPU) or bf16 (GPU).")
-@option("--segments", type=COUNT, default=1, show_default=True, help="Segments of a finer level at once.")
 @option("--check-copies", is_flag=True, help="Print what each piece shares with the run's training tracks.")
 @option("--gpus", type=COUNT, default=1, show_default=True, help="Distribute the pieces over this many GPUs.")
 @option("--processes", type=COUNT, help="Distribute the pieces over this many processes on the CPU.")

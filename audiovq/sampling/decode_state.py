@@ -1,4 +1,4 @@
-"""The state of one level while its codes are drawn; it hides segments, gaps, guidance and noise."""
+"""The state of one level while its codes are drawn; it hides gaps, guidance and noise."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,6 @@ from audiovq.sampling.engine import new_engine
 from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
 from audiovq.sampling.noise import gumbel_noise
 from audiovq.sampling.request import Request
-from audiovq.sampling.segments import SegmentLayout, lay_out_segments
 
 BLOCK = 256  # codes whose context and noise are computed at once; the largest pass through a network
 
@@ -29,17 +28,16 @@ class Stretch(NamedTuple):
 
 
 class DecodeState:
-    """The codes of a level, a row for each item or, with segments, for each item of each segment.
+    """The codes of a level, a row for each item.
 
     Args:
         coarser: int64 [items, n_codes] per coarser level. They may be views of codes that are still drawn.
         given: int64 [items, n_codes], -1 where a code is to be drawn.
-        layout: of segments; default `request.segments`, and one for level 0.
         block: codes whose context is computed at once.
         endless: the piece has no end: timing stands still in the middle of `request.n_samples`, see `move`.
 
     Attributes:
-        codes: int64 [rows, 1 + n]. codes[:, t] precedes position t; the first one means "outside the track".
+        codes: int64 [items, 1 + n_codes]. codes[:, t] precedes position t; the first one means "outside the track".
         n_done: positions that have been through the network and whose codes are final.
     """
 
@@ -50,23 +48,16 @@ class DecodeState:
         given: Tensor,
         request: Request,
         guidance: float = 1.0,
-        layout: SegmentLayout | None = None,
         block: int = 0,
         endless: bool = False,
     ):
-        spec, (self.n_items, n_codes) = prior.spec, given.shape
-        n_segments = request.segments if spec.level else 1
+        spec = prior.spec
         self.prior, self.request, self.coarser, self.endless = prior, request, list(coarser), endless
         self.start = 0  # the piece's position of the first of these codes
-        window = prior.config.transformer.window
-        self.layout = layout or lay_out_segments(n_codes, n_segments, window, spec.ratio)
-        starts, length = self.layout.starts, self.layout.length
-        self.end = max(n_codes, starts[-1] + length)  # the last segment may reach beyond the level's end
-        padded = F.pad(given, (0, self.end - n_codes), value=-1)
-        self.given = torch.cat([padded[:, s : s + length] for s in starts])
-        is_given = (self.given >= 0).all(dim=0).tolist()
+        self.given, (self.n_items, self.n_codes) = given, given.shape
+        is_given = (given >= 0).all(dim=0).tolist()
         self.is_given = is_given[: max((t + 1 for t, found in enumerate(is_given) if not found), default=0)]
-        self.block = -(-(block or BLOCK) // (len(starts) * spec.ratio)) * spec.ratio
+        self.block = -(-(block or BLOCK) // spec.ratio) * spec.ratio
         self.guided = GuidedPrior(prior, self.conditions(request), guidance)
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.cache = self.engine.cache
@@ -77,8 +68,7 @@ class DecodeState:
 
     def conditions(self, request: Request) -> Conditions:
         """The conditions of all rows."""
-        starts = [self.start + start for start in self.layout.starts]
-        found = piece_conditions(self.prior, request, self.n_items, starts)
+        found = piece_conditions(self.prior, request, self.n_items, self.start)
         if self.endless:
             found.timing_end = found.n_samples // (2 * self.prior.spec.hop_length)
         return found
@@ -91,18 +81,18 @@ class DecodeState:
     @property
     def n_known(self) -> int:
         """Codes from the first on that will not change: those done, and after the last drawn one all."""
-        return self.given.shape[1] if self.finished else self.n_done
+        return self.n_codes if self.finished else self.n_done
 
     @property
     def final_codes(self) -> Tensor:
-        """int64 [items, n_known]; with segments, those of the first segment."""
-        return self.codes[: self.n_items, 1 : self.n_known + 1]
+        """int64 [items, n_known]."""
+        return self.codes[:, 1 : self.n_known + 1]
 
     def n_needed(self) -> int:
         """How many codes, at the rate of the next coarser level, the next pass needs of each coarser one."""
         ratio = self.prior.spec.ratio
         stop = min((self.n_done // self.block + 1) * self.block, len(self.is_given))
-        return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.end // ratio))
+        return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.n_codes // ratio))
 
     def stretches(self) -> Iterator[Stretch]:
         """What remains to go through the network, in order; nothing after the last code to be drawn.
@@ -119,24 +109,22 @@ class DecodeState:
 
     def context(self, stretch: Stretch) -> Tensor:
         """Everything known besides the level's own codes, [rows, n, dim]; with guidance, twice the rows."""
-        if len(self.layout.starts) == 1 and self.prior.config.extra_inputs["infill_codes"]:
+        if self.prior.config.extra_inputs["infill_codes"]:
             known = self.given.masked_fill(self.given < 0, self.prior.spec.codebook_size)
             self.guided.set_gap(known, gap_end_after(self.given, stretch.start))
             self.guided.write_prefix(self.cache)
         block = stretch.block
-        parts = [(start + block.start, start + block.stop) for start in self.layout.starts]
-        windows = [coarser_at_rate_above(self.prior, self.coarser, self.n_items, self.end, *part) for part in parts]
-        context = self.guided.context(torch.cat(windows), block.start, block.stop)
+        place = self.n_items, self.n_codes, block.start, block.stop
+        window = coarser_at_rate_above(self.prior, self.coarser, *place)
+        context = self.guided.context(window, block.start, block.stop)
         return context[:, stretch.start - block.start : stretch.end - block.start]
 
     def noise(self, stretch: Stretch) -> Tensor:
         """Gumbel noise [rows, n, codebook_size]."""
         seed, spec = self.request.seed, self.prior.spec
-        rows = [
-            gumbel_noise(seed, item, spec.level, start + stretch.start, start + stretch.end, spec.codebook_size)
-            for start in (self.start + start for start in self.layout.starts)
-            for item in self.request.items
-        ]
+        start, end = self.start + stretch.start, self.start + stretch.end
+        items = self.request.items
+        rows = [gumbel_noise(seed, item, spec.level, start, end, spec.codebook_size) for item in items]
         return torch.stack(rows).to(self.codes.device)
 
     def prefill(self, stretch: Stretch, context: Tensor) -> None:
@@ -182,10 +170,6 @@ class DecodeState:
             self.cache.both.copy_(old.both[:, :, : self.n_items].repeat(1, 1, n_times, 1, 1, 1))
             self.cache.advance(old.length)
         self.guided.write_prefix(self.cache)
-
-    def joined(self) -> Tensor:
-        """The finished level, int64 [items, n_codes]."""
-        return self.layout.join(list(self.codes[:, 1:].split(self.n_items)))
 
 
 def coarser_at_rate_above(

@@ -13,8 +13,7 @@ from torch import Tensor
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
-from audiovq.sampling.generate import draw_level
-from audiovq.sampling.interleave import interleave
+from audiovq.sampling.generate import draw_levels
 from audiovq.sampling.request import Request
 
 
@@ -47,8 +46,7 @@ class EndlessCodes:
         self._begin()
 
     def _begin(self) -> None:
-        runs = {level: draw_level(state, self.settings[level]) for level, state in enumerate(self.states)}
-        self.passes = interleave(dict(enumerate(self.states)), runs)
+        self.passes = draw_levels(dict(enumerate(self.states)), self.settings)
 
     @property
     def look_ahead(self) -> int:

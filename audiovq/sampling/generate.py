@@ -5,7 +5,7 @@ All tasks are a mask of given codes. A new piece has none; a continued piece has
 piece has all codes outside the gap; a new rendering has the coarser levels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
-from audiovq.sampling.interleave import interleave
 from audiovq.sampling.next_code import next_code
 from audiovq.sampling.request import Request
 from audiovq.utils import signals
@@ -42,34 +41,55 @@ def generate(
         given: int64 [1 or items, n_codes] per level; -1 where a code is to be drawn, all others stay.
         on_codes: called after each pass through a prior, and at the end of each level.
         in_time_order: draw each finer code as soon as the coarser ones around it are there, instead of one
-            level after the other. The codes are the same. Not with segments, which need whole coarser levels.
+            level after the other. The codes are the same.
     Returns:
         int64 [items, ceil(n_samples / hop_length)] per level, the given codes included.
     """
     levels: list[Tensor] = []  # of a level at work, a view of the codes that are being drawn
-    together: dict[int, DecodeState] = {}
-    for level, (prior, setting) in enumerate(zip(priors, settings, strict=True)):
+    together: dict[int, DecodeState] = {}  # the levels at work
+    for level, prior in enumerate(priors):
         shape = len(request.items), -(-request.n_samples // prior.spec.hop_length)
         mask = given[level] if given else torch.full((1, shape[1]), -1)
         mask = mask.to(prior.head.weight.device).expand(shape)
-        if bool((mask < 0).any()):
-            together[level] = DecodeState(prior, levels, mask, request, setting.guidance)
-            levels.append(together[level].codes[:, 1:])
-        else:
+        if bool((mask >= 0).all()):
             levels.append(mask)
             on_codes(level, mask)
-        if in_time_order and request.segments == 1 and level + 1 < len(priors):
+        else:
+            together[level] = DecodeState(prior, levels, mask, request, settings[level].guidance)
+            levels.append(together[level].codes[:, 1:])
+        if in_time_order and level + 1 < len(priors):
             continue
-        runs = {at: draw_level(state, settings[at]) for at, state in together.items()}
-        for at in interleave(together, runs):
+        for at in draw_levels(together, settings):
             signals.poll()
             on_codes(at, together[at].final_codes)
         for at, state in together.items():
             state.check_finite()
-            levels[at] = state.joined()
             on_codes(at, levels[at])
         together = {}
     return levels
+
+
+def draw_levels(states: Mapping[int, DecodeState], settings: Sequence[SamplingConfig]) -> Iterator[int]:
+    """Fill in the codes of several levels together; yields the level of each pass through a network.
+
+    The next pass is of the finest level whose coarser codes are there, so music is complete as early as the
+    upsamplers' look-ahead allows.
+    """
+    runs = {level: draw_level(state, settings[level]) for level, state in states.items()}
+    while unfinished := [level for level in sorted(states, reverse=True) if not states[level].finished]:
+        level = next(level for level in unfinished if _can_go_on(level, states))
+        next(runs[level])
+        yield level
+
+
+def _can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
+    """Whether all coarser codes are there that the next pass of a level needs."""
+    spec, needed = states[level].prior.spec, states[level].n_needed()
+    return all(
+        other.finished or other.n_known * spec.hop_lengths[at] >= needed * spec.hop_lengths[level - 1]
+        for at, other in states.items()
+        if at < level
+    )
 
 
 def draw_level(state: DecodeState, setting: SamplingConfig) -> Iterator[None]:

@@ -9,7 +9,6 @@ section 3.1.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,23 +20,21 @@ from audiovq.prior.prior import Prior
 from audiovq.sampling.request import Request
 
 
-def piece_conditions(prior: Prior, request: Request, batch: int, starts: Sequence[int] = (0,)) -> Conditions:
-    """The conditions that a request has and the prior knows, for `batch` pieces from each of the codes
-    `starts` on: [starts · batch] rows.
+def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0) -> Conditions:
+    """The conditions that a request has and the prior knows, for `batch` pieces from the code `start` on.
 
     A text longer than the prior's `max_bytes` is cut. Chroma past the reference's end is unknown.
     """
-    device, inputs, n_rows = prior.head.weight.device, prior.config.extra_inputs, batch * len(starts)
-    full = lambda value: torch.full((n_rows,), value, dtype=torch.int64, device=device)  # noqa: E731
-    position = torch.tensor(list(starts), device=device).repeat_interleave(batch)
+    device, inputs = prior.head.weight.device, prior.config.extra_inputs
+    full = lambda value: torch.full((batch,), value, dtype=torch.int64, device=device)  # noqa: E731
     labels = {name: full(request.labels.get(name, 0)) for name in prior.spec.vocabularies}
-    conditions = Conditions(labels, full(request.n_samples), position)
+    conditions = Conditions(labels, full(request.n_samples), full(start))
     if request.text and inputs["text_bytes"]:
-        conditions.text = text_bytes(request.text, inputs["text_bytes"]).to(device).expand(n_rows, -1)
+        conditions.text = text_bytes(request.text, inputs["text_bytes"]).to(device).expand(batch, -1)
     if request.chroma is not None and inputs["chroma"]:
         n_frames = -(-request.n_samples // prior.spec.hop_lengths[0])
         chroma = request.chroma[:n_frames].to(device)
-        conditions.chroma = torch.nn.functional.pad(chroma, (0, n_frames + 1 - len(chroma))).expand(n_rows, -1)
+        conditions.chroma = torch.nn.functional.pad(chroma, (0, n_frames + 1 - len(chroma))).expand(batch, -1)
     return conditions
 
 

@@ -16,4 +16,3 @@ class Request:
     text: str = ""  # caption or lyrics
     chroma: Tensor | None = None  # int64 [n_frames], pitch classes of a reference, one per code of level 0
     precision: str = "auto"  # of the prior's arithmetic, see `engine.precisions`
-    segments: int = 1  # of each finer level that are drawn at once, see `segments`

@@ -25,14 +25,17 @@ MODEL_KEYS: dict[str, dict[str, str | None]] = {
 }
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
-KEYWORDS = {"parallel": "segments"}  # of `Generator`, old and new; renamed in version 0.2
-REMOVED_KEYWORDS = {"journal": "repeat the call, which gives the same codes"}  # of `Generator`, and what to do instead
+REMOVED_KEYWORDS = {  # of `Generator`, and what to do instead
+    "journal": "repeat the call, which gives the same codes",
+    "segments": "leave it out, as if it were 1",
+    "parallel": "leave it out, as if it were 1",
+}
 OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
 T = TypeVar("T")
 
 # Options of a command, old and new.
-OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments"}}
+OPTIONS = {"sample": {"--n": "--num", "--item": "--index"}}
 REMOVED_PRECISIONS = ("bf16", "int8")  # of sampling on the CPU; removed in version 0.2
 REMOVED_COMMANDS = {  # and what to use instead
     "bench": "in a clone of the repository, python benchmarks/sampling_speed.py MODEL does the same",
@@ -42,7 +45,7 @@ REMOVED_COMMANDS = {  # and what to use instead
 REMOVED_OPTIONS = {  # old, and what to use instead
     "eval": {"--perceptual": "the distances that are printed without it"},
     "plan": {"--device-bandwidth": "--device-tflops and --utilisation, the share of them that training reaches"},
-    "sample": {"--codes": "--edit"},
+    "sample": {"--codes": "--edit", **dict.fromkeys(["--segments", "--parallel"], "the command without it")},
 }
 
 
@@ -65,6 +68,13 @@ def current_options(arguments: list[str]) -> list[str]:
             option = names[option]
         found.append(option + equals + value)
     return found
+
+
+def check_keywords(names: Container[str]) -> None:
+    """Raises ValueError for an argument of `Generator` that no longer exists."""
+    for name, advice in REMOVED_KEYWORDS.items():
+        if name in names:
+            raise ValueError(f"{name} no longer exists; {advice}")
 
 
 def current_precision(precision: str, known: Container[str]) -> str:
