@@ -18,7 +18,7 @@ from audiovq.sampling.engine import PackedEngine
 from audiovq.sampling.generate import generate
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second, sequence_log_probability
-from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.next_code import gumbel_noise
 
 SETTINGS = [SamplingConfig(), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
 
@@ -165,7 +165,7 @@ def test_log_probability_is_that_of_the_stepwise_logits(monkeypatch: pytest.Monk
     levels = naive(models, SETTINGS, wanted)
     costs = torch.zeros(2, dtype=torch.float64)
     for level, prior in enumerate(models):
-        cache = prior.new_cache(2)
+        cache = prior.transformer.new_cache(2)
         around, n = coarser_at_rate_above(prior, levels, 2, levels[level].shape[1]), levels[level].shape[1]
         conditions = Conditions(
             {"genre": torch.full((2,), 2)}, torch.full((2,), 3000), torch.zeros(2, dtype=torch.int64)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiovq.api.few_threads import few_threads
 from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.api.shareable import Shareable
@@ -22,6 +21,7 @@ from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.sampling.engine import few_threads
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second

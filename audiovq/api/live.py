@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from audiovq.api.few_threads import few_threads
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained.identity import prior_hash
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
+from audiovq.sampling.engine import few_threads
 from audiovq.sampling.request import Request
 from audiovq.utils.device import torch_defaults
 from audiovq.utils.words import listed

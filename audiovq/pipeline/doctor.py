@@ -97,7 +97,7 @@ def check_devices() -> Iterator[CheckResult]:
 
 def check_audio() -> Iterator[CheckResult]:
     """The formats that soundfile and ffmpeg read, and the precision of sampling on this CPU."""
-    soundfile, packed = import_module("soundfile"), import_module("audiovq.sampling.packed_weights")
+    soundfile, engine = import_module("soundfile"), import_module("audiovq.sampling.engine")
     version = f"soundfile {soundfile.__version__}, libsndfile {soundfile.__libsndfile_version__}"
     missing = [name for name in AUDIO_FORMATS if name not in soundfile.available_formats()]
     if missing:
@@ -106,7 +106,7 @@ def check_audio() -> Iterator[CheckResult]:
     else:
         yield CheckResult("audio files", OK, f"{version}: {', '.join(AUDIO_FORMATS)}")
     yield CheckResult("ffmpeg", OK, shutil.which("ffmpeg") or "not installed; only needed to read formats such as M4A")
-    yield CheckResult("precision", OK, f"--precision auto is {packed.available_precisions()[-1]} on the CPU")
+    yield CheckResult("precision", OK, f"--precision auto is {engine.precisions()[-1]} on the CPU")
 
 
 def check_disk() -> Iterator[CheckResult]:

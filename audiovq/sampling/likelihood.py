@@ -33,7 +33,7 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     previous = F.pad(codes, (1, 0), value=prior.spec.codebook_size)
     coarser = [codes.to(device) for codes in levels[:level]]
     guided = GuidedPrior(prior, piece_conditions(prior, request, batch))
-    cache = prior.new_cache(batch)
+    cache = prior.transformer.new_cache(batch)
     guided.write_prefix(cache)
     total = torch.zeros(batch, dtype=torch.float64)
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio

@@ -43,6 +43,7 @@ REMOVED_COMMANDS = {  # and what to use instead
     "fish_source are for the other shells",
 }
 REMOVED_OPTIONS = {  # old, and what to use instead
+    "live": {"--raw": "--out -, whose WAV header players skip"},
     "eval": {"--perceptual": "the distances that are printed without it"},
     "plan": {"--device-bandwidth": "--device-tflops and --utilisation, the share of them that training reaches"},
     "sample": {"--codes": "--edit", **dict.fromkeys(["--segments", "--parallel"], "the command without it")},
