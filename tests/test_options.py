@@ -69,7 +69,7 @@ def test_only_json_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
         ("eval", tiny_run, folder),
         ("copies", codes, tiny_run),
         ("recipes",),
-        ("sample", "--model", tiny_run, "--seconds", 0.5, "--seed", 1, "--check-copies", "--out", tmp_path / "c.wav"),
+        ("sample", "--model", tiny_run, "--seconds", 0.5, "--seed", 1, "--out", tmp_path / "c.wav"),
     ]
     found = {}
     for command in commands:
@@ -81,7 +81,7 @@ def test_only_json_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
     assert found["decode", codes]["samples"] == 8000
     assert found["info", codes]["codes"] == str(codes)
     assert "quickstart" in [recipe["name"] for recipe in found[("recipes",)]]
-    assert found["sample", "--model"]["pieces"][0]["copies"]
+    assert found["sample", "--model"]["pieces"][0]["file"] == str(tmp_path / "c.wav")
     assert "report" not in found["sample", "--model"]
     result = cli("recipes", "--json", tmp_path / "r.json")
     assert result.stdout.splitlines()[0].startswith("base")

@@ -1,6 +1,5 @@
 """`audiovq sample`: new music, or changes to a piece."""
 
-import os
 import sys
 from typing import Any
 
@@ -16,7 +15,7 @@ KEEP_HELP = "Outside the change: the original audio (default of --edit for a rec
 @options.model_option
 @option("--seconds", type=float, help="Length of each piece, including a prompt; default 20.")
 @option("--seed", type=NUMBER, help="The same seed gives the same music; default a random one.")
-@option("--num", type=int, default=1, show_default=True, help="Number of pieces.")
+@option("--num", type=COUNT, default=1, show_default=True, help="Number of pieces.")
 @option("--index", type=NUMBER, help="Index of the first piece: --index 3 is the fourth of --num 8.")
 @options.piece_options
 @option("--chroma", type=options.FILE, metavar="SONG", help="Recording whose melody and harmony to follow.")
@@ -28,10 +27,9 @@ KEEP_HELP = "Outside the change: the original audio (default of --edit for a rec
 @option("--after", default=0.0, **SECONDS, help="New music after the piece.")
 @option("--keep-levels", type=int, help="Keep the first levels, replace the finer ones (within --from, --to).")
 @option("--keep-audio/--codes-only", default=None, help=KEEP_HELP)
-@option("--best", type=int, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
+@option("--best", type=COUNT, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
 @option("--stream", type=options.FILE, metavar="FILE", help="WAV to write during generation; - is standard output.")
 @option("--save-codes", is_flag=True, help="Also write a .codes file of each piece, for --edit.")
-@option("--check-copies", is_flag=True, help="Print what each piece shares with the run's training tracks.")
 @option("--gpus", type=COUNT, default=1, show_default=True, help="Distribute the pieces over this many GPUs.")
 @option("--processes", type=COUNT, help="Distribute the pieces over this many processes on the CPU.")
 @option("--out", type=options.FILE, metavar="PATH", help="WAV or FLAC file, or folder; default music-<seed>.wav.")
@@ -44,9 +42,6 @@ def sample(model: str | None, page: bool, json_file: str | None, **values: Any) 
 
     if json_file == "-" and values["stream"] == "-":
         raise ValueError("--json, --stream: only one of them can use standard output; name a file for the other")
-    several = values["gpus"] > 1 or (values["processes"] or 1) > 1 or os.environ.get("WORLD_SIZE", "1") != "1"
-    if json_file and values["check_copies"] and several:
-        raise ValueError("--json, --check-copies: expected one process; leave out one, or run `audiovq copies` later")
     if page and not values["stream"]:
         # Loading the plotting libraries takes a second: now, so that the page follows the last code at once.
         import audiovq.pipeline.sample_page  # noqa: F401

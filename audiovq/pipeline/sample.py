@@ -5,7 +5,7 @@ import dataclasses
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,7 @@ from audiovq.api.splice import keep_original
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter, check_writable
 from audiovq.data.codes import Codes, check_codes_output
-from audiovq.data.shards import Shards
 from audiovq.distributed import collectives, launch
-from audiovq.evaluation.copies import copy_reports, report_lines
-from audiovq.recipe import codes_place
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.utils import signals
@@ -52,7 +49,6 @@ class SampleOptions(PieceOptions):
     best: int | None = None
     stream: str | None = None
     save_codes: bool = False
-    check_copies: bool = False
     gpus: int = 1
     processes: int | None = None
     out: str | None = None
@@ -77,12 +73,9 @@ class SampleOptions(PieceOptions):
             raise ValueError(problem)
 
     def _problems(self) -> Iterator[str]:
-        around = bool(self.before or self.after)
-        change = self.stretch or around or self.keep_levels is not None
+        change = self.stretch or self.before or self.after or self.keep_levels is not None
         recording = self.source or self.prompt
-        if self.num < 1:
-            yield f"--num: expected at least 1, found {self.num}"
-        if self.best is not None and not 1 <= self.best <= self.num:
+        if self.best and self.best > self.num:
             yield f"--best: expected 1 to {self.num} (of --num), found {self.best}"
         if change and not self.source:
             yield "--from, --to, --before, --after and --keep-levels change a piece; name the piece with --edit"
@@ -90,16 +83,12 @@ class SampleOptions(PieceOptions):
             yield "--edit and --prompt: expected one of them; --edit changes a piece, --prompt continues it"
         if self.source and not change and Path(self.source).suffix != ".codes":
             yield "--edit: add what to change: --from and --to, --before and --after, or --keep-levels"
-        if around and (self.stretch or self.keep_levels is not None):
-            yield "--before and --after add music around the piece; leave out --from, --to and --keep-levels"
         if self.source and self.seconds is not None:
             yield "--edit: the piece has a length; leave out --seconds (--before and --after make it longer)"
         if self.keep_audio and (recording is None or Path(recording).suffix == ".codes"):
             yield "--keep-audio keeps the original audio outside the change; it needs an audio file in --edit or --prompt"
-        if self.stream and (self.num > 1 or self.best or collectives.world_size() > 1):
-            yield "--stream plays one piece while it is made; leave out --num and --best"
-        if self.stream and self.keep_audio:
-            yield "--stream and --keep-audio: expected one of them"
+        if self.stream and (self.num > 1 or self.best or self.keep_audio or collectives.world_size() > 1):
+            yield "--stream plays one piece while it is made; leave out --num, --best and --keep-audio"
 
     def paths(self) -> tuple[Path, dict[int, Path]]:
         """The output's name without numbers, and the name of each item. Names are numbered if there are
@@ -122,15 +111,11 @@ class Sampled:
     seconds: float  # of each piece
     files: dict[int, Path]  # of each item
     first_new_second: float  # where the first new code is
-    copies: dict[Path, dict[str, Any]] = field(default_factory=dict)  # reports of this process's pieces
 
     @property
     def facts(self) -> dict[str, Any]:
         """For `--json`."""
-        pieces: list[dict[str, Any]] = []
-        for item, path in self.files.items():
-            copies = {"copies": self.copies[path]} if path in self.copies else {}
-            pieces.append({"item": item, "file": str(path), **copies})
+        pieces = [{"item": item, "file": str(path)} for item, path in self.files.items()]
         return {"model": str(self.model), "seed": self.options.seed, "seconds": self.seconds, "pieces": pieces}
 
 
@@ -167,7 +152,6 @@ def _sample(
     target, paths = options.paths()
     _check_outputs(options, target, paths.values())
     folder = pick_model()
-    shards = Shards(codes_place(folder)) if options.check_copies else None
     generator = Generator.from_pretrained(folder)
     n_samples = generator.n_samples(SECONDS if options.seconds is None else options.seconds)
     given = _given(generator, options, n_samples)
@@ -175,7 +159,6 @@ def _sample(
     if first:
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
     mine = options.items[collectives.rank() :: collectives.world_size()]
-    written: dict[Path, Codes] = {}
     with _live(options, generator, n_samples) as on_codes:
         order = {"on_codes": on_codes, "in_time_order": bool(options.stream)}
         drawn = generator.pieces(n_samples, seed, mine, options, given=given, **order)
@@ -186,13 +169,7 @@ def _sample(
             pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
         for item, codes in pieces:
             _write(paths[item], generator.tokenizer, codes, given, options)
-            if shards:
-                written[paths[item]] = codes
             yield str(paths[item])
-        reports = copy_reports(list(written.values()), shards) if shards and written else []
-        copies = dict(zip(written, reports, strict=False))
-        for path, report in copies.items():
-            yield from (f"{path}: {line}" for line in report_lines(report))
     collectives.barrier()  # the files of all processes are there
     if first:
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
@@ -200,7 +177,7 @@ def _sample(
         listed = ", ".join(names) if len(names) < 5 else f"{len(names)} files, {names[0]} to {names[-1]},"
         say(f"{listed} in {target.parent.resolve()}; --seed {seed} makes the same music again")
         first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
-        finished(Sampled(options, folder, n_samples / rate, files, first_new, copies))
+        finished(Sampled(options, folder, n_samples / rate, files, first_new))
 
 
 def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) -> None:
@@ -252,27 +229,28 @@ def _given(generator: Generator, options: SampleOptions, n_samples: int) -> Code
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
     """The items that the priors rank first among those of all processes; prints a table.
 
-    The score is the likelihood. With labels, a text or chroma it is how much likelier they make the codes,
-    log p(codes | conditions) - log p(codes).
+    The cost is the information in bits a second. With labels, a text or chroma it is that with these conditions minus
+    that without: log p(codes) - log p(codes | conditions).
 
     Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs:
     the prior itself ranks, instead of another network.
     """
-    costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits/s without and with the conditions
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
-    costs[0, mine] = torch.tensor(generator.bits_per_second(codes), dtype=torch.float64)
+    found, cost = (
+        torch.tensor(generator.bits_per_second(codes), dtype=torch.float64),
+        torch.zeros(options.num, dtype=torch.float64),
+    )
     if options.conditional:
         conditional = generator.bits_per_second(codes, options.labels, options.text, options.chroma)
-        costs[1, mine] = torch.tensor(conditional, dtype=torch.float64)
-    collectives.all_reduce_(costs)
-    gain = costs[0] - costs[1]
-    order = (gain if options.conditional else -costs[0]).argsort(descending=True, stable=True).tolist()
+        found = torch.tensor(conditional, dtype=torch.float64) - found
+    cost[mine] = found
+    collectives.all_reduce_(cost)
+    order = cost.argsort(stable=True).tolist()
+    table = Table("rank", "item", "bits/s with - without" if options.conditional else "bits/s", "")
+    for rank, i in enumerate(order, start=1):
+        chosen = "chosen" if rank <= (options.best or 0) else ""
+        table.add_row(str(rank), str(options.items[i]), f"{float(cost[i]):.2f}", chosen)
     if collectives.rank() == 0:
-        n_columns = 3 if options.conditional else 1
-        table = Table("rank", "item", *["bits/s", "bits/s with conditions", "gain"][:n_columns], "")
-        for rank, i in enumerate(order, start=1):
-            numbers = [f"{float(x):.2f}" for x in (costs[0, i], costs[1, i], gain[i])][:n_columns]
-            table.add_row(str(rank), str(options.items[i]), *numbers, "chosen" if rank <= (options.best or 0) else "")
         console.print(table)
     return [options.items[i] for i in order[: options.best]]
 

@@ -46,7 +46,11 @@ REMOVED_OPTIONS = {  # old, and what to use instead
     "live": {"--raw": "--out -, whose WAV header players skip"},
     "eval": {"--perceptual": "the distances that are printed without it"},
     "plan": {"--device-bandwidth": "--device-tflops and --utilisation, the share of them that training reaches"},
-    "sample": {"--codes": "--edit", **dict.fromkeys(["--segments", "--parallel"], "the command without it")},
+    "sample": {
+        "--check-copies": "`audiovq copies` with the new file",
+        "--codes": "--edit",
+        **dict.fromkeys(["--segments", "--parallel"], "the command without it"),
+    },
 }
 
 
