@@ -198,7 +198,7 @@ def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | Non
     pieces = tokenizer.decode_stream(codes)
     if options.keeps_audio and given and given.given_stretches(codes.hop_lengths):
         source, own_rate = audio.read_audio(options.source or options.prompt or "")
-        pieces = keep_original(lambda: tokenizer.decode_stream(codes), rate, source, own_rate, given, codes.hop_lengths)
+        pieces = [keep_original(pieces, rate, source, own_rate, given, codes.hop_lengths)]
         channels, rate = source.shape[0], own_rate
     with AudioWriter(path, rate, channels) as file:
         for piece in pieces:

@@ -95,8 +95,7 @@ class Sounds:
     def _edited(self, codes: Codes, kept: Kept, source: Tensor, rate: int) -> tuple[Tensor, int]:
         mask = kept_mask(kept, codes)
         decoded = self.tokenizer.decode(codes)
-        pieces = keep_original(lambda: [decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths)
-        return torch.cat(list(pieces), dim=-1), rate
+        return keep_original([decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths), rate
 
     def _file(self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]]) -> Path:
         digest = hashlib.sha256(f"{key} {export}".encode()).hexdigest()
