@@ -113,11 +113,8 @@ def _convert(kind: Encoding | Decoding, source: Path, target: Path, title: str) 
 
 
 def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
-    """Convert every file below a folder to the same place below `out`; `set_aside` lists failures.
-
-    Raises:
-        ValueError: there is nothing to convert.
-    """
+    """Convert every file below a folder to the same place below `out`; `set_aside` lists failures. Raises
+    ValueError if there is nothing to convert."""
     sources = find_audio(folder) if isinstance(kind, Encoding) else find_files(folder, {".codes"})
     if not sources:
         raise ValueError(f"{folder}: nothing there to {kind.title}")
@@ -140,7 +137,8 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
 
 
 def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """Each source with its target below `out`. Names that differ only in their suffix keep it: a.wav.codes."""
+    """Each source with its target below `out`. Names that differ only in their suffix keep it:
+    a.wav.codes."""
     stems = Counter([*(source.with_suffix("") for source in sources), *sources])  # a.wav.flac may be beside a.wav
     jobs = []
     for source in sources:

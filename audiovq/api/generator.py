@@ -70,13 +70,8 @@ class Generator(Shareable):
         revision: str | None = None,
         token: str | None = None,
     ) -> Generator:
-        """Load from a run, an exported folder or a hub id.
-
-        Args:
-            revision, token: of a hub id; see `resolve_model`.
-        Raises:
-            ValueError: no such model, no prior yet, or damaged files.
-        """
+        """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
+        Raises ValueError for no such model, no prior yet, or damaged files."""
         folder = resolve_model(source, revision, token)
         check_priors(folder)
         if not prior_folders(folder):
@@ -222,8 +217,7 @@ class Generator(Shareable):
         - all of them, with `before` and `after` seconds of new music around the piece;
         - the first `levels`.
 
-        Raises:
-            ValueError: codes of another tokenizer, or an impossible choice.
+        Raises ValueError for codes of another tokenizer, or an impossible choice.
         """
         self.tokenizer.check_codes(piece)
         if (before or after) and (stretch or levels is not None):
@@ -245,13 +239,11 @@ class Generator(Shareable):
         text: str = "",
         chroma: str | Path | None = None,
     ) -> list[float]:
-        """The information of each piece's codes under the priors in bits per second; likelier codes have less.
+        """The information of each piece's codes under the priors in bits per second; likelier codes have
+        less.
 
-        Args:
-            pieces: of equal length.
-            labels, text, chroma: see `PieceOptions`.
-        Raises:
-            ValueError: codes of another tokenizer or of unequal lengths, or conditions that this model does not know.
+        The pieces have equal lengths; for labels, text and chroma see `PieceOptions`. Raises ValueError for
+        codes of another tokenizer or of unequal lengths, and for conditions that this model does not know.
         """
         for piece in pieces:
             self.tokenizer.check_codes(piece)

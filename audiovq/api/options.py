@@ -53,11 +53,8 @@ class PieceOptions:
 
 
 def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions) -> list[SamplingConfig]:
-    """Each level's recommended settings, with those of the options in their place.
-
-    Raises:
-        ValueError: a value that is out of range, or neither one value nor one per level.
-    """
+    """Each level's recommended settings, with those of the options in their place. Raises ValueError for a
+    value that is out of range, or neither one value nor one per level."""
     settings, n_levels = [setting.model_dump() for setting in recommended], len(recommended)
     for name in SamplingConfig.model_fields:
         value = getattr(options, name)
@@ -72,11 +69,8 @@ def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions)
 
 
 def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: PieceOptions) -> Request:
-    """The request for a model's priors; its items are still to be set.
-
-    Raises:
-        ValueError: a label, text or recording that this model cannot follow, or an option out of range.
-    """
+    """The request for a model's priors; its items are still to be set. Raises ValueError for a label, text or
+    recording that this model cannot follow, or an option out of range."""
     seed = whole_number(seed, "seed")
     if not 0 <= seed < 1 << 63:  # the noise would not differ
         raise ValueError(f"seed: expected 0 to {(1 << 63) - 1}, found {seed}")

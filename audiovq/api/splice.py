@@ -69,7 +69,8 @@ def _converted(pieces: Iterable[Tensor], rate: int, new_rate: int, channels: int
 def _matching_gains(
     parts: Sequence[Tensor], source: Tensor, start: int, stretches: Stretches, near: int
 ) -> list[float]:
-    """A gain for each gap between the stretches, at both ends, too; see `splice`. `parts` are the decoded waveform."""
+    """A gain for each gap between the stretches, at both ends, too; see `splice`. `parts` are the decoded
+    waveform."""
     borders = [0, *(border for stretch in stretches for border in stretch), sum(part.shape[-1] for part in parts)]
     gaps = list(zip(borders[::2], borders[1::2], strict=True))
     powers, peaks = torch.zeros(len(gaps), 2, dtype=torch.float64), torch.zeros(len(gaps))
@@ -91,14 +92,11 @@ def _matching_gains(
 
 
 def splice(waveform: Tensor, source: Tensor, source_start: int, stretches: Stretches, fade: int) -> None:
-    """Lay `source` over stretches of a decoded waveform, in place.
-
-    The cross-fade has equal power, since the two do not agree in phase, and lies within the stretch.
+    """Lay `source` over stretches of a decoded waveform [channels, n], in place. The cross-fade has equal
+    power, since the two do not agree in phase, and lies within the stretch.
 
     Args:
-        waveform: float [channels, n].
         source: float [channels, any n], whose first sample is sample `source_start` of the waveform.
-        stretches: where the source replaces the waveform.
         fade: samples of a cross-fade at each end of a stretch, except at the ends of the piece.
     """
     n = waveform.shape[-1]

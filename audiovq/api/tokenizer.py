@@ -51,13 +51,8 @@ class Tokenizer(Shareable):
         revision: str | None = None,
         token: str | None = None,
     ) -> Tokenizer:
-        """Load from a run, an exported folder or a hub id.
-
-        Args:
-            revision, token: of a hub id; see `resolve_model`.
-        Raises:
-            ValueError: no such tokenizer, or damaged files.
-        """
+        """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
+        Raises ValueError for no such tokenizer, or damaged files."""
         folder = tokenizer_folder(resolve_model(source, revision, token))
         return cls(checkpoint.load_tokenizer(folder), device)
 
@@ -108,14 +103,9 @@ class Tokenizer(Shareable):
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
     ) -> Codes:
-        """Encode an audio file of any length at constant memory; the codes are those of `encode`.
-
-        Args:
-            progress: called after each block with its seconds of audio.
-            seconds: encode only the beginning; default all.
-        Raises:
-            ValueError: audio that cannot be used.
-        """
+        """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are
+        those of `encode`. `progress` is called after each block with its seconds of audio. Raises
+        ValueError for audio that cannot be used."""
         path = Path(path)
         rate = audio.audio_info(path).sample_rate
         n_samples = None if seconds is None else round(seconds * rate)
@@ -164,13 +154,8 @@ class Tokenizer(Shareable):
         return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate))
 
     def decode(self, codes: Codes, n_levels: int | None = None) -> Tensor:
-        """Decode codes to float [channels, n_samples] at the tokenizer's rate, on the CPU.
-
-        Args:
-            n_levels: decode only the first levels, for a coarser rendering; default all.
-        Raises:
-            ValueError: codes of another tokenizer.
-        """
+        """Decode codes, or only the first `n_levels`, to float [channels, n_samples] at the tokenizer's
+        rate, on the CPU. Raises ValueError for codes of another tokenizer."""
         return torch.cat(list(self.decode_stream(codes, n_levels)), dim=-1)
 
     def decode_stream(self, codes: Codes, n_levels: int | None = None) -> Iterator[Tensor]:
@@ -206,11 +191,8 @@ class Tokenizer(Shareable):
     ) -> None:
         """Decode into a 16-bit WAV or FLAC file at constant memory; the file appears when it is complete.
 
-        Args:
-            comment: for the file's comment tag.
-            progress: called after each piece with its seconds of audio.
-        Raises:
-            ValueError: codes of another tokenizer, or a place that cannot be written.
+        `comment` is for the file's comment tag; `progress` is called after each piece with its seconds of
+        audio. Raises ValueError for codes of another tokenizer, or a place that cannot be written.
         """
         with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
             for piece in self.decode_stream(codes, n_levels):

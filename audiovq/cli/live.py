@@ -35,8 +35,8 @@ def live(
 ) -> None:  # fmt: skip
     """Play music without end from MODEL, and change it while it sounds.
 
-    MODEL is a run, a model folder or a hub id; default: the newest run, else the bundled model. Sound cards, OSC and
-    MIDI need the extra audiovq[live].
+    MODEL is a run, a model folder or a hub id; default: the newest run, else the bundled model. Sound
+    cards, OSC and MIDI need the extra audiovq[live].
     """
     plays = out is None and device != "null"
     needed = ["sounddevice"] * plays + ["pythonosc"] * bool(osc) + ["mido", "rtmidi"] * bool(midi)

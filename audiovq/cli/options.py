@@ -110,13 +110,9 @@ def show(lines: Sequence[str], facts: Any, json_file: str | None) -> None:
 
 
 def convert(kind: Any, source: str, out: str, model: str | None, json_file: str | None, *settings: Any) -> None:
-    """Encode or decode a file or all files of a folder, and print what was done.
-
-    Args:
-        kind: `Encoding` or `Decoding`, whose arguments are a tokenizer and `settings`.
-    Raises:
-        ValueError: some files of a folder could not be converted.
-    """
+    """Encode or decode a file or all files of a folder, and print what was done. `kind` is `Encoding` or
+    `Decoding`, whose arguments are a tokenizer and `settings`. Raises ValueError if some files could not be
+    converted."""
     from audiovq import api
     from audiovq.api.convert import convert_file, convert_folder
 
@@ -135,8 +131,8 @@ def convert(kind: Any, source: str, out: str, model: str | None, json_file: str 
 def arrange(arguments: Sequence[str]) -> list[str]:
     """The words of a command line in the order that click needs.
 
-    `--debug` moves to the front, because it is an option of the group. `--json` takes the next word as its value only
-    if that is `-` or ends in .json; otherwise its value is `-`.
+    `--debug` moves to the front, because it is an option of the group. `--json` takes the next word as its
+    value only if that is `-` or ends in .json; otherwise its value is `-`.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     words = [

@@ -1,4 +1,5 @@
-"""Plays music while it is made: a thread fills a bounded buffer, and a sound card takes from it. Or writes it."""
+"""Plays music while it is made: a thread fills a bounded buffer, and a sound card takes from it. Or writes
+it."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Player:
         return self.n_made / self.rate / max(self.seconds_of_work, 1e-9)
 
     def take(self, n: int) -> np.ndarray:
-        """The next sound, float32 [n, channels]; silence while the buffer fills. Never waits, never raises."""
+        """The next sound, float32 [n, channels]; silence while the buffer fills. Never waits, never
+        raises."""
         out = np.zeros((n, self.channels), dtype=np.float32)
         with self.changed:
             if self.filling and len(self.ready) < self.n_wanted:
@@ -121,11 +123,8 @@ def null_device(player: Player) -> Iterator[None]:
 
 
 def play(live: Live, device: Device, buffer_seconds: float, seconds: float | None, ended: Callable[[], bool]) -> None:
-    """Play until the seconds are over, if any, or `ended`.
-
-    Raises:
-        ValueError: music that cannot be made.
-    """
+    """Play until the seconds are over, if any, or `ended`. Raises ValueError for music that cannot be
+    made."""
     n_samples = math.inf if seconds is None else live.generator.n_samples(seconds)
     with Player(live, buffer_seconds) as player, device(player):
         say(
@@ -141,10 +140,7 @@ def play(live: Live, device: Device, buffer_seconds: float, seconds: float | Non
 
 def write(live: Live, out: str, seconds: float | None, ended: Callable[[], bool]) -> None:
     """Write a WAV or FLAC file, or WAV to standard output (`-`), until the seconds are over or `ended`.
-
-    Raises:
-        ValueError: a file without an end, or one that cannot be written.
-    """
+    Raises ValueError for a file without an end, or one that cannot be written."""
     if out != "-" and seconds is None:
         raise ValueError(f"--out {out}: a file needs an end; add --seconds")
     n_samples = PIPE_BYTES if seconds is None else live.generator.n_samples(seconds)

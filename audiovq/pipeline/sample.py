@@ -229,8 +229,8 @@ def _given(generator: Generator, options: SampleOptions, n_samples: int) -> Code
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
     """The items that the priors rank first among those of all processes; prints a table.
 
-    The cost is the information in bits a second. With labels, a text or chroma it is that with these conditions minus
-    that without: log p(codes) - log p(codes | conditions).
+    The cost is the information in bits a second. With labels, a text or chroma it is that with these
+    conditions minus that without: log p(codes) - log p(codes | conditions).
 
     Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs:
     the prior itself ranks, instead of another network.
@@ -256,11 +256,8 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
 
 
 class LiveDecoder:
-    """A callback for `Generator.pieces` that decodes one piece while it is drawn.
-
-    Args:
-        write: takes the waveform float [channels, n], piece by piece.
-    """
+    """A callback for `Generator.pieces` that decodes one piece while it is drawn; `write` takes the waveform
+    float [channels, n], piece by piece."""
 
     def __init__(self, tokenizer: Tokenizer, n_samples: int, n_levels: int, write: Callable[[Tensor], object]):
         self.n_samples, self.write = n_samples, write

@@ -152,7 +152,8 @@ class DecodeState:
         self.n_done = t + 1
 
     def move(self, n: int) -> None:
-        """Forget the first n codes, for a piece without end: position n becomes position 0, and `start` rises."""
+        """Forget the first n codes, for a piece without end: position n becomes position 0, and `start`
+        rises."""
         kept = self.codes[:, n:].clone()
         self.codes.fill_(-1)[:, : kept.shape[1]] = kept
         self.start, self.n_done = self.start + n, self.n_done - n
@@ -176,10 +177,8 @@ def coarser_at_rate_above(
     prior: Prior, coarser: Sequence[Tensor], batch: int, n_codes: int, start: int = 0, end: int | None = None
 ) -> Tensor:
     """All coarser levels at the rate of the next coarser one, for codes [start, end) of a level of `n_codes`.
+    `start` is a multiple of the prior's ratio.
 
-    Args:
-        start: a multiple of the prior's ratio.
-        end: default `n_codes`.
     Returns:
         int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes], with the neighbours at both ends.
     """

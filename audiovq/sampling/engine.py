@@ -263,8 +263,8 @@ Engine = PackedEngine | GraphEngine
 def precisions(device: str | torch.device = "cpu") -> list[str]:
     """Those of the arithmetic of sampling on a device; the last is the default.
 
-    fp16 needs FBGEMM (x86 with AVX2) and a torch that lets it write into a buffer, such as 2.11. It was at least as
-    fast as fp32 in all measurements, with one sequence and with eight.
+    fp16 needs FBGEMM (x86 with AVX2) and a torch that lets it write into a buffer, such as 2.11. It was at
+    least as fast as fp32 in all measurements, with one sequence and with eight.
     """
     kind = torch.device(device).type
     if kind == "cpu":
@@ -275,13 +275,8 @@ def precisions(device: str | torch.device = "cpu") -> list[str]:
 
 
 def new_engine(prior: Prior, batch: int, precision: str = "auto") -> Engine:
-    """The engine for the prior's device, with an empty cache for `batch` sequences.
-
-    Args:
-        precision: "auto" or one of `precisions`.
-    Raises:
-        ValueError: a precision that this device does not have.
-    """
+    """The engine for the prior's device, with an empty cache for `batch` sequences. Raises ValueError for a
+    precision that is neither "auto" nor one of `precisions`."""
     device = prior.head.weight.device
     known = precisions(device)
     if precision not in ("auto", *known):

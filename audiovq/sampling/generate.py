@@ -70,11 +70,8 @@ def generate(
 
 
 def draw_levels(states: Mapping[int, DecodeState], settings: Sequence[SamplingConfig]) -> Iterator[int]:
-    """Fill in the codes of several levels together; yields the level of each pass through a network.
-
-    The next pass is of the finest level whose coarser codes are there, so music is complete as early as the
-    upsamplers' look-ahead allows.
-    """
+    """Fill in the codes of several levels together; yields the level of each pass through a network. The next
+    pass is of the finest level whose coarser codes are there, so music is complete as early as possible."""
     runs = {level: draw_level(state, settings[level]) for level, state in states.items()}
     while unfinished := [level for level in sorted(states, reverse=True) if not states[level].finished]:
         level = next(level for level in unfinished if _can_go_on(level, states))

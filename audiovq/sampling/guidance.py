@@ -39,12 +39,8 @@ def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0)
 
 
 class GuidedPrior:
-    """One level's prior with the conditions of a batch of items; `rows` and `combine` lead from items to
-    rows and back.
-
-    Args:
-        conditions: from `piece_conditions`.
-    """
+    """One level's prior with the conditions of a batch of items, from `piece_conditions`; `rows` and
+    `combine` lead from items to rows and back."""
 
     def __init__(self, prior: Prior, conditions: Conditions, guidance: float = 1.0):
         self.prior, self.guidance = prior, guidance
@@ -107,14 +103,9 @@ class GuidedPrior:
 
 
 def gap_end_after(given: Tensor, start: int) -> int | None:
-    """Where the first gap that is open at `start` or later ends.
-
-    Args:
-        given: int64 [batch, n_codes], -1 where a code is to be drawn.
-    Returns:
-        The first position after the gap where all items have a code. None if there is no gap or nothing
-        after it.
-    """
+    """Where the first gap that is open at `start` or later ends: the first position after it where all
+    items have a code. None if there is no gap or nothing after it. `given` is int64 [batch, n_codes], -1
+    where a code is drawn."""
     is_given = (given >= 0).all(dim=0).tolist()
     if False not in is_given[start:]:
         return None

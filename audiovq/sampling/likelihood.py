@@ -16,9 +16,7 @@ from audiovq.sampling.request import Request
 @torch.inference_mode()
 def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Request) -> Tensor:
     """log p(codes of the prior's level | coarser codes, conditions), at temperature 1, without top-k and
-    top-p.
-
-    Block by block with the cache: any length at constant memory.
+    top-p, block by block with the cache: any length at constant memory.
 
     Args:
         levels: int64 [items, n_codes] per level, coarse to fine, at least to the prior's.

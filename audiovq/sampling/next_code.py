@@ -1,4 +1,5 @@
-"""Logits → code: temperature, top-k, top-p, and the Gumbel-max draw with noise that depends on the place alone."""
+"""Logits → code: temperature, top-k, top-p, and the Gumbel-max draw with noise that depends on the place
+alone."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Sound files of versions, recordings and sketches, and their export. They are made at first use and kept a while."""
+"""Sound files of versions, recordings and sketches, and their export. They are made at first use and kept a
+while."""
 
 import hashlib
 import os
@@ -75,7 +76,8 @@ class Sounds:
         return audio.read_audio(path, channels=recording.channels, n_samples=recording.n_samples)
 
     def _waveform(self, project: Project, number: int) -> tuple[Tensor, int]:
-        """Float [channels, n] and its rate; of an edited recording in the recording's own rate and channels."""
+        """Float [channels, n] and its rate; of an edited recording in the recording's own rate and
+        channels."""
         key = (project.id, number)
         if key not in self._recent:
             version = project.version(number)
