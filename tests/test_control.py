@@ -15,9 +15,8 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.transformer import Transformer, TransformerConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate
-from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
+from audiovq.sampling.guidance import GuidedPrior, Request, gap_end_after, piece_conditions
 from audiovq.sampling.next_code import gumbel_noise, next_code
-from audiovq.sampling.request import Request
 
 KINDS = {kind: entry.Config for kind, entry in CONDITIONERS.items()}
 ALL = (KINDS["label"](), KINDS["timing"](), KINDS["text"](max_bytes=7), KINDS["chroma"](), KINDS["infill"](n_codes=5))

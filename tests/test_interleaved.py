@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.generate import generate
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
 
 SETTINGS = [SamplingConfig(temperature=0.8), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
 GUIDED = [SamplingConfig(guidance=2.5), SamplingConfig(guidance=0.5), SamplingConfig(guidance=1.5)]

@@ -18,7 +18,7 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.generate import generate
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
 
 SETTINGS = [SamplingConfig(temperature=0.8), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
 

@@ -13,8 +13,8 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate
+from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import gumbel_noise, keep_top_k, keep_top_p, next_code
-from audiovq.sampling.request import Request
 
 HOPS = [256, 128, 32]
 

@@ -22,7 +22,7 @@ from audiovq.pretrained.identity import prior_hash
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.engine import few_threads
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
 from audiovq.utils.device import torch_defaults
 from audiovq.utils.words import listed
 

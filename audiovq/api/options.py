@@ -14,7 +14,7 @@ from audiovq.data.chroma import chroma_classes
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.engine import precisions
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
 from audiovq.utils import compat
 from audiovq.utils.words import listed
 

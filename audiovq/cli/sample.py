@@ -8,7 +8,7 @@ from click import IntRange, command, echo, option
 from audiovq.cli import options
 
 COUNT, NUMBER, SECONDS = IntRange(min=1), IntRange(min=0), {"type": float, "metavar": "SECONDS"}
-KEEP_HELP = "Outside the change: the original audio (default of --edit for a recording), or all decoded from codes."
+CODES_HELP = "Decode all of a changed recording; without this, the original audio stays outside the change."
 
 
 @command()
@@ -26,7 +26,7 @@ KEEP_HELP = "Outside the change: the original audio (default of --edit for a rec
 @option("--before", default=0.0, **SECONDS, help="New music before the piece.")
 @option("--after", default=0.0, **SECONDS, help="New music after the piece.")
 @option("--keep-levels", type=int, help="Keep the first levels, replace the finer ones (within --from, --to).")
-@option("--keep-audio/--codes-only", default=None, help=KEEP_HELP)
+@option("--codes-only", is_flag=True, help=CODES_HELP)
 @option("--best", type=COUNT, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
 @option("--stream", type=options.FILE, metavar="FILE", help="WAV to write during generation; - is standard output.")
 @option("--save-codes", is_flag=True, help="Also write a .codes file of each piece, for --edit.")
@@ -42,9 +42,6 @@ def sample(model: str | None, page: bool, json_file: str | None, **values: Any) 
 
     if json_file == "-" and values["stream"] == "-":
         raise ValueError("--json, --stream: only one of them can use standard output; name a file for the other")
-    if page and not values["stream"]:
-        # Loading the plotting libraries takes a second: now, so that the page follows the last code at once.
-        import audiovq.pipeline.sample_page  # noqa: F401
 
     def finished(sampled: Sampled) -> None:
         facts = sampled.facts

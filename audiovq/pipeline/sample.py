@@ -45,7 +45,7 @@ class SampleOptions(PieceOptions):
     before: float = 0.0
     after: float = 0.0
     keep_levels: int | None = None
-    keep_audio: bool | None = None  # None: for --edit of a recording, unless it is streamed
+    codes_only: bool = False
     best: int | None = None
     stream: str | None = None
     save_codes: bool = False
@@ -59,9 +59,9 @@ class SampleOptions(PieceOptions):
 
     @property
     def keeps_audio(self) -> bool:
-        """Whether the original audio stays outside an edit."""
+        """Whether the original audio stays outside the change of a recording."""
         is_recording = self.source is not None and Path(self.source).suffix != ".codes"
-        return is_recording and not self.stream if self.keep_audio is None else self.keep_audio
+        return is_recording and not self.stream and not self.codes_only
 
     @property
     def stretch(self) -> bool:
@@ -74,7 +74,6 @@ class SampleOptions(PieceOptions):
 
     def _problems(self) -> Iterator[str]:
         change = self.stretch or self.before or self.after or self.keep_levels is not None
-        recording = self.source or self.prompt
         if self.best and self.best > self.num:
             yield f"--best: expected 1 to {self.num} (of --num), found {self.best}"
         if change and not self.source:
@@ -85,10 +84,8 @@ class SampleOptions(PieceOptions):
             yield "--edit: add what to change: --from and --to, --before and --after, or --keep-levels"
         if self.source and self.seconds is not None:
             yield "--edit: the piece has a length; leave out --seconds (--before and --after make it longer)"
-        if self.keep_audio and (recording is None or Path(recording).suffix == ".codes"):
-            yield "--keep-audio keeps the original audio outside the change; it needs an audio file in --edit or --prompt"
-        if self.stream and (self.num > 1 or self.best or self.keep_audio or collectives.world_size() > 1):
-            yield "--stream plays one piece while it is made; leave out --num, --best and --keep-audio"
+        if self.stream and (self.num > 1 or self.best or collectives.world_size() > 1):
+            yield "--stream plays one piece while it is made; leave out --num and --best"
 
     def paths(self) -> tuple[Path, dict[int, Path]]:
         """The output's name without numbers, and the name of each item. Names are numbered if there are
@@ -136,48 +133,41 @@ def sample(
         Interrupted: a signal asked to stop; the files that were yielded are whole.
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
-    if not launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
-        with launch.processes(), signals.deferred():
-            yield from _sample(options, pick_model, finished)
-
-
-def _sample(
-    options: SampleOptions, pick_model: Callable[[], Path], finished: Callable[[Sampled], object]
-) -> Iterator[str]:
-    options.check()
-    first = collectives.rank() == 0
-    new_seed = int(collectives.broadcast_(torch.tensor(secrets.randbelow(10**6))))  # all ranks take part
-    seed = new_seed if options.seed is None else options.seed
-    options = dataclasses.replace(options, seed=seed, progress=first)
-    target, paths = options.paths()
-    _check_outputs(options, target, paths.values())
-    folder = pick_model()
-    generator = Generator.from_pretrained(folder)
-    n_samples = generator.n_samples(SECONDS if options.seconds is None else options.seconds)
-    given = _given(generator, options, n_samples)
-    n_samples = given.n_samples if given else n_samples
-    if first:
+    if launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
+        return
+    with launch.processes(), signals.deferred():
+        options.check()
+        new_seed = int(collectives.broadcast_(torch.tensor(secrets.randbelow(10**6))))  # all ranks take part
+        seed, first = new_seed if options.seed is None else options.seed, collectives.rank() == 0
+        options = dataclasses.replace(options, seed=seed, progress=first)
+        target, paths = options.paths()
+        _check_outputs(options, target, paths.values())
+        folder = pick_model()
+        generator = Generator.from_pretrained(folder)
+        given = _given(generator, options)
+        n_samples = (
+            given.n_samples if given else generator.n_samples(SECONDS if options.seconds is None else options.seconds)
+        )
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
-    mine = options.items[collectives.rank() :: collectives.world_size()]
-    with _live(options, generator, n_samples) as on_codes:
-        order = {"on_codes": on_codes, "in_time_order": bool(options.stream)}
-        drawn = generator.pieces(n_samples, seed, mine, options, given=given, **order)
-        pieces, chosen = zip(mine, drawn, strict=True), list(options.items)
-        if options.best:
-            candidates = dict(pieces)
-            chosen = _best(generator, candidates, options)
-            pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
-        for item, codes in pieces:
-            _write(paths[item], generator.tokenizer, codes, given, options)
-            yield str(paths[item])
-    collectives.barrier()  # the files of all processes are there
-    if first:
+        mine, chosen = options.items[collectives.rank() :: collectives.world_size()], list(options.items)
+        with _live(options, generator, n_samples) as on_codes:
+            order = {"on_codes": on_codes, "in_time_order": bool(options.stream)}
+            pieces = zip(mine, generator.pieces(n_samples, seed, mine, options, given=given, **order), strict=True)
+            if options.best:
+                candidates = dict(pieces)
+                chosen = _best(generator, candidates, options)
+                pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
+            for item, codes in pieces:
+                _write(paths[item], generator.tokenizer, codes, given, options)
+                yield str(paths[item])
+        collectives.barrier()  # the files of all processes are there
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
         names = [path.name for path in files.values()]
         listed = ", ".join(names) if len(names) < 5 else f"{len(names)} files, {names[0]} to {names[-1]},"
         say(f"{listed} in {target.parent.resolve()}; --seed {seed} makes the same music again")
-        first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
-        finished(Sampled(options, folder, n_samples / rate, files, first_new))
+        if first:
+            first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
+            finished(Sampled(options, folder, n_samples / rate, files, first_new))
 
 
 def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) -> None:
@@ -197,7 +187,7 @@ def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | Non
     channels, rate = tokenizer.config.channels, tokenizer.sample_rate
     pieces = tokenizer.decode_stream(codes)
     if options.keeps_audio and given and given.given_stretches(codes.hop_lengths):
-        source, own_rate = audio.read_audio(options.source or options.prompt or "")
+        source, own_rate = audio.read_audio(options.source or "")
         pieces = [keep_original(pieces, rate, source, own_rate, given, codes.hop_lengths)]
         channels, rate = source.shape[0], own_rate
     with AudioWriter(path, rate, channels) as file:
@@ -212,9 +202,10 @@ def read_piece(tokenizer: Tokenizer, path: str) -> Codes:
     return Codes.load(path) if Path(path).suffix == ".codes" else tokenizer.encode_file(path)
 
 
-def _given(generator: Generator, options: SampleOptions, n_samples: int) -> CodeMask | None:
+def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
     """The codes that stay, of a prompt or of a piece that is changed."""
     if options.prompt:
+        n_samples = generator.n_samples(SECONDS if options.seconds is None else options.seconds)
         return generator.begin_with(read_piece(generator.tokenizer, options.prompt), n_samples)
     if not options.source:
         return None
@@ -236,22 +227,19 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
     the prior itself ranks, instead of another network.
     """
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
-    found, cost = (
-        torch.tensor(generator.bits_per_second(codes), dtype=torch.float64),
-        torch.zeros(options.num, dtype=torch.float64),
-    )
+    found = generator.bits_per_second(codes)
     if options.conditional:
         conditional = generator.bits_per_second(codes, options.labels, options.text, options.chroma)
-        found = torch.tensor(conditional, dtype=torch.float64) - found
-    cost[mine] = found
+        found = [b - a for a, b in zip(found, conditional, strict=True)]
+    cost = torch.zeros(options.num, dtype=torch.float64)
+    cost[mine] = torch.tensor(found, dtype=torch.float64)
     collectives.all_reduce_(cost)
     order = cost.argsort(stable=True).tolist()
     table = Table("rank", "item", "bits/s with - without" if options.conditional else "bits/s", "")
     for rank, i in enumerate(order, start=1):
         chosen = "chosen" if rank <= (options.best or 0) else ""
         table.add_row(str(rank), str(options.items[i]), f"{float(cost[i]):.2f}", chosen)
-    if collectives.rank() == 0:
-        console.print(table)
+    console.print(table)
     return [options.items[i] for i in order[: options.best]]
 
 
@@ -264,17 +252,13 @@ class LiveDecoder:
         self.lengths = [-(-n_samples // hop) for hop in tokenizer.config.hop_lengths[:n_levels]]
         self.decoder = tokenizer.decoder_stream(n_levels, STREAM_SECONDS)
         self.counts = [0] * n_levels  # codes of each level so far
-        self.finished = False
 
     def __call__(self, level: int, codes: Tensor) -> None:
-        if self.finished:
-            return
         blocks = [codes[0, :0] for _ in self.lengths]
         blocks[level] = codes[0, self.counts[level] :]
         self.counts[level] = codes.shape[1]
         self.write(self.decoder.push(blocks))
         if self.counts == self.lengths:
-            self.finished = True
             self.write(self.decoder.finish(self.n_samples))
 
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import librosa.core.convert  # noqa: F401  # loads now what librosa would load later
-
 from audiovq.pipeline.sample import Sampled
 from audiovq.report.page import report_pieces, try_report
 

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.sampling.engine import new_engine
-from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
+from audiovq.sampling.guidance import GuidedPrior, Request, gap_end_after, piece_conditions
 from audiovq.sampling.next_code import gumbel_noise
-from audiovq.sampling.request import Request
 
 BLOCK = 256  # codes whose context and noise are computed at once; the largest pass through a network
 

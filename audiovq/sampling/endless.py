@@ -14,7 +14,7 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
 from audiovq.sampling.generate import draw_levels
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
 
 
 class EndlessCodes:

@@ -13,8 +13,8 @@ from torch import Tensor
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
+from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import next_code
-from audiovq.sampling.request import Request
 from audiovq.utils import signals
 from audiovq.utils.device import torch_defaults
 

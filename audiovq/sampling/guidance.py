@@ -9,6 +9,7 @@ section 3.1.
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,19 @@ from audiovq.data.text import text_bytes
 from audiovq.prior.conditioners import NO_GAP, Conditions
 from audiovq.prior.kv_cache import KVCache
 from audiovq.prior.prior import Prior
-from audiovq.sampling.request import Request
+
+
+@dataclass
+class Request:
+    """The items `items` of a seed, each `n_samples` long. An item's codes do not depend on the others."""
+
+    n_samples: int
+    items: list[int]
+    seed: int
+    labels: dict[str, int]  # index in the prior's vocabulary per label name; 0 or absent is unknown
+    text: str = ""  # caption or lyrics
+    chroma: Tensor | None = None  # int64 [n_frames], pitch classes of a reference, one per code of level 0
+    precision: str = "auto"  # of the prior's arithmetic, see `engine.precisions`
 
 
 def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0) -> Conditions:

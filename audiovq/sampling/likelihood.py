@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from audiovq.prior.prior import Prior
 from audiovq.sampling.decode_state import BLOCK, coarser_at_rate_above
-from audiovq.sampling.guidance import GuidedPrior, piece_conditions
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import GuidedPrior, Request, piece_conditions
 
 
 @torch.inference_mode()

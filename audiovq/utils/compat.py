@@ -49,6 +49,7 @@ REMOVED_OPTIONS = {  # old, and what to use instead
     "sample": {
         "--check-copies": "`audiovq copies` with the new file",
         "--codes": "--edit",
+        "--keep-audio": "--edit, which keeps it",
         **dict.fromkeys(["--segments", "--parallel"], "the command without it"),
     },
 }
