@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,14 @@ def live(
 
     if save_codes:
         check_codes_output(Path(save_codes), [])
+    open_device: Any = null_device
     if plays:
         try:
             from audiovq.live.sound_card import sound_card
         except OSError as error:
             hint = "install it (Debian: apt install libportaudio2), or write to a file or a pipe with --out"
             raise ValueError(f"live: {error}; {hint}") from None
+        open_device = partial(sound_card, name=device)
     generator = api.Generator.from_pretrained(options.pick_model(model))
     music = generator.live(seed, block_seconds=block, **controls)
     stopped = threading.Event()
@@ -73,13 +76,7 @@ def live(
         stack.enter_context(signals.deferred())
         ended = lambda: stopped.is_set() or signals.received() is not None  # noqa: E731
         if out is None:
-            play(
-                music,
-                lambda player: sound_card(player, device) if plays else null_device(player),
-                buffer,
-                seconds,
-                ended,
-            )
+            play(music, open_device, buffer, seconds, ended)
         else:
             write(music, out, seconds, ended)
     if save_codes:

@@ -94,10 +94,8 @@ class DecodeState:
         return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.n_codes // ratio))
 
     def stretches(self) -> Iterator[Stretch]:
-        """What remains to go through the network, in order; nothing after the last code to be drawn.
-
-        Given codes go through in one pass per block.
-        """
+        """What remains to go through the network, in order: given codes in one pass per block, the others one
+        by one; nothing after the last code to be drawn."""
         n = len(self.is_given)
         for begin in range(self.n_done // self.block * self.block, n, self.block):
             block = range(begin, min(begin + self.block, n))
