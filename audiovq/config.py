@@ -66,17 +66,12 @@ LARGEST_NUMBER = 1 << 53
 def one_of(table: dict[str, Any]) -> Any:
     """The type of a key that chooses a component from a table by `kind`. Each component has a `Config`."""
     configs = tuple(entry.Config for entry in table.values())
-    if len(configs) == 1:
-        return configs[0]
     return Annotated[Union[configs], Field(discriminator="kind")]  # noqa: UP007 - built at run time
 
 
 def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> ConfigT:
-    """Validate a mapping, as read from YAML or JSON.
-
-    Raises:
-        ValueError: one line with the source, the dotted path of the key, the expected and the found value.
-    """
+    """Validate a mapping, as read from YAML or JSON. Raises ValueError: one line with the source, the key's
+    dotted path, the expected and the found value."""
     try:
         mapping = _lists_to_tuples(mapping)
         check_limits(mapping, "", source)
@@ -159,11 +154,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text.
-
-    Raises:
-        ValueError: no valid YAML, a key twice, or more than a recipe can need; one line.
-    """
+    """Parse YAML text; ValueError if it is not valid, has a key twice, or more than a recipe can need."""
     loader = None
     try:
         loader = _Loader(text)
@@ -202,11 +193,7 @@ def to_yaml(mapping: dict[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file from an untrusted source.
-
-    Raises:
-        ValueError: more than 16 MB, no JSON, or a number that is not finite.
-    """
+    """Read a JSON file from any source; ValueError for more than 16 MB, no JSON, or infinite numbers."""
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
@@ -295,5 +282,6 @@ def _explain(mapping: Any, detail: Any) -> str:
         message = str(detail["ctx"]["error"])
     else:
         expected = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
+        expected = expected.replace("Tuple should have", "expected").partition(" after validation")[0]
         message = f"{expected}, found {detail.get('input')!r:.100}"
     return f"{'.'.join(keys)}: {message}" if keys else message

@@ -21,11 +21,6 @@ from audiovq.tokenizer.vqvae import VQVAEConfig
 from audiovq.utils import compat
 
 
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 class TrainingConfig(Config):
     """How one network is trained."""
 
@@ -67,6 +62,8 @@ class TokenizerStage(Config):
     crop_seconds: float = Field(default=0.68, gt=0)
     # Step at which the codebooks start; before it latents are not quantized, so that they become useful.
     vq_start_step: int = Field(default=100, ge=0)
+    # Decoder tones: the step at which sound is made; before it only the loudness of tones is learned, several times as fast.
+    sound_start_step: int = Field(default=0, ge=0)
     training: TrainingConfig = TrainingConfig()
 
     @property
@@ -87,8 +84,9 @@ class DecoderTrainingConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _check(self) -> DecoderTrainingConfig:
-        n = self.discriminator_steps
-        _expect(n < self.steps, f"discriminator_steps: expected less than steps {self.steps}, found {n}")
+        if self.discriminator_steps >= self.steps:
+            found = self.discriminator_steps
+            raise ValueError(f"discriminator_steps: expected less than steps {self.steps}, found {found}")
         return self
 
 
@@ -149,27 +147,26 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        is_name = self.name.isprintable() and self.name.strip(". ") and ".." not in Path(self.name).parts
-        _expect(bool(is_name), f"name: expected a name for a folder, found {self.name!r:.40}")
+        if not (self.name.isprintable() and self.name.strip(". ")) or ".." in Path(self.name).parts:
+            raise ValueError(f"name: expected a name for a folder, found {self.name!r:.40}")
         _check_pretrained(self)
         if self.tokenizer.from_pretrained is None:
             _check_tokenizer(self.tokenizer)
             n, n_levels = len(self.priors), self.tokenizer.model.n_levels
-            message = f"priors: expected none, 1 or {n_levels} (one for each level), found {n}"
-            _expect(n in {0, 1, n_levels}, message)
-        if self.batch_sizes(("tokenizer", "decoder")):
-            n_samples, longest = self.tokenizer.crop_samples, longest_window(self)
-            _expect(
-                n_samples >= longest,
+            if n not in {0, 1, n_levels}:
+                raise ValueError(f"priors: expected none, 1 or {n_levels} (one for each level), found {n}")
+        n_samples, longest = self.tokenizer.crop_samples, longest_window(self)
+        if self.batch_sizes(("tokenizer", "decoder")) and n_samples < longest:
+            raise ValueError(
                 f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses, "
-                f"discriminators and decoder, found {n_samples} samples",
+                f"discriminators and decoder, found {n_samples} samples"
             )
-        if self.decoder_tuning is not None:
-            losses = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
-            _expect(
-                any(isinstance(weight, float) and weight > 0 for weight in losses.values()),
+        losses = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
+        weights = [weight for weight in losses.values() if isinstance(weight, float)]
+        if self.decoder_tuning is not None and not any(weights):
+            raise ValueError(
                 "decoder_tuning: expected a reconstruction loss with a weight above 0 in tokenizer.losses, because "
-                "the adversarial loss is scaled to it; found none",
+                "the adversarial loss is scaled to it; found none"
             )
         return self
 
@@ -203,36 +200,37 @@ class Recipe(Config):
 
 
 def _check_pretrained(recipe: Recipe) -> None:
-    has_tokenizer = recipe.tokenizer.from_pretrained is not None
     for i, stage in enumerate(recipe.priors):
-        _expect(
-            stage.from_pretrained is None or has_tokenizer,
-            f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, because a prior needs the codes "
-            "of its tokenizer",
-        )
-        _expect(
-            stage.lora is None or stage.from_pretrained is not None,
-            f"priors.{i}.lora: expected from_pretrained, too, because adapters need trained weights",
-        )
+        if stage.from_pretrained and recipe.tokenizer.from_pretrained is None:
+            raise ValueError(
+                f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, because a prior needs the "
+                "codes of its tokenizer"
+            )
+        if stage.lora and stage.from_pretrained is None:
+            raise ValueError(f"priors.{i}.lora: expected from_pretrained, too, because adapters need trained weights")
 
 
 def _check_tokenizer(stage: TokenizerStage) -> None:
     """The parts of the training must fit into its steps."""
     steps, start, warmup = stage.training.steps, stage.vq_start_step, stage.losses.waveform_warmup_steps
-    _expect(
-        start < steps, f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {start}"
-    )
-    _expect(
-        2 * warmup < steps,
-        "tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps "
-        f"{steps}, so that the spectral terms reach their weights; found {warmup}",
-    )
+    if start >= steps:
+        raise ValueError(f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {start}")
+    if stage.sound_start_step >= steps:
+        raise ValueError(
+            f"tokenizer.sound_start_step: expected less than tokenizer.training.steps {steps}, found {stage.sound_start_step}"
+        )
+    if stage.sound_start_step and not (stage.model.decoder.kind == "tones" and stage.losses.tones):
+        raise ValueError("tokenizer.sound_start_step: expected a decoder of kind tones, and a weight for losses.tones")
+    if 2 * warmup >= steps:
+        raise ValueError(
+            f"tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps {steps}, "
+            f"so that the spectral terms reach their weights; found {warmup}"
+        )
     quantizer = stage.model.quantizer
-    if quantizer.kind == "gumbel":
-        _expect(
-            quantizer.temperature_steps <= steps - start,
+    if quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - start:
+        raise ValueError(
             "tokenizer.model.quantizer.temperature_steps: expected at most training.steps - vq_start_step = "
-            f"{steps - start}, so that the decoder is trained on hard codes; found {quantizer.temperature_steps}",
+            f"{steps - start}, so that the decoder is trained on hard codes; found {quantizer.temperature_steps}"
         )
 
 
@@ -249,11 +247,7 @@ def longest_window(recipe: Recipe) -> int:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, from a path or the name of a recipe that comes with audiovq.
-
-    Raises:
-        ValueError: no such recipe; the message has the known names.
-    """
+    """The file of a recipe, by its path or a name that audiovq has; ValueError with the known names."""
     path = Path(name)
     if path.is_file():
         return path
@@ -300,16 +294,9 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def load_recipe(
     name: str, data: str | None = None, overrides: tuple[str, ...] = (), codes: str | None = None
 ) -> Recipe:
-    """Read a recipe and change some of its values.
-
-    Args:
-        name: a path, or the name of a recipe that comes with audiovq.
-        data: replaces `data.folder`.
-        overrides: `a.b=value` with a value in YAML.
-        codes: replaces `codes.path`.
-    Raises:
-        ValueError: unknown recipe, unknown key or wrong value; the message has the key's path.
-    """
+    """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and
+    by overrides `a.b=value` with a value in YAML. Raises ValueError with the path of an unknown key or wrong
+    value."""
     path = find_recipe(name)
     mapping = read_mapping(path)
     mapping.setdefault("name", path.stem)
@@ -362,11 +349,7 @@ RESUME_MUTABLE = {
 
 
 def first_difference(a: Any, b: Any, path: str = "", ignored: Container[str] = ()) -> str | None:
-    """The first key in which two mappings differ, as `path: a → b`; None if they are equal.
-
-    Args:
-        ignored: keys, at any depth, that may differ.
-    """
+    """The first key, but for `ignored` ones, in which two mappings differ, as `path: a → b`; or None."""
     if isinstance(a, dict) and isinstance(b, dict):
         pairs = [(key, a.get(key), b.get(key)) for key in a | b if key not in ignored]
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):

@@ -196,7 +196,20 @@ def test_the_tone_loss_is_zero_for_the_music_itself_and_counts_decibels() -> Non
     assert float(loss(target + math.log(10), music)) == pytest.approx(10**0.3 - 1 + 0.5, rel=1e-3)
 
 
-def test_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tones_alone_are_those_of_the_sound_and_reach_all_weights() -> None:
+    network, music = small_network(), chord(2.048)
+    whole, tones = network(music), network(music, only_tones=True)
+    assert torch.equal(whole.tones, tones.tones)
+    assert tones.reconstructions == []
+    assert len(whole.reconstructions) == 1
+    network.train()(music, only_tones=True).tones.sum().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    assert None not in gradients.values()  # DDP waits for each
+    assert gradients["groups.0.decoder.head.weight"].abs().max() == 0
+    assert gradients["groups.0.encoder.enter.weight"].abs().max() > 0
+
+
+def test_it_learns() -> None:
     network, music = small_network().train(), chord(4.096)[..., : 512 * 64 * 2]
     decoder = network.groups[0].decoder
     loss = ToneLoss(RATE, decoder.hop_length, decoder.pitches)

@@ -35,6 +35,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
     ("priors.0.model.transformer.n_heads=7", "expected an even multiple of n_heads 7"),
     ("priors.0.model.conditioners=[{kind: colour}]", "priors.0.model.conditioners.0"),
     ("tokenizer.vq_start_step=4", "expected less than tokenizer.training.steps 4, found 4"),
+    ("tokenizer.sound_start_step=4", "expected less than tokenizer.training.steps 4, found 4"),
+    ("tokenizer.sound_start_step=2", "expected a decoder of kind tones"),
     ("tokenizer.losses.waveform_warmup_steps=2", "expected less than half of tokenizer.training.steps 4"),
     ("nonsense", "expected key=value"),
 ])  # fmt: skip

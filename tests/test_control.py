@@ -8,7 +8,7 @@ import torch
 from test_prior import CONFIG, HOPS, spec
 from torch import nn
 
-from audiovq.data.chroma import SILENT, chroma_classes
+from audiovq.data.conditions import SILENT, chroma_classes
 from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.sampling_config import SamplingConfig
@@ -237,7 +237,7 @@ def test_chroma_names_the_pitch_class_at_its_time(hop: int, monkeypatch: pytest.
     assert (
         abs(change - 20) <= 1
     )  # to the frame, give or take one; a window that is not centred would be off by blur / 2
-    monkeypatch.setattr("audiovq.data.chroma.FRAMES_AT_ONCE", 7)
+    monkeypatch.setattr("audiovq.data.conditions.FRAMES_AT_ONCE", 7)
     assert np.array_equal(chroma_classes(wave, 8000, hop), found)
 
 

@@ -12,10 +12,9 @@ from conftest import assert_one_line_error, cli, tones
 
 from audiovq import Generator
 from audiovq.data import audio
-from audiovq.data.chroma import chroma_classes
+from audiovq.data.conditions import chroma_classes, text_bytes, track_text
 from audiovq.data.datasets import CodeWindows
 from audiovq.data.shards import Shards
-from audiovq.data.text import text_bytes, track_text
 from audiovq.data.tracks import DataConfig, Scan, scan
 from audiovq.pretrained import checkpoint
 

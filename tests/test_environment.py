@@ -47,7 +47,7 @@ def test_a_usual_home_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may become a user without account")
 def test_a_user_without_account_has_a_name_and_a_place_for_caches() -> None:
     """As in `docker run --user 54321`."""
-    become = "import __future__, contextlib, getpass, os, tempfile, typing; tempfile.gettempdir(); os.setuid(54321); "
+    become = "import __future__, contextlib, getpass, importlib.util, os, tempfile, typing; tempfile.gettempdir(); os.setuid(54321); "
     name, *places = run_python(become + PRINT.format(names=NAMES))
     assert name == "54321"
     assert len(set(places)) == 1
@@ -55,7 +55,7 @@ def test_a_user_without_account_has_a_name_and_a_place_for_caches() -> None:
 
 
 def test_what_an_encoding_lacks_is_printed_in_another_way() -> None:
-    code = "from audiovq.utils.terminal import print_anything; print_anything(); print('1 ± 2 \\udce9')"
+    code = "from audiovq.utils.environment import print_anything; print_anything(); print('1 ± 2 \\udce9')"
     assert run_python(code, PYTHONIOENCODING="ascii") == [r"1 \xb1 2 \udce9"]
     assert run_python(code, PYTHONIOENCODING="utf-8") == [r"1 ± 2 \udce9"]
 

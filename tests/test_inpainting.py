@@ -142,7 +142,7 @@ def test_surrounding_varying_and_continuing() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: redraw(c, 0.5, 0.5), r"begin before it ends.*found --from 0\.5 --to 0\.5 in a piece of 1 s"),
+        (lambda c: redraw(c, 0.5, 0.5), r"begin before it ends, within the piece of 1 s; found 0\.5 to 0\.5 s"),
         (lambda c: redraw(c, -1, 0.5), "the stretch must begin"), (lambda c: redraw(c, 0, 1.1), "the stretch must begin"),
         (lambda c: redraw(c, 0, float("nan")), "the stretch must begin"),
         (lambda c: redraw(c, 0, 1, 4), "keep-levels: expected 0 to 3, found 4"), (lambda c: redraw(c, 0, 1, -1), "keep-levels"),

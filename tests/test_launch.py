@@ -130,20 +130,14 @@ def test_a_failed_process_is_one_line_of_the_launcher(tmp_path: Path) -> None:
     assert re.fullmatch("audiovq: process [01] of 2 failed with exit code 2; its message is above", last)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("number", "n"), [(signal.SIGKILL, 2), (signal.SIGSTOP, 3)])
 def test_a_killed_and_a_hung_process_are_named_within_the_limit(
-    tiny_recipe: Path, tmp_path: Path, number: signal.Signals
+    tiny_recipe: Path, tmp_path: Path, number: signal.Signals, n: int
 ) -> None:
     """SIGKILL is what the kernel sends if memory runs out; SIGSTOP hangs a process."""
-    words = ["train", str(tiny_recipe), "--out", str(tmp_path / "run"), "--processes", "3", "--stage", "tokenizer"]
-    words += [
-        "--set",
-        "tokenizer.training.steps=100000",
-        "--set",
-        "tokenizer.training.batch_size=3",
-        "--set",
-        "tokenizer.training.evaluate_steps=100000",
-    ]
+    words = ["train", str(tiny_recipe), "--out", str(tmp_path / "run"), "--processes", str(n), "--stage", "tokenizer"]
+    for value in ("steps=100000", "batch_size=3", "evaluate_steps=100000"):
+        words += ["--set", f"tokenizer.training.{value}"]
     limits = environment(AUDIOVQ_TIMEOUT_MINUTES="0.1")
     process = subprocess.Popen([sys.executable, "-m", "audiovq", *words], env=limits, stderr=subprocess.PIPE, text=True)
     metrics, deadline = tmp_path / "run" / "training" / "tokenizer" / "metrics.jsonl", time.monotonic() + 100
@@ -163,6 +157,6 @@ def test_a_killed_and_a_hung_process_are_named_within_the_limit(
     assert time.monotonic() - began < 100
     assert "Traceback" not in errors
     if number == signal.SIGKILL:
-        assert "audiovq: process 1 of 3 was ended by SIGKILL, perhaps because of this: memory ran out" in errors
+        assert "audiovq: process 1 of 2 was ended by SIGKILL, perhaps because of this: memory ran out" in errors
     else:
         assert "audiovq: process 0: process 1 has not answered for 0.1 minutes" in errors

@@ -15,10 +15,8 @@ from conftest import ROOT, TRACK, assert_one_line_error, cli
 from audiovq import Tokenizer
 from audiovq.data.audio import read_audio
 from audiovq.pretrained import checkpoint, onnx_files
-from audiovq.pretrained.hub import shared_files
-from audiovq.tokenizer.decoders import IstftDecoder
-from audiovq.tokenizer.fronts import MelFront, StftFront
-from audiovq.tokenizer.onnx_graph import (
+from audiovq.pretrained.locate import shared_files
+from audiovq.pretrained.onnx_files import (
     ConvIstftDecoder,
     ConvMelFront,
     ConvStftFront,
@@ -26,6 +24,8 @@ from audiovq.tokenizer.onnx_graph import (
     EncodeGraph,
     fourier_basis,
 )
+from audiovq.tokenizer.decoders import IstftDecoder
+from audiovq.tokenizer.fronts import MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 KINDS = {

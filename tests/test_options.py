@@ -213,4 +213,4 @@ def test_a_log_has_the_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     with progress.ProgressBar("sample", 4, unit="audio-s", per_step=0.5) as bar:
         bar.began -= 1.0
         bar.advance(2, "level 0")
-    assert lines[0] == "sample: 2/4, 1 s left, 1.00 audio-s/s level 0"
+    assert lines[0] == "sample: 2/4, 1 s left, 1.0 audio-s/s level 0"

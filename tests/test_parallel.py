@@ -20,7 +20,7 @@ from audiovq.training.devices import whole_network
 from audiovq.training.loop import Training
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.utils.microbatch import in_microbatches
+from audiovq.utils.chunking import in_microbatches
 from audiovq.utils.signals import Interrupted
 
 SETTINGS = (

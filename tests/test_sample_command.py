@@ -219,7 +219,7 @@ def test_gpus_launches_as_many_processes(tiny_run: Path, tmp_path: Path, capfd: 
     [
         (("--from", 1), "--edit"), (("--keep-levels", 1), "--edit"),
         (("--edit", "CLIP"), "--keep-levels"), (("--edit", "CLIP", "--from", 1, "--to", 9), "the stretch must begin before it ends"),
-        (("--edit", "CLIP", "--from", 2, "--to", 1), "found --from 2 --to 1 in a piece of 3 s"),
+        (("--edit", "CLIP", "--from", 2, "--to", 1), "within the piece of 3 s; found 2 to 1 s"),
         (("--edit", "CLIP", "--from", 1, "--before", 1), "before, after: expected neither a stretch nor levels"),
         (("--edit", "CLIP", "--before", -1), "before, after"),
         (("--edit", "CLIP", "--keep-levels", 4), "expected 0 to 3, found 4"),

@@ -23,11 +23,9 @@ from audiovq.evaluation.loudness import loudness
 from audiovq.studio import sounds
 from audiovq.studio.engine import Engine, training_bits
 from audiovq.studio.jobs import Job, Queue, Stopped
-from audiovq.studio.limits import Limits, Refused
 from audiovq.studio.projects import Library, Project, Version
-from audiovq.studio.recordings import check_reference
-from audiovq.studio.requests import JobRequest
-from audiovq.studio.sounds import Export
+from audiovq.studio.requests import Export, JobRequest, Limits, Refused
+from audiovq.studio.sounds import check_reference
 
 LIMITS = Limits(max_seconds=8, max_upload_mb=0.5, max_takes=3, max_versions=9, max_projects=50, max_waiting=2)
 
@@ -99,28 +97,24 @@ def reread(engine: Engine) -> Library:
 # --- making and changing ----------------------------------------------------------------------------------------------
 
 
-def test_sketches_come_first_and_the_piece_is_the_generators(engine: Engine, project: Project) -> None:
-    seen: list[tuple[float, str, int]] = []
+def test_takes_are_the_generators_pieces(engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, str]] = []
     request = JobRequest(kind="make", seconds=2, seed=7, takes=2, labels={"genre": "folk"})
     job = engine.job(project, request)
-    job.changed = lambda job: seen.append((job.progress, job.message, job.n_levels))
+    report = job.report
+    monkeypatch.setattr(job, "report", lambda *progress: (seen.append(progress), report(*progress)))
     numbers = job.work(job)
     expected = engine.generator.sample_codes(2.0, seed=7, n=2, labels={"genre": "folk"})
-    for n_levels in (1, 2):
-        for take, codes in enumerate(expected):
-            path = engine.sounds.sketch(job.id, job.drawn[n_levels][take], take)
-            assert np.array_equal(samples(path), decoded(engine.generator, codes, n_levels))
-    assert job.sketches == [f"api/jobs/{job.id}/sketches/2/{take}" for take in (0, 1)]
     for take, (number, codes) in enumerate(zip(numbers, expected, strict=True), 1):
         version = project.version(number)
         assert same(levels(engine, project, number), codes.levels)
         assert (version.title, version.take) == (f"new piece, take {take}", take)
         assert (version.seed, version.n_samples, version.seconds, version.kind) == (7, 16000, 2.0, "new")
     assert project.shown == numbers[0]
-    shares = [share for share, _, _ in seen]
+    shares = [share for share, _ in seen]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert seen[0][1:] == ("level 0 (the finest is 2)", 0)
+    assert seen[0][1] == "level 0 (the finest is 2)"
 
 
 def test_without_a_seed_pieces_differ_and_can_be_made_again(engine: Engine, project: Project) -> None:
@@ -186,7 +180,7 @@ def test_new_details_keep_the_coarser_levels(engine: Engine, project: Project) -
         [number] = do(engine, project, "rerender", piece, seed=8, keep_levels=keep_levels)
         pairs = zip(levels(engine, project, piece), levels(engine, project, number), strict=True)
         assert [torch.equal(a, b) for a, b in pairs] == [i < keep_levels for i in range(3)]
-    with pytest.raises(ValueError, match="expected 1 to 2, found 3"):
+    with pytest.raises(ValueError, match="fewer levels to keep"):
         do(engine, project, "rerender", piece, keep_levels=3)
 
 
@@ -197,9 +191,9 @@ def test_new_details_keep_the_coarser_levels(engine: Engine, project: Project) -
     ("make", {"seconds": 1, "labels": {"genre": "jazz"}}, "expected one of: folk, rock"),
     ("make", {"seconds": 1, "settings": {"heat": [1]}}, "found heat"),
     ("make", {"seconds": 1, "settings": {"top_p": [2, 2, 2]}}, "top_p"),
-    ("extend", {"after": -1}, "above 0"), ("extend", {}, "above 0"), ("extend", {"after": 7}, "up to 8 s long here"),
-    ("redraw", {"start": 3, "end": 4}, "within the piece of 2.0 s"), ("vary", {"percent": 0}, "up to 100 %"),
-    ("extend", {"version": 7, "after": 1}, "no version 7"), ("vary", {"version": None}, "give the number"),
+    ("extend", {"after": -1}, "none negative"), ("extend", {}, "nothing is left to draw"), ("extend", {"after": 7}, "up to 8 s long here"),
+    ("redraw", {"start": 3, "end": 4}, "within the piece of 2 s"), ("vary", {"percent": 0}, "up to 100 %"),
+    ("extend", {"version": 7, "after": 1}, "no version 7"), ("vary", {"version": None}, "no version None"),
 ])  # fmt: skip
 def test_impossible_requests_are_refused(
     engine: Engine, project: Project, kind: str, request_: dict[str, Any], words: str
@@ -323,7 +317,7 @@ def test_an_imported_project_is_the_exported_one(engine: Engine, project: Projec
     assert (again.owner, again.id != project.id) == ("somebody", True)
     for number in (1, 2):
         assert same(levels(engine, again, number), levels(engine, project, number))
-        paths = [engine.sounds.version(p, number, None, Export()) for p in (project, again)]
+        paths = [engine.sounds.version(p, number, Export()) for p in (project, again)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -392,15 +386,15 @@ def test_a_changed_recording_keeps_its_sound_outside_the_change(
     assert same(levels(engine, project, version.number), expected.levels)
     assert (version.kind, version.title, version.seconds) == ("recording", "tune.flac", 3.0)
     original = samples(tmp_path / "tune.flac").astype(int)
-    shown = engine.sounds.version(project, version.number, None, Export())
+    shown = engine.sounds.version(project, version.number, Export())
     assert np.abs(samples(shown) - original).max() <= 1
     assert np.array_equal(samples(engine.sounds.recording(project, project.recordings[0])), samples(shown))
-    as_codes = samples(engine.sounds.version(project, version.number, 2, Export()))
+    as_codes = samples(engine.sounds.version(project, version.number, Export(levels=2)))
     assert np.array_equal(as_codes, decoded(engine.generator, expected, 2))
     [changed] = do(engine, project, "redraw", version.number, start=1, end=2)
     [longer] = do(engine, project, "extend", changed, after=1)
     for number, seconds in ((changed, 3), (longer, 4)):
-        path = engine.sounds.version(project, number, None, Export())
+        path = engine.sounds.version(project, number, Export())
         sound = samples(path).astype(int)
         assert (soundfile.info(path).samplerate, sound.shape) == (16000, (16000 * seconds, 2))
         start = slice(0, 15000)  # the stretch is rounded outward, and there is a cross-fade
@@ -408,7 +402,7 @@ def test_a_changed_recording_keeps_its_sound_outside_the_change(
         assert np.abs(sound[33100:46000] - original[33100:46000]).max() <= 1
         assert np.abs(sound[18000:30000] - original[18000:30000]).max() > 100
     [codes_only] = do(engine, project, "redraw", version.number, start=1, end=2, keep_audio=False)
-    path = engine.sounds.version(project, codes_only, None, Export())
+    path = engine.sounds.version(project, codes_only, Export())
     assert np.array_equal(samples(path), decoded(engine.generator, engine.codes(project, codes_only)))
     engine.library.delete_version(project, version.number)
     assert (project.versions, project.recordings) == ([], [])
@@ -510,7 +504,7 @@ def test_exports_have_the_sound_and_its_tags(
 ) -> None:
     number = make(engine, project, labels={"genre": "folk"})
     expected = decoded(engine.generator, engine.codes(project, number))
-    path = engine.sound(project, project.version(number), None, form, 16, None, download=True)
+    path = engine.sound(project, project.version(number), Export(format=form, download=True))
     assert path.suffix == f".{form}"
     info = soundfile.info(path)
     assert (info.samplerate, info.channels, round(info.duration, 1)) == (rate, 1, 2.0)
@@ -521,7 +515,7 @@ def test_exports_have_the_sound_and_its_tags(
     assert tags["title"] == "Untitled: new piece"
     assert tags["comment"] == "tiny, seed 1, genre folk"
     assert mutagen.File(path) is not None  # type: ignore[attr-defined]
-    plain = engine.sound(project, project.version(number), None, form, 16, None, download=False)
+    plain = engine.sound(project, project.version(number), Export(format=form))
     with soundfile.SoundFile(plain) as file:
         assert "title" not in file.copy_metadata()
 
@@ -529,13 +523,13 @@ def test_exports_have_the_sound_and_its_tags(
 def test_24_bits_and_loudness(engine: Engine, project: Project) -> None:
     number = make(engine, project)
     wave = engine.tokenizer.decode(engine.codes(project, number))
-    path = engine.sounds.version(project, number, None, Export("wav", 24))
+    path = engine.sounds.version(project, number, Export(bits="24"))
     assert soundfile.info(path).subtype == "PCM_24"
     assert np.abs(soundfile.read(path)[0] - wave[0].numpy()).max() < 2**-22
     found, target = loudness(wave, 8000), loudness(wave, 8000) - 6
-    quiet = soundfile.read(engine.sounds.version(project, number, None, Export("wav", 24, target)))[0]
+    quiet = soundfile.read(engine.sounds.version(project, number, Export(bits="24", lufs=target)))[0]
     assert loudness(torch.from_numpy(quiet)[None].float(), 8000) == pytest.approx(target, abs=0.1)
-    loud = soundfile.read(engine.sounds.version(project, number, None, Export("wav", 24, 0.0)))[0]
+    loud = soundfile.read(engine.sounds.version(project, number, Export(bits="24", lufs=0.0)))[0]
     assert found < 0
     assert np.abs(loud).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)  # peaks stay below -1 dBFS
 
@@ -543,9 +537,9 @@ def test_24_bits_and_loudness(engine: Engine, project: Project) -> None:
 def test_sounds_used_last_stay_and_others_go(engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     number = make(engine, project)
     monkeypatch.setattr(sounds, "CACHE_MB", 0.07)  # two sounds of 32 kB
-    first, second = (engine.sounds.version(project, number, n, Export()) for n in (1, 2))
-    engine.sounds.version(project, number, 1, Export())
-    third = engine.sounds.version(project, number, 3, Export())
+    first, second = (engine.sounds.version(project, number, Export(levels=n)) for n in (1, 2))
+    engine.sounds.version(project, number, Export(levels=1))
+    third = engine.sounds.version(project, number, Export(levels=3))
     assert [path.exists() for path in (first, second, third)] == [True, False, True]
 
 
@@ -554,7 +548,7 @@ def test_sounds_used_last_stay_and_others_go(engine: Engine, project: Project, m
 
 @pytest.fixture
 def queue() -> Iterator[Queue]:
-    made = Queue(LIMITS, lambda job: None)
+    made = Queue(LIMITS)
     yield made
     made.close()
 
@@ -599,7 +593,7 @@ def test_jobs_wait_for_their_turn_and_stop_at_once(queue: Queue) -> None:
     settle(last)
     assert (last.state, last.versions, last.progress) == ("done", [2], 1.0)
     assert discarded == ["x", "x"]  # what is done stays
-    assert queue.of_project("p") == []
+    assert [job.state for job in queue.of_project("p")] == ["stopped", "stopped", "done"]
 
 
 def test_a_visitor_cannot_fill_the_queue(queue: Queue) -> None:
@@ -623,10 +617,13 @@ def test_failures_are_one_sentence_and_the_next_job_runs(queue: Queue, error: Ex
     assert (failed.state, failed.error, after.state) == ("failed", words, "done")
 
 
-def test_a_stopped_piece_leaves_the_project_as_it_was(engine: Engine, project: Project) -> None:
+def test_a_stopped_piece_leaves_the_project_as_it_was(
+    engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(engine, project, 0.5)
     job = engine.job(project, JobRequest(kind="make", seconds=4, seed=1))
-    job.changed = lambda job: job.stop.set() if job.progress > 0.5 else None
+    report = job.report
+    monkeypatch.setattr(job, "report", lambda *progress: (report(*progress), progress[0] > 0.5 and job.stop.set()))
     with pytest.raises(Stopped):
         job.work(job)
     assert [version.number for version in project.versions] == [1]

@@ -332,8 +332,7 @@ def test_a_dropped_file_and_a_project_deleted_elsewhere(
     page.click("#delete-project")
     page.click("#question .primary")
     page.wait_for_selector("#start:not([hidden])")
-    other.reload()
-    other.wait_for_selector("#start:not([hidden])")
+    other.wait_for_selector("#start:not([hidden])")  # by itself
     expect(other.locator("#notice")).to_contain_text("there is no such project")
     other.context.close()
 

@@ -17,10 +17,9 @@ import torch
 from conftest import ROOT, assert_one_line_error, cli, tones
 
 from audiovq.studio.engine import Engine
-from audiovq.studio.limits import Limits
+from audiovq.studio.requests import Limits
 from audiovq.studio.security import HEADERS, Access
-from audiovq.studio.server import file_name
-from audiovq.studio.serving import open_studio
+from audiovq.studio.server import file_name, open_studio
 
 LIMITS = Limits(max_seconds=8, max_upload_mb=0.2, max_takes=2, quota_mb=1, stall_seconds=0.5, max_projects=1000)
 Url = str
@@ -31,8 +30,8 @@ def served(run: Path, projects: Path, access: Access | None = None) -> Iterator[
     def load(library: Any, limits: Limits, sounds: Path) -> Engine:
         return Engine(run, "tiny", library, limits, sounds)
 
-    with open_studio(load, projects, LIMITS, access) as (url, _, engine):
-        engine.result(60)
+    with open_studio(load, projects, LIMITS, access) as (url, studio):
+        studio.loading.result(60)
         yield url
 
 
@@ -165,38 +164,30 @@ def test_a_recording_becomes_a_version(client: httpx.Client, tmp_path: Path) -> 
     assert (job["state"], job["error"].startswith("x.mp3: not audio")) == ("failed", True)
 
 
-def test_events_tell_each_change_and_start_with_the_project(client: httpx.Client) -> None:
+def test_a_project_says_its_jobs_and_when_it_changed(client: httpx.Client) -> None:
     project = create(client)
-    with client.stream("GET", f"/api/projects/{project}/events") as stream:
-        assert stream.headers["content-type"].startswith("text/event-stream")
-        found: list[tuple[str, dict[str, Any]]] = []
-        job: dict[str, Any] = {}
-        lines = stream.iter_lines()
-        for line in lines:
-            if line.startswith("event: "):
-                found.append((line[7:], json.loads(next(lines).removeprefix("data: "))))
-                if not job:
-                    request = {"kind": "make", "seconds": 4, "seed": 1}
-                    job = client.post(f"/api/projects/{project}/jobs", json=request).json()
-                is_done = any(kind == "job" and data["state"] == "done" for kind, data in found)
-                if is_done and any(kind == "project" and data["versions"] for kind, data in found):
-                    break
-    assert (found[0][0], found[0][1]["id"]) == ("project", project)
-    assert any(kind == "project" and len(data["versions"]) == 1 for kind, data in found)
-    sketched = [data for kind, data in found if kind == "job" and data["sketches"]]
-    assert client.get("/" + sketched[-1]["sketches"][0]).content[:4] == b"RIFF"
+    place = f"/api/projects/{project}/jobs"
+    before = client.get(place).json()
+    assert before["jobs"] == []
+    assert client.get(place).json() == before
+    [number] = make(client, project)
+    after = client.get(place).json()
+    assert after["changed_at"] == client.get(f"/api/projects/{project}").json()["changed_at"] > before["changed_at"]
+    assert [(job["state"], job["versions"], job["progress"]) for job in after["jobs"]] == [("done", [number], 1.0)]
 
 
 def test_waiting_jobs_know_their_place_and_stop_at_once(client: httpx.Client) -> None:
     project = create(client)
     request = {"kind": "make", "seconds": 8, "takes": 2}
-    jobs = [client.post(f"/api/projects/{project}/jobs", json=request).json() for _ in range(4)]
-    places = [client.get(f"/api/jobs/{job['id']}").json()["place"] for job in jobs]
-    assert places in ([0, 1, 2, 3], [0, 0, 1, 2], [1, 2, 3, 4])
-    assert client.delete(f"/api/jobs/{jobs[3]['id']}").json()["state"] == "stopped"
-    for job in jobs:
+    jobs = [client.post(f"/api/projects/{project}/jobs", json=request).json() for _ in range(8)]
+    listed = client.get(f"/api/projects/{project}/jobs").json()["jobs"]
+    places = [job["place"] for job in listed if job["state"] in ("waiting", "running")]
+    assert len(places) > 4
+    assert places in (list(range(len(places))), list(range(1, len(places) + 1)))
+    assert client.delete(f"/api/jobs/{jobs[-1]['id']}").json()["state"] == "stopped"
+    for job in jobs[::-1]:
         client.delete(f"/api/jobs/{job['id']}")
-    assert {finish(client, job)["state"] for job in jobs[1:]} == {"stopped"}
+    assert {finish(client, job)["state"] for job in jobs[4:]} == {"stopped"}
 
 
 @pytest.mark.parametrize(("path", "body", "status", "words"), [
@@ -336,7 +327,7 @@ def test_one_visitor_cannot_touch_the_work_of_another(open_url: Url) -> None:
         make(mine, project)
         job = mine.post(f"/api/projects/{project}/jobs", json={"kind": "make", "seconds": 8}).json()
         place = f"/api/projects/{project}"
-        for method, path in (("GET", place), ("DELETE", place), ("GET", f"{place}/file"), ("GET", f"{place}/events"),
+        for method, path in (("GET", place), ("DELETE", place), ("GET", f"{place}/file"), ("GET", f"{place}/jobs"),
                              ("GET", f"{place}/versions/1/sound"), ("DELETE", f"{place}/versions/1")):  # fmt: skip
             refused(yours.request(method, path), 404, "no such project")
         refused(yours.patch(place, json={"name": "stolen"}), 404, "no such project")
@@ -344,8 +335,10 @@ def test_one_visitor_cannot_touch_the_work_of_another(open_url: Url) -> None:
         for method in ("GET", "DELETE"):
             refused(yours.request(method, f"/api/jobs/{job['id']}"), 404, "no such job")
         assert yours.get("/api/projects").json() == []
-        for _ in range(150):  # many visits of others take nothing away
-            httpx.get(f"{open_url}/api/projects")
+        with httpx.Client(base_url=open_url) as others:
+            for _ in range(150):  # many visits of others take nothing away
+                others.get("/api/projects")
+                others.cookies.clear()
         assert finish(mine, job)["state"] == "done"
         assert len(mine.get(place).json()["versions"]) == 2
 
@@ -432,7 +425,7 @@ def test_the_command_serves_without_torch_and_survives_a_kill(tiny_run: Path, tm
                     assert client.get(f"/api/projects/{project}/versions/1/sound").status_code == 200
                     process.terminate()
                     assert process.wait(20) == 0
-    code = "import sys, audiovq.studio.serving; assert 'torch' not in sys.modules"
+    code = "import sys, audiovq.studio.server; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

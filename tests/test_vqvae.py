@@ -161,7 +161,7 @@ def test_mel_features_are_those_of_the_losses_in_decibels() -> None:
     fast = MelFront(1, 64, 8, MelFront.Config(), 384000)
     assert float(fast.get_buffer("filters_1").sum(dim=0).min()) == 0  # bands between two bins
     assert bool(fast.features(music).isfinite().all())
-    with pytest.raises(ValueError, match="expected overlaps of at least 1, found"):
+    with pytest.raises(ValueError, match="overlaps"):
         MelFront(1, 64, 8, MelFront.Config(overlaps=(0, 8)), 8000)
 
 

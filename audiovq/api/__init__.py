@@ -4,9 +4,8 @@ from audiovq.api.generator import Generator
 from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions
 from audiovq.api.tokenizer import Tokenizer
-from audiovq.pretrained.hub import push_folder
-from audiovq.pretrained.locate import bundled_model, default_model, prior_folders, resolve_model
-from audiovq.pretrained.save import save_pretrained
+from audiovq.pretrained.export import save_pretrained
+from audiovq.pretrained.locate import bundled_model, default_model, prior_folders, push_folder, resolve_model
 from audiovq.utils.device import pick_device
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import Any
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
 from audiovq.data.audio_writer import check_writable
-from audiovq.data.codes import Codes, check_codes_output, file_kbps, read_header
-from audiovq.data.tracks import find_audio, find_files
+from audiovq.data.codes import Codes, check_codes_output, read_header
+from audiovq.data.tracks import find_audio
 from audiovq.utils.files import check_folder, file_sha256, output_name
 from audiovq.utils.progress import ProgressBar, say
 
@@ -48,14 +48,14 @@ class Encoding:
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = self.tokenizer.encode_file(source, progress)
         codes.save(target, self.compress)
-        raw, (stored, _) = codes.bits_per_second / 1000, file_kbps(target, codes.seconds)
+        raw, stored = codes.bits_per_second / 1000, 8 * target.stat().st_size / codes.seconds / 1000
         return {
             "file": str(target),
             "source": str(source),
             "seconds": codes.seconds,
             "kbps_raw": raw,
-            "kbps_stored": stored,
-            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps raw, {stored:.2f} kbps stored",
+            "kbps_file": stored,
+            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps, as a file {stored:.2f} kbps",
         }
 
 
@@ -115,7 +115,7 @@ def _convert(kind: Encoding | Decoding, source: Path, target: Path, title: str) 
 def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
     """Convert every file below a folder to the same place below `out`; `set_aside` lists failures. Raises
     ValueError if there is nothing to convert."""
-    sources = find_audio(folder) if isinstance(kind, Encoding) else find_files(folder, {".codes"})
+    sources = find_audio(folder) if isinstance(kind, Encoding) else find_audio(folder, suffixes={".codes"})
     if not sources:
         raise ValueError(f"{folder}: nothing there to {kind.title}")
     check_folder(out)

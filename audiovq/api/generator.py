@@ -144,21 +144,18 @@ class Generator(Shareable):
         *,
         given: CodeMask | None = None,
         on_codes: CodesCallback = ignore_codes,
-        n_levels: int | None = None,
         in_time_order: bool = False,
     ) -> Iterator[Codes]:
         """Generate the items `items` of a seed, one after the other; arguments as `sample_codes`.
 
         Args:
-            n_levels: stop after so many levels; default all.
             in_time_order: let all levels grow together, see `sampling.generate`.
         """
         options = options or PieceOptions()
-        priors = self.priors[:n_levels]
-        settings = level_settings(self.sampling, options)[: len(priors)]
+        priors, settings = self.priors, level_settings(self.sampling, options)
         request = make_request(self.priors, n_samples, seed, options)
         groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
-        n_positions = len(groups) * sum(-(-n_samples // hop) for hop in self.hop_lengths[: len(priors)])
+        n_positions = len(groups) * sum(-(-n_samples // hop) for hop in self.hop_lengths)
         seconds = len(items) * n_samples / self.sample_rate / max(n_positions, 1)  # of audio per position
         hidden = not options.progress
         with ProgressBar("sample", n_positions, hidden=hidden, unit="audio-s", per_step=seconds) as bar:
@@ -170,28 +167,6 @@ class Generator(Shareable):
                     levels = generate(priors, settings, request, mask, callback, in_time_order)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
                     yield self.tokenizer.make_codes(row, n_samples)
-
-    def grow(
-        self,
-        n_samples: int,
-        seed: int,
-        items: Sequence[int],
-        options: PieceOptions | None = None,
-        *,
-        given: CodeMask | None = None,
-        on_codes: CodesCallback = ignore_codes,
-    ) -> Iterator[list[Codes]]:
-        """Generate the items of a seed level by level: yields all of them with level 0 alone, then with one
-        finer level more each time. The last are what `pieces` gives, to the bit."""
-        if given is None:
-            given = CodeMask(n_samples, [torch.full((-(-n_samples // hop),), -1) for hop in self.hop_lengths])
-        given.check(self.hop_lengths, len(items))
-        mask = CodeMask(n_samples, list(given.levels))
-        for n_levels in range(1, len(self.priors) + 1):
-            drawn = self.pieces(n_samples, seed, items, options, given=mask, on_codes=on_codes, n_levels=n_levels)
-            found = list(drawn)
-            mask.levels[n_levels - 1] = torch.stack([codes.levels[-1] for codes in found])
-            yield found
 
     def live(self, seed: int = 0, **options: Any) -> Live:
         """Music without end that can be changed while it sounds; arguments as `Live`."""

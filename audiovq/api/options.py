@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiovq.config import build, whole_number
 from audiovq.data import audio
-from audiovq.data.chroma import chroma_classes
+from audiovq.data.conditions import chroma_classes
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.engine import precisions

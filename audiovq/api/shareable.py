@@ -4,8 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiovq.pretrained.hub import push_folder
-from audiovq.pretrained.save import save_pretrained
+from audiovq.pretrained.export import save_pretrained
+from audiovq.pretrained.locate import push_folder
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE

@@ -9,7 +9,7 @@ from typing import Any
 from click import FloatRange, IntRange, argument, command, option
 
 from audiovq.cli import options
-from audiovq.utils.extras import require
+from audiovq.utils.environment import require
 
 OUT_HELP = "Write here instead of playing: a WAV or FLAC file, or - for standard output."
 DEVICE_HELP = "Sound card: a part of its name, or its number; `null` plays to nowhere. Default: the system's."

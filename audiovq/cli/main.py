@@ -11,8 +11,8 @@ import click
 
 from audiovq.cli.options import arrange
 from audiovq.utils import compat
+from audiovq.utils.environment import print_anything, printable
 from audiovq.utils.signals import Interrupted
-from audiovq.utils.terminal import print_anything, printable
 
 # Each is a function in the module of its name.
 COMMANDS = (

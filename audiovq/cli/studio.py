@@ -7,7 +7,7 @@ from pathlib import Path
 from click import FloatRange, IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER
-from audiovq.utils.extras import require
+from audiovq.utils.environment import require
 
 HOST_HELP = "Address to listen on; 0.0.0.0 admits everybody who can reach this machine."
 ABOVE_0 = FloatRange(0.1)
@@ -45,10 +45,10 @@ def studio(
     require("studio", "fastapi", "uvicorn", "platformdirs", install="pip install 'audiovq[studio]'")
     import platformdirs
 
-    from audiovq.studio.limits import Limits
     from audiovq.studio.projects import Library
+    from audiovq.studio.requests import Limits
     from audiovq.studio.security import Access, is_loopback
-    from audiovq.studio.serving import open_studio
+    from audiovq.studio.server import open_studio
     from audiovq.utils import signals
     from audiovq.utils.progress import say
 
@@ -72,12 +72,12 @@ def studio(
     place = projects or Path(platformdirs.user_data_dir("audiovq", appauthor=False)) / "projects"
     limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload, quota_mb=quota, total_mb=10 * quota)
     access = Access(host, password or None, [name.lower() for name in names])
-    with open_studio(load, place, limits, access, port) as (url, _, engine):
+    with open_studio(load, place, limits, access, port) as (url, opened):
         say(f"the studio is open: {url} (Ctrl-C closes it; projects are kept in {place})")
         if show:
             webbrowser.open(url)
         with signals.deferred():
             while signals.received() is None:
-                if engine.done():
-                    engine.result()  # a model that cannot be loaded ends the command
+                if opened.loading.done():
+                    opened.loading.result()  # a model that cannot be loaded ends the command
                 time.sleep(0.2)

@@ -48,12 +48,7 @@ class Reader(soundfile.SoundFile):
 
 
 def open_audio(path: Path) -> Reader:
-    """Open a file with soundfile.
-
-    Raises:
-        NotReadable: not a format of soundfile.
-        ValueError: no such file, a folder, or an empty file.
-    """
+    """A file for soundfile; NotReadable for another format, ValueError if there is none or it is empty."""
     if not path.exists():
         raise ValueError(f"{path}: no such file")
     if path.is_dir():
@@ -79,11 +74,7 @@ def _reason(error: Exception) -> str:
 
 
 def audio_info(path: Path) -> AudioInfo:
-    """The facts in a file's header; nothing is decoded.
-
-    Raises:
-        ValueError: not audio that can be read, or a sample rate that audio does not have.
-    """
+    """The facts in a file's header; nothing is decoded. Raises ValueError for a file that is not audio."""
     try:
         with open_audio(path) as file:
             tags = {name: text.strip() for name, text in file.copy_metadata().items()}
@@ -101,13 +92,9 @@ def audio_info(path: Path) -> AudioInfo:
 
 
 def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator[np.ndarray]:
-    """Decode a file in float32 blocks [samples, channels], in bounded memory.
-
-    Where soundfile fails in the middle of a file that is not lossless, ffmpeg continues from the same sample.
-
-    Raises:
-        ValueError: unreadable or truncated data, more audio than decoders read, or samples that are not finite.
-    """
+    """Decode a file in float32 blocks [samples, channels], in bounded memory. Where soundfile fails in the
+    middle of a file that is not lossless, ffmpeg continues from the same sample. Raises ValueError for
+    damaged data, more audio than decoders read, or samples that are not finite."""
     end = start
     for block in _decode(path, start, n_samples):
         peak = float(np.abs(block).max())
@@ -171,10 +158,8 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
 
 
 def downmix(waveform: Tensor, channels: int) -> Tensor:
-    """[1 to 6 channels or more, samples] -> [1 or 2, samples].
-
-    Surround becomes stereo by ITU-R BS.775, scaled so that it cannot clip. Mono is the mean of both channels.
-    """
+    """[1 to 6 channels or more, samples] -> [1 or 2, samples]. Surround becomes stereo by ITU-R BS.775,
+    scaled so that it cannot clip. Mono is the mean of both channels."""
     found = waveform.shape[0]
     if found == channels:
         return waveform

@@ -50,11 +50,8 @@ class Header(Layout):
 
 @dataclass
 class Codes:
-    """The codes of one track, coarse to fine, with all that is needed to decode them.
-
-    Raises:
-        ValueError: levels that are not rows of whole numbers, as tensors, arrays or lists.
-    """
+    """The codes of one track, coarse to fine, with all that is needed to decode them. Levels may be tensors,
+    arrays or lists; ValueError if they are not rows of whole numbers."""
 
     levels: list[Tensor]  # int64 [ceil(n_samples / hop)] a level
     n_samples: int  # of the waveform, at sample_rate
@@ -81,11 +78,8 @@ class Codes:
         return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
 
     def save(self, path: Path | str, compress: bool = False) -> None:
-        """Write a safetensors file atomically, with the header in its metadata under `audiovq`.
-
-        Args:
-            compress: lossless coding (see `data.entropy`); smaller, but slow to write and read.
-        """
+        """Write a safetensors file atomically, with the header in its metadata under `audiovq`. With
+        `compress` it is smaller, but slow to write and read (see `data.entropy`)."""
         path = Path(path)
         levels = [level.numpy() for level in self.levels]
         header = self._facts() | {"format": FORMAT, "checksum": _checksum(levels, self._facts())}
@@ -102,11 +96,7 @@ class Codes:
 
     @staticmethod
     def load(path: Path | str) -> Codes:
-        """Read a codes file, compressed or not.
-
-        Raises:
-            ValueError: not a codes file, a damaged one, or codes that contradict the header.
-        """
+        """Read a codes file. Raises ValueError for another or a damaged file."""
         path = Path(path)
         header = read_header(path)
         facts = header.model_dump(exclude={"coding", "n_levels", "checksum"})
@@ -142,10 +132,8 @@ class Codes:
 
 
 class LevelBuffers:
-    """Collects codes that come in blocks, in one growing array per level.
-
-    (A list of thousands of small tensors would fragment the memory that the network uses in between.)
-    """
+    """Collects codes that come in blocks, in one growing array per level. (A list of thousands of small
+    tensors would fragment the memory that the network uses in between.)"""
 
     def __init__(self, n_levels: int):
         self.arrays = [array("i") for _ in range(n_levels)]
@@ -223,11 +211,3 @@ def check_codes_output(path: Path, inputs: Iterable[Path | str | None] = ()) -> 
             read_header(path)
         except ValueError:
             raise ValueError(f"{path}: exists, and is no codes file; choose another --out, or delete it") from None
-
-
-def file_kbps(path: Path, seconds: float) -> tuple[float, float]:
-    """Kilobits per second of audio: of the codes in a codes file, and of the whole file."""
-    with path.open("rb") as file:
-        header = 8 + int.from_bytes(file.read(8), "little")  # safetensors begin with the header's length
-    size = path.stat().st_size
-    return 8 * (size - header) / seconds / 1000, 8 * size / seconds / 1000

@@ -21,13 +21,8 @@ _DELAY_FRAMES = 6  # that an encoder's delay and padding may take
 
 
 def check_whole(path: Path, n_samples: int) -> None:
-    """Compare what was decoded with what the container promises.
-
-    Args:
-        n_samples: decoded to the end, from the first sample on.
-    Raises:
-        ValueError: the file is truncated, or has more audio than that.
-    """
+    """Compare `n_samples`, decoded from the first to the end, with what the container promises; ValueError if
+    the file is truncated, or has more audio."""
     if path.stat().st_size < 12:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

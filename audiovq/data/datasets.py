@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from audiovq.data import audio
+from audiovq.data.conditions import text_bytes, track_text
 from audiovq.data.shards import Shards, ShardTrack
-from audiovq.data.text import text_bytes, track_text
 from audiovq.data.tracks import Track, check_unchanged, file_stamp
 from audiovq.utils.progress import track as progress
 
@@ -94,11 +94,7 @@ class WaveformCrops(Dataset[Tensor]):
 
 
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
-    """A random track, with a probability that is proportional to its length.
-
-    Args:
-        ends: [n_tracks], the share of all music up to the end of each track.
-    """
+    """A random track, as often as it is long; `ends` [n_tracks] are the shares of all music up to there."""
     return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
 
 
@@ -177,12 +173,8 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         return self.window(track, start, gap_end)
 
     def window(self, track: ShardTrack, start: int, gap_end: int | None = None) -> dict[str, Tensor]:
-        """One example.
-
-        Args:
-            start: first target in the track, a multiple of the ratio to the next coarser level.
-            gap_end: first code after the gap; None for no gap.
-        """
+        """One example, from the target `start` of the track on, a multiple of the ratio to the next coarser
+        level; with a gap up to the code `gap_end`, or none."""
         codes = self._padded(track, self.level, start - 1, start + self.context)
         coarse_start = start // self.ratio - self.context_codes
         n_coarse = -(-self.context // self.ratio) + 2 * self.context_codes

@@ -39,11 +39,7 @@ class AudioInfo:
 
 
 def probe(path: Path) -> AudioInfo:
-    """The facts of the first audio stream, by ffprobe.
-
-    Raises:
-        FFmpegError: ffmpeg is not installed, or finds no audio.
-    """
+    """The facts of the first audio stream; FFmpegError if ffmpeg is not installed, or finds none."""
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
     command = [
@@ -63,13 +59,9 @@ def probe(path: Path) -> AudioInfo:
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
-    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate.
-
-    It is always decoded from the beginning, because seeking is not exact to the sample in these containers.
-
-    Raises:
-        FFmpegError: ffmpeg is not installed, or the file is damaged.
-    """
+    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate;
+    FFmpegError if it is damaged. It is decoded from the beginning, because seeking is not exact to the sample
+    in these containers."""
     facts = probe(path)
     trim = f"atrim=start_sample={start}" + ("" if n_samples is None else f":end_sample={start + n_samples}")
     command = [

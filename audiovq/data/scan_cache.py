@@ -44,11 +44,7 @@ SCANNED_FILE = TypeAdapter(ScannedFile)  # built once, because that takes a mill
 
 
 def scan_file(path: Path) -> ScannedFile:
-    """Decode a whole file in bounded memory.
-
-    Raises:
-        ValueError: audio that cannot be used.
-    """
+    """Decode a whole file in bounded memory. Raises ValueError for audio that cannot be used."""
     info = audio.audio_info(path)
     samples, peak, silent, clipped, digest = 0, 0.0, 0, 0, hashlib.sha256(f"{info.sample_rate}".encode())
     for block in audio.blocks(path):
@@ -94,13 +90,9 @@ def _text(tags: Any, key: str) -> str:
 
 
 class ScanCache:
-    """Results of this and earlier scans: one JSON line per file, with its name, size and time of change.
-
-    Files that cannot be read are not in it: they may be readable with the next update of a decoder.
-
-    Args:
-        path: of the JSONL file; None for a cache that keeps nothing.
-    """
+    """Results of this and earlier scans: one JSON line per file, with its name, size and time of change;
+    without a path nothing is kept. Files that cannot be read are not in it: the next update of a decoder may
+    read them."""
 
     def __init__(self, path: Path | None):
         self.path, self.rows = path, {}

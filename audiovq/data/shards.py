@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from audiovq import config as conf
 from audiovq.data import storage
-from audiovq.data.chroma import SILENT
 from audiovq.data.codes import Codes, Layout, check_range
+from audiovq.data.conditions import SILENT
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
 from audiovq.utils.progress import track as progress
@@ -55,12 +55,8 @@ class ShardTrack:
 
 
 class TrackTable(Sequence[ShardTrack]):
-    """The tracks of tracks.jsonl and tracks.npy. Both stay on the disk; a track is built, and checked, on access.
-
-    Args:
-        columns: int64 [n_tracks, N_COLUMNS + 2 · n_levels].
-        rows: int64, which tracks of them; None for all.
-    """
+    """The tracks of tracks.jsonl and tracks.npy, int64 [n_tracks, N_COLUMNS + 2 · n_levels], or some `rows`
+    of them. Both stay on the disk; a track is built, and checked, on access."""
 
     def __init__(self, lines: np.ndarray, columns: np.ndarray, rows: np.ndarray | None = None):
         self.lines, self.columns = lines, columns
@@ -127,7 +123,7 @@ class ShardIndex:
     sample_rate: int
     hop_lengths: list[int]
     codebook_size: int
-    chroma: bool = False  # whether the shards also have pitch classes, see `data/chroma.py`
+    chroma: bool = False  # whether the shards also have pitch classes, see `data/conditions.py`
     n_shards: int = 0
     tracks: TrackTable = field(default_factory=lambda: table_of([], 0))
 
@@ -152,11 +148,7 @@ class _IndexFile(Layout):
 
 
 class ShardWriter:
-    """Appends tracks to shards; index.json is written last and marks a complete folder.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """Appends tracks to shards; index.json is written last. ValueError if the folder cannot be written."""
 
     def __init__(self, folder: Path, index: ShardIndex):
         self.folder, self.index = folder, index
@@ -170,11 +162,7 @@ class ShardWriter:
         self.blocks: dict[str, list[int]] = {}
 
     def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
-        """Append a track.
-
-        Args:
-            chroma: uint8 [n_top_codes], if the index has chroma.
-        """
+        """Append a track, with its chroma, uint8 [n_top_codes], if the index has chroma."""
         values = [level.numpy() for level in codes.levels]
         n_levels = len(values)
         assert n_levels == len(self.index.hop_lengths), "expected codes of each level"
@@ -228,11 +216,8 @@ class ShardWriter:
 
 
 class Shards:
-    """The codes of a data set. Files at a URL are copied into a cache on this machine, once.
-
-    Raises:
-        ValueError: no shards, damaged ones, or shards of another tokenizer.
-    """
+    """The codes of a data set. Files at a URL are copied into a cache on this machine, once. Raises
+    ValueError if there are none, for damaged ones, or for those of another tokenizer."""
 
     def __init__(self, folder: Path | str, tokenizer_hash: str | None = None):
         self.folder = folder

@@ -16,12 +16,8 @@ def is_url(place: Path | str) -> bool:
 
 
 def read(place: Path | str, name: str) -> bytes:
-    """The content of a file below a folder or URL.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the protocol is unknown or needs a package, or the file cannot be read.
-    """
+    """The content of a file below a folder or URL. Raises FileNotFoundError if there is none, ValueError if
+    the protocol is unknown or needs a package, or the file cannot be read."""
     if not is_url(place) and not (Path(place) / name).is_file():  # a pipe would never end
         raise FileNotFoundError(f"{place}/{name}")
     filesystem, root = _connect(place)
@@ -29,11 +25,7 @@ def read(place: Path | str, name: str) -> bytes:
 
 
 def download(url: str, name: str, target: Path, size: int | None) -> None:
-    """Copy a file below a URL, so that it appears whole or not at all; raises as `read`.
-
-    Args:
-        size: that it must have, in bytes, if known.
-    """
+    """Copy a file below a URL, of `size` bytes if known; it appears whole or not at all. Raises as `read`."""
     filesystem, root = _connect(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / "downloading"):  # one of several processes downloads

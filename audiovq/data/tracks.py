@@ -68,11 +68,8 @@ class Scan:
         return [track for track in self.tracks if track.split == name]
 
     def only(self, patterns: Sequence[str]) -> Scan:
-        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for none.
-
-        Raises:
-            ValueError: a pattern that no track matches, or no training track is left.
-        """
+        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for no pattern.
+        Raises ValueError for a pattern that no track matches, or if no training track is left."""
         if not patterns:
             return self
         for pattern in patterns:
@@ -133,21 +130,16 @@ def check_relative(path: str) -> None:
         raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
 
 
-def find_audio(folder: Path, unreadable: list[Rejected] | None = None) -> list[Path]:
+def find_audio(
+    folder: Path, unreadable: list[Rejected] | None = None, suffixes: Collection[str] = audio.SUFFIXES
+) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
-
-    Args:
-        unreadable: gets the folders that are left out; by default a line for each is printed.
-    """
+    Linked folders belong to it, each folder once. Folders that cannot be read are added to `unreadable`, or
+    else printed."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of music, found a file")
-    return find_files(folder, audio.SUFFIXES, unreadable)
-
-
-def find_files(folder: Path, suffixes: Collection[str], unreadable: list[Rejected] | None = None) -> list[Path]:
-    """As `find_audio`, for any suffixes. Linked folders belong to it, each folder once."""
     left_out: list[Rejected] = []
 
     def cannot_list(error: OSError) -> None:
@@ -176,13 +168,9 @@ def find_files(folder: Path, suffixes: Collection[str], unreadable: list[Rejecte
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
-    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used.
-
-    Args:
-        cache_file: keeps the result of each file as soon as it is there; files in it are not decoded again.
-    Raises:
-        ValueError: no such folder, no audio in it, or no file that can be used.
-    """
+    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
+    ValueError if none is left. A `cache_file` keeps the results, so that a later scan decodes only new
+    files."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
@@ -261,10 +249,8 @@ def check_unchanged(path: Path, stamp: Sequence[int], sha256: str) -> None:
 
 
 def _labels_of_files(path: Path) -> dict[str, str]:
-    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track.
-
-    A caption or lyrics in `<name>.txt` are the label `text`.
-    """
+    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track; a
+    caption or lyrics in `<name>.txt` are the label `text`."""
     labels: dict[str, str] = {}
     for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
         if os.path.isfile(candidate):  # False for a name that is too long
@@ -346,10 +332,8 @@ def _similar(path: str, folder: Path) -> str:
 
 
 def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
-    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out.
-
-    It depends on the paths alone, and not on their order, the machine or the run.
-    """
+    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It
+    depends on the paths alone, and not on their order, the machine or the run."""
 
     def path_hash(track: Track) -> str:
         return hashlib.sha256(os.fsencode(track.path)).hexdigest()

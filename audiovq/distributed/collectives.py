@@ -76,11 +76,7 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 class Heartbeat:
-    """Shows the other processes that this one lives, and notices those that no longer do.
-
-    Args:
-        limit: a process that shows nothing for so long hangs.
-    """
+    """Shows the other processes that this one lives, and notices those that show nothing for `limit`."""
 
     def __init__(self, limit: datetime.timedelta):
         self.store, self.limit = distributed_c10d._get_default_store(), limit.total_seconds()
@@ -140,10 +136,8 @@ def stop() -> None:
 
 
 def barrier() -> None:
-    """Wait for all ranks, as long as a rank may scan or encode music, or write samples, alone.
-
-    Raises RuntimeError if another one has ended, or has shown no sign of life for the limit of `start`.
-    """
+    """Wait for all ranks, as long as a rank may scan or encode music, or write samples, alone. Raises
+    RuntimeError if another one has ended, or has shown no sign of life for the limit of `start`."""
     if not is_distributed():
         return
     if _heartbeat:

@@ -32,10 +32,8 @@ TIMEOUT = datetime.timedelta(minutes=float(os.environ.get("AUDIOVQ_TIMEOUT_MINUT
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Within `with`, this process is one of those that a launcher or srun started.
-
-    Each takes its own GPU if there are any, and only rank 0 prints. On a single process this does nothing.
-    """
+    """Within `with`, this process is one of those that a launcher or srun started. Each takes its own GPU if
+    there are any, and only rank 0 prints. On a single process this does nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
@@ -89,10 +87,8 @@ def run_on_several(
         processes: number of processes on the CPU, instead of GPUs.
         limit: the largest number of processes that have something to do, and why.
     Returns:
-        True if the processes did the work; False if this process has to do it.
-    Raises:
-        ValueError: more GPUs than there are, or a process failed.
-        Interrupted: a signal stopped them.
+        True if the processes did the work; False if this process has to do it. Raises ValueError if there are
+        too few GPUs or a process failed, Interrupted if a signal stopped them.
     """
     join_slurm_step(os.environ)
     if "WORLD_SIZE" in os.environ:

@@ -19,7 +19,7 @@ import soundfile
 from torch import Tensor
 
 from audiovq.evaluation.metrics import METRICS, Metric
-from audiovq.utils.extras import require
+from audiovq.utils.environment import require
 
 INSTALL = "pip install 'audiovq[notes]', then pip install --no-deps basic-pitch"
 PEAK = 0.5  # to which audio is scaled first: loudness does not count

@@ -143,7 +143,9 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
             f"{level['bits_per_second']:.0f} bits per second"
         )
         if level["bits_per_code"] > level["unigram_bits_per_code"]:
-            say(f"level {i}: the prior predicts these tracks worse than the frequencies of codes do; more music helps most")
+            say(
+                f"level {i}: the prior predicts these tracks worse than the frequencies of codes do; more music helps most"
+            )
 
 
 # --- stages ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from audiovq.data.audio import audio_info
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan, find_audio
-from audiovq.pretrained.validation import Allowance
+from audiovq.pretrained.checkpoint import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
 from audiovq.tokenizer.vqvae import VQVAE

@@ -36,11 +36,8 @@ def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
 
 
 def adopt_pretrained(recipe: Recipe) -> Recipe:
-    """The recipe with the model settings of its pretrained tokenizer and priors.
-
-    Raises:
-        ValueError: no such model, or a setting in the recipe that contradicts it.
-    """
+    """The recipe with the model settings of its pretrained tokenizer and priors. Raises ValueError if there
+    is no such model, or for a setting in the recipe that contradicts it."""
     source = recipe.tokenizer.from_pretrained
     if source is None:
         return recipe

@@ -1,20 +1,55 @@
-"""Exports the models of a run: the folder of `save_pretrained`, with what the run knows in its model card."""
+"""Writes a folder of models to share: a tokenizer and its priors, with a model card.
 
+The card is README.md, with the metadata that the Hugging Face hub reads.
+"""
+
+import copy
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
+
+import jinja2
+import torch
+from huggingface_hub import ModelCardData
 
 from audiovq import config as conf
 from audiovq.data.tracks import Scan
 from audiovq.pretrained import checkpoint, onnx_files
+from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
-from audiovq.pretrained.save import RunFacts, save_pretrained
+from audiovq.prior.prior import Prior
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
-from audiovq.utils.extras import require
+from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.environment import require
+from audiovq.utils.files import atomic_folder
 
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+LONGEST_CREDITS = 20000  # characters
+MOST_VALUES = 20  # of a label that are listed
+COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")
 CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
 # Labels of tracks that are listed in the card, with the names that they may have.
 LISTED_LABELS = {"licence": ("license", "licence", "copyright"), "artist": ("artist", "author", "composer")}
+
+
+@dataclass
+class RunFacts:
+    """Facts about the training; the card leaves out unknown ones."""
+
+    name: str = ""
+    license: str | None = None  # as the hub names it, such as cc-by-4.0, or other
+    license_name: str | None = None  # with the license `other`
+    license_text: str | None = None  # Markdown: which part is under which licence
+    data: dict[str, Any] = field(default_factory=dict)  # hours, tracks, train_tracks, valid_tracks
+    labels: dict[str, list[str]] = field(default_factory=dict)  # licences and artists, from the tracks
+    credits: str = ""  # text of the credits file
+    recipe: str = ""  # YAML
+    split: str = ""  # the tracks that the levels were measured on
+    levels: list[dict[str, Any]] = field(default_factory=list)  # of report.json
 
 
 def export_model(
@@ -26,17 +61,13 @@ def export_model(
     credits: Path | None = None,
     **licence: str | None,
 ) -> list[str]:
-    """Write the models of a run, of a model folder or of a hub id into a new folder.
+    """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`.
 
     Args:
-        half, repo_id: see `save_pretrained`.
-        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
         credits: text file for the card; default see `find_credits`.
         licence: license, license_name and license_text of `RunFacts`.
     Returns:
         Lines for the user.
-    Raises:
-        ValueError: no model, a folder that is not empty, or a credits file that is missing.
     """
     if onnx:
         require("onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
@@ -47,10 +78,7 @@ def export_model(
     run = dataclasses.replace(run_facts(place), **licence)
     if credits is not None:
         run.credits = _read_text(credits)
-    options: dict[str, Any] = {"half": half, "repo_id": repo_id, "run": run}
-    if onnx:
-        options["export_onnx"] = onnx_files.export_onnx
-    compared = save_pretrained(folder, network, priors, sampling, **options)
+    compared = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]
@@ -63,21 +91,62 @@ def export_model(
     return lines
 
 
+def save_pretrained(
+    folder: str | Path,
+    network: VQVAE,
+    priors: Sequence[Prior] = (),
+    sampling: Sequence[SamplingConfig] = (),
+    *,
+    half: bool = False,
+    onnx: bool = False,
+    repo_id: str | None = None,
+    run: RunFacts | None = None,
+) -> dict[str, float] | None:
+    """Write a folder to share, with weights, configs and a model card; it appears when it is whole.
+
+    Args:
+        half: weights in half precision. Rounding makes another tokenizer, so the saved priors get its hash.
+        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
+        repo_id: its name on the hub, for the card.
+        run: facts for the card.
+    Returns:
+        How the ONNX files compare with torch, see `onnx_files.export_onnx`. Raises ValueError if the folder
+        is not empty, or cannot be written.
+    """
+    folder, run, dtype = Path(folder).absolute(), run or RunFacts(), torch.float16 if half else None
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder, found files; choose another, or empty it")
+    with atomic_folder(folder) as temporary:
+        checkpoint.save_tokenizer(temporary / "tokenizer", network, dtype)
+        saved = checkpoint.load_tokenizer(temporary / "tokenizer")
+        identity = tokenizer_hash(saved)
+        for level, prior in enumerate(priors):
+            renamed = copy.copy(prior)  # shares the weights
+            renamed.spec = dataclasses.replace(prior.spec, tokenizer_hash=identity)
+            settings = sampling[level] if sampling else SamplingConfig()
+            checkpoint.save_prior(temporary / f"prior-{level}", renamed, settings, dtype)
+        compared = onnx_files.export_onnx(temporary / "onnx", saved) if onnx else None
+        card = model_card(
+            run,
+            [prior.spec for prior in priors],
+            name=run.name or (repo_id or folder.name).split("/")[-1],
+            repo_id=repo_id or "OWNER/NAME",
+            config=network.config,
+            tokenizer_hash=identity,
+            n_parameters=sum(p.numel() for n in (network, *priors) for p in n.parameters()),
+            half=half,
+            onnx=compared,
+        )
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return compared
+
+
 def run_facts(place: Path) -> RunFacts:
     """What a run knows about data, recipe and results; nothing for a folder that is not a run."""
     if not (place / "recipe.yaml").is_file():
         return RunFacts()
     recipe = load_saved_recipe(place / "recipe.yaml")
     facts = RunFacts(recipe.name, recipe=without_local_paths(recipe).to_yaml())
-    tokenizer = f"{recipe.tokenizer.training.steps} steps of {recipe.tokenizer.training.batch_size} crops"
-    if (place / "tokenizer").is_dir() and (steps := checkpoint.tuning_steps(place / "tokenizer")):
-        tokenizer += f"; decoder tuned for {steps} steps against discriminators"
-    priors = {f"{p.training.steps} steps of {p.training.batch_size} windows" for p in recipe.priors}
-    facts.recipe_facts = {
-        "recipe": f"`{recipe.name}`, seed {recipe.seed}",
-        "tokenizer": tokenizer,
-        "priors": " / ".join(sorted(priors)),
-    }
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
         facts.data, facts.credits = scan.report(), find_credits(scan.folder, recipe)
@@ -119,3 +188,37 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a text file with credits ({error})") from None
+
+
+def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
+    """The whole README.md, from facts about the run, the specs of the priors, coarse to fine, and: config,
+    tokenizer_hash, n_parameters, half, onnx (see `export_onnx`), name, and repo_id, which the examples
+    load."""
+    tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
+    metadata = ModelCardData(
+        license=run.license,
+        license_name=run.license_name,
+        library_name="audiovq",
+        pipeline_tag="text-to-audio" if specs else "audio-to-audio",
+        tags=[*tags, "music-generation"] if specs else tags,
+    )
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"listed": _listed, "quoted": _quoted}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(run=run, specs=specs, metadata=metadata.to_yaml(), columns=COLUMNS, **facts)
+
+
+def _listed(values: Sequence[str]) -> str:
+    more = f", … ({len(values)} in all)" if len(values) > MOST_VALUES else ""
+    return ", ".join(_plain(value) for value in values[:MOST_VALUES]) + more
+
+
+def _plain(text: str) -> str:
+    """One line without characters that Markdown or HTML would interpret."""
+    return " ".join("".join(c for c in text if c not in "<>`|[]*_#").split())
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text[:LONGEST_CREDITS].strip().splitlines())

@@ -26,26 +26,12 @@ FRONTS: dict[str, dict[str, Any]] = {
     "stft": {"overlap": 4},
     "mel": {"overlaps": [2, 8], "n_mels": 512},
 }
+_CODEBOOK: dict[str, Any] = {"codebook_size": 1024, "codebook_dim": 16}
+_TEMPERATURE = {"temperature_start": 1.0, "temperature_end": 0.0625, "temperature_steps": 1000, "scale": 30.0}
+_USAGE = {"decay": 0.99, "revival_fraction": 0.03, "kmeans_iterations": 10}
 QUANTIZERS: dict[str, dict[str, Any]] = {
-    "ema": {
-        "codebook_size": 1024,
-        "codebook_dim": 16,
-        "gradient": "straight_through",
-        "decay": 0.99,
-        "revival_fraction": 0.03,
-        "kmeans_iterations": 10,
-    },
-    "gumbel": {
-        "codebook_size": 1024,
-        "codebook_dim": 16,
-        "temperature_start": 1.0,
-        "temperature_end": 0.0625,
-        "temperature_steps": 1000,
-        "scale": 30.0,
-        "decay": 0.99,
-        "revival_fraction": 0.03,
-        "kmeans_iterations": 10,
-    },
+    "ema": _CODEBOOK | {"gradient": "straight_through"} | _USAGE,
+    "gumbel": _CODEBOOK | _TEMPERATURE | _USAGE,
     "fsq": {"levels": [8, 5, 5, 5]},
 }
 ENCODER: dict[str, Any] = {"block": "convnext", "n_blocks": 4}
@@ -73,11 +59,8 @@ WITHOUT_EFFECT = {"decoder", "level_dropout"}
 
 
 def canonical_tokenizer(config: dict[str, Any]) -> str:
-    """The settings that determine a tokenizer's codes, if they differ from version 0.1's defaults, as JSON.
-
-    Args:
-        config: `VQVAEConfig.model_dump(mode="json")`.
-    """
+    """The settings that determine a tokenizer's codes, if they differ from version 0.1's defaults, as JSON,
+    of `VQVAEConfig.model_dump(mode="json")`."""
     facts = _changed(config, TOKENIZER)
     encoder = config["encoder"]
     front = _component(encoder["front"], FRONTS, default="stft")
@@ -105,9 +88,7 @@ def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> d
 
 def tokenizer_hash(network: VQVAE) -> str:
     """Identity of a tokenizer's codes: SHA-256 of its canonical config and of the weights that make them.
-
-    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes.
-    """
+    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes."""
     tensors = {
         name: tensor
         for name, tensor in network.state_dict().items()

@@ -1,11 +1,22 @@
-"""Finds the folder of a model: a run, an exported folder, a model on the hub, or the bundled model."""
+"""Finds the folder of a model: a run, an exported folder, the bundled model, or one on the Hugging Face hub.
+
+The `ModelHubMixin` of the hub's client wants one config and one weights file per class. A model here is a folder with a
+tokenizer and its priors, so whole folders are downloaded and sent.
+"""
 
 from pathlib import Path
 
+import huggingface_hub
+from huggingface_hub.utils import filter_repo_objects
+
 from audiovq import config as conf
-from audiovq.pretrained import hub
-from audiovq.utils.files import CONFIG
+from audiovq.utils.files import CONFIG, SUMS, WEIGHTS
 from audiovq.utils.progress import say
+
+# The files of a model. Others, such as a pickle or a script, are neither downloaded nor sent.
+FOLDERS = ("", "tokenizer/", "prior-[0-9]*/")
+MODEL_FILES = [f"{folder}{name}" for folder in FOLDERS for name in (CONFIG, WEIGHTS, SUMS)]
+SHARED_FILES = ["README.md", *MODEL_FILES, "onnx/*.onnx"]
 
 
 def resolve_model(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
@@ -29,7 +40,7 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
         hint = "; for the hub, name a revision (owner/name@main)" if path.parent.is_dir() and "/" in text else ""
         raise ValueError(f"{source}: no such model; expected {expected}{hint}")
     repo_id, _, named = text.partition("@")
-    return hub.download(repo_id, revision or named or None, token)
+    return download(repo_id, revision or named or None, token)
 
 
 def is_hub_name(source: str) -> bool:
@@ -66,24 +77,16 @@ def check_priors(folder: Path) -> None:
 
 
 def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, str]:
-    """The model that is used if none is named: the newest run, else the bundled model.
-
-    Args:
-        prior: only runs with all their priors count, else those with a tokenizer.
-    Returns:
-        Its folder, and a description.
-    """
+    """The folder and a description of the model that is used if none is named: the newest run with all its
+    priors (without `prior`, with a tokenizer), else the bundled model."""
     finished: dict[Path, float] = {}
     for folder in runs.iterdir() if runs.is_dir() else ():
         last = folder / "tokenizer" / CONFIG
         if last.is_file() and prior:
             try:
                 last = folder / f"prior-{len(conf.read_json(last)['model']['hop_lengths']) - 1}" / CONFIG
-            except (KeyError, TypeError):
+            except (KeyError, TypeError, ValueError):
                 say(f"left out: {last}: expected the config of a tokenizer; delete the run or train it again")
-                continue
-            except ValueError as error:
-                say(f"left out: {error}")
                 continue
         if last.is_file():
             finished[folder] = last.stat().st_mtime
@@ -91,3 +94,66 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
         newest = max(finished, key=lambda folder: finished[folder])
         return newest, f"the newest run, {newest}"
     return bundled_model(), "the bundled model"
+
+
+def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder of a model, in the hub's own cache. Raises ValueError if it cannot be downloaded."""
+    try:
+        found = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=MODEL_FILES)
+    except Exception as error:  # the hub's client raises many kinds
+        reason = f"cannot be downloaded from the hub ({_first_line(error)})"
+        raise ValueError(f"{repo_id}: no such folder, and it {reason}") from None
+    return Path(found)
+
+
+def shared_files(folder: Path) -> list[str]:
+    """The files of a folder that are sent to the hub. Raises ValueError if there is no model in it."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found = list(filter_repo_objects(names, allow_patterns=SHARED_FILES))
+    if not any(name.endswith(WEIGHTS) for name in found):
+        raise ValueError(f"{folder}: no model there to send; write one with `audiovq export RUN {folder}`")
+    return found
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> list[str]:
+    """Send an exported folder to the hub.
+
+    Args:
+        repo_id: owner/name; created if it does not exist.
+        private: visible for the owner only, if it is created now.
+        revision: branch; default the main branch.
+        token: default the one of `hf auth login` or HF_TOKEN.
+        dry_run: only list what would be sent.
+    Returns:
+        One line per file, and one with the address.
+    Raises:
+        ValueError: no model, an impossible name, no token, no network, or refused by the hub.
+    """
+    names = shared_files(folder)
+    lines = [f"{name}: {(folder / name).stat().st_size / 1e6:.2f} MB" for name in names]
+    if "README.md" not in names:
+        raise ValueError(f"{folder}: no model card there (README.md); write one, or use `audiovq export`")
+    if dry_run:
+        return [*lines, f"would be sent to {repo_id}" + (f", branch {revision}" if revision else "")]
+    hub = huggingface_hub.HfApi(token=token)
+    try:
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        if revision:
+            hub.create_branch(repo_id, branch=revision, exist_ok=True)
+        target = {"repo_id": repo_id, "revision": revision, "commit_message": "Model of audiovq"}
+        sent = hub.upload_folder(folder_path=folder, allow_patterns=names, **target)
+    except Exception as error:  # the hub's client raises many kinds
+        raise ValueError(f"{repo_id}: cannot be sent to the hub ({_first_line(error)})") from None
+    return [*lines, f"sent to {sent.repo_url}"]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), repr(error))

@@ -155,7 +155,7 @@ class TextConditioner(Conditioner):
 
 
 class ChromaConditioner(Conditioner):
-    """The strongest pitch class of a reference recording at the time of each code; see `data/chroma.py`.
+    """The strongest pitch class of a reference recording at the time of each code; see `data/conditions.py`.
 
     Source: MusicGen, arXiv:2306.05284, section 2.3.
     """

@@ -6,7 +6,7 @@ from typing import Any
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.config import read_json, read_yaml
 from audiovq.data import audio
-from audiovq.data.codes import Codes, file_kbps, read_header
+from audiovq.data.codes import Codes, read_header
 from audiovq.data.scan_cache import read_tags
 from audiovq.data.shards import Shards
 from audiovq.data.storage import is_url
@@ -46,7 +46,6 @@ def _is_safetensors(path: Path) -> bool:
 def describe_codes(path: Path) -> dict[str, Any]:
     """Facts about a codes file."""
     codes = Codes.load(path)
-    kbps_stored, kbps_with_header = file_kbps(path, codes.seconds)
     return {
         "codes": str(path),
         "seconds": codes.seconds,
@@ -57,8 +56,7 @@ def describe_codes(path: Path) -> dict[str, Any]:
         "codebook_size": codes.codebook_size,
         "coding": read_header(path).coding or "none",
         "kbps_raw": codes.bits_per_second / 1000,
-        "kbps_stored": kbps_stored,
-        "kbps_stored_with_header": kbps_with_header,
+        "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000,
         "tokenizer": codes.tokenizer_hash,
         "source_sha256": codes.source_sha256,
     }

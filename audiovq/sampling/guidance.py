@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audiovq.data.text import text_bytes
+from audiovq.data.conditions import text_bytes
 from audiovq.prior.conditioners import NO_GAP, Conditions
 from audiovq.prior.kv_cache import KVCache
 from audiovq.prior.prior import Prior

@@ -88,8 +88,8 @@ def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: 
     that do not exist."""
     if not 0 <= start_seconds < end_seconds <= piece.seconds:
         raise ValueError(
-            "the stretch must begin before it ends, within the piece: "
-            f"found --from {start_seconds:g} --to {end_seconds:g} in a piece of {piece.seconds:g} s"
+            f"the stretch must begin before it ends, within the piece of {piece.seconds:g} s; "
+            f"found {start_seconds:g} to {end_seconds:g} s"
         )
     if not 0 <= keep_levels <= len(piece.levels):
         raise ValueError(f"keep-levels: expected 0 to {len(piece.levels)}, found {keep_levels}")

@@ -1,5 +1,6 @@
 """The model of a studio, and all that needs it: new music, recordings, sounds, and projects from elsewhere."""
 
+import contextlib
 import functools
 import json
 import re
@@ -10,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard
 
 from audiovq.api.generator import Generator
-from audiovq.data import audio
+from audiovq.data.audio import audio_info
 from audiovq.data.codes import Codes
 from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
-from audiovq.studio.limits import MEGABYTE, Limits, Refused
 from audiovq.studio.making import draw, make_plan
 from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Version, parse
-from audiovq.studio.recordings import check_reference, named_as_uploaded, read_codes, read_recording, unlikeness
-from audiovq.studio.requests import JobRequest
-from audiovq.studio.sounds import LIBSNDFILE, Export, Sounds
+from audiovq.studio.requests import MB, Export, JobRequest, Limits, Refused
 
 LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
 
@@ -29,45 +29,35 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  
 
 
 class Engine:
-    """A model with the projects of its studio.
+    """A model, by the `name` that the user knows, and the projects of its studio. Sounds are in a folder of
+    their own, and can be made again."""
 
-    Args:
-        folder: of the model.
-        name: what the user calls it.
-        sounds: a folder for sounds that can be made again.
-    """
-
-    def __init__(self, folder: Path, name: str, library: Library, limits: Limits, sounds: Path):
+    def __init__(self, folder: Path, name: str, library: Library, limits: Limits, place: Path):
         self.folder, self.name, self.library, self.limits = folder, name, library, limits
         self.generator = Generator.from_pretrained(folder)
         self.tokenizer = self.generator.tokenizer
         self.hash = self.tokenizer.hash
-        self.sounds = Sounds(self.tokenizer, library, sounds)
+        self.sounds = sounds.Sounds(self.tokenizer, library, place)
         self.training_bits = training_bits(folder)
 
     @functools.cached_property
     def licence(self) -> str | None:
         """From the model card."""
-        path = self.folder / "README.md"
-        parts = path.read_text("utf-8").split("---\n") if path.is_file() else []
-        try:
-            found = yaml.safe_load(parts[1]) if len(parts) > 2 else {}
-            return str(found.get("license_name") or found["license"])
-        except (yaml.YAMLError, AttributeError, KeyError):
-            return None
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+            card = ModelCard.load(self.folder / "README.md").data.to_dict()
+            return card.get("license_name") or card.get("license")
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What a page needs to know of the model."""
-        generator, config = self.generator, self.tokenizer.config
+        generator = self.generator
         inputs = [prior.config.extra_inputs for prior in generator.priors]
         rate = generator.sample_rate
         return {
             "name": self.name,
             "licence": self.licence,
             "sample_rate": rate,
-            "channels": config.channels,
             "levels": [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths],
-            "codebook_size": config.codebook_size,
             "labels": generator.labels,
             "text_bytes": max(known["text_bytes"] for known in inputs),
             "chroma": any(known["chroma"] for known in inputs),
@@ -78,50 +68,35 @@ class Engine:
                 name: getattr(self.limits, name)
                 for name in ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
             },
-            "formats": list(LIBSNDFILE),
-            "bits_per_second": self.training_bits,
+            "formats": list(sounds.LIBSNDFILE),
         }
 
-    def codes(self, project: Project, number: int) -> Codes:
-        project.version(number)
-        return Codes.load(self.library.codes_path(project, number))
+    def codes(self, project: Project, number: int | None) -> Codes:
+        return Codes.load(self.library.codes_path(project, project.version(number).number))
 
-    def sound(
-        self,
-        project: Project,
-        version: Version,
-        n_levels: int | None,
-        format: Any,
-        bits: Any,
-        lufs: float | None,
-        download: bool,
-    ) -> Path:
+    def sound(self, project: Project, version: Version, export: Export) -> Path:
         """A sound file of a version; a download has tags."""
-        if n_levels is not None and n_levels > version.n_levels:
-            raise Refused(f"levels: expected 1 to {version.n_levels}, found {n_levels}")
-        tags = {}
-        if download:
-            seed = "" if version.seed is None else f", seed {version.seed}"
-            labels = "".join(f", {name} {value}" for name, value in version.labels.items())
-            licence = f"; licence of the model: {self.licence}" if self.licence else ""
-            comment = f"{self.name}{seed}{labels}{licence}"
-            tags = {"title": f"{project.name}: {version.title}", "comment": comment, "software": "audiovq"}
-        return self.sounds.version(project, version.number, n_levels, Export(format, bits, lufs, tags))
-
-    # --- jobs -----------------------------------------------------------------------------------------
+        if export.levels is not None and export.levels > version.n_levels:
+            raise Refused(f"levels: expected 1 to {version.n_levels}, found {export.levels}")
+        if not export.download:
+            return self.sounds.version(project, version.number, export)
+        seed = [] if version.seed is None else [f"seed {version.seed}"]
+        labels = [f"{name} {value}" for name, value in version.labels.items()]
+        licence = f"; licence of the model: {self.licence}" if self.licence else ""
+        comment = ", ".join([self.name, *seed, *labels]) + licence
+        tags = {"title": f"{project.name}: {version.title}", "comment": comment, "software": "audiovq"}
+        return self.sounds.version(project, version.number, export, tags)
 
     def job(self, project: Project, request: JobRequest) -> Job:
         """Raises ValueError for an impossible request."""
         self.library.check_versions(project, request.takes)
         is_change = request.kind != "make"
-        if is_change and request.version is None:
-            raise ValueError("version: give the number of the version to change")
-        piece = self.codes(project, request.version or 0) if is_change else None
+        piece = self.codes(project, request.version) if is_change else None
         chroma = None
         if request.chroma:
             recording = project.recording(request.chroma)
             chroma = self.library.recording_path(project, recording)
-            check_reference(chroma, recording.name, self.limits)
+            sounds.check_reference(chroma, recording.name, self.limits)
         plan = make_plan(self.generator, self.limits, request, piece, chroma)
         keeps_audio = request.keep_audio
         if keeps_audio is None and is_change:
@@ -155,12 +130,12 @@ class Engine:
 
         def work(job: Job) -> list[int]:
             if path.suffix == ".codes":
-                codes = read_codes(path, name, self.tokenizer, self.limits)
+                codes = sounds.read_codes(path, name, self.tokenizer, self.limits)
                 numbers = self._add(project, [(_version(codes, title=name, kind="recording"), codes)])
                 path.unlink()
                 return numbers
-            codes, recording = read_recording(path, name, self.tokenizer, self.limits, job.report)
-            warning = unlikeness(self.generator, codes, self.training_bits)
+            codes, recording = sounds.read_recording(path, name, self.tokenizer, self.limits, job.report)
+            warning = sounds.unlikeness(self.generator, codes, self.training_bits)
             version = _version(codes, title=name, kind="recording", recording=recording.id, warning=warning)
             with self.library.changing(project):
                 path.rename(self.library.recording_path(project, recording))
@@ -169,8 +144,6 @@ class Engine:
 
         discard = functools.partial(path.unlink, missing_ok=True)
         return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
-
-    # --- projects as files ----------------------------------------------------------------------------
 
     def export(self, project: Project, path: Path) -> None:
         """Write a project to one .zip file."""
@@ -182,11 +155,7 @@ class Engine:
                 file.write(self.library.folder(project) / name, name)
 
     def import_(self, path: Path, owner: str) -> Project:
-        """A new project from a .zip file of unknown origin.
-
-        Raises:
-            ValueError: not a project, damaged, too large, or of another model.
-        """
+        """A new project from a .zip file. Raises ValueError if it is damaged or of another model."""
         fresh = Project(tokenizer_hash=self.hash, owner=owner)
         folder = self.library.folder(fresh)
         try:
@@ -217,7 +186,7 @@ class Engine:
         """Raises ValueError for files that contradict a project or cannot be used."""
         for version in project.versions:
             path = self.library.codes_path(project, version.number)
-            codes = read_codes(path, f"version {version.number}", self.tokenizer, self.limits)
+            codes = sounds.read_codes(path, f"version {version.number}", self.tokenizer, self.limits)
             if (codes.n_samples, len(codes.levels)) != (version.n_samples, version.n_levels):
                 raise Refused(f"version {version.number}: its codes are not those that the project describes")
             version.seconds = codes.seconds
@@ -228,8 +197,8 @@ class Engine:
                     raise Refused(f"version {version.number}: its kept stretches are not within it")
         for recording in project.recordings:
             path = self.library.recording_path(project, recording)
-            with named_as_uploaded(path, recording.name):
-                info = audio.audio_info(path)
+            with sounds.named_as_uploaded(path, recording.name):
+                info = audio_info(path)
             found = (info.sample_rate, min(info.channels, 2))
             most = self.limits.max_seconds * info.sample_rate
             if found != (recording.sample_rate, recording.channels) or recording.n_samples > most:
@@ -249,7 +218,7 @@ def _files(project: Project) -> list[str]:
 
 def _read_entry(file: zipfile.ZipFile, name: str, most: int) -> bytes:
     if file.getinfo(name).file_size > most:
-        raise Refused(f"{name}: more than {most // MEGABYTE} MB")
+        raise Refused(f"{name}: more than {most // MB} MB")
     return file.read(name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import secrets
 import threading
 import time
@@ -10,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiovq.studio.limits import MANY, Limits, Refused
+from audiovq.studio.requests import MANY, Limits, Refused
 from audiovq.utils.progress import say
 
 MOST_FINISHED = 50  # jobs that are remembered
-KEYS = (
-    "id", "project", "kind", "title", "state", "progress", "message", "error", "sketches", "n_levels", "versions",
-)  # fmt: skip
+KEYS = ("id", "project", "kind", "title", "state", "progress", "message", "error", "versions")
 
 
 class Stopped(Exception):
@@ -38,20 +37,19 @@ class Job:
     progress: float = 0.0
     message: str = ""
     error: str | None = None
-    sketches: list[str] = field(default_factory=list)  # addresses of sounds with the levels so far
-    n_levels: int = 0  # in the sketches
     versions: list[int] = field(default_factory=list)
-    drawn: dict[int, list[Any]] = field(default_factory=dict)  # number of levels: the codes of each take
     stop: threading.Event = field(default_factory=threading.Event)
     began: float = 0.0
-    changed: Callable[[Job], object] = lambda job: None
 
     def report(self, progress: float, message: str) -> None:
         """Raises Stopped if the user stopped it."""
         if self.stop.is_set():
             raise Stopped
         self.progress, self.message = progress, message
-        self.changed(self)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state not in ("waiting", "running")
 
     @property
     def seconds_left(self) -> float | None:
@@ -64,25 +62,24 @@ class Job:
 class Queue:
     """Runs jobs in a thread of its own."""
 
-    def __init__(self, limits: Limits, changed: Callable[[Job], object]):
-        self.limits, self.changed = limits, changed
+    def __init__(self, limits: Limits):
+        self.limits = limits
         self._jobs: dict[str, Job] = {}  # in the order of their arrival
-        self._condition = threading.Condition()
-        self._closed = False
+        self._arrived: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
 
     def put(self, job: Job) -> Job:
         """Raises Refused if the visitor has too many jobs that wait."""
-        with self._condition:
+        with self._lock:
             most, unfinished = self.limits.max_waiting, self._unfinished()
             if sum(other.owner == job.owner for other in unfinished) > most:
                 raise Refused(f"{most} of your requests wait already; let them finish first", 429)
             if len(unfinished) > MANY * most:
                 raise Refused("too many people wait already; try it again later", 429)
-            job.changed = self.changed
             self._jobs[job.id] = job
-            self._condition.notify()
+            self._arrived.put(job)
         return job
 
     def get(self, name: str) -> Job:
@@ -92,13 +89,13 @@ class Queue:
         return self._jobs[name]
 
     def of_project(self, project: str) -> list[Job]:
-        """Those that wait or run."""
-        with self._condition:
-            return [job for job in self._unfinished() if job.project == project]
+        """Also those that have ended, as long as they are remembered."""
+        with self._lock:
+            return [job for job in self._jobs.values() if job.project == project]
 
     def place(self, job: Job) -> int:
         """0 is the one that runs."""
-        with self._condition:
+        with self._lock:
             waiting = [other for other in self._unfinished() if other.state == "waiting"]
             return waiting.index(job) + 1 if job in waiting else 0
 
@@ -109,50 +106,37 @@ class Queue:
     def stop(self, job: Job) -> None:
         """Stop a job; one that waits is stopped at once, one that runs after its present code."""
         job.stop.set()
-        with self._condition:
+        with self._lock:
             waited = job.state == "waiting"
             job.state = "stopped" if waited else job.state
         if waited:
             job.discard()
-        self._tell(job)
 
     def close(self) -> None:
         """Stop everything."""
-        with self._condition:
-            self._closed = True
+        with self._lock:
             for job in self._unfinished():
                 job.stop.set()
-            self._condition.notify()
+            self._arrived.put(None)
         self._thread.join(timeout=5)
 
     def _unfinished(self) -> list[Job]:
-        return [job for job in self._jobs.values() if job.state in ("waiting", "running")]
-
-    def _tell(self, job: Job) -> None:
-        """A job changed, and with it the places of others."""
-        with self._condition:
-            changed = [job, *(other for other in self._unfinished() if other is not job)]
-        for other in changed:
-            self.changed(other)
+        return [job for job in self._jobs.values() if not job.is_finished]
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._closed or self._unfinished())
-                if self._closed:
-                    return
-                job = self._unfinished()[0]
+        for job in iter(self._arrived.get, None):
+            with self._lock:
+                if job.is_finished:  # stopped while it waited
+                    continue
                 job.state, job.began = "running", time.monotonic()
-            self._tell(job)
             state = self._finish(job)
             if state != "done":
                 job.discard()
-            with self._condition:
+            with self._lock:
                 job.state = state
-                finished = [name for name, other in self._jobs.items() if other.state not in ("waiting", "running")]
+                finished = [name for name, other in self._jobs.items() if other.is_finished]
                 for name in finished[:-MOST_FINISHED]:
                     del self._jobs[name]
-            self._tell(job)
 
     def _finish(self, job: Job) -> str:
         """Run a job to its end; returns its last state."""

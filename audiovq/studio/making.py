@@ -14,12 +14,10 @@ from audiovq.api.generator import Generator
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.data.codes import Codes
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.generate import CodesCallback
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.jobs import Job
-from audiovq.studio.limits import Limits
 from audiovq.studio.projects import Kept
-from audiovq.studio.requests import JobRequest
+from audiovq.studio.requests import JobRequest, Limits
 
 CELL_SECONDS = 1.0  # of the parts that `vary` replaces
 
@@ -47,14 +45,8 @@ class Plan:
 def make_plan(
     generator: Generator, limits: Limits, request: JobRequest, piece: Codes | None, chroma: Path | None
 ) -> Plan:
-    """What a request means.
-
-    Args:
-        piece: the codes of the version that is changed; None for a new piece.
-        chroma: the recording to follow.
-    Raises:
-        ValueError: an impossible request.
-    """
+    """What a request means for the codes of a piece (None for a new one), with a recording to follow if
+    wished. Raises ValueError for an impossible request."""
     if not 1 <= request.takes <= limits.max_takes:
         raise ValueError(f"takes: expected 1 to {limits.max_takes}, found {request.takes}")
     seed = secrets.randbelow(10**6) if request.seed is None else request.seed
@@ -87,19 +79,11 @@ def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Co
     """The title of a change, and the codes of the piece that stay."""
     if request.kind == "extend":
         before, after = request.before, request.after
-        if min(before, after) < 0 or not before + after:
-            raise ValueError("give the seconds of new music, above 0, before or after the piece")
         limits.check_seconds(piece.seconds + before + after)
         words = [f"{before:g} s before it"] * (before > 0) + [f"{after:g} s more"] * (after > 0)
         return ", ".join(words), generator.keep(piece, before=before, after=after)
     if request.kind == "redraw":
         start, end = request.start, min(request.end, piece.seconds)
-        if not 0 <= start < end:
-            raise ValueError(
-                f"the part must begin before it ends, within the piece of {piece.seconds:.1f} s; "
-                f"found {start:g} to {request.end:g} s"
-            )
-        _check_levels(request.keep_levels, 0, generator)
         mask = generator.keep(piece, stretch=(start, end), levels=request.keep_levels)
         return f"new from {start:.1f} to {end:.1f} s", mask
     if request.kind == "vary":  # parts here and there, others in each take
@@ -110,15 +94,8 @@ def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Co
         takes = [_gaps(generator, piece, percent / 100, rng) for rng in rngs]
         levels = [torch.stack(rows) for rows in zip(*takes, strict=True)]
         return f"varied by {percent:g} %", CodeMask(piece.n_samples, levels)
-    _check_levels(request.keep_levels, 1, generator)
     words = "" if request.keep_levels == 1 else f" from level {request.keep_levels}"
     return f"new details{words}", generator.keep(piece, levels=request.keep_levels)
-
-
-def _check_levels(found: int, least: int, generator: Generator) -> None:
-    most = len(generator.priors) - 1
-    if not least <= found <= most:
-        raise ValueError(f"levels to keep: expected {least} to {most}, found {found}")
 
 
 def _gaps(generator: Generator, piece: Codes, share: float, rng: random.Random) -> list[Tensor]:
@@ -131,33 +108,14 @@ def _gaps(generator: Generator, piece: Codes, share: float, rng: random.Random) 
 
 
 def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes]:
-    """The codes of all takes. Takes with fewer levels become sketches of the job on the way.
-
-    Raises:
-        Stopped: the user stopped the job.
-    """
-    takes: list[Codes] = []
-    on_codes = _callback(generator, plan.n_samples, job)
-    n, seed = plan.n_samples, plan.seed
-    for takes in generator.grow(n, seed, range(n_takes), plan.options, given=plan.mask, on_codes=on_codes):
-        n_levels = len(takes[0].levels)
-        if n_levels < len(generator.priors):
-            job.drawn[n_levels], job.n_levels = takes, n_levels
-            job.sketches = [f"api/jobs/{job.id}/sketches/{n_levels}/{i}" for i in range(n_takes)]
-            job.report(job.progress, job.message)
-    return takes
-
-
-def _callback(generator: Generator, n_samples: int, job: Job) -> CodesCallback:
-    """Reports progress about a hundred times in all, and raises `Stopped` when the job is stopped."""
-    n_codes = [-(-n_samples // hop_length) for hop_length in generator.hop_lengths]
-    reported = -1.0
+    """The codes of all takes; raises Stopped if the user stopped the job."""
+    if plan.mask:
+        plan.mask.check(generator.hop_lengths, n_takes)
+    n_codes = [-(-plan.n_samples // hop_length) for hop_length in generator.hop_lengths]
 
     def on_codes(level: int, codes: Tensor) -> None:
-        nonlocal reported
         share = (sum(n_codes[:level]) + codes.shape[1]) / sum(n_codes)
-        if job.stop.is_set() or share >= reported + 0.01 or reported < share == 1:
-            reported = share
-            job.report(share, f"level {level} (the finest is {len(n_codes) - 1})")
+        job.report(share, f"level {level} (the finest is {len(n_codes) - 1})")
 
-    return on_codes
+    options = {"given": plan.mask, "on_codes": on_codes}
+    return list(generator.pieces(plan.n_samples, plan.seed, range(n_takes), plan.options, **options))

@@ -7,33 +7,22 @@ is in `project.json` only after its codes are on the disk, so a kill at any mome
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from audiovq.studio.limits import MANY, MEGABYTE, Limits, Refused
+from audiovq.studio.requests import MANY, MB, Labels, Limits, Name, Number, Refused, Settings, Strict, Text
 from audiovq.utils.files import write_text
 from audiovq.utils.progress import say
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Labels = Annotated[dict[Name, Name], Field(max_length=100)]
-Text = Annotated[str, Field(max_length=20_000)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Settings = Annotated[dict[Name, Annotated[list[Number], Field(max_length=64)]], Field(max_length=10)]
-LARGEST_PROJECT_FILE = 16 * MEGABYTE
-
-
-class Strict(BaseModel):
-    """Files may come from anybody: unknown keys and numbers that are not finite are errors."""
-
-    model_config = ConfigDict(extra="forbid")
+LARGEST_PROJECT_FILE = 16 * MB
+ARRIVING = ".arriving-"  # how the names of folders for uploads begin
 
 
 class Kept(Strict):
@@ -54,9 +43,9 @@ class Version(Strict):
     n_samples: int = Field(ge=1)  # at the model's rate
     n_levels: int = Field(ge=1)
     seed: int | None = None
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     text: Text = ""
-    settings: Settings = {}
+    settings: Settings = Field(default={})
     starred: bool = False
     made_at: Number = Field(default_factory=time.time)  # seconds since 1970, as all times here
     take: int = 1
@@ -160,13 +149,11 @@ class Project(Strict):
 def parse(content: bytes, name: str) -> Project:
     """A project from what `project.json` has. Raises ValueError in one sentence."""
     try:
-        return Project.model_validate(json.loads(content))
+        return Project.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{name}: not a project, or damaged ({place + ': ' if place else ''}{first['msg']})") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{name}: not a project, or damaged (no JSON)") from None
+        place = "".join(f"{part}." for part in first["loc"])
+        raise ValueError(f"{name}: not a project, or damaged ({place[:-1]}: {first['msg']})") from None
 
 
 class Library:
@@ -175,10 +162,10 @@ class Library:
     def __init__(self, root: Path, limits: Limits):
         self.root, self.limits = root, limits
         self.lock = threading.RLock()
-        self.on_change: Callable[[Project], object] = lambda project: None
         self._projects: dict[str, Project] = {}
-        self._reserved: dict[str, int] = {}  # bytes of each visitor that arrive now
         root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(f"{ARRIVING}*"):  # of a studio that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         for folder in sorted(root.iterdir()):
             if (folder / "project.json").is_file() and not folder.name.startswith("."):
                 self._read(folder)
@@ -254,7 +241,6 @@ class Library:
                 for name in Project.model_fields:
                     setattr(project, name, getattr(before, name))
                 raise
-        self.on_change(project)
 
     def _write(self, project: Project) -> None:
         write_text(self.folder(project) / "project.json", project.model_dump_json(indent=1))
@@ -286,14 +272,11 @@ class Library:
         self.check_room(project.owner)
 
     def check_room(self, owner: str, n_bytes: int = 0) -> None:
-        """Raises Refused if a visitor, or all together, would have more on the disk than is allowed."""
+        """Raises Refused if with `n_bytes` more a visitor, or all together, would have too much."""
         with self.lock:
-            sizes = {owner: 0} | self._reserved
-            for project in self._projects.values():
-                files = [path for path in self.folder(project).rglob("*") if not path.name.startswith("arriving-")]
-                size = sum(path.stat().st_size for path in files if path.is_file())
-                sizes[project.owner] = sizes.get(project.owner, 0) + size
-        mine, everything = (sizes[owner] + n_bytes) / MEGABYTE, (sum(sizes.values()) + n_bytes) / MEGABYTE
+            folders = [self.folder(project) for project in self._projects.values() if project.owner == owner]
+            mine = (sum(map(_size, folders)) + n_bytes) / MB
+            everything = (_size(self.root) + n_bytes) / MB
         if mine > self.limits.quota_mb:
             raise Refused(
                 f"your projects would have {mine:.1f} MB of at most {self.limits.quota_mb:g} MB; delete some of them "
@@ -303,12 +286,11 @@ class Library:
         if everything > self.limits.total_mb:
             raise Refused("the disk space of this studio is used up; ask its owner for more", 413)
 
-    def reserve(self, owner: str, n_bytes: int) -> None:
-        """Space for an upload, until `release`. Raises as `check_room`."""
-        with self.lock:
-            self.check_room(owner, n_bytes)
-            self._reserved[owner] = self._reserved.get(owner, 0) + n_bytes
 
-    def release(self, owner: str, n_bytes: int) -> None:
-        with self.lock:
-            self._reserved[owner] = self._reserved.get(owner, 0) - n_bytes
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -1,10 +1,56 @@
-"""What the bodies of requests have."""
+"""What a studio allows, and what the bodies of requests have."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from audiovq.studio.projects import Labels, Name, Number, Settings, Strict, Text
+MB = 1 << 20
+MANY = 20  # visitors
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Labels = Annotated[dict[Name, Name], Field(max_length=100)]
+Text = Annotated[str, Field(max_length=20_000)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Settings = Annotated[dict[Name, Annotated[list[Number], Field(max_length=64)]], Field(max_length=10)]
+
+
+class Refused(ValueError):
+    """A request that cannot be met. `status` is the HTTP status of the answer."""
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a studio. On one's own machine all visitors count as one."""
+
+    max_seconds: float = 120.0  # of a piece, and of the part of a recording that is used
+    max_upload_mb: float = 50.0
+    max_takes: int = 4
+    max_versions: int = 200  # of a project
+    max_projects: int = 200  # of a visitor; and of all together, MANY times as many, as with the next one
+    max_waiting: int = 10  # jobs of a visitor
+    quota_mb: float = 2000.0  # the projects of a visitor
+    total_mb: float = 20000.0  # the projects of all visitors
+    stall_seconds: float = 20.0  # an upload without a byte for so long is dropped
+    slowest_upload_seconds: float = 1800.0
+
+    def check_seconds(self, seconds: float) -> None:
+        """Raises ValueError for a piece that is too long or has no length."""
+        if not 0 < seconds <= self.max_seconds + 1e-6:
+            raise ValueError(
+                f"a piece must be above 0 s, and may be up to {self.max_seconds:g} s long here, and this would be "
+                f"{seconds:.1f} s (the option --max-seconds of audiovq studio allows more)"
+            )
+
+
+class Strict(BaseModel):
+    """Files may come from anybody: unknown keys and numbers that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class PieceRequest(Strict):
@@ -49,3 +95,13 @@ class ProjectChange(Strict):
 class VersionChange(Strict):
     title: Name | None = None
     starred: bool | None = None
+
+
+class Export(Strict):
+    """How a version is written to a sound file."""
+
+    levels: int | None = Field(default=None, ge=1)  # only the first ones, decoded, also where a recording was kept
+    format: Literal["wav", "flac", "opus", "mp3"] = "wav"
+    bits: Literal["16", "24"] = "16"  # of WAV and FLAC
+    lufs: float | None = Field(default=None, ge=-60, le=0)  # as far as peaks stay below -1 dBFS; None: as it is
+    download: bool = False  # with tags

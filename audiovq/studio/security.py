@@ -13,10 +13,11 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,10 +34,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-LOGIN_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>audiovq studio</title>
-<meta name="viewport" content="width=device-width"><main><h1>audiovq studio</h1><p role="alert">{message}</p>
-<form method="post" action="login"><label>Password <input name="password" type="password" required autofocus
-autocomplete="current-password"></label> <button>Enter</button></form></main></html>"""
+LOGIN_PAGE = Path(__file__).parent / "assets" / "login.html"
 
 
 def is_loopback(host: str) -> bool:
@@ -48,17 +46,11 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class Access:
-    """Who may enter.
+    """Who may enter."""
 
-    Args:
-        host: the address that the server listens on.
-        password: None admits everybody who can reach it.
-        names: more host names that it is reached by, such as that of a proxy.
-    """
-
-    host: str
-    password: str | None = None
-    names: Iterable[str] = ()
+    host: str  # the address that the server listens on
+    password: str | None = None  # None admits everybody who can reach it
+    names: Iterable[str] = ()  # more host names that it is reached by, such as that of a proxy
     sessions: dict[str, None] = field(default_factory=dict)
     failures: dict[str, tuple[int, float]] = field(default_factory=dict)  # by client: how many, no try before
 
@@ -127,10 +119,10 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(request)
-        if refusal is None and not UPLOAD.match(request.url.path):
+        if refusal is None and request.method not in ("GET", "HEAD") and not UPLOAD.match(request.url.path):
             try:
-                receive = await asyncio.wait_for(_read(receive, request), self.stall_seconds)
-            except asyncio.TimeoutError:
+                receive = await asyncio.wait_for(_read(Request(scope, receive)), self.stall_seconds)
+            except (asyncio.TimeoutError, ClientDisconnect):
                 refusal = error("the request did not arrive in time", 408)
             except ValueError as problem:
                 refusal = error(str(problem), 413)
@@ -160,13 +152,14 @@ class Guard:
         return None
 
     async def _login(self, request: Request) -> Response:
+        page = LOGIN_PAGE.read_text("utf-8")
         if request.method != "POST":
-            return HTMLResponse(LOGIN_PAGE.format(message=""))
+            return HTMLResponse(page.replace("MESSAGE", ""))
         given = parse_qs((await request.body()).decode(errors="replace")).get("password", [""])[0]
         client = request.client.host if request.client else ""
         session, message = self.access.enter(client, given)
         if session is None:
-            return HTMLResponse(LOGIN_PAGE.format(message=message), 403 if "wrong." in message else 429)
+            return HTMLResponse(page.replace("MESSAGE", message), 403 if "wrong." in message else 429)
         answer = RedirectResponse("./", 303)
         answer.headers.append("Set-Cookie", _cookie("audiovq-session", session))
         return answer
@@ -180,20 +173,16 @@ def _cookie(name: str, value: str) -> str:
     return f"{name}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_SECONDS}"
 
 
-async def _read(receive: Receive, request: Request) -> Receive:
+async def _read(request: Request) -> Receive:
     """The whole body, which is given again as one message. Raises ValueError if it is too large."""
-    content, more = bytearray(), True
-    if request.method in ("GET", "HEAD"):
-        return receive
-    while more:
-        message = await receive()
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
+    content = bytearray()
+    async for block in request.stream():
+        content += block
         if len(content) > LARGEST_BODY:
             raise ValueError(f"the request is too large; at most {LARGEST_BODY >> 20} MB are read")
     whole: list[Message] = [{"type": "http.request", "body": bytes(content), "more_body": False}]
 
     async def again() -> Message:
-        return whole.pop() if whole else await receive()
+        return whole.pop() if whole else await request.receive()
 
     return again

@@ -1,29 +1,35 @@
-"""The REST interface and the files of the page. Torch is not needed here: the model loads while the page does."""
+"""The server: the REST interface and the files of the page, on a thread. The model loads while the page does, so torch
+is not imported here."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 import secrets
+import socket
 import tempfile
+import threading
+import time
 import unicodedata
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
+import uvicorn
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from audiovq.studio.events import Events
 from audiovq.studio.jobs import Job, Queue
-from audiovq.studio.limits import MEGABYTE, Limits, Refused
-from audiovq.studio.projects import Library, Project
-from audiovq.studio.requests import JobRequest, NewPiece, ProjectChange, VersionChange
+from audiovq.studio.projects import ARRIVING, Library, Project
+from audiovq.studio.requests import MB, Export, JobRequest, Limits, NewPiece, ProjectChange, Refused, VersionChange
 from audiovq.studio.security import Access, Guard, error
 
 if TYPE_CHECKING:
@@ -31,74 +37,62 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent.parent
 TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".mp3": "audio/mpeg"}
+FIRST_PORT, N_PORTS = 7860, 40
 Json = dict[str, Any]
+Load = Callable[[Library, Limits, Path], "Engine"]
 
 
 class Studio:
-    """What the routes share. `engine` is there when the model is loaded."""
+    """What the routes share."""
 
-    def __init__(self, library: Library, limits: Limits, access: Access, engine: Future[Engine]):
-        self.library, self.limits, self.access, self._engine = library, limits, access, engine
-        self.events = Events()
-        self.queue = Queue(limits, lambda job: self.events.tell(job.project, job.id))
-        library.on_change = lambda project: self.events.tell(project.id, "project")
+    loading: Future[Engine]  # the model, which begins to load when the server runs
+
+    def __init__(self, library: Library, limits: Limits, access: Access):
+        self.library, self.limits, self.access = library, limits, access
+        self.queue = Queue(limits)
 
     @property
     def engine(self) -> Engine:
         """Waits for the model."""
-        return self._engine.result()
+        return self.loading.result()
 
     def new_project(self, request: Request, name: str | None) -> Project:
         """A project of the visitor that is not in the library yet."""
         return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.engine.hash)
 
+    def jobs(self, project: Project) -> list[Json]:
+        return [self.queue.describe(job) for job in self.queue.of_project(project.id)]
+
     def describe(self, project: Project) -> Json:
-        jobs = [self.queue.describe(job) for job in self.queue.of_project(project.id)]
         with self.library.lock:
-            return project.public | {"jobs": jobs}
+            return project.public | {"jobs": self.jobs(project)}
 
-    def event(self, project: Project, what: str) -> tuple[str, Json] | None:
-        """The event for a change: of the project, or of a job."""
-        if what == "project":
-            return "project", self.describe(project)
-        try:
-            return "job", self.queue.describe(self.queue.get(what))
-        except Refused:
-            return None  # forgotten meanwhile
-
-    async def receive(self, request: Request, path: Path, most_mb: float) -> None:
-        """Write the body of an upload to a file. Raises Refused if it is too large, or stops to arrive."""
-        owner, limits, n_bytes, reserved = request.state.visitor, self.limits, 0, 0
-        announced = request.headers.get("content-length", "")
-        expected = int(announced) if announced.isdecimal() else 0
-        stream, loop = request.stream(), asyncio.get_running_loop()
-        end = loop.time() + limits.slowest_upload_seconds
-        try:
-            with path.open("wb") as file:
-                while True:
-                    if max(n_bytes, expected) > most_mb * MEGABYTE:
-                        raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
-                    if n_bytes > reserved or not reserved:
-                        more = expected or MEGABYTE // 4
-                        await asyncio.to_thread(self.library.reserve, owner, more)
-                        reserved += more
-                    patience = min(limits.stall_seconds, max(end - loop.time(), 0.01))
-                    block = await asyncio.wait_for(anext(stream, None), patience)
-                    if block is None:
-                        break
-                    n_bytes += len(block)
-                    file.write(block)
+    @contextlib.asynccontextmanager
+    async def upload(self, request: Request, most_mb: float) -> AsyncIterator[Path]:
+        """The body of a request as a file, within the block. Raises Refused if it is too large, or stalls."""
+        limits, n_bytes, n_checked = self.limits, 0, 0
+        stream, end = request.stream(), time.monotonic() + self.limits.slowest_upload_seconds
+        with tempfile.TemporaryDirectory(prefix=ARRIVING, dir=self.library.root) as folder:
+            path = Path(folder, "file")
+            try:
+                with path.open("wb") as file:
+                    patience = limits.stall_seconds
+                    while block := await asyncio.wait_for(anext(stream, b""), patience):
+                        n_bytes += len(block)
+                        if n_bytes > most_mb * MB:
+                            raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
+                        if n_bytes > n_checked:
+                            await asyncio.to_thread(self.library.check_room, request.state.visitor, n_bytes)
+                            n_checked = n_bytes + MB
+                        file.write(block)
+                        patience = min(limits.stall_seconds, end - time.monotonic())
+            except asyncio.TimeoutError:
+                raise Refused("the upload stopped to arrive; try it again", 408) from None
+            except ClientDisconnect:
+                raise Refused("the upload was interrupted", 400) from None
             if not n_bytes:
                 raise Refused("the upload is empty")
-        except BaseException as problem:
-            path.unlink(missing_ok=True)
-            if isinstance(problem, asyncio.TimeoutError):
-                raise Refused("the upload stopped to arrive; try it again", 408) from None
-            if isinstance(problem, ClientDisconnect):
-                raise Refused("the upload was interrupted", 400) from None
-            raise
-        finally:
-            self.library.release(owner, reserved)
+            yield path
 
 
 def make_app(studio: Studio) -> FastAPI:
@@ -163,9 +157,7 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/projects/import", status_code=201)
     async def import_project(request: Request) -> Json:
         """The body is a file from /api/projects/ID/file."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "project.zip")
-            await studio.receive(request, path, studio.limits.quota_mb)
+        async with studio.upload(request, studio.limits.quota_mb) as path:
             project = await asyncio.to_thread(lambda: studio.engine.import_(path, request.state.visitor))
         return studio.describe(project)
 
@@ -196,11 +188,10 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
         name, done = file_name(project.name, ".zip"), BackgroundTask(path.unlink)
         return FileResponse(path, media_type="application/zip", filename=name, background=done)
 
-    @app.get("/api/projects/{project_id}/events", response_class=StreamingResponse)
-    async def events(project: Project = found) -> StreamingResponse:
-        """Server-sent events: `project` and `job`, each with its whole new state."""
-        stream = studio.events.listen(project.id, lambda what: studio.event(project, what))
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    @app.get("/api/projects/{project_id}/jobs")
+    def jobs(project: Project = found) -> Json:
+        """The jobs of a project, and the time of its last change."""
+        return {"changed_at": project.changed_at, "jobs": studio.jobs(project)}
 
 
 def _add_versions(app: FastAPI, studio: Studio) -> None:
@@ -222,19 +213,11 @@ def _add_versions(app: FastAPI, studio: Studio) -> None:
         return studio.describe(project)
 
     @app.get(f"{place}/sound", response_class=FileResponse)
-    def sound(
-        number: int,
-        project: Project = found,
-        levels: Annotated[int | None, Query(ge=1)] = None,
-        format: Literal["wav", "flac", "opus", "mp3"] = "wav",
-        bits: Literal["16", "24"] = "16",
-        lufs: Annotated[float | None, Query(ge=-60, le=0)] = None,
-        download: bool = False,
-    ) -> FileResponse:
-        """A version as it sounds. With `levels` its first levels are decoded, also where a recording was kept."""
+    def sound(number: int, export: Annotated[Export, Query()], project: Project = found) -> FileResponse:
+        """A version as it sounds."""
         version = project.version(number)
-        path = studio.engine.sound(project, version, levels, format, int(bits), lufs, download)
-        name = file_name(f"{project.name} {number} {version.title}", path.suffix) if download else None
+        path = studio.engine.sound(project, version, export)
+        name = file_name(f"{project.name} {number} {version.title}", path.suffix) if export.download else None
         return FileResponse(path, media_type=TYPES[path.suffix], filename=name)
 
     @app.get(f"{place}/codes", response_class=FileResponse)
@@ -295,14 +278,12 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         library.check_versions(project, 1)
         suffix = Path(name).suffix.lower()
         suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ".audio"
-        identity = secrets.token_hex(8)
-        folder = library.folder(project) / "recordings"
-        arriving, path = folder / f"arriving-{identity}", folder / f"incoming-{identity}{suffix}"
-        await studio.receive(request, arriving, studio.limits.max_upload_mb)
-        arriving.replace(path)
-        job = studio.engine.open(project, path, name)
+        path = library.folder(project) / "recordings" / f"incoming-{secrets.token_hex(8)}{suffix}"
+        async with studio.upload(request, studio.limits.max_upload_mb) as arrived:
+            arrived.replace(path)
         try:
-            return start(job)
+            library.check_room(project.owner)  # counts what arrived meanwhile, too
+            return start(studio.engine.open(project, path, name))
         except Refused:
             path.unlink()
             raise
@@ -316,17 +297,66 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         queue.stop(job)
         return queue.describe(job)
 
-    @app.get("/api/jobs/{job_id}/sketches/{n_levels}/{take}", response_class=FileResponse)
-    def sketch(n_levels: int, take: int, job: Job = my_job) -> FileResponse:
-        """A take of which only the first levels are drawn."""
-        takes = job.drawn.get(n_levels, [])
-        if not 0 <= take < len(takes):
-            raise Refused("there is no such sketch", 404)
-        return FileResponse(studio.engine.sounds.sketch(job.id, takes[take], take), media_type=TYPES[".wav"])
-
 
 def file_name(title: str, suffix: str) -> str:
     """A name that every system takes."""
     plain = unicodedata.normalize("NFC", title)
     plain = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else " " for c in plain)
     return (" ".join(plain.split()).strip(". ")[:100] or "audiovq") + suffix
+
+
+@contextlib.contextmanager
+def open_studio(
+    load: Load, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
+) -> Iterator[tuple[str, Studio]]:
+    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and
+    the studio, for which `load` loads the model in a thread. Raises ValueError if the port is taken, or
+    the address is not this machine's."""
+    limits, access = limits or Limits(), access or Access("127.0.0.1")
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(listen(access.host, port))
+        sounds = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiovq-studio-"))
+        library = Library(projects, limits)
+        studio = Studio(library, limits, access)
+        stack.callback(studio.queue.close)
+        config = uvicorn.Config(
+            make_app(studio),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=1,
+            timeout_keep_alive=30,
+            limit_concurrency=500,
+            ws="none",
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        studio.loading = ThreadPoolExecutor(1, "model").submit(load, library, limits, Path(sounds))
+        try:
+            yield f"http://{_written(access.host)}:{listening.getsockname()[1]}", studio
+        finally:
+            server.should_exit = True
+            thread.join(timeout=5)
+
+
+def _written(host: str) -> str:
+    """As in an address that a browser on this machine opens."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A socket on a port, or on the first free one. Raises ValueError if there is none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for number in [port] if port else range(FIRST_PORT, FIRST_PORT + N_PORTS):
+        try:
+            return socket.create_server((host, number), family=family)
+        except socket.gaierror:
+            raise ValueError(f"--host {host}: no such address; 127.0.0.1 is this machine alone") from None
+        except OSError as error:
+            reason = error
+    where = f"port {port}" if port else f"the ports {FIRST_PORT} to {FIRST_PORT + N_PORTS - 1}"
+    raise ValueError(f"{where} of {host} cannot be used ({os.strerror(reason.errno or 0)}); choose another with --port")

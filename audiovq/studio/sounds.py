@@ -1,44 +1,36 @@
-"""Sound files of versions, recordings and sketches, and their export. They are made at first use and kept a
-while."""
+"""Sound files: recordings that are brought in, and how versions sound and are exported."""
 
+import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import soundfile
 import torch
 from torch import Tensor
 
+from audiovq.api.generator import Generator
 from audiovq.api.splice import keep_original
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
-from audiovq.data.audio_writer import write_audio
 from audiovq.data.codes import Codes
 from audiovq.data.resampling import resample
 from audiovq.evaluation.loudness import headroom, loudness
 from audiovq.sampling.inpainting import CodeMask
-from audiovq.studio.limits import MEGABYTE
 from audiovq.studio.projects import Kept, Library, Project, Recording
+from audiovq.studio.requests import MB, Export, Limits
 from audiovq.utils.files import atomic_file
 
 CACHE_MB, RECENT = 1000, 2
-Format = Literal["wav", "flac", "opus", "mp3"]
+JUDGED_SECONDS = 60.0  # of a recording
+UNLIKE = 1.25  # times the bits a second of the training music
+OnProgress = Callable[[float, str], object]  # the finished share from 0 to 1, and a description
+Tags = Mapping[str, str]  # of soundfile: title, comment, software
+NO_TAGS: Tags = {}
 LIBSNDFILE = {"wav": "WAV", "flac": "FLAC", "opus": "OGG", "mp3": "MP3"}
 RATES = {"opus": [8000, 12000, 16000, 24000, 48000], "mp3": [16000, 22050, 24000, 32000, 44100, 48000]}
-
-
-@dataclass(frozen=True)
-class Export:
-    """How a sound is written."""
-
-    format: Format = "wav"
-    bits: Literal[16, 24] = 16  # of WAV and FLAC
-    lufs: float | None = None  # the loudness it gets, as far as peaks stay below -1 dBFS; None leaves it as it is
-    tags: Mapping[str, str] = field(default_factory=dict)  # of soundfile: title, comment, software, copyright
 
 
 class Sounds:
@@ -49,23 +41,16 @@ class Sounds:
         self._lock = threading.Lock()  # one is decoded at a time
         self._recent: dict[tuple[str, int], tuple[Tensor, int]] = {}  # waveforms that edits start from
 
-    def version(self, project: Project, number: int, n_levels: int | None, export: Export) -> Path:
-        """A version as it sounds; with `n_levels`, its first levels decoded."""
-        with self.library.lock:
-            project.version(number)
+    def version(self, project: Project, number: int, export: Export, tags: Tags = NO_TAGS) -> Path:
+        """A version as it sounds."""
 
         def waveform() -> tuple[Tensor, int]:
-            if n_levels is None:
+            if export.levels is None:
                 return self._waveform(project, number)
             codes = Codes.load(self.library.codes_path(project, number))
-            return self.tokenizer.decode(codes, n_levels), self.tokenizer.sample_rate
+            return self.tokenizer.decode(codes, export.levels), self.tokenizer.sample_rate
 
-        return self._file(f"{project.id} {number} {n_levels}", export, waveform)
-
-    def sketch(self, job: str, codes: Codes, take: int) -> Path:
-        """Codes that are not a version yet."""
-        key = f"{job} {len(codes.levels)} {take}"
-        return self._file(key, Export(), lambda: (self.tokenizer.decode(codes), self.tokenizer.sample_rate))
+        return self._file(f"{project.id} {number}", export, waveform, tags)
 
     def recording(self, project: Project, recording: Recording) -> Path:
         """The part of a recording that is used, as WAV, which every browser plays."""
@@ -99,14 +84,14 @@ class Sounds:
         decoded = self.tokenizer.decode(codes)
         return keep_original([decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths), rate
 
-    def _file(self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]]) -> Path:
-        digest = hashlib.sha256(f"{key} {export}".encode()).hexdigest()
+    def _file(self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Tags = NO_TAGS) -> Path:
+        digest = hashlib.sha256(f"{key} {export} {tags}".encode()).hexdigest()
         path = self.folder / f"{digest[:32]}.{export.format}"
         with self._lock:
             if path.exists():
                 os.utime(path)  # it is in use
             else:
-                write_sound(path, *waveform(), export)
+                write_sound(path, *waveform(), export, tags)
                 self._evict(path)
         return path
 
@@ -115,7 +100,7 @@ class Sounds:
         files = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
         size = sum(path.stat().st_size for path in files)
         for path in files:
-            if size > CACHE_MB * MEGABYTE and path != newest:
+            if size > CACHE_MB * MB and path != newest:
                 size -= path.stat().st_size
                 path.unlink()
 
@@ -129,11 +114,9 @@ def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
     return CodeMask(codes.n_samples, levels, kept.source_start)
 
 
-def write_sound(path: Path, waveform: Tensor, rate: int, export: Export) -> None:
-    """Write float [channels, n] to a file in the format of `export`, with its tags.
-
-    Opus and MP3 know some sample rates only; others become the next higher one that they know.
-    """
+def write_sound(path: Path, waveform: Tensor, rate: int, export: Export, tags: Tags) -> None:
+    """Write float [channels, n] to a file in the format of `export`, with tags. Opus and MP3 know some sample
+    rates only; others become the next higher one that they know."""
     if export.lufs is not None:
         found = loudness(waveform, rate)
         if found > -torch.inf:  # silence stays
@@ -142,15 +125,92 @@ def write_sound(path: Path, waveform: Tensor, rate: int, export: Export) -> None
     if rate not in known:
         new_rate = next((higher for higher in known if higher > rate), known[-1])
         waveform, rate = resample(waveform, rate, new_rate), new_rate
-    if export.format in ("wav", "flac") and export.bits == 16 and not export.tags:
-        write_audio(path, waveform, rate)
-        return
     subtype = {"opus": "OPUS", "mp3": "MPEG_LAYER_III"}.get(export.format, f"PCM_{export.bits}")
     frames = waveform.clamp(-1, 1).mul(32767).round().to(torch.int16) if subtype == "PCM_16" else waveform.clamp(-1, 1)
     with (
         atomic_file(path, flush=False) as temporary,
         soundfile.SoundFile(temporary, "w", rate, waveform.shape[0], subtype, format=LIBSNDFILE[export.format]) as file,
     ):
-        for name, text in export.tags.items():
+        for name, text in tags.items():
             setattr(file, name, "".join(c for c in text if c.isprintable()) or " ")
         file.write(frames.T.numpy())
+
+
+# --- brought in -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def named_as_uploaded(path: Path, name: str) -> Iterator[None]:
+    """Error messages have the name that the user knows instead of a path on this machine."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), name)) from None
+
+
+def check_reference(path: Path, name: str, limits: Limits) -> None:
+    """Raises ValueError for a recording that is too long to be followed."""
+    with named_as_uploaded(path, name):
+        seconds = audio.audio_info(path).seconds
+    if seconds > limits.max_seconds:
+        raise ValueError(f"{name}: {seconds:.1f} s; up to {limits.max_seconds:g} s can be followed here")
+
+
+def read_codes(path: Path, name: str, tokenizer: Tokenizer, limits: Limits) -> Codes:
+    """Raises ValueError for a damaged file, or codes of another model."""
+    with named_as_uploaded(path, name):
+        codes = Codes.load(path)
+        if codes.tokenizer_hash != tokenizer.hash:
+            raise ValueError(f"{name}: codes of another model; open them in a studio of that model")
+        tokenizer.check_codes(codes)
+        limits.check_seconds(codes.seconds)
+    return codes
+
+
+def read_recording(
+    path: Path, name: str, tokenizer: Tokenizer, limits: Limits, on_progress: OnProgress
+) -> tuple[Codes, Recording]:
+    """Encode an audio file, whose name ends in the id of the recording; ValueError if it cannot be used."""
+    size = path.stat().st_size / MB
+    if size > limits.max_upload_mb:
+        raise ValueError(f"{name}: {size:.1f} MB; files may have up to {limits.max_upload_mb:g} MB here")
+    done = 0.0
+    with named_as_uploaded(path, name):
+        info = audio.audio_info(path)
+        seconds = min(limits.max_seconds, info.seconds)
+
+        def advance(block_seconds: float) -> None:
+            nonlocal done
+            done += block_seconds
+            on_progress(min(done / max(seconds, 1e-9), 1), f"encoding: {done:.0f} of {seconds:.0f} s")
+
+        codes = tokenizer.encode_file(path, advance, limits.max_seconds)
+    # Decoders count a compressed file's samples as they come, so the header's number is only an estimate.
+    n_samples = round(min(done, limits.max_seconds) * info.sample_rate)
+    is_cut = n_samples >= round(limits.max_seconds * info.sample_rate) and info.samples > n_samples
+    recording = Recording(
+        id=path.stem[-16:],
+        name=name,
+        suffix=path.suffix,
+        seconds=n_samples / info.sample_rate,
+        channels=min(info.channels, 2),
+        sample_rate=info.sample_rate,
+        n_samples=n_samples,
+        note=f"only its first {limits.max_seconds:g} s are used" if is_cut else "",
+    )
+    return codes, recording
+
+
+def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) -> str | None:
+    """A sentence if a piece is much less likely for the model than its training music; else None."""
+    if training_bits is None or len(codes.levels) < len(generator.priors):
+        return None
+    n_samples = min(codes.n_samples, generator.n_samples(JUDGED_SECONDS))
+    levels = [level[: -(-n_samples // hop)] for level, hop in zip(codes.levels, codes.hop_lengths, strict=False)]
+    [found] = generator.bits_per_second([generator.tokenizer.make_codes(levels, n_samples)])
+    if found < UNLIKE * training_bits:
+        return None
+    return (
+        f"This recording is unlike the music that the model learned from: it needs {found:.0f} bits a second, the "
+        f"training music {training_bits:.0f}. What the model adds may not fit it."
+    )

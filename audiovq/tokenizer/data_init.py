@@ -24,11 +24,8 @@ class Bypass(Quantizer):
 
 @torch.no_grad()
 def initialise_statistics(network: VQVAE, waveform: Tensor) -> None:
-    """Before the first step: the mean and scale of the front's features, and the decoder's mean spectrum.
-
-    Args:
-        waveform: float [b, channels, samples], this rank's first batch; statistics are pooled over ranks.
-    """
+    """Before the first step, from this rank's first batch, float [b, channels, samples]: the mean and scale
+    of the front's features, and the decoder's mean spectrum, pooled over ranks."""
     for autoencoder in network.groups:
         autoencoder.encoder.front.initialise(waveform)
         autoencoder.decoder.initialise(waveform)
@@ -36,12 +33,9 @@ def initialise_statistics(network: VQVAE, waveform: Tensor) -> None:
 
 @torch.no_grad()
 def initialise_codebooks(network: VQVAE, waveform: Tensor, microbatch_size: int | None = None) -> None:
-    """Before the first step that quantizes: each codebook by k-means on the latents of all its levels.
-
-    Args:
-        waveform: float [b, channels, samples], a batch of this rank; latents are pooled over ranks.
-        microbatch_size: items that are encoded at a time, to save memory; the result is the same.
-    """
+    """Before the first step that quantizes: each codebook by k-means on the latents of all its levels and
+    ranks, from a batch, float [b, channels, samples], of which `microbatch_size` items are encoded at a
+    time."""
     quantizers = network.quantizers()
     results = network.quantize(waveform, [Bypass(quantizer) for quantizer in quantizers], microbatch_size)
     # Per level: [b, time, codebook_dim].

@@ -64,10 +64,8 @@ class IstftDecoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, waveform: Tensor) -> None:
-        """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks.
-
-        The spectral losses cover five decades, many steps for a bias. (Real and imaginary parts have no mean.)
-        """
+        """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks. The spectral
+        losses cover five decades, many steps for a bias. (Real and imaginary parts have no mean.)"""
         if self.polar:
             frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window
             magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)  # [b, channels, time, bins]
@@ -90,9 +88,7 @@ class IstftDecoder(nn.Module):
 
     def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[b, time, dim] -> real and imaginary parts of the frames' spectra, each [b, channels, time, bins].
-
-        The head and the spectra are in float32, because complex numbers have no bfloat16.
-        """
+        The head and the spectra are in float32, because complex numbers have no bfloat16."""
         x = self.head(self.norm(x.float()))
         first, second = rearrange(x, "b t (c part f) -> part b c t f", c=self.channels, part=2)
         if not self.polar:
@@ -103,9 +99,7 @@ class IstftDecoder(nn.Module):
 
     def _steady_phase(self, n_frames: int, device: torch.device) -> Tensor:
         """Phase [time, bins] at the start of each frame, of sines at the bins' frequencies from frame 0 on.
-
-        It repeats every `overlap` frames and every `overlap` bins.
-        """
+        It repeats every `overlap` frames and every `overlap` bins."""
         turns = torch.arange(self.overlap, device=device)
         period = (turns[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
         n_bins = self.n_fft // 2 + 1
@@ -150,9 +144,19 @@ class ToneDecoder(IstftDecoder):
         [b, channels, steps, time]."""
         x = self.trunk(x)
         with torch.autocast(x.device.type, enabled=False):
-            loudness = self.tone_head(self.norm(x.float())).clamp(max=2.0)
-            loudness = rearrange(loudness, "b t (c n) -> b c t n", c=self.channels)
+            loudness = self._loudness(x)
             return self.waveform(x) + self.oscillators(loudness.exp()), rearrange(loudness, "b c t n -> b c n t")
+
+    def tones(self, x: Tensor) -> Tensor:
+        """The second result of `render` alone, without making sound."""
+        x = self.trunk(x)
+        with torch.autocast(x.device.type, enabled=False):
+            # All weights take part, as DDP expects; those that only sound needs get gradients of 0.
+            unused = 0 * (self.head.weight.sum() + self.head.bias.sum())
+            return rearrange(self._loudness(x), "b c t n -> b c n t") + unused
+
+    def _loudness(self, x: Tensor) -> Tensor:  # [b, time, dim] -> [b, channels, time, steps]
+        return rearrange(self.tone_head(self.norm(x.float())).clamp(max=2.0), "b t (c n) -> b c t n", c=self.channels)
 
 
 class ConvDecoder(nn.Module):

@@ -23,6 +23,8 @@ from audiovq.config import Config as BaseConfig
 from audiovq.config import Window, one_of
 from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
+Widths = tuple[Annotated[int, Field(ge=1)], ...]
+
 
 @dataclass
 class DiscriminatorOutput:
@@ -73,16 +75,8 @@ class MultiPeriodDiscriminator(PatchDiscriminator):
 
     class Config(BaseConfig):
         kind: Literal["multi_period"] = "multi_period"
-        periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples
-        dims: tuple[int, ...] = (32, 128, 512, 1024)  # width after each stride of 3
-
-        @model_validator(mode="after")
-        def _check(self) -> MultiPeriodDiscriminator.Config:
-            if not self.periods or min(self.periods) < 1 or len(set(self.periods)) < len(self.periods):
-                raise ValueError(f"periods: expected different numbers from 1 on, found {list(self.periods)}")
-            if not self.dims or min(self.dims) < 1:
-                raise ValueError(f"dims: expected widths of at least 1, found {list(self.dims)}")
-            return self
+        periods: Widths = Field(default=(2, 3, 5, 7, 11), min_length=1)  # samples
+        dims: Widths = Field(default=(32, 128, 512, 1024), min_length=1)  # width after each stride of 3
 
         @property
         def min_samples(self) -> int:
@@ -109,7 +103,7 @@ class MultiResolutionDiscriminator(nn.Module):
 
     class Config(BaseConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
-        windows: tuple[int, ...] = (2048, 1024, 512)  # samples
+        windows: tuple[Window, ...] = Field(default=(2048, 1024, 512), min_length=1)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
         bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # their borders, as parts of half the sample rate
         dim: int = Field(default=32, ge=1)
@@ -117,8 +111,6 @@ class MultiResolutionDiscriminator(nn.Module):
 
         @model_validator(mode="after")
         def _check(self) -> MultiResolutionDiscriminator.Config:
-            if not self.windows or min(self.windows) < 8 or any(n % 4 for n in self.windows):
-                raise ValueError(f"windows: expected multiples of 4 from 8 on, found {list(self.windows)}")
             borders = (0.0, *self.bands, 1.0)
             if any(a >= b for a, b in itertools.pairwise(borders)):
                 raise ValueError(f"bands: expected rising numbers between 0 and 1, found {list(self.bands)}")
@@ -189,9 +181,7 @@ class MelDiscriminator(PatchDiscriminator):
         kind: Literal["mel"] = "mel"
         windows: tuple[Window, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
         n_mels: int = Field(default=256, ge=8)  # bands, at most
-        dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-            default=(16, 32, 64), min_length=1
-        )  # widths; each layer halves the bands
+        dims: Widths = Field(default=(16, 32, 64), min_length=1)  # widths; each layer halves the bands
 
         @property
         def min_samples(self) -> int:
@@ -228,8 +218,7 @@ class AdversarialConfig(BaseConfig):
     @model_validator(mode="after")
     def _check(self) -> AdversarialConfig:
         if not self.discriminators:
-            known = ", ".join(DISCRIMINATORS)
-            raise ValueError(f"discriminators: expected at least one of {known}, found none")
+            raise ValueError(f"discriminators: expected at least one of {', '.join(DISCRIMINATORS)}, found none")
         if self.adversarial == 0 == self.feature_matching:
             raise ValueError("expected a weight above 0 for adversarial or feature_matching, found 0 in both")
         return self

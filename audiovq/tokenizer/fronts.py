@@ -1,7 +1,7 @@
 """Fronts: from the waveform to features at the finest hop. A new one is a class and a line in `FRONTS`."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torchaudio
@@ -128,12 +128,11 @@ class MelFront(SpectralFront):
 
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
-        overlaps: tuple[int, ...] = Field(default=(2, 8), min_length=1)  # n_fft / finest hop of each window
+        # n_fft / finest hop of each window
+        overlaps: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 8), min_length=1)
         n_mels: int = Field(default=512, ge=8)  # bands; a short window has at most a 12th of its samples
 
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
-        if min(config.overlaps) < 1:
-            raise ValueError(f"mel front: expected overlaps of at least 1, found {list(config.overlaps)}")
         n_ffts = [hop_length * overlap for overlap in config.overlaps]
         n_mels = [max(2, min(config.n_mels, n // 12)) for n in n_ffts]
         super().__init__(channels * sum(n_mels), dim)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from audiovq.config import Config, Window
 from audiovq.distributed import collectives
 from audiovq.tokenizer.pitch import NoteSpectrogram
-from audiovq.utils.microbatch import in_microbatches
+from audiovq.utils.chunking import in_microbatches
 
 LOG_FLOOR = 1e-5  # smaller magnitudes are silence
 SPECTRAL = ("mel", "stft", "spectral_convergence")  # terms that do not depend on phase
@@ -126,14 +126,9 @@ class ReconstructionLoss(nn.Module):
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
-        """Compute the terms that have a weight.
-
-        Args:
-            x, target: reconstruction and original, float [b, channels, samples].
-            microbatch_size: items that are compared at a time; the result is the same.
-        Returns:
-            Unweighted scalars, means over this rank's items. The convergence in `stft` is that of all ranks.
-        """
+        """The terms that have a weight, between reconstruction and original, float [b, channels, samples], of
+        which `microbatch_size` are compared at a time: unweighted scalars, means over the items of this rank.
+        The convergence in `stft` is that of all ranks."""
         with torch.autocast(target.device.type, enabled=False):
             pieces = in_microbatches(self._sums, microbatch_size, x.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}

@@ -82,15 +82,9 @@ class StreamingDecoder:
 
     @torch_defaults()
     def push(self, levels: Sequence[Tensor]) -> Tensor:
-        """The next codes of each level -> the samples that are certain now, perhaps none.
-
-        Args:
-            levels: int64 [any n] per level, coarse to fine. One level may be ahead of another.
-        Returns:
-            float [channels, n] in [-1, 1].
-        Raises:
-            ValueError: another number of levels.
-        """
+        """The next codes of each level, int64 [any n], coarse to fine, of which one may be ahead of another
+        -> the samples that are certain now, float [channels, n] in [-1, 1]. Raises ValueError for another
+        number of levels."""
         if len(levels) != self.n_levels:
             raise ValueError(f"codes: expected {self.n_levels} levels, found {len(levels)}")
         self.caller_device = levels[0].device
@@ -98,13 +92,8 @@ class StreamingDecoder:
 
     @torch_defaults()
     def finish(self, n_samples: int | None = None) -> Tensor:
-        """The rest, float [channels, n].
-
-        Args:
-            n_samples: the length in all; by default as far as the codes of all levels reach.
-        Raises:
-            ValueError: there were more or fewer codes than so many samples have.
-        """
+        """The rest, float [channels, n], up to `n_samples` in all, by default as far as the codes of all
+        levels reach; ValueError if there were more or fewer codes than so many samples have."""
         counts, hops = self.windows.counts, self.windows.hops
         if n_samples is None:
             n_samples = min(n * hop for n, hop in zip(counts, hops, strict=True))

@@ -41,7 +41,7 @@ from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.input_checks import check_codes, check_hop_lengths, check_waveform
 from audiovq.tokenizer.normalization import latent_norm
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer
-from audiovq.utils.microbatch import in_microbatches
+from audiovq.utils.chunking import in_microbatches
 
 
 class VQVAEConfig(Config):
@@ -135,11 +135,8 @@ class ResidualAutoencoder(nn.Module):
         return [torch.cat(level) for level in zip(*pieces, strict=True)]
 
     def quantize(self, features: list[Tensor], quantizers: list[Quantizer]) -> tuple[list[Quantized], list[Tensor]]:
-        """Quantize the features [b, dim, time] of each level, from coarse to fine.
-
-        Returns:
-            For each level, the `Quantized`, and the residual [b, dim, time].
-        """
+        """Quantize the features [b, dim, time] of each level, from coarse to fine: for each the `Quantized`,
+        and the residual [b, dim, time]."""
         results, residuals = [], []
         total = None  # the sum of the coarser levels' residuals
         for i, feature in enumerate(features):
@@ -183,6 +180,10 @@ class ResidualAutoencoder(nn.Module):
         """As `decode`, with the loudness of the tones if the decoder gives it."""
         total = self.total(*residuals)
         return self.decoder.render(total) if isinstance(self.decoder, ToneDecoder) else (self.decoder(total), None)
+
+    def tones(self, *residuals: Tensor) -> Tensor:
+        """The second result of `render` alone."""
+        return self.decoder.tones(self.total(*residuals))
 
 
 def random_prefixes(residuals: list[Tensor], probability: float) -> list[Tensor]:
@@ -238,11 +239,8 @@ class VQVAE(nn.Module):
     def quantize(
         self, waveform: Tensor, quantizers: list[Quantizer], microbatch_size: int | None = None
     ) -> list[tuple[ResidualAutoencoder, list[Quantized], list[Tensor]]]:
-        """Encode and quantize, with arguments as in `forward`.
-
-        Returns:
-            Each autoencoder with the `Quantized` and the residuals [b, dim, time] of its levels.
-        """
+        """Encode and quantize, with arguments as in `forward`: each autoencoder with the `Quantized` and the
+        residuals [b, dim, time] of its levels."""
         results = []
         for autoencoder, levels in self.level_groups():
             features = autoencoder.features(waveform, microbatch_size)
@@ -256,6 +254,7 @@ class VQVAE(nn.Module):
         quantizers: list[Quantizer] | None = None,
         drop_levels: bool | None = None,
         microbatch_size: int | None = None,
+        only_tones: bool = False,
     ) -> VQVAEOutput:
         """Reconstruct a waveform. In training mode, also update each codebook once.
 
@@ -264,6 +263,7 @@ class VQVAE(nn.Module):
             quantizers: one per level; default: the network's own.
             drop_levels: whether items may lose finer levels (`level_dropout`); default: in training mode.
             microbatch_size: items that are encoded and decoded at a time; the result is the same.
+            only_tones: return the loudness of the tones and no waveforms (decoder `tones`).
         """
         check_waveform(waveform, self.config.channels, self.config.hop_lengths[0])
         quantizers = self.quantizers() if quantizers is None else quantizers
@@ -272,10 +272,13 @@ class VQVAE(nn.Module):
         for autoencoder, results, residuals in self.quantize(waveform, quantizers, microbatch_size):
             if drop_levels and len(residuals) > 1 and self.config.level_dropout > 0:
                 residuals = random_prefixes(residuals, self.config.level_dropout)
-            pieces = in_microbatches(autoencoder.render, microbatch_size, *residuals)
-            waveforms, loudness = zip(*pieces, strict=True)
-            reconstructions.append(torch.cat(waveforms))  # [b, channels, samples]
-            tones = None if loudness[0] is None else torch.cat(loudness)
+            if only_tones:
+                tones = torch.cat(in_microbatches(autoencoder.tones, microbatch_size, *residuals))
+            else:
+                pieces = in_microbatches(autoencoder.render, microbatch_size, *residuals)
+                waveforms, loudness = zip(*pieces, strict=True)
+                reconstructions.append(torch.cat(waveforms))  # [b, channels, samples]
+                tones = None if loudness[0] is None else torch.cat(loudness)
             quantized += results
         if self.training:
             for quantizer in dict.fromkeys(quantizers):  # a shared one once, with all its levels

@@ -8,7 +8,7 @@ from typing import Any
 
 from audiovq.prior.prior import Prior
 from audiovq.recipe import LoraConfig
-from audiovq.utils.extras import require
+from audiovq.utils.environment import require
 
 TARGETS = ["qkv", "out", "gate_up", "down"]  # the matrices of each transformer layer
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from audiovq.data import audio
-from audiovq.data.chroma import chroma_classes
 from audiovq.data.codes import Codes, LevelBuffers
+from audiovq.data.conditions import chroma_classes
 from audiovq.data.shards import ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track, check_relative, check_unchanged
 from audiovq.distributed import collectives

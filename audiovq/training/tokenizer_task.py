@@ -26,7 +26,8 @@ class TokenizerTask(Task):
     arXiv:1711.00937, section 3.2).
 
     Before the first step, statistics are taken from the first batch. Until `vq_start_step` the quantizers are
-    bypassed, so that latents become worth coding; then the codebooks start by k-means.
+    bypassed, so that latents become worth coding; then the codebooks start by k-means. Until `sound_start_step`
+    only the loudness of tones is learned (decoder `tones`).
 
     Metrics, in addition to the terms of the loss:
         reconstruction: the weighted sum of the reconstruction terms.
@@ -73,7 +74,7 @@ class TokenizerTask(Task):
         stage, model, seconds = self.stage, self.stage.model, self.stage.crop_seconds
         samples = stage.training.batch_size * stage.crop_samples
         return {
-            "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps),
+            "codes_from": max(stage.vq_start_step, 2 * stage.losses.waveform_warmup_steps, stage.sound_start_step),
             "most_codes": tuple(min(model.codebook_size, samples // hop) for hop in model.hop_lengths),
             "against_collapse": more_codes(stage),
             "against_silence": f", or set tokenizer.crop_seconds to {2 * seconds:g} (now {seconds:g})",
@@ -91,12 +92,14 @@ class TokenizerTask(Task):
         quantizers = self.network.quantizers()
         if step < start:
             quantizers = [Bypass(quantizer) for quantizer in quantizers]
-        output = self.network(batch, quantizers, microbatch_size=microbatch_size)
+        only_tones = self.training and step < self.stage.sound_start_step
+        output = self.network(batch, quantizers, microbatch_size=microbatch_size, only_tones=only_tones)
         if self.training:
             self.n_steps += 1
         # 3. Compute the losses. Those of independent autoencoders add up, as if each were trained alone.
         per_output = [self.losses(x, batch, microbatch_size) for x in output.reconstructions]
-        terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
+        names = per_output[0] if per_output else ()
+        terms = {name: torch.stack([terms[name] for terms in per_output]).sum() for name in names}
         if self.tone_loss is not None and output.tones is not None:
             terms["tones"] = self.tone_loss(output.tones, batch)
         # Evaluations have full weights throughout, so that their losses can be compared.
@@ -129,11 +132,13 @@ def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: s
 @torch.no_grad()
 def level_metrics(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Tensor]:
     """Loudness of the music and of its reconstructions, [b, channels, samples] each."""
-    return {
+    metrics = {
         "power": batch.square().mean(),
-        "reconstruction_power": torch.stack([x.float().square().mean() for x in reconstructions]).min(),
         "silent_share": (batch.abs().amax(dim=(1, 2)) < SILENCE).float().mean(),
     }
+    if reconstructions:
+        metrics["reconstruction_power"] = torch.stack([x.float().square().mean() for x in reconstructions]).min()
+    return metrics
 
 
 def more_codes(stage: TokenizerStage) -> str:

@@ -1,15 +1,17 @@
-"""Cuts sequences that come in blocks into overlapping windows. All streaming is built on it.
+"""Cuts long sequences into overlapping windows, and large batches into micro-batches.
 
 A window has `step` of new time and `context` on either side, so that a result which depends on no more
 than the context is the same as from the whole. Which windows come depends on step, context and total
 length alone, never on the sizes of the blocks, so the results have the same bits for all block sizes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,8 @@ class Window:
 
 
 class Windows:
-    """Cuts parallel sequences, with `hops[i]` of time per element, into windows.
-
-    Args:
-        step, context: multiples of all hops.
-    """
+    """Cuts parallel sequences, with `hops[i]` of time per element, into windows. `step` and `context` are
+    multiples of all hops."""
 
     def __init__(self, step: int, context: int, hops: Sequence[int] = (1,)):
         assert step > 0, f"step {step}"
@@ -69,3 +68,16 @@ class Windows:
         self.parts = [[x[..., (low - self.low) // hop :]] for x, hop in zip(sequences, self.hops, strict=True)]
         self.low, self.start = low, end
         return window
+
+
+def in_microbatches(function: Callable[..., Any], microbatch_size: int | None, *inputs: Tensor) -> list[Any]:
+    """Apply a function to each micro-batch, of at most so many items (None: of all); a result each. The
+    backward pass computes a micro-batch again when it gets there (gradient checkpointing, arXiv:1604.06174),
+    so that the activations of only one are in memory. Items must not depend on each other or on random
+    numbers."""
+    if microbatch_size is None or microbatch_size >= len(inputs[0]):
+        return [function(*inputs)]
+    pieces = zip(*(x.split(microbatch_size) for x in inputs), strict=True)
+    if not torch.is_grad_enabled():
+        return [function(*piece) for piece in pieces]
+    return [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]

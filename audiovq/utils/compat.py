@@ -56,11 +56,8 @@ REMOVED_OPTIONS = {  # old, and what to use instead
 
 
 def current_options(arguments: list[str]) -> list[str]:
-    """A command line with current options; prints one line for each old one that it finds.
-
-    Raises:
-        ValueError: a command or an option that no longer exists.
-    """
+    """A command line with current options; prints one line for each old one that it finds. Raises ValueError
+    for a command or an option that no longer exists."""
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command in REMOVED_COMMANDS:
         raise ValueError(f"{command}: no longer exists; {REMOVED_COMMANDS[command]}")
@@ -92,14 +89,8 @@ def current_precision(precision: str, known: Container[str]) -> str:
 
 
 def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) -> dict[str, Any]:
-    """A recipe's mapping with current keys; prints one line for each old key that it finds.
-
-    Args:
-        source: the file, for the message.
-        quiet: print nothing, for recipes that a run folder saved.
-    Raises:
-        ValueError: a key has both its old and its new name.
-    """
+    """A recipe's mapping with current keys; unless `quiet`, one line with the name of the `source` is printed
+    for each old key. Raises ValueError if a key has both its old and its new name."""
     renamed = copy.deepcopy(mapping)
     for old, new in RECIPE_KEYS.items():
         if _move(renamed, old.split("."), new.split("."), f"{source}: {old}") and not quiet:
@@ -127,12 +118,7 @@ def current_model_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_obsolete(found: Mapping[str, T], expected: Container[str]) -> dict[str, T]:
-    """The tensors of a file without obsolete ones.
-
-    Args:
-        found: tensors of the file, or facts about them, by name.
-        expected: names that the reader has; these are never left out.
-    """
+    """The tensors of a file, or facts about them, without obsolete ones that are not `expected`."""
     return {name: item for name, item in found.items() if name in expected or name not in OBSOLETE_TENSORS}
 
 

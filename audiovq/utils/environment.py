@@ -1,11 +1,22 @@
-"""What libraries need of the user's account, where there is none, as in many containers."""
+"""What an installation, the user's account or the terminal may lack."""
 
 import contextlib
 import getpass
+import importlib.util
+import io
 import os
+import sys
 import tempfile
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program ends
+
+
+def require(feature: str, *packages: str, install: str) -> None:
+    """Raises ValueError for the first package that is missing; `install` is the command that adds all of them."""
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"{feature}: the package {name} is missing; {install}")
 
 
 def prepare() -> None:
@@ -25,3 +36,15 @@ def prepare() -> None:
         names = ["NUMBA_CACHE_DIR", "MPLCONFIGDIR", *(["XDG_CACHE_HOME"] if caches.startswith("~") else [])]
         for name in names:
             os.environ.setdefault(name, _kept[-1].name)
+
+
+def printable(text: str) -> str:
+    r"""Control characters, which names of files may have, as in \x1b."""
+    return text.translate(_CONTROL)
+
+
+def print_anything() -> None:
+    r"""Let standard output and error print what their encoding lacks as in \xb1, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

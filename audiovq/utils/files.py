@@ -14,7 +14,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"  # the files of a model's folder
-
 MAX_NAME_BYTES = 255
 
 
@@ -25,13 +24,9 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     >>> with atomic_file(path) as temporary:
     ...     temporary.write_bytes(content)
 
-    The temporary file is in a hidden folder next to it. At the end of the block it is flushed to the disk and renamed.
-    If the process is killed before, the next attempt removes it, with all that libraries left in that folder.
-
-    Args:
-        flush: False saves the time of a flush, for a file that can be made again.
-    Raises:
-        ValueError: the file cannot be written.
+    The temporary file is in a hidden folder next to it. At the end of the block it is flushed to the disk
+    (without `flush` it is not, for a file that can be made again) and renamed. If the process is killed before,
+    the next attempt removes it, with all that libraries left in that folder. ValueError if it cannot be written.
     """
     place = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
     shutil.rmtree(place, ignore_errors=True)
@@ -49,14 +44,7 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Write a folder so that it appears whole or not at all; it replaces one of the same name.
-
-    >>> with atomic_folder(folder) as temporary:
-    ...     (temporary / "config.json").write_text(text)
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """Write a folder so that it appears whole or not at all; it replaces one of that name. As `atomic_file`."""
     temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
@@ -110,11 +98,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_output(path: Path, beginnings: Iterable[bytes] = (), inputs: Iterable[Path | str | None] = ()) -> None:
-    """Raises ValueError if a file written there would replace an input, or a file of another kind.
-
-    Args:
-        beginnings: how files of this kind begin; () for any.
-    """
+    """Raises ValueError if a file written there would replace an input, or one that begins otherwise."""
     if not path.is_file():
         return
     for source in filter(None, inputs):
@@ -153,9 +137,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-# --- checksums ------------------------------------------------------------------------------------
-
-
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -180,9 +161,6 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-# --- JSON lines -----------------------------------------------------------------------------------
-
-
 def json_line(row: Mapping[str, Any]) -> bytes:
     """One line of a JSONL file. Names of files that are not UTF-8 keep their bytes."""
     return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="surrogateescape")
@@ -198,13 +176,8 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; blank lines are left out.
-
-    Args:
-        skip_damaged: leave out lines that are not JSON objects. A missing file has no lines then.
-    Raises:
-        ValueError: a line that is not a JSON object.
-    """
+    """The objects of a JSONL file without blank lines; ValueError for a line that is none. With
+    `skip_damaged` these are left out, and a missing file has no lines."""
     if skip_damaged and not path.is_file():
         return []
     rows = []

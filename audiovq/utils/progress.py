@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from audiovq.utils import signals
-from audiovq.utils.terminal import printable
+from audiovq.utils.environment import printable
 
 T = TypeVar("T")
 console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
@@ -85,8 +85,7 @@ class ProgressBar:
     def rate(self) -> str:
         """Such as "12.3 audio-s/s"; empty without a unit, and before the first step."""
         rate = self.steps_per_second * self.per_step
-        digits = 0 if rate >= 100 else 1 if rate >= 10 else 2
-        return f"{rate:.{digits}f} {self.unit}/s" if self.unit and rate else ""
+        return f"{rate:.1f} {self.unit}/s" if self.unit and rate else ""
 
     def _line(self) -> None:
         self.printed = time.monotonic()

@@ -44,10 +44,8 @@ def poll() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within the block, the first SIGINT or SIGTERM only sets a flag; a second one stops at once.
-
-    It has no effect within another `deferred()`, or outside the main thread, which alone receives signals.
-    """
+    """Within the block, the first SIGINT or SIGTERM only sets a flag; a second one stops at once. It has no
+    effect within another `deferred()`, or outside the main thread, which alone receives signals."""
     if _State.deferring or threading.current_thread() is not threading.main_thread():
         yield
         return

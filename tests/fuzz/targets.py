@@ -26,8 +26,8 @@ from audiovq.data.data_config import DataConfig
 from audiovq.data.shards import Shards, ShardWriter
 from audiovq.data.tracks import Scan, Track, scan
 from audiovq.recipe import load_recipe
-from audiovq.studio.limits import Limits
-from audiovq.studio.recordings import read_codes, read_recording
+from audiovq.studio.requests import Limits
+from audiovq.studio.sounds import read_codes, read_recording
 from audiovq.training.logs import read_health, read_steps
 
 ROOT = Path(__file__).parent.parent.parent

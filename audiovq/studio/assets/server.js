@@ -45,19 +45,18 @@ export const send = (path, file, progress) =>
     sending.send(file);
   });
 
-/** The events of a project: its state and its jobs, until `close`. The browser connects again by itself. */
-export const listen = (id, on) => {
-  const events = new EventSource(`api/projects/${id}/events`);
-  events.addEventListener("project", (event) => on.project(JSON.parse(event.data)));
-  events.addEventListener("job", (event) => on.job(JSON.parse(event.data)));
-  let retry;
-  events.onopen = () => {
-    if (!gone.hidden) on.back();
-    gone.hidden = true;
+/** Ask for the jobs of a project again and again, until the function that this gives is called. */
+export const follow = (id, on) => {
+  let timer, ended = false;
+  const look = async () => {
+    try {
+      const found = await json(`api/projects/${id}/jobs`);
+      if (!ended) await on.found(found);
+    } catch {
+      if (!ended && gone.hidden) return on.closed(); // it answers, but not with this project
+    }
+    if (!ended) timer = setTimeout(look, 250);
   };
-  events.onerror = () => {
-    gone.hidden = false;
-    if (events.readyState === EventSource.CLOSED) retry = setTimeout(on.closed, 2000);
-  };
-  return () => { clearTimeout(retry); events.close(); };
+  timer = setTimeout(look, 250);
+  return () => { ended = true; clearTimeout(timer); };
 };

@@ -2,13 +2,13 @@
 import { Player, clock, decode, make, tenths, themeButton } from "../player/player.js";
 import { drawWave, peaksOf } from "../player/pictures.js";
 import { record } from "./recorder.js";
-import { json, listen, patiently, request, send } from "./server.js";
+import { follow, json, patiently, request, send } from "./server.js";
 import { chosen, details, fillSettings, showSettings } from "./settings.js";
 import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
 import { $, $$, ask, attempt, complain, say } from "./words.js";
 
 const MAX_KEPT = 16; // decoded sounds
-let model, project = null, stopListening = () => {}, shown = null, redone = [];
+let model, project = null, stopFollowing = () => {}, shown = null, redone = [];
 const own = new Set(); // jobs that this page asked for: their first result is shown
 const sounds = new Map(); // address → promise of its samples
 
@@ -37,7 +37,7 @@ const addressOf = (number) => `${here()}/versions/${number}/sound`;
 // ---- start page ----
 const star = (on) => (on ? "★" : "☆");
 const showStart = attempt(async () => {
-  stopListening();
+  stopFollowing();
   [project, shown, document.title] = [null, null, "audiovq studio"];
   player.transport.pause();
   $("#project").hidden = true;
@@ -67,7 +67,7 @@ $("#make").addEventListener("submit", attempt(async (event) => {
 const createProject = async (name) =>
   openProject((await json("api/projects", { method: "POST", body: { name } })).id);
 const openProject = async (id) => {
-  stopListening();
+  stopFollowing();
   project = await json(`api/projects/${id}`);
   history.replaceState(null, "", `#${id}`);
   [shown, redone] = [null, []];
@@ -76,12 +76,7 @@ const openProject = async (id) => {
   $("#settings-here").append($("#how"));
   await showProject(project);
   if (project?.id !== id) return; // another page was opened meanwhile
-  stopListening = listen(id, {
-    project: attempt(showProject, false),
-    job: attempt(showJob, false),
-    back: attempt(async () => showProject(await json(`api/projects/${id}`)), false),
-    closed: () => reopen(id),
-  });
+  stopFollowing = follow(id, { found: attempt(showChanges, false), closed: () => reopen(id) });
 };
 const reopen = (id) => openProject(id).catch(async (error) => {
   if (!$("#lost").hidden) return setTimeout(() => reopen(id), 2000);
@@ -95,6 +90,13 @@ const route = attempt(async () => {
   if (project?.id !== id) await reopen(id);
 });
 
+const showChanges = async ({ jobs, changed_at }) =>
+  project.changed_at === changed_at ? showJobs(jobs) : showProject(await json(here()));
+const showJobs = (jobs) => {
+  project.jobs = jobs;
+  $$("#jobs > article").forEach((card) => jobs.some((job) => `job-${job.id}` === card.id) || card.remove());
+  jobs.forEach(showJob);
+};
 const showProject = async (next) => {
   if (project?.id !== next.id) return;
   project = next;
@@ -111,8 +113,7 @@ const showProject = async (next) => {
   $("#redo").disabled = !nextVersion();
   $("#delete").disabled = $("#export").hidden = !version;
   $("#changes").hidden = !version;
-  $$("#jobs > article").forEach((card) => project.jobs.some((job) => `job-${job.id}` === card.id) || card.remove());
-  project.jobs.forEach(showJob);
+  showJobs(project.jobs);
   await showVersion(version);
 };
 const change = async (body) => showProject(await json(here(), { method: "PATCH", body }));
@@ -128,9 +129,10 @@ const nextVersion = () => {
 const showVersion = async (version) => {
   if (!version) {
     [shown, player.host.hidden, $("#takes").hidden, $("#star").hidden] = [null, true, true, true];
-    $("#piece-title").textContent = project.jobs.length ? "It is being made …" : "Your music appears here";
+    const busy = project.jobs.some(isOpen);
+    $("#piece-title").textContent = busy ? "It is being made …" : "Your music appears here";
     for (const id of ["facts", "warning"]) $(`#${id}`).textContent = "";
-    if (!project.jobs.length && player.transport.source) player.transport.pause();
+    if (!busy && player.transport.source) player.transport.pause();
     return;
   }
   const takes = takesOf(project.versions, version), key = `${project.id}/${version.number}/${version.made_at}`;
@@ -208,16 +210,15 @@ const startJob = async (body) => {
   own.add(job.id);
   showJob(job);
 };
+const isOpen = (job) => job.state === "waiting" || job.state === "running";
 const showJob = async (job) => {
   let card = document.getElementById(`job-${job.id}`);
-  const open = job.state === "waiting" || job.state === "running";
+  const open = isOpen(job);
   if (!card && open) {
     const stop = attempt(() => request(`api/jobs/${job.id}`, { method: "DELETE" }));
     card = make("article", { class: "card job", id: `job-${job.id}`, "aria-label": job.title },
       make("h2", {}, job.title), make("p", { class: "hint" }), make("progress", { max: 1, "aria-label": "Progress" }),
-      make("div", { class: "row" },
-        make("button", { type: "button", class: "button", onclick: stop }, "Stop"),
-        make("button", { type: "button", class: "button sketch", hidden: true }, "Listen to the sketch")));
+      make("div", { class: "row" }, make("button", { type: "button", class: "button", onclick: stop }, "Stop")));
     $("#jobs").append(card);
   }
   if (open) {
@@ -228,34 +229,16 @@ const showJob = async (job) => {
     $(".hint", card).textContent = job.state === "waiting" ? place : `${words}${left}`;
     $("progress", card).value = job.progress;
     if (shown === null) $("#piece-title").textContent = "It is being made …";
-    await showSketch(card, job);
     return;
   }
   card?.remove();
-  if (job.state === "failed") complain(job.error || "That did not work.");
-  if (job.state === "stopped" && own.has(job.id)) say("Stopped. What was there is still there.");
+  if (job.state === "failed" && own.delete(job.id)) complain(job.error || "That did not work.");
+  if (job.state === "stopped" && own.delete(job.id)) say("Stopped. What was there is still there.");
   if (job.state === "done" && own.delete(job.id) && job.versions.length) {
     const n = job.versions.length;
     say(n > 1 ? `${n} takes are ready: listen, star one, go on from it.` : "It is ready.");
     if (project.shown !== job.versions[0]) await change({ shown: job.versions[0] });
   }
-};
-const showSketch = async (card, job) => {
-  const [address] = job.sketches ?? [], button = $(".sketch", card);
-  if (!address || card.dataset.sketch === address) return;
-  card.dataset.sketch = address;
-  const sketch = await soundOf(address).catch(() => null);
-  if (!sketch || !card.isConnected || card.dataset.sketch !== address) return;
-  const play = () => {
-    shown = `sketch ${job.id}`;
-    player.host.hidden = false;
-    player.show([sketch], { keep: card.dataset.heard === "yes" });
-    card.dataset.heard = "yes";
-    $("#piece-title").textContent = "A sketch; the details follow";
-  };
-  button.hidden = project.shown === null;
-  button.onclick = () => { play(); player.transport.play(0); };
-  if (project.shown === null || card.dataset.heard) play();
 };
 
 // ---- controls of a project ----

@@ -1,9 +1,10 @@
-"""Chroma: the strongest pitch class at each moment, from which the prior can follow a melody."""
+"""What a prior can follow besides labels: a text, and the chroma of a melody, the strongest pitch class at each moment."""
 
 import math
 
 import librosa
 import numpy as np
+import torch
 from torch import Tensor
 
 SILENT = 13  # pitch classes C to B are 1 to 12; 0 is unknown
@@ -35,3 +36,14 @@ def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.nd
         quiet = np.sqrt((own**2).mean(axis=1)) < QUIET
         parts.append(np.where(quiet, SILENT, bands[:, : end - start].argmax(axis=0) + 1))
     return np.concatenate(parts).astype(np.uint8)
+
+
+def track_text(labels: dict[str, str]) -> str:
+    """Caption or lyrics of a track: the label `text`, which `<name>.txt` gives, or `caption`."""
+    return labels.get("text") or labels.get("caption", "")
+
+
+def text_bytes(text: str, n: int) -> Tensor:
+    """The first `n` UTF-8 bytes of a text, each plus 1, padded with 0: int64 [n]."""
+    found = np.frombuffer(text.encode()[:n], dtype=np.uint8).astype(np.int64) + 1
+    return torch.from_numpy(np.pad(found, (0, n - len(found))))
