@@ -1,7 +1,7 @@
 """The state of one level while its codes are drawn; it hides gaps, guidance and noise."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -168,6 +168,16 @@ class DecodeState:
             self.cache.both.copy_(old.both[:, :, : self.n_items].repeat(1, 1, n_times, 1, 1, 1))
             self.cache.advance(old.length)
         self.guided.write_prefix(self.cache)
+
+
+def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
+    """Whether all coarser codes are there that the next pass of a level needs."""
+    spec, needed = states[level].prior.spec, states[level].n_needed()
+    return all(
+        other.finished or other.n_known * spec.hop_lengths[at] >= needed * spec.hop_lengths[level - 1]
+        for at, other in states.items()
+        if at < level
+    )
 
 
 def coarser_at_rate_above(

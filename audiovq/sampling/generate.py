@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.decode_state import DecodeState
+from audiovq.sampling.decode_state import DecodeState, can_go_on
 from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import next_code
 from audiovq.utils import signals
@@ -74,19 +74,9 @@ def draw_levels(states: Mapping[int, DecodeState], settings: Sequence[SamplingCo
     pass is of the finest level whose coarser codes are there, so music is complete as early as possible."""
     runs = {level: draw_level(state, settings[level]) for level, state in states.items()}
     while unfinished := [level for level in sorted(states, reverse=True) if not states[level].finished]:
-        level = next(level for level in unfinished if _can_go_on(level, states))
+        level = next(level for level in unfinished if can_go_on(level, states))
         next(runs[level])
         yield level
-
-
-def _can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
-    """Whether all coarser codes are there that the next pass of a level needs."""
-    spec, needed = states[level].prior.spec, states[level].n_needed()
-    return all(
-        other.finished or other.n_known * spec.hop_lengths[at] >= needed * spec.hop_lengths[level - 1]
-        for at, other in states.items()
-        if at < level
-    )
 
 
 def draw_level(state: DecodeState, setting: SamplingConfig) -> Iterator[None]:
