@@ -18,7 +18,7 @@ from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.engine import new_engine, precisions
-from audiovq.sampling.noise import gumbel_noise
+from audiovq.sampling.next_code import gumbel_noise
 
 TRACK = next((Path(__file__).parent.parent / "samples").rglob("*.opus"))
 

@@ -22,10 +22,8 @@ import transformers
 
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
-from audiovq.sampling.engine import new_engine
-from audiovq.sampling.next_code import next_code
-from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.packed_weights import available_precisions
+from audiovq.sampling.engine import new_engine, precisions
+from audiovq.sampling.next_code import gumbel_noise, next_code
 
 SIZES = [(192, 4, 4), (256, 8, 4), (512, 8, 8), (512, 11, 8)]  # dim, layers, heads; the first is the bundled model's
 VOCABULARY = 1024
@@ -76,7 +74,7 @@ def plain(prior: Prior, batch: int, n: int) -> Callable[[], None]:
 
     def run() -> None:
         noise = torch.stack([gumbel_noise(0, i, 0, 0, n, VOCABULARY) for i in range(batch)])
-        cache, codes = prior.new_cache(batch), torch.full((batch,), VOCABULARY)
+        cache, codes = prior.transformer.new_cache(batch), torch.full((batch,), VOCABULARY)
         context = torch.zeros(batch, 1, prior.config.transformer.dim)
         for t in range(n):
             codes = next_code(prior(codes[:, None], context, cache)[:, 0], noise[:, t], 1.0)
@@ -117,12 +115,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    precisions = available_precisions()
-    print(f"default precision {precisions[-1]}; ", end="")
+    known = precisions()
+    print(f"default precision {known[-1]}; ", end="")
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}"
     )
-    names = ["llama", "musicgen", "plain", *precisions]
+    names = ["llama", "musicgen", "plain", *known]
     print("steps a second (× the Llama's)".ljust(34) + "".join(name.rjust(15) for name in names))
     rows = []
     for size in SIZES:
@@ -134,7 +132,7 @@ def main() -> None:
                 name: theirs(model, batch, given.codes) for name, model in (("llama", llama), ("musicgen", musicgen))
             }
             runs["plain"] = plain(prior, batch, given.codes)
-            runs |= {name: ours(prior, batch, given.codes, name) for name in precisions}
+            runs |= {name: ours(prior, batch, given.codes, name) for name in known}
             seconds = in_turns(runs, given.turns)
             speed = {name: given.codes / statistics.median(times) for name, times in seconds.items()}
             ratio = {

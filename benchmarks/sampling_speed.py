@@ -18,8 +18,7 @@ from torch import Tensor
 
 from audiovq import api
 from audiovq.prior.prior import Prior
-from audiovq.sampling.engine import new_engine
-from audiovq.sampling.packed_weights import available_precisions
+from audiovq.sampling.engine import new_engine, precisions
 
 READ_BYTES = 256 << 20  # far more than any cache holds
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of a weight
@@ -63,7 +62,7 @@ def main(model: str, batch: str, precision: str) -> None:
     """Print a line for each batch, precision and level, and the seconds of audio per second of all levels."""
     priors = api.Generator.from_pretrained(api.resolve_model(model)).priors
     for n in map(int, batch.split(",")):
-        for name in available_precisions() if precision == "all" else precision.split(","):
+        for name in precisions() if precision == "all" else precision.split(","):
             audio_seconds = 0.0
             for prior in priors:
                 used, step, bandwidth = measure(prior, n, name)

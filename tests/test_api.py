@@ -147,11 +147,9 @@ def test_settings_that_cannot_be(generator: Generator) -> None:
     assert generator.sample(0.2, temperature=[0, 0.5, 1], top_k=[0, 5, 3], top_p=0.9).shape == (1, 1, 1600)
 
 
-def test_an_old_name_of_an_option_still_works(generator: Generator) -> None:
-    with pytest.warns(DeprecationWarning, match="parallel is now called segments"):
-        old = generator.sample_codes(2, seed=1, parallel=3)[0]
-    new = generator.sample_codes(2, seed=1, segments=3)[0]
-    assert all(torch.equal(a, b) for a, b in zip(old.levels, new.levels, strict=True))
+def test_options_that_do_not_exist(generator: Generator) -> None:
+    with pytest.raises(ValueError, match="journal no longer exists; repeat the call"):
+        generator.sample(1, journal="folder")
     with pytest.raises(TypeError, match="wildness"):
         generator.sample(1, wildness=2)
 

@@ -15,10 +15,8 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.transformer import Transformer, TransformerConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate
-from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
-from audiovq.sampling.next_code import next_code
-from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import GuidedPrior, Request, gap_end_after, piece_conditions
+from audiovq.sampling.next_code import gumbel_noise, next_code
 
 KINDS = {kind: entry.Config for kind, entry in CONDITIONERS.items()}
 ALL = (KINDS["label"](), KINDS["timing"](), KINDS["text"](max_bytes=7), KINDS["chroma"](), KINDS["infill"](n_codes=5))
@@ -50,7 +48,7 @@ def test_cache_and_ring_with_a_prefix_equal_the_whole_sequence(pieces: list[int]
     with torch.no_grad():
         prefix = model.read_prefix(tokens)
         whole = model(x, prefix=prefix)
-        cache = model.new_cache(2, torch.device("cpu"), torch.float32)
+        cache = model.new_cache(2)
         cache.write_prefix(prefix)
         parts = [model(part, cache) for part in x.split(pieces, dim=1)]
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
@@ -288,7 +286,7 @@ def test_a_gap_is_the_same_with_and_without_cache_and_can_change_on_the_way() ->
     guided = GuidedPrior(prior, known)
     with torch.no_grad():
         guided.set_gap(codes, 30)
-        cache = prior.new_cache(guided.n_rows)
+        cache = prior.transformer.new_cache(guided.n_rows)
         guided.write_prefix(cache)
         context = guided.context(around, 0, 60)
         stepwise = [prior(previous[:, t : t + 1], context[:, t : t + 1], cache) for t in range(30)]
@@ -373,7 +371,7 @@ def fill(prior: Prior, codes: torch.Tensor, gap: tuple[int, int], with_right: bo
     guided = GuidedPrior(prior, conditions_of(prior, len(codes), n * 256, {}))
     if with_right:
         guided.set_gap(codes, gap[1])
-    cache = prior.new_cache(guided.n_rows)
+    cache = prior.transformer.new_cache(guided.n_rows)
     guided.write_prefix(cache)
     context = guided.context(torch.zeros(len(codes), 0, 0).long(), 0, n)
     previous = nn.functional.pad(codes, (1, 0), value=8)

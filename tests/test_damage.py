@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -19,7 +18,6 @@ from conftest import ROOT, assert_one_line_error, cli
 from audiovq import Codes, Generator, Tokenizer, api
 from audiovq.data.shards import Shards
 from audiovq.pretrained import checkpoint
-from audiovq.sampling.journal import Journal
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import atomic_file, check_folder, write_text
 
@@ -181,37 +179,6 @@ def test_a_kill_while_a_tuned_decoder_replaces_the_other_leaves_a_tokenizer(
                 checkpoint.replace_by_tuned(folder, network, 5)
         assert isinstance(checkpoint.load_tokenizer(folder), VQVAE)
         assert Tokenizer.from_pretrained(folder).hash == expected
-
-
-def test_no_flipped_bit_of_a_snapshot_is_used(tiny_run: Path, tmp_path: Path) -> None:
-    generator = Generator.from_pretrained(tiny_run)
-    whole = generator.sample_codes(2, seed=3)
-
-    def stop(level: int, codes: torch.Tensor) -> None:
-        if level == 1 and codes.shape[1] == 100:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generator.sample_codes(2, seed=3, journal=tmp_path / "journal", on_codes=stop)
-    (path,) = (tmp_path / "journal").glob("*.journal")
-    data = path.read_bytes()
-    for place in np.linspace(0, len(data) - 1, 12).astype(int):
-        path.write_bytes(data)
-        flip(path, int(place))
-        with Journal(tmp_path / "journal") as journal:
-            (piece,) = generator.pieces(whole[0].n_samples, 3, [0], journal=journal)
-        assert all(torch.equal(a, b) for a, b in zip(piece.levels, whole[0].levels, strict=True))
-
-
-def test_two_processes_do_not_share_a_journal(tiny_run: Path, tmp_path: Path) -> None:
-    generator = Generator.from_pretrained(tiny_run)
-    with Journal(tmp_path / "journal") as journal:
-        next(generator.pieces(8000, 3, [0], journal=journal))
-        with pytest.raises(ValueError, match="another process generates this piece"):
-            generator.sample_codes(1.0, seed=3, journal=tmp_path / "journal")
-        generator.sample_codes(1.0, seed=4, journal=tmp_path / "journal")  # another piece
-    assert generator.sample_codes(1.0, seed=3, journal=tmp_path / "journal")
-    assert not (tmp_path / "journal").exists()
 
 
 # --- files that are no files, rights, and what a kill leaves ------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_every_command_and_option_is_on_its_page(generate: ModuleType) -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.opts[-1] in section
-    assert "| `--segments INTEGER RANGE` | Segments of a finer level at once." in page
+    assert "| `--index INTEGER RANGE` | Index of the first piece:" in page
 
 
 def test_tables_of_recipes_and_samples_are_those_of_the_files(generate: ModuleType) -> None:

@@ -8,8 +8,7 @@ from test_prior import make
 
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
 from audiovq.prior.transformer import TransformerConfig
-from audiovq.sampling.engine import Engine, GraphEngine, PackedEngine, new_engine
-from audiovq.sampling.packed_weights import available_precisions
+from audiovq.sampling.engine import Engine, GraphEngine, PackedEngine, new_engine, precisions
 
 N = 60  # positions: the ring of 12 goes round five times
 
@@ -95,7 +94,7 @@ DEVIATION = {"fp32": (0, 2e-6), "fp16": (1e-5, 1e-3)}
 @pytest.mark.parametrize("precision", DEVIATION)
 @torch.inference_mode()
 def test_precisions_are_as_near_as_they_say(precision: str) -> None:
-    if precision not in available_precisions():
+    if precision not in precisions():
         pytest.skip("no FBGEMM here")
     prior = wide(dim=128)
     previous, context = inputs(prior, 4)
@@ -110,7 +109,7 @@ def test_precisions_are_as_near_as_they_say(precision: str) -> None:
 @pytest.mark.parametrize("sizes", [(64, 4, None, 12, 50), (104, 4, 1, 30, 77), (192, 4, 2, 40, 1024)])
 @torch.inference_mode()
 def test_an_item_gets_the_same_bits_in_any_batch(precision: str, sizes: tuple[int, int, int | None, int, int]) -> None:
-    if precision not in available_precisions():
+    if precision not in precisions():
         pytest.skip("no FBGEMM here")
     if precision == "fp32" and "GenuineIntel" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("on other makers' CPUs MKL's float32 products change their last bit with the number of rows")
@@ -123,7 +122,7 @@ def test_an_item_gets_the_same_bits_in_any_batch(precision: str, sizes: tuple[in
 
 
 def test_the_default_is_the_last_that_this_machine_has() -> None:
-    assert new_engine(make(0), 1).precision == available_precisions()[-1]
+    assert new_engine(make(0), 1).precision == precisions()[-1]
 
 
 def test_a_precision_that_is_none_is_refused() -> None:

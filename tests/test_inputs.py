@@ -142,12 +142,12 @@ def test_numbers_of_numpy_and_torch_mean_the_same(generator: Generator, tmp_path
             "n": np.int32(2),
             "top_k": np.int64(8),
         }
-        numbers |= {"temperature": np.array([0.9, 1.0, 0.5]), "top_p": kind(0.5), "segments": np.int8(1)}
-        found = generator.sample(journal=tmp_path / "journal", **numbers)
+        numbers |= {"temperature": np.array([0.9, 1.0, 0.5]), "top_p": kind(0.5)}
+        found = generator.sample(**numbers)
         assert torch.equal(found, expected)
     items = generator.pieces(expected.shape[-1], np.uint8(7), np.arange(2), None)  # type: ignore[arg-type]
     assert len(list(items)) == 2
-    for name, wrong in {"seed": 1.5, "n": "two", "segments": None}.items():
+    for name, wrong in {"seed": 1.5, "n": "two"}.items():
         with pytest.raises(ValueError, match=f"{name}: expected a whole number"):
             generator.sample_codes(1, **{name: wrong})
     for wrong in ("long", [1], float("nan"), -1, np.inf):

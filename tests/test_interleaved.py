@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +14,7 @@ from torch.nn import functional as F
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.generate import generate
-from audiovq.sampling.journal import Journal
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
 
 SETTINGS = [SamplingConfig(temperature=0.8), SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)]
 GUIDED = [SamplingConfig(guidance=2.5), SamplingConfig(guidance=0.5), SamplingConfig(guidance=1.5)]
@@ -78,34 +75,3 @@ def test_finer_codes_come_as_soon_as_the_look_ahead_allows() -> None:
     # A pass looks at most a block of 16 and the 2 neighbours of each coarser level ahead.
     ahead = 2 * HOPS[0] + 16 * HOPS[1] + 2 * HOPS[1] + 16 * HOPS[2] + HOPS[0]
     assert max(top - fine for top, _, fine in reached) <= ahead
-
-
-@pytest.mark.parametrize("orders", [(True, True), (True, False), (False, True)])
-def test_an_interrupted_piece_continues_in_either_order(orders: tuple[bool, bool], tmp_path: Path) -> None:
-    models, wanted = priors(), request(9000)
-    plain = generate(models, SETTINGS, wanted)
-    n_calls = 0
-
-    def stop(level: int, codes: torch.Tensor) -> None:
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls == 150:
-            raise KeyboardInterrupt
-
-    with contextlib.suppress(KeyboardInterrupt), Journal(tmp_path) as journal:
-        journal.open({"seed": 1})
-        generate(models, SETTINGS, wanted, on_codes=stop, journal=journal, in_time_order=orders[0])
-    assert n_calls == 150
-    drawn = 0
-
-    def count(level: int, codes: torch.Tensor) -> None:
-        nonlocal drawn
-        drawn += 1
-
-    with Journal(tmp_path) as journal:
-        journal.open({"seed": 1})
-        assert journal.n_known >= 140
-        again = generate(models, SETTINGS, wanted, on_codes=count, journal=journal, in_time_order=orders[1])
-        journal.remove()
-    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-    assert drawn < sum(level.shape[1] for level in plain) - 130  # what was known is not drawn again

@@ -61,7 +61,7 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint(stopped: tuple[Path, int, s
     run, code, errors, seconds = stopped
     assert code == 128 + signal.SIGTERM, errors
     assert seconds < 30
-    assert len(re.findall(r"stopped by SIGTERM after step \d+ of tokenizer; the same command resumes it", errors)) == 1
+    assert len(re.findall(r"stopped by SIGTERM after step \d+ of tokenizer; give the same command again", errors)) == 1
     assert "Traceback" not in errors
     saved = newest(run / "training" / "tokenizer" / "checkpoints")
     assert saved is not None

@@ -30,19 +30,21 @@ def test_json_and_debug_can_stand_anywhere() -> None:
 
 
 def test_old_options_of_sample(tiny_run: Path, tmp_path: Path) -> None:
-    new = ("--num", 2, "--index", 3, "--segments", 2)
-    old = ("--n", 2, "--item=3", "--parallel", 2)
+    new = ("--num", 2, "--index", 3)
+    old = ("--n", 2, "--item=3")
     for name, words in (("new", new), ("old", old)):
         options = ("--model", tiny_run, "--seconds", 0.5, "--seed", 1, "--out", tmp_path / name / "x.wav")
         result = cli("sample", *options, *words)
         assert result.exit_code == 0, result.output
         notices = [line for line in result.output.splitlines() if "is now called" in line]
-        assert len(notices) == (3 if name == "old" else 0)
+        assert len(notices) == (2 if name == "old" else 0)
     files = [sorted(path.name for path in (tmp_path / name).glob("*.wav")) for name in ("new", "old")]
     assert files == [["x-3.wav", "x-4.wav"]] * 2
     for file in files[0]:
         assert (tmp_path / "new" / file).read_bytes() == (tmp_path / "old" / file).read_bytes()
     assert_one_line_error(cli("sample", "--codes", "piece.codes"), "--codes no longer exists; use --edit")
+    for words in (("--segments", 2), ("--parallel=2",)):
+        assert_one_line_error(cli("sample", *words), "no longer exists; use the command without it")
 
 
 def test_an_old_precision_of_sample(tiny_run: Path, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_only_json_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
         ("eval", tiny_run, folder),
         ("copies", codes, tiny_run),
         ("recipes",),
-        ("sample", "--model", tiny_run, "--seconds", 0.5, "--seed", 1, "--check-copies", "--out", tmp_path / "c.wav"),
+        ("sample", "--model", tiny_run, "--seconds", 0.5, "--seed", 1, "--out", tmp_path / "c.wav"),
     ]
     found = {}
     for command in commands:
@@ -79,7 +81,7 @@ def test_only_json_on_standard_output(tiny_run: Path, tmp_path: Path) -> None:
     assert found["decode", codes]["samples"] == 8000
     assert found["info", codes]["codes"] == str(codes)
     assert "quickstart" in [recipe["name"] for recipe in found[("recipes",)]]
-    assert found["sample", "--model"]["pieces"][0]["copies"]
+    assert found["sample", "--model"]["pieces"][0]["file"] == str(tmp_path / "c.wav")
     assert "report" not in found["sample", "--model"]
     result = cli("recipes", "--json", tmp_path / "r.json")
     assert result.stdout.splitlines()[0].startswith("base")

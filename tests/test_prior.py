@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from audiovq.prior.conditioners import CONDITIONERS, Conditions
 from audiovq.prior.kv_cache import window_mask
 from audiovq.prior.prior import Prior, PriorConfig
-from audiovq.prior.rotary import rotary, rotate
 from audiovq.prior.spec import PriorSpec
-from audiovq.prior.transformer import Transformer, TransformerConfig
+from audiovq.prior.transformer import Transformer, TransformerConfig, rotary, rotate
 
 CONFIG = TransformerConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, context=64, attention_window=12)
 HOPS = [256, 128, 32]
@@ -62,7 +61,7 @@ def test_cache_and_ring_equal_the_whole_sequence(pieces: list[int]) -> None:
     x = torch.randn(2, 50, 32)
     with torch.no_grad():
         whole = model(x)
-        cache = model.new_cache(2, torch.device("cpu"), torch.float32)
+        cache = model.new_cache(2)
         parts = [model(part, cache) for part in x.split(pieces, dim=1)]
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
     assert cache.keys.shape[3] == 12  # memory is the window's, whatever the length

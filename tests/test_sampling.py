@@ -13,9 +13,8 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate
-from audiovq.sampling.next_code import keep_top_k, keep_top_p, next_code
-from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
+from audiovq.sampling.next_code import gumbel_noise, keep_top_k, keep_top_p, next_code
 
 HOPS = [256, 128, 32]
 
@@ -68,8 +67,8 @@ def priors(hops: list[int] = HOPS) -> list[Prior]:
     return [make(level, hops) for level in range(len(hops))]
 
 
-def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), segments: int = 1, **labels: int) -> Request:
-    return Request(n_samples, list(items), 42, labels, precision="fp32", segments=segments)  # as the plain network
+def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), **labels: int) -> Request:
+    return Request(n_samples, list(items), 42, labels, precision="fp32")  # as the plain network
 
 
 def naive(models: list[Prior], settings: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
@@ -139,6 +138,21 @@ def test_a_prompt_is_kept_and_changes_what_follows() -> None:
     assert [level.shape for level in continued] == [level.shape for level in free]
     begins = [len(level) for level in prompt]
     assert any(not torch.equal(a[:, n:], b[:, n:]) for a, b, n in zip(continued, free, begins, strict=True))
+
+
+def test_codes_that_are_reported_are_final() -> None:
+    seen: dict[int, list[torch.Tensor]] = {}
+    prompt = [torch.randint(0, 20, (16 * (256 // hop),)) for hop in HOPS]
+
+    def collect(level: int, codes: torch.Tensor) -> None:
+        seen.setdefault(level, []).append(codes.clone())
+
+    made = generate(priors(), [SamplingConfig()] * 3, request(6000, genre=1), beginning(prompt, 6000), collect)
+    for level, steps in seen.items():
+        counts = [codes.shape[1] for codes in steps]
+        assert counts == sorted(counts)
+        assert counts[-1] == made[level].shape[1]
+        assert all(torch.equal(codes, made[level][:, : codes.shape[1]]) for codes in steps)
 
 
 def test_its_own_beginning_as_prompt_gives_the_same_piece() -> None:

@@ -1,16 +1,20 @@
 """Signals stop work between two items, so that none is lost; launching processes."""
 
+import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import cli
+from conftest import ROOT, cli
 
 from audiovq.distributed import collectives, launch
+from audiovq.sampling.engine import PackedEngine
 from audiovq.utils import signals
 from audiovq.utils.progress import duration, track
 from audiovq.utils.signals import Interrupted, deferred, poll, received
@@ -119,12 +123,32 @@ def test_rows_of_the_pool_are_those_of_its_parts() -> None:
     assert torch.equal(pool.rows(index), torch.cat(parts)[index])
 
 
+def test_killed_sampling_leaves_no_half_file_and_is_made_again(tiny_run: Path, tmp_path: Path) -> None:
+    """18 pieces are two groups: the first 16 are written while the others are still to be drawn."""
+    options = ["sample", "--model", tiny_run, "--seconds", 0.5, "--seed", 7, "--num", 18, "--save-codes", "--no-report"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli(*options, "--out", whole).exit_code == 0
+    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert len(expected) == 36
+    command = [sys.executable, "-m", "audiovq", *map(str, options), "--out", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    while not list(killed.glob("*.wav")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    left = {path.name: path.read_bytes() for path in killed.iterdir() if path.suffix in {".wav", ".codes"}}
+    assert 1 <= len(left) < 36
+    assert left.items() <= expected.items()
+    (killed / f".{hashlib.sha256(b'music-7-17.wav').hexdigest()[:16]}.tmp").mkdir()  # of a kill within a file
+    assert cli(*options, "--out", killed).exit_code == 0
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == expected
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_sampling_that_is_asked_to_stop_keeps_what_it_has(
+def test_sampling_stops_when_it_is_asked_to(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    from audiovq.sampling.engine import PackedEngine
-
     step, count = PackedEngine.step, []
 
     def stop(*arguments: object) -> torch.Tensor:
@@ -133,14 +157,10 @@ def test_sampling_that_is_asked_to_stop_keeps_what_it_has(
         return step(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PackedEngine, "step", stop)
-    options = ("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
-    result = cli(*options)
+    result = cli("sample", "--model", tiny_run, "--seconds", 2, "--seed", 1, "--out", tmp_path / "x.wav")
     assert result.exit_code == 128 + number
-    assert f"audiovq: stopped by {number.name}; the same command resumes it" in result.output
-    assert "the same command with --seed 1 goes on" in result.output
-    again = cli(*options)
-    assert again.exit_code == 0
-    assert "going on from 100 codes" in again.output
+    assert f"audiovq: stopped by {number.name}; give the same command again" in result.output
+    assert (len(count), list(tmp_path.iterdir())) == (100, [])
 
 
 def test_durations_are_in_the_unit_that_people_use() -> None:

@@ -104,52 +104,41 @@ class Decoding:
 def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts:
     """Convert one file. Raises ValueError for a source or a target that cannot be used."""
     kind.check(source, target)
-    with ProgressBar(f"{kind.title}, s", int(kind.seconds(source)), unit="audio-s") as bar:
+    return _convert(kind, source, target, kind.title)
+
+
+def _convert(kind: Encoding | Decoding, source: Path, target: Path, title: str) -> Facts:
+    with ProgressBar(f"{title}, s", int(kind.seconds(source)), unit="audio-s") as bar:
         return kind.convert(source, target, bar.advance)
 
 
 def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
-    """Convert every file below a folder to the same place below `out`; `set_aside` lists failures.
-
-    Raises:
-        ValueError: there is nothing to convert.
-    """
+    """Convert every file below a folder to the same place below `out`; `set_aside` lists failures. Raises
+    ValueError if there is nothing to convert."""
     sources = find_audio(folder) if isinstance(kind, Encoding) else find_audio(folder, suffixes={".codes"})
     if not sources:
         raise ValueError(f"{folder}: nothing there to {kind.title}")
     check_folder(out)
-    lengths = [_seconds(kind, source) for source in sources]
     n_done, files, set_aside = 0, [], []
-    with ProgressBar(f"{kind.title}, s", int(sum(lengths)), unit="audio-s") as bar:
-        end = 0.0
-        for (source, target), length in zip(mirrored(sources, folder, out, kind.suffix), lengths, strict=True):
-            end += length
-            try:
-                kind.check(source, target)
-                if kind.is_done(source, target):
-                    n_done += 1
-                    bar.first += length  # it does not count for the speed
-                else:
-                    files.append(kind.convert(source, target, bar.advance))
-            except (ValueError, OSError) as error:
-                set_aside.append(" ".join(str(error).split()))
-                say(f"set aside: {set_aside[-1]}")
-            bar.advance(end - bar.done)
+    for i, (source, target) in enumerate(mirrored(sources, folder, out, kind.suffix), start=1):
+        try:
+            kind.check(source, target)
+            if kind.is_done(source, target):
+                n_done += 1
+            else:
+                files.append(_convert(kind, source, target, f"{kind.title} {i} of {len(sources)}"))
+        except (ValueError, OSError) as error:
+            set_aside.append(" ".join(str(error).split()))
+            say(f"set aside: {set_aside[-1]}")
     summary = f"{out}: {len(files)} files {kind.title}d, {n_done} were done before"
     if set_aside:
         summary += f", {len(set_aside)} of {len(sources)} could not be {kind.title}d (each is named above)"
     return {"folder": str(out), "done_before": n_done, "files": files, "set_aside": set_aside, "summary": summary}
 
 
-def _seconds(kind: Encoding | Decoding, source: Path) -> float:
-    try:
-        return kind.seconds(source)
-    except (ValueError, OSError):  # reported when the file is converted
-        return 0.0
-
-
 def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """Each source with its target below `out`. Names that differ only in their suffix keep it: a.wav.codes."""
+    """Each source with its target below `out`. Names that differ only in their suffix keep it:
+    a.wav.codes."""
     stems = Counter([*(source.with_suffix("") for source in sources), *sources])  # a.wav.flac may be beside a.wav
     jobs = []
     for source in sources:

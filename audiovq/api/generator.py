@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,26 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiovq.api.few_threads import few_threads
 from audiovq.api.live import Live
-from audiovq.api.options import PieceOptions, level_settings, make_request, options_from_keywords
+from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.api.shareable import Shareable
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained import checkpoint
-from audiovq.pretrained.identity import prior_hash
 from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.decode_state import BLOCK
+from audiovq.sampling.engine import few_threads
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
-from audiovq.sampling.journal import Journal
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils import compat
 from audiovq.utils.device import pick_device, torch_defaults
-from audiovq.utils.progress import ProgressBar, say
+from audiovq.utils.progress import ProgressBar
 
 ITEMS_AT_ONCE = 16
 MAX_SECONDS = 24 * 3600.0
@@ -73,13 +70,8 @@ class Generator(Shareable):
         revision: str | None = None,
         token: str | None = None,
     ) -> Generator:
-        """Load from a run, an exported folder or a hub id.
-
-        Args:
-            revision, token: of a hub id; see `resolve_model`.
-        Raises:
-            ValueError: no such model, no prior yet, or damaged files.
-        """
+        """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
+        Raises ValueError for no such model, no prior yet, or damaged files."""
         folder = resolve_model(source, revision, token)
         check_priors(folder)
         if not prior_folders(folder):
@@ -114,7 +106,6 @@ class Generator(Shareable):
         *,
         prompt: Codes | None = None,
         given: CodeMask | None = None,
-        journal: str | Path | None = None,
         on_codes: CodesCallback = ignore_codes,
         **options: Any,
     ) -> list[Codes]:
@@ -124,8 +115,7 @@ class Generator(Shareable):
             seconds: length of the whole piece, a prompt included; not with `given`, which has a length.
             prompt: codes of a clip that the piece starts with.
             given: codes that stay (see `keep`); all others are drawn.
-            journal: a folder. An interrupted call that is repeated continues with the codes it has there.
-            on_codes: see `sampling.generate`; also called for the codes of a journal.
+            on_codes: see `sampling.generate`.
             options: the fields of `PieceOptions`.
         Raises:
             ValueError: an impossible length, label or setting.
@@ -140,14 +130,10 @@ class Generator(Shareable):
         n_samples = given.n_samples if given else self.n_samples(seconds or 0.0)
         if prompt is not None:
             given = self.begin_with(prompt, n_samples)
-        chosen = options_from_keywords(options)
+        compat.check_keywords(options)
         if given:
             given.check(self.hop_lengths, n)
-        with Journal(Path(journal)) if journal else contextlib.nullcontext() as opened:
-            codes = list(self.pieces(n_samples, seed, range(n), chosen, given=given, journal=opened, on_codes=on_codes))
-            if opened:
-                opened.remove()
-        return codes
+        return list(self.pieces(n_samples, seed, range(n), PieceOptions(**options), given=given, on_codes=on_codes))
 
     def pieces(
         self,
@@ -157,7 +143,6 @@ class Generator(Shareable):
         options: PieceOptions | None = None,
         *,
         given: CodeMask | None = None,
-        journal: Journal | None = None,
         on_codes: CodesCallback = ignore_codes,
         in_time_order: bool = False,
     ) -> Iterator[Codes]:
@@ -169,9 +154,6 @@ class Generator(Shareable):
         options = options or PieceOptions()
         priors, settings = self.priors, level_settings(self.sampling, options)
         request = make_request(self.priors, n_samples, seed, options)
-        fixed = {"settings": [setting.model_dump() for setting in settings], "block": BLOCK}
-        if journal:
-            fixed["priors"] = [prior_hash(prior) for prior in priors]
         groups = [range(i, min(i + ITEMS_AT_ONCE, len(items))) for i in range(0, len(items), ITEMS_AT_ONCE)]
         n_positions = len(groups) * sum(-(-n_samples // hop) for hop in self.hop_lengths)
         seconds = len(items) * n_samples / self.sample_rate / max(n_positions, 1)  # of audio per position
@@ -180,13 +162,9 @@ class Generator(Shareable):
             for group in groups:
                 request = dataclasses.replace(request, items=[int(items[i]) for i in group])
                 mask = [_rows(level, group) for level in given.levels] if given else None
-                if journal:
-                    journal.open({**vars(request), "given": mask, **fixed})
-                    if journal.n_known and options.progress:
-                        say(f"going on from {journal.n_known} codes per item of an interrupted run")
                 with few_threads(priors):
                     callback = _advancing(bar, on_codes)
-                    levels = generate(priors, settings, request, mask, callback, journal, in_time_order)
+                    levels = generate(priors, settings, request, mask, callback, in_time_order)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
                     yield self.tokenizer.make_codes(row, n_samples)
 
@@ -214,8 +192,7 @@ class Generator(Shareable):
         - all of them, with `before` and `after` seconds of new music around the piece;
         - the first `levels`.
 
-        Raises:
-            ValueError: codes of another tokenizer, or an impossible choice.
+        Raises ValueError for codes of another tokenizer, or an impossible choice.
         """
         self.tokenizer.check_codes(piece)
         if (before or after) and (stretch or levels is not None):
@@ -237,13 +214,11 @@ class Generator(Shareable):
         text: str = "",
         chroma: str | Path | None = None,
     ) -> list[float]:
-        """The information of each piece's codes under the priors in bits per second; likelier codes have less.
+        """The information of each piece's codes under the priors in bits per second; likelier codes have
+        less.
 
-        Args:
-            pieces: of equal length.
-            labels, text, chroma: see `PieceOptions`.
-        Raises:
-            ValueError: codes of another tokenizer or of unequal lengths, or conditions that this model does not know.
+        The pieces have equal lengths; for labels, text and chroma see `PieceOptions`. Raises ValueError for
+        codes of another tokenizer or of unequal lengths, and for conditions that this model does not know.
         """
         for piece in pieces:
             self.tokenizer.check_codes(piece)

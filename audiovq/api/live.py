@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from audiovq.api.few_threads import few_threads
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained.identity import prior_hash
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
-from audiovq.sampling.request import Request
+from audiovq.sampling.engine import few_threads
+from audiovq.sampling.guidance import Request
 from audiovq.utils.device import torch_defaults
 from audiovq.utils.words import listed
 
@@ -142,7 +142,8 @@ class Live:
         return self.drawn.look_ahead * self.top_hop / self.sample_rate + self.decoder.latency_seconds
 
     def read(self, seconds: float) -> Tensor:
-        """The next music, float [channels, round(seconds · sample_rate)]. Waits while another thread reads."""
+        """The next music, float [channels, round(seconds · sample_rate)]. Waits while another thread
+        reads."""
         n = self.generator.n_samples(seconds)
         with self.reading:
             while self.ready.shape[-1] < n:
@@ -192,10 +193,8 @@ class Live:
         """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept.
 
         They reach beyond what `read` has given by what the decoder looks ahead. The codes from the first one
-        on, decoded with `decoder_stream` and the same block length, give the same samples to the bit.
-
-        Raises:
-            ValueError: nothing was drawn yet.
+        on, decoded with `decoder_stream` and the same block length, give the same samples to the bit. Raises
+        ValueError if nothing was drawn yet.
         """
         with self.reading:
             frames = list(self.frames)

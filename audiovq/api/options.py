@@ -1,10 +1,8 @@
 """How pieces are generated: the options of `Generator`, and what they mean for a model."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from audiovq.data.conditions import chroma_classes
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.engine import precisions
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import Request
 from audiovq.utils import compat
 from audiovq.utils.words import listed
 
@@ -35,7 +33,6 @@ class PieceOptions:
         text: a caption or lyrics, for a model that was trained with texts.
         chroma: a recording whose melody and harmony to follow, for a model that was trained with chroma.
         precision: of the priors' arithmetic, see `sampling.engine.precisions`.
-        segments: of each finer level that are drawn at once. More are faster, and give other codes than 1.
         progress: show a progress bar.
     """
 
@@ -47,7 +44,6 @@ class PieceOptions:
     text: str = ""
     chroma: str | Path | None = None
     precision: str = "auto"
-    segments: int = 1
     progress: bool = False
 
     @property
@@ -56,26 +52,9 @@ class PieceOptions:
         return bool(self.labels or self.text or self.chroma)
 
 
-def options_from_keywords(keywords: Mapping[str, Any]) -> PieceOptions:
-    """The options of keyword arguments; old names give a DeprecationWarning.
-
-    Raises:
-        TypeError: no such option.
-    """
-    current = dict(keywords)
-    for old, new in compat.KEYWORDS.items():
-        if old in current:
-            warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
-            current[new] = current.pop(old)
-    return PieceOptions(**current)
-
-
 def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions) -> list[SamplingConfig]:
-    """Each level's recommended settings, with those of the options in their place.
-
-    Raises:
-        ValueError: a value that is out of range, or neither one value nor one per level.
-    """
+    """Each level's recommended settings, with those of the options in their place. Raises ValueError for a
+    value that is out of range, or neither one value nor one per level."""
     settings, n_levels = [setting.model_dump() for setting in recommended], len(recommended)
     for name in SamplingConfig.model_fields:
         value = getattr(options, name)
@@ -90,23 +69,18 @@ def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions)
 
 
 def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: PieceOptions) -> Request:
-    """The request for a model's priors; its items are still to be set.
-
-    Raises:
-        ValueError: a label, text or recording that this model cannot follow, or an option out of range.
-    """
-    seed, segments = whole_number(seed, "seed"), whole_number(options.segments, "segments")
+    """The request for a model's priors; its items are still to be set. Raises ValueError for a label, text or
+    recording that this model cannot follow, or an option out of range."""
+    seed = whole_number(seed, "seed")
     if not 0 <= seed < 1 << 63:  # the noise would not differ
         raise ValueError(f"seed: expected 0 to {(1 << 63) - 1}, found {seed}")
-    if segments < 1:
-        raise ValueError(f"segments: expected at least 1, found {segments}")
     if options.guidance is not None and not options.conditional:
         raise ValueError("guidance: expected a label, text or chroma to follow, found none of them")
     labels = _label_indexes(priors[0].spec.vocabularies, options.labels)
     _check_text(priors, options.text)
     chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
     precision = compat.current_precision(options.precision, precisions(priors[0].head.weight.device))
-    return Request(n_samples, [], seed, labels, options.text, chroma, precision, segments)
+    return Request(n_samples, [], seed, labels, options.text, chroma, precision)
 
 
 def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:

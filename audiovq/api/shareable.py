@@ -18,13 +18,11 @@ class Shareable:
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write a folder to share: weights, configs and a model card (`audiovq export` writes more into
-        its card).
+        """Write a folder to share: weights, configs and a model card (`audiovq export` writes more into its
+        card).
 
-        Args:
-            half: weights in half precision, which makes it another tokenizer with codes of its own.
-        Raises:
-            ValueError: the folder is not empty, or it cannot be written.
+        `half` is half precision, which makes it another tokenizer with codes of its own. Raises ValueError
+        if the folder is not empty, or cannot be written.
         """
         save_pretrained(folder, *self._models(), half=half)
 

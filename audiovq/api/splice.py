@@ -1,7 +1,7 @@
 """The original audio where all its codes stayed, with short cross-fades into the decoded waveform."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,20 +17,20 @@ Stretches = list[tuple[int, int]]  # (start, end) in samples
 
 
 def keep_original(
-    decode: Callable[[], Iterable[Tensor]],
+    decoded: Iterable[Tensor],
     rate: int,
     source: Tensor,
     source_rate: int,
     mask: CodeMask,
     hop_lengths: Sequence[int],
-) -> Iterator[Tensor]:
-    """A recording with new music in it, in pieces [channels, any n] with the recording's rate and channels.
+) -> Tensor:
+    """A recording with new music in it, float [channels, n] with the recording's rate and channels.
 
     A decoder may be quieter or louder than what it decodes. So new music gets the gain that the decoded
     neighbourhood needs to be as loud as the recording there, as far as it does not clip.
 
     Args:
-        decode: gives the decoded waveform, float [any channels, any n] at `rate`; called twice.
+        decoded: the decoded waveform in pieces, float [any channels, any n] at `rate`.
         source: the recording, float [channels, n] at `source_rate`.
         mask: which codes were given, of a piece that begins `mask.source_start` samples before the recording.
     """
@@ -40,13 +40,14 @@ def keep_original(
     n = start + n_source if ends_together else math.ceil(mask.n_samples * scale)
     given = mask.given_stretches(hop_lengths)
     stretches = [(round(a * scale), n if b == mask.n_samples else round(b * scale)) for a, b in given]
-
-    def decoded() -> Iterator[Tensor]:
-        return _converted(decode(), rate, source_rate, source.shape[0], n)
-
-    gains = _matching_gains(decoded(), source, start, stretches, n, round(NEAR_SECONDS * source_rate))
-    fade = round(FADE_SECONDS * source_rate)
-    return splice(_amplified(decoded(), gains, stretches), source, start, stretches, n, fade)
+    parts = list(_converted(decoded, rate, source_rate, source.shape[0], n))
+    gains = _matching_gains(parts, source, start, stretches, round(NEAR_SECONDS * source_rate))
+    mixed = torch.cat(parts, dim=-1)
+    edges = [0, *((a + b) // 2 for a, b in stretches), n]  # gains change where the recording itself sounds
+    for gain, a, b in zip(gains, edges[:-1], edges[1:], strict=True):
+        mixed[:, a:b] *= gain
+    splice(mixed, source, start, stretches, round(FADE_SECONDS * source_rate))
+    return mixed
 
 
 def _converted(pieces: Iterable[Tensor], rate: int, new_rate: int, channels: int, n_samples: int) -> Iterator[Tensor]:
@@ -65,20 +66,16 @@ def _converted(pieces: Iterable[Tensor], rate: int, new_rate: int, channels: int
             yield part
 
 
-def _gaps(stretches: Stretches, n_samples: int) -> Stretches:
-    """The new music between the stretches that stayed; an empty gap where there is none."""
-    edges = [0, *(edge for stretch in stretches for edge in stretch), n_samples]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
 def _matching_gains(
-    decoded: Iterable[Tensor], source: Tensor, start: int, stretches: Stretches, n_samples: int, near: int
+    parts: Sequence[Tensor], source: Tensor, start: int, stretches: Stretches, near: int
 ) -> list[float]:
-    """A gain for each of `_gaps`; for the arguments see `splice`."""
-    gaps = _gaps(stretches, n_samples)
+    """A gain for each gap between the stretches, at both ends, too; see `splice`. `parts` are the decoded
+    waveform."""
+    borders = [0, *(border for stretch in stretches for border in stretch), sum(part.shape[-1] for part in parts)]
+    gaps = list(zip(borders[::2], borders[1::2], strict=True))
     powers, peaks = torch.zeros(len(gaps), 2, dtype=torch.float64), torch.zeros(len(gaps))
     at = 0
-    for piece in decoded:
+    for piece in parts:
         end = at + piece.shape[-1]
         for i, (a, b) in enumerate(gaps):
             new = piece[:, max(0, a - at) : max(0, b - at)]
@@ -94,47 +91,25 @@ def _matching_gains(
     return torch.minimum(gains, torch.clamp(1 / peaks, min=1.0)).tolist()
 
 
-def _amplified(pieces: Iterable[Tensor], gains: list[float], stretches: Stretches) -> Iterator[Tensor]:
-    """Each gap with its gain, which changes in the middle of a stretch, where the recording itself sounds."""
-    middles, factors = torch.tensor([(a + b) // 2 for a, b in stretches]), torch.tensor(gains)
-    at = 0
-    for piece in pieces:
-        index = torch.arange(at, at + piece.shape[-1])
-        at += piece.shape[-1]
-        yield piece * factors[torch.bucketize(index, middles, right=True)]
-
-
-def splice(
-    decoded: Iterable[Tensor],
-    source: Tensor,
-    source_start: int,
-    stretches: list[tuple[int, int]],
-    n_samples: int,
-    fade: int,
-) -> Iterator[Tensor]:
-    """Lay `source` over the pieces of a decoded waveform.
-
-    The cross-fade has equal power, since the two do not agree in phase, and lies within the stretch.
+def splice(waveform: Tensor, source: Tensor, source_start: int, stretches: Stretches, fade: int) -> None:
+    """Lay `source` over stretches of a decoded waveform [channels, n], in place. The cross-fade has equal
+    power, since the two do not agree in phase, and lies within the stretch.
 
     Args:
-        decoded: float [channels, any n], `n_samples` in all.
-        source: float [channels, n], whose first sample is sample `source_start` of the result.
-        stretches: (start, end) of the result where the source replaces the decoded waveform, in samples.
+        source: float [channels, any n], whose first sample is sample `source_start` of the waveform.
         fade: samples of a cross-fade at each end of a stretch, except at the ends of the piece.
     """
-    at = 0
-    for piece in decoded:
-        end, mixed = at + piece.shape[-1], piece.clone()
-        for start, stop in stretches:
-            low, high = max(at, start), min(end, stop, source_start + source.shape[-1])
-            if low < high:
-                index = torch.arange(low, high)
-                fade_in = (index - start + 0.5) / fade if start > 0 else torch.ones(high - low)
-                fade_out = (stop - index - 0.5) / fade if stop < n_samples else torch.ones(high - low)
-                angle = torch.minimum(fade_in, fade_out).clamp(0, 1) * (math.pi / 2)
-                here = slice(low - at, high - at)
-                original = source[:, low - source_start : high - source_start]
-                faded = angle.sin() * original + angle.cos() * piece[:, here]
-                mixed[:, here] = torch.where(angle >= math.pi / 2, original, faded)  # exact outside the fades
-        at = end
-        yield mixed
+    n = waveform.shape[-1]
+    for start, stop in stretches:
+        low = max(start, source_start)
+        high = max(low, min(stop, n, source_start + source.shape[-1]))
+        fade_in_end = max(low, min(start + fade, high)) if start > 0 else low
+        fade_out_start = max(stop - fade, fade_in_end) if stop < n else high
+        index = torch.cat([torch.arange(low, fade_in_end), torch.arange(fade_out_start, high)])
+        ones = torch.ones(len(index))
+        fade_in = (index - start + 0.5) / fade if start > 0 else ones
+        fade_out = (stop - index - 0.5) / fade if stop < n else ones
+        angle = torch.minimum(fade_in, fade_out).clamp(0, 1) * (math.pi / 2)
+        faded = angle.sin() * source[:, index - source_start] + angle.cos() * waveform[:, index]
+        waveform[:, low:high] = source[:, low - source_start : high - source_start]
+        waveform[:, index] = faded

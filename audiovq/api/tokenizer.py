@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,17 +13,15 @@ from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers, check_range
-from audiovq.data.resampling import check_rate, resample
+from audiovq.data.resampling import check_rate
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.chunking import compute_in_batches, cut
-from audiovq.utils.device import pick_device, torch_defaults
+from audiovq.utils.device import pick_device
 from audiovq.utils.files import file_sha256
 
 
@@ -51,13 +48,8 @@ class Tokenizer(Shareable):
         revision: str | None = None,
         token: str | None = None,
     ) -> Tokenizer:
-        """Load from a run, an exported folder or a hub id.
-
-        Args:
-            revision, token: of a hub id; see `resolve_model`.
-        Raises:
-            ValueError: no such tokenizer, or damaged files.
-        """
+        """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
+        Raises ValueError for no such tokenizer, or damaged files."""
         folder = tokenizer_folder(resolve_model(source, revision, token))
         return cls(checkpoint.load_tokenizer(folder), device)
 
@@ -108,14 +100,9 @@ class Tokenizer(Shareable):
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
     ) -> Codes:
-        """Encode an audio file of any length at constant memory; the codes are those of `encode`.
-
-        Args:
-            progress: called after each block with its seconds of audio.
-            seconds: encode only the beginning; default all.
-        Raises:
-            ValueError: audio that cannot be used.
-        """
+        """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are
+        those of `encode`. `progress` is called after each block with its seconds of audio. Raises
+        ValueError for audio that cannot be used."""
         path = Path(path)
         rate = audio.audio_info(path).sample_rate
         n_samples = None if seconds is None else round(seconds * rate)
@@ -135,26 +122,9 @@ class Tokenizer(Shareable):
         collected.add(stream.finish())
         return self.make_codes(collected.levels(), stream.n_samples, source_sha256)
 
-    @torch_defaults()
     def encode_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[Codes]:
-        """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
-
-        On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then
-        rounded in another order, so a latent halfway between two codes may become the other one. On the
-        CPU batches are not faster.
-        """
-        mixed = [audio.downmix(checked(waveform, at_least=1), self.config.channels) for waveform in waveforms]
-        prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
-        chunk = int(CHUNK_SECONDS * self.sample_rate)
-        windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
-        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))
-        return [
-            self.make_codes([torch.cat(level).cpu() for level in zip(*piece, strict=True)], waveform.shape[-1])
-            for piece, waveform in zip(pieces, prepared, strict=True)
-        ]
-
-    def _at_once(self) -> int:
-        return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE
+        """Encode several pieces of unequal length; each gives what `encode` gives for it."""
+        return [self.encode(waveform, sample_rate) for waveform in waveforms]
 
     # --- codes to audio ---
 
@@ -164,13 +134,8 @@ class Tokenizer(Shareable):
         return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate))
 
     def decode(self, codes: Codes, n_levels: int | None = None) -> Tensor:
-        """Decode codes to float [channels, n_samples] at the tokenizer's rate, on the CPU.
-
-        Args:
-            n_levels: decode only the first levels, for a coarser rendering; default all.
-        Raises:
-            ValueError: codes of another tokenizer.
-        """
+        """Decode codes, or only the first `n_levels`, to float [channels, n_samples] at the tokenizer's
+        rate, on the CPU. Raises ValueError for codes of another tokenizer."""
         return torch.cat(list(self.decode_stream(codes, n_levels)), dim=-1)
 
     def decode_stream(self, codes: Codes, n_levels: int | None = None) -> Iterator[Tensor]:
@@ -183,18 +148,11 @@ class Tokenizer(Shareable):
             yield stream.push([level[start // hop : (start + step) // hop] for level, hop in parts])
         yield stream.finish(codes.n_samples)
 
-    @torch_defaults()
     def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
-        """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
+        """Decode several pieces of unequal length; each gives what `decode` gives for it."""
         if isinstance(codes, Codes):
             raise ValueError("codes: expected a list of Codes, found one; decode() decodes a single piece")
-        windows = []
-        for item in codes:
-            levels = self._levels(item, n_levels)
-            empty = streaming.decoder_windows(self.network, len(levels), int(CHUNK_SECONDS * self.sample_rate))
-            windows.append(cut(empty, [level.to(self.device) for level in levels], item.n_samples))
-        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.decode_windows, self.network))
-        return [torch.cat(piece, dim=-1).clamp(-1, 1).cpu() for piece in pieces]
+        return [self.decode(item, n_levels) for item in codes]
 
     def decode_file(
         self,
@@ -206,11 +164,8 @@ class Tokenizer(Shareable):
     ) -> None:
         """Decode into a 16-bit WAV or FLAC file at constant memory; the file appears when it is complete.
 
-        Args:
-            comment: for the file's comment tag.
-            progress: called after each piece with its seconds of audio.
-        Raises:
-            ValueError: codes of another tokenizer, or a place that cannot be written.
+        `comment` is for the file's comment tag; `progress` is called after each piece with its seconds of
+        audio. Raises ValueError for codes of another tokenizer, or a place that cannot be written.
         """
         with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
             for piece in self.decode_stream(codes, n_levels):

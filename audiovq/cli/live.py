@@ -1,6 +1,8 @@
 """`audiovq live`: music without end, steered while it sounds."""
 
 import contextlib
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,6 @@ from click import FloatRange, IntRange, argument, command, option
 from audiovq.cli import options
 from audiovq.utils.environment import require
 
-LEVELS = "one value or one per level"
 OUT_HELP = "Write here instead of playing: a WAV or FLAC file, or - for standard output."
 DEVICE_HELP = "Sound card: a part of its name, or its number; `null` plays to nowhere. Default: the system's."
 BLOCK_HELP = "Audio decoded at once. More needs less computing, and changes are heard later."
@@ -19,56 +20,49 @@ BUFFER_HELP = "Music made ahead. More survives interruptions, and changes are he
 @command()
 @argument("model", type=options.FOLDER, required=False)
 @option("--seed", type=IntRange(min=0), default=0, show_default=True, help="The same seed gives the same music.")
-@option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as timbre=piano (repeatable).")
-@option("--text", default="", help="A caption or lyrics, for a model trained with them.")
-@option("--temperature", callback=options.number_list(float), help=f"Above 1 wilder, below 1 tamer; {LEVELS}.")
-@option("--top-k", callback=options.number_list(int), help=f"Only the k likeliest codes, 0 for all; {LEVELS}.")
-@option("--top-p", callback=options.number_list(float), help=f"Only the likeliest codes, up to this; {LEVELS}.")
-@option("--guidance", callback=options.number_list(float), help=f"How closely labels are followed; {LEVELS}.")
+@options.piece_options
 @option("--device", metavar="NAME", help=DEVICE_HELP)
 @option("--out", type=options.FILE, metavar="FILE", help=OUT_HELP)
-@option("--raw", is_flag=True, help="With --out -: 16-bit samples without a WAV header.")
 @option("--seconds", type=options.POSITIVE, help="Stop after so long; default never. A file needs it.")
 @option("--osc", type=IntRange(1, 65535), metavar="PORT", help="Listen to OSC messages on this UDP port.")
 @option("--osc-host", default="127.0.0.1", show_default=True, help="Address for --osc; 0.0.0.0 admits everybody.")
 @option("--midi", metavar="PORT", help="Listen to a MIDI controller: a part of the port's name.")
 @option("--buffer", type=FloatRange(0.02, 60), default=0.5, show_default=True, metavar="SECONDS", help=BUFFER_HELP)
 @option("--block", type=FloatRange(0, 60), default=0.0, show_default=True, metavar="SECONDS", help=BLOCK_HELP)
-@option("--precision", default="auto", show_default=True, help="fp32, fp16 (CPU) or bf16 (GPU).")
 @option("--save-codes", type=options.FILE, metavar="FILE", help="At the end, write the codes of the last ten minutes.")
 def live(
-    model: str | None, seed: int, labels: tuple[str, ...], device: str | None, osc: int | None, osc_host: str,
-    midi: str | None, block: float, precision: str, text: str, temperature: Any, top_k: Any, top_p: Any,
-    guidance: Any, **values: Any,
+    model: str | None, seed: int, device: str | None, out: str | None, seconds: float | None, osc: int | None,
+    osc_host: str, midi: str | None, buffer: float, block: float, save_codes: str | None, **controls: Any,
 ) -> None:  # fmt: skip
     """Play music without end from MODEL, and change it while it sounds.
 
-    MODEL is a run, a model folder or a hub id; default: the newest run, else the bundled model. Sound cards, OSC and
-    MIDI need the extra audiovq[live].
+    MODEL is a run, a model folder or a hub id; default: the newest run, else the bundled model. Sound
+    cards, OSC and MIDI need the extra audiovq[live].
     """
-    plays = values["out"] is None and device != "null"
+    plays = out is None and device != "null"
     needed = ["sounddevice"] * plays + ["pythonosc"] * bool(osc) + ["mido", "rtmidi"] * bool(midi)
     require("live", *needed, install="pip install 'audiovq[live]'")
     from audiovq import api
+    from audiovq.data.codes import check_codes_output
     from audiovq.live.controls import Controls
-    from audiovq.live.player import null_device
-    from audiovq.live.session import LiveOptions, Session
+    from audiovq.live.player import null_device, play, write
+    from audiovq.utils import signals
     from audiovq.utils.progress import say
 
-    chosen = LiveOptions(**values)
-    chosen.check()
+    if save_codes:
+        check_codes_output(Path(save_codes), [])
+    open_device: Any = null_device
     if plays:
         try:
             from audiovq.live.sound_card import sound_card
         except OSError as error:
             hint = "install it (Debian: apt install libportaudio2), or write to a file or a pipe with --out"
             raise ValueError(f"live: {error}; {hint}") from None
-    generator = api.Generator.from_pretrained(Path(options.pick_model(model)))
-    controls = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance, "text": text}
-    wanted = options.parse_labels(labels)
-    music = generator.live(seed, labels=wanted, precision=precision, block_seconds=block, **controls)
-    session = Session(music, chosen)
-    steering = Controls(music, session.stop)
+        open_device = partial(sound_card, name=device)
+    generator = api.Generator.from_pretrained(options.pick_model(model))
+    music = generator.live(seed, block_seconds=block, **controls)
+    stopped = threading.Event()
+    steering = Controls(music, stopped.set)
     with contextlib.ExitStack() as stack:
         if osc:
             from audiovq.live.osc import osc_server
@@ -79,4 +73,13 @@ def live(
             from audiovq.live.midi import midi_input
 
             say(f"MIDI: listening to {stack.enter_context(midi_input(steering, midi))}")
-        session.run(lambda player: sound_card(player, device) if plays else null_device(player))
+        stack.enter_context(signals.deferred())
+        ended = lambda: stopped.is_set() or signals.received() is not None  # noqa: E731
+        if out is None:
+            play(music, open_device, buffer, seconds, ended)
+        else:
+            write(music, out, seconds, ended)
+    if save_codes:
+        codes = music.codes()
+        codes.save(Path(save_codes))
+        say(f"{save_codes}: the codes of the last {codes.seconds:.1f} s")

@@ -45,7 +45,7 @@ class OneLineErrors(click.Group):
             _fail(error.format_message(), 2)
         except Interrupted as error:
             if os.environ.get("RANK", "0") == "0":  # one of several processes prints it
-                click.echo(f"audiovq: {error}; the same command resumes it", err=True)
+                click.echo(f"audiovq: {error}; give the same command again", err=True)
             sys.exit(128 + error.signal_number)
         except BrokenPipeError:  # the reader of the output closed it, as `audiovq … | head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,8 +22,8 @@ def complete_recipe(context: click.Context, parameter: click.Parameter, incomple
     return [CompletionItem(incomplete, type="file"), *recipes]  # in bash, names must come after the file item
 
 
-def number_list(kind: type) -> Any:
-    """A callback for one value or one per level: `0.9` or `0.9,1,1`."""
+def level_option(name: str, kind: type, help_text: str) -> Any:
+    """An option that takes one value or one per level: `0.9` or `0.9,1,1`."""
 
     def parse(context: click.Context, option: click.Parameter, text: str | None) -> list[Any] | None:
         try:
@@ -32,11 +32,11 @@ def number_list(kind: type) -> Any:
             message = f"expected one number or one per level, such as 1,0.9,0.9; found {text!r}"
             raise click.BadParameter(message) from None
 
-    return parse
+    return click.option(name, callback=parse, help=f"{help_text}; one value or one per level.")
 
 
-def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
-    """`("genre=folk",)` as `{"genre": "folk"}`."""
+def parse_labels(context: click.Context, option: click.Parameter, labels: tuple[str, ...]) -> dict[str, str]:
+    """A callback: `("genre=folk",)` as `{"genre": "folk"}`."""
     pairs = {}
     for label in labels:
         name, equals, value = label.partition("=")
@@ -44,6 +44,25 @@ def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
             raise ValueError(f"--label {label}: expected NAME=VALUE, such as genre=folk")
         pairs[name] = value
     return pairs
+
+
+LABEL_HELP = "Such as genre=folk (repeatable)."
+PIECE_OPTIONS = (
+    level_option("--temperature", float, "Above 1 wilder, below 1 tamer"),
+    level_option("--top-k", int, "Only the k likeliest codes, 0 for all"),
+    level_option("--top-p", float, "Only the likeliest codes, up to probability p"),
+    level_option("--guidance", float, "How closely labels, text and chroma are followed, 1 as trained"),
+    click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE", help=LABEL_HELP),
+    click.option("--text", default="", help="A caption or lyrics, for a model trained with them."),
+    click.option("--precision", default="auto", show_default=True, help="fp32, fp16 (CPU) or bf16 (GPU)."),
+)
+
+
+def piece_options(command: Any) -> Any:
+    """Adds `PIECE_OPTIONS`: how codes are drawn."""
+    for option in reversed(PIECE_OPTIONS):
+        command = option(command)
+    return command
 
 
 JSON_HELP = "Print the result as JSON and nothing else; with a FILE.json, write it there and print as usual."
@@ -91,13 +110,9 @@ def show(lines: Sequence[str], facts: Any, json_file: str | None) -> None:
 
 
 def convert(kind: Any, source: str, out: str, model: str | None, json_file: str | None, *settings: Any) -> None:
-    """Encode or decode a file or all files of a folder, and print what was done.
-
-    Args:
-        kind: `Encoding` or `Decoding`, whose arguments are a tokenizer and `settings`.
-    Raises:
-        ValueError: some files of a folder could not be converted.
-    """
+    """Encode or decode a file or all files of a folder, and print what was done. `kind` is `Encoding` or
+    `Decoding`, whose arguments are a tokenizer and `settings`. Raises ValueError if some files could not be
+    converted."""
     from audiovq import api
     from audiovq.api.convert import convert_file, convert_folder
 
@@ -116,8 +131,8 @@ def convert(kind: Any, source: str, out: str, model: str | None, json_file: str 
 def arrange(arguments: Sequence[str]) -> list[str]:
     """The words of a command line in the order that click needs.
 
-    `--debug` moves to the front, because it is an option of the group. `--json` takes the next word as its value only
-    if that is `-` or ends in .json; otherwise its value is `-`.
+    `--debug` moves to the front, because it is an option of the group. `--json` takes the next word as its
+    value only if that is `-` or ends in .json; otherwise its value is `-`.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     words = [

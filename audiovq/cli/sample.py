@@ -1,6 +1,5 @@
 """`audiovq sample`: new music, or changes to a piece."""
 
-import os
 import sys
 from typing import Any
 
@@ -9,26 +8,17 @@ from click import IntRange, command, echo, option
 from audiovq.cli import options
 
 COUNT, NUMBER, SECONDS = IntRange(min=1), IntRange(min=0), {"type": float, "metavar": "SECONDS"}
-LEVELS = "one value or one per level"
-KEEP_HELP = "Outside the change: the original audio (default of --edit for a recording), or all decoded from codes."
-GUIDANCE_HELP = f"How closely label, text and chroma are followed, 1 as trained; {LEVELS}."
+CODES_HELP = "Decode all of a changed recording; without this, the original audio stays outside the change."
 
 
 @command()
 @options.model_option
 @option("--seconds", type=float, help="Length of each piece, including a prompt; default 20.")
 @option("--seed", type=NUMBER, help="The same seed gives the same music; default a random one.")
-@option("--num", type=int, default=1, show_default=True, help="Number of pieces.")
+@option("--num", type=COUNT, default=1, show_default=True, help="Number of pieces.")
 @option("--index", type=NUMBER, help="Index of the first piece: --index 3 is the fourth of --num 8.")
-@option("--temperature", callback=options.number_list(float), help=f"Above 1 wilder, below 1 tamer; {LEVELS}.")
-@option("--top-k", callback=options.number_list(int), help=f"Only the k likeliest codes, 0 for all; {LEVELS}.")
-@option(
-    "--top-p", callback=options.number_list(float), help=f"Only the likeliest codes, up to probability p; {LEVELS}."
-)
-@option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Such as genre=folk (repeatable).")
-@option("--text", default="", help="A caption or lyrics, for a model trained with them.")
+@options.piece_options
 @option("--chroma", type=options.FILE, metavar="SONG", help="Recording whose melody and harmony to follow.")
-@option("--guidance", callback=options.number_list(float), help=GUIDANCE_HELP)
 @option("--prompt", type=options.FILE, metavar="CLIP", help="Audio or codes file to continue.")
 @option("--edit", "source", type=options.FILE, metavar="FILE", help="Audio or codes file to change.")
 @option("--from", "start", **SECONDS, help="Replace the music from here; default the beginning.")
@@ -36,34 +26,22 @@ GUIDANCE_HELP = f"How closely label, text and chroma are followed, 1 as trained;
 @option("--before", default=0.0, **SECONDS, help="New music before the piece.")
 @option("--after", default=0.0, **SECONDS, help="New music after the piece.")
 @option("--keep-levels", type=int, help="Keep the first levels, replace the finer ones (within --from, --to).")
-@option("--keep-audio/--codes-only", default=None, help=KEEP_HELP)
-@option("--best", type=int, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
+@option("--codes-only", is_flag=True, help=CODES_HELP)
+@option("--best", type=COUNT, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
 @option("--stream", type=options.FILE, metavar="FILE", help="WAV to write during generation; - is standard output.")
 @option("--save-codes", is_flag=True, help="Also write a .codes file of each piece, for --edit.")
-@option("--precision", default="auto", show_default=True, help="fp32, fp16 (CPU) or bf16 (GPU).")
-@option("--segments", type=COUNT, default=1, show_default=True, help="Segments of a finer level at once.")
-@option("--check-copies", is_flag=True, help="Print what each piece shares with the run's training tracks.")
 @option("--gpus", type=COUNT, default=1, show_default=True, help="Distribute the pieces over this many GPUs.")
 @option("--processes", type=COUNT, help="Distribute the pieces over this many processes on the CPU.")
 @option("--out", type=options.FILE, metavar="PATH", help="WAV or FLAC file, or folder; default music-<seed>.wav.")
 @options.report_option
 @options.json_option
-def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: str | None, **values: Any) -> None:
-    """Make new music, or change a piece.
-
-    After an interruption the same command with the same seed resumes it.
-    """
+def sample(model: str | None, page: bool, json_file: str | None, **values: Any) -> None:
+    """Make new music, or change a piece. The same command with the same seed makes the same files."""
     from audiovq.pipeline.sample import Sampled, SampleOptions
     from audiovq.pipeline.sample import sample as run
 
     if json_file == "-" and values["stream"] == "-":
         raise ValueError("--json, --stream: only one of them can use standard output; name a file for the other")
-    several = values["gpus"] > 1 or (values["processes"] or 1) > 1 or os.environ.get("WORLD_SIZE", "1") != "1"
-    if json_file and values["check_copies"] and several:
-        raise ValueError("--json, --check-copies: expected one process; leave out one, or run `audiovq copies` later")
-    if page and not values["stream"]:
-        # Loading the plotting libraries takes a second: now, so that the page follows the last code at once.
-        import audiovq.pipeline.sample_page  # noqa: F401
 
     def finished(sampled: Sampled) -> None:
         facts = sampled.facts
@@ -73,7 +51,7 @@ def sample(model: str | None, labels: tuple[str, ...], page: bool, json_file: st
             facts["report"] = write_page(sampled)
         options.write_json(json_file, facts)
 
-    chosen = SampleOptions(model=model, labels=options.parse_labels(labels), **values)
+    chosen = SampleOptions(model=model, **values)
     for line in run(chosen, sys.argv[1:], lambda: options.pick_model(model), finished):
         if json_file != "-":
             echo(line, err=values["stream"] == "-")  # standard output may be the music

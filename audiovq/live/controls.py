@@ -11,12 +11,7 @@ NOTE_RESTART, NOTE_SEED, FIRST_LABEL_NOTE = 36, 38, 48  # C2, D2 and C3
 
 
 class Controls:
-    """Steers a `Live` by names.
-
-    Args:
-        stop: ends the music.
-        report: called with a line for the user after each mistake.
-    """
+    """Steers a `Live` by names. `stop` ends the music; `report` is called with a line after each mistake."""
 
     def __init__(self, live: Live, stop: Callable[[], object], report: Callable[[str], object] = say):
         self.live, self.stop, self.report = live, stop, report
@@ -46,8 +41,8 @@ class Controls:
             self.report("not changed: " + " ".join(str(error).split()))
 
     def midi(self, event: Any) -> None:
-        """A mido message. Controllers: see `CC_RANGES`. Notes: C2 restarts, D2 takes the next seed, and from C3 on
-        each key is a value of a label, in the model's order."""
+        """A mido message. Controllers: see `CC_RANGES`. Notes: C2 restarts, D2 takes the next seed, and
+        from C3 on each key is a value of a label, in the model's order."""
         if event.type == "control_change" and event.control in CC_RANGES:
             name, low, high = CC_RANGES[event.control]
             self.message(name, [low + (high - low) * event.value / 127])

@@ -11,13 +11,8 @@ from audiovq.utils.words import listed
 
 @contextlib.contextmanager
 def midi_input(controls: Controls, name: str) -> Iterator[str]:
-    """Listens to a port while the block runs; gives its name.
-
-    Args:
-        name: of an input port, or a part of it.
-    Raises:
-        ValueError: no such port, or no MIDI on this machine.
-    """
+    """Listens to a port while the block runs; gives its name. `name` is that of an input port, or a part of
+    it. Raises ValueError for no such port, or no MIDI on this machine."""
     try:
         ports: list[str] = mido.get_input_names()  # type: ignore[attr-defined]
         chosen = next((port for port in ports if name.lower() in port.lower()), None)

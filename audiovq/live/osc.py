@@ -15,13 +15,8 @@ PREFIX = "/audiovq/"
 
 @contextlib.contextmanager
 def osc_server(controls: Controls, port: int, host: str = "127.0.0.1") -> Iterator[int]:
-    """Listens while the block runs; gives the port. Port 0 is any free one.
-
-    Every address is `/audiovq/` and a control, see `Controls.message`.
-
-    Raises:
-        ValueError: the port is taken.
-    """
+    """Listens while the block runs; gives the port, of which 0 is any free one. Every address is
+    `/audiovq/` and a control, see `Controls.message`. Raises ValueError if the port is taken."""
 
     def handle(address: str, *values: Any) -> None:
         if address.startswith(PREFIX):

@@ -1,20 +1,26 @@
-"""Plays music while it is made: a thread fills a bounded buffer, and a sound card takes from it."""
+"""Plays music while it is made: a thread fills a bounded buffer, and a sound card takes from it. Or writes
+it."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from audiovq.api import Live
+from audiovq.data.audio_writer import PIPE_BYTES, AudioWriter
 from audiovq.utils.progress import say
 
 REPORT_SECONDS = 10.0  # between two reports of a machine that is too slow
 NULL_SECONDS = 0.02  # of sound that the null device takes at once
+WRITE_SECONDS = 0.1  # of music that is written at once
+
+Device = Callable[["Player"], contextlib.AbstractContextManager[None]]  # takes sound from a player
 
 
 class Player:
@@ -26,8 +32,9 @@ class Player:
         report: called with a line for the user.
 
     Attributes:
+        ready: the buffer, float32 [n, channels].
         underruns: how often the buffer was empty. The sound then pauses until it is full again.
-        stopped: set by `stop`, by a signal or by an error.
+        stopped: set at the end of the block, or by an error.
         error: what ended the production, in the user's words; None if nothing did.
     """
 
@@ -35,8 +42,8 @@ class Player:
         self.live, self.report = live, report
         self.channels, self.rate = live.tokenizer.config.channels, live.sample_rate
         self.n_wanted = max(1, round(buffer_seconds * self.rate))
-        self.blocks: deque[np.ndarray] = deque()  # float32 [n, channels]
-        self.n_ready = self.n_played = self.n_made = self.underruns = 0
+        self.ready = np.zeros((0, self.channels), dtype=np.float32)
+        self.n_played = self.n_made = self.underruns = 0
         self.seconds_of_work, self.filling = 0.0, True
         self.changed, self.stopped = threading.Condition(), threading.Event()
         self.error: str | None = None
@@ -47,14 +54,10 @@ class Player:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.stop()
-        self.thread.join()
-
-    def stop(self) -> None:
-        """End the production; what is in the buffer is dropped."""
         self.stopped.set()
         with self.changed:
             self.changed.notify_all()
+        self.thread.join()
 
     @property
     def real_time_factor(self) -> float:
@@ -62,22 +65,17 @@ class Player:
         return self.n_made / self.rate / max(self.seconds_of_work, 1e-9)
 
     def take(self, n: int) -> np.ndarray:
-        """The next sound, float32 [n, channels]; silence while the buffer fills. Never waits, never raises."""
+        """The next sound, float32 [n, channels]; silence while the buffer fills. Never waits, never
+        raises."""
         out = np.zeros((n, self.channels), dtype=np.float32)
         with self.changed:
-            if self.filling and self.n_ready < self.n_wanted:
+            if self.filling and len(self.ready) < self.n_wanted:
                 return out
-            self.filling, i = False, 0
-            while i < n and self.blocks:
-                block = self.blocks.popleft()
-                part = block[: n - i]
-                out[i : i + len(part)] = part
-                i += len(part)
-                if len(part) < len(block):
-                    self.blocks.appendleft(block[len(part) :])
-            self.n_ready, self.n_played = self.n_ready - i, self.n_played + i
-            if i < n:
-                self.underruns, self.filling = self.underruns + 1, True
+            found, self.ready = self.ready[:n], self.ready[n:]
+            out[: len(found)] = found
+            self.n_played += len(found)
+            self.filling = len(found) < n
+            self.underruns += self.filling
             self.changed.notify_all()
         return out
 
@@ -86,28 +84,22 @@ class Player:
         try:
             while not self.stopped.is_set():
                 with self.changed:
-                    self.changed.wait_for(lambda: self.n_ready < self.n_wanted or self.stopped.is_set())
+                    self.changed.wait_for(lambda: len(self.ready) < self.n_wanted or self.stopped.is_set())
                 began = time.monotonic()
-                block = next(blocks).T.contiguous().numpy()
+                block = next(blocks).T.numpy()
                 self.seconds_of_work += time.monotonic() - began
+                self.n_made += len(block)
                 with self.changed:
-                    self.blocks.append(block)
-                    self.n_ready, self.n_made = self.n_ready + len(block), self.n_made + len(block)
+                    self.ready = np.concatenate([self.ready, block])
                 if self.underruns > reported and began >= next_report:
                     reported, next_report = self.underruns, began + REPORT_SECONDS
-                    self.report(self._too_slow())
+                    self.report(
+                        f"the sound pauses: this machine makes {self.real_time_factor:.2f} s of music a second; "
+                        "try --buffer 1 or --block 1, end other programs, or use a smaller model"
+                    )
         except Exception as error:  # sound never ends with a traceback
             self.error = " ".join(f"{error}".split()) or type(error).__name__
         self.stopped.set()
-
-    def _too_slow(self) -> str:
-        factor = self.real_time_factor
-        if factor > 1.1:
-            return f"the sound paused, although this machine makes {factor:.1f} s of music a second; try --buffer 1"
-        return (
-            f"the sound pauses: this machine makes {factor:.2f} s of music a second; try --block 1, end other programs, "
-            "or use a smaller model"
-        )
 
 
 @contextlib.contextmanager
@@ -128,3 +120,35 @@ def null_device(player: Player) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def play(live: Live, device: Device, buffer_seconds: float, seconds: float | None, ended: Callable[[], bool]) -> None:
+    """Play until the seconds are over, if any, or `ended`. Raises ValueError for music that cannot be
+    made."""
+    n_samples = math.inf if seconds is None else live.generator.n_samples(seconds)
+    with Player(live, buffer_seconds) as player, device(player):
+        say(
+            f"playing; a change is heard after about {live.latency_seconds + buffer_seconds:.1f} s: "
+            f"{live.latency_seconds:.1f} s that the model looks ahead, and the buffer (Ctrl-C stops)"
+        )
+        while not ended() and not player.stopped.is_set() and player.n_played < n_samples:
+            time.sleep(0.02)
+    if player.error:
+        raise ValueError(f"live: {player.error}")
+    say(f"{player.n_played / player.rate:.1f} s played, {player.underruns} pauses because the buffer was empty")
+
+
+def write(live: Live, out: str, seconds: float | None, ended: Callable[[], bool]) -> None:
+    """Write a WAV or FLAC file, or WAV to standard output (`-`), until the seconds are over or `ended`.
+    Raises ValueError for a file without an end, or one that cannot be written."""
+    if out != "-" and seconds is None:
+        raise ValueError(f"--out {out}: a file needs an end; add --seconds")
+    n_samples = PIPE_BYTES if seconds is None else live.generator.n_samples(seconds)
+    left = math.inf if seconds is None else n_samples
+    with AudioWriter(
+        sys.stdout.buffer if out == "-" else out, live.sample_rate, live.tokenizer.config.channels, n_samples
+    ) as file:
+        while not ended() and left > 0:
+            n = int(min(left, round(WRITE_SECONDS * live.sample_rate)))
+            file.write(live.read(n / live.sample_rate))
+            left -= n

@@ -1,4 +1,5 @@
-"""Before a training begins: the music of a recipe that names none, and a message if the training takes long."""
+"""Before a training begins: the music of a recipe that names none, and a message if the training takes
+long."""
 
 import os
 import shlex
@@ -18,8 +19,9 @@ LONG_HOURS = 12.0  # a training that takes longer is announced
 def with_music(recipe: Recipe, run: Path | None = None) -> Recipe:
     """A recipe with a music folder.
 
-    A recipe that names neither music nor codes gets the first of: the music with which this run began, the folder
-    `music/` in the current folder, $AUDIOVQ_MUSIC, and the recordings in samples/. One line says which.
+    A recipe that names neither music nor codes gets the first of: the music with which this run began, the
+    folder `music/` in the current folder, $AUDIOVQ_MUSIC, and the recordings in samples/. One line says
+    which.
 
     Args:
         run: folder of the run, if there is one; it need not exist.
@@ -51,7 +53,8 @@ def find_music(name: str) -> Path:
 
 
 def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> None:
-    """Print the hours of a long training, a command that fits this machine, and priors that are far too large.
+    """Print the hours of a long training, a command that fits this machine, and priors that are far too
+    large.
 
     All stages are tried with one example, so that what is impossible is found now, and not after hours.
 

@@ -1,4 +1,5 @@
-"""`audiovq doctor`: checks this machine. Each check loads its own libraries, so that a broken one is found."""
+"""`audiovq doctor`: checks this machine. Each check loads its own libraries, so that a broken one is
+found."""
 
 import importlib.metadata
 import os

@@ -5,7 +5,7 @@ import dataclasses
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,9 @@ from audiovq.api.splice import keep_original
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter, check_writable
 from audiovq.data.codes import Codes, check_codes_output
-from audiovq.data.shards import Shards
 from audiovq.distributed import collectives, launch
-from audiovq.evaluation.copies import copy_reports, report_lines
-from audiovq.recipe import codes_place
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
-from audiovq.sampling.journal import Journal
 from audiovq.utils import signals
 from audiovq.utils.files import check_folder, check_output
 from audiovq.utils.progress import console, say
@@ -49,11 +45,10 @@ class SampleOptions(PieceOptions):
     before: float = 0.0
     after: float = 0.0
     keep_levels: int | None = None
-    keep_audio: bool | None = None  # None: for --edit of a recording, unless it is streamed
+    codes_only: bool = False
     best: int | None = None
     stream: str | None = None
     save_codes: bool = False
-    check_copies: bool = False
     gpus: int = 1
     processes: int | None = None
     out: str | None = None
@@ -64,9 +59,9 @@ class SampleOptions(PieceOptions):
 
     @property
     def keeps_audio(self) -> bool:
-        """Whether the original audio stays outside an edit."""
+        """Whether the original audio stays outside the change of a recording."""
         is_recording = self.source is not None and Path(self.source).suffix != ".codes"
-        return is_recording and not self.stream if self.keep_audio is None else self.keep_audio
+        return is_recording and not self.stream and not self.codes_only
 
     @property
     def stretch(self) -> bool:
@@ -78,12 +73,8 @@ class SampleOptions(PieceOptions):
             raise ValueError(problem)
 
     def _problems(self) -> Iterator[str]:
-        around = bool(self.before or self.after)
-        change = self.stretch or around or self.keep_levels is not None
-        recording = self.source or self.prompt
-        if self.num < 1:
-            yield f"--num: expected at least 1, found {self.num}"
-        if self.best is not None and not 1 <= self.best <= self.num:
+        change = self.stretch or self.before or self.after or self.keep_levels is not None
+        if self.best and self.best > self.num:
             yield f"--best: expected 1 to {self.num} (of --num), found {self.best}"
         if change and not self.source:
             yield "--from, --to, --before, --after and --keep-levels change a piece; name the piece with --edit"
@@ -91,16 +82,10 @@ class SampleOptions(PieceOptions):
             yield "--edit and --prompt: expected one of them; --edit changes a piece, --prompt continues it"
         if self.source and not change and Path(self.source).suffix != ".codes":
             yield "--edit: add what to change: --from and --to, --before and --after, or --keep-levels"
-        if around and (self.stretch or self.keep_levels is not None):
-            yield "--before and --after add music around the piece; leave out --from, --to and --keep-levels"
         if self.source and self.seconds is not None:
             yield "--edit: the piece has a length; leave out --seconds (--before and --after make it longer)"
-        if self.keep_audio and (recording is None or Path(recording).suffix == ".codes"):
-            yield "--keep-audio keeps the original audio outside the change; it needs an audio file in --edit or --prompt"
         if self.stream and (self.num > 1 or self.best or collectives.world_size() > 1):
             yield "--stream plays one piece while it is made; leave out --num and --best"
-        if self.stream and self.keep_audio:
-            yield "--stream and --keep-audio: expected one of them"
 
     def paths(self) -> tuple[Path, dict[int, Path]]:
         """The output's name without numbers, and the name of each item. Names are numbered if there are
@@ -123,15 +108,11 @@ class Sampled:
     seconds: float  # of each piece
     files: dict[int, Path]  # of each item
     first_new_second: float  # where the first new code is
-    copies: dict[Path, dict[str, Any]] = field(default_factory=dict)  # reports of this process's pieces
 
     @property
     def facts(self) -> dict[str, Any]:
         """For `--json`."""
-        pieces: list[dict[str, Any]] = []
-        for item, path in self.files.items():
-            copies = {"copies": self.copies[path]} if path in self.copies else {}
-            pieces.append({"item": item, "file": str(path), **copies})
+        pieces = [{"item": item, "file": str(path)} for item, path in self.files.items()]
         return {"model": str(self.model), "seed": self.options.seed, "seconds": self.seconds, "pieces": pieces}
 
 
@@ -149,66 +130,44 @@ def sample(
         finished: called once when all files are there, by the first process.
     Raises:
         ValueError: options that cannot be.
-        Interrupted: a signal asked to stop; the journals stay.
+        Interrupted: a signal asked to stop; the files that were yielded are whole.
     """
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
-    if not launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
-        with launch.processes(), signals.deferred():
-            yield from _sample(options, pick_model, finished)
-
-
-def _sample(
-    options: SampleOptions, pick_model: Callable[[], Path], finished: Callable[[Sampled], object]
-) -> Iterator[str]:
-    options.check()
-    first = collectives.rank() == 0
-    new_seed = int(collectives.broadcast_(torch.tensor(secrets.randbelow(10**6))))  # all ranks take part
-    seed = new_seed if options.seed is None else options.seed
-    options = dataclasses.replace(options, seed=seed, progress=first)
-    target, paths = options.paths()
-    _check_outputs(options, target, paths.values())
-    folder = pick_model()
-    shards = Shards(codes_place(folder)) if options.check_copies else None
-    generator = Generator.from_pretrained(folder)
-    n_samples = generator.n_samples(SECONDS if options.seconds is None else options.seconds)
-    given = _given(generator, options, n_samples)
-    n_samples = given.n_samples if given else n_samples
-    if first:
+    if launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
+        return
+    with launch.processes(), signals.deferred():
+        options.check()
+        new_seed = int(collectives.broadcast_(torch.tensor(secrets.randbelow(10**6))))  # all ranks take part
+        seed, first = new_seed if options.seed is None else options.seed, collectives.rank() == 0
+        options = dataclasses.replace(options, seed=seed, progress=first)
+        target, paths = options.paths()
+        _check_outputs(options, target, paths.values())
+        folder = pick_model()
+        generator = Generator.from_pretrained(folder)
+        given = _given(generator, options)
+        n_samples = (
+            given.n_samples if given else generator.n_samples(SECONDS if options.seconds is None else options.seconds)
+        )
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
-    mine = options.items[collectives.rank() :: collectives.world_size()]
-    written: dict[Path, Codes] = {}
-    with (
-        Journal(target.with_name(f".{target.stem}.journal")) as journal,
-        _live(options, generator, n_samples) as on_codes,
-        _advice_if_interrupted(seed, journal),
-    ):
-        callbacks = {"journal": journal, "on_codes": on_codes, "in_time_order": bool(options.stream)}
-        drawn = generator.pieces(n_samples, seed, mine, options, given=given, **callbacks)
-        pieces, chosen = zip(mine, drawn, strict=True), list(options.items)
-        if options.best:
-            candidates = dict(pieces)
-            chosen = _best(generator, candidates, options)
-            pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
-        for item, codes in pieces:
-            _write(paths[item], generator.tokenizer, codes, given, options)
-            if shards:
-                written[paths[item]] = codes
-            yield str(paths[item])
-        reports = copy_reports(list(written.values()), shards) if shards and written else []
-        copies = dict(zip(written, reports, strict=False))
-        for path, report in copies.items():
-            yield from (f"{path}: {line}" for line in report_lines(report))
-        left = journal.remove()
-        if left and first and collectives.world_size() == 1:
-            say(f"{journal.folder} still has the unfinished work of {len(left)} other commands")
-    collectives.barrier()  # the files of all processes are there
-    if first:
+        mine, chosen = options.items[collectives.rank() :: collectives.world_size()], list(options.items)
+        with _live(options, generator, n_samples) as on_codes:
+            order = {"on_codes": on_codes, "in_time_order": bool(options.stream)}
+            pieces = zip(mine, generator.pieces(n_samples, seed, mine, options, given=given, **order), strict=True)
+            if options.best:
+                candidates = dict(pieces)
+                chosen = _best(generator, candidates, options)
+                pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
+            for item, codes in pieces:
+                _write(paths[item], generator.tokenizer, codes, given, options)
+                yield str(paths[item])
+        collectives.barrier()  # the files of all processes are there
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
         names = [path.name for path in files.values()]
         listed = ", ".join(names) if len(names) < 5 else f"{len(names)} files, {names[0]} to {names[-1]},"
         say(f"{listed} in {target.parent.resolve()}; --seed {seed} makes the same music again")
-        first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
-        finished(Sampled(options, folder, n_samples / rate, files, first_new, copies))
+        if first:
+            first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
+            finished(Sampled(options, folder, n_samples / rate, files, first_new))
 
 
 def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) -> None:
@@ -228,8 +187,8 @@ def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | Non
     channels, rate = tokenizer.config.channels, tokenizer.sample_rate
     pieces = tokenizer.decode_stream(codes)
     if options.keeps_audio and given and given.given_stretches(codes.hop_lengths):
-        source, own_rate = audio.read_audio(options.source or options.prompt or "")
-        pieces = keep_original(lambda: tokenizer.decode_stream(codes), rate, source, own_rate, given, codes.hop_lengths)
+        source, own_rate = audio.read_audio(options.source or "")
+        pieces = [keep_original(pieces, rate, source, own_rate, given, codes.hop_lengths)]
         channels, rate = source.shape[0], own_rate
     with AudioWriter(path, rate, channels) as file:
         for piece in pieces:
@@ -243,9 +202,10 @@ def read_piece(tokenizer: Tokenizer, path: str) -> Codes:
     return Codes.load(path) if Path(path).suffix == ".codes" else tokenizer.encode_file(path)
 
 
-def _given(generator: Generator, options: SampleOptions, n_samples: int) -> CodeMask | None:
+def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
     """The codes that stay, of a prompt or of a piece that is changed."""
     if options.prompt:
+        n_samples = generator.n_samples(SECONDS if options.seconds is None else options.seconds)
         return generator.begin_with(read_piece(generator.tokenizer, options.prompt), n_samples)
     if not options.source:
         return None
@@ -260,63 +220,45 @@ def _given(generator: Generator, options: SampleOptions, n_samples: int) -> Code
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
     """The items that the priors rank first among those of all processes; prints a table.
 
-    The score is the likelihood. With labels, a text or chroma it is how much likelier they make the codes,
-    log p(codes | conditions) - log p(codes).
+    The cost is the information in bits a second. With labels, a text or chroma it is that with these
+    conditions minus that without: log p(codes) - log p(codes | conditions).
 
     Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs:
     the prior itself ranks, instead of another network.
     """
-    costs = torch.zeros(2, options.num, dtype=torch.float64)  # bits/s without and with the conditions
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
-    costs[0, mine] = torch.tensor(generator.bits_per_second(codes), dtype=torch.float64)
+    found = generator.bits_per_second(codes)
     if options.conditional:
         conditional = generator.bits_per_second(codes, options.labels, options.text, options.chroma)
-        costs[1, mine] = torch.tensor(conditional, dtype=torch.float64)
-    collectives.all_reduce_(costs)
-    gain = costs[0] - costs[1]
-    order = (gain if options.conditional else -costs[0]).argsort(descending=True, stable=True).tolist()
-    if collectives.rank() == 0:
-        n_columns = 3 if options.conditional else 1
-        table = Table("rank", "item", *["bits/s", "bits/s with conditions", "gain"][:n_columns], "")
-        for rank, i in enumerate(order, start=1):
-            numbers = [f"{float(x):.2f}" for x in (costs[0, i], costs[1, i], gain[i])][:n_columns]
-            table.add_row(str(rank), str(options.items[i]), *numbers, "chosen" if rank <= (options.best or 0) else "")
-        console.print(table)
+        found = [b - a for a, b in zip(found, conditional, strict=True)]
+    cost = torch.zeros(options.num, dtype=torch.float64)
+    cost[mine] = torch.tensor(found, dtype=torch.float64)
+    collectives.all_reduce_(cost)
+    order = cost.argsort(stable=True).tolist()
+    table = Table("rank", "item", "bits/s with - without" if options.conditional else "bits/s", "")
+    for rank, i in enumerate(order, start=1):
+        chosen = "chosen" if rank <= (options.best or 0) else ""
+        table.add_row(str(rank), str(options.items[i]), f"{float(cost[i]):.2f}", chosen)
+    console.print(table)
     return [options.items[i] for i in order[: options.best]]
 
 
-@contextlib.contextmanager
-def _advice_if_interrupted(seed: int, journal: Journal) -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, signals.Interrupted):
-        say(f"the finished codes are in {journal.folder}; the same command with --seed {seed} goes on from there")
-        raise
-
-
 class LiveDecoder:
-    """A callback for `Generator.pieces` that decodes one piece while it is drawn.
-
-    Args:
-        write: takes the waveform float [channels, n], piece by piece.
-    """
+    """A callback for `Generator.pieces` that decodes one piece while it is drawn; `write` takes the waveform
+    float [channels, n], piece by piece."""
 
     def __init__(self, tokenizer: Tokenizer, n_samples: int, n_levels: int, write: Callable[[Tensor], object]):
         self.n_samples, self.write = n_samples, write
         self.lengths = [-(-n_samples // hop) for hop in tokenizer.config.hop_lengths[:n_levels]]
         self.decoder = tokenizer.decoder_stream(n_levels, STREAM_SECONDS)
         self.counts = [0] * n_levels  # codes of each level so far
-        self.finished = False
 
     def __call__(self, level: int, codes: Tensor) -> None:
-        if self.finished:
-            return
         blocks = [codes[0, :0] for _ in self.lengths]
         blocks[level] = codes[0, self.counts[level] :]
         self.counts[level] = codes.shape[1]
         self.write(self.decoder.push(blocks))
         if self.counts == self.lengths:
-            self.finished = True
             self.write(self.decoder.finish(self.n_samples))
 
 

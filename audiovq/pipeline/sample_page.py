@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import librosa.core.convert  # noqa: F401  # loads now what librosa would load later
-
 from audiovq.pipeline.sample import Sampled
 from audiovq.report.page import report_pieces, try_report
 
@@ -33,7 +31,7 @@ def _settings(sampled: Sampled) -> dict[str, str]:
     found |= {"label": ", ".join(f"{name}={value}" for name, value in o.labels.items()), "text": o.text}
     found |= {"chroma": o.chroma, "prompt": o.prompt, "edit": o.source, "from": o.start, "to": o.end}
     found |= {"before": o.before or None, "after": o.after or None, "keep levels": o.keep_levels}
-    for name in ("temperature", "top_k", "top_p", "guidance", "precision", "segments"):
+    for name in ("temperature", "top_k", "top_p", "guidance", "precision"):
         value = getattr(o, name)
         found[name.replace("_", "-")] = None if value in (1, "auto") else value
     return {name: _words(value) for name, value in found.items() if value not in (None, "")}

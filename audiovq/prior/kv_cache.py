@@ -32,11 +32,8 @@ class Prefix:
 
 
 class KVCache:
-    """A position's slot is n_prefix + position modulo window.
-
-    Args:
-        buffers: [2, layers, batch, kv_heads, n_prefix + window, head_dim], keys and values.
-    """
+    """A position's slot is n_prefix + position modulo window. `buffers` has keys and values:
+    [2, layers, batch, kv_heads, n_prefix + window, head_dim]."""
 
     def __init__(self, buffers: Tensor, window: int, length: int = 0):
         self.both = buffers

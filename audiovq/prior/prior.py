@@ -159,8 +159,3 @@ class Prior(nn.Module):
         index = torch.arange(codes.shape[1], device=codes.device) + batch["position"][:, None]
         given = (index >= gap_end[:, None]) & (gap_end[:, None] != NO_GAP)
         return codes.masked_fill(given, self.spec.codebook_size)
-
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` items; a prefix is added with `write_prefix`."""
-        weight = self.head.weight
-        return self.transformer.new_cache(batch, weight.device, weight.dtype)

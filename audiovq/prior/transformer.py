@@ -14,7 +14,27 @@ from torch.utils.checkpoint import checkpoint
 
 from audiovq.config import Config
 from audiovq.prior.kv_cache import KVCache, Prefix, window_mask
-from audiovq.prior.rotary import Angles, rotary, rotate
+
+Angles = tuple[Tensor, Tensor]  # cosine and sine of each position, [t, head_dim / 2]
+
+
+def rotary(positions: Tensor, head_dim: int, n_fixed: int = 0) -> Angles:
+    """Angles of rotary position embedding.
+
+    Args:
+        n_fixed: how many of the slowest pairs of dimensions do not rotate.
+    Source: RoFormer, arXiv:2104.09864, section 3.2; fixed pairs: p-RoPE, arXiv:2410.06205.
+    """
+    frequencies = 10000 ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    frequencies[head_dim // 2 - n_fixed :] = 0
+    angles = positions.float()[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the two halves of each head [b, h, t, head_dim] against each other by the position's angles."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
 class TransformerConfig(Config):
@@ -112,10 +132,11 @@ class Transformer(nn.Module):
                 branch = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * config.n_layers) ** 0.5 if branch else 0.02)
 
-    def new_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> KVCache:
-        c = self.config
+    def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for `batch` items, default in the weights' dtype; `write_prefix` adds a prefix."""
+        c, weight = self.config, self.norm.weight
         shape = (2, c.n_layers, batch, c.kv_heads, self.n_prefix + c.window, c.head_dim)
-        return KVCache(torch.zeros(shape, device=device, dtype=dtype), c.window)
+        return KVCache(torch.zeros(shape, device=weight.device, dtype=dtype or weight.dtype), c.window)
 
     def angles(self, positions: Tensor) -> Angles:
         """The rotation of queries and keys at `positions` [t]."""

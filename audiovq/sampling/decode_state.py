@@ -1,7 +1,7 @@
-"""The state of one level while its codes are drawn; it hides segments, gaps, guidance and noise."""
+"""The state of one level while its codes are drawn; it hides gaps, guidance and noise."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,10 +11,8 @@ from torch.nn import functional as F
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.sampling.engine import new_engine
-from audiovq.sampling.guidance import GuidedPrior, gap_end_after, piece_conditions
-from audiovq.sampling.noise import gumbel_noise
-from audiovq.sampling.request import Request
-from audiovq.sampling.segments import SegmentLayout, lay_out_segments
+from audiovq.sampling.guidance import GuidedPrior, Request, gap_end_after, piece_conditions
+from audiovq.sampling.next_code import gumbel_noise
 
 BLOCK = 256  # codes whose context and noise are computed at once; the largest pass through a network
 
@@ -29,19 +27,17 @@ class Stretch(NamedTuple):
 
 
 class DecodeState:
-    """The codes of a level, a row for each item or, with segments, for each item of each segment.
+    """The codes of a level, a row for each item.
 
     Args:
         coarser: int64 [items, n_codes] per coarser level. They may be views of codes that are still drawn.
         given: int64 [items, n_codes], -1 where a code is to be drawn.
-        layout: of segments; default `request.segments`, and one for level 0.
         block: codes whose context is computed at once.
         endless: the piece has no end: timing stands still in the middle of `request.n_samples`, see `move`.
 
     Attributes:
-        codes: int64 [rows, 1 + n]. codes[:, t] precedes position t; the first one means "outside the track".
+        codes: int64 [items, 1 + n_codes]. codes[:, t] precedes position t; the first one means "outside the track".
         n_done: positions that have been through the network and whose codes are final.
-        in_prefill: whether the cache is incomplete, in the middle of `prefill`.
     """
 
     def __init__(
@@ -51,35 +47,27 @@ class DecodeState:
         given: Tensor,
         request: Request,
         guidance: float = 1.0,
-        layout: SegmentLayout | None = None,
         block: int = 0,
         endless: bool = False,
     ):
-        spec, (self.n_items, n_codes) = prior.spec, given.shape
-        n_segments = request.segments if spec.level else 1
+        spec = prior.spec
         self.prior, self.request, self.coarser, self.endless = prior, request, list(coarser), endless
         self.start = 0  # the piece's position of the first of these codes
-        window = prior.config.transformer.window
-        self.layout = layout or lay_out_segments(n_codes, n_segments, window, spec.ratio)
-        starts, length = self.layout.starts, self.layout.length
-        self.end = max(n_codes, starts[-1] + length)  # the last segment may reach beyond the level's end
-        padded = F.pad(given, (0, self.end - n_codes), value=-1)
-        self.given = torch.cat([padded[:, s : s + length] for s in starts])
-        is_given = (self.given >= 0).all(dim=0).tolist()
+        self.given, (self.n_items, self.n_codes) = given, given.shape
+        is_given = (given >= 0).all(dim=0).tolist()
         self.is_given = is_given[: max((t + 1 for t, found in enumerate(is_given) if not found), default=0)]
-        self.block = -(-(block or BLOCK) // (len(starts) * spec.ratio)) * spec.ratio
+        self.block = -(-(block or BLOCK) // spec.ratio) * spec.ratio
         self.guided = GuidedPrior(prior, self.conditions(request), guidance)
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.cache = self.engine.cache
         self.guided.write_prefix(self.cache)
         self.codes = F.pad(self.given, (1, 0), value=spec.codebook_size)
-        self.n_done, self.in_prefill = 0, False
+        self.n_done = 0
         self.sum = torch.zeros((), device=given.device)  # of all logits; it is looked at seldom, as a GPU must wait
 
     def conditions(self, request: Request) -> Conditions:
         """The conditions of all rows."""
-        starts = [self.start + start for start in self.layout.starts]
-        found = piece_conditions(self.prior, request, self.n_items, starts)
+        found = piece_conditions(self.prior, request, self.n_items, self.start)
         if self.endless:
             found.timing_end = found.n_samples // (2 * self.prior.spec.hop_length)
         return found
@@ -92,26 +80,22 @@ class DecodeState:
     @property
     def n_known(self) -> int:
         """Codes from the first on that will not change: those done, and after the last drawn one all."""
-        return self.given.shape[1] if self.finished else self.n_done
+        return self.n_codes if self.finished else self.n_done
 
     @property
     def final_codes(self) -> Tensor:
-        """int64 [items, n_known]; with segments, those of the first segment."""
-        return self.codes[: self.n_items, 1 : self.n_known + 1]
+        """int64 [items, n_known]."""
+        return self.codes[:, 1 : self.n_known + 1]
 
     def n_needed(self) -> int:
         """How many codes, at the rate of the next coarser level, the next pass needs of each coarser one."""
         ratio = self.prior.spec.ratio
         stop = min((self.n_done // self.block + 1) * self.block, len(self.is_given))
-        return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.end // ratio))
+        return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.n_codes // ratio))
 
     def stretches(self) -> Iterator[Stretch]:
-        """What remains to go through the network, in order; nothing after the last code to be drawn.
-
-        Given codes go through in one pass per block. The passes depend on `given` alone, never on where a
-        run was interrupted: a pass over many positions and one over a single position differ in the last
-        bits, which can change a draw. So a resumed run gets the same codes.
-        """
+        """What remains to go through the network, in order: given codes in one pass per block, the others one
+        by one; nothing after the last code to be drawn."""
         n = len(self.is_given)
         for begin in range(self.n_done // self.block * self.block, n, self.block):
             block = range(begin, min(begin + self.block, n))
@@ -122,31 +106,28 @@ class DecodeState:
 
     def context(self, stretch: Stretch) -> Tensor:
         """Everything known besides the level's own codes, [rows, n, dim]; with guidance, twice the rows."""
-        if len(self.layout.starts) == 1 and self.prior.config.extra_inputs["infill_codes"]:
+        if self.prior.config.extra_inputs["infill_codes"]:
             known = self.given.masked_fill(self.given < 0, self.prior.spec.codebook_size)
             self.guided.set_gap(known, gap_end_after(self.given, stretch.start))
             self.guided.write_prefix(self.cache)
         block = stretch.block
-        parts = [(start + block.start, start + block.stop) for start in self.layout.starts]
-        windows = [coarser_at_rate_above(self.prior, self.coarser, self.n_items, self.end, *part) for part in parts]
-        context = self.guided.context(torch.cat(windows), block.start, block.stop)
+        place = self.n_items, self.n_codes, block.start, block.stop
+        window = coarser_at_rate_above(self.prior, self.coarser, *place)
+        context = self.guided.context(window, block.start, block.stop)
         return context[:, stretch.start - block.start : stretch.end - block.start]
 
     def noise(self, stretch: Stretch) -> Tensor:
         """Gumbel noise [rows, n, codebook_size]."""
         seed, spec = self.request.seed, self.prior.spec
-        rows = [
-            gumbel_noise(seed, item, spec.level, start + stretch.start, start + stretch.end, spec.codebook_size)
-            for start in (self.start + start for start in self.layout.starts)
-            for item in self.request.items
-        ]
+        start, end = self.start + stretch.start, self.start + stretch.end
+        items = self.request.items
+        rows = [gumbel_noise(seed, item, spec.level, start, end, spec.codebook_size) for item in items]
         return torch.stack(rows).to(self.codes.device)
 
     def prefill(self, stretch: Stretch, context: Tensor) -> None:
         """Put a stretch of given codes through the network."""
-        self.in_prefill = True
         self.engine.prefill(self.guided.rows(self.codes[:, stretch.start : stretch.end]), context)
-        self.n_done, self.in_prefill = stretch.end, False
+        self.n_done = stretch.end
 
     def step(self, t: int, context: Tensor) -> Tensor:
         """Logits [rows, codebook_size] of position t; `context` is [rows, dim]."""
@@ -168,7 +149,8 @@ class DecodeState:
         self.n_done = t + 1
 
     def move(self, n: int) -> None:
-        """Forget the first n codes, for a piece without end: position n becomes position 0, and `start` rises."""
+        """Forget the first n codes, for a piece without end: position n becomes position 0, and `start`
+        rises."""
         kept = self.codes[:, n:].clone()
         self.codes.fill_(-1)[:, : kept.shape[1]] = kept
         self.start, self.n_done = self.start + n, self.n_done - n
@@ -187,19 +169,23 @@ class DecodeState:
             self.cache.advance(old.length)
         self.guided.write_prefix(self.cache)
 
-    def joined(self) -> Tensor:
-        """The finished level, int64 [items, n_codes]."""
-        return self.layout.join(list(self.codes[:, 1:].split(self.n_items)))
+
+def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
+    """Whether all coarser codes are there that the next pass of a level needs."""
+    spec, needed = states[level].prior.spec, states[level].n_needed()
+    return all(
+        other.finished or other.n_known * spec.hop_lengths[at] >= needed * spec.hop_lengths[level - 1]
+        for at, other in states.items()
+        if at < level
+    )
 
 
 def coarser_at_rate_above(
     prior: Prior, coarser: Sequence[Tensor], batch: int, n_codes: int, start: int = 0, end: int | None = None
 ) -> Tensor:
     """All coarser levels at the rate of the next coarser one, for codes [start, end) of a level of `n_codes`.
+    `start` is a multiple of the prior's ratio.
 
-    Args:
-        start: a multiple of the prior's ratio.
-        end: default `n_codes`.
     Returns:
         int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes], with the neighbours at both ends.
     """

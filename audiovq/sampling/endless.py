@@ -13,17 +13,14 @@ from torch import Tensor
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
-from audiovq.sampling.generate import draw_level
-from audiovq.sampling.interleave import interleave
-from audiovq.sampling.request import Request
+from audiovq.sampling.generate import draw_levels
+from audiovq.sampling.guidance import Request
 
 
 class EndlessCodes:
-    """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`.
-
-    Only timing differs: it stands still from the middle of a piece of `request.n_samples` on, so the music has
-    a beginning and no end.
-    """
+    """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`. Only
+    timing differs: it stands still from the middle of a piece of `request.n_samples` on, so the music has
+    no end."""
 
     def __init__(self, priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request):
         self.keep = max(prior.config.context_codes for prior in priors) + 1  # codes of level 0 before the next one
@@ -47,8 +44,7 @@ class EndlessCodes:
         self._begin()
 
     def _begin(self) -> None:
-        runs = {level: draw_level(state, self.settings[level]) for level, state in enumerate(self.states)}
-        self.passes = interleave(dict(enumerate(self.states)), runs)
+        self.passes = draw_levels(dict(enumerate(self.states)), self.settings)
 
     @property
     def look_ahead(self) -> int:

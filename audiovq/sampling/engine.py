@@ -3,7 +3,11 @@
 `new_engine` takes the one for the prior's device. Both give what the prior's own forward gives.
 """
 
+import contextlib
 import copy
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +16,54 @@ from torch.nn import functional as F
 from audiovq.prior.kv_cache import DeviceKVCache, KVCache
 from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
-from audiovq.sampling.packed_weights import Float16, Float32, available_precisions
 
 ANGLES = 1024  # positions whose rotary angles are computed at once
 EPSILON = torch.finfo(torch.float32).eps  # of RMSNorm
+SMALL_NETWORK = 10_000_000  # parameters
+_threads_lock = threading.Lock()
+_threads_before: list[int] = []  # torch's threads before each of the calls that sample now
+
+
+# Weights packed for one step on the CPU. A product of a few rows with a large matrix reads every weight once and does
+# little with it, so its time is that of reading. Once a network is larger than the processor's cache, half the bytes
+# take half the time. Both kinds give a row the same bits whatever other rows are in the batch.
+
+
+class Float32:
+    """The exact weights. MKL rounds the product of one row differently from that of several, so a single
+    row is computed as two. This costs nothing in the processor's cache, and up to twice the time beyond
+    it."""
+
+    rows = 2  # the smallest number of rows that it takes
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight.t().contiguous()
+
+    def into(self, x: Tensor, out: Tensor) -> Tensor:
+        """x [rows, inputs] times the weight [outputs, inputs], into `out` [rows, outputs]."""
+        return torch.mm(x, self.weight, out=out)
+
+    def add_to(self, x: Tensor, total: Tensor, buffer: Tensor) -> None:
+        """Add the product to `total`; `buffer` has the same shape, for intermediate results."""
+        total.addmm_(x, self.weight)
+
+
+class Float16:
+    """Weights rounded to half precision (2^-12 of themselves), arithmetic in float32 (FBGEMM)."""
+
+    rows = 1
+
+    def __init__(self, weight: Tensor):
+        with warnings.catch_warnings():  # deprecated in torch; `torch.ops.quantized` has a slower one
+            warnings.simplefilter("ignore")
+            self.weight = torch.fbgemm_pack_gemm_matrix_fp16(weight.contiguous())
+            torch.fbgemm_linear_fp16_weight_fp32_activation(torch.zeros(1, weight.shape[1]), self.weight, None)
+
+    def into(self, x: Tensor, out: Tensor) -> Tensor:
+        return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.weight, None, out)
+
+    def add_to(self, x: Tensor, total: Tensor, buffer: Tensor) -> None:
+        total.add_(self.into(x, buffer))
 
 
 class PackedLayer:
@@ -81,7 +129,7 @@ class PackedEngine:
         kind = Float16 if precision == "fp16" else Float32
         self.layers = [PackedLayer(layer, kind) for layer in transformer.layers]  # type: ignore[arg-type]
         self.head = kind(prior.head.weight * _norm_scale(transformer.norm))
-        self.cache = transformer.new_cache(batch, prior.head.weight.device, torch.float32)
+        self.cache = transformer.new_cache(batch, torch.float32)
         self.buffers = Buffers(prior, batch, max(batch, kind.rows), self.cache.keys.shape[3])
         self.slots = self.cache.both.unflatten(-1, (2, c.head_dim // 2))
         keys, values = self.cache.both.flatten(2, 3)  # [layers, batch · kv_heads, slots, head_dim]
@@ -168,7 +216,7 @@ class GraphEngine:
         self.precision = precision
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.prior = prior if weight.dtype == dtype else copy.deepcopy(prior).to(dtype)
-        cache = prior.transformer.new_cache(batch, weight.device, dtype)
+        cache = prior.transformer.new_cache(batch, dtype)
         self.cache = DeviceKVCache(cache.both, cache.window)
         self.previous = torch.zeros(batch, 1, dtype=torch.int64, device=weight.device)
         self.context = torch.zeros(batch, 1, dim, dtype=dtype, device=weight.device)
@@ -212,24 +260,44 @@ class GraphEngine:
 Engine = PackedEngine | GraphEngine
 
 
-def precisions(device: torch.device) -> list[str]:
-    """Those of the arithmetic of sampling on a device; the last is the default."""
-    if device.type == "cpu":
-        return available_precisions()
-    return ["fp32", "bf16"] if device.type == "cuda" and torch.cuda.is_bf16_supported() else ["bf16", "fp32"]
+def precisions(device: str | torch.device = "cpu") -> list[str]:
+    """Those of the arithmetic of sampling on a device; the last is the default.
+
+    fp16 needs FBGEMM (x86 with AVX2) and a torch that lets it write into a buffer, such as 2.11. It was at
+    least as fast as fp32 in all measurements, with one sequence and with eight.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        half = getattr(torch.ops.aten, "fbgemm_linear_fp16_weight_fp32_activation", None)
+        has_fp16 = half is not None and "out" in half.overloads()
+        return ["fp32", "fp16"] if has_fp16 and "fbgemm" in torch.backends.quantized.supported_engines else ["fp32"]
+    return ["fp32", "bf16"] if kind == "cuda" and torch.cuda.is_bf16_supported() else ["bf16", "fp32"]
 
 
 def new_engine(prior: Prior, batch: int, precision: str = "auto") -> Engine:
-    """The engine for the prior's device, with an empty cache for `batch` sequences.
-
-    Args:
-        precision: "auto" or one of `precisions`.
-    Raises:
-        ValueError: a precision that this device does not have.
-    """
+    """The engine for the prior's device, with an empty cache for `batch` sequences. Raises ValueError for a
+    precision that is neither "auto" nor one of `precisions`."""
     device = prior.head.weight.device
     known = precisions(device)
     if precision not in ("auto", *known):
         raise ValueError(f"precision: expected auto or one of {', '.join(known)} on this device, found {precision}")
     kind = PackedEngine if device.type == "cpu" else GraphEngine
     return kind(prior, batch, known[-1] if precision == "auto" else precision)
+
+
+@contextlib.contextmanager
+def few_threads(priors: Sequence[Prior]) -> Iterator[None]:
+    """One thread while small networks sample on the CPU: the matrices of a step are too small to share. The
+    number of threads must not depend on the batch, because it can change the last bits of a product."""
+    largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
+    if largest >= SMALL_NETWORK or priors[0].head.weight.device.type != "cpu":
+        yield
+        return
+    with _threads_lock:  # a thread that begins meanwhile must not take the 1 for what was set before
+        _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _threads_lock:
+            torch.set_num_threads(_threads_before.pop())

@@ -5,18 +5,16 @@ All tasks are a mask of given codes. A new piece has none; a continued piece has
 piece has all codes outside the gap; a new rendering has the coarser levels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.sampling.decode_state import DecodeState
-from audiovq.sampling.interleave import interleave
-from audiovq.sampling.journal import Journal
+from audiovq.sampling.decode_state import DecodeState, can_go_on
+from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import next_code
-from audiovq.sampling.request import Request
 from audiovq.utils import signals
 from audiovq.utils.device import torch_defaults
 
@@ -34,7 +32,6 @@ def generate(
     request: Request,
     given: Sequence[Tensor] | None = None,
     on_codes: CodesCallback = ignore_codes,
-    journal: Journal | None = None,
     in_time_order: bool = False,
 ) -> list[Tensor]:
     """Generate the codes of the first len(priors) levels.
@@ -43,46 +40,43 @@ def generate(
         settings: temperature, top-k, top-p and guidance of each level.
         given: int64 [1 or items, n_codes] per level; -1 where a code is to be drawn, all others stay.
         on_codes: called after each pass through a prior, and at the end of each level.
-        journal: codes of its last snapshot are not drawn again; it makes snapshots of new ones.
         in_time_order: draw each finer code as soon as the coarser ones around it are there, instead of one
-            level after the other. The codes are the same. Not with segments, which need whole coarser levels.
+            level after the other. The codes are the same.
     Returns:
         int64 [items, ceil(n_samples / hop_length)] per level, the given codes included.
     """
     levels: list[Tensor] = []  # of a level at work, a view of the codes that are being drawn
-    together: dict[int, DecodeState] = {}
-    for level, (prior, setting) in enumerate(zip(priors, settings, strict=True)):
+    together: dict[int, DecodeState] = {}  # the levels at work
+    for level, prior in enumerate(priors):
         shape = len(request.items), -(-request.n_samples // prior.spec.hop_length)
         mask = given[level] if given else torch.full((1, shape[1]), -1)
         mask = mask.to(prior.head.weight.device).expand(shape)
-        if journal and level in journal.finished:
-            levels.append(journal.finished[level].to(mask.device))
-        elif bool((mask < 0).any()):
-            state = DecodeState(prior, levels, mask, request, setting.guidance)
-            if journal:
-                journal.restore(level, state)
-            together[level] = state
-            levels.append(state.codes[:, 1:])
-        else:
+        if bool((mask >= 0).all()):
             levels.append(mask)
-        if level not in together:
-            on_codes(level, levels[level])
-        if in_time_order and request.segments == 1 and level + 1 < len(priors):
+            on_codes(level, mask)
+        else:
+            together[level] = DecodeState(prior, levels, mask, request, settings[level].guidance)
+            levels.append(together[level].codes[:, 1:])
+        if in_time_order and level + 1 < len(priors):
             continue
-        runs = {at: draw_level(state, settings[at]) for at, state in together.items()}
-        for at in interleave(together, runs):
+        for at in draw_levels(together, settings):
             signals.poll()
             on_codes(at, together[at].final_codes)
-            if journal:
-                journal.note()
         for at, state in together.items():
             state.check_finite()
-            levels[at] = state.joined()
-            if journal:
-                journal.finish(at, levels[at])
             on_codes(at, levels[at])
         together = {}
     return levels
+
+
+def draw_levels(states: Mapping[int, DecodeState], settings: Sequence[SamplingConfig]) -> Iterator[int]:
+    """Fill in the codes of several levels together; yields the level of each pass through a network. The next
+    pass is of the finest level whose coarser codes are there, so music is complete as early as possible."""
+    runs = {level: draw_level(state, settings[level]) for level, state in states.items()}
+    while unfinished := [level for level in sorted(states, reverse=True) if not states[level].finished]:
+        level = next(level for level in unfinished if can_go_on(level, states))
+        next(runs[level])
+        yield level
 
 
 def draw_level(state: DecodeState, setting: SamplingConfig) -> Iterator[None]:

@@ -9,7 +9,7 @@ section 3.1.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,36 +18,42 @@ from audiovq.data.conditions import text_bytes
 from audiovq.prior.conditioners import NO_GAP, Conditions
 from audiovq.prior.kv_cache import KVCache
 from audiovq.prior.prior import Prior
-from audiovq.sampling.request import Request
 
 
-def piece_conditions(prior: Prior, request: Request, batch: int, starts: Sequence[int] = (0,)) -> Conditions:
-    """The conditions that a request has and the prior knows, for `batch` pieces from each of the codes
-    `starts` on: [starts · batch] rows.
+@dataclass
+class Request:
+    """The items `items` of a seed, each `n_samples` long. An item's codes do not depend on the others."""
+
+    n_samples: int
+    items: list[int]
+    seed: int
+    labels: dict[str, int]  # index in the prior's vocabulary per label name; 0 or absent is unknown
+    text: str = ""  # caption or lyrics
+    chroma: Tensor | None = None  # int64 [n_frames], pitch classes of a reference, one per code of level 0
+    precision: str = "auto"  # of the prior's arithmetic, see `engine.precisions`
+
+
+def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0) -> Conditions:
+    """The conditions that a request has and the prior knows, for `batch` pieces from the code `start` on.
 
     A text longer than the prior's `max_bytes` is cut. Chroma past the reference's end is unknown.
     """
-    device, inputs, n_rows = prior.head.weight.device, prior.config.extra_inputs, batch * len(starts)
-    full = lambda value: torch.full((n_rows,), value, dtype=torch.int64, device=device)  # noqa: E731
-    position = torch.tensor(list(starts), device=device).repeat_interleave(batch)
+    device, inputs = prior.head.weight.device, prior.config.extra_inputs
+    full = lambda value: torch.full((batch,), value, dtype=torch.int64, device=device)  # noqa: E731
     labels = {name: full(request.labels.get(name, 0)) for name in prior.spec.vocabularies}
-    conditions = Conditions(labels, full(request.n_samples), position)
+    conditions = Conditions(labels, full(request.n_samples), full(start))
     if request.text and inputs["text_bytes"]:
-        conditions.text = text_bytes(request.text, inputs["text_bytes"]).to(device).expand(n_rows, -1)
+        conditions.text = text_bytes(request.text, inputs["text_bytes"]).to(device).expand(batch, -1)
     if request.chroma is not None and inputs["chroma"]:
         n_frames = -(-request.n_samples // prior.spec.hop_lengths[0])
         chroma = request.chroma[:n_frames].to(device)
-        conditions.chroma = torch.nn.functional.pad(chroma, (0, n_frames + 1 - len(chroma))).expand(n_rows, -1)
+        conditions.chroma = torch.nn.functional.pad(chroma, (0, n_frames + 1 - len(chroma))).expand(batch, -1)
     return conditions
 
 
 class GuidedPrior:
-    """One level's prior with the conditions of a batch of items; `rows` and `combine` lead from items to
-    rows and back.
-
-    Args:
-        conditions: from `piece_conditions`.
-    """
+    """One level's prior with the conditions of a batch of items, from `piece_conditions`; `rows` and
+    `combine` lead from items to rows and back."""
 
     def __init__(self, prior: Prior, conditions: Conditions, guidance: float = 1.0):
         self.prior, self.guidance = prior, guidance
@@ -110,14 +116,9 @@ class GuidedPrior:
 
 
 def gap_end_after(given: Tensor, start: int) -> int | None:
-    """Where the first gap that is open at `start` or later ends.
-
-    Args:
-        given: int64 [batch, n_codes], -1 where a code is to be drawn.
-    Returns:
-        The first position after the gap where all items have a code. None if there is no gap or nothing
-        after it.
-    """
+    """Where the first gap that is open at `start` or later ends: the first position after it where all
+    items have a code. None if there is no gap or nothing after it. `given` is int64 [batch, n_codes], -1
+    where a code is drawn."""
     is_given = (given >= 0).all(dim=0).tolist()
     if False not in is_given[start:]:
         return None

@@ -51,11 +51,8 @@ class CodeMask:
 
 
 def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
-    """A piece of `n_samples` that starts with the whole codes of level 0 of `prompt`.
-
-    Raises:
-        ValueError: a prompt shorter than one code of level 0, or as long as the piece.
-    """
+    """A piece of `n_samples` that starts with the whole codes of level 0 of `prompt`. Raises ValueError for a
+    prompt shorter than one code of level 0, or as long as the piece."""
     hops, rate = prompt.hop_lengths, prompt.sample_rate
     n_given = prompt.n_samples // hops[0] * hops[0]
     if n_given == 0:
@@ -70,11 +67,8 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
 
 def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeMask:
     """New music before and after a piece. The length before is rounded up to whole codes of level 0. With
-    music after the piece, its last incomplete code of level 0 is drawn anew.
-
-    Raises:
-        ValueError: negative or no seconds, or a piece shorter than one code of level 0.
-    """
+    music after the piece, its last incomplete code of level 0 is drawn anew. Raises ValueError for negative
+    or no seconds, or a piece shorter than one code of level 0."""
     top, rate = piece.hop_lengths[0], piece.sample_rate
     if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds < math.inf:
         raise ValueError(
@@ -90,11 +84,8 @@ def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeM
 
 def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: int = 0) -> CodeMask:
     """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first
-    `keep_levels` stay.
-
-    Raises:
-        ValueError: an empty stretch, one that is not within the piece, or levels that do not exist.
-    """
+    `keep_levels` stay. Raises ValueError for an empty stretch, one that is not within the piece, or levels
+    that do not exist."""
     if not 0 <= start_seconds < end_seconds <= piece.seconds:
         raise ValueError(
             f"the stretch must begin before it ends, within the piece of {piece.seconds:g} s; "

@@ -9,16 +9,13 @@ from torch.nn import functional as F
 
 from audiovq.prior.prior import Prior
 from audiovq.sampling.decode_state import BLOCK, coarser_at_rate_above
-from audiovq.sampling.guidance import GuidedPrior, piece_conditions
-from audiovq.sampling.request import Request
+from audiovq.sampling.guidance import GuidedPrior, Request, piece_conditions
 
 
 @torch.inference_mode()
 def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Request) -> Tensor:
     """log p(codes of the prior's level | coarser codes, conditions), at temperature 1, without top-k and
-    top-p.
-
-    Block by block with the cache: any length at constant memory.
+    top-p, block by block with the cache: any length at constant memory.
 
     Args:
         levels: int64 [items, n_codes] per level, coarse to fine, at least to the prior's.
@@ -33,7 +30,7 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     previous = F.pad(codes, (1, 0), value=prior.spec.codebook_size)
     coarser = [codes.to(device) for codes in levels[:level]]
     guided = GuidedPrior(prior, piece_conditions(prior, request, batch))
-    cache = prior.new_cache(batch)
+    cache = prior.transformer.new_cache(batch)
     guided.write_prefix(cache)
     total = torch.zeros(batch, dtype=torch.float64)
     block = -(-BLOCK // prior.spec.ratio) * prior.spec.ratio

@@ -1,4 +1,5 @@
-"""Logits → code: temperature, top-k, top-p, and the Gumbel-max draw."""
+"""Logits → code: temperature, top-k, top-p, and the Gumbel-max draw with noise that depends on the place
+alone."""
 
 import math
 
@@ -48,3 +49,18 @@ def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0,
         return logits.argmax(dim=-1)
     possible = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
     return (possible + noise).argmax(dim=-1)
+
+
+def gumbel_noise(seed: int, item: int, level: int, start: int, end: int, size: int) -> Tensor:
+    """Standard Gumbel noise for positions [start, end), float32 [end - start, size].
+
+    The key is seed, item and level, and the counter is the position, so positions can be drawn in any order.
+
+    Source: Philox, Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    mask = 2**64 - 1
+    blocks = -(-size // 4)  # one counter value gives four 64-bit words
+    bits = np.random.Philox(key=[seed & mask, (item << 8 | level) & mask], counter=[start * blocks, 0, 0, 0])
+    words = bits.random_raw((end - start) * blocks * 4).reshape(end - start, blocks * 4)[:, :size]
+    uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # strictly inside (0, 1)
+    return torch.from_numpy(-np.log(-np.log(uniform))).float()

@@ -61,7 +61,8 @@ class Sounds:
         return audio.read_audio(path, channels=recording.channels, n_samples=recording.n_samples)
 
     def _waveform(self, project: Project, number: int) -> tuple[Tensor, int]:
-        """Float [channels, n] and its rate; of an edited recording in the recording's own rate and channels."""
+        """Float [channels, n] and its rate; of an edited recording in the recording's own rate and
+        channels."""
         key = (project.id, number)
         if key not in self._recent:
             version = project.version(number)
@@ -81,8 +82,7 @@ class Sounds:
     def _edited(self, codes: Codes, kept: Kept, source: Tensor, rate: int) -> tuple[Tensor, int]:
         mask = kept_mask(kept, codes)
         decoded = self.tokenizer.decode(codes)
-        pieces = keep_original(lambda: [decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths)
-        return torch.cat(list(pieces), dim=-1), rate
+        return keep_original([decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths), rate
 
     def _file(self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Tags = NO_TAGS) -> Path:
         digest = hashlib.sha256(f"{key} {export} {tags}".encode()).hexdigest()

@@ -25,13 +25,17 @@ MODEL_KEYS: dict[str, dict[str, str | None]] = {
 }
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
-KEYWORDS = {"parallel": "segments"}  # of `Generator`, old and new; renamed in version 0.2
+REMOVED_KEYWORDS = {  # of `Generator`, and what to do instead
+    "journal": "repeat the call, which gives the same codes",
+    "segments": "leave it out, as if it were 1",
+    "parallel": "leave it out, as if it were 1",
+}
 OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
 T = TypeVar("T")
 
 # Options of a command, old and new.
-OPTIONS = {"sample": {"--n": "--num", "--item": "--index", "--parallel": "--segments"}}
+OPTIONS = {"sample": {"--n": "--num", "--item": "--index"}}
 REMOVED_PRECISIONS = ("bf16", "int8")  # of sampling on the CPU; removed in version 0.2
 REMOVED_COMMANDS = {  # and what to use instead
     "bench": "in a clone of the repository, python benchmarks/sampling_speed.py MODEL does the same",
@@ -39,9 +43,15 @@ REMOVED_COMMANDS = {  # and what to use instead
     "fish_source are for the other shells",
 }
 REMOVED_OPTIONS = {  # old, and what to use instead
+    "live": {"--raw": "--out -, whose WAV header players skip"},
     "eval": {"--perceptual": "the distances that are printed without it"},
     "plan": {"--device-bandwidth": "--device-tflops and --utilisation, the share of them that training reaches"},
-    "sample": {"--codes": "--edit"},
+    "sample": {
+        "--check-copies": "`audiovq copies` with the new file",
+        "--codes": "--edit",
+        "--keep-audio": "--edit, which keeps it",
+        **dict.fromkeys(["--segments", "--parallel"], "the command without it"),
+    },
 }
 
 
@@ -63,6 +73,13 @@ def current_options(arguments: list[str]) -> list[str]:
     return found
 
 
+def check_keywords(names: Container[str]) -> None:
+    """Raises ValueError for an argument of `Generator` that no longer exists."""
+    for name, advice in REMOVED_KEYWORDS.items():
+        if name in names:
+            raise ValueError(f"{name} no longer exists; {advice}")
+
+
 def current_precision(precision: str, known: Container[str]) -> str:
     """A precision of sampling; one that no longer exists becomes "auto", and a line is printed."""
     if precision not in REMOVED_PRECISIONS or precision in known:
@@ -82,7 +99,8 @@ def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) ->
 
 
 def current_key(path: str) -> str:
-    """The current name of a dotted key, as in `--set priors.0.model.halo=2`; prints a line if it was renamed."""
+    """The current name of a dotted key, as in `--set priors.0.model.halo=2`; prints a line if it was
+    renamed."""
     for old, new in RECIPE_KEYS.items():
         match = re.fullmatch(re.escape(old).replace(r"\*", r"(\d+)"), path)
         if match:

@@ -6,7 +6,6 @@ without a word.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -27,7 +26,6 @@ from audiovq.data.data_config import DataConfig
 from audiovq.data.shards import Shards, ShardWriter
 from audiovq.data.tracks import Scan, Track, scan
 from audiovq.recipe import load_recipe
-from audiovq.sampling.journal import Journal
 from audiovq.studio.requests import Limits
 from audiovq.studio.sounds import read_codes, read_recording
 from audiovq.training.logs import read_health, read_steps
@@ -229,35 +227,6 @@ def recipe(folder: Path, random: Random) -> Case:
     return Case(source.name, lambda: load_recipe(str(path)))
 
 
-def journal(folder: Path, random: Random) -> Case:
-    generator = Generator.from_pretrained(RUN)
-    expected = [level.tobytes() for level in _sampled(generator, folder / "other")]
-
-    class Stop(Exception):
-        pass
-
-    def stop(level: int, found: torch.Tensor) -> None:
-        if level == 1 and found.shape[1] > 5:
-            raise Stop
-
-    place = folder / "journal"
-    with Journal(place) as opened, contextlib.suppress(Stop):
-        list(generator.pieces(8000, 3, range(1), on_codes=stop, journal=opened))
-    change_file(pick(place, random, "*.journal"), damage, random)
-
-    def attempt() -> None:
-        if [level.tobytes() for level in _sampled(generator, place)] != expected:
-            raise Wrong("the resumed piece is another one")
-
-    return Case("journal", attempt)
-
-
-def _sampled(generator: Generator, place: Path) -> list[np.ndarray]:
-    with Journal(place) as opened:
-        (piece,) = generator.pieces(8000, 3, range(1), journal=opened)
-    return [level.numpy() for level in piece.levels]
-
-
 def upload(folder: Path, random: Random) -> Case:
     tokenizer = Tokenizer.from_pretrained(RUN)
     kind = ["wav", "flac", "ogg", "codes"][random.integers(4)]
@@ -296,5 +265,5 @@ def logs(folder: Path, random: Random) -> Case:
 
 TARGETS = {
     "audio": audio, "labels": labels, "codes": codes, "shards": shards, "model": model, "recipe": recipe,
-    "journal": journal, "upload": upload, "logs": logs,
+    "upload": upload, "logs": logs,
 }  # fmt: skip
