@@ -17,7 +17,7 @@ from audiovq.tokenizer.decoders import DECODERS
 from audiovq.tokenizer.fronts import FRONTS
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.chunking import Window, Windows
+from audiovq.utils.chunking import Windows, compute_in_batches, cut
 
 
 def random_blocks(x: Tensor, seed: int, largest: int) -> list[Tensor]:
@@ -30,15 +30,10 @@ def random_blocks(x: Tensor, seed: int, largest: int) -> list[Tensor]:
     return pieces
 
 
-def cut(windows: Windows, x: Tensor) -> list[Window]:
-    found, last = list(windows.push([x])), windows.finish()
-    return [*found, last] if last else found
-
-
 def test_windows_depend_on_the_total_alone_and_cover_everything_once() -> None:
     x = torch.arange(1000)
     for step, context in ((10, 0), (64, 7), (300, 100), (1000, 10), (5000, 5)):
-        whole = cut(Windows(step, context), x)
+        whole = cut(Windows(step, context), [x])
         assert torch.cat([w.part(w.sequences[0], 1) for w in whole]).equal(x)
         for window in whole:
             assert window.low == max(0, window.start - context)
@@ -52,7 +47,22 @@ def test_windows_depend_on_the_total_alone_and_cover_everything_once() -> None:
             assert [(w.low, w.start, w.end, w.sequences[0].tolist()) for w in found] == [
                 (w.low, w.start, w.end, w.sequences[0].tolist()) for w in whole
             ]
-    assert cut(Windows(4, 2), x[:0]) == []
+    assert cut(Windows(4, 2), [x[:0]]) == []
+
+
+def test_windows_of_several_items_share_batches_of_equal_shape() -> None:
+    items = [cut(Windows(10, 2), [torch.arange(n)]) for n in (35, 35, 50, 3)]
+    batches = []
+
+    def compute(windows: list) -> list[Tensor]:
+        batches.append(len(windows))
+        return [window.part(2 * window.sequences[0], 1) for window in windows]
+
+    results = compute_in_batches(items, 3, compute)  # type: ignore[arg-type]
+    for n, parts in zip((35, 35, 50, 3), results, strict=True):
+        assert torch.cat(parts).equal(2 * torch.arange(n))
+    assert max(batches) == 3
+    assert sum(batches) == sum(map(len, items))
 
 
 RATES = [(44100, 16000), (48000, 44100), (8000, 44100), (16000, 16000), (44099, 44100), (96001, 8363), (768000, 1000)]
@@ -193,6 +203,26 @@ def test_live_streams_equal_whole_on_real_music(bundled: Tokenizer) -> None:
     pieces.append(decoder.finish(codes.n_samples))
     assert torch.allclose(torch.cat(pieces, dim=-1), bundled.decode(codes), atol=1e-5)
     assert decoder.latency_seconds < 0.5 + (model.decoder_radius + 2 * model.period) / bundled.sample_rate
+
+
+def test_a_batch_of_unequal_lengths_gives_each_what_it_gives_alone(
+    bundled: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiovq.api.tokenizer.CHUNK_SECONDS", 2.0)
+    waveform, rate = read_audio(TRACK, bundled.sample_rate, 1)
+    lengths = [100, 30000, 30100, rate * 9, rate * 8 + 3, 15 * bundled.config.hop_lengths[0]]
+    pieces = [waveform[:, i * 5000 : i * 5000 + n] for i, n in enumerate(lengths)]
+    alone = [bundled.encode(piece, rate) for piece in pieces]
+    for at_once in (1, 4):
+        monkeypatch.setattr(bundled, "_at_once", lambda at_once=at_once: at_once)
+        together = bundled.encode_batch(pieces, rate)
+        for a, b in zip(alone, together, strict=True):
+            assert a.n_samples == b.n_samples
+            assert all(torch.equal(x, y) for x, y in zip(a.levels, b.levels, strict=True))
+        decoded = bundled.decode_batch(together)
+        for a, wave in zip(alone, decoded, strict=True):
+            one = bundled.decode(a)
+            assert torch.equal(one, wave) if at_once == 1 else torch.allclose(one, wave, atol=1e-5)
 
 
 @pytest.mark.parametrize("hops", [(64, 32, 32, 16), (32, 32)])

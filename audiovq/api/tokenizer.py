@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,15 +14,17 @@ from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers, check_range
-from audiovq.data.resampling import check_rate
+from audiovq.data.resampling import check_rate, resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.device import pick_device
+from audiovq.utils.chunking import compute_in_batches, cut
+from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
 
 
@@ -122,9 +125,26 @@ class Tokenizer(Shareable):
         collected.add(stream.finish())
         return self.make_codes(collected.levels(), stream.n_samples, source_sha256)
 
+    @torch_defaults()
     def encode_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[Codes]:
-        """Encode several pieces of unequal length; each gives what `encode` gives for it."""
-        return [self.encode(waveform, sample_rate) for waveform in waveforms]
+        """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
+
+        On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then
+        rounded in another order, so a latent halfway between two codes may become the other one. On the
+        CPU batches are not faster.
+        """
+        mixed = [audio.downmix(checked(waveform, at_least=1), self.config.channels) for waveform in waveforms]
+        prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
+        chunk = int(CHUNK_SECONDS * self.sample_rate)
+        windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
+        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))
+        return [
+            self.make_codes([torch.cat(level).cpu() for level in zip(*piece, strict=True)], waveform.shape[-1])
+            for piece, waveform in zip(pieces, prepared, strict=True)
+        ]
+
+    def _at_once(self) -> int:
+        return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE
 
     # --- codes to audio ---
 
@@ -148,11 +168,18 @@ class Tokenizer(Shareable):
             yield stream.push([level[start // hop : (start + step) // hop] for level, hop in parts])
         yield stream.finish(codes.n_samples)
 
+    @torch_defaults()
     def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
-        """Decode several pieces of unequal length; each gives what `decode` gives for it."""
+        """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
         if isinstance(codes, Codes):
             raise ValueError("codes: expected a list of Codes, found one; decode() decodes a single piece")
-        return [self.decode(item, n_levels) for item in codes]
+        windows = []
+        for item in codes:
+            levels = self._levels(item, n_levels)
+            empty = streaming.decoder_windows(self.network, len(levels), int(CHUNK_SECONDS * self.sample_rate))
+            windows.append(cut(empty, [level.to(self.device) for level in levels], item.n_samples))
+        pieces = compute_in_batches(windows, self._at_once(), partial(streaming.decode_windows, self.network))
+        return [torch.cat(piece, dim=-1).clamp(-1, 1).cpu() for piece in pieces]
 
     def decode_file(
         self,

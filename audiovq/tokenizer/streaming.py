@@ -15,6 +15,7 @@ from audiovq.utils.chunking import Window, Windows
 from audiovq.utils.device import torch_defaults
 
 CHUNK_SECONDS = 20.0  # of new audio per window, for files
+WINDOWS_AT_ONCE = 8  # in a batch, where a batch is faster
 
 
 class StreamingEncoder:
@@ -27,8 +28,8 @@ class StreamingEncoder:
     """
 
     def __init__(self, network: VQVAE, chunk_samples: int):
-        self.network, hop = network, network.config.hop_lengths[0]
-        self.windows = Windows(max(1, chunk_samples // hop) * hop, -(-network.encoder_radius // hop) * hop)
+        self.network = network
+        self.windows = encoder_windows(network, chunk_samples)
         self.device = next(network.parameters()).device
 
     @property
@@ -51,11 +52,7 @@ class StreamingEncoder:
         if not windows:
             empty = torch.zeros(0, dtype=torch.int64, device=self.device)
             return [empty for _ in self.network.config.hop_lengths]
-        parts = []
-        for window in windows:
-            levels = self.network.encode(window.sequences[0][None].contiguous())  # [1, n] per level
-            hops = self.network.config.hop_lengths
-            parts.append([window.part(level[0], hop) for level, hop in zip(levels, hops, strict=True)])
+        parts = [encode_windows(self.network, [window])[0] for window in windows]
         return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
@@ -69,10 +66,7 @@ class StreamingDecoder:
 
     def __init__(self, network: VQVAE, n_levels: int, chunk_samples: int):
         self.network, self.n_levels = network, n_levels
-        # Windows on the codes [n] of the first levels; they start at multiples of the decoder's period.
-        period, hops = network.period, network.config.hop_lengths[:n_levels]
-        step, context = max(1, chunk_samples // period) * period, -(-network.decoder_radius // period) * period
-        self.windows = Windows(step, context, hops)
+        self.windows = decoder_windows(network, n_levels, chunk_samples)
         self.device = self.caller_device = next(network.parameters()).device
 
     @property
@@ -106,10 +100,36 @@ class StreamingDecoder:
     def _waveform(self, windows: list[Window]) -> Tensor:
         if not windows:
             return torch.zeros(self.network.config.channels, 0, device=self.caller_device)
-        parts = []
-        for window in windows:
-            # At the end of a track the finer levels may be shorter than the last code of level 0.
-            n_samples = min(x.shape[-1] * hop for x, hop in zip(window.sequences, self.windows.hops, strict=True))
-            waveform = self.network.decode([codes[None] for codes in window.sequences], n_samples)
-            parts.append(window.part(waveform[0], 1))
+        parts = [decode_windows(self.network, [window])[0] for window in windows]
         return torch.cat(parts, dim=-1).clamp(-1, 1).to(self.caller_device)
+
+
+def encoder_windows(network: VQVAE, chunk_samples: int) -> Windows:
+    """Windows on a waveform [channels, samples]."""
+    hop = network.config.hop_lengths[0]
+    return Windows(max(1, chunk_samples // hop) * hop, -(-network.encoder_radius // hop) * hop)
+
+
+def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int) -> Windows:
+    """Windows on the codes [n] of the first levels; they start at multiples of the decoder's period."""
+    period, hops = network.period, network.config.hop_lengths[:n_levels]
+    return Windows(max(1, chunk_samples // period) * period, -(-network.decoder_radius // period) * period, hops)
+
+
+def encode_windows(network: VQVAE, windows: Sequence[Window]) -> list[list[Tensor]]:
+    """Codes of windows of equal length, computed in one batch: for each window int64 [n] per level."""
+    levels = network.encode(torch.stack([window.sequences[0] for window in windows]))  # [windows, n] per level
+    hops = network.config.hop_lengths
+    return [
+        [window.part(level[i], hop) for level, hop in zip(levels, hops, strict=True)]
+        for i, window in enumerate(windows)
+    ]
+
+
+def decode_windows(network: VQVAE, windows: Sequence[Window]) -> list[Tensor]:
+    """Waveforms of windows with equally many codes, computed in one batch: float [channels, n] each."""
+    levels = [torch.stack(level) for level in zip(*(window.sequences for window in windows), strict=True)]
+    # At the end of a track the finer levels may be shorter than the last code of level 0.
+    ends = [level.shape[-1] * hop for level, hop in zip(levels, network.config.hop_lengths, strict=False)]
+    waveforms = network.decode(levels, min(ends))  # [windows, channels, samples]
+    return [window.part(waveforms[i], 1) for i, window in enumerate(windows)]

@@ -7,11 +7,13 @@ length alone, never on the sizes of the blocks, so the results have the same bit
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,26 @@ def in_microbatches(function: Callable[..., Any], microbatch_size: int | None, *
     if not torch.is_grad_enabled():
         return [function(*piece) for piece in pieces]
     return [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
+
+
+def cut(windows: Windows, sequences: Sequence[Tensor], end: int | None = None) -> list[Window]:
+    """All windows of whole sequences, up to time `end`."""
+    found = list(windows.push(sequences))
+    last = windows.finish(end)
+    return [*found, last] if last else found
+
+
+def compute_in_batches(
+    items: Sequence[Sequence[Window]], at_once: int, compute: Callable[[Sequence[Window]], list[Result]]
+) -> list[list[Result]]:
+    """The results of each item's windows; windows of equal shape, of any items, are computed together."""
+    groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for i, windows in enumerate(items):
+        for j, window in enumerate(windows):
+            groups.setdefault(tuple(x.shape[-1] for x in window.sequences), []).append((i, j))
+    results: dict[tuple[int, int], Result] = {}
+    for places in groups.values():
+        for first in range(0, len(places), at_once):
+            batch = places[first : first + at_once]
+            results |= zip(batch, compute([items[i][j] for i, j in batch]), strict=True)
+    return [[results[i, j] for j in range(len(windows))] for i, windows in enumerate(items)]
