@@ -203,8 +203,8 @@ def test_tones_alone_are_those_of_the_sound_and_reach_all_weights() -> None:
     assert tones.reconstructions == []
     assert len(whole.reconstructions) == 1
     network.train()(music, only_tones=True).tones.sum().backward()
-    gradients = {name: p.grad for name, p in network.named_parameters()}
-    assert None not in gradients.values()  # DDP waits for each
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert len(gradients) == len(list(network.parameters()))  # DDP waits for each
     assert gradients["groups.0.decoder.head.weight"].abs().max() == 0
     assert gradients["groups.0.encoder.enter.weight"].abs().max() > 0
 
