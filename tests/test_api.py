@@ -188,6 +188,10 @@ def test_the_newest_run_is_the_default_model(tiny_run: Path, tmp_path: Path) -> 
     folder, which = api.default_model(tmp_path)
     assert which == "the bundled model"
     assert folder == ROOT / "audiovq" / "models" / "default" == api.resolve_model("default")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "recipe.yaml").write_text("")
+    _, which = api.default_model(tmp_path)
+    assert which == f"the bundled model (not finished: {tmp_path / 'new'}; the same train command goes on)"
 
 
 def test_the_bundled_model_makes_music() -> None:

@@ -180,7 +180,7 @@ def test_the_best_are_those_the_model_finds_likeliest(tiny_run: Path, tmp_path: 
     folk = generator.sample_codes(1, seed=1, n=5, labels={"genre": "folk"})
     gain = np.array(costs(generator, folk)) - np.array(costs(generator, folk, genre="folk"))
     label = ("--seconds", 1, "--num", 5, "--label", "genre=folk", "--best", 1, "--out")
-    sample(tiny_run, *label, tmp_path / "folk.wav")
+    assert f"--seed 1 --index {gain.argmax()} makes" in sample(tiny_run, *label, tmp_path / "folk.wav")
     assert [path.name for path in tmp_path.glob("folk*.wav")] == [f"folk-{gain.argmax()}.wav"]
 
 

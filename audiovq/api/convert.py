@@ -55,7 +55,7 @@ class Encoding:
             "seconds": codes.seconds,
             "kbps_raw": raw,
             "kbps_file": stored,
-            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps, as a file {stored:.2f} kbps",
+            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps, {stored:.2f} kbps with the header of the file",
         }
 
 

@@ -164,7 +164,8 @@ def sample(
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
         names = [path.name for path in files.values()]
         listed = ", ".join(names) if len(names) < 5 else f"{len(names)} files, {names[0]} to {names[-1]},"
-        say(f"{listed} in {target.parent.resolve()}; --seed {seed} makes the same music again")
+        again = f"--seed {seed}" + (f" --index {chosen[0]}" if len(chosen) == 1 < options.num else "")
+        say(f"{listed} in {target.parent.resolve()}; {again} makes the same music again")
         if first:
             first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
             finished(Sampled(options, folder, n_samples / rate, files, first_new))

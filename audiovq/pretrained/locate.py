@@ -78,8 +78,9 @@ def check_priors(folder: Path) -> None:
 
 def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, str]:
     """The folder and a description of the model that is used if none is named: the newest run with all its
-    priors (without `prior`, with a tokenizer), else the bundled model."""
+    priors (without `prior`, with a tokenizer), else the bundled model. Newer runs that are left out are named."""
     finished: dict[Path, float] = {}
+    unfinished: dict[Path, float] = {}
     for folder in runs.iterdir() if runs.is_dir() else ():
         last = folder / "tokenizer" / CONFIG
         if last.is_file() and prior:
@@ -90,10 +91,12 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
                 continue
         if last.is_file():
             finished[folder] = last.stat().st_mtime
-    if finished:
-        newest = max(finished, key=lambda folder: finished[folder])
-        return newest, f"the newest run, {newest}"
-    return bundled_model(), "the bundled model"
+        elif (folder / "recipe.yaml").is_file():
+            unfinished[folder] = (folder / "recipe.yaml").stat().st_mtime
+    newest = max(finished, key=lambda folder: finished[folder], default=None)
+    newer = [str(folder) for folder, time in sorted(unfinished.items()) if not newest or time > finished[newest]]
+    note = f" (not finished: {', '.join(newer[:3])}; the same train command goes on)" if newer else ""
+    return (newest, f"the newest run, {newest}{note}") if newest else (bundled_model(), f"the bundled model{note}")
 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
