@@ -57,6 +57,7 @@ def stopped(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return run, process.returncode, errors, time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher_leaves_a_checkpoint(stopped: tuple[Path, int, str, float]) -> None:
     run, code, errors, seconds = stopped
     assert code == 128 + signal.SIGTERM, errors
@@ -68,6 +69,7 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint(stopped: tuple[Path, int, s
     assert 3 < int(saved.name.removeprefix("step-")) < 40
 
 
+@pytest.mark.slow
 def test_two_nodes_go_on_and_end_near_one_process(
     stopped: tuple[Path, int, str, float], tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_failed_process_is_one_line_of_the_launcher(tmp_path: Path) -> None:
     assert re.fullmatch("audiovq: process [01] of 2 failed with exit code 2; its message is above", last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "n"), [(signal.SIGKILL, 2), (signal.SIGSTOP, 3)])
 def test_a_killed_and_a_hung_process_are_named_within_the_limit(
     tiny_recipe: Path, tmp_path: Path, number: signal.Signals, n: int

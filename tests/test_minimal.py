@@ -34,6 +34,7 @@ def minimal() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_learns_and_writes_a_piece_that_the_seed_determines(minimal: ModuleType, tmp_path: Path) -> None:
     music = tmp_path / "music"
     music.mkdir()

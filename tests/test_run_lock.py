@@ -117,6 +117,7 @@ def test_a_writer_whose_lock_was_taken_over_ends(tmp_path: Path) -> None:
     assert process.wait(20) == 2
 
 
+@pytest.mark.slow
 def test_two_trainings_into_one_folder(tiny_recipe: Path, tmp_path: Path) -> None:
     """The second waits for the first, and each step is logged once."""
     words = [sys.executable, "-m", "audiovq", "train", str(tiny_recipe), "--out", str(tmp_path / "run")]
