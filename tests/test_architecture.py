@@ -17,7 +17,7 @@ FLOORS = [
     {"training", "sampling"},
     {"api", "planning"},
     {"evaluation"},
-    {"report", "live"},
+    {"report", "live", "web"},
     {"pipeline", "studio"},
     {"cli"},
 ]

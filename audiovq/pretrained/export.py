@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData
 
 from audiovq import config as conf
 from audiovq.data.tracks import Scan
-from audiovq.pretrained import checkpoint, onnx_files
+from audiovq.pretrained import checkpoint, onnx_files, onnx_generator
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
@@ -85,6 +85,8 @@ def export_model(
     if compared:
         equal, error = compared["codes_equal"], compared["waveform_error"]
         lines.append(f"onnx: {equal:.2%} of the codes equal those of torch, samples within {error:.1g}")
+        if "logit_error" in compared:
+            lines.append(f"onnx: logits of the priors within {compared['logit_error']:.1g}")
     if not run.credits and "licence" not in run.labels:
         advice = "add them to README.md, or name a file with --credits"
         lines.append(f"no credits or licences of the music were found: {advice}")
@@ -106,11 +108,11 @@ def save_pretrained(
 
     Args:
         half: weights in half precision. Rounding makes another tokenizer, so the saved priors get its hash.
-        onnx: add the tokenizer as onnx/encode.onnx and onnx/decode.onnx.
+        onnx: add the folder onnx, see `onnx_files` and `onnx_generator`.
         repo_id: its name on the hub, for the card.
         run: facts for the card.
     Returns:
-        How the ONNX files compare with torch, see `onnx_files.export_onnx`. Raises ValueError if the folder
+        How the ONNX files compare with torch, see `export_onnx` and `export_generator`. Raises ValueError if the folder
         is not empty, or cannot be written.
     """
     folder, run, dtype = Path(folder).absolute(), run or RunFacts(), torch.float16 if half else None
@@ -125,7 +127,7 @@ def save_pretrained(
             renamed.spec = dataclasses.replace(prior.spec, tokenizer_hash=identity)
             settings = sampling[level] if sampling else SamplingConfig()
             checkpoint.save_prior(temporary / f"prior-{level}", renamed, settings, dtype)
-        compared = onnx_files.export_onnx(temporary / "onnx", saved) if onnx else None
+        compared = _export_onnx(temporary / "onnx", saved, run.name or folder.name) if onnx else None
         card = model_card(
             run,
             [prior.spec for prior in priors],
@@ -138,6 +140,15 @@ def save_pretrained(
             onnx=compared,
         )
         (temporary / "README.md").write_text(card, encoding="utf-8")
+    return compared
+
+
+def _export_onnx(folder: Path, network: VQVAE, name: str) -> dict[str, float]:
+    """Write the tokenizer and the generator of a folder that has both already."""
+    compared = onnx_files.export_onnx(folder, network)
+    if loaded := [checkpoint.load_prior(path) for path in prior_folders(folder.parent)]:
+        priors, sampling = zip(*loaded, strict=True)
+        compared |= onnx_generator.export_generator(folder, network, priors, sampling, name)
     return compared
 
 

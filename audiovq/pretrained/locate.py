@@ -16,7 +16,7 @@ from audiovq.utils.progress import say
 # The files of a model. Others, such as a pickle or a script, are neither downloaded nor sent.
 FOLDERS = ("", "tokenizer/", "prior-[0-9]*/")
 MODEL_FILES = [f"{folder}{name}" for folder in FOLDERS for name in (CONFIG, WEIGHTS, SUMS)]
-SHARED_FILES = ["README.md", *MODEL_FILES, "onnx/*.onnx"]
+SHARED_FILES = ["README.md", *MODEL_FILES, "onnx/*.onnx", "onnx/generator.json"]
 
 
 def resolve_model(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:

@@ -15,10 +15,11 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from audiovq.utils.progress import say
 
 ENCODE, DECODE = "encode.onnx", "decode.onnx"
 CHECKED_SECONDS = 3.0
+LEAST_HALVED, HIGHEST_HALF = 256, 65504  # numbers in a tensor; the largest in half precision
 
 
 def rules(network: VQVAE) -> dict[str, Any]:
@@ -69,35 +71,20 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     codes (a latent halfway between two codes may be rounded to either), `waveform_error` the largest
     difference of a sample. Raises ValueError if the extra is missing, or if they do not compute what torch
     does."""
-    runtime = importlib.import_module("onnxruntime")  # not at the top: it takes a second to load
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     network = network.cpu().eval()
     hops, c = network.config.hop_lengths, network.config
     names = [f"codes_{i}" for i in range(len(hops))]
     folder.mkdir(parents=True, exist_ok=True)
-    batch, n = torch.export.Dim("batch", min=1), torch.export.Dim("n", min=1)
-
-    def length(factor: int) -> Any:
-        return factor * n if factor > 1 else n
-
-    def write(name: str, graph: nn.Module, inputs: Sequence[Tensor], shapes: Any, **names: list[str]) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns about itself
-            options = {"dynamic_shapes": shapes, "dynamo": True, "verbose": False, **names}
-            program = torch.onnx.export(graph.eval(), tuple(inputs), **options)
-        assert program is not None, "with dynamo=True and without a file, torch returns the program"
-        program.model.metadata_props["audiovq"] = json.dumps(rules(network), ensure_ascii=False)
-        program.save(str(folder / name), external_data=False)
-        return runtime.InferenceSession(str(folder / name))
-
+    batch, n, facts = torch.export.Dim("batch", min=1), torch.export.Dim("n", min=1), rules(network)
     waveform = 0.1 * torch.randn(2, c.channels, 4 * hops[0])
     say("onnx: writing the encoder (about half a minute)")
-    shapes: Any = {"waveform": {0: batch, 2: length(hops[0])}}
-    encode = write(ENCODE, EncodeGraph(network), [waveform], shapes, input_names=["waveform"], output_names=names)
+    shapes: Any = {"waveform": {0: batch, 2: times(hops[0], n)}}
+    encode = write_graph(folder / ENCODE, EncodeGraph(network), {"waveform": waveform}, shapes, names, facts)
     say("onnx: writing the decoder")
-    shapes = (tuple({0: batch, 1: length(hops[0] // hop)} for hop in hops),)
+    shapes = (tuple({0: batch, 1: times(hops[0] // hop, n)} for hop in hops),)
     codes = network.encode(waveform)
-    decode = write(DECODE, DecodeGraph(network), codes, shapes, input_names=names, output_names=["waveform"])
+    inputs = dict(zip(names, codes, strict=True))
+    decode = write_graph(folder / DECODE, DecodeGraph(network), inputs, shapes, ["waveform"], facts)
 
     waveform = decaying_tone(c.sample_rate, c.channels, hops[0])
     codes = network.encode(waveform)
@@ -112,6 +99,55 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
             f"differ by {error:.1g}; try other versions of onnxscript and onnxruntime"
         )
     return {"codes_equal": equal, "waveform_error": error}
+
+
+def times(factor: int, n: Any) -> Any:
+    """A dimension that is a multiple of another one."""
+    return factor * n if factor > 1 else n
+
+
+def write_graph(
+    path: Path, graph: nn.Module, inputs: Mapping[str, Tensor], shapes: Any, outputs: Sequence[str], facts: Any
+) -> Any:
+    """Write a graph as an ONNX file, and load it with onnxruntime.
+
+    Args:
+        inputs: examples by name.
+        shapes: which dimensions are free, see `torch.export.export`.
+        facts: what the file says about itself, as JSON.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about itself
+        names = {"input_names": list(inputs), "output_names": list(outputs)}
+        options = {"dynamic_shapes": shapes, "dynamo": True, "verbose": False, **names}
+        program = torch.onnx.export(graph.eval(), tuple(inputs.values()), **options)
+    assert program is not None, "with dynamo=True and without a file, torch returns the program"
+    program.model.metadata_props["audiovq"] = json.dumps(facts, ensure_ascii=False)
+    onnx, runtime = map(importlib.import_module, ("onnx", "onnxruntime"))  # not at the top: they take a second to load
+    model = program.model_proto
+    _store_halves(onnx, model.graph)
+    del model.graph.value_info[:]  # shapes that onnxruntime finds itself
+    for node in model.graph.node:  # where in the source code it comes from: more bytes than the small weights
+        del node.metadata_props[:]
+    onnx.save(model, str(path))
+    return runtime.InferenceSession(str(path))
+
+
+def _store_halves(onnx: Any, graph: Any) -> None:
+    """Store weights that are half-precision numbers as such, in half the bytes; they are used in float32."""
+    casts = []
+    for tensor in graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < LEAST_HALVED or np.abs(values).max() > HIGHEST_HALF:
+            continue
+        halves, name = values.astype(np.float16), tensor.name
+        if (halves == values).all():
+            tensor.CopyFrom(onnx.numpy_helper.from_array(halves, f"{name}_half"))
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def decaying_tone(sample_rate: int, channels: int, multiple: int) -> Tensor:
@@ -220,19 +256,25 @@ class ConvIstftDecoder(nn.Module):
 CONV_FRONTS: dict[type, Any] = {StftFront: ConvStftFront, MelFront: ConvMelFront}
 
 
+class SpectrumDecoder(nn.Module):
+    """`IstftDecoder` up to the spectra of its frames: real and imaginary parts, [b, channels, 2, t, bins].
+
+    The inverse Fourier transform as a convolution takes 32 · hop² bytes of kernels. Where there is a fast Fourier
+    transform, its spectra are enough.
+    """
+
+    def __init__(self, decoder: IstftDecoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, 2, t, bins]
+        return torch.stack(self.decoder.spectrum(self.decoder.trunk(x)), dim=2)
+
+
 def _exportable(network: VQVAE) -> VQVAE:
-    network = copy.deepcopy(network).eval()
-    for autoencoder in network.groups:
-        front = autoencoder.encoder.front
-        if type(front) in CONV_FRONTS:
-            autoencoder.encoder.front = CONV_FRONTS[type(front)](front)
-        if isinstance(autoencoder.decoder, ToneDecoder) or autoencoder.combiner is not None:
-            raise ValueError(
-                "expected a tokenizer without topology bands and decoder tones, which have no ONNX graph yet"
-            )
-        if isinstance(autoencoder.decoder, IstftDecoder):
-            autoencoder.decoder = ConvIstftDecoder(autoencoder.decoder)
-    return network
+    if any(isinstance(group.decoder, ToneDecoder) or group.combiner is not None for group in network.groups):
+        raise ValueError("expected a tokenizer without topology bands and decoder tones, which have no ONNX graph yet")
+    return copy.deepcopy(network).eval()
 
 
 class EncodeGraph(nn.Module):
@@ -241,6 +283,9 @@ class EncodeGraph(nn.Module):
     def __init__(self, network: VQVAE):
         super().__init__()
         self.network = _exportable(network)
+        for autoencoder in self.network.groups:
+            front = autoencoder.encoder.front
+            autoencoder.encoder.front = CONV_FRONTS.get(type(front), nn.Sequential)(front)
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
         results = self.network.quantize(waveform, self.network.quantizers())
@@ -252,17 +297,27 @@ class DecodeGraph(nn.Module):
 
     A code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With independent levels
     only the finest one is decoded.
+
+    Args:
+        n_levels: take the codes of the first levels alone; default all.
+        spectra: where the decoder ends in an inverse STFT, give the spectra of its frames (see `SpectrumDecoder`).
     """
 
-    def __init__(self, network: VQVAE):
+    def __init__(self, network: VQVAE, n_levels: int | None = None, spectra: bool = False):
         super().__init__()
         self.network = _exportable(network)
+        self.n_levels = n_levels or network.config.n_levels
+        for autoencoder in self.network.groups:
+            if isinstance(autoencoder.decoder, IstftDecoder):
+                kind = SpectrumDecoder if spectra else ConvIstftDecoder
+                autoencoder.decoder = kind(autoencoder.decoder)
 
     def forward(self, *codes: Tensor) -> Tensor:
-        quantizers = self.network.quantizers()
-        autoencoder, levels = self.network.level_groups()[-1]  # the only one, or that of the finest level
+        quantizers, groups = self.network.quantizers(), self.network.level_groups()
+        # The only autoencoder, or that of the finest level.
+        autoencoder, levels = groups[self.n_levels - 1 if len(groups) > 1 else 0]
         residuals = []
-        for i in levels:
+        for i in levels[: self.n_levels]:
             residual = autoencoder.residual(quantizers[i].embed(codes[i].clamp(min=0)), i - levels[0])
             residuals.append(residual * (codes[i] >= 0).to(residual.dtype)[:, None])
         return autoencoder.decode(*residuals)

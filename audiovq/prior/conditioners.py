@@ -90,7 +90,7 @@ class LabelConditioner(Conditioner):
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]
         index = conditions.labels[self.config.name]
-        return self.embedding(index * self.keep(len(index), index.device))[:, None]
+        return self.embedding(index * self.keep(index.shape[0], index.device))[:, None]
 
 
 class TimingConditioner(Conditioner):
@@ -123,7 +123,7 @@ class TimingConditioner(Conditioner):
         fraction = (passed / total.clamp(min=1e-3))[..., None] * self.waves
         angles = torch.cat([angles, fraction], dim=-1)
         vectors = self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
-        return vectors * self.keep(len(index), index.device)[:, None, None].to(vectors.dtype)
+        return vectors * self.keep(index.shape[0], index.device)[:, None, None].to(vectors.dtype)
 
 
 class TextConditioner(Conditioner):
@@ -146,7 +146,7 @@ class TextConditioner(Conditioner):
         nn.init.normal_(self.embedding.weight, std=0.5)
 
     def prefix(self, conditions: Conditions) -> Tensor:
-        batch, device = len(conditions.position), conditions.position.device
+        batch, device = conditions.position.shape[0], conditions.position.device
         text = conditions.text
         if text is None:
             text = torch.zeros(batch, self.n_prefix, dtype=torch.int64, device=device)
@@ -171,7 +171,7 @@ class ChromaConditioner(Conditioner):
         nn.init.normal_(self.embedding.weight, std=0.1)
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]
-        batch, device = len(conditions.position), conditions.position.device
+        batch, device = conditions.position.shape[0], conditions.position.device
         chroma = conditions.chroma
         if chroma is None:
             return self.embedding(torch.zeros(batch, 1, dtype=torch.int64, device=device))
@@ -221,7 +221,7 @@ class InfillConditioner(Conditioner):
         device = conditions.position.device
         right, gap_end = conditions.right, conditions.gap_end
         if right is None or gap_end is None:
-            right = torch.full((len(conditions.position), self.n_prefix), self.unknown, device=device)
+            right = torch.full((conditions.position.shape[0], self.n_prefix), self.unknown, device=device)
         else:
             right = right.masked_fill((gap_end == NO_GAP)[:, None] | (right < 0), self.unknown)
         return self.embedding(right) + self._distance(-torch.arange(self.n_prefix, device=device))

@@ -1,0 +1,146 @@
+"""A whole generator as ONNX files, which audiovq-player and web pages read; needs the extra `audiovq[onnx]`.
+
+prior-N.onnx: one step of the prior of a level, see `StepGraph`
+prior-N-prefix.onnx: what its codes attend to besides past codes, see `PrefixGraph`; for text and gaps
+decoder.onnx: codes_0, codes_1, …, int64 [1, n] -> `spectra`, float [1, channels, 2, frames, bins], or `waveform`
+generator.json: all else that is needed to make music, with the size and the SHA-256 of each file
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import audiovq
+from audiovq.pretrained.identity import tokenizer_hash
+from audiovq.pretrained.onnx_files import DecodeGraph, times, write_graph
+from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
+from audiovq.prior.prior import Prior
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.tokenizer.decoders import IstftDecoder
+from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils.files import file_sha256
+from audiovq.utils.progress import say
+
+FORMAT = "audiovq-generator-1"
+FACTS = "generator.json"
+MASKED = -1e9  # added to the attention scores of empty slots
+MOST_DIFFERENCE = 1e-4  # of a logit
+PER_ROW = ("previous", "labels", "chroma", "coarser", "keys", "values")  # beginnings of names of a step's inputs
+
+
+@torch.no_grad()
+def export_generator(
+    folder: Path, network: VQVAE, priors: Sequence[Prior], sampling: Sequence[SamplingConfig], name: str
+) -> dict[str, float]:
+    """Write the files, and compare what they compute with torch.
+
+    Returns:
+        `logit_error`, the largest difference of a logit.
+    Raises:
+        ValueError: a tokenizer that has no ONNX graph, or files that do not compute what torch does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config, errors = network.config, []
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "audiovq": audiovq.__version__,
+        "sample_rate": config.sample_rate,
+        "channels": config.channels,
+        "hop_lengths": list(config.hop_lengths[: len(priors)]),
+        "codebook_size": config.codebook_size,
+        "tokenizer_hash": tokenizer_hash(network),
+        "labels": priors[0].spec.vocabularies,
+        "decoder": _write_decoder(folder, network.cpu().eval(), len(priors)),
+        "priors": [],
+    }
+    for level, (prior, setting) in enumerate(zip(priors, sampling, strict=True)):
+        say(f"onnx: writing prior {level}")
+        found, error = _write_prior(folder, prior.cpu().eval(), level)
+        facts["priors"].append(found | {"sampling": setting.model_dump()})
+        errors.append(error)
+    names = [part[key] for part in (facts["decoder"], *facts["priors"]) for key in ("file", "prefix") if part.get(key)]
+    facts["files"] = {n: {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+    if max(errors) > MOST_DIFFERENCE:
+        raise ValueError(
+            f"onnx: expected the logits of torch, found a difference of {max(errors):.1g}; "
+            "try other versions of onnxscript and onnxruntime"
+        )
+    return {"logit_error": max(errors)}
+
+
+def _write_decoder(folder: Path, network: VQVAE, n_levels: int) -> dict[str, Any]:
+    say("onnx: writing the decoder of the generator")
+    groups, hops = network.level_groups(), network.config.hop_lengths[:n_levels]
+    decoder = groups[n_levels - 1 if len(groups) > 1 else 0][0].decoder
+    facts = {"file": "decoder.onnx", "period": network.period, "context": network.decoder_radius, "result": "waveform"}
+    if isinstance(decoder, IstftDecoder):
+        facts |= {"result": "spectra", "n_fft": decoder.n_fft, "frame_hop": decoder.hop_length}
+    graph, n = DecodeGraph(network, n_levels, spectra=True), torch.export.Dim("n", min=1)
+    shapes = (tuple({1: times(hops[0] // hop, n)} for hop in hops),)
+    codes = [torch.randint(network.config.codebook_size, (1, 13 * hops[0] // hop)) for hop in hops]
+    inputs = {f"codes_{i}": level for i, level in enumerate(codes)}
+    session = write_graph(folder / "decoder.onnx", graph, inputs, shapes, [facts["result"]], facts)
+    shorter = {name: level[:, : len(level[0]) // 13 * 9] for name, level in inputs.items()}
+    if _difference(session, graph, shorter, relative=True) > 1e-3:
+        raise ValueError("onnx: expected the decoder of torch, found another; try another version of onnxruntime")
+    return facts
+
+
+def _write_prior(folder: Path, prior: Prior, level: int) -> tuple[dict[str, Any], float]:
+    """Facts about the files of a prior, and the largest difference of a logit."""
+    c, extra, spec = prior.config.transformer, prior.config.extra_inputs, prior.spec
+    graph, n_prefix = StepGraph(prior), prior.transformer.n_prefix
+    facts: dict[str, Any] = {
+        "file": f"prior-{level}.onnx",
+        "inputs": graph.conditions,
+        "labels": prior.config.label_names,
+        "n_layers": c.n_layers,
+        "kv_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "window": c.window,
+        "n_prefix": n_prefix,
+        "context_codes": prior.config.context_codes,
+        "text_bytes": extra["text_bytes"],
+        "infill_codes": extra["infill_codes"],
+    }
+    examples = {
+        "previous": torch.tensor([spec.codebook_size, 0]),
+        "position": torch.tensor([c.window - 1]),
+        "mask": torch.full((n_prefix + c.window,), MASKED).index_fill(0, torch.arange(n_prefix + c.window // 2), 0),
+        "labels": torch.ones(2, len(prior.config.label_names), dtype=torch.int64),
+        "n_samples": torch.tensor([60 * spec.sample_rate]),
+        "timing_end": torch.tensor([2**40]),
+        "chroma": torch.ones(2, dtype=torch.int64),
+        "gap_end": torch.tensor([c.window + 3]),
+        "coarser": torch.zeros(2, level, 2 * prior.config.context_codes + 1, dtype=torch.int64),
+        "text": torch.ones(2, extra["text_bytes"], dtype=torch.int64),
+        "right": torch.ones(2, extra["infill_codes"], dtype=torch.int64),
+    }
+    cache = [torch.randn(2, c.kv_heads, n_prefix + c.window, c.head_dim) for _ in range(2 * c.n_layers)]
+    examples |= zip(graph.names[-2 * c.n_layers :], cache, strict=True)
+    batch, errors = torch.export.Dim("batch", min=1), []
+    parts: list[Any] = [(facts["file"], graph, ["logits", "new"])]
+    if n_prefix:
+        facts["prefix"] = f"prior-{level}-prefix.onnx"
+        parts.append((facts["prefix"], PrefixGraph(prior), ["prefix"]))
+    for name, part, outputs in parts:
+        inputs = {name: examples[name] for name in part.names}
+        free = {name: part is not graph or name.startswith(PER_ROW) for name in inputs}
+        shapes = (tuple({0: batch} if free[name] else {} for name in inputs),)
+        session = write_graph(folder / name, part, inputs, shapes, outputs, facts)
+        errors.append(_difference(session, part, {n: x[:1] if free[n] else x for n, x in inputs.items()}))
+    return facts, max(errors)
+
+
+def _difference(session: Any, graph: nn.Module, inputs: dict[str, Tensor], relative: bool = False) -> float:
+    """The largest difference of a file's first result from that of torch."""
+    expected = graph(*inputs.values())
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    found = torch.from_numpy(session.run(None, {name: x.numpy() for name, x in inputs.items()})[0])
+    return float((found - expected).abs().max() / (expected.abs().max() if relative else 1))

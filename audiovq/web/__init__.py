@@ -1,0 +1,1 @@
+"""A model as a web page: a static folder that makes music in the browser."""

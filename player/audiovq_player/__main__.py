@@ -1,0 +1,4 @@
+from audiovq_player.cli import main
+
+if __name__ == "__main__":
+    main()
