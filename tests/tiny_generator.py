@@ -10,6 +10,7 @@ import torch
 
 from audiovq import Generator, Tokenizer
 from audiovq.api.options import PieceOptions, level_settings, make_request
+from audiovq.pretrained.onnx_files import DecodeGraph
 from audiovq.pretrained.onnx_generator import export_generator
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
@@ -89,7 +90,9 @@ def codes_by_torch(generator: Generator, options: dict[str, Any]) -> list[np.nda
 def write(folder: Path) -> Generator:
     """The exported generator, and `expected.npz`: the codes of each case, and the waveform of the first."""
     generator = tiny_generator()
-    export_generator(folder, generator.tokenizer.network, generator.priors, generator.sampling, "tiny")
+    network = generator.tokenizer.network
+    decoder = DecodeGraph(network, spectra=True)
+    export_generator(folder, network, decoder, generator.priors, generator.sampling, "tiny")
     expected: dict[str, np.ndarray] = {}
     for name, options in CASES.items():
         levels = codes_by_torch(generator, options)

@@ -145,11 +145,17 @@ def save_pretrained(
 
 def _export_onnx(folder: Path, network: VQVAE, name: str) -> dict[str, float]:
     """Write the tokenizer and the generator of a folder that has both already."""
-    compared = onnx_files.export_onnx(folder, network)
-    if loaded := [checkpoint.load_prior(path) for path in prior_folders(folder.parent)]:
-        priors, sampling = zip(*loaded, strict=True)
-        compared |= onnx_generator.export_generator(folder, network, priors, sampling, name)
-    return compared
+    return onnx_files.export_onnx(folder, network) | export_generator(folder, folder.parent, network, name)
+
+
+def export_generator(folder: Path, model: Path, network: VQVAE, name: str) -> dict[str, float]:
+    """The files of `onnx_generator` for the priors in the folder of a model; nothing if there are none."""
+    loaded = [checkpoint.load_prior(path) for path in prior_folders(model)]
+    if not loaded:
+        return {}
+    priors, sampling = zip(*loaded, strict=True)
+    decoder = onnx_files.DecodeGraph(network, len(priors), spectra=True)
+    return onnx_generator.export_generator(folder, network, decoder, priors, sampling, name)
 
 
 def run_facts(place: Path) -> RunFacts:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import audiovq
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.onnx_files import DecodeGraph, times, write_graph
+from audiovq.pretrained.onnx_write import times, write_graph
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
@@ -34,10 +34,17 @@ PER_ROW = ("previous", "labels", "chroma", "coarser", "keys", "values")  # begin
 
 @torch.no_grad()
 def export_generator(
-    folder: Path, network: VQVAE, priors: Sequence[Prior], sampling: Sequence[SamplingConfig], name: str
+    folder: Path,
+    network: VQVAE,
+    decoder: nn.Module,
+    priors: Sequence[Prior],
+    sampling: Sequence[SamplingConfig],
+    name: str,
 ) -> dict[str, float]:
     """Write the files, and compare what they compute with torch.
 
+    Args:
+        decoder: `DecodeGraph` of the levels of the priors, with spectra.
     Returns:
         `logit_error`, the largest difference of a logit.
     Raises:
@@ -55,7 +62,7 @@ def export_generator(
         "codebook_size": config.codebook_size,
         "tokenizer_hash": tokenizer_hash(network),
         "labels": priors[0].spec.vocabularies,
-        "decoder": _write_decoder(folder, network.cpu().eval(), len(priors)),
+        "decoder": _write_decoder(folder, network, decoder, len(priors)),
         "priors": [],
     }
     for level, (prior, setting) in enumerate(zip(priors, sampling, strict=True)):
@@ -74,14 +81,14 @@ def export_generator(
     return {"logit_error": max(errors)}
 
 
-def _write_decoder(folder: Path, network: VQVAE, n_levels: int) -> dict[str, Any]:
+def _write_decoder(folder: Path, network: VQVAE, graph: nn.Module, n_levels: int) -> dict[str, Any]:
     say("onnx: writing the decoder of the generator")
     groups, hops = network.level_groups(), network.config.hop_lengths[:n_levels]
     decoder = groups[n_levels - 1 if len(groups) > 1 else 0][0].decoder
     facts = {"file": "decoder.onnx", "period": network.period, "context": network.decoder_radius, "result": "waveform"}
     if isinstance(decoder, IstftDecoder):
         facts |= {"result": "spectra", "n_fft": decoder.n_fft, "frame_hop": decoder.hop_length}
-    graph, n = DecodeGraph(network, n_levels, spectra=True), torch.export.Dim("n", min=1)
+    n = torch.export.Dim("n", min=1)
     shapes = (tuple({1: times(hops[0] // hop, n)} for hop in hops),)
     codes = [torch.randint(network.config.codebook_size, (1, 13 * hops[0] // hop)) for hop in hops]
     inputs = {f"codes_{i}": level for i, level in enumerate(codes)}

@@ -15,9 +15,8 @@ from typing import Any
 import pooch
 
 from audiovq.pretrained import checkpoint
-from audiovq.pretrained.export import export_model
-from audiovq.pretrained.locate import prior_folders, tokenizer_folder
-from audiovq.pretrained.onnx_generator import export_generator
+from audiovq.pretrained.export import export_generator, export_model
+from audiovq.pretrained.locate import tokenizer_folder
 from audiovq.utils.environment import require
 from audiovq.utils.files import atomic_folder
 
@@ -53,14 +52,12 @@ def export_page(source: str, folder: Path, **options: Any) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch, atomic_folder(folder) as temporary:
         model = Path(scratch) / Path(source).name
         export_model(source, model, **options)
-        loaded = [checkpoint.load_prior(path) for path in prior_folders(model)]
-        if not loaded:
+        network = checkpoint.load_tokenizer(tokenizer_folder(model))
+        compared = export_generator(temporary / "model", model, network, model.name)
+        if not compared:
             raise ValueError(
                 f"{source}: no trained prior there; run `audiovq train` to its end, or choose another model"
             )
-        priors, sampling = zip(*loaded, strict=True)
-        network = checkpoint.load_tokenizer(tokenizer_folder(model))
-        compared = export_generator(temporary / "model", network, priors, sampling, model.name)
         shutil.copyfile(model / "README.md", temporary / "model" / "about.txt")  # browsers show text
         write_page(temporary)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
