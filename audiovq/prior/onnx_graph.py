@@ -10,6 +10,8 @@ from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
 
+KINDS = {"label", "timing", "text", "chroma", "infill"}  # conditioners whose conditions are inputs of the graphs
+
 
 class StepGraph(nn.Module):
     """The logits of one code of each row, with the inputs `names`:
@@ -34,6 +36,10 @@ class StepGraph(nn.Module):
         super().__init__()
         self.prior = prior
         kinds = [c.kind for c in prior.config.conditioners]
+        if unknown := sorted(set(kinds) - KINDS):
+            raise ValueError(
+                f"onnx: expected conditioners {', '.join(sorted(KINDS))}, found {unknown[0]}, which has no graph yet"
+            )
         wanted = {
             "labels": "label",
             "n_samples": "timing",

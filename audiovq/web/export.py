@@ -16,7 +16,7 @@ import pooch
 
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.export import export_generator, export_model
-from audiovq.pretrained.locate import tokenizer_folder
+from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.utils.environment import require
 from audiovq.utils.files import atomic_folder
 
@@ -58,7 +58,7 @@ def export_page(source: str, folder: Path, **options: Any) -> list[str]:
             raise ValueError(
                 f"{source}: no trained prior there; run `audiovq train` to its end, or choose another model"
             )
-        shutil.copyfile(model / "README.md", temporary / "model" / "about.txt")  # browsers show text
+        shutil.copyfile(_card(source, model, options), temporary / "model" / "about.txt")  # browsers show text
         write_page(temporary)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return [
@@ -66,6 +66,13 @@ def export_page(source: str, folder: Path, **options: Any) -> list[str]:
         f"onnx: logits of the priors within {compared['logit_error']:.1g}",
         f"to try it: python -m http.server --directory {folder}, then http://localhost:8000",
     ]
+
+
+def _card(source: str, model: Path, options: dict[str, Any]) -> Path:
+    """The model card: that of an exported model, which knows where its music came from, or a new one."""
+    place = resolve_model(source)
+    has_own = (place / "README.md").is_file() and not (place / "recipe.yaml").is_file()
+    return place / "README.md" if has_own and not options.get("credits") else model / "README.md"
 
 
 def write_page(folder: Path) -> None:

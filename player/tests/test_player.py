@@ -128,7 +128,6 @@ def test_noise_is_philox_by_position() -> None:
     whole = gumbel_noise(7, 2, 1, 0, 9, 6)
     assert np.array_equal(gumbel_noise(7, 2, 1, 4, 9, 6), whole[4:])
     assert whole.dtype == np.float32
-
     assert abs(gumbel_noise(0, 0, 0, 0, 2000, 16).mean() - 0.5772) < 0.02
 
 
