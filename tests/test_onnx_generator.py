@@ -16,8 +16,11 @@ from tiny_generator import CASES, CONDITIONERS, FOLDER, HOPS, RATE, SECONDS, SIZ
 from audiovq import Generator
 from audiovq.pretrained.locate import shared_files
 from audiovq.pretrained.onnx_files import DecodeGraph
+from audiovq.pretrained.onnx_generator import example_inputs
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
+from audiovq.prior.prior import Prior, PriorConfig
+from audiovq.prior.spec import PriorSpec
 
 sys.path.insert(0, str(ROOT / "player"))
 from audiovq_player import Player
@@ -67,6 +70,20 @@ def test_steps_give_what_the_prior_gives(generator: Generator, level: int) -> No
         cache[..., slot, :] = new.permute(1, 2, 0, 3, 4)
         mask[slot] = 0
         assert torch.allclose(logits, expected[:, t], atol=1e-4), t
+
+
+@torch.no_grad()
+def test_a_label_without_values_has_a_graph() -> None:
+    spec = PriorSpec(0, list(HOPS), RATE, SIZE, "", {"genre": []})
+    transformer = {"dim": 16, "n_layers": 1, "n_heads": 2}
+    config = {"transformer": transformer, "conditioners": ({"kind": "label", "name": "genre"},)}
+    prior = Prior(PriorConfig.model_validate(config), spec).eval()
+    graph = StepGraph(prior)
+    inputs = example_inputs(prior, graph)
+    logits, new = graph(*(inputs[name] for name in graph.names))
+    assert logits.shape == (2, SIZE)
+    assert new.shape == (2, 1, 2, 2, 8)
+    assert inputs["labels"].tolist() == [[0], [0]]
 
 
 @torch.no_grad()

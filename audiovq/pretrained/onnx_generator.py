@@ -101,7 +101,7 @@ def _write_decoder(folder: Path, network: VQVAE, graph: nn.Module, n_levels: int
 
 def _write_prior(folder: Path, prior: Prior, level: int) -> tuple[dict[str, Any], float]:
     """Facts about the files of a prior, and the largest difference of a logit."""
-    c, extra, spec = prior.config.transformer, prior.config.extra_inputs, prior.spec
+    c, extra = prior.config.transformer, prior.config.extra_inputs
     graph, n_prefix = StepGraph(prior), prior.transformer.n_prefix
     facts: dict[str, Any] = {
         "file": f"prior-{level}.onnx",
@@ -116,21 +116,7 @@ def _write_prior(folder: Path, prior: Prior, level: int) -> tuple[dict[str, Any]
         "text_bytes": extra["text_bytes"],
         "infill_codes": extra["infill_codes"],
     }
-    examples = {
-        "previous": torch.tensor([spec.codebook_size, 0]),
-        "position": torch.tensor([c.window - 1]),
-        "mask": torch.full((n_prefix + c.window,), MASKED).index_fill(0, torch.arange(n_prefix + c.window // 2), 0),
-        "labels": torch.ones(2, len(prior.config.label_names), dtype=torch.int64),
-        "n_samples": torch.tensor([60 * spec.sample_rate]),
-        "timing_end": torch.tensor([2**40]),
-        "chroma": torch.ones(2, dtype=torch.int64),
-        "gap_end": torch.tensor([c.window + 3]),
-        "coarser": torch.zeros(2, level, 2 * prior.config.context_codes + 1, dtype=torch.int64),
-        "text": torch.ones(2, extra["text_bytes"], dtype=torch.int64),
-        "right": torch.ones(2, extra["infill_codes"], dtype=torch.int64),
-    }
-    cache = [torch.randn(2, c.kv_heads, n_prefix + c.window, c.head_dim) for _ in range(2 * c.n_layers)]
-    examples |= zip(graph.names[-2 * c.n_layers :], cache, strict=True)
+    examples = example_inputs(prior, graph)
     batch, errors = torch.export.Dim("batch", min=1), []
     parts: list[Any] = [(facts["file"], graph, ["logits", "new"])]
     if n_prefix:
@@ -143,6 +129,27 @@ def _write_prior(folder: Path, prior: Prior, level: int) -> tuple[dict[str, Any]
         session = write_graph(folder / name, part, inputs, shapes, outputs, facts)
         errors.append(_difference(session, part, {n: x[:1] if free[n] else x for n, x in inputs.items()}))
     return facts, max(errors)
+
+
+def example_inputs(prior: Prior, graph: StepGraph) -> dict[str, Tensor]:
+    """Inputs of two rows for the graphs of a prior, in the middle of a piece."""
+    c, spec, extra = prior.config.transformer, prior.spec, prior.config.extra_inputs
+    level, n_prefix = spec.level, prior.transformer.n_prefix
+    inputs = {
+        "previous": torch.tensor([spec.codebook_size, 0]),
+        "position": torch.tensor([c.window - 1]),
+        "mask": torch.full((n_prefix + c.window,), MASKED).index_fill(0, torch.arange(n_prefix + c.window // 2), 0),
+        "labels": torch.tensor([[bool(spec.vocabularies[name]) for name in prior.config.label_names]] * 2).long(),
+        "n_samples": torch.tensor([60 * spec.sample_rate]),
+        "timing_end": torch.tensor([2**40]),
+        "chroma": torch.ones(2, dtype=torch.int64),
+        "gap_end": torch.tensor([c.window + 3]),
+        "coarser": torch.zeros(2, level, 2 * prior.config.context_codes + 1, dtype=torch.int64),
+        "text": torch.ones(2, extra["text_bytes"], dtype=torch.int64),
+        "right": torch.ones(2, extra["infill_codes"], dtype=torch.int64),
+    }
+    cache = [torch.randn(2, c.kv_heads, n_prefix + c.window, c.head_dim) for _ in range(2 * c.n_layers)]
+    return inputs | dict(zip(graph.names[-2 * c.n_layers :], cache, strict=True))
 
 
 def _difference(session: Any, graph: nn.Module, inputs: dict[str, Tensor], relative: bool = False) -> float:

@@ -20,6 +20,7 @@ const showForm = () => {
   at("name").textContent = name;
   document.title = `New music by ${name}`;
   for (const [label, values] of Object.entries(labels)) {
+    if (!values.length) continue; // the tracks of the training had none
     const options = ["any", ...values].map((value, i) => make("option", { value: i }, value));
     at("fields").append(make("label", {}, `${label[0].toUpperCase()}${label.slice(1)}`, make("select", { "data-label": label }, ...options)));
   }
