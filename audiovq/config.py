@@ -46,7 +46,7 @@ KEYS_BY_LIMIT = {
     2: ["channels"],
     64: ["mlp_ratio"],
     256: ["n_blocks", "n_stride_blocks", "overlap", "overlaps", "semitones", "per_semitone", "frames_per_code"],
-    1 << 10: ["n_layers", "context_codes", "workers", "shifts", "rank", "n", "margin"],
+    1 << 10: ["n_layers", "context_codes", "workers", "shifts", "n", "margin"],
     1 << 12: ["codebook_dim", "n_mels", "n_heads", "n_kv_heads", "n_codes"],
     1 << 16: [
         *("hop_lengths", "dim", "base_dim", "decoder_dim", "codebook_size", "levels", "max_stride"),

@@ -107,18 +107,9 @@ class CodesStage(Config):
     shifts: int = Field(default=1, ge=1)
 
 
-class LoraConfig(Config):
-    """Low-rank adapters are trained while a prior's weights are frozen, and merged into them at the end."""
-
-    rank: int = Field(default=8, ge=1)  # of each adapter: a higher one learns more, and takes more memory
-    alpha: float = Field(default=16.0, gt=0)  # the adapters are scaled by alpha / rank
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # of the adapters' inputs
-
-
 class PriorStage(Config):
     # As for the tokenizer; training starts from that model's prior of the same level.
     from_pretrained: str | None = None
-    lora: LoraConfig | None = None  # null: all weights are trained
     model: PriorConfig = PriorConfig()
     training: PriorTrainingConfig = PriorTrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -206,8 +197,6 @@ def _check_pretrained(recipe: Recipe) -> None:
                 f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, because a prior needs the "
                 "codes of its tokenizer"
             )
-        if stage.lora and stage.from_pretrained is None:
-            raise ValueError(f"priors.{i}.lora: expected from_pretrained, too, because adapters need trained weights")
 
 
 def _check_tokenizer(stage: TokenizerStage) -> None:

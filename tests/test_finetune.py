@@ -19,11 +19,12 @@ from audiovq.pretrained.adopt import adopt_pretrained
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.extend import describe_new_labels, extend_vocabularies, extended
 from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
-from audiovq.recipe import LoraConfig, TrainingConfig, load_recipe
+from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training import loop
 from audiovq.training.loop import Training
 from audiovq.training.prior_task import PriorTask
 from audiovq.training.task import Task
+from audiovq.utils.compat import current_recipe
 
 FINETUNE = """
 data: {{folder: {folder}, valid_fraction: 0.34, min_seconds: 0.5}}
@@ -112,10 +113,9 @@ def test_contradictions_to_the_pretrained_model_are_errors(finetune_recipe: Path
         ("tokenizer.from_pretrained=./nowhere", ("no such model",)),
     ):
         assert_one_line_error(cli("train", finetune_recipe, "--out", tmp_path / "x", "--set", override), *words)
-    assert_one_line_error(
-        cli("train", finetune_recipe, "--out", tmp_path / "x", "--set", "priors.0.lora={rank: 2}",
-            "--set", "priors.0.from_pretrained=null"), "lora: expected from_pretrained, too",
-    )  # fmt: skip
+    assert current_recipe({"priors": [{"lora": None}]}, "own.yaml") == {"priors": [{}]}
+    with pytest.raises(ValueError, match="own.yaml: priors.*lora no longer exists"):
+        current_recipe({"priors": [{"lora": {"rank": 2}}]}, "own.yaml")
 
 
 def test_the_finetune_recipe_adopts_the_bundled_model() -> None:
@@ -165,42 +165,6 @@ def test_an_extended_prior_begins_as_the_old_one() -> None:
     assert describe_new_labels(old.spec.vocabularies, known) == (
         "labels: genre: new blues, known folk, rock; mood: new calm"
     )
-
-
-def n_trained(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-def test_merged_adapters_are_a_plain_prior_that_computes_the_same() -> None:
-    pytest.importorskip("peft")
-    from audiovq.training.adapters import add_adapters, merge_adapters
-
-    prior = small_prior()
-    before, names, whole = logits(prior, 1), list(prior.state_dict()), n_trained(prior)
-    frozen = prior.head.weight.clone()
-    add_adapters(prior, LoraConfig(rank=2, alpha=4))
-    assert torch.allclose(logits(prior, 1), before, atol=1e-6)  # an adapter begins as nothing
-    assert n_trained(prior) < whole / 2
-    optimizer = torch.optim.SGD([p for p in prior.parameters() if p.requires_grad], lr=1.0)
-    for _ in range(2):
-        conditions = Conditions({"genre": torch.tensor([1])}, torch.tensor([6400]), torch.tensor([0]))
-        prior(torch.tensor([[8, 1, 2]]), prior.context(torch.zeros(0), conditions, 3)).square().sum().backward()
-        optimizer.step()
-    adapted = logits(prior, 1)
-    assert not torch.allclose(adapted, before, atol=1e-3)
-    merge_adapters(prior)
-    assert list(prior.state_dict()) == names
-    assert torch.allclose(logits(prior, 1), adapted, atol=1e-5)
-    assert torch.equal(prior.head.weight, frozen)
-
-
-def test_a_run_with_adapters_leaves_plain_priors(finetune_recipe: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    result = cli("train", finetune_recipe, "--out", tmp_path / "run", "--set", "priors.0.lora={rank: 2}")
-    assert result.exit_code == 0, result.output
-    generator = Generator.from_pretrained(tmp_path / "run")
-    assert not [name for prior in generator.priors for name in prior.state_dict() if "lora" in name]
-    assert generator.sample(0.3).shape == (1, 1, 2400)
 
 
 # --- early stopping ---------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ from audiovq.pretrained.locate import prior_folders
 from audiovq.prior.extend import describe_new_labels
 from audiovq.recipe import Recipe, TrainingConfig
 from audiovq.report.page import report_run, try_report
-from audiovq.training.adapters import merge_adapters
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16, whole_network
 from audiovq.training.encode_stage import encode_data_set
@@ -144,9 +143,7 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
             f"{level['bits_per_second']:.0f} bits per second"
         )
         if level["bits_per_code"] > level["unigram_bits_per_code"]:
-            say(
-                f"level {i}: the prior predicts these tracks worse than the frequencies of codes do; more music helps most"
-            )
+            say(f"level {i}: more bits than the tracks' own frequencies of codes take; more music helps most")
 
 
 # --- stages ---------------------------------------------------------------------------------------
@@ -243,8 +240,6 @@ def train_prior(run: Run, level: int, shards: Shards) -> None:
         say(describe_new_labels(start.spec.vocabularies, task.spec.vocabularies))
     run.train(task, stage.training)
     network = whole_network(task)
-    if stage.lora is not None:
-        merge_adapters(network)
     if run.main:
         checkpoint.save_prior(run.folder / f"prior-{level}", network, stage.sampling)
 

@@ -27,7 +27,6 @@ from audiovq.pretrained.checkpoint import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.training.adapters import add_adapters
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
 from audiovq.training.tokenizer_task import TokenizerTask
@@ -158,10 +157,7 @@ def prior_of(recipe: Recipe, level: int) -> Prior:
     labels: dict[str, list[str]] = {name: [] for name in stage.model.label_names}
     spec = PriorSpec(level, list(model.hop_lengths), model.sample_rate, model.codebook_size, "", labels)
     with torch.device("meta"):
-        network = Prior(stage.model, spec)
-        if stage.lora is not None:
-            add_adapters(network, stage.lora)
-    return network
+        return Prior(stage.model, spec)
 
 
 def count_prior(network: Prior) -> Pass:

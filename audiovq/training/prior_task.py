@@ -12,7 +12,6 @@ from audiovq.data.shards import Shards
 from audiovq.prior.extend import extend_vocabularies, extended
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorStage
-from audiovq.training.adapters import add_adapters
 from audiovq.training.task import Task
 
 
@@ -43,13 +42,9 @@ class PriorTask(Task):
         self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
     def build(self) -> Prior:
-        """A new network, with adapters if the recipe has some."""
-        model, lora = self.stage.model, self.stage.lora
-        start = next(iter(self.pretrained), None)
-        network = extended(start, model, self.spec) if start else Prior(model, self.spec)
-        if lora is not None:
-            add_adapters(network, lora)
-        return network
+        """A new network, with the weights of the pretrained one if there is one."""
+        model, start = self.stage.model, next(iter(self.pretrained), None)
+        return extended(start, model, self.spec) if start else Prior(model, self.spec)
 
     def health_facts(self) -> dict[str, Any]:
         key, dropout = f"{self.recipe_key}.model.transformer.dropout", self.stage.model.transformer.dropout

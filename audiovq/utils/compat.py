@@ -95,6 +95,10 @@ def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) ->
     for old, new in RECIPE_KEYS.items():
         if _move(renamed, old.split("."), new.split("."), f"{source}: {old}") and not quiet:
             say(f"{source}: {old} is now called {new}; the old name still works")
+    stages = renamed.get("priors")
+    for stage in stages if isinstance(stages, list) else ():
+        if isinstance(stage, dict) and stage.pop("lora", None):
+            raise ValueError(f"{source}: priors.*.lora no longer exists; leave it out, so that all weights are trained")
     return renamed
 
 
