@@ -114,7 +114,7 @@ def test_contradictions_to_the_pretrained_model_are_errors(finetune_recipe: Path
     ):
         assert_one_line_error(cli("train", finetune_recipe, "--out", tmp_path / "x", "--set", override), *words)
     assert current_recipe({"priors": [{"lora": None}]}, "own.yaml") == {"priors": [{}]}
-    with pytest.raises(ValueError, match="own.yaml: priors.*lora no longer exists"):
+    with pytest.raises(ValueError, match=r"own\.yaml: priors.*lora no longer exists"):
         current_recipe({"priors": [{"lora": {"rank": 2}}]}, "own.yaml")
 
 
