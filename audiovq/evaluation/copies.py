@@ -5,7 +5,8 @@ of level 0: that code alone ("top"), or with all finer codes of its time ("all")
 once, however long: a held chord or silence makes a long run that means little.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,11 @@ import numpy as np
 from audiovq.data.codes import Codes
 from audiovq.data.shards import ShardIndex, Shards, ShardTrack
 from audiovq.evaluation.code_statistics import spread
+from audiovq.utils.progress import track as progress
 
 SHORTEST = 5  # symbols; a shorter run is not reported
 MAX_STRETCHES = 100  # of the held-out tracks
-TRACKS_AT_ONCE = 1000  # that are searched, and in memory
-# Odd numbers whose powers weight symbols in hashes modulo 2 ** 64.
-SYMBOL_BASE, RUN_BASE = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+SYMBOL_BASE = 0x9E3779B97F4A7C15  # an odd number whose powers weight codes in hashes modulo 2 ** 64
 
 
 class Run(NamedTuple):
@@ -99,15 +99,9 @@ def _held_out_stretches(shards: Shards, depth: int, n: int) -> list[np.ndarray]:
 
 def _longest_runs_of_all(pieces: Sequence[np.ndarray], shards: Shards, depth: int) -> list[Run]:
     """The longest run of each piece in any training track, where held symbols count once."""
-    training, pieces = shards.index.tracks.of("train"), [piece[changes(piece)] for piece in pieces]
-    longest = [Run()] * len(pieces)
-    for first in range(0, len(training), TRACKS_AT_ONCE):
-        numbers = range(first, min(first + TRACKS_AT_ONCE, len(training)))
-        tracks = [_symbols(shards, training[i], depth) for i in numbers]
-        runs = longest_runs(pieces, [track[changes(track)] for track in tracks])
-        found = [run._replace(track=first + run.track) for run in runs]
-        longest = [max(pair, key=lambda run: run.length) for pair in zip(longest, found, strict=True)]
-    return longest
+    training = shards.index.tracks.of("train")
+    tracks = (_symbols(shards, track, depth) for track in progress(training, "search for copies", len(training)))
+    return longest_runs([piece[changes(piece)] for piece in pieces], (track[changes(track)] for track in tracks))
 
 
 def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:
@@ -134,55 +128,18 @@ def changes(symbols: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(symbols, prepend=-1))
 
 
-def longest_runs(pieces: Sequence[np.ndarray], tracks: Sequence[np.ndarray]) -> list[Run]:
-    """Find the longest run that each piece shares with any of the tracks; its length is 0 below SHORTEST.
-
-    Windows of a piece are looked up by their hashes among the sorted ones of the tracks. Each match is
-    extended to its end, and what is found must be surpassed by longer windows, until there are none.
-
-    Args:
-        pieces, tracks: int [n] each, symbols from 0 on.
-    """
-    begins = np.cumsum([0, *(len(track) + 1 for track in tracks)])  # a track ends with -1
-    symbols = np.concatenate([np.append(track, -1) for track in tracks])
-    longest, wanted = [Run()] * len(pieces), dict.fromkeys(range(len(pieces)), SHORTEST)
-    while wanted:
-        n = min(wanted.values())
-        hashes = window_hashes(symbols, n)
-        order = np.argsort(hashes)
-        hashes = hashes[order]
-        for i in [i for i, length in wanted.items() if length == n]:
-            mine = window_hashes(pieces[i], n)
-            nearest = np.minimum(np.searchsorted(hashes, mine), len(hashes) - 1)
-            starts = np.flatnonzero(hashes[nearest] == mine) if len(hashes) else []
-            matches = [(_n_equal(pieces[i][k:], symbols[order[nearest[k]] :]), k) for k in starts]
-            length, start = max(matches, default=(0, 0))
-            if length < n:
-                del wanted[i]
-                continue
-            place = order[nearest[start]]
-            track = int(np.searchsorted(begins, place, side="right")) - 1
-            longest[i] = Run(length, int(start), track, int(place - begins[track]))
-            wanted[i] = length + 1
+def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> list[Run]:
+    """Find the longest run that each piece shares with any of the tracks, int [n] each; its length is 0 below
+    SHORTEST."""
+    longest, sequences = [Run()] * len(pieces), [piece.tolist() for piece in pieces]
+    for number, track in enumerate(tracks):
+        matcher = SequenceMatcher(None, b=track.tolist(), autojunk=False)
+        for i, sequence in enumerate(sequences):
+            matcher.set_seq1(sequence)
+            start, track_start, length = matcher.find_longest_match()
+            if length >= SHORTEST and length > longest[i].length:
+                longest[i] = Run(length, start, number, track_start)
     return longest
-
-
-def window_hashes(symbols: np.ndarray, n: int) -> np.ndarray:
-    """A hash of each window of `n` symbols, uint64; that at k is Σ symbols[k + i] · RUN_BASE ** i."""
-    if len(symbols) < n:
-        return np.zeros(0, dtype=np.uint64)
-    bases = np.full((2, len(symbols)), [[RUN_BASE], [pow(RUN_BASE, -1, 2**64)]], dtype=np.uint64)
-    bases[:, 0] = 1
-    powers, inverse_powers = np.cumprod(bases, axis=1)
-    sums = np.append(np.uint64(0), np.cumsum(symbols.astype(np.uint64) * powers))
-    return (sums[n:] - sums[:-n]) * inverse_powers[: len(symbols) - n + 1]
-
-
-def _n_equal(a: np.ndarray, b: np.ndarray) -> int:
-    """How many symbols are equal before the first difference."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
