@@ -15,7 +15,7 @@ from test_sampling import HOPS, priors, request
 from audiovq.api import Generator, Live
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import Request

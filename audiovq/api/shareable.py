@@ -7,7 +7,7 @@ from pathlib import Path
 from audiovq.pretrained.export import save_pretrained
 from audiovq.pretrained.locate import push_folder
 from audiovq.prior.prior import Prior
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE
 
 

@@ -19,7 +19,7 @@ from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder
 from audiovq.tokenizer.vqvae import VQVAE

@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.prior.prior import Prior, PriorConfig
-from audiovq.prior.spec import PriorSpec, SamplingConfig
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import PriorSpec
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
 from audiovq.utils.device import torch_defaults

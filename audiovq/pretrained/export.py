@@ -20,7 +20,8 @@ from audiovq.pretrained import checkpoint, onnx_files, onnx_generator
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
-from audiovq.prior.spec import PriorSpec, SamplingConfig
+from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.environment import require

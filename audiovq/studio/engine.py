@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from audiovq.api.generator import Generator
 from audiovq.data.audio import audio_info
 from audiovq.data.codes import Codes
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
 from audiovq.studio.making import draw, make_plan
