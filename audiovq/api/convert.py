@@ -137,8 +137,7 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
 
 
 def mirrored(sources: Sequence[Path], folder: Path, out: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """Each source with its target below `out`. Names that differ only in their suffix keep it:
-    a.wav.codes."""
+    """Each source with its target below `out`. Names that differ in their suffix alone keep it: a.wav.codes."""
     stems = Counter([*(source.with_suffix("") for source in sources), *sources])  # a.wav.flac may be beside a.wav
     jobs = []
     for source in sources:

@@ -142,8 +142,7 @@ class Live:
         return self.drawn.look_ahead * self.top_hop / self.sample_rate + self.decoder.latency_seconds
 
     def read(self, seconds: float) -> Tensor:
-        """The next music, float [channels, round(seconds · sample_rate)]. Waits while another thread
-        reads."""
+        """The next music, float [channels, round(seconds · sample_rate)]. One thread reads at a time."""
         n = self.generator.n_samples(seconds)
         with self.reading:
             while self.ready.shape[-1] < n:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from audiovq.pretrained.export import save_pretrained
 from audiovq.pretrained.locate import push_folder
@@ -26,25 +27,10 @@ class Shareable:
         """
         save_pretrained(folder, *self._models(), half=half)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
-        half: bool = False,
-        dry_run: bool = False,
-    ) -> list[str]:
-        """Send the model to the Hugging Face hub.
-
-        Args:
-            repo_id, private, revision, token, dry_run: see `push_folder`.
-            half: see `save_pretrained`.
-        Returns:
-            One line per file, and one with the address.
-        """
+    def push_to_hub(self, repo_id: str, *, half: bool = False, **options: Any) -> list[str]:
+        """Send the model to the Hugging Face hub; gives one line per file, and one with the address. For `half`
+        see `save_pretrained`, for the options (private, revision, token, dry_run) see `push_folder`."""
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "model"
             save_pretrained(folder, *self._models(), half=half, repo_id=repo_id)
-            return push_folder(folder, repo_id, private=private, revision=revision, token=token, dry_run=dry_run)
+            return push_folder(folder, repo_id, **options)

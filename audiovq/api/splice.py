@@ -69,8 +69,7 @@ def _converted(pieces: Iterable[Tensor], rate: int, new_rate: int, channels: int
 def _matching_gains(
     parts: Sequence[Tensor], source: Tensor, start: int, stretches: Stretches, near: int
 ) -> list[float]:
-    """A gain for each gap between the stretches, at both ends, too; see `splice`. `parts` are the decoded
-    waveform."""
+    """A gain for each gap between the stretches, at both ends, too, of the decoded `parts`; see `splice`."""
     borders = [0, *(border for stretch in stretches for border in stretch), sum(part.shape[-1] for part in parts)]
     gaps = list(zip(borders[::2], borders[1::2], strict=True))
     powers, peaks = torch.zeros(len(gaps), 2, dtype=torch.float64), torch.zeros(len(gaps))

@@ -1,5 +1,4 @@
-"""Plays music while it is made: a thread fills a bounded buffer, and a sound card takes from it. Or writes
-it."""
+"""Plays music while it is made: a thread fills a buffer, from which a sound card takes. Or writes it."""
 
 from __future__ import annotations
 
@@ -65,8 +64,7 @@ class Player:
         return self.n_made / self.rate / max(self.seconds_of_work, 1e-9)
 
     def take(self, n: int) -> np.ndarray:
-        """The next sound, float32 [n, channels]; silence while the buffer fills. Never waits, never
-        raises."""
+        """The next sound, float32 [n, channels]; silence while the buffer fills. It never waits or raises."""
         out = np.zeros((n, self.channels), dtype=np.float32)
         with self.changed:
             if self.filling and len(self.ready) < self.n_wanted:
@@ -123,8 +121,7 @@ def null_device(player: Player) -> Iterator[None]:
 
 
 def play(live: Live, device: Device, buffer_seconds: float, seconds: float | None, ended: Callable[[], bool]) -> None:
-    """Play until the seconds are over, if any, or `ended`. Raises ValueError for music that cannot be
-    made."""
+    """Play until the seconds are over, if any, or `ended`. ValueError for music that cannot be made."""
     n_samples = math.inf if seconds is None else live.generator.n_samples(seconds)
     with Player(live, buffer_seconds) as player, device(player):
         say(

@@ -1,5 +1,4 @@
-"""Before a training begins: the music of a recipe that names none, and a message if the training takes
-long."""
+"""Before a training begins: the music of a recipe that names none, and a message if it takes long."""
 
 import os
 import shlex
@@ -98,5 +97,4 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
 
 def rounded(hours: float) -> str:
     """Two significant digits: 13,482 -> 13,000."""
-    digits = len(str(int(hours))) - 2
-    return f"{round(hours, -digits):,.0f}"
+    return f"{float(f'{hours:.2g}'):,.0f}"

@@ -1,5 +1,4 @@
-"""`audiovq doctor`: checks this machine. Each check loads its own libraries, so that a broken one is
-found."""
+"""`audiovq doctor`: checks this machine. Each check loads its own libraries, to find a broken one."""
 
 import importlib.metadata
 import os

@@ -143,7 +143,7 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
             f"{level['bits_per_second']:.0f} bits per second"
         )
         if level["bits_per_code"] > level["unigram_bits_per_code"]:
-            say(f"level {i}: more bits than the tracks' own frequencies of codes take; more music helps most")
+            say(f"level {i}: this prior predicts no better than counting codes does; train on more music")
 
 
 # --- stages ---------------------------------------------------------------------------------------

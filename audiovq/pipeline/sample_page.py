@@ -1,4 +1,4 @@
-"""The listening report of new pieces; a separate module, because it loads plotting libraries."""
+"""The listening report of new pieces; a separate module, because `--no-report` does not load it."""
 
 from pathlib import Path
 from typing import Any

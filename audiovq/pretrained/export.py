@@ -25,7 +25,7 @@ from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.environment import require
-from audiovq.utils.files import atomic_folder
+from audiovq.utils.files import atomic_folder, check_new_folder
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 LONGEST_CREDITS = 20000  # characters
@@ -116,8 +116,7 @@ def save_pretrained(
         is not empty, or cannot be written.
     """
     folder, run, dtype = Path(folder).absolute(), run or RunFacts(), torch.float16 if half else None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: expected a new or empty folder, found files; choose another, or empty it")
+    check_new_folder(folder)
     with atomic_folder(folder) as temporary:
         checkpoint.save_tokenizer(temporary / "tokenizer", network, dtype)
         saved = checkpoint.load_tokenizer(temporary / "tokenizer")
@@ -127,7 +126,10 @@ def save_pretrained(
             renamed.spec = dataclasses.replace(prior.spec, tokenizer_hash=identity)
             settings = sampling[level] if sampling else SamplingConfig()
             checkpoint.save_prior(temporary / f"prior-{level}", renamed, settings, dtype)
-        compared = _export_onnx(temporary / "onnx", saved, run.name or folder.name) if onnx else None
+        compared = None
+        if onnx:
+            compared = onnx_files.export_onnx(temporary / "onnx", saved)
+            compared |= export_generator(temporary / "onnx", temporary, saved, run.name or folder.name)
         card = model_card(
             run,
             [prior.spec for prior in priors],
@@ -141,11 +143,6 @@ def save_pretrained(
         )
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return compared
-
-
-def _export_onnx(folder: Path, network: VQVAE, name: str) -> dict[str, float]:
-    """Write the tokenizer and the generator of a folder that has both already."""
-    return onnx_files.export_onnx(folder, network) | export_generator(folder, folder.parent, network, name)
 
 
 def export_generator(folder: Path, model: Path, network: VQVAE, name: str) -> dict[str, float]:

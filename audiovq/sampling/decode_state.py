@@ -149,8 +149,7 @@ class DecodeState:
         self.n_done = t + 1
 
     def move(self, n: int) -> None:
-        """Forget the first n codes, for a piece without end: position n becomes position 0, and `start`
-        rises."""
+        """Forget the first n codes, for a piece without end: position n becomes 0, and `start` rises."""
         kept = self.codes[:, n:].clone()
         self.codes.fill_(-1)[:, : kept.shape[1]] = kept
         self.start, self.n_done = self.start + n, self.n_done - n

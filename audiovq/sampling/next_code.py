@@ -1,5 +1,4 @@
-"""Logits → code: temperature, top-k, top-p, and the Gumbel-max draw with noise that depends on the place
-alone."""
+"""Logits → code: temperature, top-k, top-p, and the Gumbel-max draw, whose noise depends on the place."""
 
 import math
 

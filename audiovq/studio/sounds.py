@@ -61,8 +61,7 @@ class Sounds:
         return audio.read_audio(path, channels=recording.channels, n_samples=recording.n_samples)
 
     def _waveform(self, project: Project, number: int) -> tuple[Tensor, int]:
-        """Float [channels, n] and its rate; of an edited recording in the recording's own rate and
-        channels."""
+        """Float [channels, n] and its rate; of an edited recording in its own rate and channels."""
         key = (project.id, number)
         if key not in self._recent:
             version = project.version(number)

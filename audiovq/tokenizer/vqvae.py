@@ -24,6 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -176,14 +177,12 @@ class ResidualAutoencoder(nn.Module):
                 total = total + residuals[i]
         return total
 
-    def render(self, *residuals: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `decode`, with the loudness of the tones if the decoder gives it."""
+    def render(self, *residuals: Tensor, only_tones: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """As `decode`, with the loudness of the tones if the decoder gives it, or that alone."""
         total = self.total(*residuals)
+        if only_tones:
+            return None, self.decoder.tones(total)
         return self.decoder.render(total) if isinstance(self.decoder, ToneDecoder) else (self.decoder(total), None)
-
-    def tones(self, *residuals: Tensor) -> Tensor:
-        """The second result of `render` alone."""
-        return self.decoder.tones(self.total(*residuals))
 
 
 def random_prefixes(residuals: list[Tensor], probability: float) -> list[Tensor]:
@@ -272,13 +271,10 @@ class VQVAE(nn.Module):
         for autoencoder, results, residuals in self.quantize(waveform, quantizers, microbatch_size):
             if drop_levels and len(residuals) > 1 and self.config.level_dropout > 0:
                 residuals = random_prefixes(residuals, self.config.level_dropout)
-            if only_tones:
-                tones = torch.cat(in_microbatches(autoencoder.tones, microbatch_size, *residuals))
-            else:
-                pieces = in_microbatches(autoencoder.render, microbatch_size, *residuals)
-                waveforms, loudness = zip(*pieces, strict=True)
-                reconstructions.append(torch.cat(waveforms))  # [b, channels, samples]
-                tones = None if loudness[0] is None else torch.cat(loudness)
+            render = partial(autoencoder.render, only_tones=only_tones)
+            waveforms, loudness = zip(*in_microbatches(render, microbatch_size, *residuals), strict=True)
+            reconstructions += [] if only_tones else [torch.cat(waveforms)]  # [b, channels, samples]
+            tones = None if loudness[0] is None else torch.cat(loudness)
             quantized += results
         if self.training:
             for quantizer in dict.fromkeys(quantizers):  # a shared one once, with all its levels

@@ -97,6 +97,12 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from None
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raises ValueError for a file, or a folder that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder, found files; choose another, or empty it")
+
+
 def check_output(path: Path, beginnings: Iterable[bytes] = (), inputs: Iterable[Path | str | None] = ()) -> None:
     """Raises ValueError if a file written there would replace an input, or one that begins otherwise."""
     if not path.is_file():

@@ -4,7 +4,7 @@ The page shares its player with the listening report. WebAssembly is packed, whi
 """
 
 import gzip
-import importlib.util
+import importlib.resources
 import os
 import shutil
 import tarfile
@@ -18,7 +18,8 @@ from audiovq.pretrained import checkpoint
 from audiovq.pretrained.export import export_generator, export_model
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.utils.environment import require
-from audiovq.utils.files import atomic_folder
+from audiovq.utils.files import atomic_folder, check_new_folder
+from audiovq.utils.progress import say
 
 HERE = Path(__file__).parent / "template"
 SHARED = Path(__file__).parents[1] / "report" / "template"
@@ -29,9 +30,6 @@ SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 MODULES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs")
 WASM = "ort-wasm-simd-threaded.wasm"
 REGISTRY, FOLDER = "AUDIOVQ_NPM_REGISTRY", "AUDIOVQ_ONNXRUNTIME_WEB"  # environment variables
-LICENCE = """onnxruntime-web {version} is part of ONNX Runtime, under the MIT License.
-
-{text}"""
 
 
 def export_page(source: str, folder: Path, **options: Any) -> list[str]:
@@ -46,8 +44,7 @@ def export_page(source: str, folder: Path, **options: Any) -> list[str]:
     """
     require("web", "onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
     folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: expected a new or empty folder, found files; choose another, or empty it")
+    check_new_folder(folder)
     runtime_folder()  # first, because it can fail
     with tempfile.TemporaryDirectory() as scratch, atomic_folder(folder) as temporary:
         model = Path(scratch) / Path(source).name
@@ -99,6 +96,7 @@ def runtime_folder() -> Path:
         return cache
     registry = os.environ.get(REGISTRY, "https://registry.npmjs.org").rstrip("/")
     url = f"{registry}/onnxruntime-web/-/{ARCHIVE}"
+    say(f"web: downloading {url}, 33 MB")
     try:
         archive = pooch.retrieve(url, f"sha256:{SHA256}", fname=ARCHIVE, path=cache.parent, progressbar=False)
     except Exception as error:  # the network fails in many ways
@@ -122,11 +120,8 @@ def copy_runtime(source: Path, target: Path) -> None:
     for name in MODULES:
         shutil.copyfile(source / name, target / name)
     (target / f"{WASM}.gz").write_bytes(gzip.compress((source / WASM).read_bytes(), mtime=0))
-    spec = importlib.util.find_spec("onnxruntime")  # the same source code, so the same licences
-    package = Path(spec.origin if spec and spec.origin else "").parent
-    text = "\n\n".join(
-        (package / name).read_text("utf-8", errors="replace")
-        for name in ("LICENSE", "ThirdPartyNotices.txt")
-        if (package / name).is_file()
-    )
-    (target / "LICENSE.txt").write_text(LICENCE.format(version=VERSION, text=text), encoding="utf-8")
+    package = importlib.resources.files("onnxruntime")  # the same source code, so the same licences
+    texts = [package / name for name in ("LICENSE", "ThirdPartyNotices.txt")]
+    lines = [f"onnxruntime-web {VERSION} is part of ONNX Runtime, under the MIT License."]
+    lines += [path.read_bytes().decode(errors="replace") for path in texts if path.is_file()]
+    (target / "LICENSE.txt").write_text("\n\n".join(lines), encoding="utf-8")
