@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, cli
 
 from audiovq.data.shards import Shards
+from audiovq.distributed.launch import culprit
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.training.checkpoints import newest
@@ -130,6 +131,14 @@ def test_a_failed_process_is_one_line_of_the_launcher(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert re.fullmatch("audiovq: process [01] of 2 failed with exit code 2; its message is above", last)
+
+
+def test_the_process_that_failed_is_named_and_not_those_that_the_launcher_stopped() -> None:
+    term, interrupt = signal.SIGTERM, signal.SIGINT
+    assert culprit({0: 2, 1: 128 + term, 2: -term}) == 0  # a hung one was resumed, and stopped as it was told
+    assert culprit({0: 128 + term, 1: 2, 2: -signal.SIGKILL}) == 2
+    assert culprit({0: -term, 1: 128 + interrupt}) == 1  # all were told to stop
+    assert culprit({0: -term, 1: 1}) == 1
 
 
 @pytest.mark.slow

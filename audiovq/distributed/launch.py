@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from audiovq.distributed import collectives
 from audiovq.utils.progress import console, say
 from audiovq.utils.signals import Interrupted
 
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit codes after a signal to stop
 SAY_SECONDS = 5.0  # within which processes that wait for the same one find out
 # How long processes wait for one that does not answer, except for `collectives.barrier`.
 TIMEOUT = datetime.timedelta(minutes=float(os.environ.get("AUDIOVQ_TIMEOUT_MINUTES", "20")))
@@ -132,12 +133,15 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
         raise Interrupted(stop.sigval) from None
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if 128 + number in codes.values():
-                raise Interrupted(number) from None
-        # The first one that a signal ended, else the first one that failed; the launcher ends the others by SIGTERM.
-        rank = min(codes, key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank] > 0, rank))
+        rank = culprit(codes)
+        if codes[rank] in STOPPED:
+            raise Interrupted(codes[rank] - 128) from None
         raise ValueError(_failure(rank, n, codes[rank])) from None
+
+
+def culprit(codes: Mapping[int, int]) -> int:
+    """The rank that a signal ended, else that failed, by exit codes. Others come last: the launcher stops them."""
+    return min(codes, key=lambda r: (codes[r] == -signal.SIGTERM, codes[r] in STOPPED, codes[r] > 0, r))
 
 
 def _failure(rank: int, n: int, code: int) -> str:

@@ -129,8 +129,7 @@ def changes(symbols: np.ndarray) -> np.ndarray:
 
 
 def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> list[Run]:
-    """Find the longest run that each piece shares with any of the tracks, int [n] each; its length is 0 below
-    SHORTEST."""
+    """The longest run that each piece shares with a track, int [n] each; its length is 0 below SHORTEST."""
     longest, sequences = [Run()] * len(pieces), [piece.tolist() for piece in pieces]
     for number, track in enumerate(tracks):
         matcher = SequenceMatcher(None, b=track.tolist(), autojunk=False)

@@ -81,15 +81,14 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
                 f"{stage['stage']}: expected a network that fits into {plan['memory_bytes'] / 1e9:.3g} GB of memory, found "
                 f"{sum(needed.values()) / 1e9:.3g} GB of {', '.join(needed)}; make it smaller, or shard it over more GPUs"
             )
-    hours = plan["hours"]
     for stage in plan["stages"]:
         if stage.get("too_large"):
             say(f"{stage['stage']}: {stage['size']}")
-    if hours < LONG_HOURS:
+    if plan["hours"] < LONG_HOURS:
         return
     music = shlex.quote(recipe.data.folder or "DIR")
     say(
-        f"{recipe.name} takes roughly {rounded(hours)} hours on this machine ({plan['device']}). A command for this "
+        f"{recipe.name} takes roughly {rounded(plan['hours'])} hours on this machine ({plan['device']}). A command for this "
         f"machine, which takes minutes: audiovq train recipes/finetune.yaml --data {music}"
     )
     say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")

@@ -65,8 +65,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _complete(path: Path, flush: bool = True) -> None:
-    """Give a file the permissions that its folder was made with (safetensors lets only its owner read it), and flush
-    it to the disk."""
+    """Give a file its folder's permissions (safetensors lets only its owner read it), and flush it to the disk."""
     is_file = path.is_file()
     if is_file:
         path.chmod(path.parent.stat().st_mode & 0o666)
