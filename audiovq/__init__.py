@@ -20,6 +20,10 @@ _HOME = {"Tokenizer": "audiovq.api", "Generator": "audiovq.api", "Codes": "audio
 environment.prepare()  # before any library is imported that needs it
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     """Load torch only when a name that needs it is used."""
     if name not in _HOME:

@@ -1,5 +1,6 @@
 """Tokenizer and Generator as a user has them."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TRACK, tones
 
+import audiovq
 from audiovq import Codes, Generator, Tokenizer, api
 from audiovq.data.audio import read_audio
 from audiovq.pretrained import checkpoint
@@ -204,3 +206,21 @@ def test_the_bundled_model_makes_music() -> None:
 def test_importing_the_package_does_not_load_torch() -> None:
     code = "import sys, audiovq, audiovq.cli; assert 'torch' not in sys.modules; audiovq.Tokenizer; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_model_without_its_last_priors_says_so(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Generator.from_pretrained(tiny_run)
+    assert "priors are trained" not in capsys.readouterr().err
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "prior-1")
+    assert len(Generator.from_pretrained(tmp_path / "run").priors) == 1
+    assert "1 of 3 priors are trained, so its music has the coarsest levels only" in capsys.readouterr().err
+
+
+def test_what_a_notebook_shows(generator: Generator) -> None:
+    assert {"Codes", "Generator", "Tokenizer", "__version__"} <= set(dir(audiovq))
+    (piece,) = generator.sample_codes(1, seed=0)
+    assert "n_samples=8000" in repr(piece)
+    assert "tensor" not in repr(piece)

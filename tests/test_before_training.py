@@ -107,7 +107,8 @@ def test_a_run_goes_on_with_a_renamed_recipe_and_moved_music(tmp_path: Path) -> 
     saved = load_saved_recipe(tmp_path / "run" / "recipe.yaml")
     assert (saved.name, saved.data.folder) == ("copy", str(tmp_path / "moved"))
     shutil.rmtree(tmp_path / "moved")  # the priors need only the codes
-    priors = train("tiny.yaml", "priors")
+    assert_one_line_error(train("tiny.yaml", "priors", "--data", tmp_path / "typing-error"), "began with other music")
+    priors = train("tiny.yaml", "priors", "--data", tmp_path / "moved")
     assert priors.exit_code == 0, priors.output
 
 

@@ -90,6 +90,16 @@ def test_overfitting_is_named_with_the_step_of_the_best() -> None:
     assert held_out([5, 4, 3.5, 3.4, 3.3, 3.3], [5, 4, 3, 2.5, 2, 1.5]) == []
 
 
+@pytest.mark.parametrize("first", [50, 150])  # the first training value comes before or after the best evaluation
+def test_overfitting_of_a_prior_is_told_in_bits_and_never_against_nothing(first: int) -> None:
+    watch, found = Watch(FACTS), []
+    for i, value in enumerate([4.0, 4.2, 4.4, 4.6], start=1):
+        found += watch.update(first + 100 * (i - 1), {"loss": 1.0, "bits_per_code": 4.0 - i / 2})
+        found += watch.update(100 * i, {"valid_loss": 1.0, "valid_bits_per_code": value})
+    messages = [row["message"] for row in found]
+    assert [message.count("bits per code rises (4 → 4.6)") for message in messages] == ([1] if first == 50 else [])
+
+
 def test_metrics_from_before_the_codes_are_ignored() -> None:
     facts = StageFacts("tokenizer", "tokenizer", FACTS.training, codes_from=250, most_codes=(64,))
     assert shown(*({"perplexity_0": 1.0} for _ in range(11)), *({} for _ in range(30)), facts=facts) == []

@@ -28,7 +28,7 @@ from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import compat
 from audiovq.utils.device import pick_device, torch_defaults
-from audiovq.utils.progress import ProgressBar
+from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
 MAX_SECONDS = 24 * 3600.0
@@ -79,7 +79,11 @@ class Generator(Shareable):
                 f"{source}: no trained prior there; run `audiovq train` to its end, or choose another --model"
             )
         priors, sampling = zip(*map(checkpoint.load_prior, prior_folders(folder)), strict=True)
-        return cls(Tokenizer.from_pretrained(folder, device), priors, sampling, device)
+        tokenizer = Tokenizer.from_pretrained(folder, device)
+        if len(priors) < tokenizer.config.n_levels:
+            trained = f"{len(priors)} of {tokenizer.config.n_levels} priors are trained"
+            say(f"{source}: {trained}, so its music has the coarsest levels only and lacks detail")
+        return cls(tokenizer, priors, sampling, device)
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.tokenizer.network, self.priors, self.sampling

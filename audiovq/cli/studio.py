@@ -6,7 +6,7 @@ from pathlib import Path
 
 from click import FloatRange, IntRange, argument, command, option
 
-from audiovq.cli.options import FOLDER
+from audiovq.cli.options import FOLDER, pick_model
 from audiovq.utils.environment import require
 
 HOST_HELP = "Address to listen on; 0.0.0.0 admits everybody who can reach this machine."
@@ -38,7 +38,9 @@ def studio(
     quota: float,
     show: bool,
 ) -> None:
-    """Open a page for making music with RUN: a run, a model folder or a hub id (default: the bundled model).
+    """Open a page for making music with RUN: a run, a model folder, a hub id or `default`, the bundled model.
+
+    Without RUN it is the newest run, else the bundled model.
 
     Needs the extra audiovq[studio].
     """
@@ -66,7 +68,8 @@ def studio(
         from audiovq import api
         from audiovq.studio.engine import Engine
 
-        model, name = (api.resolve_model(run), run) if run else (api.bundled_model(), "the bundled model")
+        model = pick_model(run)
+        name = "the bundled model" if model == api.bundled_model() else run or str(model)
         return Engine(model, name, library, limits, sounds)
 
     place = projects or Path(platformdirs.user_data_dir("audiovq", appauthor=False)) / "projects"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,7 +53,7 @@ class Codes:
     """The codes of one track, coarse to fine, with all that is needed to decode them. Levels may be tensors,
     arrays or lists; ValueError if they are not rows of whole numbers."""
 
-    levels: list[Tensor]  # int64 [ceil(n_samples / hop)] a level
+    levels: list[Tensor] = field(repr=False)  # int64 [ceil(n_samples / hop)] a level
     n_samples: int  # of the waveform, at sample_rate
     sample_rate: int
     hop_lengths: list[int]

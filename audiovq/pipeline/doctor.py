@@ -19,7 +19,7 @@ REINSTALL = "python -m pip install --upgrade --force-reinstall"
 FEW_GIGABYTES, NO_GIGABYTES = 5.0, 0.2  # of free disk
 TEST_SECONDS, NEW_SECONDS = 5.0, 2.0  # of audio that the self-test encodes, and generates
 SHOWN_PACKAGES = ("torch", "torchaudio", "numpy", "librosa", "soundfile", "accelerate")
-AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF")
+AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "OPUS", "MP3", "AIFF")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def check_audio() -> Iterator[CheckResult]:
     """The formats that soundfile and ffmpeg read."""
     soundfile = import_module("soundfile")
     found = f"soundfile {soundfile.__version__}, libsndfile {soundfile.__libsndfile_version__}"
-    missing = [name for name in AUDIO_FORMATS if name not in soundfile.available_formats()]
+    known = {*soundfile.available_formats(), *soundfile.available_subtypes("OGG")}
+    missing = [name for name in AUDIO_FORMATS if name not in known]
     if missing:
         advice = f"{REINSTALL} soundfile; its wheels have libsndfile 1.2, a system's own may be older"
         yield CheckResult("audio files", WARNING, f"{found}: cannot read {', '.join(missing)}", advice)

@@ -236,6 +236,7 @@ def train_prior(run: Run, level: int, shards: Shards) -> None:
     start = pretrained_prior(source, level, shards.index.tokenizer_hash) if source else None
     task = PriorTask(stage, shards, level, run.recipe.seed, start)
     task.recipe_key = run.recipe.prior_key(level)
+    say(f"prior-{level}: the {'next' if level else 'first'} of {run.recipe.n_priors} priors, coarse to fine")
     if start and level == 0:
         say(describe_new_labels(start.spec.vocabularies, task.spec.vocabularies))
     run.train(task, stage.training)

@@ -146,7 +146,7 @@ class RunFolder:
     def _move(self, folder: str) -> None:
         """The music lies in another folder now; ValueError if it is not the same music. All ranks call it."""
         moved = dataclasses.replace(Scan.load(self.path / "data"), folder=Path(os.path.realpath(folder)))
-        if collectives.rank() > 0 or (self._is_done("codes") and not moved.folder.exists()):
+        if collectives.rank() > 0:
             return
         for track in progress(moved.tracks, "compare", len(moved.tracks)):
             path = moved.folder / track.path

@@ -164,8 +164,8 @@ def sample(
         files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
         names = [path.name for path in files.values()]
         listed = ", ".join(names) if len(names) < 5 else f"{len(names)} files, {names[0]} to {names[-1]},"
-        again = f"--seed {seed}" + (f" --index {chosen[0]}" if len(chosen) == 1 < options.num else "")
-        say(f"{listed} in {target.parent.resolve()}; {again} makes the same music again")
+        again = f"--seed {seed}" + (f" --num 1 --index {chosen[0]}" if len(chosen) == 1 < options.num else "")
+        say(f"{listed} in {target.parent.resolve()}; the same command with {again} makes the same music again")
         if first:
             first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
             finished(Sampled(options, folder, n_samples / rate, files, first_new))
@@ -236,7 +236,8 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
     cost[mine] = torch.tensor(found, dtype=torch.float64)
     collectives.all_reduce_(cost)
     order = cost.argsort(stable=True).tolist()
-    table = Table("rank", "item", "bits/s with - without" if options.conditional else "bits/s", "")
+    cost_name = "bits/s, as asked for minus as not asked for" if options.conditional else "bits/s"
+    table = Table("rank", "item", cost_name, "", title="How well the model predicts each piece, best first")
     for rank, i in enumerate(order, start=1):
         chosen = "chosen" if rank <= (options.best or 0) else ""
         table.add_row(str(rank), str(options.items[i]), f"{float(cost[i]):.2f}", chosen)

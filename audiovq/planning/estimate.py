@@ -353,7 +353,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         if "size" in stage:
             lines.append(f"    {stage['size']}")
     fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
-    lines.append(f"together: {_hours(plan['hours'])} on {plan['devices']} device(s); {fits}")
+    lines.append(f"together: {_hours(plan['hours'])}; {fits}")
     flops = f"{plan['flops'] / 1e9:,.0f} GFLOPS in each device"
     return [*lines, f"assumed: {flops}, no waiting; on CPUs within a factor of two"]
 
@@ -365,4 +365,6 @@ def _gb(n: float) -> str:
 def _hours(hours: float) -> str:
     if hours > 72:
         return f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
+    if hours < 1 / 60:
+        return "under a minute"
     return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"

@@ -127,7 +127,8 @@ def silence(facts: StageFacts, series: Series) -> Findings:
 
 def overfitting(facts: StageFacts, series: Series) -> Findings:
     """A held-out loss that stays above its minimum while the training loss falls."""
-    held_out = series["valid_loss"]
+    name = "bits_per_code" if series["bits_per_code"] else "loss"
+    held_out, words = series[f"valid_{name}"], name.replace("_", " ")
     best_step, best = min(held_out, key=lambda point: point[1], default=(0, 0.0))
     if facts.adversarial or best <= 0 or wrong_since(held_out, lambda value: value > RISE * best) is None:
         return
@@ -135,13 +136,13 @@ def overfitting(facts: StageFacts, series: Series) -> Findings:
     def training_loss(step: int) -> float:
         """The median training loss between an evaluation and the one before it."""
         before = max((other for other, _ in held_out if other < step), default=0)
-        return median([value for other, value in series["loss"] if before < other <= step] or [math.inf])
+        return median([value for other, value in series[name] if before < other <= step] or [math.nan])
 
     then, now = training_loss(best_step), training_loss(held_out[-1][0])
     if now < then / RISE:
         text = (
-            f"it overfits: the held-out loss rises ({best:.3g} → {held_out[-1][1]:.3g}) while the training "
-            f"loss falls ({then:.3g} → {now:.3g}); set {facts.recipe_key}.training.steps to {best_step} "
+            f"it overfits: the held-out {words} rises ({best:.3g} → {held_out[-1][1]:.3g}) while the training "
+            f"{words} falls ({then:.3g} → {now:.3g}); set {facts.recipe_key}.training.steps to {best_step} "
             f"(now {facts.training.steps}){facts.against_overfitting}, or add music"
         )
         yield best_step, "", text

@@ -67,7 +67,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _State.signal_number is None:
         _State.signal_number, _State.time = number, time.monotonic()
         if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write("stopping after the current step; a second signal stops at once\n")
+            sys.stderr.write("stopping as soon as nothing is lost; a second signal stops at once\n")
     elif time.monotonic() - _State.time > REPEAT_SECONDS:
         raise KeyboardInterrupt
 
