@@ -3,8 +3,10 @@
 import os
 import resource
 import shutil
+import socket
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -255,6 +257,20 @@ def test_tags_behind_the_audio_are_not_audio(tmp_path: Path) -> None:
         assert read_audio(tmp_path / name)[0].shape == (1, 8000)
 
 
+@pytest.mark.parametrize(("kind", "order", "name"), [("wav", "little", b"data"), ("aiff", "big", b"SSND")])
+def test_a_second_part_with_audio_is_named(
+    tmp_path: Path, kind: str, order: Literal["little", "big"], name: bytes
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, tones(1, 8000), 8000, "PCM_16")
+    whole = path.read_bytes()
+    chunk = whole[whole.index(name) :]
+    both = whole + chunk
+    path.write_bytes(both[:4] + (len(both) - 8).to_bytes(4, order) + both[8:])
+    with pytest.raises(ValueError, match=rf"a\.{kind}: has 2 parts with audio"):
+        read_audio(path)
+
+
 @pytest.mark.parametrize("scale", [32767, 1e30])
 def test_a_file_of_numbers_far_above_full_scale_is_refused(tmp_path: Path, scale: float) -> None:
     """PCM that was written as floating-point numbers and not divided."""
@@ -372,3 +388,15 @@ def test_without_ffmpeg_the_message_says_that_it_would_help(tmp_path: Path, monk
     for read in (read_audio, audio_info):
         with pytest.raises(ValueError, match=r"bad\.wav: not audio .*; if it plays elsewhere, install ffmpeg"):
             read(path)
+
+
+@needs_ffmpeg
+def test_a_playlist_under_another_name_reaches_no_server(tmp_path: Path) -> None:
+    path = tmp_path / "a.m4a"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        path.write_text(f"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:{server.getsockname()[1]}/a.mp3\n#EXT-X-ENDLIST\n")
+        with pytest.raises(ValueError, match=r"a\.m4a: "):
+            read_audio(path)
+        with pytest.raises(TimeoutError):
+            server.accept()

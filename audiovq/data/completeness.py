@@ -48,6 +48,13 @@ def _check_declared_bytes(data: mmap.mmap) -> None:
     if declared > 8 and (is_large or tail[:4] in {b"RIFF", b"FORM"}):
         advice = "split it, or write it as FLAC, RF64 or W64 if it is over 4 GB"
         raise ValueError(f"holds more than it says: the header says {declared} bytes, {found} are there; {advice}")
+    at, n_parts = 12, 0
+    while at + 8 <= min(declared, found):
+        n_parts += data[at : at + 4] in {b"data", b"SSND"}
+        size = int.from_bytes(data[at + 4 : at + 8], "little" if data[:1] == b"R" else "big")
+        at += 8 + size + size % 2
+    if n_parts > 1:
+        raise ValueError(f"has {n_parts} parts with audio, and decoders read one of them; write it anew")
 
 
 def _check_ogg_pages(data: mmap.mmap) -> None:

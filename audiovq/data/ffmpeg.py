@@ -13,6 +13,7 @@ import numpy as np
 
 SUFFIXES = {".m4a", ".aac", ".wma", ".webm", ".mka", ".ape", ".wv"}
 SURE_SCORE = 26  # ffprobe's confidence, of 100; below it knows the file's name but not its content
+ONLY_FILES = ("-protocol_whitelist", "file")  # a playlist under another name reaches no server
 # Containers whose header has the length; for others ffprobe estimates it from the bit rate.
 _WITH_LENGTH = {"MOV", "MATROSKA", "ASF", "FLAC", "WAV", "AIFF", "CAF", "W64", "APE", "WV"}
 _SLACK_SECONDS = 0.5  # by which the length in a header may be too long: padding, times in milliseconds
@@ -43,7 +44,7 @@ def probe(path: Path) -> AudioInfo:
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
     command = [
-        "ffprobe", "-v", "error", "-select_streams", "a:0", "-of", "json", "-show_entries",
+        "ffprobe", "-v", "error", *ONLY_FILES, "-select_streams", "a:0", "-of", "json", "-show_entries",
         "stream=codec_name,sample_rate,channels:format=format_name,probe_score,duration:format_tags", f"file:{path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
@@ -65,7 +66,7 @@ def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> 
     facts = probe(path)
     trim = f"atrim=start_sample={start}" + ("" if n_samples is None else f":end_sample={start + n_samples}")
     command = [
-        "ffmpeg", "-v", "error", "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-af", trim,
+        "ffmpeg", "-v", "error", *ONLY_FILES, "-nostdin", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-af", trim,
         "-c:a", "pcm_f32le", "-ar", str(facts.sample_rate), "-ac", str(facts.channels), "-f", "f32le", "-",
     ]  # fmt: skip
     frame = 4 * facts.channels  # bytes

@@ -84,7 +84,7 @@ def _text(tags: Any, key: str) -> str:
     try:
         value = tags.get(key)
         values = getattr(value, "genres", None) or getattr(value, "text", value)  # ID3 frames; numbers of genres
-        return str(values[0] if isinstance(values, list) and values else values or "").strip()
+        return ", ".join(dict.fromkeys(map(str, values))) if isinstance(values, list) else str(values or "").strip()
     except Exception:  # one damaged tag; the others may be readable
         return ""
 
