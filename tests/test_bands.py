@@ -5,14 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import TRACK
 from torch import Tensor
 
 from audiovq.config import build
+from audiovq.data.audio import read_audio
 from audiovq.tokenizer.bands import BandsConfig
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.decoders import ToneDecoder
 from audiovq.tokenizer.losses import ToneLoss
-from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, frequency, pitches
+from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, decimate, frequency, pitches
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.tones import Oscillators
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
@@ -239,3 +241,22 @@ def test_bands_above_the_sample_rate_are_named() -> None:
     with pytest.raises(ValueError, match="expected pitches below"):
         VQVAE(build(VQVAEConfig, CONFIG | {"sample_rate": 1000}, "model"))
     assert BandsConfig().semitones == 12
+
+
+@pytest.mark.parametrize("factor", [8, 32])
+def test_decimation_is_a_filter_and_every_nth_sample(factor: int) -> None:
+    x, low_pass = torch.randn(2, 1, 2000), torch.randn(16 * factor + 1)
+    full = torch.nn.functional.conv1d(x, low_pass[None, None], padding=8 * factor)
+    torch.testing.assert_close(decimate(x, low_pass, factor), full[..., ::factor], rtol=1e-4, atol=1e-4)
+
+
+def test_low_notes_at_a_lower_sample_rate_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = pitches(28, 112, 5, 44100)
+    fast = PitchSpectrogram(44100, 1024, steps)
+    assert fast.factors == [32, 8, 1]
+    monkeypatch.setattr("audiovq.tokenizer.pitch.FACTORS", ())
+    slow = PitchSpectrogram(44100, 1024, steps)
+    assert slow.factors == [1, 1, 1]
+    waveform = read_audio(TRACK)[0][:1, : 64 * 1024]
+    a, b = (20 * spectrogram(waveform).clamp(min=1e-4).log10()[..., 8:-8] for spectrogram in (fast, slow))
+    assert float((a - b).abs().max()) < 0.1  # dB

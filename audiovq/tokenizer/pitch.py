@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from einops import rearrange
+from scipy.signal import firwin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +17,9 @@ SHORT_WINDOWS = ((60, 0.093), (128, 0.046))
 SMOOTHING_FRAMES = 9  # over which a short window's magnitude is compared with its mean
 NEIGHBOURS = 11  # steps of pitch whose maximum is a short window's magnitude
 LEAST_POWER = 1e-12
+FACTORS = 8, 16, 32  # by which the sample rate is divided for low notes; less saves nothing
+HIGHEST_OF_RATE = 0.25  # the highest of these notes, relative to the lower sample rate
+FILTER_BLOCKS = 16  # length of the filter in samples of the lower rate
 
 
 def frequency(pitch: Tensor) -> Tensor:
@@ -28,11 +33,25 @@ def pitches(low: float, high: float, per_semitone: int, sample_rate: int) -> Ten
     return found[frequency(found) < 0.45 * sample_rate]
 
 
+def decimate(waveform: Tensor, low_pass: Tensor, factor: int) -> Tensor:
+    """[..., samples] -> [..., samples / factor]: every factor-th sample after a filter [blocks · factor + 1]."""
+    if factor == 1:
+        return waveform
+    # A convolution of blocks of `factor` samples: many channels and few taps, which is fast.
+    n_blocks = len(low_pass) // factor
+    kernel = F.pad(low_pass, (0, factor - 1)).view(1, n_blocks + 1, factor).transpose(1, 2)  # [1, factor, taps]
+    flat = F.pad(waveform.reshape(-1, waveform.shape[-1]), (n_blocks // 2 * factor, (n_blocks // 2 + 1) * factor))
+    blocks = flat[:, : flat.shape[1] // factor * factor].view(len(flat), -1, factor).transpose(1, 2)
+    decimated = F.conv1d(blocks, kernel)[:, 0, : -(-waveform.shape[-1] // factor)]
+    return decimated.view(*waveform.shape[:-1], -1)
+
+
 class PitchSpectrogram(nn.Module):
     """Magnitudes at equal steps of pitch, by Fourier transforms whose windows are longer for lower notes.
 
     A step is the root of the power of the transform's bins around it, weighted by a triangle as wide as a step or a bin
-    to either side. A sine of amplitude a has about a.
+    to either side. A sine of amplitude a has about a. The windows of low notes see the music at a lower sample rate, which
+    makes the transforms of long windows short.
 
     Args:
         pitches: MIDI pitches [n], rising.
@@ -44,7 +63,7 @@ class PitchSpectrogram(nn.Module):
         self, sample_rate: int, hop_length: int, pitches: Tensor, windows: tuple[tuple[float, float], ...] = WINDOWS
     ):
         super().__init__()
-        self.hop_length, self.n_ffts = hop_length, []
+        self.hop_length, self.n_ffts, self.factors = hop_length, [], []
         step = float(pitches[1] - pitches[0])
         start = 0
         for top, seconds in windows:
@@ -53,29 +72,39 @@ class PitchSpectrogram(nn.Module):
             if not len(mine):
                 continue
             start += len(mine)
-            centres, bin_width = frequency(mine), sample_rate / n_fft
+            centres = frequency(mine)
+            fitting = [d for d in FACTORS if hop_length % d == 0 and d * centres[-1] < HIGHEST_OF_RATE * sample_rate]
+            factor = max(fitting, default=1)
+            rate, n_fft = sample_rate / factor, n_fft // factor
+            bin_width = rate / n_fft
             widths = (centres * (2 ** (step / 12) - 1)).clamp(min=bin_width)
             bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * bin_width
             weights = (1 - (bins[:, None] - centres).abs() / widths).clamp(min=0)  # [bins, steps]
             n_bins = int(weights.any(dim=1).nonzero().max()) + 1
             # The power of a sine of amplitude 1 at the centre is 1: a Hann window spreads it over three bins or more.
             window = torch.hann_window(n_fft, dtype=torch.float64)
-            time = torch.arange(n_fft, dtype=torch.float64)[:, None] / sample_rate
+            time = torch.arange(n_fft, dtype=torch.float64)[:, None] / rate
             sines = torch.fft.rfft(window[:, None] * (2 * math.pi * centres * time).sin(), dim=0).abs().square()
             power = (weights[:n_bins] * sines[:n_bins]).sum(dim=0)
             i = len(self.n_ffts)
             self.n_ffts.append(n_fft)
+            self.factors.append(factor)
+            n_taps = FILTER_BLOCKS * factor + 1
+            low_pass = firwin(n_taps, 0.5, window=("kaiser", 8), fs=factor) if factor > 1 else np.ones(1)
+            self.register_buffer(f"low_pass_{i}", torch.from_numpy(low_pass).float(), persistent=False)
             self.register_buffer(f"weights_{i}", (weights[:n_bins] / power).float(), persistent=False)
             self.register_buffer(f"window_{i}", window.float(), persistent=False)
-        self.radius_samples = max(self.n_ffts)
+        reach = [(n_fft + FILTER_BLOCKS) * d for n_fft, d in zip(self.n_ffts, self.factors, strict=True)]
+        self.radius_samples = max(reach)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> float32 [..., steps, samples / hop]
         magnitudes = []
         with torch.autocast(waveform.device.type, enabled=False):
-            for i, n_fft in enumerate(self.n_ffts):
+            for i, (n_fft, factor) in enumerate(zip(self.n_ffts, self.factors, strict=True)):
                 window, weights = self.get_buffer(f"window_{i}"), self.get_buffer(f"weights_{i}")
-                side = n_fft - self.hop_length
-                frames = F.pad(waveform.float(), (side // 2, side - side // 2)).unfold(-1, n_fft, self.hop_length)
+                hop, side = self.hop_length // factor, n_fft - self.hop_length // factor
+                x = decimate(waveform.float(), self.get_buffer(f"low_pass_{i}"), factor)
+                frames = F.pad(x, (side // 2, side - side // 2)).unfold(-1, n_fft, hop)
                 spectrum = torch.fft.rfft(frames * window)[..., : len(weights)]
                 power = (spectrum.real.square() + spectrum.imag.square()) @ weights
                 magnitudes.append((power + LEAST_POWER).sqrt())
@@ -100,6 +129,6 @@ class NoteSpectrogram(nn.Module):
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """[b, samples] -> float32 [b, steps, samples / hop] each: of long windows alone, and with onsets."""
         long, short = self.long(waveform), self.short(waveform)
-        short = F.max_pool2d(short[:, None], (NEIGHBOURS, 1), 1, (NEIGHBOURS // 2, 0))[:, 0]
+        short = F.pad(short, (0, 0, NEIGHBOURS // 2, NEIGHBOURS // 2)).unfold(1, NEIGHBOURS, 1).amax(dim=-1)
         mean = F.avg_pool1d(short, SMOOTHING_FRAMES, 1, SMOOTHING_FRAMES // 2, count_include_pad=False)
         return long, long * (short / (mean + 1e-9)).clamp(0.03, 3.0)
