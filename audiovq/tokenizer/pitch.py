@@ -90,7 +90,7 @@ class PitchSpectrogram(nn.Module):
             self.n_ffts.append(n_fft)
             self.factors.append(factor)
             n_taps = FILTER_BLOCKS * factor + 1
-            low_pass = firwin(n_taps, 0.5, window=("kaiser", 8), fs=factor) if factor > 1 else np.ones(1)
+            low_pass = firwin(n_taps, 0.5, window="blackman", fs=factor) if factor > 1 else np.ones(1)
             self.register_buffer(f"low_pass_{i}", torch.from_numpy(low_pass).float(), persistent=False)
             self.register_buffer(f"weights_{i}", (weights[:n_bins] / power).float(), persistent=False)
             self.register_buffer(f"window_{i}", window.float(), persistent=False)
