@@ -29,11 +29,8 @@ def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
 
 
 def code_statistics(counts: np.ndarray, code_rate: float) -> dict[str, float]:
-    """Unigram entropy in bits per code and per second, perplexity, and the used share of the codebook.
-
-    Args:
-        counts: int64 [codebook_size], of one level.
-    """
+    """Unigram entropy in bits per code and per second, perplexity, and the used share of the codebook, of one level with
+    `counts`, int64 [codebook_size]."""
     bits = entropy_of_counts(counts)
     return {
         "unigram_bits_per_code": bits,
@@ -53,15 +50,8 @@ def entropy_of_counts(counts: np.ndarray) -> float:
 def held_out_bits(
     prior: Prior, shards: Shards, split: str = "valid", max_windows: int = MAX_WINDOWS
 ) -> dict[str, float]:
-    """Bits per code and per second of the tracks of a split, in windows of the prior's context.
-
-    Each window begins without a past.
-
-    Args:
-        max_windows: if there are more, as many are chosen, evenly spread.
-    Returns:
-        bits_per_code, bits_per_second, and n_codes in these windows.
-    """
+    """bits_per_code, bits_per_second and n_codes of the tracks of a split, in windows of the prior's context, which begin
+    without a past; at most `max_windows`, evenly spread."""
     c, spec = prior.config, prior.spec
     level, context = spec.level, c.transformer.context // spec.ratio * spec.ratio
     inputs = {"seed": 0, **c.extra_inputs}
@@ -83,14 +73,8 @@ def held_out_bits(
 
 
 def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
-    """Choose places in tracks, evenly spread over all of them.
-
-    Args:
-        counts: [n_tracks], the number of places in each track.
-        at_most: how many to choose.
-    Returns:
-        (track, place within the track), in order.
-    """
+    """Choose places in tracks, of which there are `counts` [n_tracks], evenly spread over all of them: (track, place within
+    the track), in order."""
     ends = np.cumsum(counts)
     n = int(ends[-1]) if len(ends) else 0
     for place in np.linspace(0, n - 1, min(n, at_most)).round().astype(int):

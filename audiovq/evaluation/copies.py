@@ -105,13 +105,8 @@ def _longest_runs_of_all(pieces: Sequence[np.ndarray], shards: Shards, depth: in
 
 
 def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:
-    """One symbol for each code of level 0: the code itself, or a hash of the codes of all given levels.
-
-    Args:
-        levels: int [n_codes] each, coarse to fine.
-    Returns:
-        int64 [n_codes of level 0], 0 or more.
-    """
+    """One symbol for each code of level 0: the code itself, or a hash of the codes of all given levels, int [n_codes] each,
+    coarse to fine; int64 [n_codes of level 0], 0 or more."""
     n_top = len(levels[0])
     hashes = np.zeros(n_top, dtype=np.uint64)
     for level, hop_length in zip(levels, index.hop_lengths, strict=False):

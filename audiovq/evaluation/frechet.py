@@ -22,14 +22,9 @@ Tracks = Sequence[np.ndarray]
 
 
 def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> float:
-    """The distance between a set and the reference, by their sample means and covariances.
-
-    Args:
-        n_components: compare only this many principal components of the reference; default all dimensions.
-            At least ten windows per component are recommended.
-    Raises:
-        ValueError: fewer than two windows, or unequal dimensions.
-    """
+    """The distance between a set and the reference, by their sample means and covariances, in all dimensions or the first
+    `n_components` principal components of the reference (ten windows or more per component are recommended).
+    Raises ValueError for fewer than two windows, or unequal dimensions."""
     n_windows = min(sum(map(len, tracks)), sum(map(len, reference)))
     if n_windows < 2:
         raise ValueError(f"expected at least two windows of embeddings, found {n_windows}; use more music")

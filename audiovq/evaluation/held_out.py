@@ -8,22 +8,13 @@ from audiovq.recipe import load_saved_recipe
 
 
 def held_out_music(folder: Path, model: str, data: str | None) -> Scan:
-    """All tracks of the folder `data`; without it, the tracks that the run in `folder` held out.
-
-    Raises:
-        ValueError: no `data`, and the model is not a run with held-out tracks.
-    """
+    """All tracks of the folder `data`; without it, the tracks that the run in `folder` held out, or a ValueError."""
     return scan_folder(data) if data is not None else _part(_run_music(folder, model), "valid", model)
 
 
 def training_and_held_out_music(folder: Path, model: str, data: str | None) -> tuple[Scan, Scan]:
-    """The tracks that the priors of a run learned from, and held-out tracks.
-
-    `data` replaces the held-out tracks. For a model that is not a run, it is split into both.
-
-    Raises:
-        ValueError: no `data`, and the model is not a run with held-out tracks.
-    """
+    """The tracks that the priors of a run learned from, and held-out tracks. `data` replaces the held-out tracks; for a
+    model that is not a run, it is split into both. Raises ValueError for tracks that there are not."""
     if not _is_run(folder) and data is not None:
         music = scan_folder(data)
         return _part(music, "train", model), _part(music, "valid", model)

@@ -11,13 +11,8 @@ MAX_PEAK = -1.0  # dBFS
 
 
 def loudness(waveform: Tensor, sample_rate: int) -> float:
-    """Integrated loudness by torchaudio; a clip shorter than the standard's block of 0.4 s is repeated.
-
-    Args:
-        waveform: float [1 or 2 channels, samples].
-    Returns:
-        Loudness in LUFS; -inf for silence.
-    """
+    """Integrated loudness by torchaudio in LUFS, -inf for silence, of float [1 or 2 channels, samples]; a clip shorter than
+    the standard's block of 0.4 s is repeated."""
     block = math.ceil(0.4 * sample_rate)
     if waveform.shape[1] < block:
         waveform = waveform.repeat(1, math.ceil(block / max(waveform.shape[1], 1)))
@@ -34,13 +29,8 @@ def headroom(waveform: Tensor) -> float:
 def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list[float | None]:
     """The gains that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS.
 
-    A clip that would pull the others below -30 LUFS because of its peaks stays quieter than they are instead.
-
-    Args:
-        clips: float [1 or 2 channels, samples] each.
-        sample_rates: of the clips, Hz.
-    Returns:
-        dB for each clip; None for silence.
+    A clip that would pull the others below -30 LUFS because of its peaks stays quieter than they are instead. Clips are
+    float [1 or 2 channels, samples]; each has a gain in dB, or None for silence.
     """
     levels = [loudness(clip, rate) for clip, rate in zip(clips, sample_rates, strict=True)]
     largest = [headroom(clip) for clip in clips]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
+from audiovq.tokenizer.losses import MelSpectrogram, mean_log_difference
 
 Metric = Callable[[Tensor, Tensor, int], float]
 
@@ -33,16 +33,11 @@ WHOLE = {"si_sdr_db", "note_f1", "frame_f1"}
 def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """Mean |Δ log10 mel magnitude| over windows of 64 to 2048 samples; 0 is perfect, a gain of ten costs 1.
 
-    Source: the windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over
-    windows instead of a sum.
+    The windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over windows, no sum.
     """
     a, b = _pair(reconstruction, reference)
-    total = 0.0
-    for n_fft in MEL_WINDOWS:
-        mel = _mel_spectrogram(sample_rate, n_fft)
-        x, y = (mel(w).clamp(min=LOG_FLOOR).log10() for w in (a, b))
-        total += float((x - y).abs().mean())
-    return total / len(MEL_WINDOWS)
+    mels = [_mel_spectrogram(sample_rate, n_fft) for n_fft in MEL_WINDOWS]
+    return sum(float(mean_log_difference(mel(a), mel(b), torch.log10)) for mel in mels) / len(MEL_WINDOWS)
 
 
 @functools.lru_cache(maxsize=16)
@@ -53,9 +48,8 @@ def _mel_spectrogram(sample_rate: int, n_fft: int) -> MelSpectrogram:
 def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """Sum over windows of 2048 and 512 samples of mean |Δ log10 |X|²| + mean |Δ |X||; 0 is perfect.
 
-    Source: the STFT distance of DAC, arXiv:2306.06546, section 4.3, as in its released code: Hann windows,
-    a hop of a quarter window, magnitudes that are not normalised and clamped at 1e-5 in the logarithm, and
-    the linear term.
+    Source: DAC, arXiv:2306.06546, section 4.3, as in its released code: hops of a quarter window, magnitudes that are
+    not normalised and clamped at 1e-5 in the logarithm, and the linear term.
     """
     a, b = _pair(reconstruction, reference)
     total = 0.0
@@ -116,21 +110,12 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
 def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, highest: float = math.inf) -> float:
     """Mean |Δ log10 magnitude| of the constant-Q transform, C1 to C8 in thirds of a semitone; 0 is perfect.
 
-    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with
-    windows of 2048 samples does not.
-
-    Args:
-        highest: Hz; only bins below count.
-    Source: Brown 1991, J. Acoust. Soc. Am. 89:425; librosa's `cqt`.
+    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with windows of
+    2048 samples does not. Only bins below `highest` Hz count. Source: Brown 1991, J. Acoust. Soc. Am. 89:425.
     """
     a, b = (np.maximum(_constant_q(w, sample_rate), CQT_FLOOR) for w in _pair(reconstruction, reference))
     counted = _cqt_frequencies(sample_rate) < highest
     return float(np.abs(np.log10(a) - np.log10(b))[..., counted, :].mean())
-
-
-def low_cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """`cqt_distance` below 500 Hz, where tokenizers lose pitch first."""
-    return cqt_distance(reconstruction, reference, sample_rate, highest=500.0)
 
 
 def _cqt_frequencies(sample_rate: int) -> np.ndarray:
@@ -168,7 +153,7 @@ METRICS: dict[str, Metric] = {
     "level_db": level_difference,
     "chroma_distance": chroma_distance,
     "cqt_distance": cqt_distance,
-    "low_cqt_distance": low_cqt_distance,
+    "low_cqt_distance": functools.partial(cqt_distance, highest=500.0),  # where tokenizers lose pitch first
 }
 
 

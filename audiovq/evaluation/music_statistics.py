@@ -8,11 +8,8 @@ from torch import Tensor
 
 
 def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
-    """Statistics of a piece.
+    """Statistics of a piece, float [channels, samples].
 
-    Args:
-        waveform: float [channels, samples].
-        sample_rate: Hz.
     Returns:
         rms_db: level in dB relative to full scale.
         peak: largest absolute sample.

@@ -51,23 +51,13 @@ def _transcriber() -> tuple[Any, Any, Any]:
     return inference, model, importlib.import_module("mir_eval.transcription")
 
 
-_transcribed: dict[
-    bytes, tuple[np.ndarray, np.ndarray]
-] = {}  # the last transcriptions, as every prefix has the same source
+Transcription = tuple[np.ndarray, np.ndarray]  # see `transcribe`
+_transcribed: dict[bytes, Transcription] = {}  # the last ones, as every prefix has the same source
 
 
-def transcribe(waveform: Tensor, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """The notes of a piece.
-
-    Args:
-        waveform: float [channels, samples].
-        sample_rate: Hz.
-    Returns:
-        float [notes, 3]: start and end in seconds and MIDI pitch of each note; and float [frames, 88]: the probability
-        that a pitch of the piano sounds.
-    Raises:
-        ValueError: without the extra.
-    """
+def transcribe(waveform: Tensor, sample_rate: int) -> Transcription:
+    """The notes of a piece, float [channels, samples]: start and end in seconds and MIDI pitch of each, float [notes, 3];
+    and the probability that a pitch of the piano sounds, float [frames, 88]. Raises ValueError without the extra."""
     inference, model, _ = _transcriber()
     mono = waveform.float().mean(dim=0).numpy()
     mono = mono * (PEAK / max(float(np.abs(mono).max()), 1e-6))

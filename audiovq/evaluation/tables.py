@@ -13,10 +13,7 @@ Estimate = dict[str, float | None]  # `mean`, and `ci95`: the half-width of its 
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean over tracks with Student's interval, mean ± t(0.975, n − 1) · s / √n; None for a single track.
-
-    Source: Student 1908, Biometrika 6:1.
-    """
+    """The mean over tracks with Student's interval, mean ± t(0.975, n − 1) · s / √n; None for a single track."""
     if len(values) < 2:
         return {"mean": float(np.mean(values)), "ci95": None}
     half_width = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)

@@ -43,11 +43,8 @@ from audiovq.utils.progress import say
 
 
 class Run:
-    """A recipe, its folder and the devices. With several processes, all of them call every method.
-
-    Args:
-        pages: write report.html after each stage.
-    """
+    """A recipe, its folder and the devices; with `pages`, report.html is written after each stage. With several processes,
+    all of them call every method."""
 
     def __init__(self, recipe: Recipe, folder: Path, pages: bool = True):
         self.recipe, self.folder, self.pages = adopt_pretrained(recipe), folder, pages
@@ -58,12 +55,8 @@ class Run:
         self.trackers = TrackerConfig(folder, (), recipe.name)
 
     def go(self, stages: tuple[str, ...] = ()) -> None:
-        """Train the stages that are not done, all or those named.
-
-        Raises:
-            ValueError: wrong settings or data.
-            Interrupted: a signal was received; the same run continues where it stopped.
-        """
+        """Train the stages that are not done, all or those named. Raises ValueError for wrong settings or data, `Interrupted`
+        after a signal; the same run continues where it stopped."""
         stages = stages or tuple(STAGES)
         if len(stages) < len(STAGES) and "decoder" in stages and not self.recipe.decoder_tuning:
             raise ValueError(

@@ -78,11 +78,8 @@ class RunFolder:
     # --- recipe, music and codes ------------------------------------------------------------------
 
     def open(self) -> None:
-        """Scan the music and save the recipe, or check that the folder has a run of this recipe.
-
-        Raises:
-            ValueError: no music, or a run of another recipe.
-        """
+        """Scan the music and save the recipe, or check that the folder has a run of this recipe. Raises ValueError for no
+        music, or a run of another recipe."""
         path = self.path / "recipe.yaml"
         is_main = collectives.rank() == 0
         if is_main and not path.exists():
@@ -128,11 +125,7 @@ class RunFolder:
         )
 
     def scan(self) -> Scan:
-        """The tracks as they were when the run began.
-
-        Raises:
-            ValueError: some are not there any more.
-        """
+        """The tracks as they were when the run began. Raises ValueError if some are not there any more."""
         found = Scan.load(self.path / "data")
         missing = [track.path for track in found.tracks if not (found.folder / track.path).is_file()]
         if missing:
@@ -158,11 +151,8 @@ class RunFolder:
         moved.save(self.path / "data")
 
     def open_codes(self, tokenizer_hash: str | None = None) -> Shards:
-        """The codes of this run, or those that its recipe names.
-
-        Raises:
-            ValueError: they do not fit the recipe, or are of another tokenizer.
-        """
+        """The codes of this run, or those that its recipe names. Raises ValueError if they do not fit the recipe, or are of
+        another tokenizer."""
         shards = Shards(self.recipe.codes.path or self.path / "codes", tokenizer_hash)
         model, index = self.recipe.tokenizer.model, shards.index
         expected = model.sample_rate, list(model.hop_lengths), model.codebook_size

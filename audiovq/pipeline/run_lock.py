@@ -25,11 +25,7 @@ POLL_SECONDS = 0.5
 
 @contextlib.contextmanager
 def only_writer(run: Path) -> Iterator[None]:
-    """Within `with`, no other process trains this run.
-
-    Raises:
-        ValueError: another process trains it, and does not end.
-    """
+    """Within `with`, no other process trains this run. Raises ValueError if one does, and does not end."""
     check_folder(run)
     path = run / ".lock"
 

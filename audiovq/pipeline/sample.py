@@ -54,6 +54,11 @@ class SampleOptions(PieceOptions):
     out: str | None = None
 
     @property
+    def length(self) -> float:
+        """Seconds of a piece that no other piece gives a length."""
+        return SECONDS if self.seconds is None else self.seconds
+
+    @property
     def items(self) -> range:
         return range(self.index or 0, (self.index or 0) + self.num)
 
@@ -122,16 +127,9 @@ def sample(
     pick_model: Callable[[], Path],
     finished: Callable[[Sampled], object] = lambda sampled: None,
 ) -> Iterator[str]:
-    """Make music; yields the name of each file when it is written.
-
-    Args:
-        arguments: of this program, to start it on several GPUs.
-        pick_model: gives the model's folder.
-        finished: called once when all files are there, by the first process.
-    Raises:
-        ValueError: options that cannot be.
-        Interrupted: a signal asked to stop; the files that were yielded are whole.
-    """
+    """Make music; yields the name of each file when it is written. `arguments` are those of this program, to start it on
+    several GPUs; `finished` is called once by the first process when all files are there. Raises ValueError for options
+    that cannot be, `Interrupted` after a signal; the files that were yielded are whole."""
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
         return
@@ -145,9 +143,7 @@ def sample(
         folder = pick_model()
         generator = Generator.from_pretrained(folder)
         given = _given(generator, options)
-        n_samples = (
-            given.n_samples if given else generator.n_samples(SECONDS if options.seconds is None else options.seconds)
-        )
+        n_samples = given.n_samples if given else generator.n_samples(options.length)
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
         mine, chosen = options.items[collectives.rank() :: collectives.world_size()], list(options.items)
         with _live(options, generator, n_samples) as on_codes:
@@ -206,26 +202,24 @@ def read_piece(tokenizer: Tokenizer, path: str) -> Codes:
 def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
     """The codes that stay, of a prompt or of a piece that is changed."""
     if options.prompt:
-        n_samples = generator.n_samples(SECONDS if options.seconds is None else options.seconds)
-        return generator.begin_with(read_piece(generator.tokenizer, options.prompt), n_samples)
+        piece = read_piece(generator.tokenizer, options.prompt)
+        return generator.begin_with(piece, generator.n_samples(options.length))
     if not options.source:
         return None
     piece = read_piece(generator.tokenizer, options.source)
     start, end = options.start or 0.0, piece.seconds if options.end is None else options.end
-    stretch = (start, end) if options.stretch else None
+    around = {"before": options.before, "after": options.after}
     return generator.keep(
-        piece, stretch=stretch, before=options.before, after=options.after, levels=options.keep_levels
+        piece, stretch=(start, end) if options.stretch else None, levels=options.keep_levels, **around
     )
 
 
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
     """The items that the priors rank first among those of all processes; prints a table.
 
-    The cost is the information in bits a second. With labels, a text or chroma it is that with these
-    conditions minus that without: log p(codes) - log p(codes | conditions).
-
-    Source: DALL-E, arXiv:2102.12092, section 2.6, and VQ-VAE-2, arXiv:1906.00446, section 3.4. Differs:
-    the prior itself ranks, instead of another network.
+    The cost is the information in bits a second. With labels, a text or chroma it is that with these conditions minus
+    that without: log p(codes) - log p(codes | conditions). Source: DALL-E, arXiv:2102.12092, section 2.6. Differs: the
+    prior itself ranks, instead of another network.
     """
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
     found = generator.bits_per_second(codes)

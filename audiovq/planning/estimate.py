@@ -56,11 +56,8 @@ class Device(NamedTuple):
 
 
 def far_device(memory: str | None, tflops: float | None, utilisation: float | None) -> Device:
-    """A GPU that is not here; the defaults are an A100's, of which training reaches 30 %.
-
-    Raises:
-        ValueError: `memory` is not a size.
-    """
+    """A GPU that is not here; the defaults are an A100's, of which training reaches 30 %. Raises ValueError for a `memory`
+    that is not a size."""
     found = re.fullmatch(r"(\d+\.?\d*)\s*([KMGT]?I?B?)", (memory or "80GB").strip().upper())
     if not found or found[2] not in UNITS:
         raise ValueError(f"--device-memory {memory}: expected a size such as 80GB or 24GiB")
@@ -87,11 +84,8 @@ def this_device(bf16: bool) -> Device:
 
 
 def music_seconds(recipe: Recipe) -> float:
-    """How much music the priors are trained on, from the index of the codes or from headers of files.
-
-    Raises:
-        ValueError: no music.
-    """
+    """How much music the priors are trained on, from the index of the codes or from headers of files; ValueError if
+    there is none."""
     if recipe.codes.path:
         index = Shards(recipe.codes.path).index
         return sum(track.n_samples for track in index.tracks) / index.sample_rate
@@ -121,13 +115,8 @@ class Pass(NamedTuple):
 
 
 def count_pass(network: nn.Module, forward: Callable[[], object], scale: float = 1.0, scores: int = 0) -> Pass:
-    """Count one forward pass.
-
-    Args:
-        network: its weights are not activations.
-        scale: multiplies the result.
-        scores: attention scores of that many positions are left out: real devices do not store them.
-    """
+    """Count one forward pass, multiplied by `scale`. Not activations are the network's weights, and attention `scores` of
+    that many positions, which real devices do not store."""
     own = (*network.parameters(), *network.buffers())
     n_bytes = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in own})
 
@@ -188,13 +177,9 @@ def make_plan(
 ) -> dict[str, Any]:
     """The estimate as plain values, which `plan_lines` prints.
 
-    Args:
-        recipe: with the settings of its pretrained models (`adopt_pretrained`).
-        seconds: of music for the priors, such as `music_seconds` finds.
-        stages: names of the stages to train.
-        device: each of the devices; None: this machine's.
-    Raises:
-        ValueError: a network that cannot be built or trained, or a batch that is too small for so many devices.
+    The recipe has the settings of its pretrained models (`adopt_pretrained`), and `seconds` of music for the priors, such
+    as `music_seconds` finds. Default of `device` is this machine's. Raises ValueError for a network that cannot be built
+    or trained, or a batch that is too small for so many devices.
     """
     device = device or this_device(use_bf16(recipe))
     planner = Planner(recipe, device, n_devices, seconds)

@@ -14,11 +14,7 @@ from audiovq.training.logs import read_health
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about an audio file, a codes file, a model folder or a run folder.
-
-    Raises:
-        ValueError: none of these.
-    """
+    """Facts about an audio file, a codes file, a model folder or a run folder; ValueError for anything else."""
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if (path / "recipe.yaml").is_file():

@@ -27,15 +27,8 @@ TEXT_BYTES = 1_500_000  # reserved for everything but sounds
 
 
 def report_run(run: Path, out: Path | None = None) -> dict[str, Any]:
-    """Write the results of a run so far.
-
-    Args:
-        out: the file; default report.html in the run.
-    Returns:
-        The file, its size in bytes, and the number of clips in it.
-    Raises:
-        ValueError: not a run, damaged samples, or a file that cannot be written.
-    """
+    """Write the results of a run so far to `out`, default report.html in the run. Returns the file, its size in bytes, and
+    the number of clips. Raises ValueError for no run, damaged samples, or a file that cannot be written."""
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run}: expected the folder of a run, found no recipe.yaml in it")
     network = provenance.load_tokenizer(run)
@@ -53,16 +46,13 @@ def report_pieces(
     start: float = 0.0,
     comparable: bool = False,
 ) -> dict[str, Any]:
-    """Write a page for generated pieces, with the provenance of their model.
+    """Write a page for generated pieces, audio files by name, with the provenance of their model; as `report_run`.
 
     Args:
-        pieces: audio files by name.
         settings: how they were made, by name.
         source: a recording that was continued or changed; it is the first clip.
         start: second of the pieces where excerpts of long ones begin.
-        comparable: the pieces are the source except for what was drawn anew, so a blind test can compare
-            them.
-    Returns, Raises: see `report_run`.
+        comparable: the pieces are the source except for what was drawn anew, so a blind test can compare them.
     """
     network = provenance.load_tokenizer(model)
     clips = [Clip(name, path, start=start) for name, path in pieces.items()]

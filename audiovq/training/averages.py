@@ -12,10 +12,7 @@ from audiovq.training.devices import local
 class Averages:
     """Exponential moving averages of all trainable weights of a network; with `decay` None, there are none.
 
-    Codebooks and running statistics are not averaged. torch's `AveragedModel` cannot take the place of this
-    class: it copies the module, which FSDP forbids, and its decay is one number, without a warm-up and
-    without skipped steps.
-
+    Codebooks and running statistics are not averaged. (torch's `AveragedModel` copies the module, which FSDP forbids.)
     Source: Polyak averaging, with Adam: arXiv:1412.6980, section 7.2.
     """
 
@@ -27,11 +24,8 @@ class Averages:
 
     @torch.no_grad()
     def update(self, step: int, is_finite: Tensor) -> None:
-        """Move the averages towards the weights, faster in the first steps, which are soon forgotten.
-
-        Args:
-            is_finite: bool scalar on the device; if False, the step was skipped and nothing changes.
-        """
+        """Move the averages towards the weights, faster in the first steps, which are soon forgotten; not at all if the
+        step was skipped, which the bool scalar `is_finite` says."""
         if self.decay is not None:
             rate = (1 - min(self.decay, (1 + step) / (10 + step))) * is_finite.float()
             for name, average in self.tensors.items():

@@ -38,17 +38,11 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a batch is split: all ranks have the same number of micro-batches, whose sizes differ by at most 1.
+    """How a batch is split: all ranks have the same number of micro-batches, whose sizes differ by at most 1. Raises
+    ValueError for fewer examples than ranks."""
 
-    Args:
-        batch_size: examples of a step, on all ranks together.
-        device_batch_size: the largest micro-batch; None: a rank's whole share.
-    Raises:
-        ValueError: fewer examples than ranks.
-    """
-
-    batch_size: int
-    device_batch_size: int | None
+    batch_size: int  # examples of a step, on all ranks together
+    device_batch_size: int | None  # the largest micro-batch; None: a rank's whole share
     rank: int = field(default_factory=collectives.rank)
     world_size: int = field(default_factory=collectives.world_size)
 
@@ -119,11 +113,7 @@ def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
 def evaluate(
     task: Task, batches: Iterable[list[Any]], n_batches: int, split: BatchSplit, accelerator: Accelerator
 ) -> dict[str, float] | None:
-    """Mean loss and metrics over some batches; None if a signal was received before the last one.
-
-    Args:
-        batches: each a list of this rank's micro-batches.
-    """
+    """Mean loss and metrics over some batches of micro-batches; None if a signal was received before the last one."""
     sums: dict[str, Tensor] = {}
     task.eval()
     try:

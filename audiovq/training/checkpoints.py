@@ -31,11 +31,9 @@ from audiovq.utils.progress import say
 
 
 class Checkpoints:
-    """The checkpoints of one training. All ranks call every method.
+    """The checkpoints of one training, at least `seconds` apart. All ranks call every method.
 
-    Args:
-        seconds: time between two checkpoints.
-        task: its own buffers are saved, too, by their plain names.
+    The task's own buffers are saved, too, by their plain names.
     """
 
     def __init__(
@@ -64,11 +62,7 @@ class Checkpoints:
         return found | {f"average/{name}": tensor for name, tensor in self.averages.tensors.items()}
 
     def save(self, step: int, **state: Any) -> None:
-        """Write a checkpoint, then remove older ones.
-
-        Raises:
-            ValueError: it cannot be written.
-        """
+        """Write a checkpoint, then remove older ones. Raises ValueError if it cannot be written."""
         target = self.folder / f"step-{step:08d}"
         write_tensors(target, self.tensors(), {"step": step, **state})
         if collectives.rank() == 0:
@@ -79,11 +73,8 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any]:
-        """Load the newest undamaged checkpoint; returns the state of `save`, or {"step": 0} if there is none.
-
-        Raises:
-            ValueError: the checkpoint is of another network.
-        """
+        """Load the newest undamaged checkpoint; returns the state of `save`, or {"step": 0} if there is none. Raises
+        ValueError for one of another network."""
         # Rank 0 decides for all: on a shared disk, ranks may see new files at different times.
         found = newest(self.folder) if collectives.rank() == 0 else None
         step = collectives.from_rank_0(int(found.name.removeprefix("step-")) if found else -1)
@@ -108,11 +99,10 @@ class Checkpoints:
         owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, slash, name in (saved_name.partition("/") for saved_name in saved):
             if slash and key != "average" and name in parameters:
-                parameter = parameters[name]
+                parameter = parameters[name].detach()
                 # Fused AdamW has its step count on the device.
-                is_count = key == "step"
-                empty = torch.zeros((), device=parameter.device) if is_count else torch.zeros_like(parameter)
-                owners[id(parameter)].state[parameter][key] = empty.detach()
+                empty = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                owners[id(parameters[name])].state[parameters[name]][key] = empty
 
 
 class BestWeights:
@@ -156,11 +146,8 @@ def newest(folder: Path) -> Path | None:
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and facts to a folder, atomically and with checksums. All ranks call it, and rank 0 writes.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """Write tensors and facts to a folder, atomically and with checksums. All ranks call it, and rank 0 writes. Raises
+    ValueError if the folder cannot be written."""
     complete = whole_tensors(tensors)
     if collectives.rank() == 0:
         with atomic_folder(folder) as temporary:

@@ -5,11 +5,11 @@ Encoder and codebooks do not change, so codes stay the same, and encoded music a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
 
 from audiovq.data.tracks import DataConfig, Scan
@@ -124,10 +124,9 @@ class DecoderTask(Task):
     def decoder_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms, with balanced gradients.
 
-        The gradient of an adversarial term is scaled so that its norm is the term's weight times the norm of the
-        gradient of all reconstruction terms, because it grows by orders of magnitude while the discriminators
-        learn. Differs from VQGAN (arXiv:2012.09841, eq. 7): norms are over all weights of the decoder, not over
-        its last layer.
+        The gradient of an adversarial term grows by orders of magnitude while the discriminators learn, so its norm is
+        scaled to the term's weight times that of all reconstruction terms. Differs from VQGAN (arXiv:2012.09841, eq. 7):
+        norms are over all weights of the decoder, not over its last layer.
         """
         adversarial = self.stage.adversarial
         weights = {name: getattr(adversarial, name) for name in ("adversarial", "feature_matching")}
@@ -137,18 +136,13 @@ class DecoderTask(Task):
             return loss
         parameters = [p for p in self.tokenizer.parameters() if p.requires_grad]
         total = torch.autograd.grad(reconstruction, parameters, retain_graph=True)
-        total_norm = norm(total)
+        total_norm = get_total_norm(total)
         for name, weight in weights.items():
             if weight == 0:
                 continue
             gradient = torch.autograd.grad(terms[name], parameters, retain_graph=True)
-            scale = collectives.mean_(weight * total_norm / norm(gradient).clamp(min=1e-12))
+            scale = collectives.mean_(weight * total_norm / get_total_norm(gradient).clamp(min=1e-12))
             total = [a + scale * b for a, b in zip(total, gradient, strict=True)]
         # A function whose gradient is `total`, so that the backward pass does not compute it again.
         linear = torch.stack([(p * g).sum() for p, g in zip(parameters, total, strict=True)]).sum()
         return loss.detach() + (linear - linear.detach())
-
-
-def norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients as one vector."""
-    return torch.stack([gradient.norm() for gradient in gradients]).norm()

@@ -23,15 +23,11 @@ from audiovq.utils.progress import track as progress
 def encode_data_set(
     folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, chroma: bool = False
 ) -> None:
-    """Encode every track into shards. All ranks call it, and each encodes its share of the tracks.
+    """Encode every track into shards, with `chroma` if wanted. All ranks call it, and each encodes its share.
 
     The folder appears when it is complete. Finished tracks are in a temporary folder until then, so that an
-    interrupted stage continues with the next track.
-
-    Args:
-        shifts: how often each training track is encoded, each time without a further part of a top-level
-            code at its beginning. The codes differ, and more codes of the same music mean less overfitting.
-        chroma: also store the pitch class at the time of each top-level code.
+    interrupted stage continues with the next track. Training tracks are encoded `shifts` times, each time without a
+    further part of a top-level code at the beginning: more codes of the same music mean less overfitting.
     """
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()

@@ -99,7 +99,6 @@ def not_finite(facts: StageFacts, series: Series) -> Findings:
 
 
 def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
-    """Perplexity far below what codebook and batch allow."""
     for level, possible in enumerate(facts.most_codes):
         points, limit = series[f"perplexity_{level}"], max(1.5, COLLAPSED * possible)
         since = wrong_since(points, lambda value, limit=limit: value < limit, after=facts.warmed_up)
@@ -112,7 +111,6 @@ def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
 
 
 def silence(facts: StageFacts, series: Series) -> Findings:
-    """Silent examples or silent reconstructions."""
     shares = series["silent_share"]
     since = wrong_since(shares, lambda share: share > 0.5)
     if since is not None:

@@ -11,23 +11,15 @@ HEALTH = Path("metrics") / "health.jsonl"  # in a run folder
 
 
 class StepLog:
-    """A JSONL file with a step in each row. A stage that continues drops its rows after the checkpoint.
-
-    Only rank 0 has rows.
-
-    Args:
-        stage: the value of "stage" in this stage's rows, if several stages share the file.
-    Attributes:
-        rows: the rows that remain.
-        last_step: the last step that was logged before, perhaps after the checkpoint.
-    """
+    """A JSONL file with a step in each row, on rank 0. A stage that continues drops its rows after the checkpoint;
+    they have its name under "stage" if several stages share the file."""
 
     def __init__(self, path: Path, start: int, stage: str | None = None):
         self.path = path
         self.writes = collectives.rank() == 0
         rows = read_steps(path) if self.writes else []
         self.rows = [row for row in rows if row.get("stage") != stage or row["step"] <= start]
-        self.last_step: int = max((row["step"] for row in rows), default=0)
+        self.last_step: int = max((row["step"] for row in rows), default=0)  # perhaps after the checkpoint
         if self.writes and path.exists():
             write_jsonl(path, self.rows)
 

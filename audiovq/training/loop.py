@@ -34,13 +34,7 @@ from audiovq.utils.progress import say
 
 
 class Training:
-    """The training of one stage, from its newest checkpoint if there is one.
-
-    Args:
-        folder: for checkpoints and metrics.jsonl.
-        workers: processes that prepare batches; 0: this one.
-        trackers: where metrics are shown, besides `folder`.
-    """
+    """The training of one stage, from its newest checkpoint if there is one; checkpoints and metrics are in `folder`."""
 
     def __init__(
         self,
@@ -71,12 +65,8 @@ class Training:
         self.monitor = Monitor(task, self.parts, folder, config, workers, trackers, self.start)
 
     def run(self) -> None:
-        """Train; `task.network` has its final weights then.
-
-        Raises:
-            Interrupted: a signal was received; the state is saved, and the next training continues from it.
-            ValueError: the loss or gradients were not finite in several steps in a row.
-        """
+        """Train; `task.network` has its final weights then. Raises `Interrupted` after a signal, with the state saved, and
+        ValueError if the loss or gradients were not finite in several steps in a row."""
         with signals.deferred(), contextlib.closing(self.monitor):
             self._run()
 
@@ -122,15 +112,8 @@ class Training:
         return load_batches(self.task.dataset(split), start, end, self.split, self.device, workers)
 
     def step(self, step: int, batch: list[Any]) -> dict[str, Tensor]:
-        """One optimizer step.
-
-        Args:
-            step: number of the step, from 0.
-            batch: this rank's micro-batches.
-        Returns:
-            loss, metrics and gradient norms: scalars on the device. Their sums over ranks are means over
-                the batch.
-        """
+        """One optimizer step with this rank's micro-batches: loss, metrics and gradient norms, scalars on the device whose
+        sums over ranks are means over the batch."""
         seed = step_seed(self.task.seed, self.task.title, step)
         torch.manual_seed(step_seed(self.task.seed, self.task.title, step, collectives.rank()))
         sums: dict[str, Tensor] = {}
@@ -171,11 +154,8 @@ class Training:
 
 
 def update(part: Part, optimizer: Any, step: int, is_finite: Tensor) -> None:
-    """Step the optimizer of a part, unless training of the part has not begun, and clear its gradients.
-
-    Args:
-        is_finite: bool scalar on the device; if False, the optimizer changes nothing.
-    """
+    """Step the optimizer of a part if its training has begun, and clear its gradients. Nothing changes if the bool scalar
+    `is_finite` is False."""
     if step >= part.first_step:
         for group in optimizer.param_groups:
             group["lr"] = part.learning_rate(step)

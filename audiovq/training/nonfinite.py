@@ -15,14 +15,10 @@ PATIENCE = 3  # skipped steps in a row, after which a training stops
 
 
 class NonFiniteGuard:
-    """Decides whether a step is skipped, and restores what its forward pass changed.
-
-    Attributes:
-        counts: int64 [2] on the device: all skipped steps, and the latest ones in a row.
-    """
+    """Decides whether a step is skipped, and restores what its forward pass changed."""
 
     def __init__(self, device: torch.device, counts: Sequence[int] = (0, 0)):
-        self.counts = torch.tensor(list(counts), device=device)
+        self.counts = torch.tensor(list(counts), device=device)  # all skipped steps, and the latest ones in a row
         self.remembered: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
@@ -32,12 +28,8 @@ class NonFiniteGuard:
 
     @torch.no_grad()
     def check(self, loss: Tensor, norms: Sequence[Tensor]) -> Tensor:
-        """True if all numbers are finite, bool scalar; else the remembered tensors get their old values.
-
-        Args:
-            loss: this rank's share of the loss.
-            norms: of the gradients, the same on all ranks.
-        """
+        """True if this rank's share of the loss, and the norms of the gradients, are finite, bool scalar; else the
+        remembered tensors get their old values."""
         is_finite = torch.stack([collectives.all_reduce_(loss.detach().clone()), *norms]).isfinite().all()
         for tensor, before in self.remembered:
             tensor.copy_(torch.where(is_finite, tensor, before))

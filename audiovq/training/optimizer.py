@@ -32,24 +32,20 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Ad
     """
     is_muon = config.optimizer == "muon"
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
-    linear = {
-        id(module.weight)
-        for name, module in network.named_modules()
-        if is_muon and isinstance(module, nn.Linear) and not name.endswith("head")
-    }
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    orthogonal = [p for p in parameters if id(p) in linear]
-    rest = [p for p in parameters if id(p) not in linear]
-    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in rest if p.ndim < 2 or id(p) in embeddings]
+    matrices = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not name.endswith("head")]
+    linear = {id(m.weight) for m in matrices if is_muon}
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [], "weight_decay": config.weight_decay},
+        {"params": [], "weight_decay": 0.0},
+        {"params": [], "weight_decay": config.weight_decay, "orthogonal": True},
     ]
-    if is_muon:
-        groups.append({"params": orthogonal, "weight_decay": config.weight_decay, "orthogonal": True})
+    for p in network.parameters():
+        if p.requires_grad:
+            groups[2 if id(p) in linear else 0 if p.ndim >= 2 and id(p) not in embeddings else 1]["params"].append(p)
     optimizer = Muon if is_muon else torch.optim.AdamW
-    return optimizer(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    return optimizer(
+        groups if is_muon else groups[:2], lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+    )
 
 
 class Muon(torch.optim.AdamW):

@@ -16,12 +16,8 @@ from audiovq.training.task import Task
 
 
 class PriorTask(Task):
-    """Cross-entropy of the codes, logged as bits per code and per second of audio.
-
-    Args:
-        level: of the codes to predict.
-        start: a prior to continue from. It keeps its label values, and new values of the tracks are added.
-    """
+    """Cross-entropy of the codes of a level, logged as bits per code and per second of audio. A prior to `start` from
+    keeps its label values, and new values of the tracks are added."""
 
     network: Prior
 

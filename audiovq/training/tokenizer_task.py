@@ -158,13 +158,8 @@ def code_metrics(levels: list[Quantized], config: VQVAEConfig) -> dict[str, Tens
 
 
 def codebook_use(codes: list[Tensor], codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Usage of the codebook in the batch of all ranks.
-
-    Args:
-        codes: int64 [b, time] per level.
-    Returns:
-        Perplexity 2^H of the codes, and the fraction of the codebook that occurs; [levels] each.
-    """
+    """Of the codes of all ranks, int64 [b, time] per level: perplexity 2^H, and the fraction of the codebook that occurs;
+    [levels] each."""
     counts = [torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]
     p = collectives.all_reduce_(torch.stack(counts).float())
     p = p / p.sum(dim=1, keepdim=True)

@@ -33,15 +33,8 @@ REGISTRY, FOLDER = "AUDIOVQ_NPM_REGISTRY", "AUDIOVQ_ONNXRUNTIME_WEB"  # environm
 
 
 def export_page(source: str, folder: Path, **options: Any) -> list[str]:
-    """Write the web page of a model into a new folder.
-
-    Args:
-        source, options: as `export_model`.
-    Returns:
-        Lines for the user.
-    Raises:
-        ValueError: no model, no prior, a folder that is not empty, or onnxruntime-web cannot be downloaded.
-    """
+    """Write the web page of a model into a new folder, with `options` of `export_model`; returns lines for the user. Raises
+    ValueError for no model or prior, a folder that is not empty, or if onnxruntime-web cannot be downloaded."""
     require("web", "onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
     folder = folder.absolute()
     check_new_folder(folder)
@@ -81,11 +74,7 @@ def write_page(folder: Path) -> None:
 
 def runtime_folder() -> Path:
     """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the unpacked npm
-    package, downloaded once (33 MB) into the user's cache folder and checked.
-
-    Raises:
-        ValueError: files are missing there, or it cannot be downloaded.
-    """
+    package, downloaded once (33 MB) into the user's cache folder and checked. Raises ValueError if files are missing."""
     if named := os.environ.get(FOLDER):
         for place in (Path(named), Path(named) / "dist"):
             if all((place / name).is_file() for name in (*MODULES, WASM)):
