@@ -3,8 +3,6 @@
 >>> from audiovq import Tokenizer, Generator
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from audiovq.utils import environment

@@ -21,6 +21,11 @@ def recipe_folders() -> list[Path]:
     return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
 
 
+def known_recipes() -> dict[str, Path]:
+    """The recipes that come with audiovq, by name."""
+    return {path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))}
+
+
 class Config(BaseModel):
     """Base of every configuration: immutable, strict about types, and without unknown keys."""
 
@@ -69,12 +74,14 @@ def one_of(table: dict[str, Any]) -> Any:
     return Annotated[Union[configs], Field(discriminator="kind")]  # noqa: UP007 - built at run time
 
 
-def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> ConfigT:
-    """Validate a mapping, as read from YAML or JSON. Raises ValueError: one line with the source, the key's
-    dotted path, the expected and the found value."""
+def build(config_class: type[ConfigT], mapping: Any, source: str = "config", key: str = "") -> ConfigT:
+    """Validate a mapping below `key`. Raises ValueError: one line with source, path, expected and found value."""
     try:
         mapping = _lists_to_tuples(mapping)
-        check_limits(mapping, "", source)
+        for name, number in _numbers(mapping, key):
+            limit = LARGEST.get(name.rsplit(".", 1)[-1], LARGEST_NUMBER)
+            if not abs(number) <= limit:  # also for what is not finite
+                raise ValueError(f"{source}: {name}: expected at most {limit}, found {number!r:.24}")
         return config_class.model_validate(mapping)
     except RecursionError:
         raise ValueError(f"{source}: nested too deeply") from None
@@ -92,14 +99,6 @@ def whole_number(value: Any, what: str) -> int:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         pass
     raise ValueError(f"{what}: expected a whole number, found {value!r:.40}")
-
-
-def check_limits(mapping: Any, key: str, source: str) -> None:
-    """Raises ValueError for a number below `key` that is too large, or not finite."""
-    for name, number in _numbers(mapping, key):
-        limit = LARGEST.get(name.rsplit(".", 1)[-1], LARGEST_NUMBER)
-        if not abs(number) <= limit:
-            raise ValueError(f"{source}: {name}: expected at most {limit}, found {number!r:.24}")
 
 
 def _numbers(value: Any, path: str) -> list[tuple[str, float]]:

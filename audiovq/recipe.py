@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from audiovq import config as conf
-from audiovq.config import Config, recipe_folders
+from audiovq.config import Config
 from audiovq.data.data_config import DataConfig
 from audiovq.data.storage import is_url
 from audiovq.prior.prior import PriorConfig
@@ -140,8 +140,12 @@ class Recipe(Config):
     def _check(self) -> Recipe:
         if not (self.name.isprintable() and self.name.strip(". ")) or ".." in Path(self.name).parts:
             raise ValueError(f"name: expected a name for a folder, found {self.name!r:.40}")
-        _check_pretrained(self)
         if self.tokenizer.from_pretrained is None:
+            for i in (i for i, stage in enumerate(self.priors) if stage.from_pretrained):
+                raise ValueError(
+                    f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, because a prior needs the "
+                    "codes of its tokenizer"
+                )
             _check_tokenizer(self.tokenizer)
             n, n_levels = len(self.priors), self.tokenizer.model.n_levels
             if n not in {0, 1, n_levels}:
@@ -180,23 +184,10 @@ class Recipe(Config):
         return self.priors[level if len(self.priors) > 1 else 0]
 
     def prior_key(self, level: int) -> str:
-        """The key of a level's prior in the recipe."""
         return f"priors.{level if len(self.priors) > 1 else 0}"
 
     def to_yaml(self) -> str:
         return conf.to_yaml(self.model_dump(mode="json"))
-
-
-# --- checks across stages -------------------------------------------------------------------------
-
-
-def _check_pretrained(recipe: Recipe) -> None:
-    for i, stage in enumerate(recipe.priors):
-        if stage.from_pretrained and recipe.tokenizer.from_pretrained is None:
-            raise ValueError(
-                f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, because a prior needs the "
-                "codes of its tokenizer"
-            )
 
 
 def _check_tokenizer(stage: TokenizerStage) -> None:
@@ -232,20 +223,15 @@ def longest_window(recipe: Recipe) -> int:
     return max([decoder, *mel, *(each.min_samples for each in discriminators)], default=0)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 def find_recipe(name: str) -> Path:
     """The file of a recipe, by its path or a name that audiovq has; ValueError with the known names."""
     path = Path(name)
     if path.is_file():
         return path
-    for folder in recipe_folders():
-        candidate = folder / f"{path.name.removesuffix('.yaml')}.yaml"
-        if candidate.is_file() and path.parent in {Path(), Path("recipes")}:
-            return candidate
-    known = sorted(p.stem for folder in recipe_folders() for p in folder.glob("*.yaml"))
-    raise ValueError(f"{name}: no such recipe; known recipes: {', '.join(known)}")
+    known, stem = conf.known_recipes(), path.name.removesuffix(".yaml")
+    if stem in known and path.parent in {Path(), Path("recipes")}:
+        return known[stem]
+    raise ValueError(f"{name}: no such recipe; known recipes: {', '.join(sorted(known))}")
 
 
 def header(path: Path) -> dict[str, str]:
@@ -283,9 +269,8 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def load_recipe(
     name: str, data: str | None = None, overrides: tuple[str, ...] = (), codes: str | None = None
 ) -> Recipe:
-    """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and
-    by overrides `a.b=value` with a value in YAML. Raises ValueError with the path of an unknown key or wrong
-    value."""
+    """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and by overrides
+    `a.b=value` with a value in YAML. Raises ValueError with the path of an unknown key or wrong value."""
     path = find_recipe(name)
     mapping = read_mapping(path)
     mapping.setdefault("name", path.stem)
@@ -313,7 +298,6 @@ def _resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
 
 
 def load_saved_recipe(path: Path) -> Recipe:
-    """The recipe that a run folder has, complete."""
     return conf.build(Recipe, compat.current_recipe(conf.read_yaml(path), str(path), quiet=True), str(path))
 
 
@@ -323,17 +307,17 @@ def codes_place(run: Path) -> Path | str:
     return (load_saved_recipe(path).codes.path if path.is_file() else None) or run / "codes"
 
 
-# --- comparison -----------------------------------------------------------------------------------
-
 # Keys that may change when a run is resumed, perhaps on another machine: they do not change its results.
 RESUME_MUTABLE = {
-    "device_batch_size",
-    "compile",
-    "sharded",
-    "activation_checkpointing",
-    "checkpoint_seconds",
-    "workers",
-    "trackers",
+    *(
+        "device_batch_size",
+        "compile",
+        "sharded",
+        "activation_checkpointing",
+        "checkpoint_seconds",
+        "workers",
+        "trackers",
+    )
 }
 
 

@@ -49,7 +49,9 @@ def test_damaged_codes_files_are_refused(tmp_path: Path) -> None:
     short = some_codes()
     short.levels[2] = short.levels[2][:-1]
     short.save(path)
-    with pytest.raises(ValueError, match=r"expected \[20, 40, 79\] codes a level, found \[20, 40, 78\]"):
+    with pytest.raises(
+        ValueError, match=r"expected \[20, 40, 79\] codes a level for 5000 samples, found \[20, 40, 78\]"
+    ):
         Codes.load(path)
     with pytest.raises(ValueError, match="no such codes file"):
         Codes.load(tmp_path / "none.codes")

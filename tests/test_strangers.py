@@ -209,7 +209,7 @@ def write_codes(path: Path, header: dict[str, Any], **tensors: torch.Tensor) -> 
     ({"n_samples": -1}, "n_samples: expected greater than or equal to 1"), ({"n_samples": 10**30}, "n_samples"), ({"n_samples": "many"}, "n_samples"),
     ({"n_samples": 256.0}, "n_samples"), ({"sample_rate": 0}, "sample_rate"), ({"hop_lengths": [0]}, "hop_lengths"),
     ({"hop_lengths": []}, "hop_lengths"), ({"hop_lengths": "x"}, "hop_lengths"), ({"codebook_size": 10**9}, "codebook_size"),
-    ({"tokenizer_hash": 7}, "tokenizer_hash"), ({"n_samples": 512}, "expected [2] codes a level, found [1]"),
+    ({"tokenizer_hash": 7}, "tokenizer_hash"), ({"n_samples": 512}, "expected [2] codes a level for 512 samples, found [1]"),
     ({"n_samples": None}, "n_samples"), ({"evil": 1}, "header: evil: unknown key"),
     ({"coding": "range-1", "n_levels": 1, "checksum": "x", "n_samples": 10**14}, "with at most"),
     ({"coding": "range-1", "n_levels": 10**9, "checksum": "x"}, "n_levels"),

@@ -49,14 +49,8 @@ class Encoding:
         codes = self.tokenizer.encode_file(source, progress)
         codes.save(target, self.compress)
         raw, stored = codes.bits_per_second / 1000, 8 * target.stat().st_size / codes.seconds / 1000
-        return {
-            "file": str(target),
-            "source": str(source),
-            "seconds": codes.seconds,
-            "kbps_raw": raw,
-            "kbps_file": stored,
-            "summary": f"{target}: {codes.seconds:.3f} s, {raw:.2f} kbps, {stored:.2f} kbps with the header of the file",
-        }
+        summary = f"{codes.seconds:.3f} s, {raw:.2f} kbps, {stored:.2f} kbps with the header of the file"
+        return {"seconds": codes.seconds, "kbps_raw": raw, "kbps_file": stored, "summary": f"{target}: {summary}"}
 
 
 class Decoding:
@@ -92,13 +86,8 @@ class Decoding:
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = Codes.load(source)
         self.tokenizer.decode_file(codes, target, self.n_levels, self._comment(source), progress)
-        return {
-            "file": str(target),
-            "source": str(source),
-            "seconds": codes.seconds,
-            "samples": codes.n_samples,
-            "summary": f"{target}: {codes.n_samples} samples, {codes.seconds:.3f} s",
-        }
+        summary = f"{target}: {codes.n_samples} samples, {codes.seconds:.3f} s"
+        return {"seconds": codes.seconds, "samples": codes.n_samples, "summary": summary}
 
 
 def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts:
@@ -109,12 +98,11 @@ def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts
 
 def _convert(kind: Encoding | Decoding, source: Path, target: Path, title: str) -> Facts:
     with ProgressBar(f"{title}, s", int(kind.seconds(source)), unit="audio-s") as bar:
-        return kind.convert(source, target, bar.advance)
+        return {"file": str(target), "source": str(source), **kind.convert(source, target, bar.advance)}
 
 
 def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
-    """Convert every file below a folder to the same place below `out`; `set_aside` lists failures. Raises
-    ValueError if there is nothing to convert."""
+    """Convert every file below a folder to the same place below `out`; `set_aside` lists failures."""
     sources = find_audio(folder) if isinstance(kind, Encoding) else find_audio(folder, suffixes={".codes"})
     if not sources:
         raise ValueError(f"{folder}: nothing there to {kind.title}")

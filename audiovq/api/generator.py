@@ -63,16 +63,11 @@ class Generator(Shareable):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        device: str | torch.device | None = None,
-        *,
-        revision: str | None = None,
-        token: str | None = None,
+        cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
     ) -> Generator:
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such model, no prior yet, or damaged files."""
-        folder = resolve_model(source, revision, token)
+        folder = resolve_model(source, **hub)
         check_priors(folder)
         if not prior_folders(folder):
             raise ValueError(
@@ -150,11 +145,7 @@ class Generator(Shareable):
         on_codes: CodesCallback = ignore_codes,
         in_time_order: bool = False,
     ) -> Iterator[Codes]:
-        """Generate the items `items` of a seed, one after the other; arguments as `sample_codes`.
-
-        Args:
-            in_time_order: let all levels grow together, see `sampling.generate`.
-        """
+        """Generate the items `items` of a seed, one after the other; arguments as `sample_codes` and `sampling.generate`."""
         options = options or PieceOptions()
         priors, settings = self.priors, level_settings(self.sampling, options)
         request = make_request(self.priors, n_samples, seed, options)
@@ -165,7 +156,9 @@ class Generator(Shareable):
         with ProgressBar("sample", n_positions, hidden=hidden, unit="audio-s", per_step=seconds) as bar:
             for group in groups:
                 request = dataclasses.replace(request, items=[int(items[i]) for i in group])
-                mask = [_rows(level, group) for level in given.levels] if given else None
+                # The codes [n] or [items, n] of each level, for this group.
+                levels = given.levels if given else ()
+                mask = [level[None] if level.ndim == 1 else level[group.start : group.stop] for level in levels] or None
                 with few_threads(priors):
                     callback = _advancing(bar, on_codes)
                     levels = generate(priors, settings, request, mask, callback, in_time_order)
@@ -218,12 +211,8 @@ class Generator(Shareable):
         text: str = "",
         chroma: str | Path | None = None,
     ) -> list[float]:
-        """The information of each piece's codes under the priors in bits per second; likelier codes have
-        less.
-
-        The pieces have equal lengths; for labels, text and chroma see `PieceOptions`. Raises ValueError for
-        codes of another tokenizer or of unequal lengths, and for conditions that this model does not know.
-        """
+        """The information of each piece's codes under the priors in bits per second; likelier codes have less. Raises
+        ValueError for codes of another tokenizer or of unequal lengths, and for conditions that this model does not know."""
         for piece in pieces:
             self.tokenizer.check_codes(piece)
             if piece.n_samples != pieces[0].n_samples:
@@ -267,7 +256,6 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
 
 
 def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:
-    """A callback that also moves the progress bar."""
     done: dict[int, int] = {}
 
     def advance(level: int, codes: Tensor) -> None:
@@ -276,8 +264,3 @@ def _advancing(bar: ProgressBar, on_codes: CodesCallback) -> CodesCallback:
         on_codes(level, codes)
 
     return advance
-
-
-def _rows(level: Tensor, group: range) -> Tensor:
-    """The codes of a group of items, [1 or group, n], from the codes [n] or [items, n] of a `CodeMask`."""
-    return level[None] if level.ndim == 1 else level[group.start : group.stop]

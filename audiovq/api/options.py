@@ -24,8 +24,8 @@ class PieceOptions:
     """How pieces are generated.
 
     Attributes:
-        temperature: above 1 codes are more varied, below 1 more predictable; 0 takes the most likely
-            code. As the next three, one value or one per level; None is what the model recommends.
+        temperature: above 1 codes are more varied, below 1 more predictable; 0 takes the most likely code. As the next
+            three, one value or one per level; None is what the model recommends.
         top_k: draw from the k most likely codes; 0 is all.
         top_p: draw from the most likely codes that together have this probability.
         guidance: how strongly labels, text and chroma are followed; 1 is as trained.

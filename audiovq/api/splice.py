@@ -1,13 +1,14 @@
 """The original audio where all its codes stayed, with short cross-fades into the decoded waveform."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from audiovq.data.audio import downmix
-from audiovq.data.resampling import Resampler
+from audiovq.data.resampling import resample
 from audiovq.sampling.inpainting import CodeMask
 
 FADE_SECONDS = 0.05
@@ -17,12 +18,7 @@ Stretches = list[tuple[int, int]]  # (start, end) in samples
 
 
 def keep_original(
-    decoded: Iterable[Tensor],
-    rate: int,
-    source: Tensor,
-    source_rate: int,
-    mask: CodeMask,
-    hop_lengths: Sequence[int],
+    decoded: Iterable[Tensor], rate: int, source: Tensor, source_rate: int, mask: CodeMask, hop_lengths: Sequence[int]
 ) -> Tensor:
     """A recording with new music in it, float [channels, n] with the recording's rate and channels.
 
@@ -40,9 +36,10 @@ def keep_original(
     n = start + n_source if ends_together else math.ceil(mask.n_samples * scale)
     given = mask.given_stretches(hop_lengths)
     stretches = [(round(a * scale), n if b == mask.n_samples else round(b * scale)) for a, b in given]
-    parts = list(_converted(decoded, rate, source_rate, source.shape[0], n))
-    gains = _matching_gains(parts, source, start, stretches, round(NEAR_SECONDS * source_rate))
-    mixed = torch.cat(parts, dim=-1)
+    converted = resample(torch.cat(list(decoded), dim=-1), rate, source_rate)[:, :n]
+    converted = F.pad(converted, (0, n - converted.shape[-1]))  # rounding may leave a sample
+    mixed = downmix(converted, len(source) if len(source) < 3 else 1).expand(len(source), -1).clone()
+    gains = _matching_gains(mixed, source, start, stretches, round(NEAR_SECONDS * source_rate))
     edges = [0, *((a + b) // 2 for a, b in stretches), n]  # gains change where the recording itself sounds
     for gain, a, b in zip(gains, edges[:-1], edges[1:], strict=True):
         mixed[:, a:b] *= gain
@@ -50,44 +47,18 @@ def keep_original(
     return mixed
 
 
-def _converted(pieces: Iterable[Tensor], rate: int, new_rate: int, channels: int, n_samples: int) -> Iterator[Tensor]:
-    """Pieces with another rate and number of channels, `n_samples` in all."""
-    resampler, left = Resampler(rate, new_rate), n_samples
-
-    def parts() -> Iterator[Tensor | None]:
-        yield from map(resampler.push, pieces)
-        yield resampler.finish()
-        yield torch.zeros(1, left)  # rounding may leave a sample
-
-    for part in parts():
-        if part is not None and left:
-            part = downmix(part[:, :left], channels if channels < 3 else 1).expand(channels, -1)
-            left -= part.shape[-1]
-            yield part
-
-
-def _matching_gains(
-    parts: Sequence[Tensor], source: Tensor, start: int, stretches: Stretches, near: int
-) -> list[float]:
-    """A gain for each gap between the stretches, at both ends, too, of the decoded `parts`; see `splice`."""
-    borders = [0, *(border for stretch in stretches for border in stretch), sum(part.shape[-1] for part in parts)]
-    gaps = list(zip(borders[::2], borders[1::2], strict=True))
-    powers, peaks = torch.zeros(len(gaps), 2, dtype=torch.float64), torch.zeros(len(gaps))
-    at = 0
-    for piece in parts:
-        end = at + piece.shape[-1]
-        for i, (a, b) in enumerate(gaps):
-            new = piece[:, max(0, a - at) : max(0, b - at)]
-            peaks[i] = torch.maximum(peaks[i], new.abs().max()) if new.numel() else peaks[i]
-            for low, high in ((a - near, a), (b, b + near)):
-                low, high = max(low, at, start), min(high, end, start + source.shape[-1])
-                if low < high:
-                    powers[i, 0] += source[:, low - start : high - start].square().sum()
-                    powers[i, 1] += piece[:, low - at : high - at].square().sum()
-        at = end
-    gains = (powers[:, 0] / powers[:, 1]).sqrt().clamp(1 / MAX_GAIN, MAX_GAIN)
-    gains = torch.where(powers.amin(dim=1) > SILENCE, gains, 1.0)
-    return torch.minimum(gains, torch.clamp(1 / peaks, min=1.0)).tolist()
+def _matching_gains(decoded: Tensor, source: Tensor, start: int, stretches: Stretches, near: int) -> list[float]:
+    """A gain for each gap between the stretches, at both ends, too, of the decoded waveform; see `splice`."""
+    borders, gains = [0, *(border for stretch in stretches for border in stretch), decoded.shape[-1]], []
+    for a, b in zip(borders[::2], borders[1::2], strict=True):
+        powers = torch.zeros(2, dtype=torch.float64)  # of the recording and the decoded waveform, around the gap
+        for low, high in ((max(a - near, start, 0), a), (b, min(b + near, start + source.shape[-1]))):
+            for i, part in enumerate((source[:, max(0, low - start) : max(0, high - start)], decoded[:, low:high])):
+                powers[i] += part.square().sum()
+        gain = (powers[0] / powers[1]).sqrt().clamp(1 / MAX_GAIN, MAX_GAIN) if powers.amin() > SILENCE else 1.0
+        peak = float(decoded[:, a:b].abs().max()) if b > a else 0.0
+        gains.append(min(float(gain), max(1.0, 1 / max(peak, 1e-9))))
+    return gains
 
 
 def splice(waveform: Tensor, source: Tensor, source_start: int, stretches: Stretches, fade: int) -> None:

@@ -13,7 +13,7 @@ from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked
 from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
-from audiovq.data.codes import Codes, LevelBuffers, check_range
+from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.resampling import check_rate, resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
@@ -44,16 +44,11 @@ class Tokenizer(Shareable):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        device: str | torch.device | None = None,
-        *,
-        revision: str | None = None,
-        token: str | None = None,
+        cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
     ) -> Tokenizer:
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such tokenizer, or damaged files."""
-        folder = tokenizer_folder(resolve_model(source, revision, token))
+        folder = tokenizer_folder(resolve_model(source, **hub))
         return cls(checkpoint.load_tokenizer(folder), device)
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
@@ -72,14 +67,12 @@ class Tokenizer(Shareable):
     # --- audio to codes ---
 
     def stream(self, sample_rate: int | None = None, chunk_seconds: float = 0.0) -> ResamplingEncoder:
-        """A streaming encoder. `push` blocks of any size, then `finish`; together they give what `encode`
-        gives.
+        """A streaming encoder. `push` blocks of any size, then `finish`; together they give what `encode` gives.
 
         Args:
             sample_rate: of the blocks, Hz; default the tokenizer's.
-            chunk_seconds: audio that is encoded at once. 0 gives each code as early as possible, and
-                computes the network's context again for each code of level 0; see the stream's
-                `latency_seconds`.
+            chunk_seconds: audio that is encoded at once. 0 gives each code as early as possible, and computes the
+                network's context again for each code of level 0; see the stream's `latency_seconds`.
         """
         rate = self.sample_rate if sample_rate is None else sample_rate
         return ResamplingEncoder(self.network, rate, chunk_seconds)
@@ -103,9 +96,8 @@ class Tokenizer(Shareable):
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
     ) -> Codes:
-        """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are
-        those of `encode`. `progress` is called after each block with its seconds of audio. Raises
-        ValueError for audio that cannot be used."""
+        """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are those of `encode`.
+        `progress` gets the seconds of each block. Raises ValueError for audio that cannot be used."""
         path = Path(path)
         rate = audio.audio_info(path).sample_rate
         n_samples = None if seconds is None else round(seconds * rate)
@@ -129,9 +121,8 @@ class Tokenizer(Shareable):
     def encode_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[Codes]:
         """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
 
-        On a GPU, windows of equal length share a batch, whichever piece they are from. Sums are then
-        rounded in another order, so a latent halfway between two codes may become the other one. On the
-        CPU batches are not faster.
+        On a GPU, windows of equal length share a batch. Sums are then rounded in another order, so a latent halfway
+        between two codes may become the other one. On the CPU batches are not faster.
         """
         mixed = [audio.downmix(checked(waveform, at_least=1), self.config.channels) for waveform in waveforms]
         prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
@@ -189,11 +180,8 @@ class Tokenizer(Shareable):
         comment: str = "",
         progress: Callable[[float], object] | None = None,
     ) -> None:
-        """Decode into a 16-bit WAV or FLAC file at constant memory; the file appears when it is complete.
-
-        `comment` is for the file's comment tag; `progress` is called after each piece with its seconds of
-        audio. Raises ValueError for codes of another tokenizer, or a place that cannot be written.
-        """
+        """Decode into a 16-bit WAV or FLAC file, with a `comment` in its tag, at constant memory; it appears when it is complete.
+        `progress` gets the seconds of each piece. Raises ValueError for codes of another tokenizer."""
         with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
             for piece in self.decode_stream(codes, n_levels):
                 file.write(piece)
@@ -210,12 +198,7 @@ class Tokenizer(Shareable):
                 f"codes: expected those of this tokenizer ({self.hash[:12]}), found those of another "
                 f"({codes.tokenizer_hash[:12]}); use the model that made them (--model), or encode the audio again"
             )
-        expected = [-(-codes.n_samples // hop) for hop in self.config.hop_lengths[: len(codes.levels)]]
-        found = [len(level) for level in codes.levels]
-        if found != expected or not found:
-            raise ValueError(f"codes: expected {expected} per level for {codes.n_samples} samples, found {found}")
-        for i, level in enumerate(codes.levels):  # a file's header may claim more codes
-            check_range(level, self.config.codebook_size, f"codes of level {i}")
+        codes.check(self.config.hop_lengths, self.config.codebook_size, "piece")  # a file's header may claim others
 
     def _levels(self, codes: Codes, n_levels: int | None) -> list[Tensor]:
         """The levels to decode; raises as `check_codes`."""

@@ -1,5 +1,7 @@
 """`audiovq eval`: how good a tokenizer, or generated music, is."""
 
+from typing import Any
+
 from click import IntRange, argument, command, option
 
 from audiovq.cli.options import FOLDER, json_option, write_json
@@ -14,13 +16,7 @@ from audiovq.cli.options import FOLDER, json_option, write_json
 @option("--seconds", type=float, default=20.0, show_default=True, help="Length of each generated piece.")
 @option("--seed", type=IntRange(min=0), default=0, show_default=True, help="Seed of the generated pieces.")
 def evaluate(
-    model: str,
-    data: str | None,
-    json_file: str | None,
-    generated: int | None,
-    seconds: float,
-    seed: int,
-    notes: bool,
+    model: str, data: str | None, json_file: str | None, generated: int | None, notes: bool, **pieces: Any
 ) -> None:
     """Measure how well MODEL reconstructs the music in DATA, or how similar music MODEL generates.
 
@@ -30,10 +26,8 @@ def evaluate(
 
     if generated is None:
         report = evaluate_tokenizer.evaluate_model(model, data, notes)
-        print_tables = evaluate_tokenizer.print_tables
     else:
-        report = evaluate_generator.evaluate_generated(model, data, generated, seconds, seed, notes)
-        print_tables = evaluate_generator.print_tables
+        report = evaluate_generator.evaluate_generated(model, data, generated, notes=notes, **pieces)
     if json_file != "-":
-        print_tables(report)
+        (evaluate_tokenizer if generated is None else evaluate_generator).print_tables(report)
     write_json(json_file, report)

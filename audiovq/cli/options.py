@@ -15,10 +15,10 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 def complete_recipe(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Files, and the recipes that come with audiovq except `base`, which only exists to be extended."""
-    from audiovq.config import recipe_folders
+    from audiovq.config import known_recipes
 
-    names = {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")} - {"base"}
-    recipes = [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+    names = sorted(known_recipes().keys() - {"base"})
+    recipes = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return [CompletionItem(incomplete, type="file"), *recipes]  # in bash, names must come after the file item
 
 
@@ -59,7 +59,6 @@ PIECE_OPTIONS = (
 
 
 def piece_options(command: Any) -> Any:
-    """Adds `PIECE_OPTIONS`: how codes are drawn."""
     for option in reversed(PIECE_OPTIONS):
         command = option(command)
     return command
@@ -110,9 +109,8 @@ def show(lines: Sequence[str], facts: Any, json_file: str | None) -> None:
 
 
 def convert(kind: Any, source: str, out: str, model: str | None, json_file: str | None, *settings: Any) -> None:
-    """Encode or decode a file or all files of a folder, and print what was done. `kind` is `Encoding` or
-    `Decoding`, whose arguments are a tokenizer and `settings`. Raises ValueError if some files could not be
-    converted."""
+    """Encode or decode a file or all files of a folder, and print what was done. `kind` is `Encoding` or `Decoding`, whose
+    arguments are a tokenizer and `settings`. Raises ValueError if some files could not be converted."""
     from audiovq import api
     from audiovq.api.convert import convert_file, convert_folder
 

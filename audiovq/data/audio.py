@@ -51,22 +51,20 @@ def open_audio(path: Path) -> Reader:
     """A file for soundfile; NotReadable for another format, ValueError if there is none or it is empty."""
     if not path.exists():
         raise ValueError(f"{path}: no such file")
-    if path.is_dir():
-        raise ValueError(f"{path}: expected an audio file, found a folder")
     if not path.is_file():
-        raise ValueError(f"{path}: expected an audio file, found a pipe or a device; write it to a file first")
+        found = "a folder" if path.is_dir() else "a pipe or a device; write it to a file first"
+        raise ValueError(f"{path}: expected an audio file, found {found}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: empty file (0 bytes)")
     try:
         name = os.fsencode(path) if os.name == "posix" else path  # names need not be UTF-8
         return Reader(name)  # type: ignore[arg-type] - bytes are fine
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        formats = "WAV, FLAC, OGG, Opus, MP3, AIFF"
         with path.open("rb") as file:
             start = file.read(200)
-        is_text = start.isascii() and b"\0" not in start
-        reason = "it is a text file" if is_text else _reason(error)
-        raise NotReadable(f"{path}: not audio that can be read ({formats}): {reason}") from None
+        reason = "it is a text file" if start.isascii() and b"\0" not in start else _reason(error)
+        what = "not audio that can be read (WAV, FLAC, OGG, Opus, MP3, AIFF)"
+        raise NotReadable(f"{path}: {what}: {reason}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -92,18 +90,16 @@ def audio_info(path: Path) -> AudioInfo:
 
 
 def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator[np.ndarray]:
-    """Decode a file in float32 blocks [samples, channels], in bounded memory. Where soundfile fails in the
-    middle of a file that is not lossless, ffmpeg continues from the same sample. Raises ValueError for
-    damaged data, more audio than decoders read, or samples that are not finite."""
+    """Decode a file in float32 blocks [samples, channels], in bounded memory. Where soundfile fails in a file that is not
+    lossless, ffmpeg continues from the same sample. Raises ValueError for damaged data, or more than decoders read."""
     end = start
     for block in _decode(path, start, n_samples):
         peak = float(np.abs(block).max())
         if not np.isfinite(peak):
             raise ValueError(f"{path}: samples that are not finite (NaN or infinity)")
         if peak > LARGEST_PEAK:
-            raise ValueError(
-                f"{path}: expected samples in [-1, 1], found {peak:g}; divide them by the largest PCM number"
-            )
+            advice = "divide them by the largest PCM number"
+            raise ValueError(f"{path}: expected samples in [-1, 1], found {peak:g}; {advice}")
         end += len(block)
         yield block
     if n_samples is None or end < start + n_samples:
@@ -215,7 +211,6 @@ def read_audio(
 
 
 def audio_comment(path: Path) -> str:
-    """The comment tag of an audio file."""
     with open_audio(path) as file:
         return file.comment
 

@@ -28,13 +28,12 @@ class AudioWriter:
     ...     file.write(waveform)  # [channels, any n]
 
     Args:
-        target: path of a .wav or .flac file; or an open binary file, such as a pipe, which gets a WAV
-            header with the whole length first, and each piece as soon as it is written.
+        target: path of a .wav or .flac file; or an open binary file, such as a pipe, which gets a WAV header with the whole
+            length first, and each piece as soon as it is written.
         n_samples: how many will come. A pipe needs it; for a file it is checked before the work, if given.
         comment: for the comment tag of a file.
     Raises:
-        ValueError: unknown suffix, a folder that is missing or cannot be written, more than a WAV file
-            holds, or the program that reads the pipe has stopped.
+        ValueError: unknown suffix, a folder that cannot be written, more than a WAV file holds, or a reader that stopped.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class AudioWriter:
 
 @contextlib.contextmanager
 def _file(path: Path, sample_rate: int, channels: int, comment: str) -> Iterator[soundfile.SoundFile]:
-    """A file that soundfile writes."""
     form = path.suffix[1:].upper()  # given explicitly, because the temporary name does not have the suffix
     try:
         with (

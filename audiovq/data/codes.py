@@ -111,11 +111,7 @@ class Codes:
                     codes.levels = [_whole_numbers(level, f"level {i}") for i, level in enumerate(levels)]
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
-        expected, found = codes.lengths(len(codes.levels)), [len(level) for level in codes.levels]
-        if not found or expected != found:
-            raise ValueError(f"{path}: expected {expected} codes a level, found {found}")
-        for i, level in enumerate(codes.levels):
-            check_range(level, codes.codebook_size, f"{path}: level {i}")
+        codes.check(codes.hop_lengths, codes.codebook_size, f"{path}")
         levels = [level.numpy() for level in codes.levels]
         # Version 0.1 wrote the checksum of the codes alone.
         known = ("", _checksum(levels, codes._facts()), _checksum(levels))
@@ -129,6 +125,14 @@ class Codes:
     def lengths(self, n_levels: int) -> list[int]:
         """The number of codes of each of the first levels."""
         return [-(-self.n_samples // hop) for hop in self.hop_lengths[:n_levels]]
+
+    def check(self, hop_lengths: Sequence[int], codebook_size: int, what: str) -> None:
+        """Raises ValueError for no levels, other lengths than these hops give, or codes outside the codebook."""
+        expected = [-(-self.n_samples // hop) for hop in hop_lengths[: len(self.levels)]]
+        if (found := [len(level) for level in self.levels]) != expected or not found:
+            raise ValueError(f"{what}: expected {expected} codes a level for {self.n_samples} samples, found {found}")
+        for i, level in enumerate(self.levels):
+            check_range(level, codebook_size, f"{what}: codes of level {i}")
 
 
 class LevelBuffers:

@@ -21,8 +21,7 @@ _DELAY_FRAMES = 6  # that an encoder's delay and padding may take
 
 
 def check_whole(path: Path, n_samples: int) -> None:
-    """Compare `n_samples`, decoded from the first to the end, with what the container promises; ValueError if
-    the file is truncated, or has more audio."""
+    """Raises ValueError if a container promises more or less than `n_samples`, decoded from the first to the end."""
     if path.stat().st_size < 12:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -85,9 +84,8 @@ def _check_mp3_frames(data: mmap.mmap, n_samples: int) -> None:
     elif n_frames < promised - 1:
         raise ValueError(f"truncated: the header says {promised} frames, {n_frames} are there")
     elif n_frames > promised + 1:
-        raise ValueError(
-            f"holds more than it says: the header says {promised} frames, {n_frames} are there; split or convert it"
-        )
+        found = f"the header says {promised} frames, {n_frames} are there"
+        raise ValueError(f"holds more than it says: {found}; split or convert it")
     there = sum(samples for *_, samples in frames[_DELAY_FRAMES:])
     if n_samples < there:
         raise ValueError(f"damaged or joined: of {there} samples, {n_samples} can be read; convert it anew")

@@ -18,8 +18,8 @@ from audiovq.utils.progress import track as progress
 class WaveformCrops(Dataset[Tensor]):
     """Random crops [channels, crop_samples] of a list of tracks; every moment of the music is equally likely.
 
-    A data set that fits into `cache_gigabytes` is decoded once and stays in memory; a larger one is read
-    crop by crop. Only its total length decides which, so that crops are the same in every run.
+    A data set that fits into `cache_gigabytes`, by its length, is decoded once and stays in memory; a larger one is read
+    crop by crop.
     """
 
     def __init__(

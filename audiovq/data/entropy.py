@@ -1,15 +1,11 @@
 """Lossless compression of codes: an adaptive model of each level, and constriction's range coder.
 
-The probability of a code is a mixture of its frequencies so far: overall, after the code before it, and
-together with the coarser level's code at that time. The weights of the mixture are learned on the way, from
-how well each of the three predicted at similar counts (blending as in PPM and context mixing: Bell, Cleary
-and Witten, Text Compression, 1990, chapter 6). Only the coded bits are stored, because the decoder learns
-the same counts from the codes that it decodes.
+The probability of a code is a mixture of its frequencies so far: overall, after the code before it, and together with the
+coarser level's code at that time. The weights are learned on the way, from how well each predicted at similar counts
+(blending as in PPM: Bell, Cleary and Witten, Text Compression, 1990, chapter 6). The decoder learns the same counts.
 
-All probabilities are integers, and integers below 2^53 are exact in the coder's doubles, so that any
-machine decodes the files of any other. The trained priors would predict better, but their results differ in
-the last bits between machines, batch sizes and versions of torch, and a single bit makes the rest of a file
-undecodable.
+All probabilities are integers, which are exact in the coder's doubles, so that any machine decodes the files of any other.
+(The priors would predict better, but their last bits differ between machines and versions of torch.)
 """
 
 from collections import Counter, defaultdict

@@ -25,8 +25,6 @@ class FFmpegError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """The facts in an audio file's header."""
-
     sample_rate: int
     channels: int
     samples: int  # some formats only estimate it
@@ -60,9 +58,8 @@ def probe(path: Path) -> AudioInfo:
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
-    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate;
-    FFmpegError if it is damaged. It is decoded from the beginning, because seeking is not exact to the sample
-    in these containers."""
+    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate; FFmpegError if it is
+    damaged. It is decoded from the beginning, because seeking is not exact to the sample."""
     facts = probe(path)
     trim = f"atrim=start_sample={start}" + ("" if n_samples is None else f":end_sample={start + n_samples}")
     command = [

@@ -54,17 +54,8 @@ def scan_file(path: Path) -> ScannedFile:
         silent += int((level < SILENCE).sum())
         clipped += int((level >= CLIP).sum())
         digest.update(block.tobytes())
-    return ScannedFile(
-        sample_rate=info.sample_rate,
-        channels=info.channels,
-        samples=samples,
-        peak=peak,
-        silent=silent,
-        clipped=clipped,
-        sha256=file_sha256(path),
-        audio_sha256=digest.hexdigest(),
-        tags=read_tags(path, info),
-    )
+    found = info.sample_rate, info.channels, samples, peak, silent, clipped
+    return ScannedFile(*found, file_sha256(path), digest.hexdigest(), read_tags(path, info))
 
 
 def read_tags(path: Path, info: AudioInfo) -> dict[str, str]:
@@ -90,9 +81,7 @@ def _text(tags: Any, key: str) -> str:
 
 
 class ScanCache:
-    """Results of this and earlier scans: one JSON line per file, with its name, size and time of change;
-    without a path nothing is kept. Files that cannot be read are not in it: the next update of a decoder may
-    read them."""
+    """One JSON line per file that could be read, with its name, size and time of change; none without a path."""
 
     def __init__(self, path: Path | None):
         self.path, self.rows = path, {}

@@ -34,7 +34,7 @@ FORMAT = "audiovq-shards-2"
 SHARD_CODES = 1 << 25  # codes a level in one shard file, at most (a track is never split)
 BLOCK_CODES = 1 << 19  # codes that share a checksum, which is verified when the first of them is read
 TABLES = ("tracks.jsonl", "tracks.npy")
-SPLITS = ("train", "valid")
+LINE, SPLITS = ("path", "sha256", "split", "labels"), ("train", "valid")
 # Columns of tracks.npy before the first code of each level and the number of codes of each level: the line's
 # place and size in tracks.jsonl, the shard, the split, the number of samples.
 N_COLUMNS = 5
@@ -55,8 +55,8 @@ class ShardTrack:
 
 
 class TrackTable(Sequence[ShardTrack]):
-    """The tracks of tracks.jsonl and tracks.npy, int64 [n_tracks, N_COLUMNS + 2 · n_levels], or some `rows`
-    of them. Both stay on the disk; a track is built, and checked, on access."""
+    """The tracks of tracks.jsonl and tracks.npy, int64 [n_tracks, N_COLUMNS + 2 · n_levels], or some `rows` of them. Both
+    stay on the disk; a track is built, and checked, on access."""
 
     def __init__(self, lines: np.ndarray, columns: np.ndarray, rows: np.ndarray | None = None):
         self.lines, self.columns = lines, columns
@@ -104,10 +104,9 @@ def checked_track(**facts: Any) -> ShardTrack:
 
 
 def table_of(tracks: Sequence[ShardTrack], n_levels: int) -> TrackTable:
-    """A table of these tracks."""
     lines, columns = bytearray(), []
     for track in tracks:
-        line = json_line({key: getattr(track, key) for key in ("path", "sha256", "split", "labels")})
+        line = json_line({key: getattr(track, key) for key in LINE})
         place = [len(lines), len(line), track.shard, SPLITS.index(track.split), track.n_samples]
         columns.append([*place, *track.offsets, *track.lengths])
         lines += line
@@ -129,7 +128,6 @@ class ShardIndex:
 
     @property
     def names(self) -> list[str]:
-        """The file names of all shards."""
         kinds = [f"level-{level}" for level in range(len(self.hop_lengths))] + ["chroma"] * self.chroma
         return [f"shard-{shard:05d}-{kind}.npy" for shard in range(self.n_shards) for kind in kinds]
 
@@ -170,8 +168,7 @@ class ShardWriter:
             assert chroma is not None, "the index has chroma"
             assert len(chroma) == len(values[0]), "expected one chroma class per top code"
             values.append(chroma)
-        facts = {"path": track.path, "sha256": track.sha256, "split": track.split, "labels": track.labels}
-        line = json_line(facts)
+        line = json_line({key: getattr(track, key) for key in LINE})
         try:
             if self.lengths[-1] and self.lengths[-1] + len(values[n_levels - 1]) > SHARD_CODES:
                 self._write_shard()
@@ -192,9 +189,8 @@ class ShardWriter:
         for name, parts in zip(self.index.names[-len(self.parts) :], self.parts, strict=True):
             codes = np.concatenate(parts)
             np.save(self.folder / name, codes)
-            self.blocks[name] = [
-                zlib.crc32(codes[i : i + BLOCK_CODES].tobytes()) for i in range(0, len(codes), BLOCK_CODES)
-            ]
+            blocks = (codes[i : i + BLOCK_CODES] for i in range(0, len(codes), BLOCK_CODES))
+            self.blocks[name] = [zlib.crc32(block.tobytes()) for block in blocks]
             parts.clear()
 
     def finish(self) -> None:
@@ -269,8 +265,7 @@ class Shards:
                 raise ValueError(f"expected {size} bytes, found {path.stat().st_size}")
             array = _mapped(path)
             if array.ndim != 1 or array.dtype not in (np.uint8, np.uint16, np.int32):
-                found = f"{array.dtype} {list(array.shape)}"
-                raise ValueError(f"expected one row of whole numbers, found {found}")
+                raise ValueError(f"expected one row of whole numbers, found {array.dtype} {list(array.shape)}")
             return array
         except (OSError, EOFError, ValueError) as error:
             raise self._damaged(name, error) from None
@@ -299,9 +294,9 @@ class Shards:
 
     def _check_places(self, columns: np.ndarray, n_bytes: int, n_levels: int) -> None:
         """Raises ValueError if a track's line or codes are outside of their files."""
-        if columns.ndim != 2 or columns.shape[1] != N_COLUMNS + 2 * n_levels or columns.dtype != np.int64:
-            expected = f"int64 [tracks, {N_COLUMNS + 2 * n_levels}]"
-            raise ValueError(f"expected {expected}, found {columns.dtype} {list(columns.shape)}")
+        n_columns, found = N_COLUMNS + 2 * n_levels, f"{columns.dtype} {list(columns.shape)}"
+        if columns.ndim != 2 or columns.shape[1] != n_columns or columns.dtype != np.int64:
+            raise ValueError(f"expected int64 [tracks, {n_columns}], found {found}")
         start, size, shard, split, n_samples = columns[:, :N_COLUMNS].T
         offsets, lengths = columns[:, N_COLUMNS : N_COLUMNS + n_levels], columns[:, N_COLUMNS + n_levels :]
         fits = (start >= 0) & (size >= 0) & (start <= n_bytes - size) & (split >= 0) & (split < len(SPLITS))
@@ -309,17 +304,13 @@ class Shards:
         fits &= (n_samples > 0) & (shard >= 0) & (shard < self.index.n_shards)
         fits &= (offsets >= 0).all(axis=1) & (lengths >= 0).all(axis=1)
         if fits.all() and len(columns):
-            kinds = [f"level-{level}" for level in range(n_levels)]
-            arrays = [
-                [len(self._arrays[f"shard-{i:05d}-{kind}.npy"]) for kind in kinds] for i in range(self.index.n_shards)
-            ]
-            for i, row in enumerate(arrays if self.index.chroma else ()):
-                row[0] = min(row[0], len(self._arrays[f"shard-{i:05d}-chroma.npy"]))
-            fits &= (offsets <= np.array(arrays)[shard] - lengths).all(axis=1)
+            sizes = np.array([len(self._arrays[name]) for name in self.index.names]).reshape(self.index.n_shards, -1)
+            if self.index.chroma:
+                sizes[:, 0] = sizes[:, [0, -1]].min(axis=1)
+            fits &= (offsets <= sizes[shard, :n_levels] - lengths).all(axis=1)
         if not fits.all():
-            raise ValueError(
-                f"track {int(np.argmin(fits))}: expected its line and codes within their files, found others"
-            )
+            wrong = f"track {int(np.argmin(fits))}"
+            raise ValueError(f"{wrong}: expected its line and codes within their files, found others")
 
     def _read(self, track: ShardTrack, kind: str, level: int, start: int, end: int) -> np.ndarray:
         """The values [start, end) of a track in a file of its shard, after their checksum is verified."""

@@ -74,9 +74,8 @@ class Scan:
             return self
         for pattern in patterns:
             if not any(fnmatchcase(track.path, pattern) for track in self.tracks):
-                raise ValueError(
-                    f'codes.only: no track of {self.folder} matches "{pattern}"; expected such as "folder/*"'
-                )
+                found = f'no track of {self.folder} matches "{pattern}"'
+                raise ValueError(f'codes.only: {found}; expected such as "folder/*"')
         matching = [t for t in self.tracks if any(fnmatchcase(t.path, pattern) for pattern in patterns)]
         if not any(track.split == "train" for track in matching):
             raise ValueError(f"codes.only: none of the {len(matching)} tracks that match is a training track")
@@ -133,9 +132,8 @@ def check_relative(path: str) -> None:
 def find_audio(
     folder: Path, unreadable: list[Rejected] | None = None, suffixes: Collection[str] = audio.SUFFIXES
 ) -> list[Path]:
-    """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
-    Linked folders belong to it, each folder once. Folders that cannot be read are added to `unreadable`, or
-    else printed."""
+    """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs. Linked folders
+    belong to it, each folder once. Folders that cannot be read are added to `unreadable`, or else printed."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
@@ -167,10 +165,17 @@ def find_audio(
     return sorted(is_file, key=lambda path: path.parts)
 
 
+def credits_files(music: Path) -> list[Path]:
+    """The texts with credits or licences in a folder of music, credits first, and the credits one folder up."""
+    names, files = ("credits", "attribution", "licence", "license", "copying"), sorted(music.iterdir())
+    found = [path for name in names for path in files if path.stem.lower().startswith(name)]
+    found += [path for path in sorted(music.parent.iterdir()) if path.stem.lower().startswith("credits")]
+    return [path for path in found if path.is_file() and path.suffix.lower() in {"", ".md", ".txt"}]
+
+
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
-    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
-    ValueError if none is left. A `cache_file` keeps the results, so that a later scan decodes only new
-    files."""
+    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used; ValueError if
+    none is left. A `cache_file` keeps the results, so that a later scan decodes only new files."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
@@ -249,15 +254,12 @@ def check_unchanged(path: Path, stamp: Sequence[int], sha256: str) -> None:
 
 
 def _labels_of_files(path: Path) -> dict[str, str]:
-    """Labels from `track.json`, for all tracks of the folder, then from `<name>.json`, for this track; a
-    caption or lyrics in `<name>.txt` are the label `text`."""
+    """Labels from `track.json`, for all tracks of the folder, `<name>.json`, and `<name>.txt` (the label `text`)."""
     labels: dict[str, str] = {}
     for candidate in (path.with_name("track.json"), path.with_suffix(".json"), path.with_suffix(".txt")):
         if os.path.isfile(candidate):  # False for a name that is too long
-            if candidate.stat().st_size > LABEL_BYTES:
-                raise ValueError(
-                    f"{candidate.name}: expected labels of at most 1 MB, found {candidate.stat().st_size} bytes"
-                )
+            if (size := candidate.stat().st_size) > LABEL_BYTES:
+                raise ValueError(f"{candidate.name}: expected labels of at most 1 MB, found {size} bytes")
             is_json = candidate.suffix == ".json"
             try:
                 text = candidate.read_text(encoding="utf-8-sig").strip()
@@ -332,13 +334,10 @@ def _similar(path: str, folder: Path) -> str:
 
 
 def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
-    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It
-    depends on the paths alone, and not on their order, the machine or the run."""
-
-    def path_hash(track: Track) -> str:
-        return hashlib.sha256(os.fsencode(track.path)).hexdigest()
-
-    free = sorted((track for track in tracks if not track.split), key=path_hash)
+    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It depends on
+    the paths alone, and not on their order, the machine or the run."""
+    free = [track for track in tracks if not track.split]
+    free.sort(key=lambda track: hashlib.sha256(os.fsencode(track.path)).hexdigest())
     missing = math.ceil(valid_fraction * len(tracks)) - sum(t.split == "valid" for t in tracks)
     held_out = {t.path for t in free[: max(0, min(missing, len(free) - 1))]}
     return [replace(t, split=t.split or ("valid" if t.path in held_out else "train")) for t in tracks]

@@ -147,12 +147,8 @@ def barrier() -> None:
 
 
 class Pool:
-    """The rows of all ranks, in the order that a single process with all of them would have.
-
-    Args:
-        parts: rows of this rank, [n, dim] each; the same number of parts on all ranks. In the pool, part 0 of all ranks
-            comes first, in the order of the ranks, then part 1, and so on.
-    """
+    """The rows of all ranks, in the order that a single process with all of them would have: part 0 of all ranks, in their
+    order, then part 1, and so on. `parts` are rows of this rank, [n, dim] each, as many as on all ranks."""
 
     def __init__(self, parts: list[Tensor]):
         self.parts = parts

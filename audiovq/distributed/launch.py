@@ -80,17 +80,10 @@ def _silent() -> str:
 def run_on_several(
     arguments: Sequence[str], gpus: int | None, processes: int | None, limit: tuple[int, str] | None = None
 ) -> bool:
-    """Run this command on several processes and wait for them, unless one is enough or this is one of them.
-
-    Args:
-        arguments: the command's arguments.
-        gpus: number of GPUs; None uses all that are visible.
-        processes: number of processes on the CPU, instead of GPUs.
-        limit: the largest number of processes that have something to do, and why.
-    Returns:
-        True if the processes did the work; False if this process has to do it. Raises ValueError if there are
-        too few GPUs or a process failed, Interrupted if a signal stopped them.
-    """
+    """Run this command on several processes and wait for them, unless one is enough or this is one of them: on so many
+    `gpus` (None: all that are visible), or `processes` on the CPU, but no more than the `limit`, which has its reason.
+    True if they did the work; False if this process has to do it. Raises ValueError if there are too few GPUs or a process
+    failed, `Interrupted` if a signal stopped them."""
     join_slurm_step(os.environ)
     if "WORLD_SIZE" in os.environ:
         return False
@@ -108,15 +101,14 @@ def run_on_several(
 
 
 def count(gpus: int | None, processes: int | None) -> int:
-    """The requested number of processes."""
     if processes is not None:
         if gpus is not None:
             raise ValueError("--gpus and --processes: expected only one of them")
         return processes
     visible = torch.cuda.device_count()
     if gpus is not None and gpus > max(visible, 1):
-        advice = f"--processes {gpus} runs on the CPU"
-        raise ValueError(f"--gpus {gpus}: expected at most the {visible} GPUs of this machine; {advice}")
+        expected = f"expected at most the {visible} GPUs of this machine"
+        raise ValueError(f"--gpus {gpus}: {expected}; --processes {gpus} runs on the CPU")
     return gpus or max(visible, 1)
 
 

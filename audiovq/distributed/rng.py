@@ -2,8 +2,7 @@
 
 Numbers that are drawn once per item (whether its label is dropped) or once per step (where k-means starts) come from
 here. Within `batch_share` each process draws the numbers of the whole batch and uses those of its items; outside, the
-numbers come from torch's own generator. Noise for the elements of large tensors (dropout in layers, Gumbel noise) does
-not come from here: every device would have to draw it for the whole batch.
+numbers come from torch's own generator, as does noise for the elements of large tensors.
 """
 
 import contextlib

@@ -29,8 +29,7 @@ def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
 
 
 def code_statistics(counts: np.ndarray, code_rate: float) -> dict[str, float]:
-    """Unigram entropy in bits per code and per second, perplexity, and the used share of the codebook, of one level with
-    `counts`, int64 [codebook_size]."""
+    """Figures of one level, of which `counts`, int64 [codebook_size], says how often each code occurs."""
     bits = entropy_of_counts(counts)
     return {
         "unigram_bits_per_code": bits,
@@ -73,8 +72,7 @@ def held_out_bits(
 
 
 def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
-    """Choose places in tracks, of which there are `counts` [n_tracks], evenly spread over all of them: (track, place within
-    the track), in order."""
+    """Choose places in tracks with `counts` [n_tracks] places, evenly spread: (track, place within it), in order."""
     ends = np.cumsum(counts)
     n = int(ends[-1]) if len(ends) else 0
     for place in np.linspace(0, n - 1, min(n, at_most)).round().astype(int):

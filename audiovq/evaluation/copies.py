@@ -1,8 +1,7 @@
 """The longest passages that a piece shares with the training tracks, compared with chance.
 
-A passage is a run of symbols that occurs in a piece and in a track. A symbol stands for the time of one code
-of level 0: that code alone ("top"), or with all finer codes of its time ("all"). A symbol that is held counts
-once, however long: a held chord or silence makes a long run that means little.
+A passage is a run of symbols that occurs in a piece and in a track. A symbol stands for the time of one code of level 0:
+that code alone ("top"), or with all finer codes of its time ("all"). One that is held, as in silence, counts once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,18 +33,13 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
     """Find the longest runs that pieces share with the training tracks, and with which probability by chance.
 
     To tell chance from copying, held-out tracks are cut into stretches of the length of a piece, each half a
-    stretch after the one before, and searched in the same way.
+    stretch after the one before, and searched in the same way. All pieces have one length.
 
-    Args:
-        pieces: all of one length.
-        shards: codes of the run; shifted copies of its tracks are searched, too.
     Returns:
-        For each piece `seconds`, `n_stretches` and `runs`. A run has
-        symbols: "top" or "all";
-        length: of the longest run in symbols, 0 if it is below SHORTEST;
-        p: the share of held-out stretches, the piece counted in, whose run is at least as long; None if no
-        held-out track is so long;
-        if anything is shared, seconds, start_seconds (in the piece), track and track_seconds (in the track).
+        For each piece `seconds`, `n_stretches` and `runs`. A run has symbols ("top" or "all"); length, of the longest run
+        in symbols, 0 if it is below SHORTEST; p, the share of held-out stretches, the piece counted in, whose run is at
+        least as long, None if no held-out track is so long; and if anything is shared, seconds, start_seconds (in the
+        piece), track and track_seconds (in the track).
     Raises:
         ValueError: codes of another tokenizer, or no training tracks.
     """
@@ -62,7 +56,9 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
     for name, depth in (("top", 1), ("all", n_levels))[:n_levels]:
         symbols = [symbols_of([level.numpy() for level in piece.levels[:depth]], index) for piece in pieces]
         stretches = _held_out_stretches(shards, depth, len(symbols[0]))
-        found = _longest_runs_of_all([*symbols, *stretches], shards, depth)
+        tracks = (_symbols(shards, track, depth) for track in progress(training, "search for copies", len(training)))
+        searched = [piece[changes(piece)] for piece in (*symbols, *stretches)]  # held symbols count once
+        found = longest_runs(searched, (track[changes(track)] for track in tracks))
         by_chance = [run.length for run in found[len(pieces) :]]
         for report, piece, run in zip(reports, symbols, found, strict=False):
             report["n_stretches"] = len(stretches)
@@ -97,16 +93,8 @@ def _held_out_stretches(shards: Shards, depth: int, n: int) -> list[np.ndarray]:
     return [_symbols(shards, held_out[track], depth)[k * step : k * step + n] for track, k in places]
 
 
-def _longest_runs_of_all(pieces: Sequence[np.ndarray], shards: Shards, depth: int) -> list[Run]:
-    """The longest run of each piece in any training track, where held symbols count once."""
-    training = shards.index.tracks.of("train")
-    tracks = (_symbols(shards, track, depth) for track in progress(training, "search for copies", len(training)))
-    return longest_runs([piece[changes(piece)] for piece in pieces], (track[changes(track)] for track in tracks))
-
-
 def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:
-    """One symbol for each code of level 0: the code itself, or a hash of the codes of all given levels, int [n_codes] each,
-    coarse to fine; int64 [n_codes of level 0], 0 or more."""
+    """The codes of level 0, or hashes of the codes of all given levels at their time; int64 [n_codes], 0 or more."""
     n_top = len(levels[0])
     hashes = np.zeros(n_top, dtype=np.uint64)
     for level, hop_length in zip(levels, index.hop_lengths, strict=False):
@@ -137,7 +125,6 @@ def longest_runs(pieces: Sequence[np.ndarray], tracks: Iterable[np.ndarray]) -> 
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
-    """The report as text, a line for each run."""
     lines = []
     for row in report["runs"]:
         if not row["length"]:

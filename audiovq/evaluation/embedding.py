@@ -1,8 +1,7 @@
 """Embeddings of music, which the Fréchet distance compares.
 
-musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags of MagnaTagATune from 3 s of
-music at 16 kHz. Its penultimate layer is the embedding. Its wheel on PyPI has the weights as a TensorFlow
-checkpoint.
+musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags from 3 s of music at 16 kHz. Its penultimate
+layer is the embedding. Its wheel on PyPI has the weights as a TensorFlow checkpoint.
 """
 
 import zipfile
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from audiovq.data import audio
 from audiovq.data.resampling import resample
+from audiovq.utils.environment import network_errors
 
 SAMPLE_RATE = 16000
 N_FFT, STFT_HOP, N_MELS = 512, 256, 96
@@ -37,14 +37,10 @@ def fetch_weights(folder: Path | None = None) -> Path:
     """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked. Raises ValueError if it
     cannot be downloaded; the message says how to get it by hand."""
     folder = folder or Path(pooch.os_cache("audiovq"))
-    try:
+    failure = f"{folder / WHEEL}: the weights of the music embedding cannot be downloaded"
+    advice = f"; download them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"
+    with network_errors(failure, advice):
         return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname=WHEEL, path=folder, progressbar=False))
-    except Exception as error:  # the network fails in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{folder / WHEEL}: the weights of the music embedding cannot be downloaded ({reason}); "
-            f"download them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"
-        ) from None
 
 
 def conv_norm(n_in: int, n_out: int, kernel: tuple[int, int], padding: tuple[int, int]) -> nn.Sequential:
@@ -134,8 +130,7 @@ class MusicEmbedding:
 
     @torch.inference_mode()
     def __call__(self, waveform: Tensor, sample_rate: int, batch_size: int = 16) -> np.ndarray:
-        """Embed windows of 3 s, one after the other: float [channels, samples] -> float32 [windows, 200]. Raises ValueError
-        for less than 3 s of audio."""
+        """float [channels, samples] -> float32 [windows of 3 s, 200]; ValueError for less than 3 s of audio."""
         mono = resample(audio.downmix(waveform.float(), 1).to(self.device), sample_rate, SAMPLE_RATE)[0]
         log_mel = torch.log10(1 + 10000 * self.mel(mono).T)  # [frames, 96]
         n = len(log_mel) // PATCH_FRAMES

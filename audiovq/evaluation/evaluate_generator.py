@@ -1,7 +1,4 @@
-"""Is generated music like the music that the model learned from? The command is `audiovq eval --generated`.
-
-Distances and statistics of generated pieces are reported with the same figures of real music.
-"""
+"""`audiovq eval --generated`: distances and statistics of generated pieces, with the same figures of real music."""
 
 import dataclasses
 from collections import Counter
@@ -46,14 +43,10 @@ def evaluate_generated(
 ) -> dict[str, Any]:
     """Generate pieces and compare them with about as many excerpts of real music, all of the same length.
 
-    Real music is the run's training and held-out tracks. Labels are drawn as often as the training tracks
-    have them.
+    Real music is the run's training and held-out tracks, or `data`, a folder of music in place of the held-out tracks; for
+    a model that is not a run, of both. Labels are drawn as often as the training tracks have them. With `notes` there
+    are also statistics of transcribed notes, which need the extra audiovq[notes].
 
-    Args:
-        model: a run, a model folder or a hub id.
-        data: a folder of music in place of the held-out tracks; for a model that is not a run, of both.
-        n: number of pieces, of `seconds` each.
-        notes: also statistics of transcribed notes; needs the extra audiovq[notes].
     Returns:
         The report of `compare_sets`, with the arguments.
     Raises:
@@ -130,17 +123,12 @@ def shuffle_codes(codes: Codes, seed: int) -> Codes:
 def compare_sets(
     sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed, notes: bool = False
 ) -> dict[str, Any]:
-    """Compare generated with real music.
+    """Compare pieces of "generated", "training" and "held-out" music, and of further sets.
 
-    Args:
-        sets: pieces of "generated", "training" and "held-out" music, and of further sets to compare.
-        embed: such as `MusicEmbedding`.
-        notes: with statistics of transcribed notes.
     Returns:
         sets: numbers of pieces, tracks and windows of each set.
-        frechet: the Fréchet distance of each set from the held-out music with `ci95`. Sets should be of like
-            size, because few windows raise the distance.
-        statistics: the mean of `music_statistics`, and `harmony`, over the tracks of each set, with `ci95`.
+        frechet: the distance of each set from the held-out music with `ci95`; few windows raise it.
+        statistics: the mean of `music_statistics`, and with `notes` `harmony`, over the tracks of each set, with `ci95`.
     """
     empty = [name for name, pieces in sets.items() if not pieces]
     if empty:
@@ -187,7 +175,6 @@ def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> list[list[Any]]
 
 
 def print_tables(report: dict[str, Any]) -> None:
-    """Print distances and statistics of all sets."""
     frechet, sets, statistics = report["frechet"], report["sets"], report["statistics"]
     distances = sorted(frechet["distances"].items(), key=lambda item: item[1]["mean"])
     print_table(

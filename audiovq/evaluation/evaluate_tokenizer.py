@@ -1,7 +1,4 @@
-"""How well does a tokenizer reconstruct music? The command is `audiovq eval`.
-
-Metrics of each track and prefix of levels are reported with their means and with the use of the codes.
-"""
+"""`audiovq eval`: metrics of each track and prefix of levels, their means, and the use of the codes."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -64,9 +61,8 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
 
     Returns:
         tracks: a row of metrics for each track and prefix of levels.
-        summary: a row for each prefix: the `mean` of each metric over tracks and the half-width `ci95` of
-            Student's interval (None for one track); raw kbps, and kbps at the entropy of the codes of all
-            tracks.
+        summary: a row for each prefix: `mean_estimate` of each metric over tracks; raw kbps, and kbps at the entropy of
+            the codes of all tracks.
         levels: a row for each level: codes a second, number of codes, and `code_statistics`. The entropy is
             too low with fewer than about ten codes for each entry of the codebook.
     """
@@ -102,7 +98,6 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
 
 
 def print_tables(report: dict[str, Any]) -> None:
-    """Print the tracks, the means with their confidence intervals, and the use of the codes."""
     print_table("tracks", list(report["tracks"][0]), [list(row.values()) for row in report["tracks"]])
     summary, levels = report["summary"], report["levels"]
     names = [name for name in summary[0] if name not in {"levels", "n_tracks", "seconds"}]

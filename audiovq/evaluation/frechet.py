@@ -1,12 +1,8 @@
 """Fréchet distance between two sets of embeddings, a measure of how far generated music is from real music.
 
-Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017
-for images, arXiv:1706.08500, section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased
-upward for small sets (arXiv:2311.01616, section 3.1), so compare only sets of like size, and compare with
-the distance between two sets of real music.
-
-A set is a list of arrays float [windows, dim], one per track, because windows of one track are not
-independent.
+Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017, arXiv:1706.08500,
+section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased upward for small sets (arXiv:2311.01616, section
+3.1), so compare only sets of like size. A set is a list of arrays float [windows, dim], one per track.
 """
 
 from collections.abc import Sequence
@@ -43,10 +39,8 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
 def frechet_estimate(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> Estimate:
     """`frechet_distance` with a 95 % confidence interval by the bootstrap over the tracks of both sets.
 
-    The half-width is 1.96 standard deviations of the resampled distances. (Resampling raises the distance,
-    which is biased, so an interval of percentiles would not contain the estimate.)
-
-    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 12.5: the normal interval.
+    The half-width is 1.96 standard deviations of the resampled distances, the normal interval (Efron and Tibshirani 1993,
+    section 12.5): resampling raises the distance, so an interval of percentiles would not contain the estimate.
     """
     value = frechet_distance(tracks, reference, n_components)
     if min(len(tracks), len(reference)) < 2:

@@ -24,7 +24,6 @@ def training_and_held_out_music(folder: Path, model: str, data: str | None) -> t
 
 
 def scan_folder(data: str) -> Scan:
-    """Scan a folder of music with default settings."""
     return scan(Path(data), DataConfig(folder=data))
 
 

@@ -11,8 +11,7 @@ MAX_PEAK = -1.0  # dBFS
 
 
 def loudness(waveform: Tensor, sample_rate: int) -> float:
-    """Integrated loudness by torchaudio in LUFS, -inf for silence, of float [1 or 2 channels, samples]; a clip shorter than
-    the standard's block of 0.4 s is repeated."""
+    """LUFS of float [1 or 2 channels, samples], -inf for silence; a clip shorter than 0.4 s is repeated."""
     block = math.ceil(0.4 * sample_rate)
     if waveform.shape[1] < block:
         waveform = waveform.repeat(1, math.ceil(block / max(waveform.shape[1], 1)))

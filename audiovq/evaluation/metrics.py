@@ -1,8 +1,7 @@
 """How close a reconstruction is to its source.
 
-Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float
-[channels, samples] in [-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them;
-`compare` applies them to long tracks.
+Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float [channels, samples] in
+[-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them.
 """
 
 import functools
@@ -18,7 +17,7 @@ from audiovq.tokenizer.losses import MelSpectrogram, mean_log_difference
 
 Metric = Callable[[Tensor, Tensor, int], float]
 
-MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)
+MEL_WINDOWS, MEL_SPECTROGRAM = (64, 128, 256, 512, 1024, 2048), functools.lru_cache(maxsize=16)(MelSpectrogram)
 STFT_WINDOWS = (2048, 512)
 CQT_LOWEST = 32.703  # Hz: C1
 CQT_OCTAVES = 7  # up to C8, 4186 Hz; fewer at low sample rates
@@ -36,13 +35,8 @@ def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) ->
     The windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over windows, no sum.
     """
     a, b = _pair(reconstruction, reference)
-    mels = [_mel_spectrogram(sample_rate, n_fft) for n_fft in MEL_WINDOWS]
+    mels = [MEL_SPECTROGRAM(sample_rate, n_fft) for n_fft in MEL_WINDOWS]
     return sum(float(mean_log_difference(mel(a), mel(b), torch.log10)) for mel in mels) / len(MEL_WINDOWS)
-
-
-@functools.lru_cache(maxsize=16)
-def _mel_spectrogram(sample_rate: int, n_fft: int) -> MelSpectrogram:
-    return MelSpectrogram(sample_rate, n_fft)
 
 
 def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
@@ -79,9 +73,8 @@ def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float
 def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """The level of the reconstruction relative to the reference, in dB: 0 is perfect, less is too quiet.
 
-    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes
-    do not show this: a tokenizer that is unsure where a partial is minimises them with nearly no partial at
-    all, so music that lost 12 dB can have a low distance.
+    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes do not show
+    this: a tokenizer that is unsure where a partial is minimises them with nearly no partial at all.
     """
     a, b = (w.double().square().mean().clamp(min=POWER_FLOOR) for w in _pair(reconstruction, reference))
     return float(10 * torch.log10(a / b))
@@ -90,10 +83,9 @@ def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int
 def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """The share of the harmony that is in wrong pitch classes: 0 is perfect, 1 has no pitch class in common.
 
-    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1;
-    silence is 1/12 everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the
-    reference is silent. Chroma is librosa's `chroma_cqt` of the constant-Q magnitudes below, tuned to
-    A4 = 440 Hz.
+    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1; silence is 1/12
+    everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the reference is silent. Chroma
+    is librosa's `chroma_cqt`, tuned to A4 = 440 Hz.
     """
     a, b = (
         librosa.feature.chroma_cqt(

@@ -15,10 +15,8 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
         peak: largest absolute sample.
         clipped: share of samples at full scale.
         flatness: median spectral flatness over frames, 1 for white noise, near 0 for tones.
-        chroma_entropy: mean entropy of the 12 pitch classes in a frame, in bits; 3.58 for noise, 0 for one
-            pitch class.
-        chroma_change: mean L1 distance between the mean chroma of successive half seconds; 0 for a constant
-            tone.
+        chroma_entropy: mean entropy of the 12 pitch classes in a frame, in bits; 3.58 for noise, 0 for one pitch class.
+        chroma_change: mean L1 distance between the mean chroma of successive half seconds; 0 for a constant tone.
         onsets_per_second: of librosa's onset detector.
     """
     mono = waveform.float().mean(dim=0).numpy()

@@ -1,7 +1,6 @@
 """Notes of a piece by an independent transcription, basic-pitch (Bittner 2022, arXiv:2203.09893).
 
-A tokenizer may keep the spectrum in the eyes of a mel distance and lose most notes, so this is a judge of its own. Needs
-the extra audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0).
+Needs the extra audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0).
 """
 
 import contextlib

@@ -24,8 +24,6 @@ AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "OPUS", "MP3", "AIFF")
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check."""
-
     name: str
     status: str  # OK, WARNING or BROKEN
     found: str
@@ -55,15 +53,11 @@ def check_packages() -> Iterator[CheckResult]:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue  # of an extra
         name, advice = requirement.name, f"python -m pip install '{requirement}'"
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield CheckResult(name, BROKEN, "not installed", advice)
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            yield CheckResult(name, BROKEN, f"{version}, needs {requirement.specifier}", advice)
-        if name in SHOWN_PACKAGES:
-            shown.append(f"{name} {version}")
+        found = next((each.version for each in importlib.metadata.distributions(name=name)), None)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            yield CheckResult(name, BROKEN, f"{found or 'not installed'}, needs {requirement.specifier}", advice)
+        elif name in SHOWN_PACKAGES:
+            shown.append(f"{name} {found}")
     yield CheckResult("packages", OK, ", ".join(shown))
     import_module("torchaudio")  # fails beside a torch that it was not built for
 

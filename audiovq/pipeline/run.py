@@ -1,7 +1,6 @@
 """A run trains all stages of a recipe: tokenizer → decoder → codes → priors, with samples after each.
 
-The run folder has everything (see `run_folder`). A stage that is done is not repeated, and a stage that was
-interrupted continues from its newest checkpoint.
+A stage that is done is not repeated, and a stage that was interrupted continues from its newest checkpoint.
 """
 
 import contextlib
@@ -55,8 +54,7 @@ class Run:
         self.trackers = TrackerConfig(folder, (), recipe.name)
 
     def go(self, stages: tuple[str, ...] = ()) -> None:
-        """Train the stages that are not done, all or those named. Raises ValueError for wrong settings or data, `Interrupted`
-        after a signal; the same run continues where it stopped."""
+        """Train the stages that are not done, all or those named; ValueError for wrong settings."""
         stages = stages or tuple(STAGES)
         if len(stages) < len(STAGES) and "decoder" in stages and not self.recipe.decoder_tuning:
             raise ValueError(
@@ -139,9 +137,6 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
             say(f"level {i}: this prior predicts no better than counting codes does; train on more music")
 
 
-# --- stages ---------------------------------------------------------------------------------------
-
-
 def train_tokenizer(run: Run) -> None:
     """Train a tokenizer, or copy a pretrained one or that of the recipe's codes."""
     recipe, stage = run.recipe, run.recipe.tokenizer
@@ -182,7 +177,6 @@ def copy_tokenizer_of_codes(run: Run) -> None:
 
 
 def tune_decoder(run: Run) -> None:
-    """Train the decoder against discriminators; codes stay the same."""
     run.files.require("tokenizer", "decoder")
     recipe, stage, folder = run.recipe, run.recipe.decoder_tuning, run.folder / "tokenizer"
     assert stage is not None, "without decoder_tuning the stage counts as done"
@@ -197,7 +191,6 @@ def tune_decoder(run: Run) -> None:
 
 
 def encode_music(run: Run) -> None:
-    """Encode all tracks into shards of codes."""
     run.files.require("tokenizer", "codes")
     recipe, stage = run.recipe, run.recipe.codes
     network = checkpoint.load_tokenizer(run.folder / "tokenizer")
@@ -238,9 +231,4 @@ def train_prior(run: Run, level: int, shards: Shards) -> None:
         checkpoint.save_prior(run.folder / f"prior-{level}", network, stage.sampling)
 
 
-STAGES = {
-    "tokenizer": train_tokenizer,
-    "decoder": tune_decoder,
-    "codes": encode_music,
-    "priors": train_priors,
-}
+STAGES = {"tokenizer": train_tokenizer, "decoder": tune_decoder, "codes": encode_music, "priors": train_priors}

@@ -36,8 +36,6 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe):
         self.path, self.recipe = path, recipe
 
-    # --- what is done -----------------------------------------------------------------------------
-
     def is_done(self, stage: str) -> bool:
         return bool(collectives.from_rank_0(self._is_done(stage)))
 
@@ -61,7 +59,6 @@ class RunFolder:
 
     @property
     def n_priors(self) -> int:
-        """Trained priors so far."""
         return collectives.from_rank_0(len(prior_folders(self.path)))
 
     def has_prior_samples(self, level: int) -> bool:
@@ -75,11 +72,8 @@ class RunFolder:
             return False
         return sum("bits_per_second" in level for level in levels) == len(prior_folders(self.path))
 
-    # --- recipe, music and codes ------------------------------------------------------------------
-
     def open(self) -> None:
-        """Scan the music and save the recipe, or check that the folder has a run of this recipe. Raises ValueError for no
-        music, or a run of another recipe."""
+        """Scan the music and save the recipe; ValueError for no music, or if there is a run of another recipe."""
         path = self.path / "recipe.yaml"
         is_main = collectives.rank() == 0
         if is_main and not path.exists():
@@ -151,8 +145,7 @@ class RunFolder:
         moved.save(self.path / "data")
 
     def open_codes(self, tokenizer_hash: str | None = None) -> Shards:
-        """The codes of this run, or those that its recipe names. Raises ValueError if they do not fit the recipe, or are of
-        another tokenizer."""
+        """The codes of this run, or those that its recipe names; ValueError if they do not fit recipe or tokenizer."""
         shards = Shards(self.recipe.codes.path or self.path / "codes", tokenizer_hash)
         model, index = self.recipe.tokenizer.model, shards.index
         expected = model.sample_rate, list(model.hop_lengths), model.codebook_size

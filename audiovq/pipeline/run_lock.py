@@ -1,8 +1,7 @@
 """One writer for each run folder, also on a disk that several machines share.
 
-The file `.lock` in the run names its writer, which renews the file's time every few seconds. It stays behind
-if the writer is killed. On the same machine it is then taken over at once; elsewhere, if it is not renewed for a
-while. Clocks need not agree. (A lock of the system would be simpler, but some shared disks ignore it.)
+The file `.lock` in the run names its writer, which renews the file's time every few seconds. If the writer is killed, it is
+taken over: on the same machine at once, elsewhere after a while. (Some shared disks ignore locks of the system.)
 """
 
 import contextlib

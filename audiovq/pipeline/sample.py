@@ -73,7 +73,6 @@ class SampleOptions(PieceOptions):
         return self.start is not None or self.end is not None
 
     def check(self) -> None:
-        """Raises ValueError for options that do not fit together."""
         for problem in self._problems():
             raise ValueError(problem)
 
@@ -106,8 +105,6 @@ class SampleOptions(PieceOptions):
 
 @dataclass
 class Sampled:
-    """What the command made."""
-
     options: SampleOptions  # with the seed that was used
     model: Path
     seconds: float  # of each piece
@@ -127,9 +124,8 @@ def sample(
     pick_model: Callable[[], Path],
     finished: Callable[[Sampled], object] = lambda sampled: None,
 ) -> Iterator[str]:
-    """Make music; yields the name of each file when it is written. `arguments` are those of this program, to start it on
-    several GPUs; `finished` is called once by the first process when all files are there. Raises ValueError for options
-    that cannot be, `Interrupted` after a signal; the files that were yielded are whole."""
+    """Make music; yields the name of each file when it is whole. `arguments` are those of this program, to start it on several
+    GPUs; `finished` is called once by the first process when all are there. Raises ValueError for options that cannot be."""
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
         return
@@ -195,7 +191,6 @@ def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | Non
 
 
 def read_piece(tokenizer: Tokenizer, path: str) -> Codes:
-    """The codes of a codes file or of an audio file."""
     return Codes.load(path) if Path(path).suffix == ".codes" else tokenizer.encode_file(path)
 
 
@@ -240,8 +235,7 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
 
 
 class LiveDecoder:
-    """A callback for `Generator.pieces` that decodes one piece while it is drawn; `write` takes the waveform
-    float [channels, n], piece by piece."""
+    """Decodes one piece while it is drawn, as a callback; `write` takes the waveform, float [channels, any n]."""
 
     def __init__(self, tokenizer: Tokenizer, n_samples: int, n_levels: int, write: Callable[[Tensor], object]):
         self.n_samples, self.write = n_samples, write

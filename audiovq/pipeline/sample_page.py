@@ -25,7 +25,6 @@ def write_page(sampled: Sampled) -> str | None:
 
 
 def _settings(sampled: Sampled) -> dict[str, str]:
-    """The options that differ from their defaults, in words."""
     o = sampled.options
     found: dict[str, Any] = {"length": f"{sampled.seconds:g} s", "seed": o.seed}
     found |= {"label": ", ".join(f"{name}={value}" for name, value in o.labels.items()), "text": o.text}

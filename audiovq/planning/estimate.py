@@ -1,7 +1,7 @@
 """Estimates what a recipe takes, within seconds: memory, hours, and sizes that fit. It trains nothing.
 
-Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, where
-tensors have no values; tokenizer and decoder on a short crop, because both grow in proportion to its length.
+Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, tokenizer and decoder
+on a short crop, because both grow in proportion to its length.
 """
 
 import contextlib
@@ -44,20 +44,14 @@ FITTING_WEIGHTS, TOO_MANY_WEIGHTS = 300, 1000
 NO_TRACKS = Scan(Path(), [], [])
 
 
-# --- devices and music ----------------------------------------------------------------------------
-
-
 class Device(NamedTuple):
-    """What the steps are computed on."""
-
     name: str
     memory: float  # bytes
     flops: float  # a second, as training reaches them
 
 
 def far_device(memory: str | None, tflops: float | None, utilisation: float | None) -> Device:
-    """A GPU that is not here; the defaults are an A100's, of which training reaches 30 %. Raises ValueError for a `memory`
-    that is not a size."""
+    """A GPU that is not here, default an A100; ValueError for a `memory` that is not a size."""
     found = re.fullmatch(r"(\d+\.?\d*)\s*([KMGT]?I?B?)", (memory or "80GB").strip().upper())
     if not found or found[2] not in UNITS:
         raise ValueError(f"--device-memory {memory}: expected a size such as 80GB or 24GiB")
@@ -84,8 +78,7 @@ def this_device(bf16: bool) -> Device:
 
 
 def music_seconds(recipe: Recipe) -> float:
-    """How much music the priors are trained on, from the index of the codes or from headers of files; ValueError if
-    there is none."""
+    """How much music the priors are trained on, by the index of the codes or headers of files; ValueError if none."""
     if recipe.codes.path:
         index = Shards(recipe.codes.path).index
         return sum(track.n_samples for track in index.tracks) / index.sample_rate
@@ -102,9 +95,6 @@ def music_seconds(recipe: Recipe) -> float:
     if not seconds:
         raise ValueError(f"{folder}: no music that can be read; expected audio files (set --data)")
     return seconds * len(files) / len(read)
-
-
-# --- one pass over one example --------------------------------------------------------------------
 
 
 class Pass(NamedTuple):
@@ -167,9 +157,6 @@ def count_prior(network: Prior) -> Pass:
     }
     batch = {name: torch.zeros((1, *shape), dtype=torch.int64, device="meta") for name, shape in lengths.items()}
     return count_pass(network, lambda: network.loss(batch), scores=n)
-
-
-# --- stages ---------------------------------------------------------------------------------------
 
 
 def make_plan(
@@ -249,7 +236,6 @@ class Planner(NamedTuple):
         return self._training("decoder_tuning.training", task.network, stage.training, one)
 
     def codes(self) -> dict[str, Any]:
-        """Encoding of all tracks, `shifts` times."""
         model, n_samples = self.recipe.tokenizer.model, short_crop(self.recipe)
         network, seconds = VQVAE(model).eval(), self.seconds * self.recipe.codes.shifts
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -310,9 +296,6 @@ class Planner(NamedTuple):
             "seconds_a_step": step_seconds,
             "hours": config.steps * step_seconds * (1 + evaluation) / 3600,
         }
-
-
-# --- in words -------------------------------------------------------------------------------------
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ PREFIX_CONDITIONERS = ("text", "infill")
 
 
 def pretrained_tokenizer(source: str) -> VQVAE:
-    """Raises ValueError if there is none."""
     return checkpoint.load_tokenizer(tokenizer_folder(resolve_model(source)))
 
 
@@ -46,8 +45,7 @@ def adopt_pretrained(recipe: Recipe) -> Recipe:
     if "model" in recipe.tokenizer.model_fields_set:
         settings = recipe.tokenizer.model.model_dump(exclude_unset=True)
         _check_same("tokenizer.model", settings, network.config.model_dump())
-    if len(recipe.priors) not in {1, n_levels}:
-        found = len(recipe.priors)
+    if (found := len(recipe.priors)) not in {1, n_levels}:
         raise ValueError(f"priors: expected 1 or {n_levels} (the levels of {source}), found {found}")
     # One entry may stand for all levels, but pretrained priors may differ in size and need one each.
     any_pretrained = any(stage.from_pretrained for stage in recipe.priors)

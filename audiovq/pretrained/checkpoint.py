@@ -1,8 +1,7 @@
 """Reads and writes the folder of one model: config.json, model.safetensors and their checksums.
 
-A folder may come from anybody. It holds JSON and safetensors, which cannot run code. What remains are numbers that
-would need too much memory, and files that contradict each other. So every number has a limit, a network is built within
-the memory that the size of its weights file justifies, and its weights must be those of the file, by name and shape.
+A folder may come from anybody. It holds JSON and safetensors, which cannot run code. Every number has a limit, a network is
+built within the memory that the size of its weights file justifies, and its weights must be those of the file.
 """
 
 import contextlib
@@ -77,8 +76,7 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError if it is missing, has not the checksum in sha256.json (if
-    there is one), or numbers that are not finite."""
+    """The tensors of a safetensors file; ValueError for none, a wrong checksum, or numbers that are not finite."""
     try:
         if not path.is_file():  # a pipe would never end
             raise ValueError("no such file")
@@ -113,8 +111,8 @@ def save_prior(folder: Path, network: Prior, sampling: SamplingConfig, dtype: to
 def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
     """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps.
 
-    The files are replaced one by one, config.json last. At any interruption the folder has a tokenizer that
-    makes the same codes, and `tuning_steps` is 0 until all files are replaced. Its weights have no checksum meanwhile.
+    The files are replaced one by one, config.json last, and the weights have no checksum meanwhile. At any interruption the
+    folder has a tokenizer that makes the same codes, and `tuning_steps` is 0 until all files are replaced.
     """
     new = folder.with_name(f".{folder.name}.tuned")
     config = {"kind": "tokenizer", "model": network.config.model_dump()}
@@ -146,8 +144,7 @@ def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: P
     part = content.get(key)
     if not isinstance(part, dict):
         raise ValueError(f"{path}: {key}: expected a mapping, found {part!r:.40}")
-    conf.check_limits(part, key, str(path))
-    return conf.build(kind, part, str(path))
+    return conf.build(kind, part, str(path), key)
 
 
 class _Spec(Config):
@@ -214,8 +211,9 @@ def check_network(network: nn.Module, tensors: dict[str, Tensor], config: Path, 
     """Raises ValueError with the first difference between a network and its weights file."""
     for name in ("encoder_radius", "decoder_radius"):
         if getattr(network, name, 0) > LARGEST_RADIUS:
-            expected = f"expected at most {LARGEST_RADIUS} samples"
-            raise ValueError(f"{config}: {name}: {expected}, too many blocks or too long hops")
+            raise ValueError(
+                f"{config}: {name}: expected at most {LARGEST_RADIUS} samples; too many blocks, too long hops"
+            )
     state = network.state_dict()
     for name in sorted(state.keys() | tensors.keys()):
         expected, found = _text(state.get(name)), _text(tensors.get(name))
@@ -224,6 +222,5 @@ def check_network(network: nn.Module, tensors: dict[str, Tensor], config: Path, 
 
 
 def _text(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "none"
-    return f"{'numbers' if tensor.is_floating_point() else 'integers'} {list(tensor.shape)}"
+    kind = "none" if tensor is None else "numbers" if tensor.is_floating_point() else "integers"
+    return kind if tensor is None else f"{kind} {list(tensor.shape)}"

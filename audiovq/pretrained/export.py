@@ -1,7 +1,4 @@
-"""Writes a folder of models to share: a tokenizer and its priors, with a model card.
-
-The card is README.md, with the metadata that the Hugging Face hub reads.
-"""
+"""Writes a folder of models to share: a tokenizer and its priors, with a model card (README.md, as the hub reads it)."""
 
 import copy
 import dataclasses
@@ -15,7 +12,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from audiovq import config as conf
-from audiovq.data.tracks import Scan
+from audiovq.data.tracks import Scan, credits_files
 from audiovq.pretrained import checkpoint, onnx_files, onnx_generator
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
@@ -31,7 +28,6 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 LONGEST_CREDITS = 20000  # characters
 MOST_VALUES = 20  # of a label that are listed
 COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")
-CREDITS = ("CREDITS*", "ATTRIBUTION*", "LICENSE*", "LICENCE*")
 # Labels of tracks that are listed in the card, with the names that they may have.
 LISTED_LABELS = {"licence": ("license", "licence", "copyright"), "artist": ("artist", "author", "composer")}
 
@@ -61,14 +57,8 @@ def export_model(
     credits: Path | None = None,
     **licence: str | None,
 ) -> list[str]:
-    """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`.
-
-    Args:
-        credits: text file for the card; default see `find_credits`.
-        licence: license, license_name and license_text of `RunFacts`.
-    Returns:
-        Lines for the user.
-    """
+    """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`; returns lines for
+    the user. `credits` is a text file for the card; `licence` has license, license_name and license_text of `RunFacts`."""
     if onnx:
         require("onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
     place = resolve_model(source)
@@ -177,23 +167,19 @@ def run_facts(place: Path) -> RunFacts:
 def without_local_paths(recipe: Recipe) -> Recipe:
     """The recipe to publish: of each path, URL or local model only the last name is left; hub ids stay."""
     content = recipe.model_dump()
-    places = [(content["data"], "folder"), (content["data"], "manifest"), (content["data"], "credits")]
+    places = [(content["data"], key) for key in ("folder", "manifest", "credits")] + [(content["codes"], "path")]
     places += [(part, "from_pretrained") for part in (content["tokenizer"], *content["priors"])]
-    for part, key in [*places, (content["codes"], "path")]:
-        value = part[key]
-        is_hub_id = key == "from_pretrained" and value and is_hub_name(value)
-        part[key] = value and (value if is_hub_id else PureWindowsPath(value.split("?")[0]).name)
+    for part, key in places:
+        if part[key] and not (key == "from_pretrained" and is_hub_name(part[key])):
+            part[key] = PureWindowsPath(part[key].split("?")[0]).name
     return conf.build(Recipe, content, recipe.name)
 
 
 def find_credits(music: Path, recipe: Recipe) -> str:
-    """The text of the file that the recipe names; else of a credits or licence file in the music folder, or
-    of a CREDITS file one folder up; empty if there is none."""
+    """The text of the file that the recipe names; else of the first of `credits_files`; empty if there is none."""
     if recipe.data.credits is not None:
         return _read_text(music / recipe.data.credits)
-    found = [path for pattern in CREDITS for path in sorted(music.glob(pattern))]
-    found += sorted(music.parent.glob(CREDITS[0]))
-    texts = [path for path in found if path.is_file() and path.suffix.lower() in {"", ".md", ".txt"}]
+    texts = credits_files(music) if music.is_dir() else []
     return _read_text(texts[0]) if texts else ""
 
 
@@ -205,9 +191,7 @@ def _read_text(path: Path) -> str:
 
 
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
-    """The whole README.md, from facts about the run, the specs of the priors, coarse to fine, and: config,
-    tokenizer_hash, n_parameters, half, onnx (see `export_onnx`), name, and repo_id, which the examples
-    load."""
+    """The whole README.md, from facts about the run, the specs of the priors, and what the template names besides."""
     tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
     metadata = ModelCardData(
         license=run.license,

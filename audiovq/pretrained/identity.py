@@ -1,8 +1,7 @@
 """The identity of a model: a hash by which priors and codes files name their tokenizer.
 
-It depends on the weights and on a canonical form of the config, with the key names and the defaults of
-version 0.1. They are written down here, so that a hash stays the same when the library renames a key or
-changes a default.
+It depends on the weights and on a canonical form of the config, with the key names and the defaults of version 0.1. They are
+written down here, so that a hash stays the same when the library renames a key or changes a default.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ if TYPE_CHECKING:
     from audiovq.prior.prior import Prior
     from audiovq.tokenizer.vqvae import VQVAE
 
-# The components of a tokenizer's config: their keys in the order of version 0.1, by canonical name, with
-# the defaults of version 0.1. A setting that is added later goes to the end, with the value that leaves the
-# behaviour unchanged.
+# The components of a tokenizer's config: their keys in the order of version 0.1, by canonical name, with its defaults. A
+# setting that is added later goes to the end, with the value that leaves the behaviour unchanged.
 FRONTS: dict[str, dict[str, Any]] = {
     "conv": {"block": "convnext", "base_dim": 64, "max_stride": 8, "n_blocks": 1},
     "stft": {"overlap": 4},
@@ -59,8 +57,7 @@ WITHOUT_EFFECT = {"decoder", "level_dropout"}
 
 
 def canonical_tokenizer(config: dict[str, Any]) -> str:
-    """The settings that determine a tokenizer's codes, if they differ from version 0.1's defaults, as JSON,
-    of `VQVAEConfig.model_dump(mode="json")`."""
+    """The settings that determine a tokenizer's codes, if they differ from version 0.1's defaults, as JSON."""
     facts = _changed(config, TOKENIZER)
     encoder = config["encoder"]
     front = _component(encoder["front"], FRONTS, default="stft")

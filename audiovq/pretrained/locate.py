@@ -1,8 +1,4 @@
-"""Finds the folder of a model: a run, an exported folder, the bundled model, or one on the Hugging Face hub.
-
-The `ModelHubMixin` of the hub's client wants one config and one weights file per class. A model here is a folder with a
-tokenizer and its priors, so whole folders are downloaded and sent.
-"""
+"""Finds the folder of a model: a run, an exported folder, the bundled model, or one on the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -10,6 +6,7 @@ import huggingface_hub
 from huggingface_hub.utils import filter_repo_objects
 
 from audiovq import config as conf
+from audiovq.utils.environment import network_errors
 from audiovq.utils.files import CONFIG, SUMS, WEIGHTS
 from audiovq.utils.progress import say
 
@@ -44,15 +41,13 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
 
 
 def is_hub_name(source: str) -> bool:
-    """True for owner/name and owner/name@revision, if it can mean no file or folder: runs/mine does not where there
-    is a folder called runs."""
+    """True for owner/name and owner/name@revision, unless it can mean a file or folder, as runs/mine does."""
     repo_id, at, _ = source.partition("@")
     is_name = repo_id.count("/") == 1 and not repo_id.startswith((".", "/", "~")) and not Path(source).exists()
     return is_name and bool(at or not (Path(repo_id).parent.is_dir() or repo_id.startswith("runs/")))
 
 
 def bundled_model() -> Path:
-    """The model that comes with audiovq."""
     return Path(__file__).parent.parent / "models" / "default"
 
 
@@ -101,12 +96,9 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
     """The folder of a model, in the hub's own cache. Raises ValueError if it cannot be downloaded."""
-    try:
-        found = huggingface_hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=MODEL_FILES)
-    except Exception as error:  # the hub's client raises many kinds
-        reason = f"cannot be downloaded from the hub ({_first_line(error)})"
-        raise ValueError(f"{repo_id}: no such folder, and it {reason}") from None
-    return Path(found)
+    options = {"revision": revision, "token": token, "allow_patterns": MODEL_FILES}
+    with network_errors(f"{repo_id}: no such folder, and it cannot be downloaded from the hub"):
+        return Path(huggingface_hub.snapshot_download(repo_id, **options))
 
 
 def shared_files(folder: Path) -> list[str]:
@@ -127,16 +119,13 @@ def push_folder(
     token: str | None = None,
     dry_run: bool = False,
 ) -> list[str]:
-    """Send an exported folder to the hub.
+    """Send an exported folder to the hub; one line per file, and one with the address.
 
     Args:
-        repo_id: owner/name; created if it does not exist.
-        private: visible for the owner only, if it is created now.
+        repo_id: owner/name; created if it does not exist, `private` if so wished.
         revision: branch; default the main branch.
         token: default the one of `hf auth login` or HF_TOKEN.
         dry_run: only list what would be sent.
-    Returns:
-        One line per file, and one with the address.
     Raises:
         ValueError: no model, an impossible name, no token, no network, or refused by the hub.
     """
@@ -147,16 +136,10 @@ def push_folder(
     if dry_run:
         return [*lines, f"would be sent to {repo_id}" + (f", branch {revision}" if revision else "")]
     hub = huggingface_hub.HfApi(token=token)
-    try:
+    with network_errors(f"{repo_id}: cannot be sent to the hub"):
         hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
         target = {"repo_id": repo_id, "revision": revision, "commit_message": "Model of audiovq"}
         sent = hub.upload_folder(folder_path=folder, allow_patterns=names, **target)
-    except Exception as error:  # the hub's client raises many kinds
-        raise ValueError(f"{repo_id}: cannot be sent to the hub ({_first_line(error)})") from None
-    return [*lines, f"sent to {sent.repo_url}"]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), repr(error))
+        return [*lines, f"sent to {sent.repo_url}"]

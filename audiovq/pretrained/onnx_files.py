@@ -61,10 +61,8 @@ def rules(network: VQVAE) -> dict[str, Any]:
 
 @torch.no_grad()
 def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
-    """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal
-    codes (a latent halfway between two codes may be rounded to either), `waveform_error` the largest
-    difference of a sample. Raises ValueError if the extra is missing, or if they do not compute what torch
-    does."""
+    """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal codes (some are
+    rounded to either of two), `waveform_error` the largest difference of a sample. Raises ValueError if it is large."""
     network = network.cpu().eval()
     hops, c = network.config.hop_lengths, network.config
     names = [f"codes_{i}" for i in range(len(hops))]
@@ -204,8 +202,7 @@ CONV_FRONTS: dict[type, Any] = {StftFront: ConvStftFront, MelFront: ConvMelFront
 class SpectrumDecoder(nn.Module):
     """`IstftDecoder` up to the spectra of its frames: real and imaginary parts, [b, channels, 2, t, bins].
 
-    The inverse Fourier transform as a convolution takes 32 · hop² bytes of kernels. Where there is a fast Fourier
-    transform, its spectra are enough.
+    The inverse Fourier transform as a convolution takes 32 · hop² bytes of kernels, which a fast one does not need.
     """
 
     def __init__(self, decoder: IstftDecoder):
@@ -238,14 +235,11 @@ class EncodeGraph(nn.Module):
 
 
 class DecodeGraph(nn.Module):
-    """Codes of all levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t · hops[0]].
+    """Codes of all or the first levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t · hops[0]], or with
+    `spectra`, where the decoder ends in an inverse STFT, the spectra of its frames (see `SpectrumDecoder`).
 
     A code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With independent levels
     only the finest one is decoded.
-
-    Args:
-        n_levels: take the codes of the first levels alone; default all.
-        spectra: where the decoder ends in an inverse STFT, give the spectra of its frames (see `SpectrumDecoder`).
     """
 
     def __init__(self, network: VQVAE, n_levels: int | None = None, spectra: bool = False):

@@ -41,15 +41,8 @@ def export_generator(
     sampling: Sequence[SamplingConfig],
     name: str,
 ) -> dict[str, float]:
-    """Write the files, and compare what they compute with torch.
-
-    Args:
-        decoder: `DecodeGraph` of the levels of the priors, with spectra.
-    Returns:
-        `logit_error`, the largest difference of a logit.
-    Raises:
-        ValueError: a tokenizer that has no ONNX graph, or files that do not compute what torch does.
-    """
+    """Write the files, with the `decoder` as `DecodeGraph` with spectra, and compare them with torch: `logit_error` is the
+    largest difference of a logit. Raises ValueError for a tokenizer that has no ONNX graph, or if it is large."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
     facts: dict[str, Any] = {

@@ -1,9 +1,8 @@
 """Conditioners: what a prior knows besides codes. A new one is one class and one line in `CONDITIONERS`.
 
-Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix
-that every code attends to. In training a conditioner is dropped for a random share of the items
-(`dropout`), so that the prior also learns music without it, which guidance needs. With a dropout of 1 a
-conditioner never has an effect.
+Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix that every code
+attends to. In training a conditioner is dropped for a random share of the items (`dropout`), so that the prior also learns
+music without it, which guidance needs. With a dropout of 1 a conditioner never has an effect.
 """
 
 from __future__ import annotations
@@ -70,10 +69,7 @@ class Conditioner(nn.Module):
 
 
 class LabelConditioner(Conditioner):
-    """The value of a label, such as a genre.
-
-    Source: Jukebox, arXiv:2005.00341, section 4.2.
-    """
+    """The value of a label, such as a genre (Jukebox, arXiv:2005.00341, section 4.2)."""
 
     class Config(BaseConfig):
         kind: Literal["label"] = "label"
@@ -94,10 +90,7 @@ class LabelConditioner(Conditioner):
 
 
 class TimingConditioner(Conditioner):
-    """Total length, time passed, time left and fraction passed, at every code.
-
-    Source: Jukebox, section 4.2. Differs: each is a few sines instead of learned bins.
-    """
+    """Total length, time passed, time left and fraction passed, at every code, as sines (Jukebox, section 4.2)."""
 
     class Config(BaseConfig):
         kind: Literal["timing"] = "timing"
@@ -129,8 +122,7 @@ class TimingConditioner(Conditioner):
 class TextConditioner(Conditioner):
     """A caption or lyrics as a prefix of the codes. No text, dropped text and empty text are the same.
 
-    Source: DALL-E, arXiv:2102.12092, section 2.2. Differs: bytes instead of word pieces, so there is no
-    vocabulary to train or download; all padding has one embedding.
+    Source: DALL-E, arXiv:2102.12092, section 2.2. Differs: bytes, which need no vocabulary; one embedding of padding.
     """
 
     class Config(BaseConfig):
@@ -155,10 +147,7 @@ class TextConditioner(Conditioner):
 
 
 class ChromaConditioner(Conditioner):
-    """The strongest pitch class of a reference recording at the time of each code; see `data/conditions.py`.
-
-    Source: MusicGen, arXiv:2306.05284, section 2.3.
-    """
+    """The strongest pitch class of a reference recording at the time of each code; see `data/conditions.py`."""
 
     class Config(BaseConfig):
         kind: Literal["chroma"] = "chroma"
@@ -181,11 +170,8 @@ class ChromaConditioner(Conditioner):
 
 
 class InfillConditioner(Conditioner):
-    """The codes that follow a gap, as a prefix, and at each code the distance to the gap's end.
-
-    Source: Bavarian 2022, arXiv:2207.14255, moves the codes after a gap to the front of the sequence.
-    Differs: they are in the prefix, so a gap may have any length.
-    """
+    """The codes that follow a gap, as a prefix, and at each code the distance to the gap's end. (Bavarian 2022,
+    arXiv:2207.14255, moves these codes to the front of the sequence; in a prefix, a gap may have any length.)"""
 
     class Config(BaseConfig):
         kind: Literal["infill"] = "infill"

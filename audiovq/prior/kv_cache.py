@@ -60,12 +60,8 @@ class KVCache:
         return F.pad(mask, (self.n_prefix, 0), value=True)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to.
-
-        First comes the prefix. For t = 1 the filled slots follow, in ring order, which does not matter to
-        attention; for t > 1 the last window - 1 old positions and the new ones. Call `advance` after the last
-        layer.
-        """
+        """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to: the prefix, then for t = 1 the
+        filled slots, in ring order, else the last window - 1 old positions and the new ones."""
         t = keys.shape[2]
         if t == 1:
             self.keys[layer, :, :, self.slot] = keys[:, :, 0]
@@ -80,7 +76,6 @@ class KVCache:
 
     @property
     def slot(self) -> int:
-        """The slot of the next position."""
         return self.n_prefix + self.length % self.window
 
     @property

@@ -93,8 +93,7 @@ class StepGraph(nn.Module):
         return reduce(torch.add, parts, torch.zeros(1, 1))
 
     def _rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """What to multiply heads by, and heads with swapped halves, [n_heads + kv_heads, 1, head_dim]; with it
-        queries get the scale of attention."""
+        """What to multiply heads by, and heads with swapped halves; for queries with the scale of attention."""
         c = self.prior.config.transformer
         cos, sin = self.prior.transformer.angles(position)  # [1, head_dim / 2]
         scale = torch.ones(c.n_heads + c.kv_heads, 1, 1)

@@ -48,14 +48,11 @@ def _series(name: str, level: int | None, rows: Iterable[Row], key: str) -> Seri
     """The values in training, and those on held-out music."""
     found = []
     for held_out, full_key in ((False, key), (True, f"valid_{key}")):
-        points = [[row["step"], row[full_key]] for row in rows if _is_finite(row.get(full_key))]
+        values = [(row["step"], row.get(full_key)) for row in rows]
+        points = [[step, value] for step, value in values if isinstance(value, int | float) and math.isfinite(value)]
         if points:
             found.append({"name": name, "level": level, "held_out": held_out, "points": thin(points)})
     return found
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def thin(points: list[list[float]]) -> list[list[float]]:

@@ -36,7 +36,6 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def describe_codes(path: Path) -> dict[str, Any]:
-    """Facts about a codes file."""
     codes = Codes.load(path)
     return {
         "codes": str(path),
@@ -75,7 +74,6 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """Facts about a run: its data, results, finished stages, and health findings."""
     facts: dict[str, Any] = {"run": str(folder), "recipe": read_yaml(folder / "recipe.yaml")["name"]}
     for name, path in (("data", folder / "data" / "report.json"), ("reached", folder / "report.json")):
         if path.is_file():

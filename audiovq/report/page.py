@@ -79,13 +79,13 @@ def _write(
     remaining = iter(clips)
     rendered = [{**vars(group), "clips": [next(remaining) for _ in group.clips]} for group in shown]
     style, script = (_joined(names) for names in (("player.css", "page.css"), SCRIPTS))
-    hashes = {f"{kind}-src": _csp_hash(text) for kind, text in (("style", style), ("script", script))}
+    digests = {kind: hashlib.sha256(text.encode()).digest() for kind, text in (("style", style), ("script", script))}
+    sources = [f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" for kind, digest in digests.items()]
     html = _environment().get_template("page.html").render(
         **page,
         style=style,
         script=script,
-        policy="default-src 'none'; media-src data:; img-src data:; "
-        + "; ".join(f"{kind} {value}" for kind, value in hashes.items()),
+        policy="; ".join(["default-src 'none'; media-src data:; img-src data:", *sources]),
         clips=clips,
         n_left_out=n_left_out,
         sections=_sections(rendered),
@@ -111,10 +111,6 @@ def _joined(names: Sequence[str]) -> str:
     return re.sub(r"^export |^import .*\n", "", text, flags=re.MULTILINE)
 
 
-def _csp_hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def _environment() -> jinja2.Environment:
     loader = jinja2.PackageLoader("audiovq.report", "template")
     environment = jinja2.Environment(
@@ -135,7 +131,6 @@ def signed(decibels: float) -> str:
 
 
 def _sections(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups by part of the page."""
     sections = []
     tuned = any(group["part"] == "decoder" for group in groups)
     for part, (title, about) in PARTS.items():

@@ -10,6 +10,7 @@ import soundfile
 from markdown_it import MarkdownIt
 
 from audiovq.config import read_json
+from audiovq.data.tracks import credits_files
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import bundled_model, prior_folders
@@ -67,7 +68,6 @@ def versions() -> dict[str, str]:
 
 
 def data_facts(model: Path) -> dict[str, Any] | None:
-    """Counts of the run's music; None without a run."""
     report = read_if_there(model / "data" / "report.json")
     if report is None:
         return None
@@ -81,21 +81,9 @@ def data_facts(model: Path) -> dict[str, Any] | None:
 
 
 def credits_html(model: Path) -> list[tuple[str, str]]:
-    """Name and text of the credits and licences in the folder of the music and of the credits above it.
-
-    The text is Markdown turned into safe HTML: HTML in it is shown as text, and pictures are left out,
-    because they could be loaded from elsewhere.
-    """
+    """Name and text of `credits_files`, Markdown turned into safe HTML, without pictures, which could be loaded."""
     report = read_if_there(model / "data" / "report.json")
     folder = Path(report["folder"]) if report else None
-    if folder is None or not folder.is_dir():
-        return []
-    names = ("credits", "licence", "license", "copying")
-    paths = [path for path in sorted(folder.iterdir()) if path.stem.lower() in names]
-    paths += [path for path in sorted(folder.parent.iterdir()) if path.stem.lower() == "credits"]
+    paths = credits_files(folder) if folder and folder.is_dir() else []
     markdown = MarkdownIt("js-default").disable("image")
-    return [
-        (path.name, markdown.render(path.read_text(encoding="utf-8", errors="replace")[:MAX_FILE]))
-        for path in paths
-        if path.is_file() and path.suffix.lower() in {"", ".md", ".txt"}
-    ]
+    return [(p.name, markdown.render(p.read_text(encoding="utf-8", errors="replace")[:MAX_FILE])) for p in paths]

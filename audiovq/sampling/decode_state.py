@@ -34,10 +34,6 @@ class DecodeState:
         given: int64 [items, n_codes], -1 where a code is to be drawn.
         block: codes whose context is computed at once.
         endless: the piece has no end: timing stands still in the middle of `request.n_samples`, see `move`.
-
-    Attributes:
-        codes: int64 [items, 1 + n_codes]. codes[:, t] precedes position t; the first one means "outside the track".
-        n_done: positions that have been through the network and whose codes are final.
     """
 
     def __init__(
@@ -61,12 +57,12 @@ class DecodeState:
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.cache = self.engine.cache
         self.guided.write_prefix(self.cache)
+        # int64 [items, 1 + n_codes]: codes[:, t] precedes position t; the first one means "outside the track".
         self.codes = F.pad(self.given, (1, 0), value=spec.codebook_size)
-        self.n_done = 0
+        self.n_done = 0  # positions that have been through the network and whose codes are final
         self.sum = torch.zeros((), device=given.device)  # of all logits; it is looked at seldom, as a GPU must wait
 
     def conditions(self, request: Request) -> Conditions:
-        """The conditions of all rows."""
         found = piece_conditions(self.prior, request, self.n_items, self.start)
         if self.endless:
             found.timing_end = found.n_samples // (2 * self.prior.spec.hop_length)
@@ -74,7 +70,6 @@ class DecodeState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to be drawn."""
         return self.n_done >= len(self.is_given)
 
     @property
@@ -94,8 +89,7 @@ class DecodeState:
         return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.n_codes // ratio))
 
     def stretches(self) -> Iterator[Stretch]:
-        """What remains to go through the network, in order: given codes in one pass per block, the others one
-        by one; nothing after the last code to be drawn."""
+        """What is left for the network, in order: given codes in one pass per block, the others one by one."""
         n = len(self.is_given)
         for begin in range(self.n_done // self.block * self.block, n, self.block):
             block = range(begin, min(begin + self.block, n))
@@ -125,7 +119,6 @@ class DecodeState:
         return torch.stack(rows).to(self.codes.device)
 
     def prefill(self, stretch: Stretch, context: Tensor) -> None:
-        """Put a stretch of given codes through the network."""
         self.engine.prefill(self.guided.rows(self.codes[:, stretch.start : stretch.end]), context)
         self.n_done = stretch.end
 
@@ -182,12 +175,9 @@ def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
 def coarser_at_rate_above(
     prior: Prior, coarser: Sequence[Tensor], batch: int, n_codes: int, start: int = 0, end: int | None = None
 ) -> Tensor:
-    """All coarser levels at the rate of the next coarser one, for codes [start, end) of a level of `n_codes`.
-    `start` is a multiple of the prior's ratio.
-
-    Returns:
-        int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes], with the neighbours at both ends.
-    """
+    """All coarser levels at the rate of the next coarser one, for codes [start, end) of a level of `n_codes`, with the
+    neighbours at both ends: int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes]. `start` is a multiple
+    of the prior's ratio."""
     spec, context_codes, device = prior.spec, prior.config.context_codes, prior.head.weight.device
     if not spec.level:
         return torch.zeros(batch, 0, 0, dtype=torch.int64, device=device)

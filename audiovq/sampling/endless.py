@@ -1,7 +1,6 @@
 """The codes of a piece without end, at constant memory.
 
-Each level has a short buffer of codes. When that of level 0 is full, all buffers move on: what is before the
-context of the next codes is forgotten. The network's cache is a ring and stays as it is.
+Each level has a short buffer of codes. When that of level 0 is full, all forget what is before the context of the next codes.
 """
 
 from collections.abc import Sequence
@@ -18,9 +17,8 @@ from audiovq.sampling.guidance import Request
 
 
 class EndlessCodes:
-    """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`. Only
-    timing differs: it stands still from the middle of a piece of `request.n_samples` on, so the music has
-    no end."""
+    """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`. Only timing differs: it
+    stands still from the middle of a piece of `request.n_samples` on, so the music has no end."""
 
     def __init__(self, priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request):
         self.keep = max(prior.config.context_codes for prior in priors) + 1  # codes of level 0 before the next one

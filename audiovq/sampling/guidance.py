@@ -1,11 +1,8 @@
 """A prior with the conditions of a piece, and classifier-free guidance.
 
-logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of
-the network's batch: one with and one without label, text and chroma. Timing and gaps are in both. A
-guidance of 1 is the prior as it was trained, and needs one row.
-
-Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6; for codes of music MusicGen, arXiv:2306.05284,
-section 3.1.
+logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the network's
+batch: one with and one without label, text and chroma. Timing and gaps are in both. A guidance of 1 is the prior as it was
+trained, and needs one row. Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6.
 """
 
 import dataclasses
@@ -52,8 +49,7 @@ def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0)
 
 
 class GuidedPrior:
-    """One level's prior with the conditions of a batch of items, from `piece_conditions`; `rows` and
-    `combine` lead from items to rows and back."""
+    """A prior with the conditions of a batch; `rows` and `combine` lead from items to rows and back."""
 
     def __init__(self, prior: Prior, conditions: Conditions, guidance: float = 1.0):
         self.prior, self.guidance = prior, guidance
@@ -77,13 +73,7 @@ class GuidedPrior:
         return unconditional + self.guidance * (conditional - unconditional)
 
     def context(self, window: Tensor, start: int, end: int) -> Tensor:
-        """The prior's context of codes [start, end) of each row, float [n_rows, end - start, dim].
-
-        Args:
-            window: int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes], the coarser levels
-                around these codes (`coarser_at_rate_above`).
-            start: a multiple of the prior's ratio.
-        """
+        """`Prior.context` of codes [start, end) of each row, with the window that `coarser_at_rate_above` gives."""
         prior, conditions, spec = self.prior, self.conditions, self.prior.spec
         position = conditions.position + start
         chroma = conditions.chroma
@@ -101,12 +91,8 @@ class GuidedPrior:
             cache.write_prefix(prefix)
 
     def set_gap(self, codes: Tensor, gap_end: int | None) -> None:
-        """Set the gap that the prior fills, for later contexts and prefixes.
-
-        Args:
-            codes: int64 [batch, n_codes] of the whole piece; those from `gap_end` on are read.
-            gap_end: index of the first code after the gap; None if there is no gap, or nothing after it.
-        """
+        """Set the gap that the prior fills, for later contexts and prefixes: the codes of the whole piece, int64 [batch,
+        n_codes], and the index of the first code after the gap; None if there is no gap, or nothing after it."""
         n, outside = self.prior.config.extra_inputs["infill_codes"], self.prior.spec.codebook_size
         assert n, "the prior has no infill conditioner"
         right = codes[:, gap_end : gap_end + n] if gap_end is not None else codes[:, :0]
@@ -116,9 +102,8 @@ class GuidedPrior:
 
 
 def gap_end_after(given: Tensor, start: int) -> int | None:
-    """Where the first gap that is open at `start` or later ends: the first position after it where all
-    items have a code. None if there is no gap or nothing after it. `given` is int64 [batch, n_codes], -1
-    where a code is drawn."""
+    """Where the first gap that is open at `start` or later ends: the first position after it where all items have a code.
+    None if there is no gap or nothing after it. `given` is int64 [batch, n_codes], -1 where a code is drawn."""
     is_given = (given >= 0).all(dim=0).tolist()
     if False not in is_given[start:]:
         return None

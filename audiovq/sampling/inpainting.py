@@ -22,20 +22,17 @@ class CodeMask:
         """Raises ValueError for lengths that do not fit these levels, or if there is nothing to draw."""
         levels = self.levels[: len(hop_lengths)]
         for i, (level, hop) in enumerate(zip(levels, hop_lengths, strict=True)):
-            n = -(-self.n_samples // hop)
-            if list(level.shape) not in ([n], [n_items, n]):
-                raise ValueError(
-                    f"given codes of level {i}: expected [{n}] or [{n_items}, {n}], found {list(level.shape)}"
-                )
+            n, found = -(-self.n_samples // hop), list(level.shape)
+            if found not in ([n], [n_items, n]):
+                raise ValueError(f"given codes of level {i}: expected [{n}] or [{n_items}, {n}], found {found}")
         if all(bool((level >= 0).all()) for level in levels):
             raise ValueError("nothing is left to draw; give a stretch, a length, or fewer levels to keep")
 
     def first_new_sample(self, hop_lengths: Sequence[int]) -> int:
         """Where the first code is drawn, of any level."""
         drawn = [(level < 0).reshape(-1, level.shape[-1]).any(dim=0).nonzero() for level in self.levels]
-        return min(
-            (int(where[0]) * hop for where, hop in zip(drawn, hop_lengths, strict=False) if len(where)), default=0
-        )
+        firsts = [int(where[0]) * hop for where, hop in zip(drawn, hop_lengths, strict=False) if len(where)]
+        return min(firsts, default=0)
 
     def given_stretches(self, hop_lengths: Sequence[int]) -> list[tuple[int, int]]:
         """Where the codes of all levels are given to all items: (start, end) in samples."""
@@ -66,9 +63,8 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
 
 
 def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeMask:
-    """New music before and after a piece. The length before is rounded up to whole codes of level 0. With
-    music after the piece, its last incomplete code of level 0 is drawn anew. Raises ValueError for negative
-    or no seconds, or a piece shorter than one code of level 0."""
+    """New music before and after a piece. The length before is rounded up to whole codes of level 0; with music after, an
+    incomplete last one is drawn anew. Raises ValueError for negative or no seconds, or a piece shorter than one code."""
     top, rate = piece.hop_lengths[0], piece.sample_rate
     if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds < math.inf:
         raise ValueError(
@@ -83,9 +79,8 @@ def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeM
 
 
 def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: int = 0) -> CodeMask:
-    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first
-    `keep_levels` stay. Raises ValueError for an empty stretch, one that is not within the piece, or levels
-    that do not exist."""
+    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first `keep_levels` stay. Raises
+    ValueError for an empty stretch, one that is not within the piece, or levels that do not exist."""
     if not 0 <= start_seconds < end_seconds <= piece.seconds:
         raise ValueError(
             f"the stretch must begin before it ends, within the piece of {piece.seconds:g} s; "

@@ -6,19 +6,15 @@ same range of pitch and the same weights, so that a note is coded alike in every
 pitches do not say: the loudness of mel bands in short windows.
 """
 
-from __future__ import annotations
-
 import torch
-import torchaudio
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.config import Config
-from audiovq.distributed import collectives
 from audiovq.tokenizer.blocks import Downsample, Stack, Upsample
-from audiovq.tokenizer.fronts import LEAST_MEL, short_time_spectrum
+from audiovq.tokenizer.fronts import LEAST_MEL, SpectralFront, mel_filters, short_time_spectrum
 from audiovq.tokenizer.pitch import NoteSpectrogram, pitches
 
 
@@ -34,47 +30,27 @@ class BandsConfig(Config):
     decoder_dim: int = Field(default=64, ge=8)  # features of each band for the decoder
 
 
-class BandFront(nn.Module):
-    """From the waveform to the inputs of all bands, standardised: two note spectrograms, and mel bands of short windows.
+class BandFront(SpectralFront):
+    """From the waveform to the inputs of all bands: two note spectrograms, and mel bands of short windows."""
 
-    Each feature has zero mean and unit variance on the first batch of music (`initialise`).
-    """
-
-    mean: Tensor
-    scale: Tensor
+    least = 0.05
     filters: Tensor
     window: Tensor
 
     def __init__(self, hop_length: int, config: BandsConfig, n_bands: int, sample_rate: int):
-        super().__init__()
-        self.hop_length = hop_length
-        steps = pitches(config.low, config.low + n_bands * config.semitones, config.per_semitone, sample_rate)
-        expected = n_bands * config.semitones * config.per_semitone
-        if len(steps) < expected:
-            highest = config.low + n_bands * config.semitones
+        highest = config.low + n_bands * config.semitones
+        steps = pitches(config.low, highest, config.per_semitone, sample_rate)
+        if len(steps) < n_bands * config.semitones * config.per_semitone:
             raise ValueError(
                 f"bands: expected pitches below 0.45 of the sample rate of {sample_rate} Hz, found up to {highest:g}; "
                 "use fewer levels or fewer semitones"
             )
-        self.notes = NoteSpectrogram(sample_rate, hop_length, steps)
+        super().__init__(2 * len(steps) + config.n_mels, 0)
+        self.hop_length, self.notes = hop_length, NoteSpectrogram(sample_rate, hop_length, steps)
         n_fft = max(2 * hop_length, 2 ** (sample_rate // 40).bit_length())
-        filters = torchaudio.functional.melscale_fbanks(
-            n_fft // 2 + 1, 0.0, sample_rate / 2, config.n_mels, sample_rate, norm=None, mel_scale="slaney"
-        )
-        n_features = 2 * len(steps) + config.n_mels
-        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("filters", mel_filters(n_fft, config.n_mels, sample_rate), persistent=False)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        self.register_buffer("mean", torch.zeros(n_features, 1))
-        self.register_buffer("scale", torch.ones(n_features, 1))
         self.radius_samples = max(self.notes.radius_samples, n_fft)
-
-    @torch.no_grad()
-    def initialise(self, waveform: Tensor) -> None:
-        features = self.features(waveform)
-        mean, square = features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2))
-        mean, square = collectives.mean_(torch.stack([mean, square]), len(waveform))
-        self.mean.copy_(mean[:, None])
-        self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.05))
 
     def features(self, waveform: Tensor) -> Tensor:
         """[b, 1, samples] -> float32 [b, 2 · steps + mels, time]: logarithms of magnitudes."""

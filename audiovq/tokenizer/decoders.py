@@ -18,11 +18,9 @@ from audiovq.tokenizer.tones import Oscillators
 class IstftDecoder(nn.Module):
     """ConvNeXt blocks at the rate of the codes, and an inverse STFT as the upsampling (Vocos, arXiv:2306.00814).
 
-    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, which continues from
-    frame to frame, so that constant codes hold a note. Without it, constant codes give a waveform that repeats
-    every hop, and other pitches need codes for their phase. Each bin starts with a random phase, because equal
-    phases would add up to clicks. The reference repeats every `overlap` frames, so the first frame of a chunk
-    must be a multiple of it (`period`).
+    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant codes hold a
+    note, and other pitches need no codes for their phase. Each bin starts with a random phase, because equal ones would add
+    up to clicks. The reference repeats every `overlap` frames, so a chunk must begin at a multiple of it (`period`).
 
     With `spectrum: complex` the network gives real and imaginary parts, without the reference. The waveform is
     then linear in the last layer's output, and learned much sooner. For codecs, not for generation.
@@ -64,8 +62,8 @@ class IstftDecoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, waveform: Tensor) -> None:
-        """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks. The spectral
-        losses cover five decades, many steps for a bias. (Real and imaginary parts have no mean.)"""
+        """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks, which a bias would take many
+        steps to learn. (Real and imaginary parts have no mean.)"""
         if self.polar:
             frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window
             magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)  # [b, channels, time, bins]
@@ -98,8 +96,7 @@ class IstftDecoder(nn.Module):
         return magnitude * phase.cos(), magnitude * phase.sin()  # torch.polar takes three times as long
 
     def _steady_phase(self, n_frames: int, device: torch.device) -> Tensor:
-        """Phase [time, bins] at the start of each frame, of sines at the bins' frequencies from frame 0 on.
-        It repeats every `overlap` frames and every `overlap` bins."""
+        """Phase [time, bins] at the start of each frame, of sines at the bins' frequencies from frame 0 on."""
         turns = torch.arange(self.overlap, device=device)
         period = (turns[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
         n_bins = self.n_fft // 2 + 1
@@ -140,8 +137,7 @@ class ToneDecoder(IstftDecoder):
         return self.render(x)[0]
 
     def render(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, dim, time] -> waveform [b, channels, time * hop], and the logarithm of the loudness of each step of pitch
-        [b, channels, steps, time]."""
+        """[b, dim, time] -> waveform [b, channels, time * hop], log loudness [b, channels, steps, time]."""
         x = self.trunk(x)
         with torch.autocast(x.device.type, enabled=False):
             loudness = self._loudness(x)

@@ -70,18 +70,22 @@ class PatchDiscriminator(nn.Module):
         return outputs
 
 
+class ViewsConfig(BaseConfig):
+    """Base of the configs, which have `periods` or `windows`, samples."""
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest waveform that fills each view."""
+        return max(getattr(self, "windows", None) or getattr(self, "periods", ()))
+
+
 class MultiPeriodDiscriminator(PatchDiscriminator):
     """Views with every p-th sample, for some prime numbers p (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
 
-    class Config(BaseConfig):
+    class Config(ViewsConfig):
         kind: Literal["multi_period"] = "multi_period"
         periods: Widths = Field(default=(2, 3, 5, 7, 11), min_length=1)  # samples
         dims: Widths = Field(default=(32, 128, 512, 1024), min_length=1)  # width after each stride of 3
-
-        @property
-        def min_samples(self) -> int:
-            """The shortest waveform that fills each view."""
-            return max(self.periods)
 
     def __init__(self, channels: int, config: Config, sample_rate: int):
         dims, kernels = (channels, *config.dims), ((5, 1), (5, 1), (3, 1))
@@ -101,7 +105,7 @@ class MultiResolutionDiscriminator(nn.Module):
     `complex` gives real and imaginary parts, as in DAC, so that phase counts; `magnitude` does not, as in UnivNet.
     """
 
-    class Config(BaseConfig):
+    class Config(ViewsConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
         windows: tuple[Window, ...] = Field(default=(2048, 1024, 512), min_length=1)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
@@ -126,10 +130,6 @@ class MultiResolutionDiscriminator(nn.Module):
             """The first bin of each band, and the number of bins."""
             n_bins = window // 2 + 1
             return [0, *(round(border * n_bins) for border in self.bands), n_bins]
-
-        @property
-        def min_samples(self) -> int:
-            return max(self.windows)
 
     def __init__(self, channels: int, config: Config, sample_rate: int):
         super().__init__()
@@ -173,19 +173,14 @@ class MultiResolutionDiscriminator(nn.Module):
 class MelDiscriminator(PatchDiscriminator):
     """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2).
 
-    They show how sharp partials are, without phase, and cost little. In the bundled model this restored half of the
-    level that was lost, for 1.4 % more mel distance (docs/benchmarks.md).
+    They show how sharp partials are, without phase, and cost little.
     """
 
-    class Config(BaseConfig):
+    class Config(ViewsConfig):
         kind: Literal["mel"] = "mel"
         windows: tuple[Window, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
         n_mels: int = Field(default=256, ge=8)  # bands, at most
         dims: Widths = Field(default=(16, 32, 64), min_length=1)  # widths; each layer halves the bands
-
-        @property
-        def min_samples(self) -> int:
-            return max(self.windows)
 
     def __init__(self, channels: int, config: Config, sample_rate: int):
         dims, kernels = (channels, *config.dims), ((3, 7), (3, 3), (3, 3))
@@ -258,14 +253,14 @@ def discriminator_loss(real: list[DiscriminatorOutput], fake: list[Discriminator
     """
     pairs = [(r.scores.float(), f.scores.float()) for r, f in zip(real, fake, strict=True)]
     if kind == "least_squares":
-        return _mean([(1 - r).square().mean() + f.square().mean() for r, f in pairs])
-    return _mean([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs])
+        return torch.stack([(1 - r).square().mean() + f.square().mean() for r, f in pairs]).mean()
+    return torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
 
 
 def adversarial_loss(fake: list[DiscriminatorOutput], kind: str) -> Tensor:
     """For the decoder: least_squares (1 - fake)², hinge -fake."""
     scores = [f.scores.float() for f in fake]
-    return _mean([(1 - f).square().mean() if kind == "least_squares" else -f.mean() for f in scores])
+    return torch.stack([(1 - f).square().mean() if kind == "least_squares" else -f.mean() for f in scores]).mean()
 
 
 def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
@@ -275,8 +270,4 @@ def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[Discrimina
         for target, x in zip(r.features, f.features, strict=True):
             target, x = target.detach().float(), x.float()
             losses.append((x - target).abs().mean() / target.abs().mean().clamp(min=1e-6))
-    return _mean(losses)
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).mean()
+    return torch.stack(losses).mean()

@@ -48,23 +48,35 @@ class ConvFront(nn.Module):
 
 
 class SpectralFront(nn.Module):
-    """Base of the fronts with fixed features, which are standardised and mixed by a learned 1×1 convolution.
+    """Base of the fronts with fixed features, standardised on the first batch, mixed by a 1×1 convolution."""
 
-    Each feature has zero mean and unit variance on the first batch of music (`initialise`). Otherwise the mean
-    spectrum would be much larger than what changes from frame to frame.
-    """
+    least = 0.01  # added to each deviation
 
     def __init__(self, n_features: int, dim: int):
         super().__init__()
-        self.mix = nn.Conv1d(n_features, dim, kernel_size=1)
+        if dim:
+            self.mix = nn.Conv1d(n_features, dim, kernel_size=1)
         self.mean = nn.Buffer(torch.zeros(n_features, 1))
         self.scale = nn.Buffer(torch.ones(n_features, 1))
 
-    def set_statistics(self, mean: Tensor, square: Tensor, n: int) -> None:
-        """From each feature's mean and mean square [n_features] over this rank's n items."""
-        mean, square = collectives.mean_(torch.stack([mean, square]), n)
+    def features(self, waveform: Tensor) -> Tensor:
+        """[b, channels, samples] -> float32 [b, n_features, time]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def initialise(self, waveform: Tensor) -> None:
+        """Set mean and scale from the items of all ranks."""
+        features = self.features(waveform)
+        mean, square = features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2))
+        mean, square = collectives.mean_(torch.stack([mean, square]), len(waveform))
         self.mean.copy_(mean[:, None])
-        self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
+        self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + self.least))
+
+
+def mel_filters(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
+    """[n_fft / 2 + 1, n_mels]: the weight of each bin of a spectrum in each mel band."""
+    highest, options = sample_rate / 2, {"norm": None, "mel_scale": "slaney"}
+    return torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, highest, n_mels, sample_rate, **options)
 
 
 def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int) -> Tensor:
@@ -75,11 +87,7 @@ def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int) -> Te
 
 
 class StftFront(SpectralFront):
-    """A short-time Fourier transform.
-
-    The features are logarithmic magnitudes, as in the spectral losses, and, for the phase, the complex spectrum
-    with its magnitudes to the power 0.3.
-    """
+    """Logarithmic magnitudes and, for the phase, the complex spectrum with its magnitudes to the power 0.3."""
 
     class Config(BaseConfig):
         kind: Literal["stft"] = "stft"
@@ -91,12 +99,6 @@ class StftFront(SpectralFront):
         self.hop_length, self.radius_samples = hop_length, n_fft
         self.window = nn.Buffer(torch.hann_window(n_fft), persistent=False)
 
-    @torch.no_grad()
-    def initialise(self, waveform: Tensor) -> None:
-        features = torch.stack(self.features(waveform), dim=2)  # [b, channels, part, time, bins]
-        mean, square = features.mean(dim=(0, 3)).flatten(), features.square().mean(dim=(0, 3)).flatten()
-        self.set_statistics(mean, square, len(waveform))
-
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
         """Mix (features - mean) * scale; the weights get mean and scale, because features are many more."""
         with torch.autocast(waveform.device.type, enabled=False):
@@ -104,11 +106,14 @@ class StftFront(SpectralFront):
             assert self.mix.bias is not None, "a convolution has one by default"
             bias = self.mix.bias - weight @ self.mean[:, 0]
             parts = rearrange(weight, "d (c part f) -> part d (c f)", c=waveform.shape[1], part=3)
-            features = [rearrange(feature, "b c t f -> b t (c f)") for feature in self.features(waveform)]
+            features = [rearrange(feature, "b c t f -> b t (c f)") for feature in self.parts(waveform)]
             mixed = bias + sum(F.linear(feature, part) for feature, part in zip(features, parts, strict=True))
             return rearrange(mixed, "b t d -> b d t")
 
-    def features(self, waveform: Tensor) -> list[Tensor]:
+    def features(self, waveform: Tensor) -> Tensor:
+        return rearrange(torch.stack(self.parts(waveform)), "part b c t f -> b (c part f) t")
+
+    def parts(self, waveform: Tensor) -> list[Tensor]:
         """Logarithmic magnitude, real and imaginary part, each float32 [b, channels, time, bins]."""
         with torch.autocast(waveform.device.type, enabled=False):
             spectrum = short_time_spectrum(waveform, self.window, self.hop_length)
@@ -119,11 +124,10 @@ class StftFront(SpectralFront):
 
 
 class MelFront(SpectralFront):
-    """Logarithmic mel magnitudes by windows of several sizes.
+    """Logarithmic mel magnitudes by windows of several sizes: long ones separate low notes, short ones locate onsets.
 
-    A few hundred features, spaced like pitch, where `StftFront` has thousands, so that less music suffices to
-    learn them. Long windows separate low notes, short ones locate onsets. There is no phase: the decoder has to
-    generate it.
+    A few hundred features, spaced like pitch, where `StftFront` has thousands, so that less music suffices to learn them.
+    There is no phase: the decoder has to generate it.
     """
 
     class Config(BaseConfig):
@@ -139,23 +143,14 @@ class MelFront(SpectralFront):
         self.hop_length, self.radius_samples = hop_length, max(n_ffts)
         self.n_ffts, self.n_mels = n_ffts, n_mels
         for i, (n, bands) in enumerate(zip(n_ffts, n_mels, strict=True)):
-            filters = torchaudio.functional.melscale_fbanks(
-                n // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate, norm=None, mel_scale="slaney"
-            )
-            self.register_buffer(f"filters_{i}", filters, persistent=False)  # [bins, bands]
+            self.register_buffer(f"filters_{i}", mel_filters(n, bands, sample_rate), persistent=False)
             self.register_buffer(f"window_{i}", torch.hann_window(n), persistent=False)
-
-    @torch.no_grad()
-    def initialise(self, waveform: Tensor) -> None:
-        features = self.features(waveform)
-        self.set_statistics(features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2)), len(waveform))
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
         with torch.autocast(waveform.device.type, enabled=False):
             return self.mix((self.features(waveform) - self.mean) * self.scale)
 
     def features(self, waveform: Tensor) -> Tensor:
-        """float32 [b, channels · bands of all windows, time]."""
         features = []
         with torch.autocast(waveform.device.type, enabled=False):
             for i in range(len(self.n_ffts)):

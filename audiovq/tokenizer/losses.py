@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchaudio
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from audiovq.config import Config, Window
 from audiovq.distributed import collectives
+from audiovq.tokenizer.fronts import mel_filters
 from audiovq.tokenizer.pitch import NoteSpectrogram
 from audiovq.utils.chunking import in_microbatches
 
@@ -85,10 +85,7 @@ class MelSpectrogram(nn.Module):
         super().__init__()
         self.n_fft = n_fft
         self.n_mels = max(5, min(n_mels, int(n_fft / 6.4)))
-        filters = torchaudio.functional.melscale_fbanks(
-            n_fft // 2 + 1, 0.0, sample_rate / 2, self.n_mels, sample_rate, norm=None, mel_scale="slaney"
-        )
-        self.filters = nn.Buffer(filters, persistent=False)  # [bins, mels]
+        self.filters = nn.Buffer(mel_filters(n_fft, self.n_mels, sample_rate), persistent=False)  # [bins, mels]
         self.window = nn.Buffer(torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> [n, mels, frames]
@@ -106,10 +103,10 @@ class ReconstructionLoss(nn.Module):
     """The terms of `LossConfig`, by name.
 
     mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4).
-    stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2).
+    stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2). All bins
+        count alike; most are above 4 kHz, and a tokenizer then spends its codes on their noise.
     spectral_convergence: ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ for each item, with magnitudes to the power c (power law:
-        PHASEN, arXiv:1911.04697, section 3.4). Loud bins count most. In `stft` all bins count alike; most are
-        above 4 kHz, and a tokenizer then spends its codes on their noise.
+        PHASEN, arXiv:1911.04697, section 3.4). Loud bins count most.
     waveform_l1, waveform_l2: mean |Δ| and Δ² of samples; with them, codes hold the phase.
     """
 
@@ -126,9 +123,8 @@ class ReconstructionLoss(nn.Module):
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
-        """The terms that have a weight, between reconstruction and original, float [b, channels, samples], of
-        which `microbatch_size` are compared at a time: unweighted scalars, means over the items of this rank.
-        The convergence in `stft` is that of all ranks."""
+        """The terms that have a weight, between reconstruction and original, float [b, channels, samples], unweighted:
+        means over the items of this rank, `microbatch_size` at a time. The convergence in `stft` is that of all ranks."""
         with torch.autocast(target.device.type, enabled=False):
             pieces = in_microbatches(self._sums, microbatch_size, x.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}

@@ -35,10 +35,10 @@ class ZCAWhitening(nn.Module):
     """Make standardised channels uncorrelated, by the inverse square root of their running correlation.
 
     ZCA whitening (Kessy 2018, arXiv:1512.00809, section 2). Without it the latents of a coarse level have few
-    directions, and use only part of a shared codebook. A variance below `LEAST` counts as `LEAST`.
+    directions, and use only part of a shared codebook.
     """
 
-    LEAST = 0.02
+    LEAST = 0.02  # variance; less counts as this
 
     def __init__(self, dim: int, momentum: float = 0.03):
         super().__init__()

@@ -1,7 +1,5 @@
 """Magnitudes at equal steps of pitch: what notes are made of."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

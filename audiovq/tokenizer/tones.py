@@ -1,7 +1,5 @@
 """Oscillators at equal steps of pitch: the loudness of each step becomes sound."""
 
-from __future__ import annotations
-
 import math
 
 import torch

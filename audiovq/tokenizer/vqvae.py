@@ -136,8 +136,7 @@ class ResidualAutoencoder(nn.Module):
         return [torch.cat(level) for level in zip(*pieces, strict=True)]
 
     def quantize(self, features: list[Tensor], quantizers: list[Quantizer]) -> tuple[list[Quantized], list[Tensor]]:
-        """Quantize the features [b, dim, time] of each level, from coarse to fine: for each the `Quantized`,
-        and the residual [b, dim, time]."""
+        """Quantize the features [b, dim, time] of each level, coarse to fine: `Quantized`, and residual [b, dim, time]."""
         results, residuals = [], []
         total = None  # the sum of the coarser levels' residuals
         for i, feature in enumerate(features):
@@ -208,6 +207,11 @@ class VQVAE(nn.Module):
         n_codebooks = 1 if config.shared_codebook else config.n_levels
         kind = QUANTIZERS[config.quantizer.kind]
         self.codebooks = nn.ModuleList(kind(config.quantizer) for _ in range(n_codebooks))
+        # Receptive fields of a code and of a decoded sample to one side, in samples.
+        self.encoder_radius: int = max(autoencoder.encoder_radius for autoencoder in self.groups)
+        self.decoder_radius: int = max(autoencoder.decoder_radius for autoencoder in self.groups)
+        # Samples; a chunk that is decoded alone must begin at a multiple of it in the track.
+        self.period = math.lcm(hops[0], *(autoencoder.period for autoencoder in self.groups))
 
     def level_groups(self) -> list[tuple[ResidualAutoencoder, list[int]]]:
         """Each autoencoder with the indexes of its levels."""
@@ -220,26 +224,10 @@ class VQVAE(nn.Module):
         codebooks = list(self.codebooks)
         return codebooks * self.config.n_levels if self.config.shared_codebook else codebooks
 
-    @property
-    def encoder_radius(self) -> int:
-        """Receptive field of a code to one side, in samples."""
-        return max(autoencoder.encoder_radius for autoencoder in self.groups)
-
-    @property
-    def decoder_radius(self) -> int:
-        """Receptive field of a decoded sample to one side, in samples of the time that its codes cover."""
-        return max(autoencoder.decoder_radius for autoencoder in self.groups)
-
-    @property
-    def period(self) -> int:
-        """Samples. A chunk that is decoded alone must begin at a multiple of it in the track."""
-        return math.lcm(self.config.hop_lengths[0], *(autoencoder.period for autoencoder in self.groups))
-
     def quantize(
         self, waveform: Tensor, quantizers: list[Quantizer], microbatch_size: int | None = None
     ) -> list[tuple[ResidualAutoencoder, list[Quantized], list[Tensor]]]:
-        """Encode and quantize, with arguments as in `forward`: each autoencoder with the `Quantized` and the
-        residuals [b, dim, time] of its levels."""
+        """Encode and quantize, as in `forward`: each autoencoder, with `Quantized` and residuals [b, dim, time] a level."""
         results = []
         for autoencoder, levels in self.level_groups():
             features = autoencoder.features(waveform, microbatch_size)

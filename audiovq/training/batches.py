@@ -38,8 +38,7 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a batch is split: all ranks have the same number of micro-batches, whose sizes differ by at most 1. Raises
-    ValueError for fewer examples than ranks."""
+    """All ranks have equally many micro-batches, of sizes that differ by at most 1; ValueError if too few."""
 
     batch_size: int  # examples of a step, on all ranks together
     device_batch_size: int | None  # the largest micro-batch; None: a rank's whole share

@@ -1,8 +1,7 @@
 """Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step.
 
-All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder
-`step-00000123` of safetensors with a checksum for each file. It is written atomically, and older ones are
-removed after that. It can be loaded on any number of devices, whether weights are sharded or not.
+All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder `step-00000123` of
+safetensors with checksums, written atomically. It can be loaded on any number of devices, whether weights are sharded or not.
 """
 
 import itertools
@@ -31,10 +30,8 @@ from audiovq.utils.progress import say
 
 
 class Checkpoints:
-    """The checkpoints of one training, at least `seconds` apart. All ranks call every method.
-
-    The task's own buffers are saved, too, by their plain names.
-    """
+    """The checkpoints of one training, at least `seconds` apart, with the task's own buffers, too, by their plain names. All
+    ranks call every method."""
 
     def __init__(
         self,
@@ -108,8 +105,7 @@ class Checkpoints:
 class BestWeights:
     """Early stopping: the weights with the lowest held-out loss, in a folder; nothing if `patience` is 0.
 
-    The best step is read from the folder. A resumed run repeats evaluations and gets the same losses, so
-    that it ends at the same step as a run that was never interrupted.
+    The best step is read from the folder. A resumed run repeats evaluations, and ends at the same step.
     """
 
     def __init__(self, folder: Path, config: TrainingConfig, title: str):
@@ -146,8 +142,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and facts to a folder, atomically and with checksums. All ranks call it, and rank 0 writes. Raises
-    ValueError if the folder cannot be written."""
+    """Write tensors and facts to a folder, atomically and with checksums. All ranks call it, and rank 0 writes."""
     complete = whole_tensors(tensors)
     if collectives.rank() == 0:
         with atomic_folder(folder) as temporary:

@@ -3,9 +3,7 @@
 Encoder and codebooks do not change, so codes stay the same, and encoded music and priors remain valid.
 """
 
-from __future__ import annotations
-
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +13,8 @@ from torch.utils.data import Dataset
 from audiovq.data.tracks import DataConfig, Scan
 from audiovq.distributed import collectives
 from audiovq.recipe import DecoderStage, DecoderTrainingConfig, TokenizerStage, TrainingConfig
-from audiovq.tokenizer.discriminators import (
-    DiscriminatorOutput,
-    Discriminators,
-    adversarial_loss,
-    discriminator_loss,
-    feature_matching_loss,
-    frozen,
-)
+from audiovq.tokenizer import discriminators as adversary
+from audiovq.tokenizer.discriminators import DiscriminatorOutput, Discriminators
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.task import Part, Task
@@ -32,9 +24,8 @@ from audiovq.training.tokenizer_task import TokenizerTask, level_metrics, wavefo
 class DecoderTask(Task):
     """Reconstruction and adversarial losses for the decoder's weights alone.
 
-    Only what follows the sum of all levels is tuned, because projections and upsampling of coarser levels
-    influence what finer ones quantize. Differs from HiFi-GAN (arXiv:2010.05646): decoder and discriminators step
-    together, with the gradients of one pass.
+    Only what follows the sum of all levels is tuned, because projections and upsampling of coarser levels influence what
+    finer ones quantize. Decoder and discriminators step together, with the gradients of one pass.
     """
 
     shown = (*TokenizerTask.shown, "adversarial", "feature_matching", "discriminator")
@@ -70,7 +61,7 @@ class DecoderTask(Task):
     def discriminators(self) -> Discriminators:
         return cast(Discriminators, cast(nn.ModuleDict, self.network)["discriminators"])
 
-    def train(self, mode: bool = True) -> DecoderTask:
+    def train(self, mode: bool = True) -> Any:
         super().train(mode)
         self.tokenizer.eval()  # codebooks and statistics must not change
         return self
@@ -104,7 +95,7 @@ class DecoderTask(Task):
     def discriminator_loss(self, real: list[DiscriminatorOutput], reconstructions: list[Tensor]) -> Tensor:
         """The loss of the discriminators: music against each reconstruction [b, channels, samples]."""
         kind = self.stage.adversarial.loss
-        losses = [discriminator_loss(real, self.discriminators(x.detach()), kind) for x in reconstructions]
+        losses = [adversary.discriminator_loss(real, self.discriminators(x.detach()), kind) for x in reconstructions]
         return torch.stack(losses).mean()
 
     def decoder_terms(
@@ -113,11 +104,11 @@ class DecoderTask(Task):
         """The unweighted terms of the decoder's loss; those of independent autoencoders add up."""
         per_output = []
         for reconstruction in reconstructions:
-            with frozen(self.discriminators):
+            with adversary.frozen(self.discriminators):
                 fake = self.discriminators(reconstruction)
             terms = self.losses(reconstruction, batch)
-            terms["adversarial"] = adversarial_loss(fake, self.stage.adversarial.loss)
-            terms["feature_matching"] = feature_matching_loss(real, fake)
+            terms["adversarial"] = adversary.adversarial_loss(fake, self.stage.adversarial.loss)
+            terms["feature_matching"] = adversary.feature_matching_loss(real, fake)
             per_output.append(terms)
         return {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
 

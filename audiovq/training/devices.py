@@ -23,13 +23,11 @@ def use_bf16(recipe: Recipe) -> bool:
 
 
 def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bool) -> nn.Module:
-    """The module to call instead of `task` in training, so that gradients are means over all ranks.
-
-    The task's parameters may be replaced here. The task itself is still called for evaluation.
-    """
+    """The module to call instead of `task` in training, so that gradients are means over all ranks. The task's parameters may
+    be replaced here. The task itself is still called for evaluation."""
     blocks = task.blocks()
     if isinstance(config, PriorTrainingConfig):
-        task.recompute_activations(config.activation_checkpointing)
+        task.network.transformer.recompute = config.activation_checkpointing
     if config.compile:
         for block in blocks:
             block.compile()

@@ -1,9 +1,8 @@
 """Health checks: what goes wrong in a training, since which step, and which setting to change.
 
-A check is a function of the facts of a stage and its metrics so far. It yields the step since when something
-is wrong, its subject (such as the level, where one check may find several things) and a text. The first finding
-of a check about a subject is reported, once. No clock and no files are read, so that a resumed training that
-shows the same metrics again comes to the same state.
+A check is a function of the facts of a stage and its metrics so far. It yields the step since when something is wrong, its
+subject (such as the level, where one check may find several things) and a text. The first finding of a check about a
+subject is reported, once. A resumed training that shows the same metrics again comes to the same state.
 """
 
 import itertools
@@ -29,8 +28,6 @@ RISE = 1.01  # held-out loss relative to its lowest value
 
 @dataclass(frozen=True)
 class StageFacts:
-    """The settings of a stage that the checks need."""
-
     title: str
     recipe_key: str  # of the stage: tokenizer, decoder_tuning, priors.0
     training: TrainingConfig
@@ -47,7 +44,6 @@ class StageFacts:
         return self.codes_from + max(self.training.warmup_steps, self.training.steps // 20)
 
     def lower_learning_rate(self, factor: float = 3) -> str:
-        """Advice to divide the learning rate by `factor`."""
         rate = self.training.learning_rate
         return f"set {self.recipe_key}.training.learning_rate to {rate / factor:.2g} (now {rate:g})"
 

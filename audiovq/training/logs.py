@@ -30,7 +30,6 @@ class StepLog:
 
 
 def read_health(run: Path) -> list[dict[str, Any]]:
-    """The findings of all stages of a run."""
     return read_steps(run / HEALTH)
 
 

@@ -5,8 +5,7 @@ The loss of a step is the mean over its batch, however many devices and micro-ba
 Exact resume: the examples and random numbers of a step are functions of (seed, step). A run that was killed
 and started again ends with the same weights, bit for bit, as one that was not.
 
-A task may train several networks against each other. Each has its own optimizer and gradient clipping, and
-one backward pass serves all, so that every parameter has a gradient on every rank.
+A task may train several networks against each other. Each has its own optimizer, and one backward pass serves all.
 """
 
 import contextlib
@@ -112,8 +111,7 @@ class Training:
         return load_batches(self.task.dataset(split), start, end, self.split, self.device, workers)
 
     def step(self, step: int, batch: list[Any]) -> dict[str, Tensor]:
-        """One optimizer step with this rank's micro-batches: loss, metrics and gradient norms, scalars on the device whose
-        sums over ranks are means over the batch."""
+        """One optimizer step with this rank's micro-batches: scalars whose sums over ranks are means over the batch."""
         seed = step_seed(self.task.seed, self.task.title, step)
         torch.manual_seed(step_seed(self.task.seed, self.task.title, step, collectives.rank()))
         sums: dict[str, Tensor] = {}
@@ -154,8 +152,7 @@ class Training:
 
 
 def update(part: Part, optimizer: Any, step: int, is_finite: Tensor) -> None:
-    """Step the optimizer of a part if its training has begun, and clear its gradients. Nothing changes if the bool scalar
-    `is_finite` is False."""
+    """Step the optimizer of a part if its training has begun and `is_finite`, a bool scalar; clear gradients."""
     if step >= part.first_step:
         for group in optimizer.param_groups:
             group["lr"] = part.learning_rate(step)

@@ -36,7 +36,6 @@ class Stopwatch:
         self.began, self.waited, self.n = time.monotonic(), 0.0, 0
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
-        """Iterate over the batches, one for each step."""
         began = time.monotonic()
         for item in items:
             self.waited += time.monotonic() - began
@@ -130,7 +129,6 @@ class Monitor:
         return self.task.describe(metrics)
 
     def log_evaluation(self, done: int, metrics: dict[str, float]) -> None:
-        """Log the means over the held-out batches."""
         self._write(done, {f"valid_{name}": value for name, value in metrics.items()}, {})
         tracks = "held out" if self.task.has_held_out else "training tracks (none is held out)"
         say(f"{self.title}: step {done}, {tracks}: {self.task.describe(metrics)}")

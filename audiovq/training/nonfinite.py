@@ -1,7 +1,6 @@
 """Steps with a loss or gradients that are not finite are skipped: weights, codebooks and moments stay.
 
-The decision is made on the device, from numbers that are the same on all ranks, so that no rank waits and
-ranks never differ.
+The decision is made on the device, from numbers that are the same on all ranks, so that no rank waits or differs.
 """
 
 from collections.abc import Sequence
@@ -28,8 +27,7 @@ class NonFiniteGuard:
 
     @torch.no_grad()
     def check(self, loss: Tensor, norms: Sequence[Tensor]) -> Tensor:
-        """True if this rank's share of the loss, and the norms of the gradients, are finite, bool scalar; else the
-        remembered tensors get their old values."""
+        """True if loss and norms of all ranks are finite, bool scalar; else remembered tensors are restored."""
         is_finite = torch.stack([collectives.all_reduce_(loss.detach().clone()), *norms]).isfinite().all()
         for tensor, before in self.remembered:
             tensor.copy_(torch.where(is_finite, tensor, before))

@@ -3,10 +3,8 @@
 All elements of a step of Muon have about the same size, for matrices of any shape, so that one learning rate serves
 Muon and AdamW (arXiv:2502.16982, section 2.2). Embeddings, norms, biases and the output layer use AdamW.
 
-torch.optim.Muon computes the same step, but it ignores `found_inf`, so it cannot skip a step without a wait
-for the device; it takes only matrices; it rounds to bfloat16 on a CPU, too; and torch 2.8 does not have it.
-
-Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
+torch.optim.Muon ignores `found_inf`, so it cannot skip a step without a wait for the device; it takes only matrices, rounds
+to bfloat16 on a CPU, too; and torch 2.8 does not have it. Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
 """
 
 from typing import Any
@@ -25,11 +23,8 @@ SCALE = 1.0  # root mean square of a step / learning rate; 0.2 in arXiv:2502.169
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """The optimizer of a network's trainable weights.
-
-    Weight decay applies to matrices and convolution kernels, not to biases, norms and embeddings. Muon
-    trains the matrices of linear layers, except heads; all other weights get AdamW.
-    """
+    """The optimizer of a network's trainable weights. Weight decay applies to matrices and convolution kernels, not to
+    biases, norms and embeddings. Muon trains the matrices of linear layers, except heads; all others get AdamW."""
     is_muon = config.optimizer == "muon"
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     matrices = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not name.endswith("head")]
@@ -75,10 +70,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of matrix = U S Vᵀ, float [rows, columns], by Newton-Schulz iterations.
-
-    Each rank computes the whole of a sharded matrix and keeps its shard.
-    """
+    """About U Vᵀ of matrix = U S Vᵀ, float [rows, columns], by Newton-Schulz iterations."""
     if isinstance(matrix, DTensor):
         found = orthogonal(matrix.full_tensor())
         mesh = matrix.device_mesh

@@ -49,10 +49,6 @@ class PriorTask(Task):
     def blocks(self) -> list[nn.Module]:
         return list(self.network.transformer.layers)
 
-    def recompute_activations(self, wanted: bool) -> None:
-        """Whether the backward pass computes a layer's activations again instead of storing them."""
-        self.network.transformer.recompute = wanted
-
     def weight(self, batch: dict[str, Any]) -> Tensor:
         """The number of codes to predict; those after the end of a track are not."""
         return (self.network.targets(batch) != self.spec.codebook_size).sum()

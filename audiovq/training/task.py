@@ -32,11 +32,8 @@ class Part:
 
 
 class Task(nn.Module):
-    """A network with its loss.
-
-    `forward(batch)` returns the loss and a dict of scalars to log, all means over the batch. With several
-    parts, the loss is the sum of theirs, and each term reaches the weights of one part only.
-    """
+    """A network with its loss: `forward(batch)` returns it and a dict of scalars to log, all means over the batch. With several
+    parts, the loss is the sum of theirs, and each term reaches the weights of one part only."""
 
     network: nn.Module  # saved in checkpoints
     title = "stage"  # such as prior-0: in messages, logs and the seeds of steps

@@ -158,8 +158,7 @@ def code_metrics(levels: list[Quantized], config: VQVAEConfig) -> dict[str, Tens
 
 
 def codebook_use(codes: list[Tensor], codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Of the codes of all ranks, int64 [b, time] per level: perplexity 2^H, and the fraction of the codebook that occurs;
-    [levels] each."""
+    """Perplexity 2^H of the codes of all ranks, int64 [b, time] per level, and the fraction in use; [levels] each."""
     counts = [torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]
     p = collectives.all_reduce_(torch.stack(counts).float())
     p = p / p.sum(dim=1, keepdim=True)

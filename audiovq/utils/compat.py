@@ -56,8 +56,7 @@ REMOVED_OPTIONS = {  # old, and what to use instead
 
 
 def current_options(arguments: list[str]) -> list[str]:
-    """A command line with current options; prints one line for each old one that it finds. Raises ValueError
-    for a command or an option that no longer exists."""
+    """A command line with current options; prints a line for each old one, ValueError for one that is gone."""
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command in REMOVED_COMMANDS:
         raise ValueError(f"{command}: no longer exists; {REMOVED_COMMANDS[command]}")
@@ -89,12 +88,18 @@ def current_precision(precision: str, known: Container[str]) -> str:
 
 
 def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) -> dict[str, Any]:
-    """A recipe's mapping with current keys; unless `quiet`, one line with the name of the `source` is printed
-    for each old key. Raises ValueError if a key has both its old and its new name."""
+    """A recipe's mapping with current keys; unless `quiet`, one line with the name of the `source` is printed for each old
+    key. Raises ValueError if a key has both its old and its new name."""
     renamed = copy.deepcopy(mapping)
     for old, new in RECIPE_KEYS.items():
-        if _move(renamed, old.split("."), new.split("."), f"{source}: {old}") and not quiet:
-            say(f"{source}: {old} is now called {new}; the old name still works")
+        (*old_path, old_key), (*new_path, new_key) = old.split("."), new.split(".")
+        holders = zip(_mappings(renamed, old_path), _mappings(renamed, new_path), strict=False)
+        for holder, target in [pair for pair in holders if old_key in pair[0]]:
+            if new_key in target:
+                raise ValueError(f"{source}: {old}: expected its old or its new name, {new_key}, found both")
+            target[new_key] = holder.pop(old_key)
+            if not quiet:
+                say(f"{source}: {old} is now called {new}; the old name still works")
     stages = renamed.get("priors")
     for stage in stages if isinstance(stages, list) else ():
         if isinstance(stage, dict) and stage.pop("lora", None):
@@ -125,21 +130,9 @@ def without_obsolete(found: Mapping[str, T], expected: Container[str]) -> dict[s
     return {name: item for name, item in found.items() if name in expected or name not in OBSOLETE_TENSORS}
 
 
-def _move(mapping: Any, old: list[str], new: list[str], place: str) -> bool:
-    """Move the value at path `old` to `new`, which is like it up to its last key; True if there was one."""
-    if isinstance(mapping, list) and old[0] == "*":
-        moved = [_move(item, old[1:], new[1:], place) for item in mapping]
-        return any(moved)
-    if not isinstance(mapping, dict):
-        return False
-    if len(new) > 1:
-        return _move(mapping.get(old[0]), old[1:], new[1:], place)
-    holder: Any = mapping
-    for key in old[:-1]:
-        holder = holder.get(key) if isinstance(holder, dict) else None
-    if not isinstance(holder, dict) or old[-1] not in holder:
-        return False
-    if new[0] in mapping:
-        raise ValueError(f"{place}: expected its old or its new name, {new[0]}, found both")
-    mapping[new[0]] = holder.pop(old[-1])
-    return True
+def _mappings(place: Any, path: list[str]) -> list[dict[str, Any]]:
+    if path and path[0] == "*":
+        return [found for item in (place if isinstance(place, list) else ()) for found in _mappings(item, path[1:])]
+    if not isinstance(place, dict):
+        return []
+    return _mappings(place.get(path[0]), path[1:]) if path else [place]

@@ -27,8 +27,7 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def torch_defaults(inference: bool = True) -> Iterator[None]:
-    """Inference mode (or none), float32, no autocast and the CPU as default device, whatever the caller of the package
-    has set. Also a decorator."""
+    """Inference mode (or none), float32, no autocast and the CPU, whatever the caller has set. Also a decorator."""
     default = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(inference))

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program ends
@@ -17,6 +18,16 @@ def require(feature: str, *packages: str, install: str) -> None:
     for name in packages:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"{feature}: the package {name} is missing; {install}")
+
+
+@contextlib.contextmanager
+def network_errors(failure: str, advice: str = "") -> Iterator[None]:
+    """Errors of clients of the network, which fail in many ways, as a ValueError with their first line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"{failure} ({reason}){advice}") from None
 
 
 def prepare() -> None:

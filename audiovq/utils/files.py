@@ -24,9 +24,8 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     >>> with atomic_file(path) as temporary:
     ...     temporary.write_bytes(content)
 
-    The temporary file is in a hidden folder next to it. At the end of the block it is flushed to the disk
-    (without `flush` it is not, for a file that can be made again) and renamed. If the process is killed before,
-    the next attempt removes it, with all that libraries left in that folder. ValueError if it cannot be written.
+    The temporary file is in a hidden folder next to it, which the next attempt removes if the process is killed. At the end
+    of the block it is flushed to the disk (if `flush`) and renamed. ValueError if it cannot be written.
     """
     place = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
     shutil.rmtree(place, ignore_errors=True)
@@ -137,16 +136,14 @@ def output_name(source: str, ending: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -181,8 +178,8 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSONL file without blank lines; ValueError for a line that is none. With
-    `skip_damaged` these are left out, and a missing file has no lines."""
+    """The objects of a JSONL file without blank lines; ValueError for a line that is none. With `skip_damaged` these are left
+    out, and a missing file has no lines."""
     if skip_damaged and not path.is_file():
         return []
     rows = []
@@ -191,14 +188,12 @@ def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
         if row is not None:
             rows.append(row)
         elif line.strip() and not skip_damaged:
-            raise ValueError(
-                f"{path} line {number}: expected a JSON object, found {line[:40].decode(errors='replace')}"
-            )
+            found = line[:40].decode(errors="replace")
+            raise ValueError(f"{path} line {number}: expected a JSON object, found {found}")
     return rows
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSONL file atomically."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.writelines(map(json_line, rows))
 

@@ -35,12 +35,8 @@ class _NotedProgress(Progress):
 
 
 class ProgressBar:
-    """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`.
-
-    Args:
-        start: steps that were done before; they do not count for the speed.
-        unit, per_step: what a step processes, such as 2.5 "audio-s", to show units per second.
-    """
+    """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`. Steps before `start` do not count for the speed, which
+    is also shown in units, such as 2.5 "audio-s" `per_step`."""
 
     def __init__(
         self, title: str, total: int, start: int = 0, unit: str = "", per_step: float = 1.0, hidden: bool = False
@@ -54,16 +50,9 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         if console.is_terminal and not self.hidden:
-            self.rich = _NotedProgress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[rate]}"),
-                console=console,
-            )
+            times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}")
+            title = TextColumn("{task.description}", markup=False)
+            self.rich = _NotedProgress(title, BarColumn(24), MofNCompleteColumn(), *times, console=console)
             self.rich.start()
             self.task = self.rich.add_task(self.title, total=self.total, completed=int(self.done), rate="")
         return self
@@ -90,8 +79,8 @@ class ProgressBar:
     def _line(self) -> None:
         self.printed = time.monotonic()
         left = (self.total - self.done) / self.steps_per_second if self.done > self.first else 0.0
-        facts = [f"{int(self.done)}/{self.total}", f"{duration(left)} left", *([self.rate] if self.rate else [])]
-        say(f"{self.title}: {', '.join(facts)} {self.note}".rstrip())
+        facts = [f"{int(self.done)}/{self.total}", f"{duration(left)} left", self.rate]
+        say(f"{self.title}: {', '.join(filter(None, facts))} {self.note}".rstrip())
 
     def __exit__(self, *exception: object) -> None:
         if self.rich is not None:

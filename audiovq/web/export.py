@@ -17,7 +17,7 @@ import pooch
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.export import export_generator, export_model
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
-from audiovq.utils.environment import require
+from audiovq.utils.environment import network_errors, require
 from audiovq.utils.files import atomic_folder, check_new_folder
 from audiovq.utils.progress import say
 
@@ -30,6 +30,10 @@ SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 MODULES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs")
 WASM = "ort-wasm-simd-threaded.wasm"
 REGISTRY, FOLDER = "AUDIOVQ_NPM_REGISTRY", "AUDIOVQ_ONNXRUNTIME_WEB"  # environment variables
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (*MODULES, WASM))
 
 
 def export_page(source: str, folder: Path, **options: Any) -> list[str]:
@@ -76,24 +80,18 @@ def runtime_folder() -> Path:
     """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the unpacked npm
     package, downloaded once (33 MB) into the user's cache folder and checked. Raises ValueError if files are missing."""
     if named := os.environ.get(FOLDER):
-        for place in (Path(named), Path(named) / "dist"):
-            if all((place / name).is_file() for name in (*MODULES, WASM)):
-                return place
+        if found := next(filter(_is_complete, (Path(named), Path(named) / "dist")), None):
+            return found
         raise ValueError(f"{FOLDER}: expected a folder with {WASM} and {', '.join(MODULES)}, found {named}")
     cache = Path(pooch.os_cache("audiovq")) / f"onnxruntime-web-{VERSION}"
-    if all((cache / name).is_file() for name in (*MODULES, WASM)):
+    if _is_complete(cache):
         return cache
     registry = os.environ.get(REGISTRY, "https://registry.npmjs.org").rstrip("/")
     url = f"{registry}/onnxruntime-web/-/{ARCHIVE}"
     say(f"web: downloading {url}, 33 MB")
-    try:
+    advice = f"; unpack the npm package onnxruntime-web {VERSION} somewhere, and name its folder in {FOLDER}"
+    with network_errors(f"web: {ARCHIVE} cannot be downloaded", f"{advice}, or name another registry in {REGISTRY}"):
         archive = pooch.retrieve(url, f"sha256:{SHA256}", fname=ARCHIVE, path=cache.parent, progressbar=False)
-    except Exception as error:  # the network fails in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"web: {ARCHIVE} cannot be downloaded ({reason}); unpack the npm package onnxruntime-web {VERSION} "
-            f"somewhere, and name its folder in {FOLDER}, or name another registry in {REGISTRY}"
-        ) from None
     with tarfile.open(archive) as package, atomic_folder(cache) as temporary:
         for name in (*MODULES, WASM):
             content = package.extractfile(f"package/dist/{name}")
