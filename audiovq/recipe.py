@@ -142,10 +142,8 @@ class Recipe(Config):
             raise ValueError(f"name: expected a name for a folder, found {self.name!r:.40}")
         if self.tokenizer.from_pretrained is None:
             for i in (i for i, stage in enumerate(self.priors) if stage.from_pretrained):
-                raise ValueError(
-                    f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, because a prior needs the "
-                    "codes of its tokenizer"
-                )
+                reason = "because a prior needs the codes of its tokenizer"
+                raise ValueError(f"priors.{i}.from_pretrained: expected tokenizer.from_pretrained, too, {reason}")
             _check_tokenizer(self.tokenizer)
             n, n_levels = len(self.priors), self.tokenizer.model.n_levels
             if n not in {0, 1, n_levels}:
@@ -195,9 +193,9 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
     steps, start, warmup = stage.training.steps, stage.vq_start_step, stage.losses.waveform_warmup_steps
     if start >= steps:
         raise ValueError(f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {start}")
-    if stage.sound_start_step >= steps:
+    if (sound := stage.sound_start_step) >= steps:
         raise ValueError(
-            f"tokenizer.sound_start_step: expected less than tokenizer.training.steps {steps}, found {stage.sound_start_step}"
+            f"tokenizer.sound_start_step: expected less than tokenizer.training.steps {steps}, found {sound}"
         )
     if stage.sound_start_step and not (stage.model.decoder.kind == "tones" and stage.losses.tones):
         raise ValueError("tokenizer.sound_start_step: expected a decoder of kind tones, and a weight for losses.tones")
@@ -269,8 +267,8 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def load_recipe(
     name: str, data: str | None = None, overrides: tuple[str, ...] = (), codes: str | None = None
 ) -> Recipe:
-    """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and by overrides
-    `a.b=value` with a value in YAML. Raises ValueError with the path of an unknown key or wrong value."""
+    """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and
+    by overrides `a.b=value` with a value in YAML. ValueError with the path of a wrong key or value."""
     path = find_recipe(name)
     mapping = read_mapping(path)
     mapping.setdefault("name", path.stem)
@@ -302,7 +300,6 @@ def load_saved_recipe(path: Path) -> Recipe:
 
 
 def codes_place(run: Path) -> Path | str:
-    """The folder or URL of a run's codes."""
     path = run / "recipe.yaml"
     return (load_saved_recipe(path).codes.path if path.is_file() else None) or run / "codes"
 

@@ -56,9 +56,7 @@ def task(recipe: Recipe, tiny_run: Path) -> DecoderTask:
 
 
 def new_task(recipe: Recipe, run: Path, kind: type[DecoderTask] = DecoderTask) -> DecoderTask:
-    assert recipe.decoder_tuning is not None
-    tokenizer = checkpoint.load_tokenizer(run / "tokenizer")
-    return kind(recipe.decoder_tuning, recipe.tokenizer, recipe.data, Scan.load(run / "data"), tokenizer, 0)
+    return kind(recipe, Scan.load(run / "data"), checkpoint.load_tokenizer(run / "tokenizer"))
 
 
 def a_batch() -> Tensor:
@@ -122,16 +120,14 @@ def test_independent_autoencoders_are_tuned_each_by_itself(recipe: Recipe, tiny_
     tokenizer_stage = recipe.tokenizer.model_copy(
         update={"model": recipe.tokenizer.model.model_copy(update={"topology": "independent"})}
     )
-    assert recipe.decoder_tuning is not None
-    network = VQVAE(tokenizer_stage.model)
-    stage, scan = recipe.decoder_tuning, Scan.load(tiny_run / "data")
-    task = DecoderTask(stage, tokenizer_stage, recipe.data, scan, network, 0).train()
+    network, recipe = VQVAE(tokenizer_stage.model), recipe.model_copy(update={"tokenizer": tokenizer_stage})
+    task = DecoderTask(recipe, Scan.load(tiny_run / "data"), network).train()
     before, hashed = copy_of_state(network), tokenizer_hash(network)
     loss, metrics = task(a_batch())
     loss.backward()
     assert len(network(a_batch()).reconstructions) == 3
     assert metrics["adversarial"] > 1.5  # three times about 1
-    make_optimizer(network, stage.training).step()
+    make_optimizer(network, task.stage.training).step()
     heads = {name for name, _ in network.named_parameters() if ".decoder." in name}
     assert changed(before, network) == heads
     assert tokenizer_hash(network) == hashed

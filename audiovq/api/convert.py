@@ -18,8 +18,6 @@ Facts = dict[str, Any]  # what was done; `summary` is a line for the user
 
 
 class Encoding:
-    """Audio files to codes files."""
-
     title, suffix = "encode", ".codes"
 
     def __init__(self, tokenizer: Tokenizer, compress: bool):
@@ -54,8 +52,6 @@ class Encoding:
 
 
 class Decoding:
-    """Codes files to audio files."""
-
     title = "decode"
 
     def __init__(self, tokenizer: Tokenizer, n_levels: int | None, suffix: str = ".wav"):

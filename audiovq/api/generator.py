@@ -70,9 +70,8 @@ class Generator(Shareable):
         folder = resolve_model(source, **hub)
         check_priors(folder)
         if not prior_folders(folder):
-            raise ValueError(
-                f"{source}: no trained prior there; run `audiovq train` to its end, or choose another --model"
-            )
+            advice = "run `audiovq train` to its end, or choose another --model"
+            raise ValueError(f"{source}: no trained prior there; {advice}")
         priors, sampling = zip(*map(checkpoint.load_prior, prior_folders(folder)), strict=True)
         tokenizer = Tokenizer.from_pretrained(folder, device)
         if len(priors) < tokenizer.config.n_levels:
@@ -211,8 +210,9 @@ class Generator(Shareable):
         text: str = "",
         chroma: str | Path | None = None,
     ) -> list[float]:
-        """The information of each piece's codes under the priors in bits per second; likelier codes have less. Raises
-        ValueError for codes of another tokenizer or of unequal lengths, and for conditions that this model does not know."""
+        """The information of each piece's codes under the priors in bits per second; likelier codes have
+        less. Raises ValueError for codes of another tokenizer or of unequal lengths, and for unknown
+        conditions."""
         for piece in pieces:
             self.tokenizer.check_codes(piece)
             if piece.n_samples != pieces[0].n_samples:

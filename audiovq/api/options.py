@@ -77,7 +77,11 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
     if options.guidance is not None and not options.conditional:
         raise ValueError("guidance: expected a label, text or chroma to follow, found none of them")
     labels = _label_indexes(priors[0].spec.vocabularies, options.labels)
-    _check_text(priors, options.text)
+    longest, n_bytes = max(prior.config.extra_inputs["text_bytes"] for prior in priors), len(options.text.encode())
+    if n_bytes and not longest:
+        raise ValueError("text: this model was trained without texts; expected a prior with a text conditioner")
+    if n_bytes > longest:
+        raise ValueError(f"text: expected at most {longest} bytes in UTF-8, found {n_bytes}")
     chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
     precision = compat.current_precision(options.precision, precisions(priors[0].head.weight.device))
     return Request(n_samples, [], seed, labels, options.text, chroma, precision)
@@ -95,14 +99,6 @@ def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, s
             raise ValueError(f"label {name}={value:.60}: expected one of: {listed(values, value)}")
         indexes[name] = values.index(value) + 1  # 0 is unknown
     return indexes
-
-
-def _check_text(priors: Sequence[Prior], text: str) -> None:
-    longest, found = max(prior.config.extra_inputs["text_bytes"] for prior in priors), len(text.encode())
-    if found and not longest:
-        raise ValueError("text: this model was trained without texts; expected a prior with a text conditioner")
-    if found > longest:
-        raise ValueError(f"text: expected at most {longest} bytes in UTF-8, found {found}")
 
 
 def _reference_chroma(priors: Sequence[Prior], path: str | Path) -> Tensor:

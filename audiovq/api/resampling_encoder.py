@@ -20,8 +20,8 @@ PCM = {torch.uint8: 1 << 7, torch.int8: 1 << 7, torch.int16: 1 << 15, torch.int3
 
 
 def checked(waveform: Waveform, at_least: int = 0) -> Tensor:
-    """Audio as people have it, as `Tokenizer.encode` takes it -> float32 [channels, samples], `at_least` so many samples.
-    Raises ValueError for another shape or type, or samples that are not finite."""
+    """Audio as people have it, as `Tokenizer.encode` takes it -> float32 [channels, samples], `at_least` so
+    many samples. Raises ValueError for another shape or type, or samples that are not finite."""
     try:
         if not isinstance(waveform, Tensor):
             array = np.array(waveform)

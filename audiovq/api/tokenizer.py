@@ -96,8 +96,8 @@ class Tokenizer(Shareable):
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
     ) -> Codes:
-        """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are those of `encode`.
-        `progress` gets the seconds of each block. Raises ValueError for audio that cannot be used."""
+        """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are those
+        of `encode`. `progress` gets the seconds of each block. ValueError for unusable audio."""
         path = Path(path)
         rate = audio.audio_info(path).sample_rate
         n_samples = None if seconds is None else round(seconds * rate)
@@ -121,8 +121,8 @@ class Tokenizer(Shareable):
     def encode_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[Codes]:
         """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
 
-        On a GPU, windows of equal length share a batch. Sums are then rounded in another order, so a latent halfway
-        between two codes may become the other one. On the CPU batches are not faster.
+        On a GPU, windows of equal length share a batch. Sums are then rounded in another order, so a latent
+        halfway between two codes may become the other one. On the CPU batches are not faster.
         """
         mixed = [audio.downmix(checked(waveform, at_least=1), self.config.channels) for waveform in waveforms]
         prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
@@ -180,8 +180,8 @@ class Tokenizer(Shareable):
         comment: str = "",
         progress: Callable[[float], object] | None = None,
     ) -> None:
-        """Decode into a 16-bit WAV or FLAC file, with a `comment` in its tag, at constant memory; it appears when it is complete.
-        `progress` gets the seconds of each piece. Raises ValueError for codes of another tokenizer."""
+        """Decode into a 16-bit WAV or FLAC file, with a `comment` in its tag, at constant memory; it appears
+        when it is complete. `progress` gets the seconds of each piece. ValueError for other codes."""
         with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
             for piece in self.decode_stream(codes, n_levels):
                 file.write(piece)

@@ -109,7 +109,7 @@ def show(lines: Sequence[str], facts: Any, json_file: str | None) -> None:
 
 
 def convert(kind: Any, source: str, out: str, model: str | None, json_file: str | None, *settings: Any) -> None:
-    """Encode or decode a file or all files of a folder, and print what was done. `kind` is `Encoding` or `Decoding`, whose
+    """Encode or decode a file or a folder, and print what was done. `kind` is `Encoding` or `Decoding`, whose
     arguments are a tokenizer and `settings`. Raises ValueError if some files could not be converted."""
     from audiovq import api
     from audiovq.api.convert import convert_file, convert_folder

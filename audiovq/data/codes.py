@@ -99,9 +99,7 @@ class Codes:
         """Read a codes file. Raises ValueError for another or a damaged file."""
         path = Path(path)
         header = read_header(path)
-        facts = header.model_dump(exclude={"coding", "n_levels", "checksum"})
-        facts["hop_lengths"] = list(header.hop_lengths)
-        codes = Codes(levels=[], **facts)
+        codes = Codes(levels=[], **header.model_dump(exclude={"coding", "n_levels", "checksum"}))
         try:
             with utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
                 if header.coding:
@@ -143,12 +141,10 @@ class LevelBuffers:
         self.arrays = [array("i") for _ in range(n_levels)]
 
     def add(self, levels: Sequence[Tensor]) -> None:
-        """The next codes, int64 [n] a level."""
         for collected, level in zip(self.arrays, levels, strict=True):
             collected.extend(level.tolist())
 
     def levels(self) -> list[Tensor]:
-        """All codes, int64 [n] a level."""
         return [torch.from_numpy(np.array(collected, dtype=np.int64)) for collected in self.arrays]
 
 

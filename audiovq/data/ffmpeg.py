@@ -58,8 +58,8 @@ def probe(path: Path) -> AudioInfo:
 
 
 def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> Iterator[np.ndarray]:
-    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate; FFmpegError if it is
-    damaged. It is decoded from the beginning, because seeking is not exact to the sample."""
+    """Decode a file from sample `start` on, in float32 blocks [samples, channels], at its own rate;
+    FFmpegError if it is damaged. It is decoded from the beginning: seeking is not exact."""
     facts = probe(path)
     trim = f"atrim=start_sample={start}" + ("" if n_samples is None else f":end_sample={start + n_samples}")
     command = [

@@ -23,8 +23,8 @@ def check_rate(rate: float) -> int:
 
 
 class Resampler:
-    """Resamples a waveform that comes in blocks, in constant memory. The results of `push` and `finish` together are [...,
-    ceil(samples · to_rate / from_rate)]: the same bits for any block sizes, on the waveform's device."""
+    """Resamples a waveform in blocks. The results of `push` and `finish` together are [..., ceil(samples ·
+    to_rate / from_rate)]: the same bits for any block sizes, on the waveform's device."""
 
     def __init__(self, from_rate: int, to_rate: int):
         from_rate, to_rate = check_rate(from_rate), check_rate(to_rate)

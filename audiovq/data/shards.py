@@ -55,8 +55,8 @@ class ShardTrack:
 
 
 class TrackTable(Sequence[ShardTrack]):
-    """The tracks of tracks.jsonl and tracks.npy, int64 [n_tracks, N_COLUMNS + 2 · n_levels], or some `rows` of them. Both
-    stay on the disk; a track is built, and checked, on access."""
+    """The tracks of tracks.jsonl and tracks.npy, int64 [n_tracks, N_COLUMNS + 2 · n_levels], or some `rows`
+    of them. Both stay on the disk; a track is built, and checked, on access."""
 
     def __init__(self, lines: np.ndarray, columns: np.ndarray, rows: np.ndarray | None = None):
         self.lines, self.columns = lines, columns

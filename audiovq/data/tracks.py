@@ -132,8 +132,9 @@ def check_relative(path: str) -> None:
 def find_audio(
     folder: Path, unreadable: list[Rejected] | None = None, suffixes: Collection[str] = audio.SUFFIXES
 ) -> list[Path]:
-    """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs. Linked folders
-    belong to it, each folder once. Folders that cannot be read are added to `unreadable`, or else printed."""
+    """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
+    Linked folders belong to it, each folder once. Unreadable folders are added to `unreadable`, or
+    printed."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():
@@ -174,8 +175,8 @@ def credits_files(music: Path) -> list[Path]:
 
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
-    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used; ValueError if
-    none is left. A `cache_file` keeps the results, so that a later scan decodes only new files."""
+    """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
+    ValueError if none is left. A `cache_file` keeps the results for later scans."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
@@ -334,8 +335,8 @@ def _similar(path: str, folder: Path) -> str:
 
 
 def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
-    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It depends on
-    the paths alone, and not on their order, the machine or the run."""
+    """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It
+    depends on the paths alone, and not on their order, the machine or the run."""
     free = [track for track in tracks if not track.split]
     free.sort(key=lambda track: hashlib.sha256(os.fsencode(track.path)).hexdigest())
     missing = math.ceil(valid_fraction * len(tracks)) - sum(t.split == "valid" for t in tracks)

@@ -82,19 +82,16 @@ class Heartbeat:
         self.store, self.limit = distributed_c10d._get_default_store(), limit.total_seconds()
         self.group = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
         self.ended = threading.Event()
-        self._beat(0)
+        self.store.set(f"alive/{dist.get_rank()}", "0")
         self.thread = threading.Thread(target=self._go_on, daemon=True)
         self.thread.start()
-
-    def _beat(self, n: int) -> None:
-        self.store.set(f"alive/{dist.get_rank()}", str(n))
 
     def _go_on(self) -> None:
         n = 0
         with contextlib.suppress(RuntimeError, ValueError):  # the process with the store, or all, have ended
             while not self.ended.wait(min(5.0, self.limit / 5)):
                 n += 1
-                self._beat(n)
+                self.store.set(f"alive/{dist.get_rank()}", str(n))
 
     def wait_for_all(self) -> None:
         """Raises RuntimeError if another process ends or hangs meanwhile."""
@@ -147,8 +144,8 @@ def barrier() -> None:
 
 
 class Pool:
-    """The rows of all ranks, in the order that a single process with all of them would have: part 0 of all ranks, in their
-    order, then part 1, and so on. `parts` are rows of this rank, [n, dim] each, as many as on all ranks."""
+    """The rows of all ranks, in the order that a single process with all of them would have: part 0 of all
+    ranks, in their order, then part 1, and so on. `parts` are rows of this rank, [n, dim] each."""
 
     def __init__(self, parts: list[Tensor]):
         self.parts = parts

@@ -80,10 +80,10 @@ def _silent() -> str:
 def run_on_several(
     arguments: Sequence[str], gpus: int | None, processes: int | None, limit: tuple[int, str] | None = None
 ) -> bool:
-    """Run this command on several processes and wait for them, unless one is enough or this is one of them: on so many
-    `gpus` (None: all that are visible), or `processes` on the CPU, but no more than the `limit`, which has its reason.
-    True if they did the work; False if this process has to do it. Raises ValueError if there are too few GPUs or a process
-    failed, `Interrupted` if a signal stopped them."""
+    """Run this command on several processes and wait for them, unless one is enough or this is one of them:
+    on so many `gpus` (None: all that are visible), or `processes` on the CPU, but no more than the `limit`,
+    which has its reason. True if they did the work; False if this process has to do it. Raises ValueError if
+    there are too few GPUs or a process failed, `Interrupted` if a signal stopped them."""
     join_slurm_step(os.environ)
     if "WORLD_SIZE" in os.environ:
         return False

@@ -1,8 +1,8 @@
 """Random numbers of a training step that do not depend on how its batch is split over devices and micro-batches.
 
-Numbers that are drawn once per item (whether its label is dropped) or once per step (where k-means starts) come from
-here. Within `batch_share` each process draws the numbers of the whole batch and uses those of its items; outside, the
-numbers come from torch's own generator, as does noise for the elements of large tensors.
+Numbers that are drawn once per item (whether its label is dropped) or once per step (where k-means starts)
+come from here. Within `batch_share` each process draws the numbers of the whole batch and uses those of its
+items; outside, the numbers come from torch's own generator, as does noise for the elements of large tensors.
 """
 
 import contextlib

@@ -49,8 +49,8 @@ def entropy_of_counts(counts: np.ndarray) -> float:
 def held_out_bits(
     prior: Prior, shards: Shards, split: str = "valid", max_windows: int = MAX_WINDOWS
 ) -> dict[str, float]:
-    """bits_per_code, bits_per_second and n_codes of the tracks of a split, in windows of the prior's context, which begin
-    without a past; at most `max_windows`, evenly spread."""
+    """bits_per_code, bits_per_second and n_codes of the tracks of a split, in windows of the prior's context,
+    which begin without a past; at most `max_windows`, evenly spread."""
     c, spec = prior.config, prior.spec
     level, context = spec.level, c.transformer.context // spec.ratio * spec.ratio
     inputs = {"seed": 0, **c.extra_inputs}

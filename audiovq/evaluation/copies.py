@@ -1,7 +1,7 @@
 """The longest passages that a piece shares with the training tracks, compared with chance.
 
-A passage is a run of symbols that occurs in a piece and in a track. A symbol stands for the time of one code of level 0:
-that code alone ("top"), or with all finer codes of its time ("all"). One that is held, as in silence, counts once.
+A passage is a run of symbols that occurs in a piece and in a track. A symbol stands for the time of one code
+of level 0: that code alone ("top"), or with all finer codes of its time ("all"). A held one counts once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -107,7 +107,6 @@ def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:
 
 
 def changes(symbols: np.ndarray) -> np.ndarray:
-    """The indices of the symbols that differ from the one before."""
     return np.flatnonzero(np.diff(symbols, prepend=-1))
 
 

@@ -1,7 +1,7 @@
 """Embeddings of music, which the Fréchet distance compares.
 
-musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags from 3 s of music at 16 kHz. Its penultimate
-layer is the embedding. Its wheel on PyPI has the weights as a TensorFlow checkpoint.
+musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags from 3 s of music at 16 kHz. Its
+penultimate layer is the embedding. Its wheel on PyPI has the weights as a TensorFlow checkpoint.
 """
 
 import zipfile
@@ -34,8 +34,8 @@ SHA256 = "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa"
 
 
 def fetch_weights(folder: Path | None = None) -> Path:
-    """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked. Raises ValueError if it
-    cannot be downloaded; the message says how to get it by hand."""
+    """The wheel with the weights (29 MB), downloaded once into the user's cache folder and checked. Raises
+    ValueError if it cannot be downloaded; the message says how to get it by hand."""
     folder = folder or Path(pooch.os_cache("audiovq"))
     failure = f"{folder / WHEEL}: the weights of the music embedding cannot be downloaded"
     advice = f"; download them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"

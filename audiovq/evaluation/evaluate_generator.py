@@ -43,9 +43,9 @@ def evaluate_generated(
 ) -> dict[str, Any]:
     """Generate pieces and compare them with about as many excerpts of real music, all of the same length.
 
-    Real music is the run's training and held-out tracks, or `data`, a folder of music in place of the held-out tracks; for
-    a model that is not a run, of both. Labels are drawn as often as the training tracks have them. With `notes` there
-    are also statistics of transcribed notes, which need the extra audiovq[notes].
+    Real music is the run's training and held-out tracks, or `data`, a folder of music in place of the
+    held-out tracks; for a model that is not a run, of both. Labels are drawn as often as the training tracks
+    have them. With `notes` (and the extra audiovq[notes]) there are also statistics of notes.
 
     Returns:
         The report of `compare_sets`, with the arguments.

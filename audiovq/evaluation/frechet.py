@@ -1,8 +1,9 @@
 """Fréchet distance between two sets of embeddings, a measure of how far generated music is from real music.
 
-Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017, arXiv:1706.08500,
-section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased upward for small sets (arXiv:2311.01616, section
-3.1), so compare only sets of like size. A set is a list of arrays float [windows, dim], one per track.
+Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017,
+arXiv:1706.08500, section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased upward for
+small sets (arXiv:2311.01616, section 3.1): compare sets of like size. A set has a float [windows, dim] per
+track.
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ Tracks = Sequence[np.ndarray]
 
 
 def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> float:
-    """The distance between a set and the reference, by their sample means and covariances, in all dimensions or the first
-    `n_components` principal components of the reference (ten windows or more per component are recommended).
-    Raises ValueError for fewer than two windows, or unequal dimensions."""
+    """The distance between a set and the reference, by their sample means and covariances, in all dimensions
+    or the first `n_components` principal components of the reference (ten windows or more per component are
+    recommended). Raises ValueError for fewer than two windows, or unequal dimensions."""
     n_windows = min(sum(map(len, tracks)), sum(map(len, reference)))
     if n_windows < 2:
         raise ValueError(f"expected at least two windows of embeddings, found {n_windows}; use more music")
@@ -39,8 +40,9 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
 def frechet_estimate(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> Estimate:
     """`frechet_distance` with a 95 % confidence interval by the bootstrap over the tracks of both sets.
 
-    The half-width is 1.96 standard deviations of the resampled distances, the normal interval (Efron and Tibshirani 1993,
-    section 12.5): resampling raises the distance, so an interval of percentiles would not contain the estimate.
+    The half-width is 1.96 standard deviations of the resampled distances, the normal interval (Efron and
+    Tibshirani 1993, section 12.5): resampling raises the distance, so percentiles might not contain the
+    estimate.
     """
     value = frechet_distance(tracks, reference, n_components)
     if min(len(tracks), len(reference)) < 2:

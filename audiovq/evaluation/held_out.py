@@ -13,8 +13,8 @@ def held_out_music(folder: Path, model: str, data: str | None) -> Scan:
 
 
 def training_and_held_out_music(folder: Path, model: str, data: str | None) -> tuple[Scan, Scan]:
-    """The tracks that the priors of a run learned from, and held-out tracks. `data` replaces the held-out tracks; for a
-    model that is not a run, it is split into both. Raises ValueError for tracks that there are not."""
+    """The tracks that the priors of a run learned from, and held-out tracks. `data` replaces the held-out
+    tracks; for a model that is not a run, it is split into both. ValueError if there are none."""
     if not _is_run(folder) and data is not None:
         music = scan_folder(data)
         return _part(music, "train", model), _part(music, "valid", model)
@@ -33,9 +33,8 @@ def _is_run(folder: Path) -> bool:
 
 def _run_music(folder: Path, model: str) -> Scan:
     if not _is_run(folder):
-        raise ValueError(
-            f"{model}: not a run, so it has no held-out tracks; name a folder of music: audiovq eval {model} DATA"
-        )
+        advice = f"name a folder of music: audiovq eval {model} DATA"
+        raise ValueError(f"{model}: not a run, so it has no held-out tracks; {advice}")
     return Scan.load(folder / "data")
 
 

@@ -1,7 +1,7 @@
 """How close a reconstruction is to its source.
 
-Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float [channels, samples] in
-[-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them.
+Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float
+[channels, samples] in [-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them.
 """
 
 import functools
@@ -42,8 +42,8 @@ def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) ->
 def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """Sum over windows of 2048 and 512 samples of mean |Δ log10 |X|²| + mean |Δ |X||; 0 is perfect.
 
-    Source: DAC, arXiv:2306.06546, section 4.3, as in its released code: hops of a quarter window, magnitudes that are
-    not normalised and clamped at 1e-5 in the logarithm, and the linear term.
+    Source: DAC, arXiv:2306.06546, section 4.3, as in its released code: hops of a quarter window, magnitudes
+    that are not normalised and clamped at 1e-5 in the logarithm, and the linear term.
     """
     a, b = _pair(reconstruction, reference)
     total = 0.0
@@ -73,8 +73,8 @@ def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float
 def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """The level of the reconstruction relative to the reference, in dB: 0 is perfect, less is too quiet.
 
-    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes do not show
-    this: a tokenizer that is unsure where a partial is minimises them with nearly no partial at all.
+    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes
+    do not show this: a tokenizer that is unsure where a partial is minimises them with nearly none.
     """
     a, b = (w.double().square().mean().clamp(min=POWER_FLOOR) for w in _pair(reconstruction, reference))
     return float(10 * torch.log10(a / b))
@@ -83,9 +83,9 @@ def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int
 def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """The share of the harmony that is in wrong pitch classes: 0 is perfect, 1 has no pitch class in common.
 
-    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1; silence is 1/12
-    everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the reference is silent. Chroma
-    is librosa's `chroma_cqt`, tuned to A4 = 440 Hz.
+    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1;
+    silence is 1/12 everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the
+    reference is silent. Chroma is librosa's `chroma_cqt`, tuned to A4 = 440 Hz.
     """
     a, b = (
         librosa.feature.chroma_cqt(
@@ -102,8 +102,8 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
 def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, highest: float = math.inf) -> float:
     """Mean |Δ log10 magnitude| of the constant-Q transform, C1 to C8 in thirds of a semitone; 0 is perfect.
 
-    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with windows of
-    2048 samples does not. Only bins below `highest` Hz count. Source: Brown 1991, J. Acoust. Soc. Am. 89:425.
+    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with
+    windows of 2048 samples does not. Only bins below `highest` Hz count. Source: Brown 1991.
     """
     a, b = (np.maximum(_constant_q(w, sample_rate), CQT_FLOOR) for w in _pair(reconstruction, reference))
     counted = _cqt_frequencies(sample_rate) < highest

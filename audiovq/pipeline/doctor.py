@@ -63,7 +63,6 @@ def check_packages() -> Iterator[CheckResult]:
 
 
 def check_devices() -> Iterator[CheckResult]:
-    """The CPU, and a matrix product on each GPU."""
     torch = import_module("torch")
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     yield CheckResult("CPU", OK, f"{platform.processor() or platform.machine()}, {threads}")
@@ -85,16 +84,13 @@ def check_devices() -> Iterator[CheckResult]:
 
 
 def check_audio() -> Iterator[CheckResult]:
-    """The formats that soundfile and ffmpeg read."""
     soundfile = import_module("soundfile")
     found = f"soundfile {soundfile.__version__}, libsndfile {soundfile.__libsndfile_version__}"
     known = {*soundfile.available_formats(), *soundfile.available_subtypes("OGG")}
     missing = [name for name in AUDIO_FORMATS if name not in known]
-    if missing:
-        advice = f"{REINSTALL} soundfile; its wheels have libsndfile 1.2, a system's own may be older"
-        yield CheckResult("audio files", WARNING, f"{found}: cannot read {', '.join(missing)}", advice)
-    else:
-        yield CheckResult("audio files", OK, f"{found}: {', '.join(AUDIO_FORMATS)}")
+    advice = f"{REINSTALL} soundfile; its wheels have libsndfile 1.2, a system's own may be older" if missing else ""
+    facts = f"cannot read {', '.join(missing)}" if missing else ", ".join(AUDIO_FORMATS)
+    yield CheckResult("audio files", WARNING if missing else OK, f"{found}: {facts}", advice)
     yield CheckResult("ffmpeg", OK, shutil.which("ffmpeg") or "not installed; only needed to read formats such as M4A")
 
 

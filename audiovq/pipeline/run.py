@@ -42,8 +42,8 @@ from audiovq.utils.progress import say
 
 
 class Run:
-    """A recipe, its folder and the devices; with `pages`, report.html is written after each stage. With several processes,
-    all of them call every method."""
+    """A recipe, its folder and the devices; with `pages`, report.html is written after each stage. With
+    several processes, all of them call every method."""
 
     def __init__(self, recipe: Recipe, folder: Path, pages: bool = True):
         self.recipe, self.folder, self.pages = adopt_pretrained(recipe), folder, pages
@@ -97,9 +97,8 @@ class Run:
         for labels in found:
             names -= labels.keys()
         if names:
-            say(
-                f"labels: no training track has a {' or '.join(sorted(names))}, so the priors cannot learn what it means"
-            )
+            missing = " or ".join(sorted(names))
+            say(f"labels: no training track has a {missing}, so the priors cannot learn what it means")
 
     def train(self, task: Task, config: TrainingConfig) -> None:
         folder, workers = self.folder / "training" / task.title, self.recipe.data.workers
@@ -178,15 +177,14 @@ def copy_tokenizer_of_codes(run: Run) -> None:
 
 def tune_decoder(run: Run) -> None:
     run.files.require("tokenizer", "decoder")
-    recipe, stage, folder = run.recipe, run.recipe.decoder_tuning, run.folder / "tokenizer"
-    assert stage is not None, "without decoder_tuning the stage counts as done"
+    recipe, folder = run.recipe, run.folder / "tokenizer"
     data, network = run.files.scan(), checkpoint.load_tokenizer(folder)
     collectives.barrier()  # all ranks have read the tokenizer before rank 0 replaces it
-    task = DecoderTask(stage, recipe.tokenizer, recipe.data, data, network, recipe.seed)
-    run.train(task, stage.training)
+    task = DecoderTask(recipe, data, network)
+    run.train(task, task.stage.training)
     if run.main:
         reconstruct_samples(run.folder / "samples" / "decoder", network, data, recipe.samples, run.device)
-        checkpoint.replace_by_tuned(folder, network, stage.training.steps)
+        checkpoint.replace_by_tuned(folder, network, task.stage.training.steps)
     collectives.barrier()
 
 

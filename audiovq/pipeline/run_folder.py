@@ -65,7 +65,6 @@ class RunFolder:
         return (self.path / "samples" / f"prior-{level}" / f"item-{self.recipe.samples.n - 1}.wav").is_file()
 
     def has_report(self) -> bool:
-        """True if report.json has all trained priors."""
         try:
             levels = json.loads((self.path / "report.json").read_text())["levels"]
         except (OSError, ValueError, KeyError):

@@ -1,7 +1,8 @@
 """One writer for each run folder, also on a disk that several machines share.
 
-The file `.lock` in the run names its writer, which renews the file's time every few seconds. If the writer is killed, it is
-taken over: on the same machine at once, elsewhere after a while. (Some shared disks ignore locks of the system.)
+The file `.lock` in the run names its writer, which renews the file's time every few seconds. If the writer is
+killed, it is taken over: on the same machine at once, elsewhere after a while. (Some shared disks have no
+locks.)
 """
 
 import contextlib
@@ -60,9 +61,8 @@ def _wait(lock: SoftFileLease, path: Path) -> None:
         timeout = STALE_SECONDS + CLOSING_SECONDS
         lock.acquire(timeout, poll_interval=POLL_SECONDS, cancel_check=is_alive_for_long)
     except Timeout:
-        raise ValueError(
-            f"{path.parent}: {_writer(lock)} trains this run; wait for its end, stop it, or choose another --out"
-        ) from None
+        advice = "wait for its end, stop it, or choose another --out"
+        raise ValueError(f"{path.parent}: {_writer(lock)} trains this run; {advice}") from None
 
 
 def _is_empty(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Estimates what a recipe takes, within seconds: memory, hours, and sizes that fit. It trains nothing.
 
-Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, tokenizer and decoder
-on a short crop, because both grow in proportion to its length.
+Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, tokenizer
+and decoder on a short crop, because both grow in proportion to its length.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
 from audiovq.training.tokenizer_task import TokenizerTask
+from audiovq.utils.progress import duration
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -98,15 +99,13 @@ def music_seconds(recipe: Recipe) -> float:
 
 
 class Pass(NamedTuple):
-    """The cost of training on one example."""
-
     flops: float  # the backward pass takes twice the arithmetic of the forward pass
     activations: float  # bytes that the backward pass needs
 
 
 def count_pass(network: nn.Module, forward: Callable[[], object], scale: float = 1.0, scores: int = 0) -> Pass:
-    """Count one forward pass, multiplied by `scale`. Not activations are the network's weights, and attention `scores` of
-    that many positions, which real devices do not store."""
+    """Count one forward pass, multiplied by `scale`. Not activations are the network's weights, and attention
+    `scores` of that many positions, which real devices do not store."""
     own = (*network.parameters(), *network.buffers())
     n_bytes = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in own})
 
@@ -164,9 +163,9 @@ def make_plan(
 ) -> dict[str, Any]:
     """The estimate as plain values, which `plan_lines` prints.
 
-    The recipe has the settings of its pretrained models (`adopt_pretrained`), and `seconds` of music for the priors, such
-    as `music_seconds` finds. Default of `device` is this machine's. Raises ValueError for a network that cannot be built
-    or trained, or a batch that is too small for so many devices.
+    The recipe has the settings of its pretrained models (`adopt_pretrained`), and `seconds` of music for the
+    priors, such as `music_seconds` finds. Default of `device` is this machine's. Raises ValueError for a
+    network that cannot be built or trained, or a batch that is too small for so many devices.
     """
     device = device or this_device(use_bf16(recipe))
     planner = Planner(recipe, device, n_devices, seconds)
@@ -180,7 +179,14 @@ def make_plan(
             estimates["codes"] = planner.codes
     if "priors" in stages:
         estimates |= {f"prior-{i}": lambda i=i: planner.prior(i) for i in range(recipe.n_priors)}
-    planned = [{"stage": title, **_possible(title, estimate)} for title, estimate in estimates.items()]
+    planned = []
+    for title, estimate in estimates.items():
+        try:
+            with Allowance(psutil.virtual_memory().total // 2):  # 4 bytes a number, and initial values come twice
+                planned.append({"stage": title, **estimate()})
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+            raise ValueError(f"{title}: cannot be trained with these settings ({reason})") from error
     return {
         "recipe": recipe.name,
         "devices": n_devices,
@@ -192,16 +198,6 @@ def make_plan(
         "hours": sum(stage["hours"] for stage in planned),
         "fits": all(stage.get("fits", True) for stage in planned),
     }
-
-
-def _possible(title: str, estimate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """An estimate, or a ValueError if the network needs more memory than this machine has, or its step fails."""
-    try:
-        with Allowance(psutil.virtual_memory().total // 2):  # 4 bytes a number, and initial values come twice
-            return estimate()
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{title}: cannot be trained with these settings ({reason})") from error
 
 
 class Planner(NamedTuple):
@@ -221,11 +217,9 @@ class Planner(NamedTuple):
         return self._training("tokenizer.training", task.network, stage.training, one)
 
     def decoder(self) -> dict[str, Any]:
-        recipe, stage, n_samples = self.recipe, self.recipe.decoder_tuning, short_crop(self.recipe)
-        assert stage is not None
-        network = VQVAE(recipe.tokenizer.model)
-        task = DecoderTask(stage, recipe.tokenizer, recipe.data, NO_TRACKS, network, 0).train()
-        waveform = torch.zeros(1, network.config.channels, n_samples)
+        recipe, n_samples = self.recipe, short_crop(self.recipe)
+        task = DecoderTask(recipe, NO_TRACKS, VQVAE(recipe.tokenizer.model)).train()
+        waveform = torch.zeros(1, recipe.tokenizer.model.channels, n_samples)
 
         def forward() -> object:
             reconstructions, real = task.tokenizer(waveform).reconstructions, task.discriminators(waveform)
@@ -233,7 +227,7 @@ class Planner(NamedTuple):
             return terms, task.discriminator_loss(real, reconstructions)
 
         one = count_pass(task, forward, recipe.tokenizer.crop_samples / n_samples)
-        return self._training("decoder_tuning.training", task.network, stage.training, one)
+        return self._training("decoder_tuning.training", task.network, task.stage.training, one)
 
     def codes(self) -> dict[str, Any]:
         model, n_samples = self.recipe.tokenizer.model, short_crop(self.recipe)
@@ -305,13 +299,14 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"each; {plan['music_hours']:.2g} hours of music"
     ]
     for stage in plan["stages"]:
-        hours = _hours(stage["hours"])
+        time_needed = duration(3600 * stage["hours"])
         if stage["stage"] == "codes":
-            lines.append(f"codes: {hours} for {stage['codes']:,} codes")
+            lines.append(f"codes: {time_needed} for {stage['codes']:,} codes")
             continue
         lines.append(
             f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; "
-            f"{_gb(stage['memory_bytes'])} of memory; {hours} for {stage['steps']} steps of {stage['seconds_a_step']:.2g} s"
+            f"{_gb(stage['memory_bytes'])} of memory; {time_needed} for {stage['steps']} steps of "
+            f"{stage['seconds_a_step']:.2g} s"
         )
         if not stage["fits"]:
             size, advice = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
@@ -321,18 +316,10 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         if "size" in stage:
             lines.append(f"    {stage['size']}")
     fits = "everything fits" if plan["fits"] else "not everything fits with these settings"
-    lines.append(f"together: {_hours(plan['hours'])}; {fits}")
+    lines.append(f"together: {duration(3600 * plan['hours'])}; {fits}")
     flops = f"{plan['flops'] / 1e9:,.0f} GFLOPS in each device"
     return [*lines, f"assumed: {flops}, no waiting; on CPUs within a factor of two"]
 
 
 def _gb(n: float) -> str:
     return f"{n / 1e9:.3g} GB" if n >= 1e8 else f"{n / 1e6:.3g} MB"
-
-
-def _hours(hours: float) -> str:
-    if hours > 72:
-        return f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
-    if hours < 1 / 60:
-        return "under a minute"
-    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"

@@ -1,13 +1,13 @@
 """Reads and writes the folder of one model: config.json, model.safetensors and their checksums.
 
-A folder may come from anybody. It holds JSON and safetensors, which cannot run code. Every number has a limit, a network is
-built within the memory that the size of its weights file justifies, and its weights must be those of the file.
+A folder may come from anybody. It holds JSON and safetensors, which cannot run code. Every number has a
+limit, a network is built within the memory that the size of its weights file justifies, and must have its
+weights.
 """
 
-import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -67,8 +67,13 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
     """A network with the weights of a folder, as float32, for inference."""
     tensors = read_tensors(folder / WEIGHTS)
-    with memory_limit(tensors, folder / CONFIG):
-        network = build()
+    n_numbers = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        with Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
+            network = build()
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder / CONFIG}: no network of these sizes can be built ({reason})") from None
     tensors = compat.without_obsolete(tensors, network.state_dict())
     check_network(network, tensors, folder / CONFIG, folder / WEIGHTS)
     network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
@@ -111,8 +116,8 @@ def save_prior(folder: Path, network: Prior, sampling: SamplingConfig, dtype: to
 def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
     """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps.
 
-    The files are replaced one by one, config.json last, and the weights have no checksum meanwhile. At any interruption the
-    folder has a tokenizer that makes the same codes, and `tuning_steps` is 0 until all files are replaced.
+    The files are replaced one by one, config.json last, and the weights have no checksum meanwhile. At any
+    interruption the folder has a tokenizer that makes the same codes, and `tuning_steps` is 0 until all are.
     """
     new = folder.with_name(f".{folder.name}.tuned")
     config = {"kind": "tokenizer", "model": network.config.model_dump()}
@@ -193,18 +198,6 @@ class Allowance(TorchFunctionMode):
             if self.left < 0:
                 raise ValueError("more numbers than there is room for")
         return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def memory_limit(tensors: dict[str, Tensor], config: Path) -> Iterator[None]:
-    """Within the block, ValueError if a network needs much more numbers than its weights file has."""
-    n_numbers = sum(tensor.numel() for tensor in tensors.values())
-    try:
-        with Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
-            yield
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{config}: no network of these sizes can be built ({reason})") from None
 
 
 def check_network(network: nn.Module, tensors: dict[str, Tensor], config: Path, weights: Path) -> None:

@@ -57,8 +57,8 @@ def export_model(
     credits: Path | None = None,
     **licence: str | None,
 ) -> list[str]:
-    """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`; returns lines for
-    the user. `credits` is a text file for the card; `licence` has license, license_name and license_text of `RunFacts`."""
+    """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`;
+    returns lines for the user. `credits` is a text file for the card; `licence` is that of `RunFacts`."""
     if onnx:
         require("onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
     place = resolve_model(source)

@@ -1,7 +1,7 @@
 """The identity of a model: a hash by which priors and codes files name their tokenizer.
 
-It depends on the weights and on a canonical form of the config, with the key names and the defaults of version 0.1. They are
-written down here, so that a hash stays the same when the library renames a key or changes a default.
+It depends on the weights and on a canonical form of the config, with the key names and the defaults of
+version 0.1. They are written down here, so that a hash stays the same when a key or a default changes.
 """
 
 from __future__ import annotations

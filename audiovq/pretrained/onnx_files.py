@@ -61,8 +61,9 @@ def rules(network: VQVAE) -> dict[str, Any]:
 
 @torch.no_grad()
 def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
-    """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal codes (some are
-    rounded to either of two), `waveform_error` the largest difference of a sample. Raises ValueError if it is large."""
+    """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal
+    codes (rounding decides some), `waveform_error` the largest difference of a sample. ValueError if it is
+    large."""
     network = network.cpu().eval()
     hops, c = network.config.hop_lengths, network.config
     names = [f"codes_{i}" for i in range(len(hops))]
@@ -235,11 +236,11 @@ class EncodeGraph(nn.Module):
 
 
 class DecodeGraph(nn.Module):
-    """Codes of all or the first levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t · hops[0]], or with
-    `spectra`, where the decoder ends in an inverse STFT, the spectra of its frames (see `SpectrumDecoder`).
+    """Codes of all or the first levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t ·
+    hops[0]], or with `spectra`, where the decoder ends in an inverse STFT, see `SpectrumDecoder`.
 
-    A code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With independent levels
-    only the finest one is decoded.
+    A code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With
+    independent levels only the finest one is decoded.
     """
 
     def __init__(self, network: VQVAE, n_levels: int | None = None, spectra: bool = False):

@@ -41,8 +41,9 @@ def export_generator(
     sampling: Sequence[SamplingConfig],
     name: str,
 ) -> dict[str, float]:
-    """Write the files, with the `decoder` as `DecodeGraph` with spectra, and compare them with torch: `logit_error` is the
-    largest difference of a logit. Raises ValueError for a tokenizer that has no ONNX graph, or if it is large."""
+    """Write the files, with the `decoder` as `DecodeGraph` with spectra, and compare them with torch:
+    `logit_error` is the largest difference of a logit. ValueError for a tokenizer without a graph, or if it
+    is large."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
     facts: dict[str, Any] = {
@@ -66,12 +67,10 @@ def export_generator(
     names = [part[key] for part in (facts["decoder"], *facts["priors"]) for key in ("file", "prefix") if part.get(key)]
     facts["files"] = {n: {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
     (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-    if max(errors) > MOST_DIFFERENCE:
-        raise ValueError(
-            f"onnx: expected the logits of torch, found a difference of {max(errors):.1g}; "
-            "try other versions of onnxscript and onnxruntime"
-        )
-    return {"logit_error": max(errors)}
+    if (error := max(errors)) > MOST_DIFFERENCE:
+        advice = "try other versions of onnxscript and onnxruntime"
+        raise ValueError(f"onnx: expected the logits of torch, found a difference of {error:.1g}; {advice}")
+    return {"logit_error": error}
 
 
 def _write_decoder(folder: Path, network: VQVAE, graph: nn.Module, n_levels: int) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def times(factor: int, n: Any) -> Any:
 def write_graph(
     path: Path, graph: nn.Module, inputs: Mapping[str, Tensor], shapes: Any, outputs: Sequence[str], facts: Any
 ) -> Any:
-    """Write a graph as an ONNX file, which says `facts` about itself as JSON, and load it with onnxruntime. `inputs` are
-    examples; `shapes` say which dimensions are free, see `torch.export.export`."""
+    """Write a graph as an ONNX file, which says `facts` about itself as JSON, and load it with onnxruntime.
+    `inputs` are examples; `shapes` say which dimensions are free, see `torch.export.export`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about itself

@@ -1,8 +1,8 @@
 """Conditioners: what a prior knows besides codes. A new one is one class and one line in `CONDITIONERS`.
 
-Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix that every code
-attends to. In training a conditioner is dropped for a random share of the items (`dropout`), so that the prior also learns
-music without it, which guidance needs. With a dropout of 1 a conditioner never has an effect.
+Each turns `Conditions` into vectors that are added at the transformer's input, or into tokens of a prefix
+that every code attends to. In training a conditioner is dropped for a random share of the items (`dropout`),
+so that the prior also learns music without it, which guidance needs. A dropout of 1 silences it.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ class ChromaConditioner(Conditioner):
 
 
 class InfillConditioner(Conditioner):
-    """The codes that follow a gap, as a prefix, and at each code the distance to the gap's end. (Bavarian 2022,
-    arXiv:2207.14255, moves these codes to the front of the sequence; in a prefix, a gap may have any length.)"""
+    """The codes that follow a gap, as a prefix, and at each code the distance to the gap's end. (Bavarian
+    2022, arXiv:2207.14255, moves these codes to the front; here a gap may have any length.)"""
 
     class Config(BaseConfig):
         kind: Literal["infill"] = "infill"

@@ -60,8 +60,8 @@ class KVCache:
         return F.pad(mask, (self.n_prefix, 0), value=True)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to: the prefix, then for t = 1 the
-        filled slots, in ring order, else the last window - 1 old positions and the new ones."""
+        """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to: the prefix,
+        then for t = 1 the filled slots, in ring order, else the last old positions and the new ones."""
         t = keys.shape[2]
         if t == 1:
             self.keys[layer, :, :, self.slot] = keys[:, :, 0]

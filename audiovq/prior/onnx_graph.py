@@ -37,9 +37,8 @@ class StepGraph(nn.Module):
         self.prior = prior
         kinds = [c.kind for c in prior.config.conditioners]
         if unknown := sorted(set(kinds) - KINDS):
-            raise ValueError(
-                f"onnx: expected conditioners {', '.join(sorted(KINDS))}, found {unknown[0]}, which has no graph yet"
-            )
+            found = f"found {unknown[0]}, which has no graph yet"
+            raise ValueError(f"onnx: expected conditioners {', '.join(sorted(KINDS))}, {found}")
         wanted = {
             "labels": "label",
             "n_samples": "timing",

@@ -60,9 +60,9 @@ class PriorConfig(Config):
 
 
 class UpsamplerConditioner(nn.Module):
-    """Codes of all coarser levels, int64 [b, n_coarser, t + 2 · context_codes], at the rate of the next coarser level ->
-    one vector for each code of this level, [b, t · ratio, dim]. The `context_codes` at both ends are real neighbours, not
-    padding, so a part of a track gets the same vectors as the whole track."""
+    """Codes of all coarser levels, int64 [b, n_coarser, t + 2 · context_codes], at the rate of the next
+    coarser level -> one vector for each code of this level, [b, t · ratio, dim]. The `context_codes` at both
+    ends are real neighbours, not padding, so a part of a track gets the same vectors as the whole track."""
 
     def __init__(self, spec: PriorSpec, dim: int, context_codes: int):
         super().__init__()

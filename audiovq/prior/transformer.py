@@ -19,8 +19,8 @@ Angles = tuple[Tensor, Tensor]  # cosine and sine of each position, [t, head_dim
 
 
 def rotary(positions: Tensor, head_dim: int, n_fixed: int = 0) -> Angles:
-    """Angles of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2), of which the `n_fixed` slowest pairs of
-    dimensions do not rotate (p-RoPE, arXiv:2410.06205)."""
+    """Angles of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2), of which the `n_fixed`
+    slowest pairs of dimensions do not rotate (p-RoPE, arXiv:2410.06205)."""
     frequencies = 10000 ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
     frequencies[head_dim // 2 - n_fixed :] = 0
     angles = positions.float()[:, None] * frequencies

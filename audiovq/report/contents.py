@@ -82,7 +82,6 @@ def prefix_name(n: int, n_levels: int) -> str:
 
 
 def _rate(n: int, model: VQVAEConfig | None) -> str:
-    """The rate of the first `n` levels, uncompressed."""
     if not n or model is None or n > model.n_levels:
         return ""
     codes_per_second = sum(model.code_rates[:n])

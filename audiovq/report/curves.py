@@ -13,8 +13,9 @@ Series = list[dict[str, Any]]
 
 
 def stage_curves(training: Path) -> list[dict[str, Any]]:
-    """The charts of each stage, with all priors as one stage: dicts of a title and charts, which have a title, a unit and
-    series of {name, level, held_out, points}, where points are [step, value]. What has no points is left out."""
+    """The charts of each stage, with all priors as one stage: dicts of a title and charts, which have a
+    title, a unit and series of {name, level, held_out, points}, where points are [step, value]. Those have
+    points."""
     stages = {}
     for name in ("tokenizer", "decoder"):
         rows = read_steps(training / name / "metrics.jsonl")

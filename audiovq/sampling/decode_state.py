@@ -175,9 +175,9 @@ def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
 def coarser_at_rate_above(
     prior: Prior, coarser: Sequence[Tensor], batch: int, n_codes: int, start: int = 0, end: int | None = None
 ) -> Tensor:
-    """All coarser levels at the rate of the next coarser one, for codes [start, end) of a level of `n_codes`, with the
-    neighbours at both ends: int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes]. `start` is a multiple
-    of the prior's ratio."""
+    """All coarser levels at the rate of the next coarser one, for codes [start, end) of a level of `n_codes`,
+    with the neighbours at both ends: int64 [batch, level, ceil((end - start) / ratio) + 2 · context_codes].
+    `start` is a multiple of the prior's ratio."""
     spec, context_codes, device = prior.spec, prior.config.context_codes, prior.head.weight.device
     if not spec.level:
         return torch.zeros(batch, 0, 0, dtype=torch.int64, device=device)

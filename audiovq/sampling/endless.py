@@ -17,8 +17,8 @@ from audiovq.sampling.guidance import Request
 
 
 class EndlessCodes:
-    """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`. Only timing differs: it
-    stands still from the middle of a piece of `request.n_samples` on, so the music has no end."""
+    """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`. Only
+    timing differs: it stands still from the middle of a piece of `request.n_samples` on."""
 
     def __init__(self, priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request):
         self.keep = max(prior.config.context_codes for prior in priors) + 1  # codes of level 0 before the next one

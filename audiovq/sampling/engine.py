@@ -30,8 +30,8 @@ _threads_before: list[int] = []  # torch's threads before each of the calls that
 
 
 class Float32:
-    """The exact weights. MKL rounds the product of one row differently from that of several, so a single row is computed
-    as two. This costs nothing in the processor's cache, and up to twice the time beyond it."""
+    """The exact weights. MKL rounds the product of one row differently from that of several, so a single row
+    is computed as two. This costs nothing in the processor's cache, and up to twice the time beyond it."""
 
     rows = 2  # the smallest number of rows that it takes
 
@@ -137,7 +137,7 @@ class PackedEngine:
         self.rotations, self.rotations_start = torch.empty(0), -1
 
     def prefill(self, previous: Tensor, context: Tensor) -> Tensor:
-        """Run positions whose codes are known, in one pass with the prior's own weights: the code before each, int64 [batch,
+        """Run known positions in one pass with the prior's own weights: the code before each, int64 [batch,
         t], and `Prior.context`, float [batch, t, dim] -> logits [batch, t, codebook_size]."""
         cache, logits = self.cache, []
         for row in (slice(i, i + 1) for i in range(self.batch)):  # one by one, for the same bits in any batch
@@ -147,8 +147,8 @@ class PackedEngine:
         return torch.cat(logits)
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
-        """Run one position: int64 [batch] and float [batch, dim] -> logits [batch, codebook_size], a buffer that the next
-        step overwrites."""
+        """Run one position: int64 [batch] and float [batch, dim] -> logits [batch, codebook_size],
+        overwritten by the next step."""
         b, slot = self.buffers, self.cache.slot
         scores, all_keys, all_values = self._seen()
         rotation = self._rotation()
@@ -196,8 +196,8 @@ class PackedEngine:
 
 
 class GraphEngine:
-    """The prior's own forward with the position in a tensor. On CUDA a step is captured once as a graph and replayed for
-    each position, so the loop never waits for the device. (Capture and replay on a GPU are not tested.)"""
+    """The prior's own forward with the position in a tensor. On CUDA a step is captured once as a graph and
+    replayed for each position, so the loop never waits for the device. (Not tested on a GPU.)"""
 
     def __init__(self, prior: Prior, batch: int, precision: str):
         weight, dim = prior.head.weight, prior.config.transformer.dim
@@ -247,8 +247,8 @@ Engine = PackedEngine | GraphEngine
 
 
 def precisions(device: str | torch.device = "cpu") -> list[str]:
-    """Those of the arithmetic of sampling on a device; the last is the default. fp16 needs FBGEMM (x86 with AVX2) and a
-    torch that lets it write into a buffer, such as 2.11."""
+    """Those of the arithmetic of sampling on a device; the last is the default. fp16 needs FBGEMM (x86 with
+    AVX2) and a torch that lets it write into a buffer, such as 2.11."""
     kind = torch.device(device).type
     if kind == "cpu":
         half = getattr(torch.ops.aten, "fbgemm_linear_fp16_weight_fp32_activation", None)

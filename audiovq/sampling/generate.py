@@ -1,8 +1,8 @@
 """Ancestral sampling: level 0 first, then each finer level given all coarser ones. Any length. Either a level
 is finished before the next begins, or all grow together in the order of time.
 
-All tasks are a mask of given codes: none for a new piece, its beginning for a continued one, all codes outside the gap for an
-edited one, the coarser levels for a new rendering.
+All tasks are a mask of given codes: none for a new piece, its beginning for a continued one, all codes
+outside the gap for an edited one, the coarser levels for a new rendering.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,8 +70,8 @@ def generate(
 
 
 def draw_levels(states: Mapping[int, DecodeState], settings: Sequence[SamplingConfig]) -> Iterator[int]:
-    """Fill in the codes of several levels together; yields the level of each pass through a network: the finest one whose
-    coarser codes are there, so music is complete as early as possible."""
+    """Fill in the codes of several levels together; yields the level of each pass through a network: the
+    finest one whose coarser codes are there, so music is complete as early as possible."""
     runs = {level: draw_level(state, settings[level]) for level, state in states.items()}
     while unfinished := [level for level in sorted(states, reverse=True) if not states[level].finished]:
         level = next(level for level in unfinished if can_go_on(level, states))

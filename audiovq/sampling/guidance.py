@@ -1,8 +1,8 @@
 """A prior with the conditions of a piece, and classifier-free guidance.
 
-logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the network's
-batch: one with and one without label, text and chroma. Timing and gaps are in both. A guidance of 1 is the prior as it was
-trained, and needs one row. Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6.
+logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the
+network's batch: one with and one without label, text and chroma. Timing and gaps are in both. A guidance of 1
+is the prior as it was trained, and needs one row. Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6.
 """
 
 import dataclasses
@@ -91,8 +91,8 @@ class GuidedPrior:
             cache.write_prefix(prefix)
 
     def set_gap(self, codes: Tensor, gap_end: int | None) -> None:
-        """Set the gap that the prior fills, for later contexts and prefixes: the codes of the whole piece, int64 [batch,
-        n_codes], and the index of the first code after the gap; None if there is no gap, or nothing after it."""
+        """Set the gap that the prior fills, for later contexts and prefixes: the codes of the whole piece,
+        int64 [batch, n_codes], and the index of the first code after the gap; None if there is none."""
         n, outside = self.prior.config.extra_inputs["infill_codes"], self.prior.spec.codebook_size
         assert n, "the prior has no infill conditioner"
         right = codes[:, gap_end : gap_end + n] if gap_end is not None else codes[:, :0]
@@ -102,8 +102,8 @@ class GuidedPrior:
 
 
 def gap_end_after(given: Tensor, start: int) -> int | None:
-    """Where the first gap that is open at `start` or later ends: the first position after it where all items have a code.
-    None if there is no gap or nothing after it. `given` is int64 [batch, n_codes], -1 where a code is drawn."""
+    """Where the first gap that is open at `start` or later ends: the first position after it where all items
+    have a code. None if there is none. `given` is int64 [batch, n_codes], -1 where a code is drawn."""
     is_given = (given >= 0).all(dim=0).tolist()
     if False not in is_given[start:]:
         return None

@@ -63,14 +63,13 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
 
 
 def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeMask:
-    """New music before and after a piece. The length before is rounded up to whole codes of level 0; with music after, an
-    incomplete last one is drawn anew. Raises ValueError for negative or no seconds, or a piece shorter than one code."""
+    """New music before and after a piece. The length before is rounded up to whole codes of level 0; with
+    music after, an incomplete last one is drawn anew. ValueError for negative or no seconds, or a shorter
+    piece."""
     top, rate = piece.hop_lengths[0], piece.sample_rate
     if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds < math.inf:
-        raise ValueError(
-            "before, after: expected seconds of new music, none negative and one above 0, "
-            f"found {before_seconds:g} and {after_seconds:g}"
-        )
+        found = f"found {before_seconds:g} and {after_seconds:g}"
+        raise ValueError(f"before, after: expected seconds of new music, none negative and one above 0, {found}")
     before = math.ceil(before_seconds * rate / top) * top
     n_given = piece.n_samples // top * top if after_seconds else piece.n_samples
     if n_given == 0:
@@ -79,13 +78,11 @@ def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeM
 
 
 def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: int = 0) -> CodeMask:
-    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first `keep_levels` stay. Raises
-    ValueError for an empty stretch, one that is not within the piece, or levels that do not exist."""
+    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first `keep_levels`
+    stay. ValueError for a stretch that is empty or not within the piece, or other levels."""
     if not 0 <= start_seconds < end_seconds <= piece.seconds:
-        raise ValueError(
-            f"the stretch must begin before it ends, within the piece of {piece.seconds:g} s; "
-            f"found {start_seconds:g} to {end_seconds:g} s"
-        )
+        expected, found = f"within the piece of {piece.seconds:g} s", f"{start_seconds:g} to {end_seconds:g} s"
+        raise ValueError(f"the stretch must begin before it ends, {expected}; found {found}")
     if not 0 <= keep_levels <= len(piece.levels):
         raise ValueError(f"keep-levels: expected 0 to {len(piece.levels)}, found {keep_levels}")
     top, rate = piece.hop_lengths[0], piece.sample_rate

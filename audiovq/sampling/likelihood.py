@@ -14,9 +14,9 @@ from audiovq.sampling.guidance import GuidedPrior, Request, piece_conditions
 
 @torch.inference_mode()
 def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Request) -> Tensor:
-    """log p(codes of the prior's level | coarser codes, conditions) in nats, summed over the codes, float64 [items], at
-    temperature 1, without top-k and top-p, block by block with the cache: any length at constant memory. Levels are
-    int64 [items, n_codes] each; the request's items and seed are not used."""
+    """log p(codes of the prior's level | coarser codes, conditions) in nats, summed over the codes, float64
+    [items], at temperature 1, without top-k and top-p, block by block with the cache: any length at constant
+    memory. Levels are int64 [items, n_codes] each; the request's items and seed are not used."""
     level = prior.spec.level
     device = prior.head.weight.device
     codes = levels[level].to(device)

@@ -30,9 +30,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Draw one code per row, int64 [b], of logits and Gumbel noise, float [b, codebook_size]: argmax(logits / temperature +
-    noise) is a draw from softmax(logits / temperature) (Gumbel 1954; Maddison 2014, arXiv:1411.0030). A temperature of 0
-    takes the most likely code."""
+    """Draw one code per row, int64 [b], of logits and Gumbel noise, float [b, codebook_size]: argmax(logits /
+    temperature + noise) is a draw from softmax(logits / temperature) (Gumbel 1954; Maddison 2014,
+    arXiv:1411.0030). A temperature of 0 takes the most likely code."""
     logits = logits.float()
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -43,8 +43,8 @@ def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0,
 def gumbel_noise(seed: int, item: int, level: int, start: int, end: int, size: int) -> Tensor:
     """Standard Gumbel noise for positions [start, end), float32 [end - start, size].
 
-    The key of Philox (Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3") is seed, item and level, and the counter
-    is the position, so positions can be drawn in any order.
+    The key of Philox (Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3") is seed, item and level,
+    and the counter is the position, so positions can be drawn in any order.
     """
     mask = 2**64 - 1
     blocks = -(-size // 4)  # one counter value gives four 64-bit words

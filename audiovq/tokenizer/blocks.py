@@ -1,7 +1,7 @@
 """Blocks of 1-D convolutions, which encoders and decoders are made of.
 
-Modules here, in `encoder.py`, `fronts.py` and `decoders.py` have a `radius`: the receptive field to one side, in frames of
-their input (`radius_samples`: in samples). `VQVAE` adds them up for the context of chunks.
+Modules here, in `encoder.py`, `fronts.py` and `decoders.py` have a `radius`: the receptive field to one side,
+in frames of their input (`radius_samples`: in samples). `VQVAE` adds them up for the context of chunks.
 """
 
 from typing import Literal

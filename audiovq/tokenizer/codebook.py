@@ -46,8 +46,8 @@ def code_counts(codes: list[Tensor], size: int) -> Tensor:
 
 
 def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[Tensor, Tensor]:
-    """Find the codes that are used less than `fraction` of the mean, bool [size], and draw a latent for every code, [size,
-    dim], though only dead ones take theirs: nothing waits for the device, and no rank takes a branch alone."""
+    """Find the codes that are used less than `fraction` of the mean, bool [size], and draw a latent for every
+    code, [size, dim], though only dead ones take theirs: no rank takes a branch alone."""
     pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
     device, dtype = counts.device, widest_float(counts.device)
     drawn = torch.rand(len(counts), generator=rng.generator(), device=device, dtype=dtype)

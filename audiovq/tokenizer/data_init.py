@@ -33,8 +33,8 @@ def initialise_statistics(network: VQVAE, waveform: Tensor) -> None:
 
 @torch.no_grad()
 def initialise_codebooks(network: VQVAE, waveform: Tensor, microbatch_size: int | None = None) -> None:
-    """Before the first step that quantizes: each codebook by k-means on the latents of all its levels and ranks, from a
-    batch, float [b, channels, samples], of which `microbatch_size` items are encoded at a time."""
+    """Before the first step that quantizes: each codebook by k-means on the latents of all its levels and
+    ranks, from a batch, float [b, channels, samples], `microbatch_size` items at a time."""
     quantizers = network.quantizers()
     results = network.quantize(waveform, [Bypass(quantizer) for quantizer in quantizers], microbatch_size)
     latents = [level.latents for _, levels, _ in results for level in levels]  # per level: [b, time, codebook_dim]

@@ -18,12 +18,13 @@ from audiovq.tokenizer.tones import Oscillators
 class IstftDecoder(nn.Module):
     """ConvNeXt blocks at the rate of the codes, and an inverse STFT as the upsampling (Vocos, arXiv:2306.00814).
 
-    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant codes hold a
-    note, and other pitches need no codes for their phase. Each bin starts with a random phase, because equal ones would add
-    up to clicks. The reference repeats every `overlap` frames, so a chunk must begin at a multiple of it (`period`).
+    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant
+    codes hold a note, and other pitches need no codes for their phase. Each bin starts with a random phase,
+    because equal ones would add up to clicks. The reference repeats every `overlap` frames, so a chunk must
+    begin at a multiple of it (`period`).
 
-    With `spectrum: complex` the network gives real and imaginary parts, without the reference. The waveform is
-    then linear in the last layer's output, and learned much sooner. For codecs, not for generation.
+    With `spectrum: complex` the network gives real and imaginary parts, without the reference. The waveform
+    is then linear in the last layer's output, and learned much sooner. For codecs, not for generation.
     """
 
     class Config(BaseConfig):
@@ -62,8 +63,8 @@ class IstftDecoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, waveform: Tensor) -> None:
-        """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks, which a bias would take many
-        steps to learn. (Real and imaginary parts have no mean.)"""
+        """Start at the mean log spectrum of the music [b, channels, samples], pooled over ranks, which a bias
+        would take many steps to learn. (Real and imaginary parts have no mean.)"""
         if self.polar:
             frames = waveform.float().unfold(-1, self.n_fft, self.hop_length) * self.window
             magnitude = torch.fft.rfft(frames).abs().clamp(min=1e-4)  # [b, channels, time, bins]

@@ -220,8 +220,6 @@ class AdversarialConfig(BaseConfig):
 
 
 class Discriminators(nn.Module):
-    """All discriminators of a config, each on the whole waveform."""
-
     def __init__(self, channels: int, config: AdversarialConfig, sample_rate: int):
         super().__init__()
         each = [DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators]

@@ -42,9 +42,7 @@ class LossConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
         if self.waveform_warmup_steps and not (self.waveform_l1 or self.waveform_l2):
-            raise ValueError(
-                "waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, found none of them"
-            )
+            raise ValueError("waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, found none")
         return self
 
 
@@ -102,8 +100,8 @@ def mean_log_difference(a: Tensor, b: Tensor, log: Callable[[Tensor], Tensor]) -
 class ReconstructionLoss(nn.Module):
     """The terms of `LossConfig`, by name.
 
-    mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4).
-    stft: spectral convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2). All bins
+    mel: mean |Δ log10 mel| over several windows (DAC, arXiv:2306.06546, section 3.4). stft: spectral
+    convergence + mean |Δ log magnitude| (Parallel WaveGAN, arXiv:1910.11480, section 2.2). All bins
         count alike; most are above 4 kHz, and a tokenizer then spends its codes on their noise.
     spectral_convergence: ‖|X|^c - |Y|^c‖ / ‖|Y|^c‖ for each item, with magnitudes to the power c (power law:
         PHASEN, arXiv:1911.04697, section 3.4). Loud bins count most.
@@ -123,8 +121,9 @@ class ReconstructionLoss(nn.Module):
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
-        """The terms that have a weight, between reconstruction and original, float [b, channels, samples], unweighted:
-        means over the items of this rank, `microbatch_size` at a time. The convergence in `stft` is that of all ranks."""
+        """The terms that have a weight, between reconstruction and original, float [b, channels, samples],
+        unweighted: means over the items of this rank, `microbatch_size` at a time. Convergence in `stft` is
+        over all ranks."""
         with torch.autocast(target.device.type, enabled=False):
             pieces = in_microbatches(self._sums, microbatch_size, x.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}

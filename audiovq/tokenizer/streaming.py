@@ -1,7 +1,7 @@
 """Encoding and decoding in blocks of any size, at constant memory, with the result that the whole would give.
 
-A window is computed with exactly the context that its codes or samples depend on (the receptive field), and the results
-for the context are discarded. (Padding with zeros would be wrong: the features of silence are not zeros.)
+A window is computed with exactly the context that its codes or samples depend on (the receptive field), and
+the results for the context are discarded. (The features of silence are not zeros.)
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ WINDOWS_AT_ONCE = 8  # in a batch, where a batch is faster
 
 
 class StreamingEncoder:
-    """A waveform in blocks -> its codes, on the network's device; all that `push` and `finish` return together is what
-    `network.encode` gives. With few `chunk_samples` per window codes come early, but cost more, since each window computes
-    its context again; 0 gives each code of level 0 as early as possible."""
+    """A waveform in blocks -> its codes, on the network's device; all that `push` and `finish` return
+    together is what `network.encode` gives. With few `chunk_samples` per window codes come early, but cost
+    more, since each window computes its context again; 0 gives each code of level 0 as early as possible."""
 
     def __init__(self, network: VQVAE, chunk_samples: int):
         self.network = network
@@ -52,8 +52,8 @@ class StreamingEncoder:
 
 
 class StreamingDecoder:
-    """Codes of the first `n_levels` levels in blocks -> their waveform, on the device of the codes; together what
-    `network.decode` gives. For `chunk_samples` see `StreamingEncoder`."""
+    """Codes of the first `n_levels` levels in blocks -> their waveform, on the device of the codes; together
+    what `network.decode` gives. For `chunk_samples` see `StreamingEncoder`."""
 
     def __init__(self, network: VQVAE, n_levels: int, chunk_samples: int):
         self.network, self.n_levels = network, n_levels
@@ -67,8 +67,8 @@ class StreamingDecoder:
 
     @torch_defaults()
     def push(self, levels: Sequence[Tensor]) -> Tensor:
-        """The next codes of each level, int64 [any n], coarse to fine, of which one may be ahead of another -> the samples
-        that are certain now, float [channels, n] in [-1, 1]. Raises ValueError for another number of levels."""
+        """The next codes of each level, int64 [any n], coarse to fine, of which one may be ahead of another
+        -> the samples that are certain now, float [channels, n] in [-1, 1]. ValueError for other levels."""
         if len(levels) != self.n_levels:
             raise ValueError(f"codes: expected {self.n_levels} levels, found {len(levels)}")
         self.caller_device = levels[0].device

@@ -12,8 +12,8 @@ from audiovq.training.devices import local
 class Averages:
     """Exponential moving averages of all trainable weights of a network; with `decay` None, there are none.
 
-    Codebooks and running statistics are not averaged. (torch's `AveragedModel` copies the module, which FSDP forbids.)
-    Source: Polyak averaging, with Adam: arXiv:1412.6980, section 7.2.
+    Codebooks and running statistics are not averaged. (torch's `AveragedModel` copies the module, which FSDP
+    forbids.) Source: Polyak averaging, with Adam: arXiv:1412.6980, section 7.2.
     """
 
     def __init__(self, network: nn.Module, decay: float | None):
@@ -24,8 +24,8 @@ class Averages:
 
     @torch.no_grad()
     def update(self, step: int, is_finite: Tensor) -> None:
-        """Move the averages towards the weights, faster in the first steps, which are soon forgotten; not at all if the
-        step was skipped, which the bool scalar `is_finite` says."""
+        """Move the averages towards the weights, faster in the first steps, which are soon forgotten; not at
+        all if the step was skipped, which the bool scalar `is_finite` says."""
         if self.decay is not None:
             rate = (1 - min(self.decay, (1 + step) / (10 + step))) * is_finite.float()
             for name, average in self.tensors.items():
@@ -42,7 +42,6 @@ class Averages:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the network's weights and the averages."""
         for name, average in self.tensors.items():
             weight = local(self.weights[name])
             kept = weight.clone()

@@ -1,7 +1,8 @@
 """Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step.
 
-All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder `step-00000123` of
-safetensors with checksums, written atomically. It can be loaded on any number of devices, whether weights are sharded or not.
+All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder
+`step-00000123` of safetensors with checksums, written atomically. It can be loaded on any number of devices,
+whether weights are sharded or not.
 """
 
 import itertools
@@ -30,8 +31,8 @@ from audiovq.utils.progress import say
 
 
 class Checkpoints:
-    """The checkpoints of one training, at least `seconds` apart, with the task's own buffers, too, by their plain names. All
-    ranks call every method."""
+    """The checkpoints of one training, at least `seconds` apart, with the task's own buffers, too, by their
+    plain names. All ranks call every method."""
 
     def __init__(
         self,
@@ -70,8 +71,8 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any]:
-        """Load the newest undamaged checkpoint; returns the state of `save`, or {"step": 0} if there is none. Raises
-        ValueError for one of another network."""
+        """Load the newest undamaged checkpoint; returns the state of `save`, or {"step": 0} if there is none.
+        Raises ValueError for one of another network."""
         # Rank 0 decides for all: on a shared disk, ranks may see new files at different times.
         found = newest(self.folder) if collectives.rank() == 0 else None
         step = collectives.from_rank_0(int(found.name.removeprefix("step-")) if found else -1)
@@ -123,7 +124,6 @@ class BestWeights:
         write_tensors(self.folder, network.state_dict(), {"step": step, "loss": loss})
 
     def exhausted(self, step: int) -> bool:
-        """Whether there were `patience` evaluations after the best one."""
         n_worse = (step - self.step) // self.config.evaluate_steps
         return 0 < self.config.patience <= n_worse and self.loss < math.inf
 

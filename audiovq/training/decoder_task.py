@@ -3,16 +3,16 @@
 Encoder and codebooks do not change, so codes stay the same, and encoded music and priors remain valid.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
 
-from audiovq.data.tracks import DataConfig, Scan
+from audiovq.data.tracks import Scan
 from audiovq.distributed import collectives
-from audiovq.recipe import DecoderStage, DecoderTrainingConfig, TokenizerStage, TrainingConfig
+from audiovq.recipe import DecoderTrainingConfig, Recipe, TrainingConfig
 from audiovq.tokenizer import discriminators as adversary
 from audiovq.tokenizer.discriminators import DiscriminatorOutput, Discriminators
 from audiovq.tokenizer.losses import ReconstructionLoss
@@ -24,42 +24,28 @@ from audiovq.training.tokenizer_task import TokenizerTask, level_metrics, wavefo
 class DecoderTask(Task):
     """Reconstruction and adversarial losses for the decoder's weights alone.
 
-    Only what follows the sum of all levels is tuned, because projections and upsampling of coarser levels influence what
-    finer ones quantize. Decoder and discriminators step together, with the gradients of one pass.
+    Only what follows the sum of all levels is tuned, because projections and upsampling of coarser levels
+    influence what finer ones quantize. Decoder and discriminators step together.
     """
 
     shown = (*TokenizerTask.shown, "adversarial", "feature_matching", "discriminator")
 
-    def __init__(
-        self,
-        stage: DecoderStage,
-        tokenizer_stage: TokenizerStage,
-        data: DataConfig,
-        scan: Scan,
-        tokenizer: VQVAE,
-        seed: int,
-    ):
+    def __init__(self, recipe: Recipe, scan: Scan, tokenizer: VQVAE):
         super().__init__()
-        torch.manual_seed(seed)
+        assert recipe.decoder_tuning is not None, "without decoder_tuning there is nothing to do"
+        torch.manual_seed(recipe.seed)
         self.has_held_out = bool(scan.split("valid"))
         self.title, self.recipe_key = "decoder", "decoder_tuning"
-        self.stage, self.tokenizer_stage, self.data, self.scan, self.seed = stage, tokenizer_stage, data, scan, seed
+        self.recipe, self.stage, self.scan, self.seed = recipe, recipe.decoder_tuning, scan, recipe.seed
         model = tokenizer.config
-        discriminators = Discriminators(model.channels, stage.adversarial, model.sample_rate)
         tokenizer.requires_grad_(False)
         for autoencoder in tokenizer.groups:
             autoencoder.decoder.requires_grad_(True)
-        self.network = nn.ModuleDict({"tokenizer": tokenizer, "discriminators": discriminators})
-        self.losses = ReconstructionLoss(tokenizer_stage.losses, model.sample_rate)
-        self.example_seconds = tokenizer_stage.crop_samples / model.sample_rate
-
-    @property
-    def tokenizer(self) -> VQVAE:
-        return cast(VQVAE, cast(nn.ModuleDict, self.network)["tokenizer"])
-
-    @property
-    def discriminators(self) -> Discriminators:
-        return cast(Discriminators, cast(nn.ModuleDict, self.network)["discriminators"])
+        self.tokenizer = tokenizer
+        self.discriminators = Discriminators(model.channels, self.stage.adversarial, model.sample_rate)
+        self.network = nn.ModuleDict({"tokenizer": tokenizer, "discriminators": self.discriminators})
+        self.losses = ReconstructionLoss(recipe.tokenizer.losses, model.sample_rate)
+        self.example_seconds = recipe.tokenizer.crop_samples / model.sample_rate
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
@@ -79,7 +65,7 @@ class DecoderTask(Task):
     def dataset(self, split: str) -> Dataset[Tensor]:
         """Other crops than the tokenizer was trained on, but the same held-out ones, for comparison."""
         seed = self.seed + (1 if split == "valid" else 2)
-        return waveform_crops(self.tokenizer_stage, self.data, self.scan, split, seed)
+        return waveform_crops(self.recipe.tokenizer, self.recipe.data, self.scan, split, seed)
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
         reconstructions = self.tokenizer(batch, drop_levels=self.training).reconstructions
@@ -115,9 +101,9 @@ class DecoderTask(Task):
     def decoder_loss(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms, with balanced gradients.
 
-        The gradient of an adversarial term grows by orders of magnitude while the discriminators learn, so its norm is
-        scaled to the term's weight times that of all reconstruction terms. Differs from VQGAN (arXiv:2012.09841, eq. 7):
-        norms are over all weights of the decoder, not over its last layer.
+        The gradient of an adversarial term grows by orders of magnitude while the discriminators learn, so
+        its norm is scaled to the term's weight times that of all reconstruction terms. Differs from VQGAN
+        (arXiv:2012.09841, eq. 7): norms are over all weights of the decoder, not over its last layer.
         """
         adversarial = self.stage.adversarial
         weights = {name: getattr(adversarial, name) for name in ("adversarial", "feature_matching")}

@@ -23,8 +23,8 @@ def use_bf16(recipe: Recipe) -> bool:
 
 
 def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bool) -> nn.Module:
-    """The module to call instead of `task` in training, so that gradients are means over all ranks. The task's parameters may
-    be replaced here. The task itself is still called for evaluation."""
+    """The module to call instead of `task` in training, so that gradients are means over all ranks. The
+    task's parameters may be replaced here. The task itself is still called for evaluation."""
     blocks = task.blocks()
     if isinstance(config, PriorTrainingConfig):
         task.network.transformer.recompute = config.activation_checkpointing

@@ -25,9 +25,9 @@ def encode_data_set(
 ) -> None:
     """Encode every track into shards, with `chroma` if wanted. All ranks call it, and each encodes its share.
 
-    The folder appears when it is complete; until then an interrupted stage continues with the next track. Training tracks
-    are encoded `shifts` times, each time without a further part of a top-level code at the beginning: more codes of the
-    same music mean less overfitting.
+    The folder appears when it is complete; until then an interrupted stage continues with the next track.
+    Training tracks are encoded `shifts` times, each time without a further part of a top-level code at the
+    beginning: more codes of the same music mean less overfitting.
     """
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()

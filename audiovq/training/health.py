@@ -1,8 +1,8 @@
 """Health checks: what goes wrong in a training, since which step, and which setting to change.
 
-A check is a function of the facts of a stage and its metrics so far. It yields the step since when something is wrong, its
-subject (such as the level, where one check may find several things) and a text. The first finding of a check about a
-subject is reported, once. A resumed training that shows the same metrics again comes to the same state.
+A check is a function of the facts of a stage and its metrics so far. It yields the step since when something
+is wrong, its subject (such as the level, where one check may find several things) and a text. The first
+finding of a check about a subject is reported, once. A resumed training comes to the same state.
 """
 
 import itertools

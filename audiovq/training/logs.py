@@ -11,8 +11,8 @@ HEALTH = Path("metrics") / "health.jsonl"  # in a run folder
 
 
 class StepLog:
-    """A JSONL file with a step in each row, on rank 0. A stage that continues drops its rows after the checkpoint;
-    they have its name under "stage" if several stages share the file."""
+    """A JSONL file with a step in each row, on rank 0. A stage that continues drops its rows after the
+    checkpoint; they have its name under "stage" if several stages share the file."""
 
     def __init__(self, path: Path, start: int, stage: str | None = None):
         self.path = path

@@ -64,8 +64,8 @@ class Training:
         self.monitor = Monitor(task, self.parts, folder, config, workers, trackers, self.start)
 
     def run(self) -> None:
-        """Train; `task.network` has its final weights then. Raises `Interrupted` after a signal, with the state saved, and
-        ValueError if the loss or gradients were not finite in several steps in a row."""
+        """Train; `task.network` has its final weights then. Raises `Interrupted` after a signal, with the
+        state saved, and ValueError if the loss or gradients were not finite in several steps in a row."""
         with signals.deferred(), contextlib.closing(self.monitor):
             self._run()
 

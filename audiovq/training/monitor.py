@@ -44,8 +44,8 @@ class Stopwatch:
             began = time.monotonic()
 
     def lap(self, device_seconds: float = 0.0) -> dict[str, float]:
-        """Metrics since the last lap. If the device needed `device_seconds` of several steps to finish after the host had,
-        it always had work, and no time was lost by waiting for data."""
+        """Metrics since the last lap. If the device needed `device_seconds` of several steps to finish after
+        the host had, it always had work, and no time was lost by waiting for data."""
         passed, n = max(time.monotonic() - self.began, 1e-9), max(self.n, 1)
         waited = self.waited if device_seconds < 2 * passed / n else 0.0
         self.restart()
@@ -116,8 +116,8 @@ class Monitor:
         return ProgressBar(self.title, self.config.steps, self.start, "audio-s" if seconds else "", seconds)
 
     def log_step(self, done: int, sums: dict[str, Tensor], guard: NonFiniteGuard) -> str:
-        """Log the metrics after `done` steps, of whose means each rank has a share; all ranks call it. Returns a line for
-        the progress bar. Raises ValueError if too many steps in a row were skipped."""
+        """Log the metrics after `done` steps, of whose means each rank has a share; all ranks call it.
+        Returns a line for the progress bar. Raises ValueError if too many steps in a row were skipped."""
         began = time.monotonic()
         metrics = sum_over_ranks(sums)  # waits until the device has finished the step
         times = self.stopwatch.lap(time.monotonic() - began)

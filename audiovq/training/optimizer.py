@@ -1,10 +1,11 @@
 """The optimizers: AdamW, or Muon, which moves each weight matrix by the orthogonal matrix nearest to its momentum.
 
-All elements of a step of Muon have about the same size, for matrices of any shape, so that one learning rate serves
-Muon and AdamW (arXiv:2502.16982, section 2.2). Embeddings, norms, biases and the output layer use AdamW.
+All elements of a step of Muon have about the same size, for matrices of any shape, so that one learning rate
+serves Muon and AdamW (arXiv:2502.16982, section 2.2). Other weights use AdamW.
 
-torch.optim.Muon ignores `found_inf`, so it cannot skip a step without a wait for the device; it takes only matrices, rounds
-to bfloat16 on a CPU, too; and torch 2.8 does not have it. Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
+torch.optim.Muon ignores `found_inf`, so it cannot skip a step without a wait for the device; it takes only
+matrices, rounds to bfloat16 on a CPU, too; and torch 2.8 does not have it. Source: Jordan 2024,
+https://kellerjordan.github.io/posts/muon/.
 """
 
 from typing import Any
@@ -23,8 +24,8 @@ SCALE = 1.0  # root mean square of a step / learning rate; 0.2 in arXiv:2502.169
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """The optimizer of a network's trainable weights. Weight decay applies to matrices and convolution kernels, not to
-    biases, norms and embeddings. Muon trains the matrices of linear layers, except heads; all others get AdamW."""
+    """The optimizer of a network's trainable weights. Weight decay applies to matrices and convolution
+    kernels, not to biases, norms and embeddings. Muon trains the matrices of linear layers, except heads."""
     is_muon = config.optimizer == "muon"
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     matrices = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not name.endswith("head")]

@@ -16,8 +16,8 @@ from audiovq.training.task import Task
 
 
 class PriorTask(Task):
-    """Cross-entropy of the codes of a level, logged as bits per code and per second of audio. A prior to `start` from
-    keeps its label values, and new values of the tracks are added."""
+    """Cross-entropy of the codes of a level, logged as bits per code and per second of audio. A prior to
+    `start` from keeps its label values, and new values of the tracks are added."""
 
     network: Prior
 

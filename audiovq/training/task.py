@@ -32,8 +32,8 @@ class Part:
 
 
 class Task(nn.Module):
-    """A network with its loss: `forward(batch)` returns it and a dict of scalars to log, all means over the batch. With several
-    parts, the loss is the sum of theirs, and each term reaches the weights of one part only."""
+    """A network with its loss: `forward(batch)` returns it and a dict of scalars to log, all means over the
+    batch. With several parts, the loss is the sum of theirs, and each term reaches one part only."""
 
     network: nn.Module  # saved in checkpoints
     title = "stage"  # such as prior-0: in messages, logs and the seeds of steps
@@ -72,6 +72,5 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def describe(self, metrics: dict[str, float]) -> str:
-        """The most important metrics in one line, for the progress bar."""
         terms = " ".join(f"{name} {metrics[name]:.4g}" for name in self.shown if name in metrics)
         return f"loss {metrics['loss']:.3f} {terms}"

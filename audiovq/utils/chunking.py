@@ -1,7 +1,8 @@
 """Cuts long sequences into overlapping windows, and large batches into micro-batches.
 
-A window has `step` of new time and `context` on either side, so that a result which depends on no more than the context is
-the same as from the whole. Windows do not depend on the sizes of the blocks, so the results have the same bits for all.
+A window has `step` of new time and `context` on either side, so that a result which depends on no more than
+the context is the same as from the whole. Windows do not depend on the sizes of the blocks, so the results
+have the same bits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -71,9 +72,9 @@ class Windows:
 
 
 def in_microbatches(function: Callable[..., Any], microbatch_size: int | None, *inputs: Tensor) -> list[Any]:
-    """Apply a function to each micro-batch, of at most so many items (None: of all); a result each. The backward pass computes
-    a micro-batch again when it gets there (gradient checkpointing, arXiv:1604.06174), so that the activations of only one
-    are in memory. Items must not depend on each other or on random numbers."""
+    """Apply a function to each micro-batch, of at most so many items (None: of all); a result each. The
+    backward pass computes a micro-batch again when it gets there (gradient checkpointing, arXiv:1604.06174),
+    so that the activations of only one are in memory. Items must not depend on each other."""
     if microbatch_size is None or microbatch_size >= len(inputs[0]):
         return [function(*inputs)]
     pieces = zip(*(x.split(microbatch_size) for x in inputs), strict=True)

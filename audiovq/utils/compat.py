@@ -88,18 +88,19 @@ def current_precision(precision: str, known: Container[str]) -> str:
 
 
 def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) -> dict[str, Any]:
-    """A recipe's mapping with current keys; unless `quiet`, one line with the name of the `source` is printed for each old
-    key. Raises ValueError if a key has both its old and its new name."""
+    """A recipe's mapping with current keys; unless `quiet`, one line with the name of the `source` is printed
+    for each old key. Raises ValueError if a key has both its old and its new name."""
     renamed = copy.deepcopy(mapping)
     for old, new in RECIPE_KEYS.items():
         (*old_path, old_key), (*new_path, new_key) = old.split("."), new.split(".")
         holders = zip(_mappings(renamed, old_path), _mappings(renamed, new_path), strict=False)
-        for holder, target in [pair for pair in holders if old_key in pair[0]]:
+        found = [pair for pair in holders if old_key in pair[0]]
+        for holder, target in found:
             if new_key in target:
                 raise ValueError(f"{source}: {old}: expected its old or its new name, {new_key}, found both")
             target[new_key] = holder.pop(old_key)
-            if not quiet:
-                say(f"{source}: {old} is now called {new}; the old name still works")
+        if found and not quiet:
+            say(f"{source}: {old} is now called {new}; the old name still works")
     stages = renamed.get("priors")
     for stage in stages if isinstance(stages, list) else ():
         if isinstance(stage, dict) and stage.pop("lora", None):

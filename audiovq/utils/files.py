@@ -24,8 +24,8 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     >>> with atomic_file(path) as temporary:
     ...     temporary.write_bytes(content)
 
-    The temporary file is in a hidden folder next to it, which the next attempt removes if the process is killed. At the end
-    of the block it is flushed to the disk (if `flush`) and renamed. ValueError if it cannot be written.
+    The temporary file is in a hidden folder next to it, which the next attempt removes if the process is
+    killed. At the end it is flushed to the disk (if `flush`) and renamed. ValueError if it cannot be written.
     """
     place = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
     shutil.rmtree(place, ignore_errors=True)
@@ -178,8 +178,8 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSONL file without blank lines; ValueError for a line that is none. With `skip_damaged` these are left
-    out, and a missing file has no lines."""
+    """The objects of a JSONL file without blank lines; ValueError for a line that is none. With
+    `skip_damaged` these are left out, and a missing file has no lines."""
     if skip_damaged and not path.is_file():
         return []
     rows = []
@@ -199,6 +199,5 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line to a JSONL file, in one write."""
     with path.open("ab", buffering=0) as file:
         file.write(json_line(row))

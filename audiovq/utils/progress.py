@@ -35,8 +35,8 @@ class _NotedProgress(Progress):
 
 
 class ProgressBar:
-    """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`. Steps before `start` do not count for the speed, which
-    is also shown in units, such as 2.5 "audio-s" `per_step`."""
+    """`with ProgressBar("encode", total) as bar: bar.advance(n, note)`. Steps before `start` do not count for
+    the speed, which is also shown in units, such as 2.5 "audio-s" `per_step`."""
 
     def __init__(
         self, title: str, total: int, start: int = 0, unit: str = "", per_step: float = 1.0, hidden: bool = False

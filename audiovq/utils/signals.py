@@ -1,7 +1,7 @@
 """Stops on a signal (Ctrl-C, SIGTERM, preemption) at a point where no work is lost.
 
-Within `deferred()` a signal only sets a flag. Long loops call `poll()` between two items, which raises `Interrupted`; the
-training loop checks `received()` and saves first. Elsewhere signals work as usual, and `poll` does nothing.
+Within `deferred()` a signal only sets a flag. Long loops call `poll()` between two items, which raises
+`Interrupted`; the training loop checks `received()` and saves first. Elsewhere signals work as usual.
 """
 
 import contextlib

@@ -37,8 +37,8 @@ def _is_complete(folder: Path) -> bool:
 
 
 def export_page(source: str, folder: Path, **options: Any) -> list[str]:
-    """Write the web page of a model into a new folder, with `options` of `export_model`; returns lines for the user. Raises
-    ValueError for no model or prior, a folder that is not empty, or if onnxruntime-web cannot be downloaded."""
+    """Write the web page of a model into a new folder, with `options` of `export_model`; returns lines for
+    the user. ValueError for no model or prior, a folder that is not empty, or no onnxruntime-web."""
     require("web", "onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
     folder = folder.absolute()
     check_new_folder(folder)
@@ -49,9 +49,8 @@ def export_page(source: str, folder: Path, **options: Any) -> list[str]:
         network = checkpoint.load_tokenizer(tokenizer_folder(model))
         compared = export_generator(temporary / "model", model, network, model.name)
         if not compared:
-            raise ValueError(
-                f"{source}: no trained prior there; run `audiovq train` to its end, or choose another model"
-            )
+            advice = "run `audiovq train` to its end, or choose another model"
+            raise ValueError(f"{source}: no trained prior there; {advice}")
         shutil.copyfile(_card(source, model, options), temporary / "model" / "about.txt")  # browsers show text
         write_page(temporary)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -77,8 +76,9 @@ def write_page(folder: Path) -> None:
 
 
 def runtime_folder() -> Path:
-    """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the unpacked npm
-    package, downloaded once (33 MB) into the user's cache folder and checked. Raises ValueError if files are missing."""
+    """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the
+    unpacked npm package, downloaded once (33 MB) into the user's cache folder and checked. ValueError if
+    files are missing."""
     if named := os.environ.get(FOLDER):
         if found := next(filter(_is_complete, (Path(named), Path(named) / "dist")), None):
             return found
