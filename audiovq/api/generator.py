@@ -210,9 +210,8 @@ class Generator(Shareable):
         text: str = "",
         chroma: str | Path | None = None,
     ) -> list[float]:
-        """The information of each piece's codes under the priors in bits per second; likelier codes have
-        less. Raises ValueError for codes of another tokenizer or of unequal lengths, and for unknown
-        conditions."""
+        """The information of each piece's codes under the priors in bits per second; likelier codes have less.
+        Raises ValueError for codes of another tokenizer or of unequal lengths, and for unknown conditions."""
         for piece in pieces:
             self.tokenizer.check_codes(piece)
             if piece.n_samples != pieces[0].n_samples:

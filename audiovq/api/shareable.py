@@ -19,9 +19,8 @@ class Shareable:
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write a folder to share: weights, configs and a model card (that of `audiovq export` has more).
-        Half precision makes it another tokenizer with codes of its own. ValueError if the folder is not
-        empty."""
+        """Write a folder to share: weights, configs and a model card (that of `audiovq export` has more). Half
+        precision makes it another tokenizer with codes of its own. ValueError if the folder is not empty."""
         save_pretrained(folder, *self._models(), half=half)
 
     def push_to_hub(self, repo_id: str, *, half: bool = False, **options: Any) -> list[str]:

@@ -91,7 +91,7 @@ def audio_info(path: Path) -> AudioInfo:
 
 def blocks(path: Path, start: int = 0, n_samples: int | None = None) -> Iterator[np.ndarray]:
     """Decode a file in float32 blocks [samples, channels], in bounded memory. Where soundfile fails in a file
-    that is not lossless, ffmpeg continues from the same sample. ValueError for damaged or unread data."""
+    that is not lossless, ffmpeg continues from the same sample. ValueError for damaged data."""
     end = start
     for block in _decode(path, start, n_samples):
         peak = float(np.abs(block).max())

@@ -133,8 +133,7 @@ def find_audio(
     folder: Path, unreadable: list[Rejected] | None = None, suffixes: Collection[str] = audio.SUFFIXES
 ) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
-    Linked folders belong to it, each folder once. Unreadable folders are added to `unreadable`, or
-    printed."""
+    Linked folders belong to it, each folder once. Unreadable folders are added to `unreadable`, or printed."""
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
     if not folder.is_dir():

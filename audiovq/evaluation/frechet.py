@@ -1,9 +1,8 @@
 """Fréchet distance between two sets of embeddings, a measure of how far generated music is from real music.
 
 Each set is modelled as a Gaussian; the distance is |μa − μb|² + tr Ca + tr Cb − 2 tr (Ca Cb)^½ (Heusel 2017,
-arXiv:1706.08500, section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased upward for
-small sets (arXiv:2311.01616, section 3.1): compare sets of like size. A set has a float [windows, dim] per
-track.
+arXiv:1706.08500, section 2; Kilgour 2018 for audio, arXiv:1812.08466). The estimate is biased upward for small
+sets (arXiv:2311.01616, section 3.1): compare sets of like size. A set has a float [windows, dim] per track.
 """
 
 from collections.abc import Sequence

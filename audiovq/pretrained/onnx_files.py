@@ -61,9 +61,8 @@ def rules(network: VQVAE) -> dict[str, Any]:
 
 @torch.no_grad()
 def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
-    """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal
-    codes (rounding decides some), `waveform_error` the largest difference of a sample. ValueError if it is
-    large."""
+    """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal codes
+    (rounding decides some), `waveform_error` the largest difference of a sample. ValueError if it is large."""
     network = network.cpu().eval()
     hops, c = network.config.hop_lengths, network.config
     names = [f"codes_{i}" for i in range(len(hops))]

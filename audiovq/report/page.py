@@ -28,7 +28,7 @@ TEXT_BYTES = 1_500_000  # reserved for everything but sounds
 
 def report_run(run: Path, out: Path | None = None) -> dict[str, Any]:
     """Write the results of a run so far to `out`, default report.html in the run. Returns the file, its size
-    in bytes, and the number of clips. ValueError for no run, damaged samples, or no file."""
+    in bytes, and the number of clips. ValueError for no run, damaged samples, or an unwritable file."""
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run}: expected the folder of a run, found no recipe.yaml in it")
     network = provenance.load_tokenizer(run)

@@ -63,9 +63,8 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
 
 
 def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeMask:
-    """New music before and after a piece. The length before is rounded up to whole codes of level 0; with
-    music after, an incomplete last one is drawn anew. ValueError for negative or no seconds, or a shorter
-    piece."""
+    """New music before and after a piece. The length before is rounded up to whole codes of level 0; with music
+    after, an incomplete last one is drawn anew. ValueError for negative or no seconds, or too short a piece."""
     top, rate = piece.hop_lengths[0], piece.sample_rate
     if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds < math.inf:
         found = f"found {before_seconds:g} and {after_seconds:g}"
@@ -79,7 +78,7 @@ def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeM
 
 def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: int = 0) -> CodeMask:
     """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first `keep_levels`
-    stay. ValueError for a stretch that is empty or not within the piece, or other levels."""
+    stay. ValueError for a stretch that is empty or not within the piece, or wrong levels."""
     if not 0 <= start_seconds < end_seconds <= piece.seconds:
         expected, found = f"within the piece of {piece.seconds:g} s", f"{start_seconds:g} to {end_seconds:g} s"
         raise ValueError(f"the stretch must begin before it ends, {expected}; found {found}")

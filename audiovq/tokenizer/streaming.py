@@ -68,7 +68,7 @@ class StreamingDecoder:
     @torch_defaults()
     def push(self, levels: Sequence[Tensor]) -> Tensor:
         """The next codes of each level, int64 [any n], coarse to fine, of which one may be ahead of another
-        -> the samples that are certain now, float [channels, n] in [-1, 1]. ValueError for other levels."""
+        -> the samples that are certain now, float [channels, n] in [-1, 1]. ValueError for wrong levels."""
         if len(levels) != self.n_levels:
             raise ValueError(f"codes: expected {self.n_levels} levels, found {len(levels)}")
         self.caller_device = levels[0].device
