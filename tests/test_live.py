@@ -159,6 +159,33 @@ def test_codes_that_are_drawn_again_without_a_change_are_the_same(tiny_run: Path
         assert torch.equal(state.cache.both, other.cache.both)
 
 
+def test_a_slow_machine_goes_on_with_fewer_levels_and_longer_blocks(tiny_run: Path) -> None:
+    full, live = fp32(tiny_run, ahead_seconds=None), fp32(tiny_run, ahead_seconds=None)
+    full.read(1)
+    live.read(1)
+    assert live.lighten()
+    before = live.latency_seconds
+    sound = live.read(2)
+    codes = live.codes()
+    assert len(codes.levels) == live.n_levels == 2
+    full.read(4)
+    assert all(torch.equal(a, b[: len(a)]) for a, b in zip(codes.levels, full.codes().levels, strict=False))
+    expected = live.tokenizer.decode(codes)[:, 8000:24000]
+    n = round(before * 8000)  # around the seam it may be the sound of three levels
+    assert torch.allclose(sound[:, n:], expected[:, n:], atol=1e-5)
+    live.set(temperature=[0.9, 1, 1], genre="rock")
+    again = Generator.from_pretrained(tiny_run, "cpu").live(state=live.state())
+    assert torch.equal(live.read(1), again.read(1))
+    live.restart()
+    assert live.read(0.5).shape == (1, 4000)
+    assert len(live.codes().levels) == 2
+    while live.lighten():
+        pass
+    assert (live.n_levels, live.lighten()) == (1, False)
+    assert 0.4 <= live.decoder.windows.step / 8000 <= 0.8
+    assert live.read(1).shape == (1, 8000)
+
+
 def test_how_far_the_decoder_looks_ahead(tiny_run: Path) -> None:
     exact, quick = fp32(tiny_run, ahead_seconds=None), fp32(tiny_run, block_seconds=0, ahead_seconds=0.07)
     a, b = exact.read(2), quick.read(2)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from audiovq.api.generator import Generator
 
 FORMAT = "audiovq-live-1"
+LONGEST_BLOCK = 0.8  # seconds, of `lighten`
 CONTROLS = ("temperature", "top_k", "top_p", "guidance", "labels", "text", "seed")
 
 
@@ -75,6 +76,7 @@ class Live:
         self.top_hop = generator.hop_lengths[0]
         self.frames: deque[Tensor] = deque(maxlen=-(-generator.n_samples(keep_seconds) // self.top_hop))
         self.seed, self.options = whole_number(seed, "seed"), PieceOptions(precision=precision)
+        self.n_levels = len(generator.priors)
         self.wanted: tuple[list[SamplingConfig], Request] | None = None  # what the next code must have
         self.restarts = False
         self.reading, self.setting = threading.Lock(), threading.Lock()
@@ -84,6 +86,7 @@ class Live:
                 raise ValueError("state: expected one of this model, found one of another; load the model that made it")
             self.seed, self.options = facts["seed"], PieceOptions(**facts["options"])
             self.piece_samples, self.blocks = facts["piece_samples"], facts["blocks"]
+            self.n_levels = facts["n_levels"]
         self.set(**controls)
         self._begin()
         if facts:
@@ -119,7 +122,7 @@ class Live:
                     raise ValueError(f"{name:.60}: no such control; expected one of: {known}")
             options["labels"] = {name: str(value) for name, value in labels.items() if value not in (None, "")}
             new = dataclasses.replace(self.options, **options)
-            settings = level_settings(self.generator.sampling, new)[: len(self.generator.priors)]
+            settings = level_settings(self.generator.sampling, new)[: self.n_levels]
             # Guidance may be set before there is a label to follow.
             request = make_request(
                 self.generator.priors, self.piece_samples, seed, dataclasses.replace(new, guidance=None)
@@ -130,6 +133,28 @@ class Live:
     def restart(self) -> None:
         """Begin anew, with the controls as they are. What was played is forgotten."""
         self.restarts = True
+
+    def lighten(self) -> bool:
+        """For a machine that is too slow: from the next block on one level less, and blocks twice as long, up to
+        `LONGEST_BLOCK`. `codes` then has the levels that are left. Returns whether it changed anything."""
+        with self.reading:
+            old, n = self.decoder.windows, max(1, self.n_levels - 1)
+            block = old.step / self.sample_rate
+            if n == self.n_levels and 2 * block > LONGEST_BLOCK:
+                return False
+            self.n_levels, self.blocks[0] = n, 2 * block if 2 * block <= LONGEST_BLOCK else block
+            self.drawn.keep_levels(n)
+            self.frames = deque((frame[: sum(self.drawn.per_top)] for frame in self.frames), self.frames.maxlen)
+            self.decoder = self.tokenizer.decoder_stream(n, *self.blocks)
+            windows = self.decoder.windows
+            windows.low, windows.start, windows.counts, windows.parts = (
+                old.low,
+                old.start,
+                old.counts[:n],
+                old.parts[:n],
+            )
+            self.set()
+            return True
 
     @property
     def controls(self) -> dict[str, Any]:
@@ -164,8 +189,8 @@ class Live:
     @torch_defaults()
     def _begin(self) -> None:
         assert self.wanted is not None
-        self.drawn = EndlessCodes(self.generator.priors, *self.wanted)
-        self.decoder = self.tokenizer.decoder_stream(len(self.generator.priors), *self.blocks)
+        self.drawn = EndlessCodes(self.generator.priors[: self.n_levels], *self.wanted)
+        self.decoder = self.tokenizer.decoder_stream(self.n_levels, *self.blocks)
         self.ready = torch.zeros(self.tokenizer.config.channels, 0)
         self.wanted, self.restarts = None, False
         self.frames.clear()
@@ -225,7 +250,7 @@ class Live:
                 facts = {"format": FORMAT, "model": self._model(), "seed": self.seed, "options": options}
                 facts["pending"] = self.wanted is not None
             facts |= {"drawn": numbers, "decoder": [windows.low, windows.start, windows.counts]}
-            facts |= {"piece_samples": self.piece_samples, "blocks": self.blocks}
+            facts |= {"piece_samples": self.piece_samples, "blocks": self.blocks, "n_levels": self.n_levels}
             header = json.dumps(facts).encode()
             content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
             return struct.pack("<Q", len(header)) + header + content
@@ -233,9 +258,9 @@ class Live:
     @torch_defaults()
     def _restore(self, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
         self.drawn.load(tensors, facts["drawn"])
-        windows, n_levels = self.decoder.windows, len(self.generator.priors)
+        windows = self.decoder.windows
         windows.low, windows.start, windows.counts = facts["decoder"]
-        parts = [tensors.get(f"decoder.{level}") for level in range(n_levels)]
+        parts = [tensors.get(f"decoder.{level}") for level in range(self.n_levels)]
         windows.parts = [[] if part is None else [part.to(self.decoder.device)] for part in parts]
         self.ready = tensors["ready"]
         self.frames.extend(tensors.get("frames", torch.zeros(0, 0)))

@@ -45,6 +45,11 @@ class EndlessCodes:
             state.change(request, setting.guidance)
         self._begin()
 
+    def keep_levels(self, n: int) -> None:
+        """Draw no more than the first n levels from here on."""
+        self.states, self.per_top, self.settings = self.states[:n], self.per_top[:n], self.settings[:n]
+        self._begin()
+
     def _begin(self) -> None:
         self.passes = draw_levels(dict(enumerate(self.states)), self.settings)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from audiovq.studio.requests import MANY, MB, Labels, Limits, Name, Number, Refused, Settings, Strict, Text
+from audiovq.studio.requests import MANY, MB, Labels, Limits, Name, Number, Refused, Settings, Strict, Text, sentence
 from audiovq.utils.files import write_text
 from audiovq.utils.progress import say
 
@@ -151,9 +151,7 @@ def parse(content: bytes, name: str) -> Project:
     try:
         return Project.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"{part}." for part in first["loc"])
-        raise ValueError(f"{name}: not a project, or damaged ({place[:-1]}: {first['msg']})") from None
+        raise ValueError(f"{name}: not a project, or damaged ({sentence(error)})") from None
 
 
 class Library:

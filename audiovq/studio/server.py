@@ -26,11 +26,23 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
 
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
-from audiovq.studio.requests import MB, Export, JobRequest, Limits, NewPiece, ProjectChange, Refused, VersionChange
-from audiovq.studio.security import Access, Guard, error
+from audiovq.studio.requests import (
+    MB,
+    Export,
+    JobRequest,
+    Keep,
+    Limits,
+    NewPiece,
+    ProjectChange,
+    Refused,
+    VersionChange,
+    sentence,
+)
+from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
 
 if TYPE_CHECKING:
     from audiovq.studio.engine import Engine
@@ -104,6 +116,7 @@ def make_app(studio: Studio) -> FastAPI:
     _add_projects(app, studio)
     _add_versions(app, studio)
     _add_jobs(app, studio)
+    _add_live(app, studio)
     app.mount("/assets", StaticFiles(directory=PACKAGE / "studio" / "assets"))
     app.mount("/player", StaticFiles(directory=PACKAGE / "report" / "template"))
 
@@ -125,7 +138,7 @@ async def _answer_problem(request: Request, problem: Exception) -> JSONResponse:
     if isinstance(problem, OSError):
         return error(f"a file cannot be read or written ({problem.strerror})", 500)
     if isinstance(problem, ValueError):
-        return error(" ".join(str(problem).split()), problem.status if isinstance(problem, Refused) else 400)
+        return error(sentence(problem), problem.status if isinstance(problem, Refused) else 400)
     return error(f"internal error: {type(problem).__name__}", 500)
 
 
@@ -298,6 +311,28 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         return queue.describe(job)
 
 
+def _add_live(app: FastAPI, studio: Studio) -> None:
+    library = studio.library
+
+    @app.websocket("/api/live")
+    async def live(socket: WebSocket) -> None:
+        """Sound without end, see `docs/how-to/studio-rest.md`."""
+        engine = await asyncio.to_thread(lambda: studio.engine)
+        await engine.stage.play(socket, socket.state.visitor)
+
+    @app.post("/api/live/keep", status_code=201)
+    def keep(request: Request, wanted: Keep) -> Json:
+        """Make the last seconds of the visitor's music a version."""
+        engine, visitor = studio.engine, request.state.visitor
+        codes = engine.stage.codes(visitor, min(wanted.seconds, studio.limits.max_seconds))
+        if wanted.project:
+            project = library.get(wanted.project, visitor, engine.hash)
+        else:
+            project = library.create(studio.new_project(request, "Live"))
+        engine.keep(project, codes)
+        return studio.describe(project)
+
+
 def file_name(title: str, suffix: str) -> str:
     """A name that every system takes."""
     plain = unicodedata.normalize("NFC", title)
@@ -328,7 +363,7 @@ def open_studio(
             timeout_graceful_shutdown=1,
             timeout_keep_alive=30,
             limit_concurrency=500,
-            ws="none",
+            ws_max_size=LARGEST_BODY,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
