@@ -132,7 +132,7 @@ class Engine:
     def keep(self, project: Project, codes: Codes) -> None:
         """What was played live as a version of a project."""
         self.library.check_versions(project, 1)
-        self._add(project, [(_version(codes, title=f"live, the last {codes.seconds:.0f} s", kind="new"), codes)])
+        self._add(project, [(_version(codes, title=f"the last {codes.seconds:.0f} s", kind="new"), codes)])
 
     def open(self, project: Project, path: Path, name: str) -> Job:
         """Make an uploaded file a version. It becomes a recording of the project, or its codes are the version's."""

@@ -18,6 +18,7 @@ from audiovq.utils.progress import say
 
 IDLE_SECONDS = 30.0  # without a sample being played
 ENOUGH = 1.1  # seconds of music that are made in one; with less the sound will pause
+LEAVING = 10  # tenths of a second that a visitor who leaves may take to be gone
 PACE_SECONDS = 3.0  # of music that the pace is measured on
 Json = dict[str, Any]
 
@@ -57,7 +58,8 @@ class Session:
     @property
     def facts(self) -> Json:
         """What the page shows."""
-        return {"controls": self.live.controls, "latency": self.live.latency_seconds, "levels": self.live.n_levels}
+        live, buffer = self.live, self.n_wanted / self.live.sample_rate
+        return {"controls": live.controls, "latency": live.latency_seconds, "levels": live.n_levels, "buffer": buffer}
 
     def end(self) -> None:
         with self.changed:
@@ -72,6 +74,7 @@ class Session:
                 return None
         if self.is_slow:
             self.live.lighten()
+            self.n_wanted = max(self.n_wanted, 2 * self.live.decoder.windows.step)  # a block, and one at work
             self.is_slow = False
             self.paces.clear()
         began = time.monotonic()
@@ -119,6 +122,9 @@ class Stage:
             try:
                 text = await asyncio.wait_for(socket.receive_text(), IDLE_SECONDS)
                 async with self.opening:
+                    for _ in range(LEAVING):
+                        if self.session and not self.session.ended:
+                            await asyncio.sleep(0.1)
                     if self.session and not self.session.ended:
                         whose = "you play" if self.session.owner == owner else "somebody else plays"
                         raise Refused(f"{whose} in another window already, and only one can play at a time")

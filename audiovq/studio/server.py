@@ -40,7 +40,6 @@ from audiovq.studio.requests import (
     ProjectChange,
     Refused,
     VersionChange,
-    sentence,
 )
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
 
@@ -138,7 +137,7 @@ async def _answer_problem(request: Request, problem: Exception) -> JSONResponse:
     if isinstance(problem, OSError):
         return error(f"a file cannot be read or written ({problem.strerror})", 500)
     if isinstance(problem, ValueError):
-        return error(sentence(problem), problem.status if isinstance(problem, Refused) else 400)
+        return error(" ".join(str(problem).split()), problem.status if isinstance(problem, Refused) else 400)
     return error(f"internal error: {type(problem).__name__}", 500)
 
 
