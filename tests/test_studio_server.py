@@ -478,11 +478,11 @@ def test_live_sound_its_controls_and_what_is_kept(client: httpx.Client, url: Url
         for turn, words in (({"set": {"tempo": 1}}, "tempo: no such control"), ({"buffer": 99}, "buffer: "),
                             ({"set": {"genre": "jazz"}}, "expected one of: folk, rock"), ({"x": 1}, "x: ")):  # fmt: skip
             assert words in hear(line, 500, **turn)[1]["error"]
-        kept = client.post("/api/live/keep", json={"seconds": 0.9}).json()
+        kept = client.post("/api/live/keep?seconds=0.9").json()
         number = kept["versions"][0]["number"]
         assert (kept["name"], kept["versions"][0]["seconds"]) == ("Live", pytest.approx(0.9, abs=0.04))
     place = f"/api/projects/{kept['id']}"
-    again = client.post("/api/live/keep", json={"project": kept["id"]}).json()  # also after the end
+    again = client.post("/api/live/keep", params={"project": kept["id"]}).json()  # also after the end
     assert (len(again["versions"]), again["id"]) == (2, kept["id"])
     assert again["versions"][1]["seconds"] < 8.01
     first, second = (client.get(f"{place}/versions/{number}/sound").content for _ in range(2))
@@ -516,7 +516,7 @@ def test_one_plays_at_a_time(url: Url, open_url: Url) -> None:
             second.send("{}")
             assert "somebody else plays" in json.loads(second.recv(timeout=20))["ended"]
         with httpx.Client(base_url=open_url, headers={"Cookie": visitors["b"]}) as other:
-            refused(other.post("/api/live/keep", json={}), 409, "play first")
+            refused(other.post("/api/live/keep"), 409, "play first")
     for _ in range(100):  # its end is noticed soon
         with listen(open_url, Cookie=visitors["b"]) as second:
             second.send('{"buffer": 0.1}')

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import deque
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -19,7 +18,7 @@ from audiovq.utils.progress import say
 IDLE_SECONDS = 30.0  # without a sample being played
 ENOUGH = 1.1  # seconds of music that are made in one; with less the sound will pause
 LEAVING = 10  # tenths of a second that a visitor who leaves may take to be gone
-PACE_SECONDS = 3.0  # of music that the pace is measured on
+SHARE = 0.1  # of the last block in the pace
 Json = dict[str, Any]
 
 
@@ -29,10 +28,11 @@ class Session:
     def __init__(self, generator: Generator, owner: str, turn: Turn):
         self.live: Live = generator.live()
         self.owner, self.blocks = owner, iter(self.live)
-        self.n_wanted = self.n_sent = self.n_played = self.underruns = 0
+        self.n_wanted = self.live.sample_rate // 5
+        self.n_sent = self.n_played = self.underruns = 0
         self.ended = self.is_slow = False
         self.changed = threading.Condition()
-        self.paces = deque[tuple[float, float]]()  # seconds of music and of work, of the last blocks
+        self.pace = ENOUGH  # seconds of music that this machine makes in one, of late
         self.hear(turn)
 
     def hear(self, turn: Turn) -> None:
@@ -48,12 +48,6 @@ class Session:
             self.is_slow = self.is_slow or (turn.underruns > self.underruns and self.pace < ENOUGH)
             self.underruns = max(self.underruns, turn.underruns)
             self.changed.notify_all()
-
-    @property
-    def pace(self) -> float:
-        """Seconds of music that this machine makes in one."""
-        made, took = map(sum, zip(*self.paces, strict=True)) if self.paces else (1, 1)
-        return made / max(took, 1e-9)
 
     @property
     def facts(self) -> Json:
@@ -75,13 +69,11 @@ class Session:
         if self.is_slow:
             self.live.lighten()
             self.n_wanted = max(self.n_wanted, 2 * self.live.decoder.windows.step)  # a block, and one at work
-            self.is_slow = False
-            self.paces.clear()
+            self.is_slow, self.pace = False, ENOUGH
         began = time.monotonic()
         sound = next(self.blocks)
-        self.paces.append((sound.shape[1] / self.live.sample_rate, time.monotonic() - began))
-        while sum(made for made, _ in self.paces) > PACE_SECONDS:
-            self.paces.popleft()
+        pace = sound.shape[1] / self.live.sample_rate / max(time.monotonic() - began, 1e-6)
+        self.pace += SHARE * (pace - self.pace)
         self.n_sent += sound.shape[1]
         return sound.contiguous().numpy().tobytes()
 

@@ -105,13 +105,6 @@ class Turn(Strict):
     underruns: int = Field(default=0, ge=0)
 
 
-class Keep(Strict):
-    """The last seconds of what was played live become a version."""
-
-    seconds: float = Field(default=60, gt=0, allow_inf_nan=False)
-    project: str | None = None  # default: a new one
-
-
 class ProjectChange(Strict):
     name: Name | None = None
     starred: bool | None = None

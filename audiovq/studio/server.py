@@ -30,17 +30,7 @@ from starlette.websockets import WebSocket
 
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
-from audiovq.studio.requests import (
-    MB,
-    Export,
-    JobRequest,
-    Keep,
-    Limits,
-    NewPiece,
-    ProjectChange,
-    Refused,
-    VersionChange,
-)
+from audiovq.studio.requests import MB, Export, JobRequest, Limits, NewPiece, ProjectChange, Refused, VersionChange
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
 
 if TYPE_CHECKING:
@@ -311,8 +301,6 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
 
 
 def _add_live(app: FastAPI, studio: Studio) -> None:
-    library = studio.library
-
     @app.websocket("/api/live")
     async def live(socket: WebSocket) -> None:
         """Sound without end, see `docs/how-to/studio-rest.md`."""
@@ -320,16 +308,16 @@ def _add_live(app: FastAPI, studio: Studio) -> None:
         await engine.stage.play(socket, socket.state.visitor)
 
     @app.post("/api/live/keep", status_code=201)
-    def keep(request: Request, wanted: Keep) -> Json:
-        """Make the last seconds of the visitor's music a version."""
-        engine, visitor = studio.engine, request.state.visitor
-        codes = engine.stage.codes(visitor, min(wanted.seconds, studio.limits.max_seconds))
-        if wanted.project:
-            project = library.get(wanted.project, visitor, engine.hash)
+    def keep(request: Request, seconds: Annotated[float, Query(gt=0)] = 60, project: str = "") -> Json:
+        """Make the last seconds of the visitor's music a version, by default in a new project."""
+        library, engine, visitor = studio.library, studio.engine, request.state.visitor
+        codes = engine.stage.codes(visitor, min(seconds, studio.limits.max_seconds))
+        if project:
+            place = library.get(project, visitor, engine.hash)
         else:
-            project = library.create(studio.new_project(request, "Live"))
-        engine.keep(project, codes)
-        return studio.describe(project)
+            place = library.create(studio.new_project(request, "Live"))
+        engine.keep(place, codes)
+        return studio.describe(place)
 
 
 def file_name(title: str, suffix: str) -> str:

@@ -8,7 +8,7 @@ import { $, $$, attempt, complain, say } from "./words.js";
 const KNOBS = { temperature: 1, guidance: 2, top_p: 74, top_k: 71 }; // with their MIDI controllers
 const FIRST_NOTE = 48, PAUSE = 80; // the MIDI note of the first choice; milliseconds between two messages to the server
 const PEAKS = 600, SAMPLES = 735; // of the picture, and those that one of them stands for
-let model, context = null, node, socket = null, keptIn = null, pauses = 0, facts = null;
+let model, context = null, node, socket = null, keptIn = "", pauses = 0, facts = null;
 let changes = {}, timer = 0;
 const wanted = { seed: 0, labels: {} };
 const wave = { low: new Float32Array(PEAKS), high: new Float32Array(PEAKS), peak: 0.8 };
@@ -129,9 +129,9 @@ const toggle = attempt(async () => (context ? stop() : start()));
 
 // ---- keep ----
 const keep = attempt(async () => {
-  const body = { seconds: 60, project: keptIn };
-  keptIn = null; // if it was deleted, the next one gets another
-  const project = await json("api/live/keep", { method: "POST", body });
+  const place = `api/live/keep?seconds=60&project=${keptIn}`;
+  keptIn = ""; // if it was deleted, the next one gets another
+  const project = await json(place, { method: "POST" });
   keptIn = project.id;
   const version = project.versions.at(-1);
   const link = make("a", { href: `#${project.id}` }, `${project.name}: ${version.title}`);
