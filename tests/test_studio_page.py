@@ -512,3 +512,36 @@ def test_a_pause_is_counted_and_said(page: Page, live: Line) -> None:
     page.evaluate("WebSocket.prototype.send = () => {}")  # nothing is heard of what was played: no more comes
     expect(page.locator("#live-facts")).to_contain_text("1 pause", timeout=SECONDS)
     expect(page.locator("#live-slow")).to_contain_text("a larger buffer")
+
+
+# --- touch ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stretch_is_marked_by_touch_and_the_page_still_scrolls(
+    browser: Browser, studio: Studio, complaints: Complaints
+) -> None:
+    page = visit(browser, studio, complaints, viewport={"width": 390, "height": 700}, has_touch=True)
+    make(page, 2)
+    page.locator("#player .stage").scroll_into_view_if_needed()
+    box = page.locator("#player .stage").bounding_box()
+    assert box is not None
+    finger = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *place: float) -> None:
+        points = [{"x": place[0], "y": place[1]}] if place else []
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    left, y = box["x"], box["y"] + 60
+    touch("touchStart", left + 0.25 * box["width"], y)
+    for share in (0.3, 0.4, 0.5, 0.6, 0.75):
+        touch("touchMove", left + share * box["width"], y)
+    touch("touchEnd")
+    assert page.inner_text("#player .mark-text") == "0.5 – 1.5 s marked"
+    before = page.evaluate("scrollY")
+    touch("touchStart", left + 100, y + 40)
+    for i in range(1, 12):
+        touch("touchMove", left + 100, y + 40 - 20 * i)
+    touch("touchEnd")
+    wait(page, f"Math.abs(scrollY - {before}) > 50")
+    assert page.inner_text("#player .mark-text") == "0.5 – 1.5 s marked"
+    page.context.close()

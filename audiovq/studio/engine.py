@@ -151,7 +151,10 @@ class Engine:
                 project.recordings.append(recording)
                 return self._add(project, [(version, codes)])
 
-        discard = functools.partial(path.unlink, missing_ok=True)
+        def discard() -> None:
+            path.unlink(missing_ok=True)
+            self.library.files_changed(project)
+
         return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
 
     def export(self, project: Project, path: Path) -> None:
