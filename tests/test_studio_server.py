@@ -16,9 +16,10 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, assert_one_line_error, cli, tones
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from audiovq import Codes
 from audiovq.api import Generator
 from audiovq.studio.engine import Engine
 from audiovq.studio.requests import Limits
@@ -465,7 +466,9 @@ def hear(line: ClientConnection, n: int, facts: Any = None, **turn: Any) -> tupl
     return sound, facts or {}
 
 
-def test_live_sound_its_controls_and_what_is_kept(client: httpx.Client, url: Url, tiny_run: Path) -> None:
+def test_live_sound_its_controls_and_what_is_kept(
+    client: httpx.Client, url: Url, tiny_run: Path, tmp_path: Path
+) -> None:
     with listen(url) as line:
         sound, facts = hear(line, 8000, set={"seed": 7, "labels": {"genre": "rock"}}, buffer=0.2)
         live = Generator.from_pretrained(tiny_run, "cpu").live(7, genre="rock")
@@ -473,22 +476,39 @@ def test_live_sound_its_controls_and_what_is_kept(client: httpx.Client, url: Url
         assert np.abs(sound).max() > 0
         assert (facts["controls"]["seed"], facts["levels"]) == (7, 3)
         assert facts["latency"] == live.latency_seconds
+        kept = client.post("/api/live/keep?seconds=0.9").json()
         _, facts = hear(line, 2000, set={"temperature": 0.5, "labels": {"genre": None}})
         assert (facts["controls"]["temperature"], facts["controls"]["labels"]) == (0.5, {})
         for turn, words in (({"set": {"tempo": 1}}, "tempo: no such control"), ({"buffer": 99}, "buffer: "),
                             ({"set": {"genre": "jazz"}}, "expected one of: folk, rock"), ({"x": 1}, "x: ")):  # fmt: skip
             assert words in hear(line, 500, **turn)[1]["error"]
-        kept = client.post("/api/live/keep?seconds=0.9").json()
-        number = kept["versions"][0]["number"]
-        assert (kept["name"], kept["versions"][0]["seconds"]) == ("Live", pytest.approx(0.9, abs=0.04))
     place = f"/api/projects/{kept['id']}"
     again = client.post("/api/live/keep", params={"project": kept["id"]}).json()  # also after the end
     assert (len(again["versions"]), again["id"]) == (2, kept["id"])
     assert again["versions"][1]["seconds"] < 8.01
-    first, second = (client.get(f"{place}/versions/{number}/sound").content for _ in range(2))
-    assert first == second
-    assert sum(len(row["codes"]) for row in client.get(f"{place}/versions/1/levels").json()["levels"]) == 29 * 7
+    # The version has the codes that were played, and sounds like them to the bit.
+    (tmp_path / "x.codes").write_bytes(client.get(f"{place}/versions/1/codes").content)
+    codes = Codes.load(tmp_path / "x.codes")
+    assert (kept["name"], codes.n_samples) == ("Live", 29 * 256)
+    live.read(3)
+    music = [level.unfold(0, len(part), 1) for level, part in zip(live.codes().levels, codes.levels, strict=True)]
+    starts = [(windows == part).all(dim=1).nonzero()[0, 0] for windows, part in zip(music, codes.levels, strict=True)]
+    assert [int(start) for start in starts] == [int(starts[0]) * ratio for ratio in (1, 2, 4)]
+    (tmp_path / "x.wav").write_bytes(client.get(f"{place}/versions/1/sound").content)
+    sound, expected = soundfile.read(tmp_path / "x.wav", dtype="int16")[0], live.tokenizer.decode(codes)[0]
+    assert np.array_equal(sound, (expected.clamp(-1, 1) * 32767).round().short().numpy())
     client.delete(place)
+
+
+def test_a_studio_ends_while_somebody_plays(tiny_run: Path, tmp_path: Path) -> None:
+    with served(tiny_run, tmp_path) as url:
+        line = listen(url)
+        line.send('{"buffer": 0.1}')
+        line.recv(timeout=20)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    with pytest.raises(ConnectionClosed):
+        list(line)
 
 
 def test_the_page_gets_no_more_than_its_buffer(url: Url) -> None:

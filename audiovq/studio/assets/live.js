@@ -11,6 +11,7 @@ const PEAKS = 600, SAMPLES = 735; // of the picture, and those that one of them 
 let model, context = null, node, socket = null, keptIn = "", pauses = 0, facts = null;
 let changes = {}, timer = 0;
 const wanted = { seed: 0, labels: {} };
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 const wave = { low: new Float32Array(PEAKS), high: new Float32Array(PEAKS), peak: 0.8 };
 
 // ---- what changes the music: at once while it plays, else with the next start ----
@@ -80,7 +81,7 @@ const receive = ({ data }) => {
     }
   }
   node.port.postMessage(block, block.map((each) => each.buffer));
-  requestAnimationFrame(() => drawWave($("#live-wave"), wave));
+  if (!still.matches) requestAnimationFrame(() => drawWave($("#live-wave"), wave));
 };
 const start = async () => {
   if (!window.isSecureContext)
