@@ -206,6 +206,7 @@ def test_how_far_the_decoder_looks_ahead(tiny_run: Path) -> None:
         ({"top_p": [1, 1]}, "top_p: expected one value or 3"),
         ({"seed": 1.5}, "seed"),
         ({"text": "Ave"}, "trained without texts"),
+        ({"text": 5}, "trained without texts"),
     ],
 )
 def test_a_wrong_control_is_one_line_and_changes_nothing(tiny_run: Path, controls: dict, words: str) -> None:

@@ -501,14 +501,15 @@ def test_live_sound_its_controls_and_what_is_kept(
 
 
 def test_a_studio_ends_while_somebody_plays(tiny_run: Path, tmp_path: Path) -> None:
-    with served(tiny_run, tmp_path) as url:
-        line = listen(url)
-        line.send('{"buffer": 0.1}')
-        line.recv(timeout=20)
-        began = time.monotonic()
-    assert time.monotonic() - began < 5
-    with pytest.raises(ConnectionClosed):
-        list(line)
+    with contextlib.ExitStack() as page:
+        with served(tiny_run, tmp_path) as url:
+            line = page.enter_context(listen(url))
+            line.send('{"buffer": 0.1}')
+            line.recv(timeout=20)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        with pytest.raises(ConnectionClosed):
+            list(line)
 
 
 def test_the_page_gets_no_more_than_its_buffer(url: Url) -> None:

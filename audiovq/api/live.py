@@ -114,7 +114,7 @@ class Live:
                 elif name == "seed":
                     seed = whole_number(value, "seed")
                 elif name in CONTROLS:
-                    options[name] = value
+                    options[name] = value if name != "text" else str(value or "")
                 elif name in self.generator.labels:
                     labels[name] = value
                 else:
