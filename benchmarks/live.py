@@ -34,14 +34,16 @@ LONGEST = 4.0  # seconds after a change
 
 
 class Recorder(Player):
-    """Keeps what it gives."""
+    """Keeps what it gives, and how much was played and taken, with pauses, after each time."""
 
     heard: tuple[np.ndarray, ...] = ()
+    marks: tuple[tuple[int, int], ...] = ((0, 0),)
 
     def take(self, n: int) -> np.ndarray:
         before = self.n_played
         out = super().take(n)
         self.heard += (out[: self.n_played - before],)
+        self.marks += ((self.n_played, self.marks[-1][1] + n),)
         return out
 
 
@@ -54,18 +56,20 @@ def latencies(generator: Generator, n: int, block: float, buffer: float) -> tupl
     for i in range(n):
         live, twin = generator.live(state=state), generator.live(state=state)
         change = {label: values[(i + 1) % len(values)]} if values else {"seed": i + 1}
-        player = Recorder(live, buffer, print)
+        player = Recorder(live, buffer, lambda line: None)
         with player, null_device(player):
             time.sleep(1 + random.random())
             live.set(**change)
-            at, rate = player.n_played, player.rate
+            (at, began), rate = player.marks[-1], player.rate
             time.sleep(LONGEST)
         sound = torch.from_numpy(np.concatenate(player.heard))[at:, 0]
         twin.read(at / rate)
         windows = sound[: len(sound) // WINDOW * WINDOW].view(-1, WINDOW)
         same = twin.read(windows.numel() / rate)[0].view(-1, WINDOW)
         ratio = (windows - same).norm(dim=1) / same.norm(dim=1).clamp(min=0.01)
-        found.append([float(((ratio > share).float().argmax() + 1) * WINDOW / rate) for share in (0.1, 0.5)])
+        changed = [at + int((ratio > share).float().argmax() + 1) * WINDOW for share in (0.1, 0.5)]
+        times = [next(taken for played, taken in player.marks if played >= n) - began for n in changed]
+        found.append([taken / rate for taken in times])
         pauses, state = pauses + player.underruns, live.state()
     return found, pauses
 

@@ -50,7 +50,7 @@ class Live:
         block_seconds: of audio that is decoded at once. Longer blocks take less time a second of music, and
             make the latency longer.
         ahead_seconds: how far the decoder looks ahead. None is all that it depends on: the sound is then that of
-            `Tokenizer.decode`. With 0.25 the bundled model's differs from it by -59 dB.
+            `Tokenizer.decode`. With 0.25 the bundled model's differs from it by about -60 dB.
         precision: of the priors' arithmetic, see `PieceOptions`.
         state: of `state()`, to continue there; seed and controls are then those of the state.
         controls: see `set`.

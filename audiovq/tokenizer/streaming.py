@@ -119,7 +119,8 @@ def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int, ahead_sam
     if ahead_samples is None:
         return Windows(max(1, chunk_samples // period) * period, context, hops)
     step, ahead = max(1, round(chunk_samples / hops[0])) * hops[0], round(ahead_samples / hops[0]) * hops[0]
-    return Windows(step, context, hops, min(ahead, context), period)
+    back = (1 + 2 * ahead // period) * period  # at least twice as far back, whose end matters much less than that ahead
+    return Windows(step, min(back, context), hops, min(ahead, context), period)
 
 
 def encode_windows(network: VQVAE, windows: Sequence[Window]) -> list[list[Tensor]]:
