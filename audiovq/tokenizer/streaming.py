@@ -57,14 +57,9 @@ class StreamingEncoder:
 
 
 class StreamingDecoder:
-    """Codes of the first `n_levels` levels in blocks -> their waveform; together what `network.decode`
-    gives. The waveform is on the device of the codes.
-
-    Args:
-        chunk_samples: see `StreamingEncoder`.
-        ahead_samples: None is all that a sample depends on. With fewer the audio comes sooner, in chunks of any
-            number of codes of level 0, and is no longer quite that of `network.decode`.
-    """
+    """Codes of the first `n_levels` levels in blocks -> their waveform, on the device of the codes; together
+    what `network.decode` gives. For `chunk_samples` see `StreamingEncoder`. With `ahead_samples`, less than a
+    sample depends on, audio comes sooner, in chunks of any number of codes of level 0, and is not quite that."""
 
     def __init__(self, network: VQVAE, n_levels: int, chunk_samples: int, ahead_samples: int | None = None):
         self.network, self.n_levels = network, n_levels

@@ -1,9 +1,8 @@
 """Cuts long sequences into overlapping windows, and large batches into micro-batches.
 
-A window has `step` of new time and `context` on either side, so that a result which depends on no more
-than the context is the same as from the whole; with less after it (`ahead`), windows come sooner. Which windows
-come depends on these and the total length alone, never on the sizes of the blocks, so the results have the same bits
-for all block sizes.
+A window has `step` of new time and `context` on either side, so that a result which depends on no more than
+the context is the same as from the whole; with less after it (`ahead`) windows come sooner. Windows do not
+depend on the sizes of the blocks, so the results have the same bits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +31,8 @@ class Window:
 
 
 class Windows:
-    """Cuts parallel sequences, with `hops[i]` of time per element, into windows. `step`, `context` and `ahead`
-    (default: as `context`) are multiples of all hops. Windows begin at multiples of `period` (default: 1)."""
+    """Cuts parallel sequences, with `hops[i]` of time per element, into windows, which begin at multiples of
+    `period`; step, context and `ahead` (default: as `context`) fit hops."""
 
     def __init__(self, step: int, context: int, hops: Sequence[int] = (1,), ahead: int | None = None, period: int = 1):
         ahead = context if ahead is None else ahead
