@@ -1,14 +1,17 @@
-"""The studio as a user waits for it: start to usable page, and from the last code to the sound.
+"""The studio as a user waits for it: start to usable page, from the last code to the sound, and live.
 
-python benchmarks/studio.py [MODEL] [--seconds 20] [--turns 3]
+python benchmarks/studio.py [MODEL] [--seconds 20] [--turns 3] [--changes 10] [--buffer 0.2]
 
-The page is usable when it is in Chromium and has the answer of `api/model`. Without Chromium that line is left out.
+The page is usable when it is in Chromium and has the answer of `api/model`. Without Chromium that line is left out. Live:
+a client of the websocket plays in real time as the page does, and switches a label (or the seed) once in each session; the
+latency is the time from then until what it plays differs from the music without the switch by a tenth of its loudness.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import statistics
 import subprocess
@@ -19,8 +22,14 @@ from collections.abc import Iterator
 from typing import IO
 
 import httpx
+import numpy as np
 from playwright.sync_api import sync_playwright
+from websockets.sync.client import connect
 
+from audiovq import api
+from audiovq.api import Generator
+
+TICK, PLAYED, WINDOW = 0.02, 3.0, 1024  # seconds between two reports, and after a switch; samples that are compared
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
 
 
@@ -29,6 +38,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--changes", type=int, default=10)
+    parser.add_argument("--buffer", type=float, default=0.2)
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     starts = [start(arguments, chromium, n_pieces=0) for _ in range(arguments.turns - 1)]
@@ -59,6 +70,8 @@ def start(arguments: argparse.Namespace, chromium: str | None, n_pieces: int) ->
                 client.get("/api/model").raise_for_status()
                 found["loaded model"] = time.time() - began
                 rows = [make(client, arguments.seconds) for _ in range(n_pieces)]
+            if n_pieces and arguments.changes:
+                live(url, arguments)
     for name in rows[0] if rows else ():
         print(f"{name}: median {statistics.median(row[name] for row in rows):.2f} s")
     return found
@@ -82,6 +95,56 @@ def make(client: httpx.Client, seconds: float) -> dict[str, float]:
         time.sleep(0.25)  # as the page does
     client.get(f"{project}/versions/1/sound").raise_for_status()
     return {"last code to sound": time.time() - versions[0]["made_at"]}
+
+
+def live(url: str, arguments: argparse.Namespace) -> None:
+    """Print latency and pauses of the websocket."""
+    generator = Generator.from_pretrained(arguments.model or api.bundled_model())
+    label, values = next(iter(generator.labels.items()), ("", []))
+    latencies, pauses = [], 0
+    for i in range(arguments.changes):
+        first = {"seed": i, **({label: values[i % len(values)]} if values else {})}
+        second = {label: values[(i + 1) % len(values)]} if values else {"seed": i + 1000}
+        sound, at, underruns = session(url, first, second, arguments.buffer, 1 + i / arguments.changes, generator)
+        n = (len(sound) - at) // WINDOW * WINDOW
+        without = generator.live(**first)
+        without.read(at / generator.sample_rate)
+        same = without.read(n / generator.sample_rate)[0].numpy().reshape(-1, WINDOW)
+        differs = np.linalg.norm(sound[at:][:n].reshape(-1, WINDOW) - same, axis=1) > 0.1 * np.linalg.norm(same, axis=1)
+        latencies.append(float(differs.argmax() + 1) * WINDOW / generator.sample_rate)
+        pauses += underruns
+    seconds = arguments.changes * (PLAYED + 1.5)
+    print(
+        f"live: from a switch to changed sound: median {statistics.median(latencies):.2f} s, worst {max(latencies):.2f} s"
+    )
+    print(f"live: {pauses} pauses in {seconds:.0f} s of {arguments.changes} sessions, buffer {arguments.buffer:g} s")
+
+
+def session(
+    url: str, first: dict, second: dict, buffer: float, switch: float, generator: Generator
+) -> tuple[np.ndarray, int, int]:
+    """What was played, float32 [n] of one channel, how much of it before the switch, and the pauses."""
+    rate, blocks, n_received, n_before, underruns, at = generator.sample_rate, [], 0, 0, 0, None
+    began = None  # the time at which the sample `n_before` is played
+    with connect(url.replace("http", "ws") + "/api/live") as line:
+        line.send(json.dumps({"set": first, "buffer": buffer}))
+        while True:
+            with contextlib.suppress(TimeoutError):
+                found = line.recv(timeout=TICK)
+                if isinstance(found, bytes):
+                    blocks.append(np.frombuffer(found, np.float32).reshape(generator.tokenizer.config.channels, -1)[0])
+                    n_received += len(blocks[-1])
+            played = n_before if began is None else n_before + round((time.monotonic() - began) * rate)
+            if played > n_received:  # a pause, until the buffer is full again
+                began, n_before, underruns, played = None, n_received, underruns + 1, n_received
+            if began is None and n_received - n_before >= buffer * rate:
+                began = time.monotonic()
+            if at is None and played > switch * rate:
+                at = played
+                line.send(json.dumps({"set": second}))
+            line.send(json.dumps({"played": played, "underruns": underruns}))
+            if at is not None and played > at + PLAYED * rate:
+                return np.concatenate(blocks)[:played], at, underruns
 
 
 if __name__ == "__main__":

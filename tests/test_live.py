@@ -85,7 +85,7 @@ def test_music_in_blocks_of_any_size_is_its_codes_decoded(tiny_run: Path) -> Non
     assert found.shape == (1, 8000 * 4.51)
     assert found.dtype == torch.float32
     codes = live.codes()
-    decoder = live.tokenizer.decoder_stream(3)
+    decoder = live.tokenizer.decoder_stream(3, *live.blocks)
     again = torch.cat([decoder.push(codes.levels), decoder.finish(codes.n_samples)], dim=-1)
     assert torch.equal(again[:, : found.shape[1]], found)
     assert torch.allclose(live.tokenizer.decode(codes)[:, : found.shape[1]], found, atol=1e-5)
@@ -122,14 +122,16 @@ def test_a_change_acts_from_the_next_code_on_and_before_it_nothing_differs(tiny_
     plain, changed = fp32(tiny_run, genre="folk"), fp32(tiny_run, genre="folk")
     plain.read(1)
     changed.read(1)
-    n = plain.drawn.states[0].n_done
+    n = plain.drawn.n_out
+    assert plain.drawn.states[0].n_done > n  # codes that were drawn ahead are drawn again
     changed.set(genre="rock", temperature=[1.5, 1, 1], guidance=3, seed=9)
     assert changed.controls["labels"] == {"genre": "rock"}
     plain.read(2)
     changed.read(2)
     a, b = plain.codes(), changed.codes()
-    assert torch.equal(a.levels[0][:n], b.levels[0][:n])
-    assert not torch.equal(a.levels[0][n : n + 30], b.levels[0][n : n + 30])
+    for level_a, level_b, per_top in zip(a.levels, b.levels, plain.drawn.per_top, strict=True):
+        assert torch.equal(level_a[: n * per_top], level_b[: n * per_top])
+        assert not torch.equal(level_a[n * per_top :][:8], level_b[n * per_top :][:8])
     assert changed.drawn.settings[0].guidance == 3
     assert changed.drawn.settings[1].temperature == 1
     changed.set(guidance=None, genre=None)  # one row again
@@ -139,6 +141,59 @@ def test_a_change_acts_from_the_next_code_on_and_before_it_nothing_differs(tiny_
     changed.restart()
     changed.read(1)
     assert torch.equal(changed.codes().levels[1], plain.codes().levels[1][: len(changed.codes().levels[1])])
+
+
+@pytest.mark.parametrize("seconds", [0.1, 9.0])
+def test_codes_that_are_drawn_again_without_a_change_are_the_same(tiny_run: Path, seconds: float) -> None:
+    """Taking codes back leaves no trace, also where the windows and buffers have gone round."""
+    plain, changed = fp32(tiny_run, genre="folk"), fp32(tiny_run, genre="folk")
+    plain.read(seconds)
+    changed.read(seconds)
+    for seed in (9, 5):  # and back, before anything is drawn
+        changed.set(seed=seed)
+    assert torch.equal(plain.read(1), changed.read(1))
+    changed.set(temperature=None)
+    assert torch.equal(plain.read(1), changed.read(1))
+    assert all(torch.equal(x, y) for x, y in zip(plain.codes().levels, changed.codes().levels, strict=True))
+    for state, other in zip(plain.drawn.states, changed.drawn.states, strict=True):
+        assert torch.equal(state.cache.both, other.cache.both)
+
+
+def test_a_slow_machine_goes_on_with_fewer_levels_and_longer_blocks(tiny_run: Path) -> None:
+    full, live = fp32(tiny_run, ahead_seconds=None), fp32(tiny_run, ahead_seconds=None)
+    full.read(1)
+    live.read(1)
+    assert live.lighten()
+    before = live.latency_seconds
+    sound = live.read(2)
+    codes = live.codes()
+    assert len(codes.levels) == live.n_levels == 2
+    full.read(4)
+    assert all(torch.equal(a, b[: len(a)]) for a, b in zip(codes.levels, full.codes().levels, strict=False))
+    expected = live.tokenizer.decode(codes)[:, 8000:24000]
+    n = round(before * 8000)  # around the seam it may be the sound of three levels
+    assert torch.allclose(sound[:, n:], expected[:, n:], atol=1e-5)
+    live.set(temperature=[0.9, 1, 1], genre="rock")
+    again = Generator.from_pretrained(tiny_run, "cpu").live(state=live.state())
+    assert torch.equal(live.read(1), again.read(1))
+    live.restart()
+    assert live.read(0.5).shape == (1, 4000)
+    assert len(live.codes().levels) == 2
+    while live.lighten():
+        pass
+    assert (live.n_levels, live.lighten()) == (1, False)
+    assert 0.4 <= live.decoder.windows.step / 8000 <= 0.8
+    assert live.read(1).shape == (1, 8000)
+
+
+def test_how_far_the_decoder_looks_ahead(tiny_run: Path) -> None:
+    exact, quick = fp32(tiny_run, ahead_seconds=None), fp32(tiny_run, block_seconds=0, ahead_seconds=0.07)
+    a, b = exact.read(2), quick.read(2)
+    assert torch.allclose(exact.tokenizer.decode(exact.codes())[:, :16000], a, atol=1e-5)
+    assert quick.latency_seconds == pytest.approx(3 * 256 / 8000)  # two codes of level 0 ahead, and one
+    assert exact.latency_seconds > quick.latency_seconds
+    assert 0 < (a - b).norm() < 0.2 * a.norm()
+    assert torch.equal(exact.codes().levels[2][:200], quick.codes().levels[2][:200])
 
 
 @pytest.mark.parametrize(
@@ -151,6 +206,7 @@ def test_a_change_acts_from_the_next_code_on_and_before_it_nothing_differs(tiny_
         ({"top_p": [1, 1]}, "top_p: expected one value or 3"),
         ({"seed": 1.5}, "seed"),
         ({"text": "Ave"}, "trained without texts"),
+        ({"text": 5}, "trained without texts"),
     ],
 )
 def test_a_wrong_control_is_one_line_and_changes_nothing(tiny_run: Path, controls: dict, words: str) -> None:
@@ -170,6 +226,7 @@ def test_a_state_continues_to_the_bit(tiny_run: Path, seconds: float) -> None:
         live.read(seconds)
     live.set(guidance=2, temperature=0.9)
     live.read(0.33)
+    live.set(genre="rock")  # nothing is drawn after it yet
     state = live.state()
     other = Generator.from_pretrained(tiny_run, "cpu").live(state=state)
     assert other.controls == live.controls

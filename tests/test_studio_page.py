@@ -1,16 +1,18 @@
 """The studio in a real browser: a server of its own, as a musician uses it."""
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from conftest import tones
@@ -273,6 +275,12 @@ def test_sizes_and_themes(browser: Browser, studio: Studio, complaints: Complain
     }).map((each) => each.outerHTML)"""
     assert page.evaluate(fits)
     assert page.evaluate(small) == []
+    page.click("#to-live")
+    page.wait_for_selector("#live:not([hidden])")
+    assert page.evaluate(fits)
+    assert page.evaluate(small) == []
+    page.click(".brand a")
+    page.wait_for_selector("#start:not([hidden])")
     make(page, 2, takes=2)
     assert page.evaluate(fits)
     assert page.evaluate(small) == []
@@ -349,3 +357,191 @@ def test_a_lost_server_is_said_and_found_again(page: Page, studio: Studio, compl
     page.fill("#extend [name=after]", "1")
     page.click("#extend .primary")
     wait_for(page, 2, 2)
+
+
+# --- live -------------------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """What goes over the websocket of a page."""
+
+    def __init__(self, page: Page):
+        self.sound: list[np.ndarray] = []
+        self.facts: list[dict[str, Any]] = []
+        self.sent: list[dict[str, Any]] = []
+        page.on("websocket", self.opened)
+
+    def opened(self, socket: Any) -> None:
+        socket.on("framesent", lambda text: self.sent.append(json.loads(text)))
+        socket.on("framereceived", self.receive)
+
+    def receive(self, content: str | bytes) -> None:
+        if isinstance(content, bytes):
+            self.sound.append(np.frombuffer(content, np.float32))
+        else:
+            self.facts.append(json.loads(content))
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        return self.facts[-1]["controls"]
+
+
+def until(page: Page, condition: Callable[[], object]) -> None:
+    for _ in range(1500):
+        if condition():
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError("not within thirty seconds: " + page.inner_text("body")[:2000])
+
+
+@pytest.fixture
+def live(page: Page) -> Line:
+    line = Line(page)
+    page.click("#to-live")
+    page.click("#live-start")
+    until(page, lambda: line.facts and sum(map(len, line.sound)) > 4000)
+    return line
+
+
+def played(line: Line) -> int:
+    return max((turn.get("played", 0) for turn in line.sent), default=0)
+
+
+def test_live_plays_and_every_control_acts(page: Page, live: Line) -> None:
+    assert np.abs(np.concatenate(live.sound)).max() > 0.001
+    assert live.sent[0]["buffer"] == 0.2
+    until(page, lambda: played(live) > 8000)  # it sounds, in real time
+    page.select_option("#live-buffer", "400")
+    until(page, lambda: live.facts[-1]["buffer"] == 0.4)
+    assert "heard after about" in page.inner_text("#live-facts")
+    page.click("#live-labels button >> text=rock")
+    until(page, lambda: live.controls["labels"] == {"genre": "rock"})
+    page.fill("#live-knobs [data-setting=temperature]", "1.5")
+    page.fill("#live-knobs [data-setting=top_k]", "2")
+    page.fill("#live-knobs [data-setting=guidance]", "2")
+    until(page, lambda: [live.controls[name] for name in ("temperature", "top_k", "guidance")] == [1.5, 4, 2])
+    page.fill("#live-seed", "77")
+    page.keyboard.press("Enter")
+    until(page, lambda: live.controls["seed"] == 77)
+    expect(page.locator("#live-facts")).to_contain_text("Seed 77")
+    page.click("#live-reset")
+    until(page, lambda: live.controls["temperature"] is None)
+    assert page.input_value("#live-knobs [data-setting=temperature]") == "1"
+    page.click("#live-again")
+    until(page, lambda: live.sent[-1].get("played", 0) and {"restart": True} in live.sent)
+    assert any(turn.get("buffer") == 0.4 for turn in live.sent[1:])
+    n = played(live)
+    until(page, lambda: played(live) > n + 8000)
+    page.click("#live-start")  # stops
+    expect(page.locator("#live-start")).to_have_text("Start")
+    page.wait_for_timeout(300)
+    n = len(live.sound)
+    page.wait_for_timeout(300)
+    assert len(live.sound) == n
+    page.click("#live-start")  # and starts again, at once
+    until(page, lambda: len(live.sound) > n)
+    assert not page.is_visible("#notice")
+
+
+def test_what_was_played_is_kept(page: Page, live: Line) -> None:
+    until(page, lambda: played(live) > 8000)
+    page.click("#live-keep")
+    page.locator("#live-kept li").nth(0).wait_for()
+    page.click("#live-start")
+    page.click("#live-keep")  # also after the end; the same project
+    expect(page.locator("#live-kept li")).to_have_count(2)
+    page.click("#live-kept a >> nth=0")
+    page.wait_for_selector("#project:not([hidden])")
+    expect(page.locator("#tree li")).to_have_count(2)
+    wait(page, f"{PLAYER}.transport.seconds > 1")
+    assert page.input_value("#name") == "Live"
+
+
+def test_a_second_page_is_told_and_leaving_ends_the_music(
+    page: Page, live: Line, browser: Browser, studio: Studio, complaints: Complaints
+) -> None:
+    other = visit(browser, studio, complaints)
+    other.goto(f"{studio.url}#live")
+    other.click("#live-start")
+    expect(other.locator("#notice")).to_contain_text("in another window", timeout=SECONDS)
+    expect(other.locator("#live-start")).to_have_text("Start")
+    page.click(".brand a")
+    page.wait_for_selector("#start:not([hidden])")
+    line = Line(other)
+    other.click("#live-start")
+    until(other, lambda: line.sound)
+    other.context.close()
+
+
+def test_live_by_keys_and_midi(page: Page, complaints: Complaints) -> None:
+    line = Line(page)
+    page.evaluate("""() => {
+        const input = {};
+        navigator.requestMIDIAccess = async () => ({ inputs: new Map([["a", input]]) });
+        window.midi = (...data) => input.onmidimessage({ data });
+    }""")
+    page.focus("#to-live")
+    page.keyboard.press("Enter")
+    page.locator("body").press(" ")
+    until(page, lambda: line.sound)
+    page.keyboard.press("3")
+    until(page, lambda: line.controls["labels"] == {"genre": "rock"})
+    page.keyboard.press("n")
+    until(page, lambda: line.controls["seed"] == int(page.input_value("#live-seed")) != 0)
+    page.keyboard.press("r")
+    until(page, lambda: {"restart": True} in line.sent)
+    page.keyboard.press("k")
+    expect(page.locator("#live-kept li")).to_have_count(1)
+    page.focus("#live-knobs [data-setting=top_p]")
+    page.keyboard.press("Home")
+    until(page, lambda: line.controls["top_p"] == 0.05)
+    page.focus("#live-midi")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Listening to 1 MIDI input")
+    page.evaluate("midi(0xb0, 1, 127), midi(0x90, 49, 100), midi(0x80, 48, 0), midi(0xb0, 99, 1)")
+    until(page, lambda: line.controls["temperature"] == 2)
+    until(page, lambda: line.controls["labels"] == {"genre": "folk"})
+    page.click("#live-labels button >> text=any")
+    page.keyboard.press(" ")  # not that button's, which the mouse has pressed
+    expect(page.locator("#live-start")).to_have_text("Start")
+
+
+def test_a_pause_is_counted_and_said(page: Page, live: Line) -> None:
+    expect(page.locator("#live-facts")).to_contain_text("no pauses")
+    until(page, lambda: played(live) > 4000)
+    page.evaluate("WebSocket.prototype.send = () => {}")  # nothing is heard of what was played: no more comes
+    expect(page.locator("#live-facts")).to_contain_text("1 pause", timeout=SECONDS)
+    expect(page.locator("#live-slow")).to_contain_text("a larger buffer")
+
+
+# --- touch ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stretch_is_marked_by_touch_and_the_page_still_scrolls(
+    browser: Browser, studio: Studio, complaints: Complaints
+) -> None:
+    page = visit(browser, studio, complaints, viewport={"width": 390, "height": 700}, has_touch=True)
+    make(page, 2)
+    page.locator("#player .stage").scroll_into_view_if_needed()
+    box = page.locator("#player .stage").bounding_box()
+    assert box is not None
+    finger = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *place: float) -> None:
+        points = [{"x": place[0], "y": place[1]}] if place else []
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    left, y = box["x"], box["y"] + 60
+    touch("touchStart", left + 0.25 * box["width"], y)
+    for share in (0.3, 0.4, 0.5, 0.6, 0.75):
+        touch("touchMove", left + share * box["width"], y)
+    touch("touchEnd")
+    assert page.inner_text("#player .mark-text") == "0.5 – 1.5 s marked"
+    before = page.evaluate("scrollY")
+    touch("touchStart", left + 100, y + 40)
+    for i in range(1, 12):
+        touch("touchMove", left + 100, y + 40 - 20 * i)
+    touch("touchEnd")
+    wait(page, f"Math.abs(scrollY - {before}) > 50")
+    assert page.inner_text("#player .mark-text") == "0.5 – 1.5 s marked"
+    page.context.close()

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import ROOT, assert_one_line_error, cli, tones
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
+from audiovq import Codes
+from audiovq.api import Generator
 from audiovq.studio.engine import Engine
 from audiovq.studio.requests import Limits
 from audiovq.studio.security import HEADERS, Access
@@ -349,6 +354,9 @@ def test_a_password_protects_everything(tiny_run: Path, tmp_path: Path) -> None:
         for path in ("/api/model", "/api/projects", "/assets/studio.js", "/player/player.js", "/api/openapi.json"):
             refused(client.get(path), 401, "enter the password")
         refused(client.post("/api/pieces", json={"seconds": 1}), 401, "enter the password")
+        for path in ("/api/live", "/login"):
+            with pytest.raises(InvalidStatus):
+                connect(url.replace("http", "ws") + path).__enter__()
         page = client.get("/login")
         assert 'type="password"' in page.text
         wrong = client.post("/login", data={"password": "guess"})
@@ -434,3 +442,138 @@ def test_the_example_of_the_documentation_makes_a_piece(url: Url, tmp_path: Path
     script = page.split("```text\n")[1].split("```")[0].replace("http://127.0.0.1:7860", url)
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=60)
     assert soundfile.info(tmp_path / "piece.flac").duration == 5.0
+
+
+# --- live -------------------------------------------------------------------------------------------------------------
+
+
+def listen(url: Url, **headers: str) -> ClientConnection:
+    return connect(url.replace("http", "ws") + "/api/live", additional_headers=headers)
+
+
+def hear(line: ClientConnection, n: int, facts: Any = None, **turn: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """At least n samples of a mono model, and what is said of it, unless `facts` is {}; `turn` is said first."""
+    sound = np.zeros(0, np.float32)
+    line.send(json.dumps(turn))
+    while len(sound) < n or facts is None:
+        found = line.recv(timeout=20)
+        if isinstance(found, str):
+            facts = (facts or {}) | json.loads(found)
+            assert "ended" not in facts, facts
+        else:
+            sound = np.concatenate([sound, np.frombuffer(found, np.float32)])
+            line.send(json.dumps({"played": 10**9}))  # no more than what was sent counts
+    return sound, facts or {}
+
+
+def test_live_sound_its_controls_and_what_is_kept(
+    client: httpx.Client, url: Url, tiny_run: Path, tmp_path: Path
+) -> None:
+    with listen(url) as line:
+        sound, facts = hear(line, 8000, set={"seed": 7, "labels": {"genre": "rock"}}, buffer=0.2)
+        live = Generator.from_pretrained(tiny_run, "cpu").live(7, genre="rock")
+        assert np.allclose(sound[:8000], live.read(1)[0], atol=1e-5)
+        assert np.abs(sound).max() > 0
+        assert (facts["controls"]["seed"], facts["levels"]) == (7, 3)
+        assert facts["latency"] == live.latency_seconds
+        kept = client.post("/api/live/keep?seconds=0.9").json()
+        _, facts = hear(line, 2000, set={"temperature": 0.5, "labels": {"genre": None}})
+        assert (facts["controls"]["temperature"], facts["controls"]["labels"]) == (0.5, {})
+        for turn, words in (({"set": {"tempo": 1}}, "tempo: no such control"), ({"buffer": 99}, "buffer: "),
+                            ({"set": {"genre": "jazz"}}, "expected one of: folk, rock"), ({"x": 1}, "x: ")):  # fmt: skip
+            assert words in hear(line, 500, **turn)[1]["error"]
+    place = f"/api/projects/{kept['id']}"
+    again = client.post("/api/live/keep", params={"project": kept["id"]}).json()  # also after the end
+    assert (len(again["versions"]), again["id"]) == (2, kept["id"])
+    assert again["versions"][1]["seconds"] < 8.01
+    # The version has the codes that were played, and sounds like them to the bit.
+    (tmp_path / "x.codes").write_bytes(client.get(f"{place}/versions/1/codes").content)
+    codes = Codes.load(tmp_path / "x.codes")
+    assert (kept["name"], codes.n_samples) == ("Live", 29 * 256)
+    live.read(3)
+    music = [level.unfold(0, len(part), 1) for level, part in zip(live.codes().levels, codes.levels, strict=True)]
+    starts = [(windows == part).all(dim=1).nonzero()[0, 0] for windows, part in zip(music, codes.levels, strict=True)]
+    assert [int(start) for start in starts] == [int(starts[0]) * ratio for ratio in (1, 2, 4)]
+    (tmp_path / "x.wav").write_bytes(client.get(f"{place}/versions/1/sound").content)
+    sound, expected = soundfile.read(tmp_path / "x.wav", dtype="int16")[0], live.tokenizer.decode(codes)[0]
+    assert np.array_equal(sound, (expected.clamp(-1, 1) * 32767).round().short().numpy())
+    client.delete(place)
+
+
+def test_a_studio_ends_while_somebody_plays(tiny_run: Path, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as page:
+        with served(tiny_run, tmp_path) as url:
+            line = page.enter_context(listen(url))
+            line.send('{"buffer": 0.1}')
+            line.recv(timeout=20)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        with pytest.raises(ConnectionClosed):
+            list(line)
+
+
+def test_the_page_gets_no_more_than_its_buffer(url: Url) -> None:
+    with listen(url) as line:
+        line.send(json.dumps({"buffer": 0.5}))
+        sizes = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                found = line.recv(timeout=1)
+                sizes += [len(found) // 4] if isinstance(found, bytes) else []
+        assert 4000 <= sum(sizes) < 4000 + max(sizes)
+
+
+def test_one_plays_at_a_time(url: Url, open_url: Url) -> None:
+    with listen(url) as first:
+        hear(first, 100, buffer=0.1)
+        with listen(url) as second:
+            second.send("{}")
+            assert "you play in another window" in json.loads(second.recv(timeout=20))["ended"]
+        hear(first, 100, {})
+    visitors = {name: f"audiovq-visitor={name * 30}" for name in "ab"}
+    with listen(open_url, Cookie=visitors["a"]) as first:
+        hear(first, 100, buffer=0.1)
+        with listen(open_url, Cookie=visitors["b"]) as second:
+            second.send("{}")
+            assert "somebody else plays" in json.loads(second.recv(timeout=20))["ended"]
+        with httpx.Client(base_url=open_url, headers={"Cookie": visitors["b"]}) as other:
+            refused(other.post("/api/live/keep"), 409, "play first")
+    for _ in range(100):  # its end is noticed soon
+        with listen(open_url, Cookie=visitors["b"]) as second:
+            second.send('{"buffer": 0.1}')
+            if "ended" not in json.loads(second.recv(timeout=20)):
+                return
+        time.sleep(0.05)
+    raise AssertionError("the place is still taken")
+
+
+def test_nobody_listens_for_long(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiovq.studio.live.IDLE_SECONDS", 0.3)
+    with listen(url) as line:
+        line.send('{"buffer": 0.1}')
+        *_, last = line
+        assert "so the music has ended" in json.loads(last)["ended"]
+    with listen(url) as line:
+        assert "ended" in json.loads(line.recv(timeout=20))  # it says nothing at all
+
+
+def test_a_slow_machine_leaves_out_detail(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiovq.studio.live.ENOUGH", 1e9)
+    with listen(url) as line:
+        assert hear(line, 1000, buffer=0.1)[1]["levels"] == 3
+        facts = hear(line, 4000, underruns=1)[1]
+        assert facts["levels"] == 2
+        assert facts["latency"] > 0.25
+        assert hear(line, 4000, {}, underruns=1)[1] == {}  # the same pause
+
+
+@pytest.mark.parametrize("headers", [
+    {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {},
+])  # fmt: skip
+def test_other_pages_cannot_play(url: Url, headers: dict[str, str]) -> None:
+    name = "127.0.0.1" if headers else "evil.example"
+    with socket.create_connection(("127.0.0.1", int(url.split(":")[-1]))) as raw, pytest.raises(InvalidStatus) as found:
+        connect(f"ws://{name}/api/live", sock=raw, additional_headers=headers).__enter__()
+    assert found.value.response.status_code == 403
+    with listen(url, Origin=url) as own:
+        hear(own, 100, buffer=0.1)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from audiovq.api.generator import Generator
 
 FORMAT = "audiovq-live-1"
+LONGEST_BLOCK = 0.8  # seconds, of `lighten`
 CONTROLS = ("temperature", "top_k", "top_p", "guidance", "labels", "text", "seed")
 
 
@@ -47,7 +48,9 @@ class Live:
         piece_seconds: see above.
         keep_seconds: how much of the music `codes` can give back.
         block_seconds: of audio that is decoded at once. Longer blocks take less time a second of music, and
-            make the latency longer; at least the decoder's period.
+            make the latency longer.
+        ahead_seconds: how far the decoder looks ahead. None is all that it depends on: the sound is then that of
+            `Tokenizer.decode`. With 0.25 the bundled model's differs from it by about -60 dB.
         precision: of the priors' arithmetic, see `PieceOptions`.
         state: of `state()`, to continue there; seed and controls are then those of the state.
         controls: see `set`.
@@ -62,16 +65,18 @@ class Live:
         *,
         piece_seconds: float = 180.0,
         keep_seconds: float = 600.0,
-        block_seconds: float = 0.0,
+        block_seconds: float = 0.1,
+        ahead_seconds: float | None = 0.25,
         precision: str = "auto",
         state: bytes | None = None,
         **controls: Any,
     ):
         self.generator, self.tokenizer, self.sample_rate = generator, generator.tokenizer, generator.sample_rate
-        self.piece_samples, self.block_seconds = generator.n_samples(piece_seconds), block_seconds
+        self.piece_samples, self.blocks = generator.n_samples(piece_seconds), [block_seconds, ahead_seconds]
         self.top_hop = generator.hop_lengths[0]
         self.frames: deque[Tensor] = deque(maxlen=-(-generator.n_samples(keep_seconds) // self.top_hop))
         self.seed, self.options = whole_number(seed, "seed"), PieceOptions(precision=precision)
+        self.n_levels = len(generator.priors)
         self.wanted: tuple[list[SamplingConfig], Request] | None = None  # what the next code must have
         self.restarts = False
         self.reading, self.setting = threading.Lock(), threading.Lock()
@@ -80,7 +85,8 @@ class Live:
             if facts["model"] != self._model():
                 raise ValueError("state: expected one of this model, found one of another; load the model that made it")
             self.seed, self.options = facts["seed"], PieceOptions(**facts["options"])
-            self.piece_samples, self.block_seconds = facts["piece_samples"], facts["block_seconds"]
+            self.piece_samples, self.blocks = facts["piece_samples"], facts["blocks"]
+            self.n_levels = facts["n_levels"]
         self.set(**controls)
         self._begin()
         if facts:
@@ -89,7 +95,7 @@ class Live:
     # --- controls ---
 
     def set(self, **controls: Any) -> None:
-        """Change something from the next code on.
+        """Change something from the next code on: the first that `codes` does not have yet.
 
         Args:
             controls: temperature, top_k, top_p and guidance (one value or one per level; None is what the
@@ -108,7 +114,7 @@ class Live:
                 elif name == "seed":
                     seed = whole_number(value, "seed")
                 elif name in CONTROLS:
-                    options[name] = value
+                    options[name] = value if name != "text" else str(value or "")
                 elif name in self.generator.labels:
                     labels[name] = value
                 else:
@@ -116,7 +122,7 @@ class Live:
                     raise ValueError(f"{name:.60}: no such control; expected one of: {known}")
             options["labels"] = {name: str(value) for name, value in labels.items() if value not in (None, "")}
             new = dataclasses.replace(self.options, **options)
-            settings = level_settings(self.generator.sampling, new)[: len(self.generator.priors)]
+            settings = level_settings(self.generator.sampling, new)[: self.n_levels]
             # Guidance may be set before there is a label to follow.
             request = make_request(
                 self.generator.priors, self.piece_samples, seed, dataclasses.replace(new, guidance=None)
@@ -128,6 +134,28 @@ class Live:
         """Begin anew, with the controls as they are. What was played is forgotten."""
         self.restarts = True
 
+    def lighten(self) -> bool:
+        """For a machine that is too slow: from the next block on one level less, and blocks twice as long, up to
+        `LONGEST_BLOCK`. `codes` then has the levels that are left. Returns whether it changed anything."""
+        with self.reading:
+            old, n = self.decoder.windows, max(1, self.n_levels - 1)
+            block = old.step / self.sample_rate
+            if n == self.n_levels and 2 * block > LONGEST_BLOCK:
+                return False
+            self.n_levels, self.blocks[0] = n, 2 * block if 2 * block <= LONGEST_BLOCK else block
+            self.drawn.keep_levels(n)
+            self.frames = deque((frame[: sum(self.drawn.per_top)] for frame in self.frames), self.frames.maxlen)
+            self.decoder = self.tokenizer.decoder_stream(n, *self.blocks)
+            windows = self.decoder.windows
+            windows.low, windows.start, windows.counts, windows.parts = (
+                old.low,
+                old.start,
+                old.counts[:n],
+                old.parts[:n],
+            )
+            self.set()
+            return True
+
     @property
     def controls(self) -> dict[str, Any]:
         """The controls as they are."""
@@ -137,9 +165,9 @@ class Live:
 
     @property
     def latency_seconds(self) -> float:
-        """The longest time, in seconds of music, from a change until it can be heard: what the upsamplers and
-        the decoder look ahead, and a block."""
-        return self.drawn.look_ahead * self.top_hop / self.sample_rate + self.decoder.latency_seconds
+        """The longest time, in seconds of music, from a change until codes sound that were drawn after it: what the
+        decoder looks ahead, and a block. (Codes that the priors drew ahead are drawn again.)"""
+        return self.decoder.latency_seconds
 
     def read(self, seconds: float) -> Tensor:
         """The next music, float [channels, round(seconds · sample_rate)]. One thread reads at a time."""
@@ -161,8 +189,8 @@ class Live:
     @torch_defaults()
     def _begin(self) -> None:
         assert self.wanted is not None
-        self.drawn = EndlessCodes(self.generator.priors, *self.wanted)
-        self.decoder = self.tokenizer.decoder_stream(len(self.generator.priors), self.block_seconds)
+        self.drawn = EndlessCodes(self.generator.priors[: self.n_levels], *self.wanted)
+        self.decoder = self.tokenizer.decoder_stream(self.n_levels, *self.blocks)
         self.ready = torch.zeros(self.tokenizer.config.channels, 0)
         self.wanted, self.restarts = None, False
         self.frames.clear()
@@ -171,14 +199,14 @@ class Live:
     def _block(self) -> Tensor:
         """Draw codes until the decoder has something, which is returned."""
         with few_threads(self.generator.priors):
+            with self.setting:
+                wanted, self.wanted, restarts = self.wanted, None, self.restarts
+            if restarts:
+                self.wanted = wanted or (self.drawn.settings, self.drawn.states[0].request)
+                self._begin()
+            elif wanted:
+                self.drawn.change(*wanted)
             while True:
-                with self.setting:
-                    wanted, self.wanted, restarts = self.wanted, None, self.restarts
-                if restarts:
-                    self.wanted = wanted or (self.drawn.settings, self.drawn.states[0].request)
-                    self._begin()
-                elif wanted:
-                    self.drawn.change(*wanted)
                 if self.drawn.draw():
                     levels = self.drawn.read()
                     self.frames.append(torch.cat(levels).int().cpu())
@@ -192,7 +220,7 @@ class Live:
         """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept.
 
         They reach beyond what `read` has given by what the decoder looks ahead. The codes from the first one
-        on, decoded with `decoder_stream` and the same block length, give the same samples to the bit. Raises
+        on, decoded with `decoder_stream` and the same blocks, give the same samples to the bit. Raises
         ValueError if nothing was drawn yet.
         """
         with self.reading:
@@ -220,8 +248,9 @@ class Live:
             with self.setting:
                 options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "chroma"}
                 facts = {"format": FORMAT, "model": self._model(), "seed": self.seed, "options": options}
+                facts["pending"] = self.wanted is not None
             facts |= {"drawn": numbers, "decoder": [windows.low, windows.start, windows.counts]}
-            facts |= {"piece_samples": self.piece_samples, "block_seconds": self.block_seconds}
+            facts |= {"piece_samples": self.piece_samples, "blocks": self.blocks, "n_levels": self.n_levels}
             header = json.dumps(facts).encode()
             content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
             return struct.pack("<Q", len(header)) + header + content
@@ -229,12 +258,14 @@ class Live:
     @torch_defaults()
     def _restore(self, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
         self.drawn.load(tensors, facts["drawn"])
-        windows, n_levels = self.decoder.windows, len(self.generator.priors)
+        windows = self.decoder.windows
         windows.low, windows.start, windows.counts = facts["decoder"]
-        parts = [tensors.get(f"decoder.{level}") for level in range(n_levels)]
+        parts = [tensors.get(f"decoder.{level}") for level in range(self.n_levels)]
         windows.parts = [[] if part is None else [part.to(self.decoder.device)] for part in parts]
         self.ready = tensors["ready"]
         self.frames.extend(tensors.get("frames", torch.zeros(0, 0)))
+        if facts["pending"]:
+            self.set()  # the codes that were drawn ahead are from before the change
 
 
 def _unpacked(state: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -139,10 +139,14 @@ class Tokenizer(Shareable):
 
     # --- codes to audio ---
 
-    def decoder_stream(self, n_levels: int | None = None, chunk_seconds: float = 0.0) -> StreamingDecoder:
-        """A streaming decoder of the first levels (default all). `push` blocks of codes, then `finish`."""
+    def decoder_stream(
+        self, n_levels: int | None = None, chunk_seconds: float = 0.0, ahead_seconds: float | None = None
+    ) -> StreamingDecoder:
+        """A streaming decoder of the first levels (default all). `push` blocks of codes, then `finish`. With
+        `ahead_seconds` it looks no further ahead than that, see `StreamingDecoder`."""
         n_levels = self._check_levels(self.config.n_levels, n_levels)
-        return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate))
+        ahead = None if ahead_seconds is None else int(ahead_seconds * self.sample_rate)
+        return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate), ahead)
 
     def decode(self, codes: Codes, n_levels: int | None = None) -> Tensor:
         """Decode codes, or only the first `n_levels`, to float [channels, n_samples] at the tokenizer's

@@ -44,7 +44,7 @@ def studio(
 
     Needs the extra audiovq[studio].
     """
-    require("studio", "fastapi", "uvicorn", "platformdirs", install="pip install 'audiovq[studio]'")
+    require("studio", "fastapi", "uvicorn", "websockets", "platformdirs", install="pip install 'audiovq[studio]'")
     import platformdirs
 
     from audiovq.studio.projects import Library

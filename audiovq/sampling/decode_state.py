@@ -1,6 +1,7 @@
 """The state of one level while its codes are drawn; it hides gaps, guidance and noise."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class DecodeState:
         # int64 [items, 1 + n_codes]: codes[:, t] precedes position t; the first one means "outside the track".
         self.codes = F.pad(self.given, (1, 0), value=spec.codebook_size)
         self.n_done = 0  # positions that have been through the network and whose codes are final
+        self.overwritten: deque[Tensor] = deque(maxlen=self.n_codes if endless else 0)  # by steps, for `rewind`
         self.sum = torch.zeros((), device=given.device)  # of all logits; it is looked at seldom, as a GPU must wait
 
     def conditions(self, request: Request) -> Conditions:
@@ -124,6 +126,8 @@ class DecodeState:
 
     def step(self, t: int, context: Tensor) -> Tensor:
         """Logits [rows, codebook_size] of position t; `context` is [rows, dim]."""
+        if self.endless:
+            self.overwritten.append(self.cache.both[..., self.cache.slot, :].clone())
         logits = self.guided.combine(self.engine.step(self.guided.rows(self.codes[:, t]), context))
         self.sum += logits.sum()
         return logits
@@ -148,10 +152,18 @@ class DecodeState:
         self.start, self.n_done = self.start + n, self.n_done - n
         self.guided.conditions.position += n
 
+    def rewind(self, n: int) -> None:
+        """Take back the codes from position n on; the network is as it was before them, to the bit."""
+        for _ in range(n, self.n_done):
+            self.cache.advance(-1)
+            self.cache.both[..., self.cache.slot, :] = self.overwritten.pop()
+        self.n_done = n
+
     def change(self, request: Request, guidance: float) -> None:
         """Other conditions and another guidance from the next code on. What is without conditions in a new
         guidance has no past of its own, and takes that of the piece."""
         self.request, old = request, self.cache
+        self.overwritten.clear()
         self.guided = GuidedPrior(self.prior, self.conditions(request), guidance)
         n_times = self.guided.n_rows // self.n_items
         if self.guided.n_rows != old.both.shape[2]:

@@ -35,23 +35,21 @@ class EndlessCodes:
         self.change(settings, request)
 
     def change(self, settings: Sequence[SamplingConfig], request: Request) -> None:
-        """Other settings, conditions or another seed, from the next code of each level on."""
+        """Other settings, conditions or another seed, from the first codes on that `read` has not given yet: those
+        that were drawn ahead are drawn again."""
         self.settings = list(settings)
-        for state, setting in zip(self.states, settings, strict=True):
+        for state, setting, n in zip(self.states, settings, self.per_top, strict=True):
+            state.rewind(self.n_out * n)
             state.change(request, setting.guidance)
+        self._begin()
+
+    def keep_levels(self, n: int) -> None:
+        """Draw no more than the first n levels from here on."""
+        self.states, self.per_top, self.settings = self.states[:n], self.per_top[:n], self.settings[:n]
         self._begin()
 
     def _begin(self) -> None:
         self.passes = draw_levels(dict(enumerate(self.states)), self.settings)
-
-    @property
-    def look_ahead(self) -> int:
-        """How many codes of level 0 are drawn before the finer codes of the first of them are complete."""
-        ahead, finest = 0.0, self.states[-1].prior.spec
-        for state in self.states[1:]:
-            spec = state.prior.spec
-            ahead += state.prior.config.context_codes * spec.hop_lengths[spec.level - 1] / finest.hop_lengths[0]
-        return 1 + int(-(-ahead // 1))
 
     def draw(self) -> bool:
         """One pass through the network of one level; whether `read` has something now."""
@@ -80,6 +78,8 @@ class EndlessCodes:
         for level, state in enumerate(self.states):
             tensors[f"codes.{level}"] = state.codes[:, : state.n_done + 1].clone()
             tensors[f"cache.{level}"] = state.cache.both.clone()
+            if state.overwritten:
+                tensors[f"overwritten.{level}"] = torch.stack(list(state.overwritten))
             numbers["n_done"].append(state.n_done)
         return tensors, numbers
 
@@ -91,5 +91,6 @@ class EndlessCodes:
             state.n_done = numbers["n_done"][level]
             state.codes[:, : state.n_done + 1] = tensors[f"codes.{level}"]
             state.cache.both.copy_(tensors[f"cache.{level}"])
+            state.overwritten.extend(tensors.get(f"overwritten.{level}", torch.zeros(0)).to(state.codes.device))
             state.cache.advance(state.start + state.n_done)
         self._begin()

@@ -19,6 +19,7 @@ from audiovq.data.codes import Codes
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
+from audiovq.studio.live import Stage
 from audiovq.studio.making import draw, make_plan
 from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Version, parse
 from audiovq.studio.requests import MB, Export, JobRequest, Limits, Refused
@@ -39,6 +40,7 @@ class Engine:
         self.hash = self.tokenizer.hash
         self.sounds = sounds.Sounds(self.tokenizer, library, place)
         self.training_bits = training_bits(folder)
+        self.stage = Stage(self.generator)
 
     @functools.cached_property
     def licence(self) -> str | None:
@@ -57,6 +59,8 @@ class Engine:
             "name": self.name,
             "licence": self.licence,
             "sample_rate": rate,
+            "channels": self.tokenizer.config.channels,
+            "codebook_size": generator.priors[0].spec.codebook_size,
             "levels": [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths],
             "labels": generator.labels,
             "text_bytes": max(known["text_bytes"] for known in inputs),
@@ -125,6 +129,11 @@ class Engine:
                 project.add(version)
         return [version.number for version, _ in versions]
 
+    def keep(self, project: Project, codes: Codes) -> None:
+        """What was played live as a version of a project."""
+        self.library.check_versions(project, 1)
+        self._add(project, [(_version(codes, title=f"the last {codes.seconds:.0f} s", kind="new"), codes)])
+
     def open(self, project: Project, path: Path, name: str) -> Job:
         """Make an uploaded file a version. It becomes a recording of the project, or its codes are the version's."""
 
@@ -142,7 +151,10 @@ class Engine:
                 project.recordings.append(recording)
                 return self._add(project, [(version, codes)])
 
-        discard = functools.partial(path.unlink, missing_ok=True)
+        def discard() -> None:
+            path.unlink(missing_ok=True)
+            self.library.files_changed(project)
+
         return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
 
     def export(self, project: Project, path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from audiovq.studio.requests import MANY, Limits, Refused
+from audiovq.studio.requests import MANY, Limits, Refused, sentence
 from audiovq.utils.progress import say
 
 MOST_FINISHED = 50  # jobs that are remembered
@@ -148,7 +148,7 @@ class Queue:
         except Stopped:
             return "stopped"
         except (ValueError, OSError) as error:
-            job.error = " ".join(str(error).split())
+            job.error = sentence(error)
         except Exception as error:
             job.error = f"internal error: {type(error).__name__}: {error}"
             say(f"{job.error}\n{traceback.format_exc()}")

@@ -1,9 +1,9 @@
 """What a studio allows, and what the bodies of requests have."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MB = 1 << 20
 MANY = 20  # visitors
@@ -21,6 +21,15 @@ class Refused(ValueError):
     def __init__(self, message: str, status: int = 400):
         super().__init__(message)
         self.status = status
+
+
+def sentence(error: Exception) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else first["msg"]
+    return " ".join(str(error).split())
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,16 @@ class JobRequest(PieceRequest):
     percent: Number = 0  # vary
     chroma: Name | None = None  # id of a recording whose melody and harmony to follow
     keep_audio: bool | None = None  # None: the sound outside the change is kept for recordings
+
+
+class Turn(Strict):
+    """What the live page says: how far it has played, and what is to change."""
+
+    set: Annotated[dict[Name, Any], Field(max_length=100)] = Field(default={})  # see `Live.set`
+    restart: bool = False
+    buffer: float | None = Field(default=None, ge=0.02, le=5)  # seconds that are made ahead
+    played: int = Field(default=0, ge=0)  # samples since the beginning
+    underruns: int = Field(default=0, ge=0)
 
 
 class ProjectChange(Strict):

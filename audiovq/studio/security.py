@@ -17,13 +17,14 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY = 1 << 20
 UPLOAD = re.compile(r"^/api/projects/(import|[^/]+/recordings)$")
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")  # what a foreign page may send
+SAFE = ("GET", "HEAD")
 COOKIE_SECONDS, MOST_SESSIONS, LONGEST_WAIT = 365 * 24 * 3600, 10_000, 60.0
 HEADERS = {
     "Content-Security-Policy": (
@@ -100,10 +101,7 @@ class Guard:
         self.app, self.access, self.stall_seconds = app, access, stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request = Request(scope)
+        request = HTTPConnection(scope)
         visitor = request.cookies.get("audiovq-visitor", "")
         is_new = not re.fullmatch(r"[\w-]{24,64}", visitor, re.ASCII)
         visitor = secrets.token_urlsafe(24) if is_new else visitor
@@ -118,15 +116,18 @@ class Guard:
                     headers.append("Set-Cookie", _cookie("audiovq-visitor", visitor))
             await send(message)
 
-        refusal = self._refusal(request)
-        if refusal is None and request.method not in ("GET", "HEAD") and not UPLOAD.match(request.url.path):
+        refusal, is_http = self._refusal(request), scope["type"] == "http"
+        if refusal is not None and not is_http:
+            await send({"type": "websocket.close"})  # which is an answer with the status 403
+            return
+        if refusal is None and is_http and scope["method"] not in SAFE and not UPLOAD.match(request.url.path):
             try:
                 receive = await asyncio.wait_for(_read(Request(scope, receive)), self.stall_seconds)
             except (asyncio.TimeoutError, ClientDisconnect):
                 refusal = error("the request did not arrive in time", 408)
             except ValueError as problem:
                 refusal = error(str(problem), 413)
-        if refusal is None and self.access.password is not None and request.url.path == "/login":
+        if refusal is None and is_http and self.access.password is not None and request.url.path == "/login":
             refusal = await self._login(Request(scope, receive))
         if refusal is not None:
             await refusal(scope, receive, answer)
@@ -134,11 +135,11 @@ class Guard:
         scope.setdefault("state", {})["visitor"] = "" if self.access.is_local else visitor
         await self.app(scope, receive, answer)
 
-    def _refusal(self, request: Request) -> Response | None:
+    def _refusal(self, request: HTTPConnection) -> Response | None:
         host, origin, path = request.headers.get("host", ""), request.headers.get("origin"), request.url.path
         if not self.access.allows_host(host):
             return error("this name is not one of this studio's: use the address that it printed", 403)
-        if request.method not in ("GET", "HEAD"):
+        if request.scope.get("method") not in SAFE:  # as also a websocket, which has none
             if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
                 return error("this request comes from another page, which may not use this studio", 403)
             kind = request.headers.get("content-type", "").split(";")[0].strip().lower()

@@ -26,11 +26,12 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
 
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
 from audiovq.studio.requests import MB, Export, JobRequest, Limits, NewPiece, ProjectChange, Refused, VersionChange
-from audiovq.studio.security import Access, Guard, error
+from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
 
 if TYPE_CHECKING:
     from audiovq.studio.engine import Engine
@@ -104,6 +105,7 @@ def make_app(studio: Studio) -> FastAPI:
     _add_projects(app, studio)
     _add_versions(app, studio)
     _add_jobs(app, studio)
+    _add_live(app, studio)
     app.mount("/assets", StaticFiles(directory=PACKAGE / "studio" / "assets"))
     app.mount("/player", StaticFiles(directory=PACKAGE / "report" / "template"))
 
@@ -281,6 +283,7 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         path = library.folder(project) / "recordings" / f"incoming-{secrets.token_hex(8)}{suffix}"
         async with studio.upload(request, studio.limits.max_upload_mb) as arrived:
             arrived.replace(path)
+        library.files_changed(project)
         try:
             library.check_room(project.owner)  # counts what arrived meanwhile, too
             return start(studio.engine.open(project, path, name))
@@ -296,6 +299,26 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
     def stop(job: Job = my_job) -> Json:
         queue.stop(job)
         return queue.describe(job)
+
+
+def _add_live(app: FastAPI, studio: Studio) -> None:
+    @app.websocket("/api/live")
+    async def live(socket: WebSocket) -> None:
+        """Sound without end, see `docs/how-to/studio-rest.md`."""
+        engine = await asyncio.to_thread(lambda: studio.engine)
+        await engine.stage.play(socket, socket.state.visitor)
+
+    @app.post("/api/live/keep", status_code=201)
+    def keep(request: Request, seconds: Annotated[float, Query(gt=0)] = 60, project: str = "") -> Json:
+        """Make the last seconds of the visitor's music a version, by default in a new project."""
+        library, engine, visitor = studio.library, studio.engine, request.state.visitor
+        codes = engine.stage.codes(visitor, min(seconds, studio.limits.max_seconds))
+        if project:
+            place = library.get(project, visitor, engine.hash)
+        else:
+            place = library.create(studio.new_project(request, "Live"))
+        engine.keep(place, codes)
+        return studio.describe(place)
 
 
 def file_name(title: str, suffix: str) -> str:
@@ -328,7 +351,7 @@ def open_studio(
             timeout_graceful_shutdown=1,
             timeout_keep_alive=30,
             limit_concurrency=500,
-            ws="none",
+            ws_max_size=LARGEST_BODY,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

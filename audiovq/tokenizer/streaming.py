@@ -53,17 +53,18 @@ class StreamingEncoder:
 
 class StreamingDecoder:
     """Codes of the first `n_levels` levels in blocks -> their waveform, on the device of the codes; together
-    what `network.decode` gives. For `chunk_samples` see `StreamingEncoder`."""
+    what `network.decode` gives. For `chunk_samples` see `StreamingEncoder`. With `ahead_samples`, less than a
+    sample depends on, audio comes sooner, in chunks of any number of codes of level 0, and is not quite that."""
 
-    def __init__(self, network: VQVAE, n_levels: int, chunk_samples: int):
+    def __init__(self, network: VQVAE, n_levels: int, chunk_samples: int, ahead_samples: int | None = None):
         self.network, self.n_levels = network, n_levels
-        self.windows = decoder_windows(network, n_levels, chunk_samples)
+        self.windows = decoder_windows(network, n_levels, chunk_samples, ahead_samples)
         self.device = self.caller_device = next(network.parameters()).device
 
     @property
     def latency_seconds(self) -> float:
-        """The longest time from a code until its audio comes: context and a chunk."""
-        return (self.windows.step + self.windows.context) / self.network.config.sample_rate
+        """The longest time from a code until its audio comes: what is looked ahead, and a chunk."""
+        return (self.windows.step + self.windows.ahead) / self.network.config.sample_rate
 
     @torch_defaults()
     def push(self, levels: Sequence[Tensor]) -> Tensor:
@@ -100,10 +101,15 @@ def encoder_windows(network: VQVAE, chunk_samples: int) -> Windows:
     return Windows(max(1, chunk_samples // hop) * hop, -(-network.encoder_radius // hop) * hop)
 
 
-def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int) -> Windows:
+def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int, ahead_samples: int | None = None) -> Windows:
     """Windows on the codes [n] of the first levels; they start at multiples of the decoder's period."""
     period, hops = network.period, network.config.hop_lengths[:n_levels]
-    return Windows(max(1, chunk_samples // period) * period, -(-network.decoder_radius // period) * period, hops)
+    context = -(-network.decoder_radius // period) * period
+    if ahead_samples is None:
+        return Windows(max(1, chunk_samples // period) * period, context, hops)
+    step, ahead = max(1, round(chunk_samples / hops[0])) * hops[0], round(ahead_samples / hops[0]) * hops[0]
+    back = (1 + 2 * ahead // period) * period  # at least twice as far back, whose end matters much less than that ahead
+    return Windows(step, min(back, context), hops, min(ahead, context), period)
 
 
 def encode_windows(network: VQVAE, windows: Sequence[Window]) -> list[list[Tensor]]:

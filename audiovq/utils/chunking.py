@@ -1,8 +1,8 @@
 """Cuts long sequences into overlapping windows, and large batches into micro-batches.
 
 A window has `step` of new time and `context` on either side, so that a result which depends on no more than
-the context is the same as from the whole. Windows do not depend on the sizes of the blocks, so the results
-have the same bits.
+the context is the same as from the whole; with less after it (`ahead`) windows come sooner. Windows do not
+depend on the sizes of the blocks, so the results have the same bits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +31,14 @@ class Window:
 
 
 class Windows:
-    """Cuts parallel sequences, with `hops[i]` of time per element, into windows; step and context fit hops."""
+    """Cuts parallel sequences, with `hops[i]` of time per element, into windows, which begin at multiples of
+    `period`; step, context and `ahead` (default: as `context`) fit hops."""
 
-    def __init__(self, step: int, context: int, hops: Sequence[int] = (1,)):
+    def __init__(self, step: int, context: int, hops: Sequence[int] = (1,), ahead: int | None = None, period: int = 1):
+        ahead = context if ahead is None else ahead
         assert step > 0, f"step {step}"
-        assert not any(step % hop or context % hop for hop in hops), f"{step} and {context}: not multiples of {hops}"
-        self.step, self.context, self.hops = step, context, list(hops)
+        assert not any(x % hop for x in (step, context, ahead) for hop in hops), f"{step}, {context}, {ahead}: {hops}"
+        self.step, self.context, self.ahead, self.period, self.hops = step, context, ahead, period, list(hops)
         self.low = self.start = 0
         self.parts: list[list[Tensor]] = [[] for _ in hops]  # blocks of each sequence, from time `low` on
         self.counts = [0 for _ in hops]  # elements of each sequence so far
@@ -53,8 +55,8 @@ class Windows:
         return self._complete(min(self._ends()))
 
     def _complete(self, known: int) -> Iterator[Window]:
-        while self.start + self.step + self.context <= known:
-            yield self._window(self.start + self.step, self.start + self.step + self.context)
+        while self.start + self.step + self.ahead <= known:
+            yield self._window(self.start + self.step, self.start + self.step + self.ahead)
 
     def finish(self, end: int | None = None) -> Window | None:
         """The last window, up to time `end` (default: the shortest sequence's); None if nothing is left."""
@@ -65,7 +67,7 @@ class Windows:
         sequences = [parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1) for parts in self.parts]
         cut = [x[..., : (high - self.low) // hop] for x, hop in zip(sequences, self.hops, strict=True)]
         window = Window(cut, self.low, self.start, end)
-        low = max(0, end - self.context)
+        low = max(0, end - self.context) // self.period * self.period
         self.parts = [[x[..., (low - self.low) // hop :]] for x, hop in zip(sequences, self.hops, strict=True)]
         self.low, self.start = low, end
         return window

@@ -5,6 +5,7 @@ import { $ } from "./words.js";
 const WILD = { // setting: what it says, its ends, lowest, highest, step
   temperature: ["Tame ↔ wild", 0.1, 2, 0.05],
   top_p: ["Only safe choices ↔ all", 0.05, 1, 0.01],
+  top_k: ["Few choices ↔ all", 0, 10, 1], // a power of two; the highest is all
   guidance: ["Labels: a hint ↔ a rule", 0, 5, 0.1],
 };
 
@@ -21,10 +22,17 @@ const levelName = (i, n) => {
   return n === 3 ? "Medium: the shape of the sound" : `Medium ${i}`;
 };
 const choices = (values, any) => [make("option", { value: "" }, any), ...values.map((value) => make("option", {}, value))];
-const slider = (name, level, value) => {
-  const [words, low, high, step] = WILD[name], output = make("output", {}, String(value));
+/** The value of a slider as the model takes it. */
+export const settingOf = ({ dataset, value, max }) => {
+  if (dataset.setting !== "top_k") return Number(value);
+  return value === max ? 0 : 2 ** value;
+};
+export const slider = (name, level, setting) => {
+  const [words, low, high, step] = WILD[name], output = make("output");
+  const value = name !== "top_k" ? setting : setting ? Math.round(Math.log2(setting)) : high;
   const input = make("input", { type: "range", min: Math.min(low, value), max: Math.max(high, value), step, value,
-    "data-setting": name, "data-level": level, oninput: () => (output.textContent = input.value) });
+    "data-setting": name, "data-level": level, oninput: () => (output.textContent = settingOf(input) || "all") });
+  input.dispatchEvent(new Event("input"));
   return make("label", {}, make("span", {}, words, output), input);
 };
 
@@ -36,8 +44,10 @@ export const fillSettings = (model) => {
   $("#text-field").hidden = !model.text_bytes;
   if (model.text_bytes) $("#text").maxLength = model.text_bytes;
   for (let n = 1; n <= model.limits.max_takes; n++) $("#takes-wanted").append(make("option", {}, String(n)));
-  const n = model.levels.length, guided = Object.keys(model.labels).length || model.text_bytes || model.chroma;
-  const names = Object.keys(WILD).filter((name) => name !== "guidance" || guided);
+  const n = model.levels.length;
+  model.guided = Object.keys(model.labels).length || model.text_bytes || model.chroma;
+  WILD.top_k[2] = Math.ceil(Math.log2(model.codebook_size));
+  const names = Object.keys(WILD).filter((name) => name !== "guidance" || model.guided);
   for (let level = 0; level < n; level++)
     $("#sliders").append(make("fieldset", {}, make("legend", {}, levelName(level, n)),
       ...names.map((name) => slider(name, level, model.settings[name][level]))));
@@ -67,7 +77,7 @@ export const chosen = () => {
   const settings = {}, seed = $("#seed").value.trim();
   if (seed && !/^\d+$/.test(seed)) throw new Error(`The seed must be a whole number, or empty; found ${seed}.`);
   document.querySelectorAll("#sliders input").forEach((input) =>
-    (settings[input.dataset.setting] ??= []).push(Number(input.value)));
+    (settings[input.dataset.setting] ??= []).push(settingOf(input)));
   const labels = Object.fromEntries([...document.querySelectorAll("[data-label]")]
     .filter((select) => select.value).map((select) => [select.dataset.label, select.value]));
   const takes = Number($("#takes-wanted").value), text = $("#text").value.trim(), chroma = $("#chroma").value || null;

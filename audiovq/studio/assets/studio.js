@@ -1,6 +1,7 @@
 // The studio: start page, piece, changes, versions, export. What each part shows comes from the project's state.
 import { Player, clock, decode, make, tenths, themeButton } from "../player/player.js";
 import { drawWave, peaksOf } from "../player/pictures.js";
+import { fillLive, stop as stopLive } from "./live.js";
 import { record } from "./recorder.js";
 import { follow, json, patiently, request, send } from "./server.js";
 import { chosen, details, fillSettings, showSettings } from "./settings.js";
@@ -36,12 +37,18 @@ const addressOf = (number) => `${here()}/versions/${number}/sound`;
 
 // ---- start page ----
 const star = (on) => (on ? "★" : "☆");
-const showStart = attempt(async () => {
+const view = (name) => {
   stopFollowing();
-  [project, shown, document.title] = [null, null, "audiovq studio"];
+  for (const id of ["start", "project", "live"]) $(`#${id}`).hidden = id !== name;
+  $("#to-live").setAttribute("aria-current", name === "live" ? "page" : "false");
+  $("footer").hidden = name === "live";
+  if (name !== "live") stopLive();
+  if (name === "project") return;
+  [project, shown, document.title] = [null, null, name === "live" ? "Live – audiovq studio" : "audiovq studio"];
   player.transport.pause();
-  $("#project").hidden = true;
-  $("#start").hidden = false;
+};
+const showStart = attempt(async () => {
+  view("start");
   $("#make .big").after($("#how"));
   showSettings(model, null);
   const found = await patiently("api/projects");
@@ -71,8 +78,7 @@ const openProject = async (id) => {
   project = await json(`api/projects/${id}`);
   history.replaceState(null, "", `#${id}`);
   [shown, redone] = [null, []];
-  $("#start").hidden = true;
-  $("#project").hidden = false;
+  view("project");
   $("#settings-here").append($("#how"));
   await showProject(project);
   if (project?.id !== id) return; // another page was opened meanwhile
@@ -87,6 +93,7 @@ const reopen = (id) => openProject(id).catch(async (error) => {
 const route = attempt(async () => {
   const id = location.hash.slice(1);
   if (!id || id === "main") return showStart();
+  if (id === "live") return view("live");
   if (project?.id !== id) await reopen(id);
 });
 
@@ -376,6 +383,7 @@ const begin = attempt(async () => {
   const formats = model.formats.map((format) => make("option", { value: format }, names[format] ?? format));
   $("#export form").format.append(...formats);
   fillSettings(model);
+  fillLive(model);
   addEventListener("hashchange", route);
   await route();
   $("#make .primary").disabled = false;
