@@ -35,6 +35,8 @@ KINDS = {
     "complex": {"whiten_latents": True, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1, "overlap": 8, "spectrum": "complex"}},
     "mel": {"encoder": {"front": {"kind": "mel"}, "n_blocks": 1}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "repeated": {"hop_lengths": (64, 32, 32), "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
+    "causal": {"causal": True, "encoder": {"front": {"kind": "mel"}, "n_blocks": 1}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
+    "causal-stft": {"causal": True, "decoder": {"kind": "conv", "base_dim": 8}},
     "fsq": {"quantizer": {"kind": "fsq", "levels": (5, 4)}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
     "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 4}, "decoder": {"kind": "istft", "dim": 16, "n_blocks": 1}},
 }  # fmt: skip

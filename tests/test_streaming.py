@@ -144,6 +144,41 @@ def test_streaming_equals_whole(front: str, decoder: str, topology: str) -> None
             assert torch.allclose(decoded, network.decode(whole[:k], 4001).clamp(-1, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("decoder", ["istft", "conv"])
+@pytest.mark.parametrize("hops", [(64, 32, 16), (32, 32)])
+def test_causal_networks_look_ahead_as_little_as_they_say(front: str, decoder: str, hops: tuple[int, ...]) -> None:
+    parts = {"base_dim": 8} if decoder == "conv" else {"dim": 16, "overlap": 2}
+    network = trained_a_little(
+        hop_lengths=hops, causal=True, encoder={"front": {"kind": front}, "n_blocks": 1},
+        decoder={"kind": decoder, "n_blocks": 1} | parts,
+    )  # fmt: skip
+    assert network.encoder_ahead == (0 if front == "conv" else hops[-1] // 2)
+    assert network.decoder_ahead == (0 if decoder == "conv" else hops[-1])
+    # 1. Later sound changes no earlier code, and later codes change no earlier sound.
+    wave, at = 0.3 * torch.randn(1, 1, 40 * 64), 20 * 64
+    other = torch.cat([wave[..., : at + network.encoder_ahead], torch.randn(1, 1, 20 * 64 - network.encoder_ahead)], -1)
+    codes, others = network.encode(wave), network.encode(other)
+    n_same = [at // hop for hop in hops]
+    assert all(torch.equal(a[:, :n], b[:, :n]) for a, b, n in zip(codes, others, n_same, strict=True))
+    assert any(not torch.equal(a[:, n:], b[:, n:]) for a, b, n in zip(codes, others, n_same, strict=True))
+    mixed = [torch.cat([a[:, :n], b[:, n:].flip(1)], dim=1) for a, b, n in zip(codes, codes, n_same, strict=True)]
+    known = at - network.decoder_ahead
+    a, b = network.decode(codes), network.decode(mixed)
+    torch.testing.assert_close(a[..., :known], b[..., :known], rtol=0, atol=1e-6)
+    assert not torch.allclose(a[..., at:], b[..., at:])
+    # 2. Streams give what the whole gives, and sooner than other networks.
+    for seed, chunk in enumerate([0, 700]):
+        streamed = encode_blocks(network, random_blocks(wave, seed, 300), chunk)
+        assert all(torch.equal(a, b) for a, b in zip(streamed, codes, strict=True))
+        decoded = decode_blocks(network, codes, 40 * 64, chunk, seed)
+        assert torch.allclose(decoded, network.decode(codes).clamp(-1, 1), atol=1e-5)
+    encoder, live = StreamingEncoder(network, 0), StreamingDecoder(network, len(hops), 0)
+    rate = network.config.sample_rate
+    assert encoder.latency_seconds * rate == hops[0] + network.encoder_ahead
+    assert live.latency_seconds * rate <= 2 * hops[0]
+
+
 @torch.inference_mode()
 def test_a_sample_at_a_time_comes_within_the_latency() -> None:
     network = trained_a_little(hop_lengths=(64, 32))

@@ -21,7 +21,7 @@ from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer import streaming
-from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder
+from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import compute_in_batches, cut
 from audiovq.utils.device import pick_device, torch_defaults
@@ -136,6 +136,13 @@ class Tokenizer(Shareable):
 
     def _at_once(self) -> int:
         return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE
+
+    @property
+    def latency_seconds(self) -> float:
+        """From a sound to the same sound decoded, by streams with the smallest chunks; little with `causal`."""
+        network = self.network
+        streams = StreamingEncoder(network, 0), StreamingDecoder(network, network.config.n_levels, 0)
+        return sum(stream.latency_seconds for stream in streams)
 
     # --- codes to audio ---
 

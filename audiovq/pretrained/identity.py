@@ -50,6 +50,7 @@ TOKENIZER: dict[str, Any] = {
         "frames_per_code": 2,
         "decoder_dim": 64,
     },
+    "causal": False,
 }
 CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1
 # Settings that do not change the codes: tuning changes the decoder, and dropout works in training alone.

@@ -121,10 +121,10 @@ def stft_kernels(window: Tensor) -> Tensor:
     return (torch.cat([cos, -sin]) * scale)[:, None].float()
 
 
-def transform(waveform: Tensor, kernels: Tensor, hop_length: int) -> Tensor:
+def transform(waveform: Tensor, kernels: Tensor, hop_length: int, ahead: int) -> Tensor:
     """[b, channels, samples] -> real and imaginary parts [2, b, channels, bins, samples / hop]."""
     side = kernels.shape[-1] - hop_length
-    padded = rearrange(F.pad(waveform, (side // 2, side - side // 2)), "b c n -> (b c) 1 n")
+    padded = rearrange(F.pad(waveform, (side - ahead, ahead)), "b c n -> (b c) 1 n")
     parts = F.conv1d(padded, kernels, stride=hop_length)
     return rearrange(parts, "(b c) (part f) t -> part b c f t", c=waveform.shape[1], part=2)
 
@@ -135,11 +135,11 @@ class ConvStftFront(nn.Module):
     def __init__(self, front: StftFront):
         super().__init__()
         self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
-        self.hop_length = front.hop_length
+        self.hop_length, self.ahead = front.hop_length, front.ahead_samples
         self.kernels = nn.Buffer(stft_kernels(front.window))
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        parts = transform(waveform, self.kernels, self.hop_length)
+        parts = transform(waveform, self.kernels, self.hop_length, self.ahead)
         power = parts.square().sum(dim=0) + 1
         log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
         compressed = parts * power**-0.35 * LEAST_POWER**0.15
@@ -153,7 +153,7 @@ class ConvMelFront(nn.Module):
     def __init__(self, front: MelFront):
         super().__init__()
         self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
-        self.hop_length, self.n_windows = front.hop_length, len(front.n_ffts)
+        self.hop_length, self.ahead, self.n_windows = front.hop_length, front.ahead, len(front.n_ffts)
         for i in range(self.n_windows):
             self.register_buffer(f"kernels_{i}", stft_kernels(front.get_buffer(f"window_{i}")))
             self.register_buffer(f"filters_{i}", front.get_buffer(f"filters_{i}"))
@@ -161,7 +161,7 @@ class ConvMelFront(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
         features = []
         for i in range(self.n_windows):
-            parts = transform(waveform, self.get_buffer(f"kernels_{i}"), self.hop_length)
+            parts = transform(waveform, self.get_buffer(f"kernels_{i}"), self.hop_length, self.ahead[i])
             magnitude = rearrange((parts.square().sum(dim=0) + 1).sqrt(), "b c f t -> b c t f")
             mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
             scaled = mel / (2 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)

@@ -69,6 +69,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "hop_lengths": list(c.hop_lengths),
         "code_rates": c.code_rates,
         "codebook_size": c.codebook_size,
+        "latency_seconds": tokenizer.latency_seconds,
         "priors": [folder.name for folder in prior_folders(path)],
     }
 

@@ -2,6 +2,7 @@
 
 Modules here, in `encoder.py`, `fronts.py` and `decoders.py` have a `radius`: the receptive field to one side,
 in frames of their input (`radius_samples`: in samples). `VQVAE` adds them up for the context of chunks.
+Causal convolutions look twice as far back, and not ahead.
 """
 
 from typing import Literal
@@ -14,13 +15,29 @@ from torch.nn import functional as F
 BlockKind = Literal["convnext", "dilated"]
 
 
+class Conv1d(nn.Conv1d):
+    """Zeros at both sides keep the length, or all of them on the left (`causal`): no frame depends on later ones."""
+
+    def __init__(
+        self, dim_in: int, dim_out: int, kernel_size: int, stride: int = 1, dilation: int = 1, groups: int = 1,
+        causal: bool = False,
+    ):  # fmt: skip
+        zeros = dilation * (kernel_size - 1) - (stride - 1)
+        self.left = zeros if causal else 0
+        padding = 0 if causal else zeros // 2
+        super().__init__(dim_in, dim_out, kernel_size, stride, padding, dilation, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.left, 0)) if self.left else x)
+
+
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, then a two-layer MLP on each frame (ConvNeXt, arXiv:2201.03545, fig. 4)."""
 
-    def __init__(self, dim: int, index: int, n_blocks: int):
+    def __init__(self, dim: int, index: int, n_blocks: int, causal: bool = False):
         super().__init__()
         self.radius = 3
-        self.depthwise = nn.Conv1d(dim, dim, kernel_size=7, padding=self.radius, groups=dim)
+        self.depthwise = Conv1d(dim, dim, kernel_size=7, groups=dim, causal=causal)
         self.norm = nn.LayerNorm(dim)
         self.expand = nn.Linear(dim, 3 * dim)
         self.contract = nn.Linear(3 * dim, dim)
@@ -35,10 +52,10 @@ class ConvNeXtBlock(nn.Module):
 class DilatedBlock(nn.Module):
     """Dilated and 1×1 convolution with ReLU; dilation 3^index (Jukebox, arXiv:2005.00341, appendix B)."""
 
-    def __init__(self, dim: int, index: int, n_blocks: int):
+    def __init__(self, dim: int, index: int, n_blocks: int, causal: bool = False):
         super().__init__()
         self.radius = 3**index
-        self.dilated = nn.Conv1d(dim, dim, kernel_size=3, padding=self.radius, dilation=self.radius)
+        self.dilated = Conv1d(dim, dim, kernel_size=3, dilation=self.radius, causal=causal)
         self.pointwise = nn.Conv1d(dim, dim, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, dim, time]
@@ -51,27 +68,32 @@ BLOCKS = {"convnext": ConvNeXtBlock, "dilated": DilatedBlock}
 class Stack(nn.Sequential):
     """`n_blocks` residual blocks of one kind."""
 
-    def __init__(self, kind: BlockKind, dim: int, n_blocks: int):
-        blocks = [BLOCKS[kind](dim, i, n_blocks) for i in range(n_blocks)]
+    def __init__(self, kind: BlockKind, dim: int, n_blocks: int, causal: bool = False):
+        blocks = [BLOCKS[kind](dim, i, n_blocks, causal) for i in range(n_blocks)]
         super().__init__(*blocks)
         self.radius = sum(block.radius for block in blocks)
 
 
-class Downsample(nn.Conv1d):
+class Downsample(Conv1d):
     """Strided convolution: `stride` frames become one, with half a stride of overlap to each side."""
 
-    def __init__(self, dim_in: int, dim_out: int, stride: int):
+    def __init__(self, dim_in: int, dim_out: int, stride: int, causal: bool = False):
         self.radius = stride // 2 + stride
-        super().__init__(dim_in, dim_out, stride + 2 * (stride // 2), stride=stride, padding=stride // 2)
+        super().__init__(dim_in, dim_out, stride + 2 * (stride // 2), stride=stride, causal=causal)
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]  # a random bias would be louder than quiet music
 
 
 class Upsample(nn.ConvTranspose1d):
     """The transpose of `Downsample`: one frame becomes `stride`."""
 
-    def __init__(self, dim_in: int, dim_out: int, stride: int):
-        self.radius = 1
-        super().__init__(dim_in, dim_out, stride + 2 * (stride // 2), stride=stride, padding=stride // 2)
+    def __init__(self, dim_in: int, dim_out: int, stride: int, causal: bool = False):
+        self.radius, self.causal = 1, causal
+        padding = 0 if causal else stride // 2
+        super().__init__(dim_in, dim_out, stride + 2 * (stride // 2), stride=stride, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, dim_in, time] -> [b, dim_out, time * stride]
+        y = super().forward(x)
+        return y[..., : x.shape[-1] * self.stride[0]] if self.causal else y
 
 
 def factor_strides(hop_length: int, max_stride: int) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
-from audiovq.tokenizer.blocks import BlockKind, Stack, Upsample, factor_strides, overlap_add
+from audiovq.tokenizer.blocks import BlockKind, Conv1d, Stack, Upsample, factor_strides, overlap_add
 from audiovq.tokenizer.pitch import PitchSpectrogram, pitches
 from audiovq.tokenizer.tones import Oscillators
 
@@ -34,7 +34,9 @@ class IstftDecoder(nn.Module):
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
         spectrum: Literal["polar", "complex"] = "polar"  # each bin as magnitude and phase, or both parts
 
-    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int):
+    def __init__(
+        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
+    ):
         super().__init__()
         if config.overlap % 2 or hop_length % 2:
             raise ValueError(
@@ -43,11 +45,12 @@ class IstftDecoder(nn.Module):
             )
         self.channels, self.hop_length, self.overlap = channels, hop_length, config.overlap
         self.n_fft, self.polar = hop_length * config.overlap, config.spectrum == "polar"
-        self.enter = nn.Conv1d(dim, config.dim, kernel_size=7, padding=3)
-        self.stack = Stack("convnext", config.dim, config.n_blocks)
+        self.enter = Conv1d(dim, config.dim, kernel_size=7, causal=causal)
+        self.stack = Stack("convnext", config.dim, config.n_blocks, causal)
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, channels * (self.n_fft + 2))
         self.radius = 3 + self.stack.radius + config.overlap
+        self.ahead = config.overlap // 2  # frames that overlap a hop from later on
         self.period = config.overlap  # frames
         self.window = nn.Buffer(torch.hann_window(self.n_fft), persistent=False)
         with torch.no_grad():
@@ -118,8 +121,10 @@ class ToneDecoder(IstftDecoder):
         high: float = Field(default=112, ge=1, le=136)
         per_semitone: int = Field(default=5, ge=1, le=20)
 
-    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int):
-        super().__init__(dim, channels, hop_length, config, sample_rate)
+    def __init__(
+        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
+    ):
+        super().__init__(dim, channels, hop_length, config, sample_rate, causal)
         self.pitches = pitches(config.low, config.high, config.per_semitone, sample_rate)
         self.tone_head = nn.Linear(config.dim, channels * len(self.pitches))
         self.oscillators = Oscillators(self.pitches, hop_length, sample_rate)
@@ -167,20 +172,22 @@ class ConvDecoder(nn.Module):
         n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
         n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes
 
-    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int):
+    def __init__(
+        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
+    ):
         super().__init__()
         strides = factor_strides(hop_length, config.max_stride)
-        stack = Stack(config.block, dim, config.n_blocks)
-        layers: list[nn.Module] = [nn.Conv1d(dim, dim, kernel_size=7, padding=3), stack]
+        stack = Stack(config.block, dim, config.n_blocks, causal)
+        layers: list[nn.Module] = [Conv1d(dim, dim, kernel_size=7, causal=causal), stack]
         radius, width, rate = 3.0 + stack.radius, dim, 1
         for i, stride in enumerate(reversed(strides)):
             narrower = min(dim, config.base_dim * 2 ** (len(strides) - 1 - i))
-            stack = Stack(config.block, narrower, config.n_stride_blocks)
-            layers += [Upsample(width, narrower, stride), stack]
+            stack = Stack(config.block, narrower, config.n_stride_blocks, causal)
+            layers += [Upsample(width, narrower, stride, causal), stack]
             radius, width, rate = radius + 1 / rate + stack.radius / (rate * stride), narrower, rate * stride
-        layers += [nn.GELU(), nn.Conv1d(width, channels, kernel_size=7, padding=3)]
+        layers += [nn.GELU(), Conv1d(width, channels, kernel_size=7, causal=causal)]
         self.layers = nn.Sequential(*layers)
-        self.period = 1
+        self.ahead, self.period = 0, 1
         self.radius = math.ceil(radius + 3 / rate)
 
     def initialise(self, waveform: Tensor) -> None:

@@ -21,17 +21,25 @@ class Encoder(nn.Module):
     hop have the same features.
     """
 
-    def __init__(self, channels: int, hop_lengths: list[int], dim: int, config: EncoderConfig, sample_rate: int):
+    def __init__(
+        self,
+        channels: int,
+        hop_lengths: list[int],
+        dim: int,
+        config: EncoderConfig,
+        sample_rate: int,
+        causal: bool = False,
+    ):
         super().__init__()
         rate = hop_lengths[-1]  # samples per frame of the features so far
-        self.front = FRONTS[config.front.kind](channels, rate, dim, config.front, sample_rate)
+        self.front = FRONTS[config.front.kind](channels, rate, dim, config.front, sample_rate, causal)
         self.radius_samples = self.front.radius_samples
         self.downs, self.stacks = nn.ModuleList(), nn.ModuleList()  # one per hop, fine to coarse
         hops = sorted(set(hop_lengths))
         self.n_levels = [hop_lengths.count(hop) for hop in hops]
         for hop in hops:
-            down = Downsample(dim, dim, hop // rate) if hop > rate else nn.Identity()
-            stack = Stack(config.block, dim, config.n_blocks)
+            down = Downsample(dim, dim, hop // rate, causal) if hop > rate else nn.Identity()
+            stack = Stack(config.block, dim, config.n_blocks, causal)
             self.radius_samples += getattr(down, "radius", 0) * rate + stack.radius * hop
             self.downs.append(down)
             self.stacks.append(stack)

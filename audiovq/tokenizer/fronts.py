@@ -28,13 +28,16 @@ class ConvFront(nn.Module):
         max_stride: int = Field(default=8, ge=2)  # the hop is split into strides of at most this
         n_blocks: int = Field(default=1, ge=0)  # residual blocks after each stride
 
-    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
+    def __init__(
+        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
+    ):
         super().__init__()
         layers: list[nn.Module] = []
-        width, rate, self.radius_samples = channels, 1, 0
+        width, rate, self.radius_samples, self.ahead_samples = channels, 1, 0, 0
         for i, stride in enumerate(factor_strides(hop_length, config.max_stride)):
             wider = min(dim, config.base_dim * 2**i)
-            down, stack = Downsample(width, wider, stride), Stack(config.block, wider, config.n_blocks)
+            down = Downsample(width, wider, stride, causal)
+            stack = Stack(config.block, wider, config.n_blocks, causal)
             layers += [down, stack]
             self.radius_samples += down.radius * rate + stack.radius * rate * stride
             width, rate = wider, rate * stride
@@ -79,10 +82,19 @@ def mel_filters(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
     return torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, highest, n_mels, sample_rate, **options)
 
 
-def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int) -> Tensor:
-    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on hop t."""
+def samples_ahead(n_fft: int, hop_length: int, causal: bool) -> int:
+    """How far a window reaches beyond its hop: centred on it, or by half a hop at most, so that long windows look back."""
+    side = n_fft - hop_length
+    centred = side - side // 2
+    return min(centred, hop_length // 2) if causal else centred
+
+
+def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int, ahead: int | None = None) -> Tensor:
+    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on hop t, or ends `ahead` samples
+    after it."""
     side = len(window) - hop_length
-    frames = F.pad(waveform.float(), (side // 2, side - side // 2)).unfold(-1, len(window), hop_length)
+    ahead = side - side // 2 if ahead is None else ahead
+    frames = F.pad(waveform.float(), (side - ahead, ahead)).unfold(-1, len(window), hop_length)
     return torch.fft.rfft(frames * window, norm="ortho")
 
 
@@ -93,10 +105,13 @@ class StftFront(SpectralFront):
         kind: Literal["stft"] = "stft"
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop
 
-    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
+    def __init__(
+        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
+    ):
         n_fft = hop_length * config.overlap
         super().__init__(channels * 3 * (n_fft // 2 + 1), dim)
         self.hop_length, self.radius_samples = hop_length, n_fft
+        self.ahead_samples = samples_ahead(n_fft, hop_length, causal)
         self.window = nn.Buffer(torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
@@ -116,7 +131,7 @@ class StftFront(SpectralFront):
     def parts(self, waveform: Tensor) -> list[Tensor]:
         """Logarithmic magnitude, real and imaginary part, each float32 [b, channels, time, bins]."""
         with torch.autocast(waveform.device.type, enabled=False):
-            spectrum = short_time_spectrum(waveform, self.window, self.hop_length)
+            spectrum = short_time_spectrum(waveform, self.window, self.hop_length, self.ahead_samples)
             log_power = (spectrum.real.square() + spectrum.imag.square() + LEAST_POWER).log()
             log_magnitude = log_power / (4 * math.log(10)) + 1  # -40 dB is 0, full scale about 1
             compression = torch.exp(-0.35 * log_power)  # magnitude ** -0.7
@@ -136,11 +151,15 @@ class MelFront(SpectralFront):
         overlaps: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 8), min_length=1)
         n_mels: int = Field(default=512, ge=8)  # bands; a short window has at most a 12th of its samples
 
-    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int):
+    def __init__(
+        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
+    ):
         n_ffts = [hop_length * overlap for overlap in config.overlaps]
         n_mels = [max(2, min(config.n_mels, n // 12)) for n in n_ffts]
         super().__init__(channels * sum(n_mels), dim)
         self.hop_length, self.radius_samples = hop_length, max(n_ffts)
+        self.ahead = [samples_ahead(n, hop_length, causal) for n in n_ffts]
+        self.ahead_samples = max(self.ahead)
         self.n_ffts, self.n_mels = n_ffts, n_mels
         for i, (n, bands) in enumerate(zip(n_ffts, n_mels, strict=True)):
             self.register_buffer(f"filters_{i}", mel_filters(n, bands, sample_rate), persistent=False)
@@ -154,7 +173,8 @@ class MelFront(SpectralFront):
         features = []
         with torch.autocast(waveform.device.type, enabled=False):
             for i in range(len(self.n_ffts)):
-                spectrum = short_time_spectrum(waveform, self.get_buffer(f"window_{i}"), self.hop_length)
+                window = self.get_buffer(f"window_{i}")
+                spectrum = short_time_spectrum(waveform, window, self.hop_length, self.ahead[i])
                 magnitude = (spectrum.real.square() + spectrum.imag.square() + LEAST_POWER).sqrt()
                 mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL)
                 features.append(rearrange(mel.log10() / 2 + 1, "b c t m -> b (c m) t"))

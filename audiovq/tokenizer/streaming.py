@@ -30,7 +30,7 @@ class StreamingEncoder:
     @property
     def latency_seconds(self) -> float:
         """The longest time from the first sample of a code until the code comes: context and a chunk."""
-        return (self.windows.step + self.windows.context) / self.network.config.sample_rate
+        return (self.windows.step + self.windows.ahead) / self.network.config.sample_rate
 
     @torch_defaults()
     def push(self, waveform: Tensor) -> list[Tensor]:
@@ -98,18 +98,20 @@ class StreamingDecoder:
 def encoder_windows(network: VQVAE, chunk_samples: int) -> Windows:
     """Windows on a waveform [channels, samples]."""
     hop = network.config.hop_lengths[0]
-    return Windows(max(1, chunk_samples // hop) * hop, -(-network.encoder_radius // hop) * hop)
+    context, ahead = -(-network.encoder_radius // hop) * hop, network.encoder_ahead
+    return Windows(max(1, chunk_samples // hop) * hop, context, ahead=ahead)
 
 
 def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int, ahead_samples: int | None = None) -> Windows:
     """Windows on the codes [n] of the first levels; they start at multiples of the decoder's period."""
     period, hops = network.period, network.config.hop_lengths[:n_levels]
-    context = -(-network.decoder_radius // period) * period
-    if ahead_samples is None:
-        return Windows(max(1, chunk_samples // period) * period, context, hops)
-    step, ahead = max(1, round(chunk_samples / hops[0])) * hops[0], round(ahead_samples / hops[0]) * hops[0]
-    back = (1 + 2 * ahead // period) * period  # at least twice as far back, whose end matters much less than that ahead
-    return Windows(step, min(back, context), hops, min(ahead, context), period)
+    step, context = max(1, round(chunk_samples / hops[0])) * hops[0], -(-network.decoder_radius // hops[0]) * hops[0]
+    ahead = -(-network.decoder_ahead // hops[0]) * hops[0]
+    if ahead_samples is not None and ahead_samples < ahead:
+        ahead = round(ahead_samples / hops[0]) * hops[0]
+        # At least twice as far back, whose end matters much less than that ahead.
+        context = min(context, (1 + 2 * ahead // period) * period)
+    return Windows(step, context, hops, ahead, period)
 
 
 def encode_windows(network: VQVAE, windows: Sequence[Window]) -> list[list[Tensor]]:

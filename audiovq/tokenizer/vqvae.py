@@ -52,6 +52,7 @@ class VQVAEConfig(Config):
     topology: Literal["residual", "independent", "bands"] = "residual"
     bands: BandsConfig = BandsConfig()  # of topology bands
     shared_codebook: bool = True
+    causal: bool = False  # convolutions look back only, so that live sound needs little of the future
     dim: int = Field(default=256, ge=8)  # channels of the features
     whiten_latents: bool = False  # uncorrelated channels, with which levels share a codebook better
     level_dropout: float = Field(default=0.5, ge=0, le=1)  # residual: part of the items that train with fewer levels
@@ -62,6 +63,8 @@ class VQVAEConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> VQVAEConfig:
         check_hop_lengths(self.hop_lengths, self.topology)
+        if self.causal and (self.topology == "bands" or self.decoder.kind == "tones"):
+            raise ValueError("causal: expected topology residual or independent and decoder istft or conv")
         if self.topology == "bands" and (self.channels > 1 or self.hop_lengths[0] % self.bands.frames_per_code):
             raise ValueError(
                 f"topology bands: expected 1 channel and hop_lengths divisible by {self.bands.frames_per_code} "
@@ -113,7 +116,8 @@ class ResidualAutoencoder(nn.Module):
             self.combiner = BandCombiner(dim, config.bands, n)
             finest //= config.bands.frames_per_code
         else:
-            self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, config.sample_rate)
+            rate, causal = config.sample_rate, config.causal
+            self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, rate, causal)
         # Per level: into the space of the codebook, and back.
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
         self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
@@ -121,13 +125,19 @@ class ResidualAutoencoder(nn.Module):
         self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, out_dim) for _ in hop_lengths)
         # From each level's rate to the next finer one's.
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
-        self.ups = nn.ModuleList(Upsample(dim, dim, r) if r > 1 else nn.Identity() for r in ratios)
-        self.decoder = DECODERS[config.decoder.kind](dim, config.channels, finest, config.decoder, config.sample_rate)
+        self.ups = nn.ModuleList(Upsample(dim, dim, r, config.causal) if r > 1 else nn.Identity() for r in ratios)
+        kind, rate = DECODERS[config.decoder.kind], config.sample_rate
+        self.decoder = kind(dim, config.channels, finest, config.decoder, rate, config.causal)
         # Receptive fields to one side, in samples: of a code, and of a decoded sample.
         ups_radius = sum(hop for ratio, hop in zip(ratios, hop_lengths, strict=False) if ratio > 1)
         combiner_radius = self.combiner.radius * hop_lengths[-1] if self.combiner else 0
         self.encoder_radius = self.encoder.radius_samples + ups_radius
         self.decoder_radius = self.decoder.radius * finest + ups_radius + combiner_radius
+        # As far as they look ahead: back and ahead alike, or hardly ahead and twice as far back.
+        self.encoder_ahead, self.decoder_ahead = self.encoder_radius, self.decoder_radius
+        if config.causal:
+            self.encoder_ahead, self.decoder_ahead = self.encoder.front.ahead_samples, self.decoder.ahead * finest
+            self.encoder_radius, self.decoder_radius = 2 * self.encoder_radius, 2 * self.decoder_radius
         self.period = self.decoder.period * finest  # samples
 
     def features(self, waveform: Tensor, microbatch_size: int | None = None) -> list[Tensor]:
@@ -210,6 +220,9 @@ class VQVAE(nn.Module):
         # Receptive fields of a code and of a decoded sample to one side, in samples.
         self.encoder_radius: int = max(autoencoder.encoder_radius for autoencoder in self.groups)
         self.decoder_radius: int = max(autoencoder.decoder_radius for autoencoder in self.groups)
+        # As far as they look ahead.
+        self.encoder_ahead: int = max(autoencoder.encoder_ahead for autoencoder in self.groups)
+        self.decoder_ahead: int = max(autoencoder.decoder_ahead for autoencoder in self.groups)
         # Samples; a chunk that is decoded alone must begin at a multiple of it in the track.
         self.period = math.lcm(hops[0], *(autoencoder.period for autoencoder in self.groups))
 
