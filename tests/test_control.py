@@ -241,16 +241,18 @@ def test_chroma_names_the_pitch_class_at_its_time(hop: int, monkeypatch: pytest.
     assert np.array_equal(chroma_classes(wave, 8000, hop), found)
 
 
+@pytest.mark.parametrize("kind", ["chroma", "notes"])
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_each_code_depends_on_the_chroma_of_its_own_time(level: int) -> None:
-    prior = make(level, (KINDS["chroma"](),))
+def test_each_code_depends_on_the_chroma_or_notes_of_its_own_time(level: int, kind: str) -> None:
+    prior = make(level, (KINDS[kind](),))
     n = -(-5000 // HOPS[level])
     chroma = torch.arange(20) % 13 + 1
 
     def context(chroma: torch.Tensor | None, start: int = 0, end: int = n) -> torch.Tensor:
         coarser = [torch.zeros(1, 20).long(), torch.zeros(1, 40).long()]
         around = coarser_at_rate_above(prior, coarser, 1, n, start, end)
-        return GuidedPrior(prior, conditions_of(prior, 1, 5000, {}, chroma=chroma)).context(around, start, end)[0]
+        request = Request(5000, [0], 0, {}, **{kind: chroma})  # type: ignore[arg-type]
+        return GuidedPrior(prior, piece_conditions(prior, request, 1)).context(around, start, end)[0]
 
     with torch.no_grad():
         other = chroma.clone()

@@ -63,7 +63,7 @@ def test_every_shift_has_chroma_with_its_codes(controlled_run: Path, tiny_run: P
         shift = seen.get(track.path, 0) * 128  # two shifts of a hop of 256
         seen[track.path] = seen.get(track.path, 0) + 1
         expected = chroma_classes(waveform[:, shift:], 8000, 256)
-        assert np.array_equal(shards.chroma(track), expected)
+        assert np.array_equal(shards.frames(track, "chroma"), expected)
         assert len(expected) == track.lengths[0]
     assert seen == {"track-0.wav": 2, "track-1.wav": 2, "track-2.wav": 2, "track-3.wav": 1}
     plain = Shards(tiny_run / "codes")  # computed only if a prior asks for it
@@ -91,7 +91,7 @@ def test_a_window_has_text_chroma_and_the_right_side_of_its_gap(controlled_run: 
         for t in range(16):  # as `ChromaConditioner` reads it
             frame = int(window["chroma"][(start % 2**level + t) // 2**level])
             time = (start + t) // 2**level
-            assert frame == (shards.chroma(track)[time] if time < track.lengths[0] else 0)
+            assert frame == (shards.frames(track, "chroma")[time] if time < track.lengths[0] else 0)
     gaps = [int(data[i]["gap_end"]) - int(data[i]["position"]) for i in range(200) if int(data[i]["gap_end"]) >= 0]
     assert 70 < len(gaps) < 130
     assert min(gaps) >= 1

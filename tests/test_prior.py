@@ -196,13 +196,13 @@ def test_contract_of_every_conditioner(kind: str) -> None:
     nothing = Conditions({"genre": torch.tensor([0, 0])}, torch.tensor([9000, 9000]), torch.tensor([4, 4]))
     unknown = everything(nothing)
     assert torch.allclose(unknown[0], unknown[1])
-    if kind in {"label", "text", "chroma"}:  # what guidance strengthens: dropped is the same as unknown
+    if kind in {"label", "text", "chroma", "notes"}:  # what guidance strengthens: dropped is the same as unknown
         assert torch.allclose(everything(given.only_where(torch.tensor([False, False]))), unknown)
         assert torch.allclose(dropped, unknown)
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("timing", {}), ("label", {"name": "genre"}), ("chroma", {}), ("text", {})]
+    ("kind", "options"), [("timing", {}), ("label", {"name": "genre"}), ("chroma", {}), ("notes", {}), ("text", {})]
 )
 def test_a_dropout_of_one_silences_a_conditioner_in_training_and_after(kind: str, options: dict) -> None:
     def some(known: bool) -> Conditions:

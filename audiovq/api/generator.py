@@ -209,6 +209,8 @@ class Generator(Shareable):
         labels: Mapping[str, str] | None = None,
         text: str = "",
         chroma: str | Path | None = None,
+        notes: Any = None,
+        chords: str | None = None,
     ) -> list[float]:
         """The information of each piece's codes under the priors in bits per second; likelier codes have less.
         Raises ValueError for codes of another tokenizer or of unequal lengths, and for unknown conditions."""
@@ -217,7 +219,7 @@ class Generator(Shareable):
             if piece.n_samples != pieces[0].n_samples:
                 raise ValueError(f"pieces: expected equal lengths, found {pieces[0].n_samples} and {piece.n_samples}")
         costs: list[float] = []
-        options = PieceOptions(labels=labels or {}, text=text, chroma=chroma)
+        options = PieceOptions(labels=labels or {}, text=text, chroma=chroma, notes=notes, chords=chords)
         for i in range(0, len(pieces), ITEMS_AT_ONCE):
             group = pieces[i : i + ITEMS_AT_ONCE]
             request = make_request(self.priors, group[0].n_samples, 0, options)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from audiovq.config import build, whole_number
 from audiovq.data import audio
 from audiovq.data.conditions import chroma_classes
+from audiovq.data.notes import asked_frames, chord_frames
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.engine import precisions
@@ -28,10 +30,14 @@ class PieceOptions:
             three, one value or one per level; None is what the model recommends.
         top_k: draw from the k most likely codes; 0 is all.
         top_p: draw from the most likely codes that together have this probability.
-        guidance: how strongly labels, text and chroma are followed; 1 is as trained.
+        guidance: how strongly labels, text, chroma and notes are followed; 1 is as trained.
         labels: such as {"genre": "folk"}.
         text: a caption or lyrics, for a model that was trained with texts.
         chroma: a recording whose melody and harmony to follow, for a model that was trained with chroma.
+        notes: which notes to follow, for a model that was trained with notes: a MIDI file; a recording, from which
+            they are estimated; a list of (start and end in seconds, MIDI pitch); a list of MIDI pitches, which sound
+            all the time; or an array of frames, see `audiovq.data.notes`. After their end they are unknown.
+        chords: such as "C G/B Am:4 N", two seconds each or as many as the number says; repeated to the end.
         precision: of the priors' arithmetic, see `sampling.engine.precisions`.
         progress: show a progress bar.
     """
@@ -43,13 +49,15 @@ class PieceOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
     chroma: str | Path | None = None
+    notes: Any = None
+    chords: str | None = None
     precision: str = "auto"
     progress: bool = False
 
     @property
     def conditional(self) -> bool:
         """Whether there is something for guidance to strengthen."""
-        return bool(self.labels or self.text or self.chroma)
+        return bool(self.labels or self.text or self.chroma or self.chords) or self.notes is not None
 
 
 def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions) -> list[SamplingConfig]:
@@ -75,7 +83,7 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
     if not 0 <= seed < 1 << 63:  # the noise would not differ
         raise ValueError(f"seed: expected 0 to {(1 << 63) - 1}, found {seed}")
     if options.guidance is not None and not options.conditional:
-        raise ValueError("guidance: expected a label, text or chroma to follow, found none of them")
+        raise ValueError("guidance: expected a label, text, chroma, notes or chords to follow, found none of them")
     labels = _label_indexes(priors[0].spec.vocabularies, options.labels)
     longest, n_bytes = max(prior.config.extra_inputs["text_bytes"] for prior in priors), len(options.text.encode())
     if n_bytes and not longest:
@@ -84,7 +92,7 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
         raise ValueError(f"text: expected at most {longest} bytes in UTF-8, found {n_bytes}")
     chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
     precision = compat.current_precision(options.precision, precisions(priors[0].head.weight.device))
-    return Request(n_samples, [], seed, labels, options.text, chroma, precision)
+    return Request(n_samples, [], seed, labels, options.text, chroma, precision, _notes(priors, n_samples, options))
 
 
 def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:
@@ -108,3 +116,22 @@ def _reference_chroma(priors: Sequence[Prior], path: str | Path) -> Tensor:
     spec = priors[0].spec
     waveform, rate = audio.read_audio(path, spec.sample_rate)
     return torch.from_numpy(chroma_classes(waveform, rate, spec.hop_lengths[0])).long()
+
+
+def _notes(priors: Sequence[Prior], n_samples: int, options: PieceOptions) -> Tensor | None:
+    """The frames of notes or chords, one per code of level 0: int64 [n_frames]."""
+    if options.notes is None and not options.chords:
+        return None
+    name, spec = "chords" if options.chords else "notes", priors[0].spec
+    if options.chords and options.notes is not None:
+        raise ValueError("notes, chords: expected one of them, found both")
+    if not any(prior.config.extra_inputs["notes"] for prior in priors):
+        raise ValueError(f"{name}: this model was trained without; expected a prior with a notes conditioner")
+    rate, hop = spec.sample_rate, spec.hop_lengths[0]
+    n_frames = -(-n_samples // hop)
+    if options.chords:
+        once = chord_frames(options.chords, hop / rate)
+        frames = np.tile(once, -(-n_frames // len(once)))  # whole, because `Live` begins again after them
+    else:
+        frames = asked_frames(options.notes, rate, hop, n_frames)
+    return torch.from_numpy(frames).long()

@@ -51,7 +51,7 @@ PIECE_OPTIONS = (
     level_option("--temperature", float, "Above 1 wilder, below 1 tamer"),
     level_option("--top-k", int, "Only the k likeliest codes, 0 for all"),
     level_option("--top-p", float, "Only the likeliest codes, up to probability p"),
-    level_option("--guidance", float, "How closely labels, text and chroma are followed, 1 as trained"),
+    level_option("--guidance", float, "How closely labels, text, chroma and notes are followed, 1 as trained"),
     click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE", help=LABEL_HELP),
     click.option("--text", default="", help="A caption or lyrics, for a model trained with them."),
     click.option("--precision", default="auto", show_default=True, help="fp32, fp16 (CPU) or bf16 (GPU)."),

@@ -1,6 +1,7 @@
 """What a prior can follow besides labels: a text, and the chroma of a melody, the strongest pitch class at each moment."""
 
 import math
+from collections.abc import Iterator
 
 import librosa
 import numpy as np
@@ -15,9 +16,23 @@ FRAMES_AT_ONCE = 1024
 def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
     """Float [channels, samples] -> pitch classes 1 to 13, uint8 [ceil(samples / hop_length)].
 
-    The window of frame i is centred on samples [i · hop_length, (i + 1) · hop_length), so that with the top
-    level's hop frame i and top code i are at the same time. It is computed in blocks, in bounded memory.
     Source: MusicGen, arXiv:2306.05284, section 2.3 (the argmax of a chromagram). Differs: silence is a class.
+    """
+    parts = []
+    for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
+        bands = librosa.feature.chroma_stft(
+            y=piece, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, center=False, tuning=0.0, norm=None
+        )
+        parts.append(np.where(quiet, SILENT, bands[:, : len(quiet)].argmax(axis=0) + 1))
+    return np.concatenate(parts).astype(np.uint8)
+
+
+def frame_blocks(waveform: Tensor, sample_rate: int, hop_length: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    """Blocks of float [channels, samples] for spectra, in bounded memory: the samples (mono), the length of a window,
+    and which of the block's frames are silent, bool [n_frames].
+
+    The window of frame i is centred on samples [i · hop_length, (i + 1) · hop_length), so that with the top
+    level's hop frame i and top code i are at the same time.
     """
     mono = waveform.float().mean(dim=0).cpu().numpy()
     n_frames = -(-len(mono) // hop_length)
@@ -25,17 +40,11 @@ def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.nd
     n_fft = 1 << max(round(math.log2(0.2 * sample_rate)), (hop_length - 1).bit_length())
     lead = (n_fft - hop_length) // 2
     padded = np.pad(mono, (lead, n_fft + hop_length))
-    parts = []
     for start in range(0, n_frames, FRAMES_AT_ONCE):
         end = min(start + FRAMES_AT_ONCE, n_frames)
-        piece = padded[start * hop_length : (end - 1) * hop_length + n_fft]
-        bands = librosa.feature.chroma_stft(
-            y=piece, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, center=False, tuning=0.0, norm=None
-        )
         own = padded[lead + start * hop_length : lead + end * hop_length].reshape(-1, hop_length)
-        quiet = np.sqrt((own**2).mean(axis=1)) < QUIET
-        parts.append(np.where(quiet, SILENT, bands[:, : end - start].argmax(axis=0) + 1))
-    return np.concatenate(parts).astype(np.uint8)
+        piece = padded[start * hop_length : (end - 1) * hop_length + n_fft]
+        yield piece, n_fft, np.sqrt((own**2).mean(axis=1)) < QUIET
 
 
 def track_text(labels: dict[str, str]) -> str:

@@ -113,7 +113,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
     and with the options of that name:
 
         text [text_bytes]: see `text_bytes`
-        chroma [frames]: pitch class at each top code, from the first target on; 0 outside the track
+        chroma [frames]: chroma or notes at each top code, from the first target on; 0 outside the track
         right [infill_codes], gap_end []: the codes after a gap, and where they begin in the track; -1 without
             a gap. A share `infill_rate` of the windows has one. Half of the gaps end within the window, where
             the codes after the gap do not count, the others up to a window later.
@@ -131,15 +131,16 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         *,
         text_bytes: int = 0,
         chroma: bool = False,
+        notes: bool = False,
         infill_codes: int = 0,
         infill_rate: float = 0.0,
     ):
         self.shards, self.level, self.seed = shards, level, seed
         self.context, self.context_codes = context, context_codes
-        self.text_bytes, self.chroma = text_bytes, chroma
+        self.text_bytes, self.frames = text_bytes, "chroma" if chroma else "notes" if notes else ""
         self.infill_codes, self.infill_rate = infill_codes, infill_rate
-        if chroma and not shards.index.chroma:
-            raise ValueError(f"{shards.folder}: no chroma; delete the folder and run the codes stage again")
+        if self.frames and self.frames not in shards.index.extras:
+            raise ValueError(f"{shards.folder}: no {self.frames}; delete the folder and run the codes stage again")
         self.tracks = shards.index.tracks.of(split)
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
@@ -190,15 +191,15 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         }
 
     def _options(self, track: ShardTrack, start: int, gap_end: int | None) -> dict[str, Tensor]:
-        """Text, chroma and the right side of a gap, as far as they are options."""
+        """Text, chroma or notes and the right side of a gap, as far as they are options."""
         extra: dict[str, Tensor] = {}
         if self.text_bytes:
             extra["text"] = text_bytes(track_text(track.labels), self.text_bytes)
-        if self.chroma:
+        if self.frames:
             hops = self.shards.index.hop_lengths
             codes_per_frame = hops[0] // hops[self.level]
             frames = np.zeros(-(-self.context // codes_per_frame) + 1, dtype=np.int64)
-            found = self.shards.chroma(track)[start // codes_per_frame :][: len(frames)]
+            found = self.shards.frames(track, self.frames)[start // codes_per_frame :][: len(frames)]
             frames[: len(found)] = found
             extra["chroma"] = torch.from_numpy(frames)
         if self.infill_codes:

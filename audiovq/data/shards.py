@@ -2,6 +2,7 @@
 
 shard-00000-level-0.npy …   one file per level: codes of many tracks in a row, uint16 or int32
 shard-00000-chroma.npy      one pitch class per top code, if the data set has chroma
+shard-00000-notes.npy       one frame of notes per top code, uint16, if the data set has notes
 tracks.jsonl                one line per track: path, sha256, split, labels
 tracks.npy                  int64, one row per track: where its line and its codes are
 index.json                  format and tokenizer, size and CRC-32 of every file (of a shard, of each block); written last
@@ -26,6 +27,7 @@ from audiovq import config as conf
 from audiovq.data import storage
 from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.conditions import SILENT
+from audiovq.data.notes import N_FRAMES
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
 from audiovq.utils.progress import track as progress
@@ -124,11 +126,17 @@ class ShardIndex:
     codebook_size: int
     chroma: bool = False  # whether the shards also have pitch classes, see `data/conditions.py`
     n_shards: int = 0
+    notes: bool = False  # whether the shards also have notes, see `data/notes.py`
     tracks: TrackTable = field(default_factory=lambda: table_of([], 0))
 
     @property
+    def extras(self) -> dict[str, type]:
+        """What the shards have for each top code besides codes, and its dtype."""
+        return ({"chroma": np.uint8} if self.chroma else {}) | ({"notes": np.uint16} if self.notes else {})
+
+    @property
     def names(self) -> list[str]:
-        kinds = [f"level-{level}" for level in range(len(self.hop_lengths))] + ["chroma"] * self.chroma
+        kinds = [f"level-{level}" for level in range(len(self.hop_lengths))] + list(self.extras)
         return [f"shard-{shard:05d}-{kind}.npy" for shard in range(self.n_shards) for kind in kinds]
 
 
@@ -136,6 +144,7 @@ class _IndexFile(Layout):
     """index.json from any source."""
 
     chroma: bool
+    notes: bool = False
     n_shards: int = Field(ge=0, le=1 << 20)
     format: Literal["audiovq-shards-2"] = FORMAT
     n_tracks: int = 0
@@ -152,22 +161,21 @@ class ShardWriter:
         self.folder, self.index = folder, index
         folder.mkdir(parents=True, exist_ok=True)
         dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
-        self.dtypes = [dtype] * len(index.hop_lengths) + [np.uint8] * index.chroma
+        self.dtypes = [dtype] * len(index.hop_lengths) + list(index.extras.values())
         self.parts: list[list[np.ndarray]] = [[] for _ in self.dtypes]  # of the current shard, a file each
         self.lengths = [0 for _ in index.hop_lengths]  # codes in the current shard, a level
         self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
         self.rows: list[list[int]] = []
         self.blocks: dict[str, list[int]] = {}
 
-    def add(self, track: Track, codes: Codes, chroma: np.ndarray | None = None) -> None:
-        """Append a track, with its chroma, uint8 [n_top_codes], if the index has chroma."""
+    def add(self, track: Track, codes: Codes, *extras: np.ndarray) -> None:
+        """Append a track, with its `ShardIndex.extras`, each [n_top_codes]."""
         values = [level.numpy() for level in codes.levels]
         n_levels = len(values)
         assert n_levels == len(self.index.hop_lengths), "expected codes of each level"
-        if self.index.chroma:
-            assert chroma is not None, "the index has chroma"
-            assert len(chroma) == len(values[0]), "expected one chroma class per top code"
-            values.append(chroma)
+        assert len(extras) == len(self.index.extras), "expected all that the index has"
+        assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
+        values += extras
         line = json_line({key: getattr(track, key) for key in LINE})
         try:
             if self.lengths[-1] and self.lengths[-1] + len(values[n_levels - 1]) > SHARD_CODES:
@@ -232,7 +240,7 @@ class Shards:
         self.sizes, self.blocks = file.sizes, file.blocks
         self._verified: set[tuple[str, int]] = set()
         layout = file.tokenizer_hash, file.sample_rate, list(file.hop_lengths), file.codebook_size
-        self.index = ShardIndex(*layout, file.chroma, file.n_shards)
+        self.index = ShardIndex(*layout, file.chroma, file.n_shards, file.notes)
         if tokenizer_hash is not None and file.tokenizer_hash != tokenizer_hash:
             raise ValueError(
                 f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of "
@@ -305,8 +313,7 @@ class Shards:
         fits &= (offsets >= 0).all(axis=1) & (lengths >= 0).all(axis=1)
         if fits.all() and len(columns):
             sizes = np.array([len(self._arrays[name]) for name in self.index.names]).reshape(self.index.n_shards, -1)
-            if self.index.chroma:
-                sizes[:, 0] = sizes[:, [0, -1]].min(axis=1)
+            sizes[:, 0] = np.delete(sizes, np.s_[1:n_levels], axis=1).min(axis=1)  # of level 0, chroma and notes
             fits &= (offsets <= sizes[shard, :n_levels] - lengths).all(axis=1)
         if not fits.all():
             wrong = f"track {int(np.argmin(fits))}"
@@ -340,11 +347,11 @@ class Shards:
             raise self._damaged(f"shard-{track.shard:05d}-level-{level}.npy", error) from None
         return codes
 
-    def chroma(self, track: ShardTrack) -> np.ndarray:
-        """Pitch classes of a track, uint8 [n_top_codes]; raises as `codes`."""
-        classes = np.asarray(self._read(track, "chroma", 0, 0, track.lengths[0]))
-        check_range(classes, SILENT + 1, f"{track.path}: pitch classes")
-        return classes
+    def frames(self, track: ShardTrack, kind: str) -> np.ndarray:
+        """Chroma or notes of a track, [n_top_codes]; raises as `codes`."""
+        frames = np.asarray(self._read(track, kind, 0, 0, track.lengths[0]))
+        check_range(frames, {"chroma": SILENT + 1, "notes": N_FRAMES}[kind], f"{track.path}: {kind}")
+        return frames
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -192,9 +192,9 @@ def encode_music(run: Run) -> None:
     run.files.require("tokenizer", "codes")
     recipe, stage = run.recipe, run.recipe.codes
     network = checkpoint.load_tokenizer(run.folder / "tokenizer")
-    with_chroma = any(prior.model.extra_inputs["chroma"] for prior in recipe.priors)
+    extras = {kind for kind in ("chroma", "notes") for prior in recipe.priors if prior.model.extra_inputs[kind]}
     tracks = run.files.scan().only(stage.only)
-    encode_data_set(run.folder / "codes", tracks, network, stage.shifts, run.device, with_chroma)
+    encode_data_set(run.folder / "codes", tracks, network, stage.shifts, run.device, extras)
 
 
 def train_priors(run: Run) -> None:

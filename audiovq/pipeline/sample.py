@@ -18,6 +18,7 @@ from audiovq.api.splice import keep_original
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter, check_writable
 from audiovq.data.codes import Codes, check_codes_output
+from audiovq.data.notes import asked_frames
 from audiovq.distributed import collectives, launch
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
@@ -138,6 +139,12 @@ def sample(
         _check_outputs(options, target, paths.values())
         folder = pick_model()
         generator = Generator.from_pretrained(folder)
+        notes, rate = options.notes, generator.sample_rate
+        if notes is not None:  # read once
+            frames = asked_frames(notes, rate, generator.hop_lengths[0])
+            seconds = len(frames) * generator.hop_lengths[0] / rate
+            seconds = seconds if options.seconds is None and not options.source else options.seconds
+            options = dataclasses.replace(options, notes=frames, seconds=seconds)
         given = _given(generator, options)
         n_samples = given.n_samples if given else generator.n_samples(options.length)
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
@@ -153,19 +160,20 @@ def sample(
                 _write(paths[item], generator.tokenizer, codes, given, options)
                 yield str(paths[item])
         collectives.barrier()  # the files of all processes are there
-        files, rate = {item: paths[item] for item in chosen}, generator.sample_rate
+        files = {item: paths[item] for item in chosen}
         names = [path.name for path in files.values()]
         listed = ", ".join(names) if len(names) < 5 else f"{len(names)} files, {names[0]} to {names[-1]},"
         again = f"--seed {seed}" + (f" --num 1 --index {chosen[0]}" if len(chosen) == 1 < options.num else "")
         say(f"{listed} in {target.parent.resolve()}; the same command with {again} makes the same music again")
         if first:
             first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
+            options = dataclasses.replace(options, notes=notes)
             finished(Sampled(options, folder, n_samples / rate, files, first_new))
 
 
 def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) -> None:
     """Raises ValueError if a file cannot be written, or would replace an input."""
-    inputs = [options.source, options.prompt, options.chroma]
+    inputs = [options.source, options.prompt, options.chroma, options.notes]
     for path in [target, *paths]:
         check_writable(path, inputs)
         if options.save_codes:
@@ -212,14 +220,15 @@ def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
     """The items that the priors rank first among those of all processes; prints a table.
 
-    The cost is the information in bits a second. With labels, a text or chroma it is that with these
+    The cost is the information in bits a second. With labels, a text, chroma or notes it is that with these
     conditions minus that without: log p(codes) - log p(codes | conditions). Source: DALL-E, arXiv:2102.12092,
     section 2.6. Differs: the prior itself ranks, instead of another network.
     """
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
     found = generator.bits_per_second(codes)
     if options.conditional:
-        conditional = generator.bits_per_second(codes, options.labels, options.text, options.chroma)
+        wanted = options.labels, options.text, options.chroma, options.notes, options.chords
+        conditional = generator.bits_per_second(codes, *wanted)
         found = [b - a for a, b in zip(found, conditional, strict=True)]
     cost = torch.zeros(options.num, dtype=torch.float64)
     cost[mine] = torch.tensor(found, dtype=torch.float64)

@@ -28,7 +28,8 @@ def _settings(sampled: Sampled) -> dict[str, str]:
     o = sampled.options
     found: dict[str, Any] = {"length": f"{sampled.seconds:g} s", "seed": o.seed}
     found |= {"label": ", ".join(f"{name}={value}" for name, value in o.labels.items()), "text": o.text}
-    found |= {"chroma": o.chroma, "prompt": o.prompt, "edit": o.source, "from": o.start, "to": o.end}
+    found |= {"chroma": o.chroma, "notes": o.notes, "chords": o.chords}
+    found |= {"prompt": o.prompt, "edit": o.source, "from": o.start, "to": o.end}
     found |= {"before": o.before or None, "after": o.after or None, "keep levels": o.keep_levels}
     for name in ("temperature", "top_k", "top_p", "guidance", "precision"):
         value = getattr(o, name)

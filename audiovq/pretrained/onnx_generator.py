@@ -29,7 +29,8 @@ FORMAT = "audiovq-generator-1"
 FACTS = "generator.json"
 MASKED = -1e9  # added to the attention scores of empty slots
 MOST_DIFFERENCE = 1e-4  # of a logit
-PER_ROW = ("previous", "labels", "chroma", "coarser", "keys", "values")  # beginnings of names of a step's inputs
+# beginnings of names of a step's inputs
+PER_ROW = ("previous", "labels", "chroma", "notes", "coarser", "keys", "values")
 
 
 @torch.no_grad()
@@ -135,6 +136,7 @@ def example_inputs(prior: Prior, graph: StepGraph) -> dict[str, Tensor]:
         "n_samples": torch.tensor([60 * spec.sample_rate]),
         "timing_end": torch.tensor([2**40]),
         "chroma": torch.ones(2, dtype=torch.int64),
+        "notes": torch.full((2,), 1 << 12),
         "gap_end": torch.tensor([c.window + 3]),
         "coarser": torch.zeros(2, level, 2 * prior.config.context_codes + 1, dtype=torch.int64),
         "text": torch.ones(2, extra["text_bytes"], dtype=torch.int64),

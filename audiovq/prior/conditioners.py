@@ -20,7 +20,8 @@ from audiovq.config import Config as BaseConfig
 from audiovq.distributed import rng
 from audiovq.prior.spec import PriorSpec
 
-N_CHROMA = 13  # twelve pitch classes and silence
+N_CLASSES = 12  # pitch classes
+N_CHROMA = 13  # and silence
 NO_GAP = -1
 
 
@@ -32,7 +33,8 @@ class Conditions:
     n_samples: Tensor  # int64 [b], length of the whole piece
     position: Tensor  # int64 [b], index in the piece of the first code of this window
     text: Tensor | None = None  # int64 [b, n_bytes], UTF-8 bytes plus one, 0 after the end
-    chroma: Tensor | None = None  # int64 [b, n_frames], pitch class plus one, from the first code's frame on
+    # int64 [b, n_frames], from the first code's frame on: pitch class plus one, or a frame of `data/notes.py`
+    chroma: Tensor | None = None
     right: Tensor | None = None  # int64 [b, n], codes after a gap; `codebook_size` outside the track, -1 unknown
     timing_end: Tensor | None = None  # int64 [b], index in the piece where timing stands still
     gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`, or NO_GAP
@@ -159,14 +161,37 @@ class ChromaConditioner(Conditioner):
         self.embedding = nn.Embedding(N_CHROMA + 1, dim)
         nn.init.normal_(self.embedding.weight, std=0.1)
 
-    def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]
+    def frames(self, conditions: Conditions, n_codes: int) -> Tensor:
+        """The frame of each code, int64 [b, n_codes], or [b, 1] if all are unknown."""
         batch, device = conditions.position.shape[0], conditions.position.device
         chroma = conditions.chroma
         if chroma is None:
-            return self.embedding(torch.zeros(batch, 1, dtype=torch.int64, device=device))
+            return torch.zeros(batch, 1, dtype=torch.int64, device=device)
         ahead = torch.arange(n_codes, device=device) + conditions.position[:, None] % self.codes_per_frame
-        frames = chroma.gather(1, ahead // self.codes_per_frame)  # [b, n_codes]
-        return self.embedding(frames * self.keep(batch, device)[:, None])
+        return chroma.gather(1, ahead // self.codes_per_frame) * self.keep(batch, device)[:, None]
+
+    def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]
+        return self.embedding(self.frames(conditions, n_codes))
+
+
+class NotesConditioner(ChromaConditioner):
+    """The pitch classes that sound at the time of each code, and the bass; see `data/notes.py`."""
+
+    class Config(BaseConfig):
+        kind: Literal["notes"] = "notes"
+        dropout: float = Field(default=0.2, ge=0, le=1)
+
+    def __init__(self, config: Config, dim: int, spec: PriorSpec):
+        super().__init__(config, dim, spec)  # type: ignore[arg-type]
+        self.embedding = nn.Embedding(N_CLASSES + 2, dim)  # of the bass; 0 is unknown
+        self.classes = nn.Parameter(0.1 * torch.randn(N_CLASSES, dim))
+        self.powers = nn.Buffer(2 ** torch.arange(N_CLASSES), persistent=False)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+
+    def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, n_codes, dim]
+        frames = self.frames(conditions, n_codes)
+        sounds = frames[..., None] // self.powers % 2  # [b, n_codes, 12]
+        return sounds.to(self.classes.dtype) @ self.classes + self.embedding(frames // 2**N_CLASSES)
 
 
 class InfillConditioner(Conditioner):
@@ -218,5 +243,6 @@ CONDITIONERS = {
     "timing": TimingConditioner,
     "text": TextConditioner,
     "chroma": ChromaConditioner,
+    "notes": NotesConditioner,
     "infill": InfillConditioner,
 }

@@ -10,7 +10,8 @@ from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
 
-KINDS = {"label", "timing", "text", "chroma", "infill"}  # conditioners whose conditions are inputs of the graphs
+# Conditioners whose conditions are inputs of the graphs.
+KINDS = {"label", "timing", "text", "chroma", "notes", "infill"}
 
 
 class StepGraph(nn.Module):
@@ -21,7 +22,7 @@ class StepGraph(nn.Module):
     mask: float [n_prefix + window], 0 for slots to attend to and -1e9 for others; the code itself has no slot yet.
     labels: int64 [b, n_labels], index in the vocabulary plus one; 0 is unknown.
     n_samples, timing_end: int64 [1], length of the piece, and the position where timing stands still.
-    chroma: int64 [b], pitch class at this code plus one; 0 is unknown.
+    chroma, notes: int64 [b], pitch class at this code plus one, or a frame of `data/notes.py`; 0 is unknown.
     gap_end: int64 [1], position of the first code after the gap, or -1.
     coarser: int64 [b, level, 2 · context_codes + 1], around this code at the rate of the next coarser level.
     keys_i, values_i: float [b, kv_heads, n_prefix + window, head_dim] of layer i, a ring after the prefix.
@@ -44,6 +45,7 @@ class StepGraph(nn.Module):
             "n_samples": "timing",
             "timing_end": "timing",
             "chroma": "chroma",
+            "notes": "notes",
             "gap_end": "infill",
         }
         self.conditions = [name for name, kind in wanted.items() if kind in kinds]
@@ -78,7 +80,7 @@ class StepGraph(nn.Module):
         rows = {name: given[name].expand(batch) for name in ("n_samples", "timing_end", "gap_end") if name in given}
         names = self.prior.config.label_names
         labels = {name: given["labels"][:, i] for i, name in enumerate(names)}
-        chroma = given["chroma"][:, None] if "chroma" in given else None
+        chroma = next((given[name][:, None] for name in ("chroma", "notes") if name in given), None)
         n_samples = rows.pop("n_samples", position)  # read by timing alone
         conditions = Conditions(labels, n_samples, position.expand(batch), chroma=chroma, **rows)
         parts = [conditioner(conditions, 1)[:, 0] for conditioner in self.prior.conditioners]

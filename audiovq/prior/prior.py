@@ -27,7 +27,7 @@ class PriorConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
     context_codes: int = Field(default=4, ge=0)  # coarser codes to see on either side of the current one
     conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
-    # Share of training items without label, text and chroma, for guidance (arXiv:2207.12598, section 3.2).
+    # Share of training items without label, text, chroma and notes, for guidance (arXiv:2207.12598, section 3.2).
     unconditional_rate: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -35,6 +35,8 @@ class PriorConfig(Config):
         names = [f"label {c.name}" if c.kind == "label" else c.kind for c in self.conditioners]
         if len(set(names)) < len(names):
             raise ValueError(f"conditioners: expected each once, found {', '.join(names)}")
+        if {"chroma", "notes"} <= set(names):
+            raise ValueError("conditioners: expected chroma or notes, found both")
         if {"text", "infill"} & set(names) and self.transformer.head_dim < 4:
             found = self.transformer.dim
             raise ValueError(f"transformer.dim: text and infill need at least 4 times n_heads, found {found}")
@@ -55,6 +57,7 @@ class PriorConfig(Config):
         return {
             "text_bytes": text.max_bytes if text else 0,
             "chroma": self.conditioner("chroma") is not None,
+            "notes": self.conditioner("notes") is not None,
             "infill_codes": infill.n_codes if infill else 0,
         }
 

@@ -11,4 +11,4 @@ class SamplingConfig(Config):
     temperature: float = Field(default=1.0, ge=0)  # 0 takes the most likely code
     top_k: int = Field(default=0, ge=0)  # draw from the k most likely codes; 0 is all
     top_p: float = Field(default=1.0, gt=0, le=1)  # draw from the most likely codes with this probability
-    guidance: float = Field(default=1.0, ge=0)  # strength of labels, text and chroma; 1 is as trained
+    guidance: float = Field(default=1.0, ge=0)  # strength of labels, text, chroma and notes; 1 is as trained

@@ -30,5 +30,5 @@ class PriorSpec:
 
     @property
     def top_ratio(self) -> int:
-        """Codes of this level per code of level 0. Chroma has one frame per code of level 0."""
+        """Codes of this level per code of level 0. Chroma and notes have one frame per code of level 0."""
         return self.hop_lengths[0] // self.hop_length

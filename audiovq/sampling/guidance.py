@@ -1,8 +1,9 @@
 """A prior with the conditions of a piece, and classifier-free guidance.
 
 logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the
-network's batch: one with and one without label, text and chroma. Timing and gaps are in both. A guidance of 1
-is the prior as it was trained, and needs one row. Source: Ho & Salimans 2021, arXiv:2207.12598, equation 6.
+network's batch: one with and one without label, text, chroma and notes. Timing and gaps are in both. A
+guidance of 1 is the prior as it was trained, and needs one row. Source: Ho & Salimans 2021, arXiv:2207.12598,
+equation 6.
 """
 
 import dataclasses
@@ -28,12 +29,13 @@ class Request:
     text: str = ""  # caption or lyrics
     chroma: Tensor | None = None  # int64 [n_frames], pitch classes of a reference, one per code of level 0
     precision: str = "auto"  # of the prior's arithmetic, see `engine.precisions`
+    notes: Tensor | None = None  # int64 [n_frames], for priors with notes, see `data/notes.py`
 
 
 def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0) -> Conditions:
     """The conditions that a request has and the prior knows, for `batch` pieces from the code `start` on.
 
-    A text longer than the prior's `max_bytes` is cut. Chroma past the reference's end is unknown.
+    A text longer than the prior's `max_bytes` is cut. Chroma and notes past their end are unknown.
     """
     device, inputs = prior.head.weight.device, prior.config.extra_inputs
     full = lambda value: torch.full((batch,), value, dtype=torch.int64, device=device)  # noqa: E731
@@ -41,10 +43,11 @@ def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0)
     conditions = Conditions(labels, full(request.n_samples), full(start))
     if request.text and inputs["text_bytes"]:
         conditions.text = text_bytes(request.text, inputs["text_bytes"]).to(device).expand(batch, -1)
-    if request.chroma is not None and inputs["chroma"]:
+    frames = request.chroma if inputs["chroma"] else request.notes if inputs["notes"] else None
+    if frames is not None:
         n_frames = -(-request.n_samples // prior.spec.hop_lengths[0])
-        chroma = request.chroma[:n_frames].to(device)
-        conditions.chroma = torch.nn.functional.pad(chroma, (0, n_frames + 1 - len(chroma))).expand(batch, -1)
+        frames = frames[:n_frames].to(device)
+        conditions.chroma = torch.nn.functional.pad(frames, (0, n_frames + 1 - len(frames))).expand(batch, -1)
     return conditions
 
 

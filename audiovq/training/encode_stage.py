@@ -1,14 +1,17 @@
 """Encodes the music of a data set into shards of codes, between the stages that train."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from audiovq.data import audio
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.conditions import chroma_classes
+from audiovq.data.notes import Note, heard_frames, midi_of_track, note_frames
 from audiovq.data.shards import ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track, check_relative, check_unchanged
 from audiovq.distributed import collectives
@@ -17,13 +20,14 @@ from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import signals
 from audiovq.utils.files import atomic_folder
+from audiovq.utils.progress import say
 from audiovq.utils.progress import track as progress
 
 
 def encode_data_set(
-    folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, chroma: bool = False
+    folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, extras: Collection[str] = ()
 ) -> None:
-    """Encode every track into shards, with `chroma` if wanted. All ranks call it, and each encodes its share.
+    """Encode every track into shards, with the `extras` chroma or notes. All ranks call it, and each encodes its share.
 
     The folder appears when it is complete; until then an interrupted stage continues with the next track.
     Training tracks are encoded `shifts` times, each time without a further part of a top-level code at the
@@ -32,7 +36,9 @@ def encode_data_set(
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()
     hops, identity = list(config.hop_lengths), tokenizer_hash(network)
-    index = ShardIndex(identity, config.sample_rate, hops, config.codebook_size, chroma)
+    index = ShardIndex(
+        identity, config.sample_rate, hops, config.codebook_size, "chroma" in extras, notes="notes" in extras
+    )
     finished = folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:
@@ -46,7 +52,8 @@ def encode_data_set(
     by_length = sorted(scan.tracks, key=lambda track: -track.seconds)
     mine = by_length[rank::n_ranks] if n_ranks > 1 else scan.tracks
     for track in progress(mine, "encode", len(mine)):
-        if not paths(track)[0].exists():  # the first shift is saved last
+        first = paths(track)[0]  # it is saved last
+        if not all(path.exists() for path in (first, *(first.with_suffix(f".{kind}.npy") for kind in index.extras))):
             check_unchanged(scan.folder / track.path, track.stamp, track.sha256)
             _encode_track(scan.folder / track.path, track, paths(track), network, index)
     collectives.barrier()
@@ -55,8 +62,8 @@ def encode_data_set(
             writer = ShardWriter(temporary, index)
             for track in progress(scan.tracks, "shards", len(scan.tracks)):
                 for path in filter(Path.exists, paths(track)):
-                    classes = np.load(path.with_suffix(".npy"), allow_pickle=False) if chroma else None
-                    writer.add(track, Codes.load(path), classes)
+                    beside = [path.with_suffix(f".{kind}.npy") for kind in index.extras]
+                    writer.add(track, Codes.load(path), *(np.load(file, allow_pickle=False) for file in beside))
             writer.finish()
         shutil.rmtree(finished, ignore_errors=True)
     collectives.barrier()
@@ -69,7 +76,7 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
     shifts = [i * hops[0] // len(paths) for i in range(len(paths))]  # samples that are left out at the beginning
     encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in paths]
     buffers = [LevelBuffers(config.n_levels) for _ in paths]
-    n_samples = 0
+    midi, n_samples = _midi(source, track) if index.notes else None, 0
     for block in audio.stream_audio(source, config.sample_rate, config.channels):  # [channels, samples]
         signals.poll()
         for shift, encoder, levels in zip(shifts, encoders, buffers, strict=True):
@@ -79,9 +86,27 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
         if n_samples <= shift:
             continue
         levels.add(encoder.finish())
-        if index.chroma:
+        if index.extras:
             waveform, _ = audio.read_audio(source, config.sample_rate, config.channels)
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path.with_suffix(".npy"), chroma_classes(waveform[:, shift:], config.sample_rate, hops[0]))
+            for kind in index.extras:
+                frames = _frames(kind, waveform, config.sample_rate, hops[0], shift, midi)
+                np.save(path.with_suffix(f".{kind}.npy"), frames)
         layout = config.sample_rate, hops, config.codebook_size, config.channels
         Codes(levels.levels(), n_samples - shift, *layout, index.tokenizer_hash, track.sha256).save(path)
+
+
+def _midi(source: Path, track: Track) -> list[Note] | None:
+    """The notes of the MIDI file beside a track; None without one. One that cannot be is set aside, with a line."""
+    try:
+        return midi_of_track(source, track.seconds)
+    except ValueError as error:
+        say(f"{error}; it is set aside, and the notes of {track.path} are estimated from the recording")
+        return None
+
+
+def _frames(kind: str, waveform: Tensor, rate: int, hop: int, shift: int, midi: list[Note] | None) -> np.ndarray:
+    """Chroma or notes of a track from the sample `shift` on, one for each code of level 0."""
+    if kind == "chroma" or midi is None:
+        return (chroma_classes if kind == "chroma" else heard_frames)(waveform[:, shift:], rate, hop)
+    return note_frames(midi, hop / rate, -(-(waveform.shape[-1] - shift) // hop), shift / rate)

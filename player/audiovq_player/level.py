@@ -29,6 +29,7 @@ class Request:
     labels: dict[str, int] = field(default_factory=dict)  # number in the vocabulary, from 1 on
     text: str = ""
     chroma: np.ndarray | None = None  # pitch class plus one of each code of level 0
+    notes: np.ndarray | None = None  # frame of notes of each code of level 0
     given: list[np.ndarray] | None = None  # int64 [n_codes] per level, -1 where a code is drawn
 
 
@@ -58,6 +59,7 @@ class Level:
             "labels": any(request.labels.get(name) for name in facts["labels"]),
             "text": bool(request.text and facts["text_bytes"]),
             "chroma": request.chroma is not None and "chroma" in facts["inputs"],
+            "notes": request.notes is not None and "notes" in facts["inputs"],
         }
         self.guided = any(has.values()) and self.setting["guidance"] != 1
         self.rows = 2 if self.guided else 1
@@ -83,6 +85,7 @@ class Level:
             "n_samples": np.array([request.n_samples], np.int64),
             "timing_end": np.array([end], np.int64),
             "chroma": np.zeros(rows, np.int64),
+            "notes": np.zeros(rows, np.int64),
             "gap_end": np.array([OUTSIDE], np.int64),
             "coarser": np.zeros((rows, self.level, n_around), np.int64),
         }
@@ -106,7 +109,7 @@ class Level:
             self.binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
     def _in_first_row(self, array: np.ndarray) -> np.ndarray:
-        """With guidance, the second row is without labels, text and chroma."""
+        """With guidance, the second row is without labels, text, chroma and notes."""
         array[1:] = 0
         return array
 
@@ -131,9 +134,10 @@ class Level:
         inputs["position"][0] = t
         if self.level and t % self.ratio == 0:
             inputs["coarser"][:] = self._coarser(t // self.ratio)
-        if "chroma" in inputs and self.request.chroma is not None:
-            frame = t // self.top_ratio
-            inputs["chroma"][0] = self.request.chroma[frame] if frame < len(self.request.chroma) else 0
+        for name, frames in (("chroma", self.request.chroma), ("notes", self.request.notes)):
+            if name in inputs and frames is not None:
+                frame = t // self.top_ratio
+                inputs[name][0] = frames[frame] if frame < len(frames) else 0
         if self.prefix is not None:
             self._set_prefix(t)
         inputs["mask"][slot] = MASKED  # what is there is older than the window

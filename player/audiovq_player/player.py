@@ -66,6 +66,7 @@ class Player:
         labels: Mapping[str, str] | None = None,
         text: str = "",
         chroma: Sequence[int] | None = None,
+        notes: Sequence[int] | None = None,
         given: Codes | None = None,
         n_samples: int | None = None,
         endless: bool = False,
@@ -81,6 +82,8 @@ class Player:
             labels: such as {"genre": "folk"}.
             text: a caption or lyrics, for a model that was trained with texts.
             chroma: pitch classes plus one (1 is C, 13 silence, 0 unknown), one per code of level 0.
+            notes: one number per code of level 0, 0 is unknown: bits 0 to 11 are the pitch classes C to B that sound,
+                bits 12 to 15 the bass (1 is C, 13 none).
             given: codes that stay, int64 [ceil(n_samples / hop)] per level, and -1 where a code is to be drawn.
             n_samples: length of a piece with `given` codes; default that of the codes of level 0.
             endless: no end; timing stands still in the middle of a piece of 180 s.
@@ -100,23 +103,23 @@ class Player:
             raise ValueError(f"seed: expected 0 to {(1 << 63) - 1}, found {seed}")
         chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         settings = level_settings([prior["sampling"] for prior in facts["priors"]], chosen)
-        if guidance is not None and not (labels or text or chroma is not None):
-            raise ValueError("guidance: expected a label, text or chroma to follow, found none of them")
-        self._check_conditions(text, chroma)
+        if guidance is not None and not (labels or text or chroma is not None or notes is not None):
+            raise ValueError("guidance: expected a label, text, chroma or notes to follow, found none of them")
+        self._check_conditions(text, {"chroma": chroma, "notes": notes})
         request = Request(n, endless, seed, item, settings, label_numbers(self.labels, labels or {}), text, given=given)
-        if chroma is not None:
-            request.chroma = np.asarray(chroma, np.int64)
+        request.chroma, request.notes = (None if x is None else np.asarray(x, np.int64) for x in (chroma, notes))
         return Piece(self.model, request, block_seconds, keep_codes)
 
-    def _check_conditions(self, text: str, chroma: Sequence[int] | None) -> None:
+    def _check_conditions(self, text: str, frames: Mapping[str, Sequence[int] | None]) -> None:
         priors = self.model.facts["priors"]
         longest = max(prior["text_bytes"] for prior in priors)
         if text and not longest:
             raise ValueError("text: this model was trained without texts")
         if len(text.encode()) > longest:
             raise ValueError(f"text: expected at most {longest} bytes in UTF-8, found {len(text.encode())}")
-        if chroma is not None and not any("chroma" in prior["inputs"] for prior in priors):
-            raise ValueError("chroma: this model was trained without")
+        for name, found in frames.items():
+            if found is not None and not any(name in prior["inputs"] for prior in priors):
+                raise ValueError(f"{name}: this model was trained without")
 
 
 def n_samples_of(seconds: float, sample_rate: int) -> int:

@@ -139,8 +139,8 @@ def shards(folder: Path, random: Random) -> Case:
         levels = [torch.from_numpy(old.codes(row, level)) for level in range(len(row.lengths))]
         layout = old.index.sample_rate, old.index.hop_lengths, old.index.codebook_size
         track = Track(row.path, row.sha256, layout[0], 1, row.n_samples, row.split, row.labels)
-        chroma = old.chroma(row) if old.index.chroma else None
-        writer.add(track, Codes(levels, row.n_samples, *layout, 1, old.index.tokenizer_hash), chroma)
+        extras = [old.frames(row, kind) for kind in old.index.extras]
+        writer.add(track, Codes(levels, row.n_samples, *layout, 1, old.index.tokenizer_hash), *extras)
     writer.finish()
     expected = _all_codes(Shards(place))
     path = pick(place, random)

@@ -58,7 +58,7 @@ export class Level {
     const known = { // with guidance, the second row is without labels and text
       labels: [int64([...labels, ...(this.guided ? labels.map(() => 0) : [])]), [rows, labels.length]],
       n_samples: [int64([request.nSamples]), [1]], timing_end: [int64([end]), [1]],
-      chroma: [int64(Array(rows).fill(0)), [rows]], gap_end: [int64([OUTSIDE]), [1]],
+      chroma: [int64(Array(rows).fill(0)), [rows]], notes: [int64(Array(rows).fill(0)), [rows]], gap_end: [int64([OUTSIDE]), [1]],
       coarser: [new BigInt64Array(rows * index * around), [rows, index, around]],
     };
     this.feeds = {
