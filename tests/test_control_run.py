@@ -1,5 +1,6 @@
-"""Text, chroma and gaps through all stages: side files, shards, training, the Generator and the command line."""
+"""Text, chroma, notes and gaps through all stages: side files, shards, training, the Generator and the command line."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from conftest import assert_one_line_error, cli, tones
+from test_notes import write_midi
 
 from audiovq import Generator
 from audiovq.data import audio
 from audiovq.data.conditions import chroma_classes, text_bytes, track_text
 from audiovq.data.datasets import CodeWindows
+from audiovq.data.notes import chord_frames, heard_frames, note_frames
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
 from audiovq.pretrained import checkpoint
@@ -21,6 +25,7 @@ from audiovq.pretrained import checkpoint
 CONDITIONERS = (
     "[{kind: label, name: genre}, {kind: text, max_bytes: 12}, {kind: chroma}, {kind: infill, n_codes: 6, rate: 0.5}]"
 )
+NOTES = [(0.0, "on", 0, 60), (0.75, "off", 0, 60), (0.5, "on", 0, 52), (2.0, "off", 0, 52)]
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +36,18 @@ def controlled_run(tmp_path_factory: pytest.TempPathFactory, music: Path, tiny_r
     (folder / "track-0.txt").write_text("rock, fast\n")
     (folder / "track-1.json").write_text('{"genre": "folk", "split": "train", "caption": "slow"}')
     out = tmp_path_factory.mktemp("runs") / "controlled"
-    options = ("--set", f"priors.0.model.conditioners={CONDITIONERS}", "--set", "codes.shifts=2")
+    write_midi(folder / "track-0.mid", NOTES)
+    (folder / "track-1.mid").write_text("no notes")
+    prior = yaml.safe_load(tiny_recipe.read_text())["priors"][0]
+    kinds = [CONDITIONERS, CONDITIONERS, "[{kind: label, name: genre}, {kind: notes}]"]
+    priors = [{**prior, "model": prior["model"] | {"conditioners": yaml.safe_load(found)}} for found in kinds]
+    options = ("--set", f"priors={json.dumps(priors)}", "--set", "codes.shifts=2")
     result = cli("train", tiny_recipe, "--data", folder, "--out", out, *options)
     assert result.exit_code == 0, result.output
+    lines = [line for line in result.output.splitlines() if "it is set aside" in line]
+    assert len(lines) == 1
+    assert "track-1.mid: expected a MIDI file" in lines[0]
+    assert "notes of track-1.wav are estimated" in lines[0]
     return out
 
 
@@ -65,12 +79,20 @@ def test_every_shift_has_chroma_with_its_codes(controlled_run: Path, tiny_run: P
         expected = chroma_classes(waveform[:, shift:], 8000, 256)
         assert np.array_equal(shards.frames(track, "chroma"), expected)
         assert len(expected) == track.lengths[0]
+        expected = heard_frames(waveform[:, shift:], 8000, 256)
+        if track.path == "track-0.wav":  # it has a MIDI file
+            rows = [(0.0, 0.75, 60), (0.5, 2.0, 52)]
+            expected = note_frames(rows, 256 / 8000, track.lengths[0], shift / 8000)
+        assert np.array_equal(shards.frames(track, "notes"), expected)
     assert seen == {"track-0.wav": 2, "track-1.wav": 2, "track-2.wav": 2, "track-3.wav": 1}
     plain = Shards(tiny_run / "codes")  # computed only if a prior asks for it
     assert not plain.index.chroma
     assert not list((tiny_run / "codes").glob("*chroma*"))
+    assert not list((tiny_run / "codes").glob("*notes*"))
     with pytest.raises(ValueError, match="no chroma"):
         CodeWindows(plain, "train", 0, 32, 4, {}, 0, chroma=True)
+    window = CodeWindows(shards, "train", 1, 16, 2, {}, 0, notes=True).window(shards.index.tracks[0], 4)
+    assert window["chroma"].tolist() == shards.frames(shards.index.tracks[0], "notes")[2:11].tolist()
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -119,6 +141,51 @@ def test_generator_follows_text_chroma_and_guidance(controlled_run: Path, tmp_pa
     assert torch.equal(two[:1], pieces[4])
 
 
+def test_generator_follows_notes_and_chords(controlled_run: Path, tmp_path: Path) -> None:
+    """The finest level alone has notes: only its codes change, and what is the same notes is the same piece."""
+    generator = Generator.from_pretrained(controlled_run)
+    with torch.no_grad():
+        for parameter in generator.priors[2].parameters():
+            parameter *= 5
+    midi = write_midi(tmp_path / "melody.mid", NOTES)
+    rows = [(0.0, 0.75, 60), (0.5, 2.0, 52)]
+    chords = [int(chord_frames(symbol, 2.0)[0]) for symbol in ("Am", "F")]
+    ways: list[dict[str, Any]] = [
+        {}, {"notes": midi}, {"notes": rows}, {"notes": note_frames(rows, 0.032, 63)}, {"notes": [60, 64]},
+        {"chords": "Am:0.64 F:0.32"}, {"notes": np.array(([chords[0]] * 20 + [chords[1]] * 10) * 3)},
+        {"notes": [60, 64], "guidance": [1, 1, 4]},
+    ]  # fmt: skip
+    pieces = [generator.sample_codes(2, seed=0, **way)[0] for way in ways]
+    assert all(
+        torch.equal(a, b) for piece in pieces for a, b in zip(piece.levels[:2], pieces[0].levels[:2], strict=True)
+    )
+    finest = [piece.levels[2].tolist() for piece in pieces]
+    assert finest[1] == finest[2] == finest[3]
+    assert finest[5] == finest[6]
+    assert len({tuple(finest[i]) for i in (0, 1, 4, 5, 7)}) == 5
+    known, unknown = (generator.bits_per_second(pieces[1:2], notes=notes)[0] for notes in (midi, None))
+    assert known != unknown
+
+
+def test_notes_and_chords_on_the_command_line(controlled_run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    midi, out = write_midi(tmp_path / "melody.mid", NOTES), tmp_path / "x.wav"
+    command = ("sample", "--model", controlled_run, "--seed", 0, "--out", out)
+    result = cli(*command, "--notes", midi, "--num", 2, "--best", 1)
+    assert result.exit_code == 0, result.output
+    assert (
+        soundfile.info(tmp_path / "x-0.wav" if (tmp_path / "x-0.wav").exists() else tmp_path / "x-1.wav").frames
+        == 63 * 256
+    )
+    assert cli(*command, "--chords", "C G/B:0.2", "--seconds", 1).exit_code == 0
+    assert_one_line_error(cli(*command, "--chords", "C Hm7"), "chords: Hm7: expected a root")
+    assert_one_line_error(cli(*command, "--notes", tmp_path / "none.mid"), "no such file")
+    assert_one_line_error(cli(*command, "--notes", midi, "--chords", "C"), "expected one of them")
+    assert_one_line_error(cli(*command, "--notes", midi, "--out", midi), "melody.mid")
+    without = ("sample", "--model", tiny_run, "--seed", 0, "--out", out)
+    assert_one_line_error(cli(*without, "--notes", midi), "notes: this model was trained without")
+    assert_one_line_error(cli(*without, "--chords", "C"), "chords: this model was trained without")
+
+
 def test_conditions_that_cannot_be(controlled_run: Path, tiny_run: Path, tmp_path: Path) -> None:
     out = ("--seconds", 0.5, "--seed", 0, "--out", tmp_path / "x.wav")
     with_control, without = ("sample", "--model", controlled_run, *out), ("sample", "--model", tiny_run, *out)
@@ -127,7 +194,7 @@ def test_conditions_that_cannot_be(controlled_run: Path, tiny_run: Path, tmp_pat
     assert cli(*with_control, *conditions).exit_code == 0
     assert_one_line_error(cli(*with_control, "--text", "much too long a text"), "at most 12 bytes", "found 20")
     assert_one_line_error(cli(*with_control, "--chroma", tmp_path / "none.wav"), "no such file")
-    assert_one_line_error(cli(*with_control, "--guidance", "3"), "guidance: expected a label, text or chroma")
+    assert_one_line_error(cli(*with_control, "--guidance", "3"), "guidance: expected a label, text, chroma, notes or chords")
     assert_one_line_error(cli(*with_control, *conditions, "--guidance", "-1"), "guidance")
     assert_one_line_error(cli(*without, "--text", "rock"), "trained without texts")
     assert_one_line_error(cli(*without, "--chroma", tmp_path / "song.wav"), "trained without")

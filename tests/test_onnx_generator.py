@@ -42,7 +42,7 @@ def test_steps_give_what_the_prior_gives(generator: Generator, level: int) -> No
     draw = lambda high, *shape: torch.randint(high, shape, generator=random)  # noqa: E731
     previous, labels = draw(SIZE + 1, 2, n), draw(3, 2)
     n_coarser = -(-n // spec.ratio) + 2 * prior.config.context_codes
-    coarser, chroma = draw(SIZE + 1, 2, level, n_coarser), draw(14, 2, n + 1)
+    coarser, chroma = draw(SIZE + 1, 2, level, n_coarser), draw(14 if level != 1 else 14 << 12, 2, n + 1)
     text, right = draw(257, 2, 6), draw(SIZE + 1, 2, prior.config.extra_inputs["infill_codes"])
     position, gap = torch.zeros(2, dtype=torch.int64), torch.full((2,), 25)
     length, end = torch.full((2,), 5 * RATE), torch.full((2,), 21)
@@ -62,6 +62,7 @@ def test_steps_give_what_the_prior_gives(generator: Generator, level: int) -> No
         inputs = {
             "previous": previous[:, t], "position": torch.tensor([t]), "mask": mask, "labels": labels[:, None],
             "n_samples": length[:1], "timing_end": end[:1], "gap_end": gap[:1], "chroma": chroma[:, t],
+            "notes": chroma[:, t // spec.top_ratio],
             "coarser": coarser[:, :, first : first + 2 * prior.config.context_codes + 1],
         }  # fmt: skip
         for i in range(c.n_layers):

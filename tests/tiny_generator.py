@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent.parent / "player" / "tests" / "tiny"
 HOPS, RATE, SIZE, SECONDS = (64, 32, 32), 8000, 16, 1.25
 CONDITIONERS = [
     [{"kind": "label", "name": "genre"}, {"kind": "timing"}, {"kind": "text", "max_bytes": 6}, {"kind": "chroma"}],
-    [{"kind": "label", "name": "genre"}, {"kind": "infill", "n_codes": 3, "reach": 16}],
+    [{"kind": "label", "name": "genre"}, {"kind": "infill", "n_codes": 3, "reach": 16}, {"kind": "notes"}],
     [{"kind": "infill", "n_codes": 2, "reach": 8}],
 ]
 N_CODES = [-(-round(SECONDS * RATE) // hop) for hop in HOPS]
@@ -64,6 +64,10 @@ def chroma_classes() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 14, N_CODES[0] - 20)
 
 
+def notes() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 14 << 12, N_CODES[0] - 30)
+
+
 # What to make, as arguments of the player's `piece`.
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"seed": 1},
@@ -71,6 +75,7 @@ CASES: dict[str, dict[str, Any]] = {
     "likeliest": {"seed": 2, "labels": {"genre": "folk"}, "temperature": 0, "guidance": 1.5},
     "text": {"seed": (1 << 63) - 1, "item": 3, "text": "año", "top_k": 4, "top_p": 0.7},
     "chroma": {"seed": 4, "chroma": chroma_classes()},
+    "notes": {"seed": 6, "notes": notes(), "guidance": [1.0, 1.5, 1.0]},
     "given": {"seed": 5, "labels": {"genre": "folk"}, "given": given_codes()},
 }
 

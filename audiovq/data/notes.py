@@ -13,7 +13,6 @@ from typing import Any
 import librosa
 import mido
 import numpy as np
-import torch
 from torch import Tensor
 
 from audiovq.data import audio
@@ -184,17 +183,17 @@ def asked_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int = 1)
         return heard_frames(*audio.read_audio(Path(notes), sample_rate), hop_length)
     try:
         if isinstance(notes, Tensor | np.ndarray):
-            frames = torch.as_tensor(notes)
+            frames = np.asarray(notes.cpu() if isinstance(notes, Tensor) else notes)
             assert frames.ndim == 1
-            assert not frames.is_floating_point()
-            assert all(0 <= frame < N_FRAMES for frame in (int(frames.min()), int(frames.max())))
-            return frames.cpu().numpy().astype(np.uint16)
+            assert frames.dtype.kind in "iu"
+            assert all(0 <= frame < N_FRAMES for frame in (frames.min(), frames.max()))
+            return frames.astype(np.uint16)
         if all(isinstance(note, int) for note in notes):
             assert all(0 <= key < 128 for key in notes)
             return np.full(n_held, frame_of(notes), dtype=np.uint16)
         rows = [(float(start), float(end), int(pitch)) for start, end, pitch in notes]
         assert all(0 <= start < end < LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows)
-    except (TypeError, ValueError, AssertionError, RuntimeError):
+    except (TypeError, ValueError, AssertionError):
         raise ValueError(
             "notes: expected a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, "
             f"pitch), or frames, found {notes!r:.60}"

@@ -23,12 +23,14 @@ TINY = Path(__file__).parent / "tiny"
 SECONDS = 1.25
 EXPECTED = np.load(TINY / "expected.npz")
 CHROMA = np.random.default_rng(1).integers(0, 14, 157 - 20)
+NOTES = np.random.default_rng(2).integers(0, 14 << 12, 157 - 30)
 OPTIONS = {
     "plain": {"seed": 1},
     "label": {"seed": 2, "labels": {"genre": "rock"}, "temperature": [1.2, 1.0, 0.9]},
     "likeliest": {"seed": 2, "labels": {"genre": "folk"}, "temperature": 0, "guidance": 1.5},
     "text": {"seed": (1 << 63) - 1, "item": 3, "text": "año", "top_k": 4, "top_p": 0.7},
     "chroma": {"seed": 4, "chroma": CHROMA},
+    "notes": {"seed": 6, "notes": NOTES, "guidance": [1.0, 1.5, 1.0]},
     "given": {"seed": 5, "labels": {"genre": "folk"}},
 }
 
