@@ -7,7 +7,8 @@ music/wide/      recordings from freely licensed games in Debian's packages: all
 music/chorales/  Bach's four-part chorales (scores from music21's corpus), rendered by FluidSynth; one folder per timbre
 
 Each audio file has a JSON file with its labels, as `audiovq train` reads them, and its split: by file in wide/, by tune in
-chorales/. Packages have their licences, and CARD.md has hours and credits. What exists is not made again.
+chorales/. The notes of a chorale are in a MIDI file beside it, which is written for earlier renderings, too. Packages have
+their licences, and CARD.md has hours and credits. What exists is not made again.
 """
 
 from __future__ import annotations
@@ -180,15 +181,17 @@ def with_tunes(chorales: list[Chorale]) -> list[Chorale]:
 
 def render(chorale: Chorale, timbre: str, folder: Path) -> None:
     """Render a chorale in a timbre as mono FLAC with labels; tempo and key are random functions of the name."""
-    target = folder / f"{chorale.name}.flac"
-    if target.with_suffix(".json").exists():
+    target, score = folder / f"{chorale.name}.flac", folder / f"{chorale.name}.mid"
+    if target.with_suffix(".json").exists() and score.exists():
         return
     drawn = hashlib.sha256(f"{chorale.name}/{timbre}".encode()).digest()
     tempo, shift = 72 + drawn[0] % 33, drawn[1] % 7 - 3
+    programs = TIMBRES[timbre]
+    write_midi(score, chorale, [programs[byte % len(programs)] for byte in drawn[2:6]], tempo, shift)
+    if target.with_suffix(".json").exists():
+        return
     with tempfile.TemporaryDirectory() as work:
-        score, wav = Path(work) / "score.mid", Path(work) / "score.wav"
-        programs = TIMBRES[timbre]
-        write_midi(score, chorale, [programs[byte % len(programs)] for byte in drawn[2:6]], tempo, shift)
+        wav = Path(work) / "score.wav"
         run("fluidsynth", "-ni", "-g", "0.6", "-r", str(SAMPLE_RATE), "-F", wav, SOUND_FONT, score)
         stereo, _ = soundfile.read(wav, dtype="float32")
     mono = stereo.mean(axis=1)
