@@ -194,7 +194,9 @@ def test_conditions_that_cannot_be(controlled_run: Path, tiny_run: Path, tmp_pat
     assert cli(*with_control, *conditions).exit_code == 0
     assert_one_line_error(cli(*with_control, "--text", "much too long a text"), "at most 12 bytes", "found 20")
     assert_one_line_error(cli(*with_control, "--chroma", tmp_path / "none.wav"), "no such file")
-    assert_one_line_error(cli(*with_control, "--guidance", "3"), "guidance: expected a label, text, chroma, notes or chords")
+    assert_one_line_error(
+        cli(*with_control, "--guidance", "3"), "guidance: expected a label, text, chroma, notes or chords"
+    )
     assert_one_line_error(cli(*with_control, *conditions, "--guidance", "-1"), "guidance")
     assert_one_line_error(cli(*without, "--text", "rock"), "trained without texts")
     assert_one_line_error(cli(*without, "--chroma", tmp_path / "song.wav"), "trained without")
