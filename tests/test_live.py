@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_control import KINDS
 from test_control import make as wild
 from test_sampling import HOPS, priors, request
+from tiny_generator import tiny_generator
 
 from audiovq.api import Generator, Live
+from audiovq.data.notes import SILENCE, frame_of
+from audiovq.live.controls import Controls
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
@@ -56,6 +61,74 @@ def test_guidance_and_text_are_those_of_a_piece() -> None:
     found = drawn(EndlessCodes(models, settings, wanted), 220)
     for a, b in zip(piece, found, strict=True):
         assert torch.equal(a[:, : b.shape[1]], b)
+
+
+@torch.inference_mode()
+def test_notes_of_a_piece_without_end_begin_again() -> None:
+    """Naively, a piece whose frames are the cycle, repeated to its end. 300 codes: the buffers move on."""
+    models = [wild(level, (KINDS["notes"](),)) for level in range(3)]
+    settings = [SamplingConfig(guidance=2.0), SamplingConfig(), SamplingConfig()]
+    cycle = torch.tensor([frame_of([60, 64, 67]), frame_of([57]), 0, SILENCE, frame_of([50, 53])])
+    wanted = Request(310 * 256, [0], 42, {}, precision="fp32", notes=cycle)
+    found = drawn(EndlessCodes(models, settings, wanted), 300)
+    piece = generate(models, settings, dataclasses.replace(wanted, notes=cycle.repeat(62)))
+    assert all(torch.equal(a[:, : b.shape[1]], b) for a, b in zip(piece, found, strict=True))
+    other = drawn(EndlessCodes(models, settings, dataclasses.replace(wanted, notes=cycle.flip(0))), 20)
+    assert not torch.equal(other[0], found[0][:, :20])
+
+
+def test_notes_and_chords_act_from_the_next_code_on() -> None:
+    """A generator whose priors know notes; keys take the place of chords, and the other way round."""
+    generator = tiny_generator()
+    plain, played, state = (generator.live(seed=3, precision="fp32") for _ in range(3))
+    for live in (plain, played):
+        live.read(1)
+    n = plain.drawn.n_out
+    played.set(notes=[60, 64, 67], guidance=[1, 3, 1])
+    assert (played.controls["notes"], played.controls["chords"]) == ([60, 64, 67], "")
+    for live in (plain, played):
+        live.read(2)
+    a, b = plain.codes(), played.codes()
+    for level, per_top in enumerate(plain.drawn.per_top):
+        assert torch.equal(a.levels[level][: n * per_top], b.levels[level][: n * per_top])
+    assert torch.equal(a.levels[0][n:][:100], b.levels[0][n:][:100])  # level 1 alone has notes
+    assert not torch.equal(a.levels[1][2 * n :][:100], b.levels[1][2 * n :][:100])
+    played.set(chords="Am:0.5 F:0.3")
+    assert (played.controls["notes"], played.controls["chords"]) == (None, "Am:0.5 F:0.3")
+    request = played.wanted and played.wanted[1].notes
+    assert request is not None
+    assert len(request) % 100 == 0  # whole cycles of 0.8 s, at 8 ms a code
+    assert torch.equal(request[:100], request[-100:])
+    state = generator.live(state=played.state())
+    assert state.controls == played.controls
+    assert torch.equal(state.read(1), played.read(1))
+    before = played.controls
+    for wrong, words in (({"notes": "song.mid"}, "expected MIDI pitches"), ({"notes": [128]}, "keys from 0 to 127"),
+                         ({"chords": "H"}, "chords: H"), ({"notes": [60], "chords": "C"}, "found both")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            played.set(**wrong)
+    assert played.controls == before
+    played.set(chords=None)
+    assert played.wanted is not None
+    assert played.wanted[1].notes is None
+
+
+def test_keys_that_are_held_are_notes() -> None:
+    live, lines = tiny_generator().live(seed=3, precision="fp32"), list[str]()
+    controls = Controls(live, lambda: None, lines.append)
+    seen = []
+    for kind, note, velocity in (("on", 60, 90), ("on", 52, 90), ("on", 36, 9), ("off", 60, 0), ("on", 52, 0)):
+        controls.midi(SimpleNamespace(type=f"note_{kind}", note=note, velocity=velocity))
+        seen.append(live.controls["notes"])
+    assert seen == [[60], [52, 60], [52, 60], [52], None]
+    assert live.restarts
+    controls.message("notes", [60.0, 64.0])
+    assert live.controls["notes"] == [60, 64]
+    controls.message("chords", ["Am F"])
+    assert live.controls["chords"] == "Am F"
+    assert not lines
+    controls.message("chords", [5])
+    assert lines == [f"not changed: chords: 5: {lines[0].split(': ', 3)[3]}"]
 
 
 def test_timing_stands_still_in_the_middle() -> None:
@@ -207,6 +280,8 @@ def test_how_far_the_decoder_looks_ahead(tiny_run: Path) -> None:
         ({"seed": 1.5}, "seed"),
         ({"text": "Ave"}, "trained without texts"),
         ({"text": 5}, "trained without texts"),
+        ({"notes": [60]}, "notes: this model was trained without"),
+        ({"chords": "C"}, "chords: this model was trained without"),
     ],
 )
 def test_a_wrong_control_is_one_line_and_changes_nothing(tiny_run: Path, controls: dict, words: str) -> None:

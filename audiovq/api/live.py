@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = "audiovq-live-1"
 LONGEST_BLOCK = 0.8  # seconds, of `lighten`
-CONTROLS = ("temperature", "top_k", "top_p", "guidance", "labels", "text", "seed")
+CONTROLS = ("temperature", "top_k", "top_p", "guidance", "labels", "text", "notes", "chords", "seed")
 
 
 class Live:
@@ -99,7 +99,8 @@ class Live:
 
         Args:
             controls: temperature, top_k, top_p and guidance (one value or one per level; None is what the
-                model recommends), text, seed, labels (a dict), or a label by its name, such as
+                model recommends), text, notes (MIDI pitches that sound, such as [60, 64, 67]; None is unknown) or
+                chords (symbols, over and over; counted from the beginning of the music), seed, labels (a dict), or a label by its name, such as
                 timbre="piano". None or "" as the value of a label is unknown.
         Raises:
             ValueError: an unknown control, label or value; nothing is changed then.
@@ -114,7 +115,11 @@ class Live:
                 elif name == "seed":
                     seed = whole_number(value, "seed")
                 elif name in CONTROLS:
-                    options[name] = value if name != "text" else str(value or "")
+                    options[name] = value if name not in ("text", "chords") else str(value or "")
+                    if name == "notes" and not isinstance(value, list | tuple | type(None)):
+                        raise ValueError(f"notes: expected MIDI pitches such as [60, 64, 67], found {value!r:.60}")
+                    if name in ("notes", "chords") and options[name] not in (None, ""):  # it replaces the other
+                        options = {"notes": None, "chords": "", **options}
                 elif name in self.generator.labels:
                     labels[name] = value
                 else:

@@ -46,6 +46,7 @@ def parse_labels(context: click.Context, option: click.Parameter, labels: tuple[
     return pairs
 
 
+CHORDS_HELP = 'Such as "C G/B Am:4 F", 2 seconds each or as many as its number says; then again.'
 LABEL_HELP = "Such as genre=folk (repeatable)."
 PIECE_OPTIONS = (
     level_option("--temperature", float, "Above 1 wilder, below 1 tamer"),
@@ -54,6 +55,7 @@ PIECE_OPTIONS = (
     level_option("--guidance", float, "How closely labels, text, chroma and notes are followed, 1 as trained"),
     click.option("--label", "labels", multiple=True, callback=parse_labels, metavar="NAME=VALUE", help=LABEL_HELP),
     click.option("--text", default="", help="A caption or lyrics, for a model trained with them."),
+    click.option("--chords", metavar="SYMBOLS", help=CHORDS_HELP),
     click.option("--precision", default="auto", show_default=True, help="fp32, fp16 (CPU) or bf16 (GPU)."),
 )
 

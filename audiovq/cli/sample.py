@@ -9,7 +9,6 @@ from audiovq.cli import options
 
 COUNT, NUMBER, SECONDS = IntRange(min=1), IntRange(min=0), {"type": float, "metavar": "SECONDS"}
 NOTES_HELP = "MIDI file or recording whose notes to follow; default length: its own."
-CHORDS_HELP = 'Such as "C G/B Am:4 F", 2 seconds each or as many as its number says; repeated to the end.'
 CODES_HELP = "Decode all of a changed recording; without this, the original audio stays outside the change."
 
 
@@ -22,7 +21,6 @@ CODES_HELP = "Decode all of a changed recording; without this, the original audi
 @options.piece_options
 @option("--chroma", type=options.FILE, metavar="SONG", help="Recording whose melody and harmony to follow.")
 @option("--notes", type=options.FILE, metavar="FILE", help=NOTES_HELP)
-@option("--chords", metavar="SYMBOLS", help=CHORDS_HELP)
 @option("--prompt", type=options.FILE, metavar="CLIP", help="Audio or codes file to continue.")
 @option("--edit", "source", type=options.FILE, metavar="FILE", help="Audio or codes file to change.")
 @option("--from", "start", **SECONDS, help="Replace the music from here; default the beginning.")

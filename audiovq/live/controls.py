@@ -7,7 +7,7 @@ from audiovq.api import Live
 from audiovq.utils.progress import say
 
 CC_RANGES = {1: ("temperature", 0.0, 2.0), 2: ("guidance", 0.0, 4.0), 74: ("top_p", 0.05, 1.0)}
-NOTE_RESTART, NOTE_SEED, FIRST_LABEL_NOTE = 36, 38, 48  # C2, D2 and C3
+NOTE_RESTART, NOTE_SEED, FIRST_NOTE = 36, 38, 48  # C2, D2 and C3
 
 
 class Controls:
@@ -16,6 +16,8 @@ class Controls:
     def __init__(self, live: Live, stop: Callable[[], object], report: Callable[[str], object] = say):
         self.live, self.stop, self.report = live, stop, report
         self.values = [(name, value) for name, values in live.generator.labels.items() for value in values]
+        self.plays_notes = any(prior.config.extra_inputs["notes"] for prior in live.generator.priors)
+        self.held: set[int] = set()
 
     def message(self, path: str, values: Sequence[Any]) -> None:
         """A message such as `temperature 1.1` or `label/timbre piano`.
@@ -35,6 +37,8 @@ class Controls:
             elif name in ("seed", "top_k"):  # many programs send all numbers as floats
                 numbers = [int(value) for value in values]
                 self.live.set(**{name: numbers[0] if len(numbers) == 1 else numbers or None})
+            elif name == "notes":
+                self.live.set(notes=[int(value) for value in values] or None)
             else:
                 self.live.set(**{path.strip("/"): values[0] if len(values) == 1 else list(values) or None})
         except (ValueError, TypeError) as error:
@@ -42,12 +46,17 @@ class Controls:
 
     def midi(self, event: Any) -> None:
         """A mido message. Controllers: see `CC_RANGES`. Notes: C2 restarts, D2 takes the next seed, and
-        from C3 on each key is a value of a label, in the model's order."""
+        from C3 on the keys that are held sound, if the model knows notes; else each key is a value of a label,
+        in the model's order."""
         if event.type == "control_change" and event.control in CC_RANGES:
             name, low, high = CC_RANGES[event.control]
             self.message(name, [low + (high - low) * event.value / 127])
+        elif event.type in ("note_on", "note_off") and self.plays_notes and event.note >= FIRST_NOTE:
+            pressed = event.type == "note_on" and event.velocity
+            self.held = self.held | {event.note} if pressed else self.held - {event.note}
+            self.message("notes", sorted(self.held))
         elif event.type == "note_on" and event.velocity:
-            index = event.note - FIRST_LABEL_NOTE
+            index = event.note - FIRST_NOTE
             if event.note == NOTE_RESTART:
                 self.message("restart", [])
             elif event.note == NOTE_SEED:

@@ -65,10 +65,7 @@ class DecodeState:
         self.sum = torch.zeros((), device=given.device)  # of all logits; it is looked at seldom, as a GPU must wait
 
     def conditions(self, request: Request) -> Conditions:
-        found = piece_conditions(self.prior, request, self.n_items, self.start)
-        if self.endless:
-            found.timing_end = found.n_samples // (2 * self.prior.spec.hop_length)
-        return found
+        return piece_conditions(self.prior, request, self.n_items, self.start, self.endless)
 
     @property
     def finished(self) -> bool:

@@ -32,10 +32,11 @@ class Request:
     notes: Tensor | None = None  # int64 [n_frames], for priors with notes, see `data/notes.py`
 
 
-def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0) -> Conditions:
+def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0, endless: bool = False) -> Conditions:
     """The conditions that a request has and the prior knows, for `batch` pieces from the code `start` on.
 
-    A text longer than the prior's `max_bytes` is cut. Chroma and notes past their end are unknown.
+    A text longer than the prior's `max_bytes` is cut. Chroma and notes past their end are unknown. In an endless
+    piece they begin again, and timing stands still in the middle.
     """
     device, inputs = prior.head.weight.device, prior.config.extra_inputs
     full = lambda value: torch.full((batch,), value, dtype=torch.int64, device=device)  # noqa: E731
@@ -44,10 +45,13 @@ def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0)
     if request.text and inputs["text_bytes"]:
         conditions.text = text_bytes(request.text, inputs["text_bytes"]).to(device).expand(batch, -1)
     frames = request.chroma if inputs["chroma"] else request.notes if inputs["notes"] else None
-    if frames is not None:
+    if endless:
+        conditions.timing_end = conditions.n_samples // (2 * prior.spec.hop_length)
+    elif frames is not None:
         n_frames = -(-request.n_samples // prior.spec.hop_lengths[0])
-        frames = frames[:n_frames].to(device)
-        conditions.chroma = torch.nn.functional.pad(frames, (0, n_frames + 1 - len(frames))).expand(batch, -1)
+        frames = torch.nn.functional.pad(frames[:n_frames], (0, max(1, n_frames + 1 - len(frames))))
+    if frames is not None:
+        conditions.chroma = frames.to(device).expand(batch, -1)
     return conditions
 
 
@@ -83,7 +87,8 @@ class GuidedPrior:
         if chroma is not None:
             frames = torch.arange((end - start) // spec.top_ratio + 2, device=position.device)
             frames = position[:, None] // spec.top_ratio + frames
-            chroma = chroma.gather(1, frames.clamp(max=chroma.shape[1] - 1))  # the last frame is unknown
+            n, endless = chroma.shape[1], conditions.timing_end is not None
+            chroma = chroma.gather(1, frames % n if endless else frames.clamp(max=n - 1))  # the last one is unknown
         conditions = dataclasses.replace(conditions, position=position, chroma=chroma)
         return prior.context(self.rows(window), conditions, end - start).expand(self.n_rows, -1, -1)
 
