@@ -177,7 +177,7 @@ def test_notes_and_chords_on_the_command_line(controlled_run: Path, tiny_run: Pa
         == 63 * 256
     )
     assert cli(*command, "--chords", "C G/B:0.2", "--seconds", 1).exit_code == 0
-    assert_one_line_error(cli(*command, "--chords", "C Hm7"), "chords: Hm7: expected a root")
+    assert_one_line_error(cli(*command, "--chords", "C Hm7"), "chords: Hm7: expected such as F#m")
     assert_one_line_error(cli(*command, "--notes", tmp_path / "none.mid"), "no such file")
     assert_one_line_error(cli(*command, "--notes", midi, "--chords", "C"), "expected one of them")
     assert_one_line_error(cli(*command, "--notes", midi, "--out", midi), "melody.mid")

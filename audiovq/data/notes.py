@@ -17,6 +17,7 @@ from torch import Tensor
 
 from audiovq.data import audio
 from audiovq.data.conditions import frame_blocks
+from audiovq.utils.progress import say
 
 N_CLASSES, NO_BASS = 12, 13
 SILENCE = NO_BASS << N_CLASSES
@@ -37,13 +38,11 @@ CHORDS = {
 Note = tuple[float, float, int]  # start and end in seconds, MIDI pitch
 
 
-def frame_of(pitches: Iterable[int], bass: int | None = None) -> int:
-    """The frame in which these MIDI pitches sound; the bass is the lowest, or a pitch class."""
-    pitches = list(pitches)
-    if not pitches:
-        return SILENCE
-    bass = min(pitches) if bass is None else bass
-    return sum(1 << pitch for pitch in {p % N_CLASSES for p in pitches}) | (bass % N_CLASSES + 1) << N_CLASSES
+def frame_of(pitches: Iterable[int]) -> int:
+    """The frame in which these MIDI pitches sound."""
+    pitches = sorted(pitches)
+    bass = pitches[0] % N_CLASSES + 1 if pitches else NO_BASS
+    return sum(1 << pitch for pitch in {p % N_CLASSES for p in pitches}) | bass << N_CLASSES
 
 
 def note_frames(notes: Iterable[Note], frame_seconds: float, n_frames: int, begin: float = 0.0) -> np.ndarray:
@@ -56,9 +55,6 @@ def note_frames(notes: Iterable[Note], frame_seconds: float, n_frames: int, begi
         lowest[span] = np.minimum(lowest[span], pitch)
     bass = np.where(lowest < 128, lowest % N_CLASSES + 1, NO_BASS)
     return classes | (bass << N_CLASSES).astype(np.uint16)
-
-
-# --- MIDI -------------------------------------------------------------------------------------------------------------
 
 
 def read_midi(path: Path) -> list[Note]:
@@ -80,7 +76,7 @@ def read_midi(path: Path) -> list[Note]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # mido fails in many ways on damaged files
-        raise ValueError(f"{path}: expected a MIDI file ({error or type(error).__name__})") from None
+        raise ValueError(f"{path}: expected a MIDI file ({str(error) or 'it is cut off'})") from None
     notes += [(start, now, pitch) for (_, pitch), start in sounding.items()]
     if not notes or now > LONGEST_SECONDS:
         found = f"one of {now:g} s" if notes else "none"
@@ -88,25 +84,19 @@ def read_midi(path: Path) -> list[Note]:
     return sorted(notes)
 
 
-def is_midi(path: str | Path) -> bool:
-    return Path(path).suffix.lower() in MIDI_SUFFIXES
-
-
 def midi_of_track(path: Path, seconds: float) -> list[Note] | None:
-    """The notes of `name.mid` or `name.midi` beside a track; None if there is none. ValueError if it cannot be read,
-    or is much shorter or longer than the track."""
-    beside = [path.with_suffix(suffix) for suffix in MIDI_SUFFIXES]
-    found = next((candidate for candidate in beside if candidate.is_file()), None)
-    if found is None:
-        return None
-    notes = read_midi(found)
-    end = max(note[1] for note in notes)
-    if not 0.8 * seconds - 10 < end < 1.05 * seconds + 2:
-        raise ValueError(f"{found}: expected about the length of {path.name}, {seconds:.1f} s, found {end:.1f} s")
-    return notes
-
-
-# --- recordings -------------------------------------------------------------------------------------------------------
+    """The notes of `name.mid` or `name.midi` beside a track; None if there is none. One that cannot be read, or is
+    much shorter or longer than the track, is set aside with a line."""
+    for midi in filter(Path.is_file, map(path.with_suffix, MIDI_SUFFIXES)):
+        try:
+            notes = read_midi(midi)
+            end = max(note[1] for note in notes)
+            if 0.8 * seconds - 10 < end < 1.05 * seconds + 2:
+                return notes
+            raise ValueError(f"{midi}: expected about the length of {path.name}, {seconds:.1f} s, found {end:.1f} s")
+        except ValueError as error:
+            say(f"{error}; it is set aside, and the notes of {path.name} are estimated from the recording")
+    return None
 
 
 def heard_frames(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
@@ -139,9 +129,6 @@ def _fundamentals(hertz: np.ndarray, heights: np.ndarray) -> list[float]:
     return [f for f, _ in found]
 
 
-# --- what is asked for ------------------------------------------------------------------------------------------------
-
-
 def chord_frames(text: str, frame_seconds: float) -> np.ndarray:
     """Chord symbols such as `C G/B Am:4 N`, each of `CHORD_SECONDS` or as many as its number says, once: uint16
     [n_frames]. Raises ValueError for what is no chord."""
@@ -149,11 +136,8 @@ def chord_frames(text: str, frame_seconds: float) -> np.ndarray:
     for symbol in text.split():
         match = CHORD.fullmatch(symbol)
         if match is None or (match[1] and match[3] not in CHORDS):
-            kinds = ", ".join(f"C{kind}" for kind in CHORDS)
-            raise ValueError(
-                f"chords: {symbol:.40}: expected a root (A to G, # or b) and a chord, one of {kinds}; with a bass "
-                "(G/B) and seconds (C:4); or N for silence"
-            )
+            known = "N (silence), " + ", ".join(f"C{kind}" for kind in CHORDS)
+            raise ValueError(f"chords: {symbol:.40}: expected such as F#m, Bb/D or C:4 (seconds); known are {known}")
         seconds = float(match[6] or CHORD_SECONDS)
         time += seconds
         if not 0 < seconds <= time <= LONGEST_SECONDS:
@@ -162,7 +146,7 @@ def chord_frames(text: str, frame_seconds: float) -> np.ndarray:
         if match[1]:
             root = _pitch_class(match[1], match[2])
             bass = _pitch_class(match[4], match[5]) if match[4] else root
-            frame = frame_of([*(root + step for step in CHORDS[match[3]]), bass], bass)
+            frame = frame_of([bass, *(N_CLASSES + root + step for step in CHORDS[match[3]])])
         frames += [frame] * (max(1, round(time / frame_seconds)) - len(frames))
     if not frames:
         raise ValueError('chords: expected symbols such as "C G/B Am F", found none')
@@ -177,10 +161,9 @@ def asked_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int = 1)
     """The frames of the option `notes` of `PieceOptions`, uint16 [n_frames]; keys are held for `n_held` frames.
     Raises ValueError for what is none."""
     if isinstance(notes, str | Path):
-        if is_midi(notes):
-            found, seconds = read_midi(Path(notes)), hop_length / sample_rate
-            return note_frames(found, seconds, math.ceil(max(end for _, end, _ in found) / seconds))
-        return heard_frames(*audio.read_audio(Path(notes), sample_rate), hop_length)
+        if Path(notes).suffix.lower() not in MIDI_SUFFIXES:
+            return heard_frames(*audio.read_audio(Path(notes), sample_rate), hop_length)
+        notes = read_midi(Path(notes))
     try:
         if isinstance(notes, Tensor | np.ndarray):
             frames = np.asarray(notes.cpu() if isinstance(notes, Tensor) else notes)
@@ -192,7 +175,7 @@ def asked_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int = 1)
             assert all(0 <= key < 128 for key in notes)
             return np.full(n_held, frame_of(notes), dtype=np.uint16)
         rows = [(float(start), float(end), int(pitch)) for start, end, pitch in notes]
-        assert all(0 <= start < end < LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows)
+        assert all(0 <= start <= end <= LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows)
     except (TypeError, ValueError, AssertionError):
         raise ValueError(
             "notes: expected a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, "

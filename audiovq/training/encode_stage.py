@@ -20,7 +20,6 @@ from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import signals
 from audiovq.utils.files import atomic_folder
-from audiovq.utils.progress import say
 from audiovq.utils.progress import track as progress
 
 
@@ -76,7 +75,7 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
     shifts = [i * hops[0] // len(paths) for i in range(len(paths))]  # samples that are left out at the beginning
     encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in paths]
     buffers = [LevelBuffers(config.n_levels) for _ in paths]
-    midi, n_samples = _midi(source, track) if index.notes else None, 0
+    midi, n_samples = midi_of_track(source, track.seconds) if index.notes else None, 0
     for block in audio.stream_audio(source, config.sample_rate, config.channels):  # [channels, samples]
         signals.poll()
         for shift, encoder, levels in zip(shifts, encoders, buffers, strict=True):
@@ -94,15 +93,6 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
                 np.save(path.with_suffix(f".{kind}.npy"), frames)
         layout = config.sample_rate, hops, config.codebook_size, config.channels
         Codes(levels.levels(), n_samples - shift, *layout, index.tokenizer_hash, track.sha256).save(path)
-
-
-def _midi(source: Path, track: Track) -> list[Note] | None:
-    """The notes of the MIDI file beside a track; None without one. One that cannot be is set aside, with a line."""
-    try:
-        return midi_of_track(source, track.seconds)
-    except ValueError as error:
-        say(f"{error}; it is set aside, and the notes of {track.path} are estimated from the recording")
-        return None
 
 
 def _frames(kind: str, waveform: Tensor, rate: int, hop: int, shift: int, midi: list[Note] | None) -> np.ndarray:
