@@ -12,6 +12,7 @@ from conftest import assert_one_line_error, cli, tones
 from audiovq import Tokenizer
 from audiovq.data import audio
 from audiovq.data.audio import read_audio
+from audiovq.data.notes import heard_frames
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
 from audiovq.evaluation.held_out import training_and_held_out_music
@@ -92,3 +93,25 @@ def test_patterns_without_matches_are_errors_before_training(tiny_recipe: Path, 
         result = cli("train", tiny_recipe, "--out", tmp_path / "run", "--set", f"codes.only=['{pattern}']")
         assert_one_line_error(result, "codes.only", words)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_stage_that_is_resumed_with_notes_has_them_for_all_tracks(
+    found: Scan, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = checkpoint.load_tokenizer(tiny_run / "tokenizer")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "audiovq.training.encode_stage.ShardWriter", None
+        )  # all tracks are encoded, no shards are written
+        with pytest.raises(TypeError):
+            encode_data_set(tmp_path / "codes", found, network, 2, CPU, {"chroma"})
+    encode_data_set(tmp_path / "codes", found, network, 2, CPU, {"notes", "chroma"})
+    shards = Shards(tmp_path / "codes")
+    assert list(shards.index.extras) == ["chroma", "notes"]
+    for i, track in enumerate(shards.index.tracks):
+        for kind in shards.index.extras:
+            assert len(shards.frames(track, kind)) == track.lengths[0]
+        waveform, _ = read_audio(found.folder / track.path, 8000, 1)
+        shift = waveform.shape[1] - track.n_samples
+        assert np.array_equal(shards.frames(track, "notes"), heard_frames(waveform[:, shift:], 8000, 256)), i
+    assert not (tmp_path / ".codes.tracks").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 import mido
 import numpy as np
 import pytest
+import soundfile
 import torch
 from test_prior import CONFIG, spec
 
@@ -101,7 +102,7 @@ def test_the_midi_file_beside_a_track_must_have_its_length(
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 
-def test_notes_are_heard_in_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_are_heard_in_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chords of tones with five overtones each: the third (a fifth) and the fifth (a major third) count as no notes."""
     rate, hop = 22050, 1024
     time = np.arange(20 * hop) / rate
@@ -118,6 +119,8 @@ def test_notes_are_heard_in_a_recording(monkeypatch: pytest.MonkeyPatch) -> None
     for i, chord in enumerate(chords):  # away from the changes there is one answer
         assert set(found[20 * i + 3 : 20 * i + 17].tolist()) == {frame_of(chord)}
     assert set(found[83:].tolist()) == {SILENCE}
+    soundfile.write(tmp_path / "song.wav", wave, rate, subtype="FLOAT")
+    assert np.array_equal(asked_frames(str(tmp_path / "song.wav"), rate, hop), found)
     monkeypatch.setattr("audiovq.data.conditions.FRAMES_AT_ONCE", 9)
     assert np.array_equal(heard_frames(torch.from_numpy(wave).float()[None], rate, hop), found)
 
