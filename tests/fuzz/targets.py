@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import mido
 import numpy as np
 import safetensors.torch
 import soundfile
@@ -23,6 +24,7 @@ from mutations import Random, cut, damage, damaged_json, json_bytes, mistype, tw
 from audiovq import Codes, Generator, Tokenizer
 from audiovq.data.audio import read_audio
 from audiovq.data.data_config import DataConfig
+from audiovq.data.notes import asked_frames, chord_frames
 from audiovq.data.shards import Shards, ShardWriter
 from audiovq.data.tracks import Scan, Track, scan
 from audiovq.recipe import load_recipe
@@ -253,6 +255,21 @@ def upload(folder: Path, random: Random) -> Case:
     return Case(kind, attempt)
 
 
+def midi(folder: Path, random: Random) -> Case:
+    """A MIDI file, or chord symbols."""
+    if random.random() < 0.2:
+        symbols = damage(b"C G/B Am:4 F#m7 N Bbmaj7/D:0.5", random).decode(errors="replace")
+        return Case("chords", lambda: chord_frames(symbols, 0.1))
+    file, path = mido.MidiFile(), folder / "a.mid"
+    track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=400_000)])
+    file.tracks.append(track)
+    for pitch in range(48, 60):
+        track += [mido.Message("note_on", note=pitch), mido.Message("note_off", note=pitch, time=240)]
+    file.save(path)
+    change_file(path, damage, random)
+    return Case("midi", lambda: asked_frames(path, 8000, 800))
+
+
 def logs(folder: Path, random: Random) -> Case:
     """Our own JSON lines: a line that is damaged is left out, and the others are there."""
     rows = [{"step": i, "loss": 1.0 / (i + 1), "seconds": float(i)} for i in range(20)]
@@ -265,5 +282,5 @@ def logs(folder: Path, random: Random) -> Case:
 
 TARGETS = {
     "audio": audio, "labels": labels, "codes": codes, "shards": shards, "model": model, "recipe": recipe,
-    "upload": upload, "logs": logs,
+    "upload": upload, "logs": logs, "midi": midi,
 }  # fmt: skip
