@@ -1,6 +1,6 @@
 """A language model of music with the library transformers: audiovq's codes are its tokens.
 
-    pip install 'audiovq[peers]'
+    pip install -e '.[peers]'
     python examples/language_model.py samples/chorales codes.wav --steps 20
 
 `CodeTokenizer` works like a tokenizer of text: called with waveforms it returns `input_ids` for `Trainer`, and `decode` turns

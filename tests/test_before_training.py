@@ -101,13 +101,18 @@ def test_a_run_goes_on_with_a_renamed_recipe_and_moved_music(tmp_path: Path) -> 
     assert_one_line_error(train("copy.yaml", "codes"), "3 of the 3 tracks", "missing", "--data")
     other = write_music(tmp_path / "other")
     soundfile.write(other / "2.wav", tones(1.5, 8000, seed=9), 8000)
-    assert_one_line_error(train("tiny.yaml", "codes", "--data", other), "began with other music", "2.wav", "--data")
+    assert_one_line_error(
+        train("tiny.yaml", "codes", "--data", other),
+        "began with other music",
+        "2.wav",
+        f"leave --data out to go on with {music}",
+    )
     moved = train("copy.yaml", "codes", "--data", tmp_path / "moved")
     assert moved.exit_code == 0, moved.output
     saved = load_saved_recipe(tmp_path / "run" / "recipe.yaml")
     assert (saved.name, saved.data.folder) == ("copy", str(tmp_path / "moved"))
     shutil.rmtree(tmp_path / "moved")  # the priors need only the codes
-    assert_one_line_error(train("tiny.yaml", "priors", "--data", tmp_path / "typing-error"), "began with other music")
+    assert_one_line_error(train("tiny.yaml", "priors", "--data", tmp_path / "typing-error"), "no such folder", "--data")
     priors = train("tiny.yaml", "priors", "--data", tmp_path / "moved")
     assert priors.exit_code == 0, priors.output
 

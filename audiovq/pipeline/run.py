@@ -74,9 +74,11 @@ class Run:
             collectives.barrier()  # launchers take a process that ends early for a failed one
 
     def _go(self, stages: tuple[str, ...]) -> None:
-        files = self.files
+        files, was_there = self.files, (self.folder / "recipe.yaml").is_file()
         files.open()
         missing = [stage for stage in stages if not files.is_done(stage)]
+        if was_there and missing:
+            say(f"{self.folder}: goes on with {missing[0]}")
         if "priors" in missing:
             self._say_missing_labels()
         self.trackers = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)

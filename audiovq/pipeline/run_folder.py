@@ -131,15 +131,19 @@ class RunFolder:
 
     def _move(self, folder: str) -> None:
         """The music lies in another folder now; ValueError if it is not the same music. All ranks call it."""
-        moved = dataclasses.replace(Scan.load(self.path / "data"), folder=Path(os.path.realpath(folder)))
+        own = Scan.load(self.path / "data")
+        moved = dataclasses.replace(own, folder=Path(os.path.realpath(folder)))
         if collectives.rank() > 0:
             return
+        if not moved.folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
         for track in progress(moved.tracks, "compare", len(moved.tracks)):
             path = moved.folder / track.path
             if not path.is_file() or file_sha256(path) != track.sha256:
                 raise ValueError(
-                    f"{self.path}: began with other music than {folder}, where {track.path} is missing or differs; name "
-                    "the folder that has its music with --data, or choose another --out for a new run"
+                    f"{self.path}: began with other music than {folder}, where {track.path} is missing or differs; leave "
+                    f"--data out to go on with {own.folder}, name the folder that has this music now, or choose another "
+                    "--out for a new run"
                 )
         moved.save(self.path / "data")
 

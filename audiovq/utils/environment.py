@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import importlib.util
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -39,6 +40,8 @@ def prepare() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = str(os.getuid())
+    # torch warns of a CUDA toolkit without a GPU as if something were wrong.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if os.access(caches if os.path.isdir(caches) else os.path.dirname(caches), os.W_OK):
         return

@@ -45,7 +45,7 @@ class ProgressBar:
         self.unit, self.per_step = unit, per_step
         self.note = ""
         self.began = self.printed = time.monotonic()
-        self.first = self.done = float(start)
+        self.first = self.done = self.shown = float(start)
         self.rich: _NotedProgress | None = None
 
     def __enter__(self) -> ProgressBar:
@@ -77,15 +77,15 @@ class ProgressBar:
         return f"{rate:.1f} {self.unit}/s" if self.unit and rate else ""
 
     def _line(self) -> None:
-        self.printed = time.monotonic()
-        left = (self.total - self.done) / self.steps_per_second if self.done > self.first else 0.0
+        self.printed, self.shown = time.monotonic(), self.done
+        left = max(0.0, self.total - self.done) / self.steps_per_second if self.done > self.first else 0.0
         facts = [f"{int(self.done)}/{self.total}", f"{duration(left)} left", self.rate]
         say(f"{self.title}: {', '.join(filter(None, facts))} {self.note}".rstrip())
 
     def __exit__(self, *exception: object) -> None:
         if self.rich is not None:
             self.rich.stop()
-        elif not self.hidden and self.printed > self.began:
+        elif not self.hidden and self.printed > self.began and self.done > self.shown:
             self._line()
 
 
