@@ -47,7 +47,7 @@ def test_a_usual_home_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may become a user without account")
 def test_a_user_without_account_has_a_name_and_a_place_for_caches() -> None:
     """As in `docker run --user 54321`."""
-    become = "import __future__, contextlib, getpass, importlib.util, os, tempfile, typing; tempfile.gettempdir(); os.setuid(54321); "
+    become = "import __future__, contextlib, getpass, importlib.util, logging, os, tempfile, typing; tempfile.gettempdir(); os.setuid(54321); "
     name, *places = run_python(become + PRINT.format(names=NAMES))
     assert name == "54321"
     assert len(set(places)) == 1
