@@ -195,3 +195,11 @@ def test_lists_of_values_are_short_and_show_the_likely_ones() -> None:
     assert text.endswith(" and 1,490 more")
     assert len(listed(["x" * 10**6], "y")) < 100
     assert (listed([]), listed(["a", "b"])) == ("none", "a, b")
+
+
+def test_a_mistyped_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY.format(folder=tmp_path / "typing-error"))
+    assert_one_line_error(
+        cli("train", tmp_path / "tiny.yaml", "--out", tmp_path / "run"), "typing-error: no such folder"
+    )
+    assert not (tmp_path / "run").exists()

@@ -129,15 +129,19 @@ def check_relative(path: str) -> None:
         raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
 
 
+def check_music_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder of music, found a file")
+
+
 def find_audio(
     folder: Path, unreadable: list[Rejected] | None = None, suffixes: Collection[str] = audio.SUFFIXES
 ) -> list[Path]:
     """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
     Linked folders belong to it, each folder once. Unreadable folders are added to `unreadable`, or printed."""
-    if not folder.exists():
-        raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of music, found a file")
+    check_music_folder(folder)
     left_out: list[Rejected] = []
 
     def cannot_list(error: OSError) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiovq.config import recipe_folders
-from audiovq.data.tracks import find_audio
+from audiovq.data.tracks import check_music_folder, find_audio
 from audiovq.pipeline.run_folder import RunFolder
 from audiovq.planning.estimate import make_plan, music_seconds
 from audiovq.recipe import Recipe, load_saved_recipe
@@ -22,9 +22,12 @@ def with_music(recipe: Recipe, run: Path | None = None) -> Recipe:
     folder `music/` in the current folder, $AUDIOVQ_MUSIC, and the recordings in samples/. One line says
     which. Raises ValueError if none of these has music.
     """
+    is_new = not (run and (run / "recipe.yaml").is_file())
     if recipe.data.folder or recipe.codes.path:
+        if is_new and not recipe.codes.path:
+            check_music_folder(Path(recipe.data.folder))  # before a folder is made for the run
         return recipe
-    if run and (run / "recipe.yaml").is_file():
+    if run and not is_new:
         folder = Path(load_saved_recipe(run / "recipe.yaml").data.folder)
     else:
         folder = find_music(recipe.name)

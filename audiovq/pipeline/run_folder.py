@@ -20,7 +20,7 @@ from pathlib import Path
 
 from audiovq.data.shards import Shards
 from audiovq.data.storage import is_url
-from audiovq.data.tracks import Scan, scan
+from audiovq.data.tracks import Scan, check_music_folder, scan
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
@@ -135,8 +135,7 @@ class RunFolder:
         moved = dataclasses.replace(own, folder=Path(os.path.realpath(folder)))
         if collectives.rank() > 0:
             return
-        if not moved.folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; expected a folder of music (set --data)")
+        check_music_folder(moved.folder)
         for track in progress(moved.tracks, "compare", len(moved.tracks)):
             path = moved.folder / track.path
             if not path.is_file() or file_sha256(path) != track.sha256:
