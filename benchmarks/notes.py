@@ -21,7 +21,7 @@ from torch import Tensor
 
 from audiovq import Generator
 from audiovq.data.audio import SUFFIXES, read_audio
-from audiovq.data.notes import MIDI_SUFFIXES, N_CLASSES, asked_frames, chord_frames, note_frames
+from audiovq.data.notes import MIDI_SUFFIXES, N_CLASSES, chord_frames, note_frames, requested_frames
 from audiovq.evaluation.notes import check_installed, transcribe
 
 PROGRESSIONS = (
@@ -91,7 +91,7 @@ def main() -> None:
     print("| pitch classes | heard of those asked for | asked for of those heard | by chance |\n|---|---|---|---|")
     if options.music:
         pairs = with_midi(options.music, options.pieces)
-        wanted["MIDI files"] = [asked_frames(midi, rate, hop)[:n_frames] for _, midi in pairs]
+        wanted["MIDI files"] = [requested_frames(midi, rate, hop)[:n_frames] for _, midi in pairs]
         asked = [sounding(frames) for frames in wanted["MIDI files"]]
         waves = [read_audio(path, rate, generator.tokenizer.config.channels)[0] for path, _ in pairs]
         waves = [wave[:, : n_frames * hop] for wave in waves]

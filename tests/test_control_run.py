@@ -17,7 +17,7 @@ from audiovq import Generator
 from audiovq.data import audio
 from audiovq.data.conditions import chroma_classes, text_bytes, track_text
 from audiovq.data.datasets import CodeWindows
-from audiovq.data.notes import chord_frames, heard_frames, note_frames
+from audiovq.data.notes import chord_frames, estimate_frames, note_frames
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
 from audiovq.pretrained import checkpoint
@@ -79,7 +79,7 @@ def test_every_shift_has_chroma_with_its_codes(controlled_run: Path, tiny_run: P
         expected = chroma_classes(waveform[:, shift:], 8000, 256)
         assert np.array_equal(shards.frames(track, "chroma"), expected)
         assert len(expected) == track.lengths[0]
-        expected = heard_frames(waveform[:, shift:], 8000, 256)
+        expected = estimate_frames(waveform[:, shift:], 8000, 256)
         if track.path == "track-0.wav":  # it has a MIDI file
             rows = [(0.0, 0.75, 60), (0.5, 2.0, 52)]
             expected = note_frames(rows, 256 / 8000, track.lengths[0], shift / 8000)

@@ -12,7 +12,7 @@ from conftest import assert_one_line_error, cli, tones
 from audiovq import Tokenizer
 from audiovq.data import audio
 from audiovq.data.audio import read_audio
-from audiovq.data.notes import heard_frames
+from audiovq.data.notes import estimate_frames
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import DataConfig, Scan, scan
 from audiovq.evaluation.held_out import training_and_held_out_music
@@ -113,5 +113,5 @@ def test_a_stage_that_is_resumed_with_notes_has_them_for_all_tracks(
             assert len(shards.frames(track, kind)) == track.lengths[0]
         waveform, _ = read_audio(found.folder / track.path, 8000, 1)
         shift = waveform.shape[1] - track.n_samples
-        assert np.array_equal(shards.frames(track, "notes"), heard_frames(waveform[:, shift:], 8000, 256)), i
+        assert np.array_equal(shards.frames(track, "notes"), estimate_frames(waveform[:, shift:], 8000, 256)), i
     assert not (tmp_path / ".codes.tracks").exists()

@@ -10,7 +10,15 @@ import torch
 from test_prior import CONFIG, spec
 
 from audiovq.data import notes
-from audiovq.data.notes import SILENCE, asked_frames, chord_frames, frame_of, heard_frames, note_frames, read_midi
+from audiovq.data.notes import (
+    SILENCE,
+    chord_frames,
+    estimate_frames,
+    frame_of,
+    note_frames,
+    read_midi,
+    requested_frames,
+)
 from audiovq.prior.conditioners import CONDITIONERS, Conditions
 from audiovq.prior.prior import PriorConfig
 
@@ -70,7 +78,7 @@ def test_midi_gives_notes_in_seconds_without_drums(tmp_path: Path) -> None:
     ], tempo=750_000)  # fmt: skip
     expected = [(0, 1, 60), (0.5, 2, 36), (2, 2.5, 64), (2.5, 3, 64), (3, 4, 67)]  # the last is never released
     assert [tuple(np.round(note, 3)) for note in read_midi(path)] == expected
-    frames = asked_frames(path, 8000, 4000)
+    frames = requested_frames(path, 8000, 4000)
     assert frames.tolist() == note_frames(expected, 0.5, 8).tolist()
 
 
@@ -114,15 +122,15 @@ def test_notes_are_heard_in_a_recording(tmp_path: Path, monkeypatch: pytest.Monk
         return (overtones * np.sin(angles)).sum(axis=0)
 
     wave = np.concatenate([*(sum(map(tone, chord)) for chord in chords), np.zeros(20 * hop + 7)])
-    found = heard_frames(torch.from_numpy(wave).float()[None], rate, hop)
+    found = estimate_frames(torch.from_numpy(wave).float()[None], rate, hop)
     assert len(found) == 101
     for i, chord in enumerate(chords):  # away from the changes there is one answer
         assert set(found[20 * i + 3 : 20 * i + 17].tolist()) == {frame_of(chord)}
     assert set(found[83:].tolist()) == {SILENCE}
     soundfile.write(tmp_path / "song.wav", wave, rate, subtype="FLOAT")
-    assert np.array_equal(asked_frames(str(tmp_path / "song.wav"), rate, hop), found)
+    assert np.array_equal(requested_frames(str(tmp_path / "song.wav"), rate, hop), found)
     monkeypatch.setattr("audiovq.data.conditions.FRAMES_AT_ONCE", 9)
-    assert np.array_equal(heard_frames(torch.from_numpy(wave).float()[None], rate, hop), found)
+    assert np.array_equal(estimate_frames(torch.from_numpy(wave).float()[None], rate, hop), found)
 
 
 # --- chords and keys --------------------------------------------------------------------------------------------------
@@ -153,15 +161,15 @@ def test_chords_that_cannot_be_read_are_named(text: str) -> None:
 
 
 def test_keys_notes_and_arrays_are_asked_for() -> None:
-    assert asked_frames([67, 60, 64], 8000, 800, 3).tolist() == [frame_of([60, 64, 67])] * 3
-    assert asked_frames([], 8000, 800, 2).tolist() == [SILENCE] * 2
+    assert requested_frames([67, 60, 64], 8000, 800, 3).tolist() == [frame_of([60, 64, 67])] * 3
+    assert requested_frames([], 8000, 800, 2).tolist() == [SILENCE] * 2
     rows = [(0, 0.15, 60), (0.1, 0.4, 50)]
-    assert asked_frames(rows, 8000, 800).tolist() == note_frames(rows, 0.1, 4).tolist()
-    assert asked_frames(torch.tensor([0, SILENCE]), 8000, 800).tolist() == [0, SILENCE]
+    assert requested_frames(rows, 8000, 800).tolist() == note_frames(rows, 0.1, 4).tolist()
+    assert requested_frames(torch.tensor([0, SILENCE]), 8000, 800).tolist() == [0, SILENCE]
     for wrong in ([128], [-1], [(1, 0.5, 60)], np.array([1.5]), np.array([70000]), np.zeros((1, 2), int), 7, [(1, 2)],
                   np.zeros(0, int), "none.wav"):  # fmt: skip
         with pytest.raises(ValueError, match=r"expected|no such file"):
-            asked_frames(wrong, 8000, 800)
+            requested_frames(wrong, 8000, 800)
 
 
 # --- the conditioner --------------------------------------------------------------------------------------------------

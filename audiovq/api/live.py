@@ -50,7 +50,7 @@ class Live:
         block_seconds: of audio that is decoded at once. Longer blocks take less time a second of music, and
             make the latency longer.
         ahead_seconds: how far the decoder looks ahead. None is all that it depends on: the sound is then that of
-            `Tokenizer.decode`. With 0.25 the bundled model's differs from it by about -60 dB.
+            `Tokenizer.decode`. With less it differs a little.
         precision: of the priors' arithmetic, see `PieceOptions`.
         state: of `state()`, to continue there; seed and controls are then those of the state.
         controls: see `set`.
@@ -100,8 +100,8 @@ class Live:
         Args:
             controls: temperature, top_k, top_p and guidance (one value or one per level; None is what the
                 model recommends), text, notes (MIDI pitches that sound, such as [60, 64, 67]; None is unknown) or
-                chords (symbols, over and over; counted from the beginning of the music), seed, labels (a dict), or a label by its name, such as
-                timbre="piano". None or "" as the value of a label is unknown.
+                chords (symbols, repeated, counted from the beginning of the music), seed, labels (a dict), or a label
+                by its name, such as timbre="piano". None or "" as the value of a label is unknown.
         Raises:
             ValueError: an unknown control, label or value; nothing is changed then.
         """

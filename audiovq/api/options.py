@@ -12,7 +12,7 @@ from torch import Tensor
 from audiovq.config import build, whole_number
 from audiovq.data import audio
 from audiovq.data.conditions import chroma_classes
-from audiovq.data.notes import asked_frames, chord_frames
+from audiovq.data.notes import chord_frames, requested_frames
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.engine import precisions
@@ -133,5 +133,5 @@ def _notes(priors: Sequence[Prior], n_samples: int, options: PieceOptions) -> Te
         once = chord_frames(options.chords, hop / rate)
         frames = np.tile(once, -(-n_frames // len(once)))  # whole, because `Live` begins again after them
     else:
-        frames = asked_frames(options.notes, rate, hop, n_frames)
+        frames = requested_frames(options.notes, rate, hop, n_frames)
     return torch.from_numpy(frames).long()

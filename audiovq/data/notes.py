@@ -99,12 +99,11 @@ def midi_of_track(path: Path, seconds: float) -> list[Note] | None:
     return None
 
 
-def heard_frames(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
+def estimate_frames(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
     """An estimate of the notes in float [channels, samples]: uint16 [ceil(samples / hop_length)].
 
     A pitch sounds if a spectral peak between `LOWEST` and `HIGHEST` reaches `THRESHOLD` and is no overtone of a
-    lower one. Times are as in `frame_blocks`. Of the pitch classes of rendered chorales it finds four fifths;
-    four fifths of what it finds are right.
+    lower one. Times are as in `frame_blocks`.
     """
     frames = list[int]()
     for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
@@ -157,26 +156,27 @@ def _pitch_class(letter: str, accidental: str) -> int:
     return ("C D EF G A B".index(letter) + {"#": 1, "b": -1}.get(accidental, 0)) % N_CLASSES
 
 
-def asked_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int = 1) -> np.ndarray:
+def requested_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int = 1) -> np.ndarray:
     """The frames of the option `notes` of `PieceOptions`, uint16 [n_frames]; keys are held for `n_held` frames.
     Raises ValueError for what is none."""
     if isinstance(notes, str | Path):
         if Path(notes).suffix.lower() not in MIDI_SUFFIXES:
-            return heard_frames(*audio.read_audio(Path(notes), sample_rate), hop_length)
+            return estimate_frames(*audio.read_audio(Path(notes), sample_rate), hop_length)
         notes = read_midi(Path(notes))
     try:
         if isinstance(notes, Tensor | np.ndarray):
             frames = np.asarray(notes.cpu() if isinstance(notes, Tensor) else notes)
-            assert frames.ndim == 1
-            assert frames.dtype.kind in "iu"
-            assert all(0 <= frame < N_FRAMES for frame in (frames.min(), frames.max()))
-            return frames.astype(np.uint16)
+            if frames.ndim == 1 and frames.dtype.kind in "iu" and frames.min() >= 0 and frames.max() < N_FRAMES:
+                return frames.astype(np.uint16)
+            raise TypeError
         if all(isinstance(note, int) for note in notes):
-            assert all(0 <= key < 128 for key in notes)
-            return np.full(n_held, frame_of(notes), dtype=np.uint16)
+            if all(0 <= key < 128 for key in notes):
+                return np.full(n_held, frame_of(notes), dtype=np.uint16)
+            raise TypeError
         rows = [(float(start), float(end), int(pitch)) for start, end, pitch in notes]
-        assert all(0 <= start <= end <= LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows)
-    except (TypeError, ValueError, AssertionError):
+        if not all(0 <= start <= end <= LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows):
+            raise TypeError
+    except (TypeError, ValueError):
         raise ValueError(
             "notes: expected a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, "
             f"pitch), or frames, found {notes!r:.60}"

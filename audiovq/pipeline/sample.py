@@ -18,7 +18,7 @@ from audiovq.api.splice import keep_original
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter, check_writable
 from audiovq.data.codes import Codes, check_codes_output
-from audiovq.data.notes import asked_frames
+from audiovq.data.notes import requested_frames
 from audiovq.distributed import collectives, launch
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
@@ -141,7 +141,7 @@ def sample(
         generator = Generator.from_pretrained(folder)
         notes, rate = options.notes, generator.sample_rate
         if notes is not None:  # read once
-            frames = asked_frames(notes, rate, generator.hop_lengths[0])
+            frames = requested_frames(notes, rate, generator.hop_lengths[0])
             seconds = len(frames) * generator.hop_lengths[0] / rate
             seconds = seconds if options.seconds is None and not options.source else options.seconds
             options = dataclasses.replace(options, notes=frames, seconds=seconds)
@@ -234,7 +234,7 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
     cost[mine] = torch.tensor(found, dtype=torch.float64)
     collectives.all_reduce_(cost)
     order = cost.argsort(stable=True).tolist()
-    cost_name = "bits/s, as asked for minus as not asked for" if options.conditional else "bits/s"
+    cost_name = "bits/s with these conditions minus without" if options.conditional else "bits/s"
     table = Table("rank", "item", cost_name, "", title="How well the model predicts each piece, best first")
     for rank, i in enumerate(order, start=1):
         chosen = "chosen" if rank <= (options.best or 0) else ""

@@ -33,10 +33,10 @@ class Session:
         self.ended = self.is_slow = False
         self.changed = threading.Condition()
         self.pace = ENOUGH  # seconds of music that this machine makes in one, of late
-        self.hear(turn)
+        self.update(turn)
 
-    def hear(self, turn: Turn) -> None:
-        """What the page says. Raises ValueError for a control that cannot be set."""
+    def update(self, turn: Turn) -> None:
+        """Follow a message of the page. Raises ValueError for a control that cannot be set."""
         if turn.set:
             self.live.set(**turn.set)
         if turn.restart:
@@ -79,12 +79,12 @@ class Session:
 
     async def send(self, socket: WebSocket) -> None:
         """Blocks, each after the facts if they have changed; at the end, why."""
-        told: Json = {}
+        shown: Json = {}
         try:
             while (block := await asyncio.to_thread(self.block)) is not None:
-                if self.facts != told:
-                    told = self.facts
-                    await socket.send_json(told)
+                if self.facts != shown:
+                    shown = self.facts
+                    await socket.send_json(shown)
                 await socket.send_bytes(block)
             await socket.send_json({"ended": f"Nothing was played for {IDLE_SECONDS:g} s, so the music has ended."})
         except ValueError as error:
@@ -94,7 +94,7 @@ class Session:
         """Turns of the page; what cannot be followed is answered by a sentence, and changes nothing."""
         while True:
             try:
-                self.hear(Turn.model_validate_json(await socket.receive_text()))
+                self.update(Turn.model_validate_json(await socket.receive_text()))
             except (ValueError, TypeError) as error:
                 await socket.send_json({"error": sentence(error)})
 

@@ -15,7 +15,7 @@ SHORT_WINDOWS = ((60, 0.093), (128, 0.046))
 SMOOTHING_FRAMES = 9  # over which a short window's magnitude is compared with its mean
 NEIGHBOURS = 11  # steps of pitch whose maximum is a short window's magnitude
 LEAST_POWER = 1e-12
-FACTORS = 8, 16, 32  # by which the sample rate is divided for low notes; less saves nothing
+FACTORS = 8, 16, 32  # by which the sample rate may be divided for low notes
 HIGHEST_OF_RATE = 0.25  # the highest of these notes, relative to the lower sample rate
 FILTER_BLOCKS = 16  # length of the filter in samples of the lower rate
 
@@ -48,8 +48,8 @@ class PitchSpectrogram(nn.Module):
     """Magnitudes at equal steps of pitch, by Fourier transforms whose windows are longer for lower notes.
 
     A step is the root of the power of the transform's bins around it, weighted by a triangle as wide as a step or a bin
-    to either side. A sine of amplitude a has about a. The windows of low notes see the music at a lower sample rate, which
-    makes the transforms of long windows short.
+    to either side. A sine of amplitude a has about a. Low notes are computed at a lower sample rate, so that
+    the transforms of long windows are short.
 
     Args:
         pitches: MIDI pitches [n], rising.

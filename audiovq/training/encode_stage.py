@@ -11,7 +11,7 @@ from torch import Tensor
 from audiovq.data import audio
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.conditions import chroma_classes
-from audiovq.data.notes import Note, heard_frames, midi_of_track, note_frames
+from audiovq.data.notes import Note, estimate_frames, midi_of_track, note_frames
 from audiovq.data.shards import ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track, check_relative, check_unchanged
 from audiovq.distributed import collectives
@@ -98,5 +98,5 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
 def _frames(kind: str, waveform: Tensor, rate: int, hop: int, shift: int, midi: list[Note] | None) -> np.ndarray:
     """Chroma or notes of a track from the sample `shift` on, one for each code of level 0."""
     if kind == "chroma" or midi is None:
-        return (chroma_classes if kind == "chroma" else heard_frames)(waveform[:, shift:], rate, hop)
+        return (chroma_classes if kind == "chroma" else estimate_frames)(waveform[:, shift:], rate, hop)
     return note_frames(midi, hop / rate, -(-(waveform.shape[-1] - shift) // hop), shift / rate)

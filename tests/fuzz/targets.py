@@ -24,7 +24,7 @@ from mutations import Random, cut, damage, damaged_json, json_bytes, mistype, tw
 from audiovq import Codes, Generator, Tokenizer
 from audiovq.data.audio import read_audio
 from audiovq.data.data_config import DataConfig
-from audiovq.data.notes import asked_frames, chord_frames
+from audiovq.data.notes import chord_frames, requested_frames
 from audiovq.data.shards import Shards, ShardWriter
 from audiovq.data.tracks import Scan, Track, scan
 from audiovq.recipe import load_recipe
@@ -267,7 +267,7 @@ def midi(folder: Path, random: Random) -> Case:
         track += [mido.Message("note_on", note=pitch), mido.Message("note_off", note=pitch, time=240)]
     file.save(path)
     change_file(path, damage, random)
-    return Case("midi", lambda: asked_frames(path, 8000, 800))
+    return Case("midi", lambda: requested_frames(path, 8000, 800))
 
 
 def logs(folder: Path, random: Random) -> Case:
