@@ -55,7 +55,7 @@ class PriorTrainingConfig(TrainingConfig):
 
 
 class TokenizerStage(Config):
-    # Use the tokenizer of `default` (the bundled model), a run, a folder or a hub id; null: train one.
+    # Use the tokenizer of `default` (the bundled model), a run, folder, hub id, or published codec (hf:…); null: train one.
     from_pretrained: str | None = None
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
@@ -140,6 +140,9 @@ class Recipe(Config):
     def _check(self) -> Recipe:
         if not (self.name.isprintable() and self.name.strip(". ")) or ".." in Path(self.name).parts:
             raise ValueError(f"name: expected a name for a folder, found {self.name!r:.40}")
+        if self.tokenizer.model.codec and (self.decoder_tuning or not self.tokenizer.from_pretrained):
+            key = "decoder_tuning" if self.decoder_tuning else "tokenizer.model.codec"
+            raise ValueError(f"{key}: expected null; a published codec comes from from_pretrained, and stays as it is")
         if self.tokenizer.from_pretrained is None:
             for i in (i for i, stage in enumerate(self.priors) if stage.from_pretrained):
                 reason = "because a prior needs the codes of its tokenizer"

@@ -11,10 +11,10 @@ from audiovq.cli.options import FILE, json_option, write_json
 @argument("place", metavar="PATH", type=FILE)
 @json_option
 def info(place: str, json_file: str | None) -> None:
-    """Describe PATH: an audio file, a codes file, a model folder, a run folder or `default`. Always prints JSON."""
+    """Describe PATH: an audio or codes file, a model or run folder, `default` or hf:CODEC. Always prints JSON."""
     from audiovq.pretrained.locate import resolve_model
     from audiovq.report.describe import describe
 
-    facts = describe(resolve_model(place) if place == "default" else Path(place))
+    facts = describe(resolve_model(place) if place == "default" or place.startswith("hf:") else Path(place))
     for file in {"-", json_file or "-"}:
         write_json(file, facts)

@@ -67,7 +67,7 @@ def piece_options(command: Any) -> Any:
 
 
 JSON_HELP = "Print the result as JSON and nothing else; with a FILE.json, write it there and print as usual."
-MODEL_HELP = "A run, model folder, hub id or `default`, the bundled model. Default: newest run, else `default`."
+MODEL_HELP = "A run, model folder, hub id, hf:CODEC or `default` (bundled). Default: newest run, else `default`."
 REPORT_HELP = "Write a page to listen to or not; the environment variable AUDIOVQ_REPORT=0 means never."
 SET_HELP = "Change a recipe value: a.b=value (repeatable)."
 

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from audiovq.data.audio import audio_info
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan, find_audio
+from audiovq.pretrained.adopt import pretrained_tokenizer
 from audiovq.pretrained.checkpoint import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
@@ -231,7 +232,8 @@ class Planner(NamedTuple):
 
     def codes(self) -> dict[str, Any]:
         model, n_samples = self.recipe.tokenizer.model, short_crop(self.recipe)
-        network, seconds = VQVAE(model).eval(), self.seconds * self.recipe.codes.shifts
+        source, seconds = self.recipe.tokenizer.from_pretrained, self.seconds * self.recipe.codes.shifts
+        network = pretrained_tokenizer(source) if source and model.codec else VQVAE(model).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.encode(torch.zeros(1, model.channels, n_samples))
         flops = counter.get_total_flops() * seconds * model.sample_rate / n_samples

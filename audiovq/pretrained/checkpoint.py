@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from audiovq import config as conf
 from audiovq.config import Config
+from audiovq.pretrained.published import build_codec, is_codec, load_codec, weights
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.spec import PriorSpec
@@ -33,9 +34,15 @@ LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may d
 
 
 def load_tokenizer(folder: Path) -> VQVAE:
-    """The tokenizer of a folder; ValueError if there is none, a damaged one, or one of absurd size."""
+    """The tokenizer of a folder, or a codec (`hf:…`); ValueError if there is none, or a damaged or absurdly large one."""
+    if is_codec(folder):
+        return load_codec(folder)
     content, path = read_config(folder, "tokenizer"), folder / CONFIG
     config = build_config(VQVAEConfig, content, "model", path)
+    if config.codec is not None:  # a copy
+        n_numbers = sum(tensor.numel() for tensor in read_tensors(folder / WEIGHTS).values())
+        with Allowance((1 << 20) + 4 * n_numbers):
+            return build_codec(config.codec, folder, config.n_levels)
     return _load_network(folder, lambda: VQVAE(config))
 
 
@@ -104,12 +111,12 @@ def tuning_steps(folder: Path) -> int:
 
 
 def save_tokenizer(folder: Path, network: VQVAE, dtype: torch.dtype | None = None) -> None:
-    _save(folder, {"kind": "tokenizer", "model": network.config.model_dump()}, network, dtype)
+    _save(folder, {"kind": "tokenizer", "model": network.config.model_dump()}, weights(network), dtype)
 
 
 def save_prior(folder: Path, network: Prior, sampling: SamplingConfig, dtype: torch.dtype | None = None) -> None:
     config = {"kind": "prior", "model": network.config.model_dump(), "spec": vars(network.spec)}
-    _save(folder, config | {"sampling": sampling.model_dump()}, network, dtype)
+    _save(folder, config | {"sampling": sampling.model_dump()}, network.state_dict(), dtype)
 
 
 def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
@@ -120,17 +127,17 @@ def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
     """
     new = folder.with_name(f".{folder.name}.tuned")
     config = {"kind": "tokenizer", "model": network.config.model_dump()}
-    _save(new, config | {"decoder_tuning_steps": steps}, network)
+    _save(new, config | {"decoder_tuning_steps": steps}, network.state_dict())
     (folder / SUMS).unlink(missing_ok=True)
     for name in (WEIGHTS, SUMS, CONFIG):
         (new / name).replace(folder / name)
     new.rmdir()
 
 
-def _save(folder: Path, config: dict[str, Any], network: nn.Module, dtype: torch.dtype | None = None) -> None:
+def _save(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write a model's folder atomically, with floating-point weights as `dtype` if given."""
     state = {}
-    for name, tensor in network.state_dict().items():
+    for name, tensor in tensors.items():
         rounded = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         state[name] = rounded.detach().cpu().contiguous()
     with atomic_folder(folder) as temporary:

@@ -86,7 +86,14 @@ def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> d
 
 def tokenizer_hash(network: VQVAE) -> str:
     """Identity of a tokenizer's codes: SHA-256 of its canonical config and of the weights that make them.
-    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes."""
+    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes.
+    Of a published codec the values count without their names, which another library may change."""
+    if (codec := network.config.codec) is not None:
+        c, tensors = network.config, network.state_dict().values()
+        values = sorted(_sha256("", {"": each}) for each in tensors if each.is_floating_point() and each.numel() > 1)
+        return _sha256(
+            to_json([codec.kind, c.sample_rate, c.channels, c.hop_lengths, c.codebook_size, values]).decode(), {}
+        )
     tensors = {
         name: tensor
         for name, tensor in network.state_dict().items()

@@ -1,5 +1,7 @@
 """Finds the folder of a model: a run, an exported folder, the bundled model, or one on the Hugging Face hub."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -14,6 +16,8 @@ from audiovq.utils.progress import say
 FOLDERS = ("", "tokenizer/", "prior-[0-9]*/")
 MODEL_FILES = [f"{folder}{name}" for folder in FOLDERS for name in (CONFIG, WEIGHTS, SUMS)]
 SHARED_FILES = ["README.md", *MODEL_FILES, "onnx/*.onnx", "onnx/generator.json"]
+CODEC_PREFIX = "hf:"  # before the hub id or the folder of a published codec
+CODEC_FILES = [CONFIG, "README.md", "*.safetensors", "*.safetensors.index.json"]
 
 
 def resolve_model(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
@@ -21,13 +25,17 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
 
     Args:
         source: a run, an exported folder, `default` (the bundled model), or a hub id, which may name its
-            revision as in owner/name@v1. A folder that is called default is ./default.
+            revision as in owner/name@v1. A folder that is called default is ./default. `hf:` before the hub id or
+            the folder of a published codec makes that the tokenizer; hf:owner/name:4 takes its first 4 codebooks.
         revision: branch, tag or commit on the hub; default the main branch.
         token: for private models; default the one of `hf auth login` or HF_TOKEN.
     Raises:
         ValueError: no such folder, and not a hub id that can be downloaded.
     """
     path, text = Path(source), str(source)
+    if text.startswith(CODEC_PREFIX):
+        folder, n_levels = codec_place(text.removeprefix(CODEC_PREFIX), revision, token)
+        return Path(f"{CODEC_PREFIX}{folder}" + (f":{n_levels}" if n_levels else ""))
     if text == "default":
         return bundled_model()
     if path.is_dir():
@@ -38,6 +46,19 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
         raise ValueError(f"{source}: no such model; expected {expected}{hint}")
     repo_id, _, named = text.partition("@")
     return download(repo_id, revision or named or None, token)
+
+
+def codec_place(name: str, revision: str | None = None, token: str | None = None) -> tuple[Path, int | None]:
+    """The folder of owner/name@revision:levels or folder:levels, and the levels; ValueError if there is no such codec."""
+    place, _, n_levels = name.rpartition(":") if re.search(r":\d+$", name) else (name, "", "")
+    folder, (repo_id, _, named) = Path(place), place.partition("@")
+    if not folder.is_dir() and is_hub_name(place):
+        folder = download(repo_id, revision or named or None, token, CODEC_FILES)
+        if not any(folder.glob("*.safetensors")):
+            folder = download(repo_id, revision or named or None, token, [*CODEC_FILES, "pytorch_model.bin"])
+    if not (place and (folder / CONFIG).is_file()):
+        raise ValueError(f"{CODEC_PREFIX}{name}: no such codec; expected hf:owner/name, or a folder with {CONFIG}")
+    return folder, int(n_levels) if n_levels else None
 
 
 def is_hub_name(source: str) -> bool:
@@ -94,9 +115,11 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
     return (newest, f"the newest run, {newest}{note}") if newest else (bundled_model(), f"the bundled model{note}")
 
 
-def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
+def download(
+    repo_id: str, revision: str | None = None, token: str | None = None, files: Sequence[str] = MODEL_FILES
+) -> Path:
     """The folder of a model, in the hub's own cache. Raises ValueError if it cannot be downloaded."""
-    options = {"revision": revision, "token": token, "allow_patterns": MODEL_FILES}
+    options = {"revision": revision, "token": token, "allow_patterns": files}
     with network_errors(f"{repo_id}: no such folder, and it cannot be downloaded from the hub"):
         return Path(huggingface_hub.snapshot_download(repo_id, **options))
 

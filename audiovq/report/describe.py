@@ -10,11 +10,14 @@ from audiovq.data.codes import Codes, read_header
 from audiovq.data.scan_cache import read_tags
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
+from audiovq.pretrained.published import is_codec
 from audiovq.training.logs import read_health
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Facts about an audio file, a codes file, a model folder or a run folder; ValueError for anything else."""
+    if is_codec(path):
+        return describe_model(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if (path / "recipe.yaml").is_file():
@@ -55,7 +58,7 @@ def describe_codes(path: Path) -> dict[str, Any]:
 
 def describe_model(path: Path) -> dict[str, Any]:
     """Facts about the folder of a tokenizer, of a prior, or of both."""
-    if (path / checkpoint.CONFIG).is_file():
+    if (path / checkpoint.CONFIG).is_file() and not is_codec(path):
         weights = checkpoint.read_tensors(path / checkpoint.WEIGHTS)
         n_parameters = sum(tensor.numel() for tensor in weights.values())
         return {"model": str(path), "config": read_json(path / checkpoint.CONFIG), "parameters": n_parameters}
@@ -71,6 +74,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "codebook_size": c.codebook_size,
         "latency_seconds": tokenizer.latency_seconds,
         "priors": [folder.name for folder in prior_folders(path)],
+        **({"codec": c.codec.source, "licence": c.codec.licence or "unknown"} if c.codec else {}),
     }
 
 

@@ -99,7 +99,7 @@ def encoder_windows(network: VQVAE, chunk_samples: int) -> Windows:
     """Windows on a waveform [channels, samples]."""
     hop = network.config.hop_lengths[0]
     context, ahead = -(-network.encoder_radius // hop) * hop, network.encoder_ahead
-    return Windows(max(1, chunk_samples // hop) * hop, context, ahead=ahead)
+    return Windows(max(1, chunk_samples // hop) * hop, context, ahead=ahead, period=network.encoder_period)
 
 
 def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int, ahead_samples: int | None = None) -> Windows:
