@@ -2,25 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import assert_one_line_error, cli, tones
-from starlette.testclient import TestClient
 from torch import Tensor
 from torch.nn import functional as F
 
 from audiovq import Generator, Tokenizer
 from audiovq.data.codes import Codes
 from audiovq.pretrained.locate import resolve_model
+from audiovq.pretrained.published import CODECS, PublishedCodec
 from audiovq.studio.engine import Engine
-from audiovq.studio.server import make_app
-from audiovq.tokenizer import streaming
-from audiovq.tokenizer.published import CODECS, PublishedCodec, Snac
+from audiovq.studio.projects import Library, Project
+from audiovq.studio.requests import JobRequest, Limits
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 
 transformers = pytest.importorskip("transformers")
@@ -68,12 +66,14 @@ def make_codec(name: str) -> Any:
     for key, tensor in codec.state_dict().items():  # codebooks of transformers begin with zeros
         if key.endswith((".embed_sum", "codebook.weight")):
             tensor.normal_()
-    if name.startswith("encodec"):  # whose latents are far from 0
+        if key.endswith(".embed"):
+            tensor.copy_(torch.randn(16, 16) / 2 ** int(key.split(".")[2]))
+    if name.startswith("encodec"):  # as after training, the latents are of the codebooks' size
+        last = codec.encoder.layers[-1].conv
         with torch.no_grad():
-            latents = codec.eval().encoder(waveform_of(4.0, seed=9)[None])[0].T  # [time, dim]
-        for i, layer in enumerate(codec.quantizer.layers):
-            vectors = latents.std(dim=0) * torch.randn(16, 16) / 2**i
-            layer.codebook.embed.copy_(vectors + (latents.mean(dim=0) if i == 0 else 0))
+            latents = codec.eval().encoder(waveform_of(4.0, seed=9)[None])[0]  # [dim, time]
+            last.bias.copy_((last.bias - latents.mean(dim=1)) / latents.std(dim=1))
+            last.parametrizations.weight.original0.div_(latents.std(dim=1)[:, None, None])
     return codec.eval()
 
 
@@ -124,7 +124,7 @@ def waveform_of(seconds: float, seed: int = 0) -> Tensor:
     return torch.from_numpy(tones(seconds, RATE, seed).T.copy())
 
 
-def network_of(tokenizer: Tokenizer) -> PublishedCodec:
+def network_of(tokenizer: Tokenizer) -> Any:
     assert isinstance(tokenizer.network, PublishedCodec)
     return tokenizer.network
 
@@ -146,7 +146,11 @@ def test_codes_and_sound_are_the_codecs_own(
         assert torch.equal(level, own[:, : -(-n_samples // hop)])
     if n_samples > 4000:
         assert all(len(level.unique()) > 1 for level in codes)
-    whole = own_waveform(name, codec, expected) if name != "snac" else snac_with_its_noise(network, codec, expected, monkeypatch)
+    whole = (
+        own_waveform(name, codec, expected)
+        if name != "snac"
+        else snac_with_its_noise(network, codec, expected, monkeypatch)
+    )
     n = min(n_samples, whole.shape[-1])
     is_padded = name.startswith("snac") and n_samples % network.block  # by zeros, whose codes are not kept
     exact = n_samples // network.block * network.block - (network.decoder_ahead if is_padded else 0) if is_padded else n
@@ -155,9 +159,9 @@ def test_codes_and_sound_are_the_codecs_own(
     torch.testing.assert_close(found[..., : max(exact, 0)], whole[..., : max(exact, 0)], rtol=0, atol=1e-6)
 
 
-def snac_with_its_noise(network: PublishedCodec, codec: Any, codes: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Tensor:
+def snac_with_its_noise(network: Any, codec: Any, codes: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """SNAC's own decoder, with the noise that the tokenizer keeps in place of new one."""
-    noises = [m.noise for m in network.codec.decoder.modules() if type(m).__name__ == "FixedNoise"]
+    noises = [m.forward.args[1] for m in network.codec.decoder.modules() if type(m).__name__ == "NoiseBlock"]
     assert [len(noise) for noise in noises] == [network.period // 8, network.period // 2, network.period]
     assert network.period >= RATE
     remaining = iter(noises)
@@ -173,9 +177,9 @@ def snac_with_its_noise(network: PublishedCodec, codec: Any, codes: list[Tensor]
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_chunks_give_what_the_whole_gives(name: str, tokenizers: dict[str, Tokenizer]) -> None:
-    network = network_of(tokenizers[name])
-    waveform = waveform_of(3.0)[:, :-13]
+def test_chunks_give_what_the_whole_gives(name: str, folders: dict[str, Path]) -> None:
+    network = network_of(Tokenizer.from_pretrained(folders[name], "cpu")).double()  # so that rounding decides no code
+    waveform = waveform_of(3.0)[:, :-13].double()
     whole = network.encode(waveform[None])
     for chunk in (500, 3000):
         encoder = StreamingEncoder(network, chunk)
@@ -187,7 +191,7 @@ def test_chunks_give_what_the_whole_gives(name: str, tokenizers: dict[str, Token
         prefix = network.decode(whole[:n_levels], waveform.shape[-1])[0].clamp(-1, 1)
         decoder = StreamingDecoder(network, n_levels, 3000)
         blocks = [decoder.push([level[0] for level in whole[:n_levels]]), decoder.finish(waveform.shape[-1])]
-        torch.testing.assert_close(torch.cat(blocks, dim=-1), prefix, rtol=0, atol=5e-5)
+        torch.testing.assert_close(torch.cat(blocks, dim=-1), prefix, rtol=0, atol=1e-6)
     assert (sound - prefix).abs().max() == 0
     one = network.decode(whole[:1], waveform.shape[-1])[0].clamp(-1, 1)
     assert (one - sound).abs().max() > 1e-4
@@ -225,27 +229,27 @@ def test_first_codebooks_alone(folders: dict[str, Path], tokenizers: dict[str, T
         assert all(torch.equal(a, b) for a, b in zip(codes.levels, expected.levels, strict=False))
         torch.testing.assert_close(two.decode(codes), whole.decode(expected, 2))
         assert two.hash != whole.hash
-    with pytest.raises(ValueError, match="expected 1 to 3 levels, found 4"):
+    with pytest.raises(ValueError, match="expected at most 3 levels, found 4"):
         Tokenizer.from_pretrained(f"hf:{folders['dac']}:4", "cpu")
 
 
-def test_a_codec_with_more_codebooks_than_levels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_codec_with_too_many_codebooks_some_are_named(tmp_path: Path) -> None:
     codec = transformers.DacModel(transformers.DacConfig(**{**DAC, "n_codebooks": 20}))
     codec.save_pretrained(tmp_path / "many")
-    tokenizer = Tokenizer.from_pretrained(tmp_path / "many", "cpu")
-    assert tokenizer.config.n_levels == 16
-    assert "the first 16 of 20 codebooks" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected 1 to 16 hop_lengths, found 20"):
+        Tokenizer.from_pretrained(tmp_path / "many", "cpu")
+    assert Tokenizer.from_pretrained(f"hf:{tmp_path / 'many'}:16", "cpu").config.n_levels == 16
 
 
 @pytest.mark.parametrize("name", ["encodec", "mimi", "snac"])
 def test_a_copy_is_the_same_tokenizer(name: str, tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
     tokenizer, piece = tokenizers[name], waveform_of(1.0)
     tokenizer.save_pretrained(tmp_path / "copy")
-    copy = Tokenizer.from_pretrained(tmp_path / "copy", "cpu")
-    assert copy.hash == tokenizer.hash
-    assert copy.config == tokenizer.config
+    again = Tokenizer.from_pretrained(tmp_path / "copy", "cpu")
+    assert again.hash == tokenizer.hash
+    assert again.config == tokenizer.config
     codes = tokenizer.encode(piece, RATE)
-    assert torch.equal(copy.decode(codes), tokenizer.decode(codes))
+    assert torch.equal(again.decode(codes), tokenizer.decode(codes))
     card = (tmp_path / "copy" / "README.md").read_text()
     assert f"published codec {name} (licence: cc-by-nc-4.0)" in card
     tokenizer.save_pretrained(tmp_path / "half", half=True)
@@ -253,7 +257,9 @@ def test_a_copy_is_the_same_tokenizer(name: str, tokenizers: dict[str, Tokenizer
     # A damaged or hostile copy.
     config = tmp_path / "copy" / "tokenizer" / "config.json"
     content = json.loads(config.read_text())
-    large = json.dumps({**json.loads(content["model"]["codec"]["settings"]), "decoder_dim": 1 << 20, "num_filters": 1 << 20})
+    large = json.dumps(
+        {**json.loads(content["model"]["codec"]["settings"]), "decoder_dim": 1 << 20, "num_filters": 1 << 20}
+    )
     for settings, reason in (("{", "codec to load"), (large, "codec to load")):
         content["model"]["codec"]["settings"] = settings
         config.write_text(json.dumps(content))
@@ -294,7 +300,9 @@ def runs(folders: dict[str, Path], music: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize("name", ["encodec", "dac", "mimi", "snac"])
-def test_priors_report_and_studio(name: str, runs: Callable[[str], Path], tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+def test_priors_report_and_studio(
+    name: str, runs: Callable[[str], Path], tokenizers: dict[str, Tokenizer], tmp_path: Path
+) -> None:
     run = runs(name)
     generator = Generator.from_pretrained(run, "cpu")
     assert generator.tokenizer.hash == tokenizers[name].hash
@@ -314,18 +322,21 @@ def test_priors_report_and_studio(name: str, runs: Callable[[str], Path], tokeni
     result = cli("report", run, "--out", tmp_path / "report.html")
     assert result.exit_code == 0, result.output
     assert "Reconstruction" in (tmp_path / "report.html").read_text()
-    engine = Engine(generator, str(run), tmp_path / "projects") if False else None
-    assert engine is None
+    # The studio makes a piece.
+    limits, sounds = Limits(max_seconds=8), tmp_path / "sounds"
+    sounds.mkdir()
+    engine = Engine(run, name, Library(tmp_path / "projects", limits), limits, sounds)
+    project = engine.library.create(Project(tokenizer_hash=engine.hash))
+    job = engine.job(project, JobRequest.model_validate({"kind": "make", "version": None, "seed": 1, "seconds": 0.5}))
+    made = Codes.load(engine.library.codes_path(project, job.work(job)[0]))
+    assert [len(level) for level in made.levels] == [-(-4000 // hop) for hop in HOPS[name]]
+    # Without end, as it sounds.
+    assert generator.live(seed=2).read(0.25).shape == (1, 2000)
 
 
-@pytest.fixture(scope="module")
-def sound_file(music: Path) -> Iterator[Path]:
-    yield music / "track-1.wav"
-
-
-def test_commands_take_a_codec(folders: dict[str, Path], sound_file: Path, music: Path, tmp_path: Path) -> None:
+def test_commands_take_a_codec(folders: dict[str, Path], music: Path, tmp_path: Path) -> None:
     model = f"hf:{folders['snac']}"
-    result = cli("encode", sound_file, "-o", tmp_path / "a.codes", "--model", model)
+    result = cli("encode", music / "track-1.wav", "-o", tmp_path / "a.codes", "--model", model)
     assert result.exit_code == 0, result.output
     assert Codes.load(tmp_path / "a.codes").hop_lengths == HOPS["snac"]
     result = cli("decode", tmp_path / "a.codes", "-o", tmp_path / "a.wav", "--model", model)
@@ -335,7 +346,11 @@ def test_commands_take_a_codec(folders: dict[str, Path], sound_file: Path, music
     assert json.loads(result.stdout)["summary"][-1]["levels"] == 3
     for place in (model, folders["snac"]):
         facts = json.loads(cli("info", place).stdout)
-        assert (facts["codec"], facts["licence"], facts["hop_lengths"]) == ("snac", "cc-by-nc-4.0", HOPS["snac"])
+        assert (facts["codec"]["source"], facts["codec"]["licence"], facts["hop_lengths"]) == (
+            "snac",
+            "cc-by-nc-4.0",
+            HOPS["snac"],
+        )
         assert facts["parameters"] == sum(p.numel() for p in make_codec("snac").parameters())
     assert_one_line_error(cli("sample", "--model", model, "--seconds", 1), "no trained prior there")
 
@@ -350,7 +365,9 @@ def test_what_cannot_be_says_so(folders: dict[str, Path], music: Path, tmp_path:
     assert_one_line_error(encode("hf:"), "no such codec; expected hf:owner/name")
     assert_one_line_error(encode(f"hf:{tmp_path}/nothing"), "no such codec")
     assert_one_line_error(encode("hf:nobody/nothing:4"), "nobody/nothing", "cannot be downloaded")  # offline here
-    stereo = transformers.EncodecModel(transformers.EncodecConfig(**{**ENCODEC, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01}))
+    stereo = transformers.EncodecModel(
+        transformers.EncodecConfig(**{**ENCODEC, "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01})
+    )
     stereo.save_pretrained(tmp_path / "stereo")
     assert_one_line_error(encode(f"hf:{tmp_path}/stereo"), "a loudness for each chunk")
     (tmp_path / "other").mkdir()
@@ -370,7 +387,9 @@ def test_what_cannot_be_says_so(folders: dict[str, Path], music: Path, tmp_path:
     assert_one_line_error(result, "a tokenizer that audiovq trained, found the published codec dac")
 
 
-def test_a_hub_id_may_have_a_revision_and_levels(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_may_have_a_revision_and_levels(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As the hub's cache has it after a download."""
     hub = tmp_path / "hub" / "models--someone--a-codec"
     shutil.copytree(folders["dac"], hub / "snapshots" / ("0" * 40))
@@ -381,11 +400,8 @@ def test_a_hub_id_may_have_a_revision_and_levels(folders: dict[str, Path], monke
     assert str(place) == f"hf:{hub / 'snapshots' / ('0' * 40)}:2"
     tokenizer = Tokenizer.from_pretrained("hf:someone/a-codec:2", "cpu", revision="v1")
     assert tokenizer.config.codec is not None
-    assert (tokenizer.config.codec.source, tokenizer.config.n_levels) == ("someone/a-codec", 2)
+    assert (tokenizer.config.codec["source"], tokenizer.config.n_levels) == ("someone/a-codec", 2)
 
 
 def test_every_kind_is_tested_here() -> None:
     assert {name.partition("-")[0] for name in NAMES} == set(CODECS)
-    assert issubclass(Snac, PublishedCodec)
-    assert streaming.CHUNK_SECONDS > 0
-    assert np.isfinite(waveform_of(0.1).numpy()).all()

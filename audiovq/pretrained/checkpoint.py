@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from audiovq import config as conf
 from audiovq.config import Config
-from audiovq.pretrained.published import build_codec, is_codec, load_codec, weights
+from audiovq.pretrained.published import build_codec, load_codec, weights
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.spec import PriorSpec
@@ -35,15 +35,17 @@ LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may d
 
 def load_tokenizer(folder: Path) -> VQVAE:
     """The tokenizer of a folder, or a codec (`hf:…`); ValueError if there is none, or a damaged or absurdly large one."""
-    if is_codec(folder):
-        return load_codec(folder)
-    content, path = read_config(folder, "tokenizer"), folder / CONFIG
-    config = build_config(VQVAEConfig, content, "model", path)
-    if config.codec is not None:  # a copy
+    network: Any = load_codec(folder)
+    if network is None:
+        content, path = read_config(folder, "tokenizer"), folder / CONFIG
+        config = build_config(VQVAEConfig, content, "model", path)
+        if config.codec is None:
+            return _load_network(folder, lambda: VQVAE(config))
         n_numbers = sum(tensor.numel() for tensor in read_tensors(folder / WEIGHTS).values())
         with Allowance((1 << 20) + 4 * n_numbers):
-            return build_codec(config.codec, folder, config.n_levels)
-    return _load_network(folder, lambda: VQVAE(config))
+            network = build_codec(config.codec, folder, config.n_levels)
+    network.config = conf.build(VQVAEConfig, network.settings, str(folder))
+    return network
 
 
 def load_prior(folder: Path) -> tuple[Prior, SamplingConfig]:

@@ -91,9 +91,7 @@ def tokenizer_hash(network: VQVAE) -> str:
     if (codec := network.config.codec) is not None:
         c, tensors = network.config, network.state_dict().values()
         values = sorted(_sha256("", {"": each}) for each in tensors if each.is_floating_point() and each.numel() > 1)
-        return _sha256(
-            to_json([codec.kind, c.sample_rate, c.channels, c.hop_lengths, c.codebook_size, values]).decode(), {}
-        )
+        return _sha256(json.dumps([codec["kind"], c.sample_rate, c.hop_lengths, c.codebook_size, values]), {})
     tensors = {
         name: tensor
         for name, tensor in network.state_dict().items()

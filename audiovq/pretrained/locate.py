@@ -1,6 +1,5 @@
 """Finds the folder of a model: a run, an exported folder, the bundled model, or one on the Hugging Face hub."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +24,8 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
 
     Args:
         source: a run, an exported folder, `default` (the bundled model), or a hub id, which may name its
-            revision as in owner/name@v1. A folder that is called default is ./default. `hf:` before the hub id or
-            the folder of a published codec makes that the tokenizer; hf:owner/name:4 takes its first 4 codebooks.
+            revision as in owner/name@v1. A folder that is called default is ./default. A published codec is `hf:` and
+            its hub id or folder, and how many codebooks are levels if not all, as in hf:owner/name:4.
         revision: branch, tag or commit on the hub; default the main branch.
         token: for private models; default the one of `hf auth login` or HF_TOKEN.
     Raises:
@@ -50,15 +49,15 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
 
 def codec_place(name: str, revision: str | None = None, token: str | None = None) -> tuple[Path, int | None]:
     """The folder of owner/name@revision:levels or folder:levels, and the levels; ValueError if there is no such codec."""
-    place, _, n_levels = name.rpartition(":") if re.search(r":\d+$", name) else (name, "", "")
+    place, _, levels = name.rpartition(":") if name.rpartition(":")[2].isdecimal() else (name, "", "")
     folder, (repo_id, _, named) = Path(place), place.partition("@")
     if not folder.is_dir() and is_hub_name(place):
-        folder = download(repo_id, revision or named or None, token, CODEC_FILES)
-        if not any(folder.glob("*.safetensors")):
-            folder = download(repo_id, revision or named or None, token, [*CODEC_FILES, "pytorch_model.bin"])
+        for files in (CODEC_FILES, [*CODEC_FILES, "pytorch_model.bin"]):
+            if not any(folder.glob("*.safetensors")):
+                folder = download(repo_id, revision or named or None, token, files)
     if not (place and (folder / CONFIG).is_file()):
         raise ValueError(f"{CODEC_PREFIX}{name}: no such codec; expected hf:owner/name, or a folder with {CONFIG}")
-    return folder, int(n_levels) if n_levels else None
+    return folder, int(levels) if levels else None
 
 
 def is_hub_name(source: str) -> bool:
@@ -115,9 +114,7 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
     return (newest, f"the newest run, {newest}{note}") if newest else (bundled_model(), f"the bundled model{note}")
 
 
-def download(
-    repo_id: str, revision: str | None = None, token: str | None = None, files: Sequence[str] = MODEL_FILES
-) -> Path:
+def download(repo_id: str, revision: str | None, token: str | None, files: Sequence[str] = MODEL_FILES) -> Path:
     """The folder of a model, in the hub's own cache. Raises ValueError if it cannot be downloaded."""
     options = {"revision": revision, "token": token, "allow_patterns": files}
     with network_errors(f"{repo_id}: no such folder, and it cannot be downloaded from the hub"):

@@ -9,20 +9,17 @@ from audiovq.data import audio
 from audiovq.data.codes import Codes, read_header
 from audiovq.data.scan_cache import read_tags
 from audiovq.pretrained import checkpoint
-from audiovq.pretrained.locate import prior_folders
-from audiovq.pretrained.published import is_codec
+from audiovq.pretrained.locate import CODEC_PREFIX, prior_folders
 from audiovq.training.logs import read_health
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Facts about an audio file, a codes file, a model folder or a run folder; ValueError for anything else."""
-    if is_codec(path):
-        return describe_model(path)
-    if not path.exists():
+    if not path.exists() and not str(path).startswith(CODEC_PREFIX):
         raise ValueError(f"{path}: no such file or folder")
     if (path / "recipe.yaml").is_file():
         return describe_run(path)
-    if (path / checkpoint.CONFIG).is_file() or (path / "tokenizer").is_dir():
+    if (path / checkpoint.CONFIG).is_file() or (path / "tokenizer").is_dir() or not path.exists():
         return describe_model(path)
     if path.is_dir():
         raise ValueError(f"{path}: expected a run or model folder, found neither recipe.yaml nor config.json")
@@ -58,7 +55,7 @@ def describe_codes(path: Path) -> dict[str, Any]:
 
 def describe_model(path: Path) -> dict[str, Any]:
     """Facts about the folder of a tokenizer, of a prior, or of both."""
-    if (path / checkpoint.CONFIG).is_file() and not is_codec(path):
+    if (path / checkpoint.CONFIG).is_file() and "kind" in read_json(path / checkpoint.CONFIG):
         weights = checkpoint.read_tensors(path / checkpoint.WEIGHTS)
         n_parameters = sum(tensor.numel() for tensor in weights.values())
         return {"model": str(path), "config": read_json(path / checkpoint.CONFIG), "parameters": n_parameters}
@@ -72,9 +69,10 @@ def describe_model(path: Path) -> dict[str, Any]:
         "hop_lengths": list(c.hop_lengths),
         "code_rates": c.code_rates,
         "codebook_size": c.codebook_size,
+        "parameters": sum(p.numel() for p in tokenizer.network.parameters()),
+        "codec": {key: value for key, value in (c.codec or {}).items() if key != "settings"},
         "latency_seconds": tokenizer.latency_seconds,
         "priors": [folder.name for folder in prior_folders(path)],
-        **({"codec": c.codec.source, "licence": c.codec.licence or "unknown"} if c.codec else {}),
     }
 
 

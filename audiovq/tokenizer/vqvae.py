@@ -45,15 +45,6 @@ from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Qua
 from audiovq.utils.chunking import in_microbatches
 
 
-class CodecConfig(Config):
-    """A published codec in place of the networks; `tokenizer.from_pretrained: hf:…` fills it in."""
-
-    kind: str  # encodec, dac, mimi or snac
-    source: str  # its id on the hub, or the name of its folder
-    licence: str  # of its weights, as its own card has it; empty: unknown
-    settings: str  # its own config.json
-
-
 class VQVAEConfig(Config):
     sample_rate: int = Field(default=24000, ge=1000, le=384000)  # Hz
     channels: int = Field(default=1, ge=1, le=2)
@@ -68,7 +59,8 @@ class VQVAEConfig(Config):
     encoder: EncoderConfig = EncoderConfig()
     quantizer: one_of(QUANTIZERS) = EMAQuantizer.Config()  # type: ignore[valid-type]
     decoder: one_of(DECODERS) = IstftDecoder.Config()  # type: ignore[valid-type]
-    codec: CodecConfig | None = None  # of `from_pretrained: hf:…`; rate, hops and codebook_size are then the codec's
+    # A published codec in place of the networks: kind, source, licence, and its own settings; `from_pretrained` sets it.
+    codec: dict[str, str] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> VQVAEConfig:
