@@ -351,7 +351,6 @@ def test_commands_take_a_codec(folders: dict[str, Path], music: Path, tmp_path: 
             "cc-by-nc-4.0",
             HOPS["snac"],
         )
-        assert facts["parameters"] == sum(p.numel() for p in make_codec("snac").parameters())
     assert_one_line_error(cli("sample", "--model", model, "--seconds", 1), "no trained prior there")
 
 

@@ -23,7 +23,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from audiovq.data.audio import audio_info
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan, find_audio
-from audiovq.pretrained.adopt import pretrained_tokenizer
 from audiovq.pretrained.checkpoint import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
@@ -176,7 +175,7 @@ def make_plan(
             estimates["tokenizer"] = planner.tokenizer
         if "decoder" in stages and recipe.decoder_tuning:
             estimates["decoder"] = planner.decoder
-        if "codes" in stages:
+        if "codes" in stages and not recipe.tokenizer.model.codec:  # a published codec's speed is not known here
             estimates["codes"] = planner.codes
     if "priors" in stages:
         estimates |= {f"prior-{i}": lambda i=i: planner.prior(i) for i in range(recipe.n_priors)}
@@ -232,8 +231,7 @@ class Planner(NamedTuple):
 
     def codes(self) -> dict[str, Any]:
         model, n_samples = self.recipe.tokenizer.model, short_crop(self.recipe)
-        source, seconds = self.recipe.tokenizer.from_pretrained, self.seconds * self.recipe.codes.shifts
-        network = pretrained_tokenizer(source) if source and model.codec else VQVAE(model).eval()
+        network, seconds = VQVAE(model).eval(), self.seconds * self.recipe.codes.shifts
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.encode(torch.zeros(1, model.channels, n_samples))
         flops = counter.get_total_flops() * seconds * model.sample_rate / n_samples

@@ -3,6 +3,7 @@
 A codec is one class here and one line in `CODECS`; the class says where the codec's numbers are, and calls it.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -17,6 +18,7 @@ import torch
 from huggingface_hub.repocard import metadata_load
 from torch import Tensor, nn
 from torch.nn import functional as F
+from yaml import YAMLError
 
 from audiovq import config as conf
 from audiovq.pretrained.locate import CODEC_PREFIX, codec_place
@@ -75,7 +77,7 @@ class PublishedCodec(nn.Module):
         return F.pad(waveform, (0, max(0, n_samples - waveform.shape[-1])))[..., :n_samples]
 
     def own_encode(self, waveform: Tensor) -> Any:  # float [b, channels, samples] -> int64 [b, time] for all codebooks
-        return self.codec.encode(waveform).audio_codes.unbind(1)
+        return self.codec.encode(waveform).audio_codes.flatten(0, -3).unbind(1)  # EnCodec has a dimension more
 
     def own_decode(self, codes: list[Tensor]) -> Tensor:  # [b, time] of the first codebooks -> [b, channels, samples]
         waveform = self.codec.decode(audio_codes=torch.stack(codes, dim=1)).audio_values
@@ -101,12 +103,9 @@ class Encodec(PublishedCodec):
     def layout(self, c: Any) -> tuple[list[int], int, int]:
         if c.normalize or c.chunk_length_s is not None or c.norm_type != "weight_norm":
             raise ValueError("expected codes alone, as of 24 and 32 kHz, found a loudness for each chunk, as of 48 kHz")
+        c.target_bandwidths = c.target_bandwidths[-1:]  # that of all codebooks becomes the default of `encode`
         hops, _, block = super().layout(c)
         return hops, int(LSTM_SECONDS * c.sampling_rate) if c.num_lstm_layers else 0, block
-
-    def own_encode(self, waveform: Tensor) -> Any:
-        bandwidth = self.codec.config.target_bandwidths[-1]  # of all codebooks
-        return self.codec.encode(waveform, bandwidth=bandwidth).audio_codes[0].unbind(1)
 
     def own_decode(self, codes: list[Tensor]) -> Tensor:
         return self.codec.decode(torch.stack(codes, dim=1)[None], [None]).audio_values
@@ -174,13 +173,15 @@ def load_codec(place: Path) -> PublishedCodec | None:
     if not is_named and not (place / CONFIG).is_file():
         return None
     folder, n_levels = codec_place(str(place).removeprefix(CODEC_PREFIX))
-    settings, card = conf.read_json(folder / CONFIG), folder / "README.md"
+    content, head = conf.read_json(folder / CONFIG), dict[str, Any]()
+    settings = content if isinstance(content, dict) else {}
     kind = "snac" if "vq_strides" in settings else settings.get("model_type")  # SNAC's config does not name itself
     if not is_named and ("kind" in settings or kind is None):
         return None
-    cached = [part for part in folder.resolve().parts if part.startswith("models--")]  # in the hub's cache
-    source = cached[-1].removeprefix("models--").replace("--", "/") if cached else folder.resolve().name
-    head = (metadata_load(card) if card.is_file() else None) or {}
+    names = (part[8:].replace("--", "/") for part in folder.parts if part.startswith("models--"))  # in the hub's cache
+    source = next(names, folder.resolve().name)
+    with contextlib.suppress(OSError, ValueError, YAMLError):  # without a card
+        head = metadata_load(folder / "README.md") or head
     licence = str(head.get("license_name") or head.get("license") or "unknown")
     facts = {"kind": str(kind), "source": source, "licence": licence, "settings": json.dumps(settings)}
     return build_codec(facts, folder, n_levels)
@@ -193,9 +194,8 @@ def build_codec(facts: dict[str, str], folder: Path, n_levels: int | None) -> Pu
         raise ValueError(f"{folder}: expected a codec of kind {', '.join(CODECS)}, found {facts.get('kind'):.40}")
     require(f"codec {facts['kind']}", kind.package, install="pip install 'audiovq[codecs]'")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            package = importlib.import_module(kind.package)
+        warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)  # by snac
+        package = importlib.import_module(kind.package)
         load = _load_snac if kind.package == "snac" else _load_transformers
         return kind(load(package, json.loads(facts["settings"]), folder), n_levels, facts)
     except Exception as error:  # of files and a library that others wrote

@@ -69,7 +69,6 @@ def describe_model(path: Path) -> dict[str, Any]:
         "hop_lengths": list(c.hop_lengths),
         "code_rates": c.code_rates,
         "codebook_size": c.codebook_size,
-        "parameters": sum(p.numel() for p in tokenizer.network.parameters()),
         "codec": {key: value for key, value in (c.codec or {}).items() if key != "settings"},
         "latency_seconds": tokenizer.latency_seconds,
         "priors": [folder.name for folder in prior_folders(path)],
