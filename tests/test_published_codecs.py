@@ -341,7 +341,9 @@ def test_commands_take_a_codec(folders: dict[str, Path], music: Path, tmp_path: 
     assert Codes.load(tmp_path / "a.codes").hop_lengths == HOPS["snac"]
     result = cli("decode", tmp_path / "a.codes", "-o", tmp_path / "a.wav", "--model", model)
     assert result.exit_code == 0, result.output
-    result = cli("eval", model, music, "--json")
+    (tmp_path / "test").mkdir()
+    shutil.copy(music / "track-1.wav", tmp_path / "test")
+    result = cli("eval", model, tmp_path / "test", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["summary"][-1]["levels"] == 3
     for place in (model, folders["snac"]):
@@ -362,6 +364,7 @@ def test_what_cannot_be_says_so(folders: dict[str, Path], music: Path, tmp_path:
         return cli("encode", piece, "-o", tmp_path / "x.codes", "--model", model)
 
     assert_one_line_error(encode("hf:"), "no such codec; expected hf:owner/name")
+    assert_one_line_error(encode(f"hf:{folders['dac']}:0"), "expected 1 to 16 hop_lengths, found 0")
     assert_one_line_error(encode(f"hf:{tmp_path}/nothing"), "no such codec")
     assert_one_line_error(encode("hf:nobody/nothing:4"), "nobody/nothing", "cannot be downloaded")  # offline here
     stereo = transformers.EncodecModel(

@@ -34,7 +34,7 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
     path, text = Path(source), str(source)
     if text.startswith(CODEC_PREFIX):
         folder, n_levels = codec_place(text.removeprefix(CODEC_PREFIX), revision, token)
-        return Path(f"{CODEC_PREFIX}{folder}" + (f":{n_levels}" if n_levels else ""))
+        return Path(f"{CODEC_PREFIX}{folder}" + (f":{n_levels}" if n_levels is not None else ""))
     if text == "default":
         return bundled_model()
     if path.is_dir():

@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from audiovq import config as conf
 from audiovq.pretrained.locate import CODEC_PREFIX, codec_place
-from audiovq.tokenizer.input_checks import check_codes, check_hop_lengths, check_waveform
+from audiovq.tokenizer.input_checks import check_codes, check_waveform
 from audiovq.utils.environment import require
 from audiovq.utils.files import CONFIG, WEIGHTS
 
@@ -41,12 +41,14 @@ class PublishedCodec(nn.Module):
         self.codec = codec.eval().requires_grad_(False)
         c = getattr(codec, "config", codec)
         hops, memory, self.block = self.layout(c)
-        check_hop_lengths(used := hops[:n_levels], "residual")
         if n_levels and n_levels > len(hops):
             raise ValueError(f"expected at most {len(hops)} levels, found {n_levels}")
-        channels, quantizer = getattr(c, "audio_channels", 1), {"kind": "ema", "codebook_size": c.codebook_size}
-        self.settings = {"sample_rate": c.sampling_rate, "channels": channels, "hop_lengths": used}
-        self.settings |= {"quantizer": quantizer, "codec": facts}
+        model = {
+            "sample_rate": c.sampling_rate,
+            "channels": getattr(c, "audio_channels", 1),
+            "hop_lengths": hops[:n_levels],
+        }
+        self.settings = model | {"quantizer": {"kind": "ema", "codebook_size": c.codebook_size}, "codec": facts}
         self.period = self.encoder_period = self.block
         causal, spans = getattr(c, "use_causal_conv", False), (span(codec.encoder), span(codec.decoder, hops[-1]))
         encoder, decoder = spans if causal else (n // 2 + self.block for n in spans)
