@@ -322,6 +322,11 @@ def test_priors_report_and_studio(
     result = cli("report", run, "--out", tmp_path / "report.html")
     assert result.exit_code == 0, result.output
     assert "Reconstruction" in (tmp_path / "report.html").read_text()
+    # An exported run needs neither the hub nor the folder, either.
+    result = cli("export", run, tmp_path / "exported")
+    assert result.exit_code == 0, result.output
+    again = Generator.from_pretrained(tmp_path / "exported", "cpu").sample(0.7, seed=3, labels={"genre": "folk"})[0]
+    torch.testing.assert_close(again, sound)
     # The studio makes a piece.
     limits, sounds = Limits(max_seconds=8), tmp_path / "sounds"
     sounds.mkdir()

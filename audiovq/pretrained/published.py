@@ -43,12 +43,14 @@ class PublishedCodec(nn.Module):
         hops, memory, self.block = self.layout(c)
         if n_levels and n_levels > len(hops):
             raise ValueError(f"expected at most {len(hops)} levels, found {n_levels}")
-        model = {
+        channels, hop_lengths = getattr(c, "audio_channels", 1), hops[:n_levels]
+        self.settings = {
             "sample_rate": c.sampling_rate,
-            "channels": getattr(c, "audio_channels", 1),
-            "hop_lengths": hops[:n_levels],
+            "channels": channels,
+            "hop_lengths": hop_lengths,
+            "codec": facts,
         }
-        self.settings = model | {"quantizer": {"kind": "ema", "codebook_size": c.codebook_size}, "codec": facts}
+        self.settings["quantizer"] = {"kind": "ema", "codebook_size": c.codebook_size}
         self.period = self.encoder_period = self.block
         causal, spans = getattr(c, "use_causal_conv", False), (span(codec.encoder), span(codec.decoder, hops[-1]))
         encoder, decoder = spans if causal else (n // 2 + self.block for n in spans)
@@ -172,7 +174,7 @@ CODECS: dict[str, type[PublishedCodec]] = {"encodec": Encodec, "dac": Dac, "mimi
 def load_codec(place: Path) -> PublishedCodec | None:
     """The codec at `hf:…` or in a folder; None for the config of another model. Raises ValueError for damaged files."""
     is_named = str(place).startswith(CODEC_PREFIX)
-    if not is_named and not (place / CONFIG).is_file():
+    if not (is_named or (place / CONFIG).is_file()):
         return None
     folder, n_levels = codec_place(str(place).removeprefix(CODEC_PREFIX))
     content, head = conf.read_json(folder / CONFIG), dict[str, Any]()
@@ -193,7 +195,7 @@ def build_codec(facts: dict[str, str], folder: Path, n_levels: int | None) -> Pu
     """A codec with the weights of a folder; raises as `load_codec`. Of `facts`, `settings` is the codec's own config."""
     kind = CODECS.get(facts.get("kind", ""))
     if kind is None:
-        raise ValueError(f"{folder}: expected a codec of kind {', '.join(CODECS)}, found {facts.get('kind'):.40}")
+        raise ValueError(f"{folder}: expected a codec of kind {', '.join(CODECS)}, found {facts.get('kind', ''):.40}")
     require(f"codec {facts['kind']}", kind.package, install="pip install 'audiovq[codecs]'")
     try:
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)  # by snac
@@ -208,8 +210,9 @@ def build_codec(facts: dict[str, str], folder: Path, n_levels: int | None) -> Pu
 def _load_transformers(package: Any, settings: dict[str, Any], folder: Path) -> Any:
     package.logging.set_verbosity_error()
     package.logging.disable_progress_bar()
-    config, options = package.AutoConfig.for_model(**settings), {"dtype": torch.float32, "local_files_only": True}
-    codec, report = package.AutoModel.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    config, options = package.AutoConfig.for_model(**settings), {"local_files_only": True, "trust_remote_code": False}
+    options |= {"dtype": torch.float32, "output_loading_info": True}
+    codec, report = package.AutoModel.from_pretrained(folder, config=config, **options)
     if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"expected weights for {missing[0]} that fit {CONFIG}, found none")
     return codec
