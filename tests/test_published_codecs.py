@@ -161,7 +161,7 @@ def test_codes_and_sound_are_the_codecs_own(
 
 def snac_with_its_noise(network: Any, codec: Any, codes: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """SNAC's own decoder, with the noise that the tokenizer keeps in place of new one."""
-    noises = [m.forward.args[1] for m in network.codec.decoder.modules() if type(m).__name__ == "NoiseBlock"]
+    noises = [m.forward.__defaults__[1] for m in network.codec.decoder.modules() if type(m).__name__ == "NoiseBlock"]
     assert [len(noise) for noise in noises] == [network.period // 8, network.period // 2, network.period]
     assert network.period >= RATE
     remaining = iter(noises)

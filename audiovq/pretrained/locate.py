@@ -24,8 +24,8 @@ def resolve_model(source: str | Path, revision: str | None = None, token: str | 
 
     Args:
         source: a run, an exported folder, `default` (the bundled model), or a hub id, which may name its
-            revision as in owner/name@v1. A folder that is called default is ./default. A published codec is `hf:` and
-            its hub id or folder, and how many codebooks are levels if not all, as in hf:owner/name:4.
+            revision as in owner/name@v1. A folder that is called default is ./default. A published codec has hf: before
+            its hub id or folder, and perhaps the number of its levels behind it, as in hf:owner/name:4.
         revision: branch, tag or commit on the hub; default the main branch.
         token: for private models; default the one of `hf auth login` or HF_TOKEN.
     Raises:

@@ -9,7 +9,6 @@ import json
 import math
 import tempfile
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +138,13 @@ class Snac(PublishedCodec):
         super().__init__(codec, n_levels, facts)
         # The decoder's noise is drawn once, and repeated: the same codes always become the same sound, also in chunks.
         n, rate = self.block * math.ceil(NOISE_SECONDS * codec.sampling_rate / self.block), int(codec.hop_length)
-        for module in codec.decoder.modules():
+        for module in list[Any](codec.decoder.modules()):
             rate //= module.stride[0] if isinstance(module, nn.ConvTranspose1d) else 1
             if type(module).__name__ == "NoiseBlock":
                 self.period, noise = n, torch.randn(n // rate, generator=torch.Generator().manual_seed(rate))
-                module.forward = partial(add_noise, module.linear, noise)  # type: ignore[method-assign]
+                module.forward = lambda x, f=module.linear, z=noise: (
+                    x + f(x) * z[torch.arange(x.shape[-1]) % len(z)].to(x)
+                )
 
     def layout(self, c: Any) -> tuple[list[int], int, int]:
         hop = int(c.hop_length)
@@ -162,22 +163,14 @@ class Snac(PublishedCodec):
         return self.codec.decoder(latents)
 
 
-def add_noise(linear: Any, noise: Tensor, x: Tensor) -> Tensor:
-    """As SNAC's `NoiseBlock`, [b, dim, time] -> the same, with the given noise, over and over."""
-    n = x.shape[-1]
-    return x + noise.to(x.device).repeat(-(-n // len(noise)))[:n] * linear(x)
-
-
 CODECS: dict[str, type[PublishedCodec]] = {"encodec": Encodec, "dac": Dac, "mimi": Mimi, "snac": Snac}
 
 
 def load_codec(place: Path) -> PublishedCodec | None:
     """The codec at `hf:…` or in a folder; None for the config of another model. Raises ValueError for damaged files."""
-    is_named = str(place).startswith(CODEC_PREFIX)
-    if not (is_named or (place / CONFIG).is_file()):
-        return None
-    folder, n_levels = codec_place(str(place).removeprefix(CODEC_PREFIX))
-    content, head = conf.read_json(folder / CONFIG), dict[str, Any]()
+    is_named, head = str(place).startswith(CODEC_PREFIX), dict[str, Any]()
+    folder, n_levels = codec_place(str(place).removeprefix(CODEC_PREFIX)) if is_named else (place, None)
+    content = conf.read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
     settings = content if isinstance(content, dict) else {}
     kind = "snac" if "vq_strides" in settings else settings.get("model_type")  # SNAC's config does not name itself
     if not is_named and ("kind" in settings or kind is None):
@@ -210,9 +203,9 @@ def build_codec(facts: dict[str, str], folder: Path, n_levels: int | None) -> Pu
 def _load_transformers(package: Any, settings: dict[str, Any], folder: Path) -> Any:
     package.logging.set_verbosity_error()
     package.logging.disable_progress_bar()
-    config, options = package.AutoConfig.for_model(**settings), {"local_files_only": True, "trust_remote_code": False}
-    options |= {"dtype": torch.float32, "output_loading_info": True}
-    codec, report = package.AutoModel.from_pretrained(folder, config=config, **options)
+    config = package.AutoConfig.for_model(**settings)
+    options = {"config": config, "local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+    codec, report = package.AutoModel.from_pretrained(folder, dtype=torch.float32, **options)
     if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"expected weights for {missing[0]} that fit {CONFIG}, found none")
     return codec
