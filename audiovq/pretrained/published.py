@@ -139,7 +139,7 @@ class Snac(PublishedCodec):
         # The decoder's noise is drawn once, and repeated: the same codes always become the same sound, also in chunks.
         n, rate = self.block * math.ceil(NOISE_SECONDS * codec.sampling_rate / self.block), int(codec.hop_length)
         for module in list[Any](codec.decoder.modules()):
-            rate //= module.stride[0] if isinstance(module, nn.ConvTranspose1d) else 1
+            rate //= getattr(module, "stride", (1,))[0]
             if type(module).__name__ == "NoiseBlock":
                 self.period, noise = n, torch.randn(n // rate, generator=torch.Generator().manual_seed(rate))
                 module.forward = lambda x, f=module.linear, z=noise: (
