@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The whole suite on the oldest and on the newest torch, each in a fresh environment (5 GB of disk each; they are removed).
 #
-#   benchmarks/versions.sh [TORCH ...]    default: '==2.12.*' '>=2.12'
+#   benchmarks/versions.sh [TORCH ...]    default: '===2.13.0' '>=2.13' (three = are without local builds such as +cpu)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- '==2.12.*' '>=2.12'
+[ $# -gt 0 ] || set -- '===2.13.0' '>=2.13'
 export HF_HUB_OFFLINE=1
 for torch in "$@"; do
   environment=$(mktemp -d)

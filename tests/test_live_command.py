@@ -126,6 +126,9 @@ def test_osc_messages_steer_the_music(live: Live) -> None:
             assert line.startswith("not changed: ")
             assert "\n" not in line
         assert live.controls == found
+        client.send_message("/audiovq/label/genre", ["folk", 0.25, "rock", 0.75])
+        wait(lambda: live.controls["labels"] != {"genre": "folk"})
+        assert live.controls["labels"] == {"genre": {"folk": 0.25, "rock": 0.75}}
         client.send_message("/audiovq/label/genre", [])
         client.send_message("/audiovq/temperature", [])
         wait(lambda: live.controls["temperature"] is None)
