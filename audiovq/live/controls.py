@@ -39,6 +39,8 @@ class Controls:
             elif name in ("seed", "top_k"):  # many programs send all numbers as floats
                 numbers = [int(value) for value in values]
                 self.live.set(**{name: numbers[0] if len(numbers) == 1 else numbers or None})
+            elif name in ("chords", "text"):  # some programs send each word by itself
+                self.live.set(**{name: " ".join(map(str, values))})
             elif name == "notes":
                 self.live.set(notes=[int(value) for value in values] or None)
             else:
