@@ -122,7 +122,29 @@ def test_codes_of_any_whole_numbers(tokenizer: Tokenizer, tmp_path: Path) -> Non
         tokenizer.make_codes(codes.levels, "many")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [[torch.zeros(3)], None, "a.codes", torch.zeros(3, 9)])
+def test_levels_decode_as_the_codes_that_they_are(tokenizer: Tokenizer) -> None:
+    codes = tokenizer.encode(WAVE[:, : 44100 // 8000 * 8 * 1024], 44100)
+    whole = tokenizer.make_codes([level[: 8 * n] for level, n in zip(codes.levels, (1, 2, 4), strict=True)])
+    assert whole.n_samples == 8 * 256
+    expected = tokenizer.decode(whole)
+    for convert in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.int, lambda level: level):
+        levels = [convert(level) for level in whole.levels]
+        assert torch.equal(tokenizer.decode(levels), expected)
+        assert torch.equal(tokenizer.decode_batch([tuple(levels)])[0], expected)
+        assert torch.equal(tokenizer.decode(levels[:2]), tokenizer.decode(whole, n_levels=2))
+    first = whole.levels[0][None]
+    for array in (first, first.numpy()):
+        assert torch.equal(tokenizer.decode(array), tokenizer.decode(whole, n_levels=1))
+    for wrong, words in (
+        ([[1, 2], [3]], r"expected \[1, 1\] codes a level for 128 samples, found \[2, 1\]"), ([[99]], "expected codes from 0 to 15, found 99"),
+        ([], "codes"), ([[1]] * 4, "expected"), ([torch.zeros(3)], "codes of level 0: expected whole numbers"), (torch.zeros(3, 9), "expected whole"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words) as error:
+            tokenizer.decode(wrong)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [None, "a.codes", torch.zeros(1, 3, 9)])
 def test_decoding_anything_but_codes_says_what_is_expected(generator: Generator, wrong: Any) -> None:
     for use in (
         generator.tokenizer.decode, lambda codes: generator.tokenizer.decode_batch([codes]), lambda codes: generator.keep(codes),

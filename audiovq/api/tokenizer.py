@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
+from audiovq.data.flattening import Flattening, Pattern
 from audiovq.data.resampling import check_rate, resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
@@ -26,6 +29,8 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import compute_in_batches, cut
 from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
+
+Levels = Codes | Sequence[Any] | np.ndarray | Tensor  # of a piece, for decoding
 
 
 class Tokenizer(Shareable):
@@ -58,11 +63,20 @@ class Tokenizer(Shareable):
     def sample_rate(self) -> int:
         return self.config.sample_rate
 
-    def make_codes(self, levels: Sequence[Tensor], n_samples: int, source_sha256: str = "") -> Codes:
-        """`Codes` of this tokenizer from int64 [ceil(n_samples / hop_length)] per level."""
+    def make_codes(self, levels: Sequence[Any], n_samples: int | None = None, source_sha256: str = "") -> Codes:
+        """`Codes` of this tokenizer from whole numbers [ceil(n_samples / hop_length)] per level, coarse to fine;
+        without `n_samples` as long as the codes last. Raises ValueError for other levels."""
         c = self.config
         facts = (c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.hash, source_sha256)
-        return Codes(list(levels), n_samples, *facts)
+        codes = Codes(list(levels), 1 if n_samples is None else n_samples, *facts)
+        if n_samples is None:
+            found = zip(codes.levels, c.hop_lengths, strict=False)
+            codes.n_samples = min((len(level) * hop for level, hop in found), default=0)
+        return codes
+
+    def flattening(self, pattern: Pattern = "interleave") -> Flattening:
+        """How all levels become ids of a language model (`Codes.flatten`), and ids levels, which `decode` takes."""
+        return Flattening(self.config.hop_lengths, self.config.codebook_size, pattern)
 
     # --- audio to codes ---
 
@@ -155,14 +169,15 @@ class Tokenizer(Shareable):
         ahead = None if ahead_seconds is None else int(ahead_seconds * self.sample_rate)
         return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate), ahead)
 
-    def decode(self, codes: Codes, n_levels: int | None = None) -> Tensor:
-        """Decode codes, or only the first `n_levels`, to float [channels, n_samples] at the tokenizer's
-        rate, on the CPU. Raises ValueError for codes of another tokenizer."""
+    def decode(self, codes: Levels, n_levels: int | None = None) -> Tensor:
+        """Decode codes, or only the first `n_levels`, to float [channels, n_samples] at the tokenizer's rate, on
+        the CPU. Levels as lists, arrays or tensors of whole numbers [n], coarse to fine, are taken for codes of
+        this tokenizer, as long as they last. Raises ValueError for codes of another tokenizer."""
         return torch.cat(list(self.decode_stream(codes, n_levels)), dim=-1)
 
-    def decode_stream(self, codes: Codes, n_levels: int | None = None) -> Iterator[Tensor]:
+    def decode_stream(self, codes: Levels, n_levels: int | None = None) -> Iterator[Tensor]:
         """As `decode`, in pieces [channels, samples] at constant memory."""
-        levels = self._levels(codes, n_levels)
+        codes, levels = self._levels(codes, n_levels)
         stream = self.decoder_stream(len(levels), CHUNK_SECONDS)
         step = stream.windows.step
         for start in range(0, codes.n_samples, step):
@@ -171,13 +186,13 @@ class Tokenizer(Shareable):
         yield stream.finish(codes.n_samples)
 
     @torch_defaults()
-    def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
+    def decode_batch(self, codes: Sequence[Levels], n_levels: int | None = None) -> list[Tensor]:
         """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
         if isinstance(codes, Codes):
             raise ValueError("codes: expected a list of Codes, found one; decode() decodes a single piece")
         windows = []
-        for item in codes:
-            levels = self._levels(item, n_levels)
+        for one in codes:
+            item, levels = self._levels(one, n_levels)
             empty = streaming.decoder_windows(self.network, len(levels), int(CHUNK_SECONDS * self.sample_rate))
             windows.append(cut(empty, [level.to(self.device) for level in levels], item.n_samples))
         pieces = compute_in_batches(windows, self._at_once(), partial(streaming.decode_windows, self.network))
@@ -199,7 +214,7 @@ class Tokenizer(Shareable):
                 if progress is not None:
                     progress(piece.shape[-1] / self.sample_rate)
 
-    def check_codes(self, codes: Codes) -> None:
+    def check_codes(self, codes: Any) -> None:
         """Raises ValueError for anything but complete codes of this tokenizer."""
         if not isinstance(codes, Codes):
             hint = "make_codes(levels, n_samples) makes them from levels"
@@ -211,10 +226,13 @@ class Tokenizer(Shareable):
             )
         codes.check(self.config.hop_lengths, self.config.codebook_size, "piece")  # a file's header may claim others
 
-    def _levels(self, codes: Codes, n_levels: int | None) -> list[Tensor]:
-        """The levels to decode; raises as `check_codes`."""
+    def _levels(self, codes: Levels, n_levels: int | None) -> tuple[Codes, list[Tensor]]:
+        """The codes, also those given as mere levels, and the levels to decode; raises as `check_codes`."""
+        if isinstance(codes, list | tuple) or getattr(codes, "ndim", 0) == 2:
+            codes = self.make_codes(codes)  # type: ignore[arg-type]
         self.check_codes(codes)
-        return codes.levels[: self._check_levels(len(codes.levels), n_levels)]
+        assert isinstance(codes, Codes), "check_codes refuses others"
+        return codes, codes.levels[: self._check_levels(len(codes.levels), n_levels)]
 
     @staticmethod
     def _check_levels(found: int, n_levels: int | None) -> int:
