@@ -29,8 +29,7 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     Args:
         source: a run, a folder of codes, or a URL of one.
         split: train, valid, or None for both.
-        n_frames: the length of an item in codes of level 0, so that items can be batched; what is left at the end of a
-            track is left out. None: an item is a whole track.
+        n_frames: cut tracks into items of so many codes of level 0, without the rest; None: an item is a whole track.
         pattern: see `audiovq.data.flattening`.
         special: put the ids of beginning and end around each item.
     Raises:
@@ -51,7 +50,7 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"n_frames: expected at least 1, found {n_frames}")
         self.shards, self.n_frames, self.special = open_shards(source), n_frames, special
         index = self.shards.index
-        self.flattening = Flattening(tuple(index.hop_lengths), index.codebook_size, pattern)
+        self.flattening = Flattening(index.hop_lengths, index.codebook_size, pattern)
         self.tracks = index.tracks.of(split)
         whole = [self.tracks.lengths(i) // count for i, count in enumerate(self.flattening.counts)]
         n_items = np.min(whole, axis=0) // n_frames if n_frames else np.ones(len(self.tracks), dtype=np.int64)
@@ -74,11 +73,11 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     def levels(self, index: int) -> list[Tensor]:
         """The codes of an item, int64 [n] per level, which `Tokenizer.decode` takes."""
         i, first = self._place(index)
-        levels = []
-        for level, count in enumerate(self.flattening.counts):
-            end = (first + self.n_frames) * count if self.n_frames else None
-            levels.append(torch.from_numpy(self.shards.codes(self.tracks[i], level, first * count, end)))
-        return levels
+        last, tracks = first + self.n_frames if self.n_frames else None, self.tracks
+        return [
+            torch.from_numpy(self.shards.codes(tracks[i], level, first * count, None if last is None else last * count))
+            for level, count in enumerate(self.flattening.counts)
+        ]
 
     def _place(self, index: int) -> tuple[int, int]:
         """The track of an item, and the frame that it begins with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked
+from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked, with_rate
 from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.flattening import Flattening, Pattern
-from audiovq.data.resampling import check_rate, resample
+from audiovq.data.resampling import resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
@@ -30,6 +30,7 @@ from audiovq.utils.chunking import compute_in_batches, cut
 from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
 
+Audio = Waveform | str | Path | Mapping[str, Any]
 Levels = Codes | Sequence[Any] | np.ndarray | Tensor  # of a piece, for decoding
 
 
@@ -91,12 +92,13 @@ class Tokenizer(Shareable):
         rate = self.sample_rate if sample_rate is None else sample_rate
         return ResamplingEncoder(self.network, rate, chunk_seconds)
 
-    def encode(self, waveform: Waveform, sample_rate: int) -> Codes:
+    def encode(self, waveform: Audio, sample_rate: int | None = None) -> Codes:
         """Resample, downmix, pad and quantize one piece of audio.
 
         Args:
             waveform: [samples] or [channels, samples], 1 to 6 channels; a tensor, an array or a list. Floating-point
-                numbers are in [-1, 1]; int8, int16, int32 and uint8 are PCM.
+                numbers are in [-1, 1]; whole numbers of 8, 16 and 32 bits are PCM. Or what knows its rate: the path of a
+                file, or a value of an `Audio` column of the library datasets.
             sample_rate: of the waveform, Hz, 1000 to 768000.
         Returns:
             int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the
@@ -104,8 +106,10 @@ class Tokenizer(Shareable):
         Raises:
             ValueError: wrong shape or type, no samples, or samples that are not finite.
         """
-        blocks = checked(waveform, at_least=1).split(audio.BLOCK_FRAMES, dim=-1)
-        return self._encode(check_rate(sample_rate), blocks, "")
+        if isinstance(waveform, str | Path) and sample_rate is None:
+            return self.encode_file(waveform)
+        found, rate = with_rate(waveform, sample_rate)
+        return self._encode(rate, checked(found, at_least=1).split(audio.BLOCK_FRAMES, dim=-1), "")
 
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
@@ -132,14 +136,17 @@ class Tokenizer(Shareable):
         return self.make_codes(collected.levels(), stream.n_samples, source_sha256)
 
     @torch_defaults()
-    def encode_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[Codes]:
+    def encode_batch(self, waveforms: Sequence[Audio], sample_rate: int | None = None) -> list[Codes]:
         """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
 
         On a GPU, windows of equal length share a batch. Sums are then rounded in another order, so a latent
         halfway between two codes may become the other one. On the CPU batches are not faster.
         """
-        mixed = [audio.downmix(checked(waveform, at_least=1), self.config.channels) for waveform in waveforms]
-        prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
+        prepared = []
+        for item in waveforms:
+            found, rate = with_rate(item, sample_rate)
+            mixed = audio.downmix(checked(found, at_least=1), self.config.channels)
+            prepared.append(resample(mixed, rate, self.sample_rate).to(self.device))
         chunk = int(CHUNK_SECONDS * self.sample_rate)
         windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
         pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))

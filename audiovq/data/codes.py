@@ -80,7 +80,7 @@ class Codes:
 
     def flattening(self, pattern: Pattern = "interleave") -> Flattening:
         """The vocabulary of `flatten`, and the way back from ids to levels."""
-        return Flattening(tuple(self.hop_lengths[: len(self.levels)]), self.codebook_size, pattern)
+        return Flattening(self.hop_lengths[: len(self.levels)], self.codebook_size, pattern)
 
     def flatten(self, pattern: Pattern = "interleave", special: bool = False) -> Tensor:
         """All levels as ids for a language model, see `data.flattening`: int64 [n], or [frame, n] with the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def export_parquet(shards: Shards, path: Path, split: str | None = None) -> int:
     columns |= {"tokenizer_hash": text, "sample_rate": pyarrow.int32()}
     columns |= {"hop_lengths": numbers, "codebook_size": pyarrow.int32()}
     columns |= {f"level_{level}": numbers for level in range(len(index.hop_lengths))}
-    schema = pyarrow.schema(list(columns.items()), metadata={"audiovq": json.dumps(facts)})
+    schema = pyarrow.schema(list(columns.items()))
 
     def row(track: ShardTrack) -> dict[str, Any]:
         own = {name: getattr(track, name) for name in ("path", "sha256", "split", "n_samples", "labels")}
