@@ -213,9 +213,10 @@ class Tokenizer(Shareable):
         comment: str = "",
         progress: Callable[[float], object] | None = None,
     ) -> None:
-        """Decode into a 16-bit WAV or FLAC file, with a `comment` in its tag, at constant memory; it appears
+        """Decode into a sound file, see `AudioWriter`, with a `comment` in its tag, at constant memory; it appears
         when it is complete. `progress` gets the seconds of each piece. ValueError for foreign codes."""
-        with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
+        tags = {"comment": comment}
+        with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, tags) as file:
             for piece in self.decode_stream(codes, n_levels):
                 file.write(piece)
                 if progress is not None:
