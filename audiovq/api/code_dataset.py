@@ -44,10 +44,9 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         pattern: Pattern = "interleave",
         special: bool = False,
     ):
-        if split not in ("train", "valid", None):
-            raise ValueError(f"split: expected train, valid or None, found {split!r:.40}")
-        if n_frames is not None and n_frames < 1:
-            raise ValueError(f"n_frames: expected at least 1, found {n_frames}")
+        if split not in ("train", "valid", None) or (n_frames is not None and n_frames < 1):
+            found = f"{split!r:.40} and {n_frames}"
+            raise ValueError(f"split, n_frames: expected train, valid or None, and at least 1 or None, found {found}")
         self.shards, self.n_frames, self.special = open_shards(source), n_frames, special
         index = self.shards.index
         self.flattening = Flattening(index.hop_lengths, index.codebook_size, pattern)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,29 +24,16 @@ NO_TAGS: Mapping[str, str] = {}
 ID3_FRAMES = {"title": id3.TIT2, "comment": id3.COMM, "software": id3.TSSE}  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Format:
-    """A kind of sound file, as libsndfile writes it."""
-
-    name: str
-    beginnings: tuple[bytes, ...]  # how such files begin
-    subtype: str = ""  # of a lossy one; others are PCM
-    rates: tuple[int, ...] = ()  # Hz; () is all
-
-    def rate_for(self, rate: int) -> int:
-        """The next higher sample rate that the format has."""
-        return rate if rate in self.rates else next((r for r in self.rates if r > rate), [rate, *self.rates][-1])
-
-
-_OPUS = Format("OGG", (b"OggS",), "OPUS", (8000, 12000, 16000, 24000, 48000))
-_MP3 = Format("MP3", (b"ID3", b"\xff"), "MPEG_LAYER_III", (16000, 22050, 24000, 32000, 44100, 48000))
+# The name of each format and subtype in libsndfile; a PCM subtype has the bits.
 FORMATS = {
-    ".wav": Format("WAV", (b"RIFF",)),
-    ".flac": Format("FLAC", (b"fLaC",)),
-    ".opus": _OPUS,
-    ".ogg": _OPUS,
-    ".mp3": _MP3,
+    ".wav": ("WAV", ""),
+    ".flac": ("FLAC", ""),
+    ".opus": ("OGG", "OPUS"),
+    ".ogg": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
+BEGINNINGS = {"WAV": [b"RIFF"], "FLAC": [b"fLaC"], "OGG": [b"OggS"], "MP3": [b"ID3", b"\xff"]}
+RATES = {"OGG": (8000, 12000, 16000, 24000, 48000), "MP3": (16000, 22050, 24000, 32000, 44100, 48000)}
 
 
 class AudioWriter:
@@ -81,9 +67,11 @@ class AudioWriter:
         if isinstance(target, str | Path):
             check_writable(Path(target))
             self._check_size(n_samples)
-            form = FORMATS[Path(target).suffix.lower()]
-            rate, self.is_int16 = form.rate_for(sample_rate), bits == 16 and not form.subtype
-            self.opened = _file(Path(target), form, rate, channels, bits, tags)
+            form, lossy = FORMATS[Path(target).suffix.lower()]
+            known = RATES.get(form, (rate,))
+            rate = next((found for found in known if found >= rate), known[-1])
+            self.is_int16 = bits == 16 and not lossy
+            self.opened = _file(Path(target), form, lossy or f"PCM_{bits}", rate, channels, tags)
         else:
             self.opened = contextlib.nullcontext(_Pipe(target, sample_rate, channels, n_samples))
         self.resampler = Resampler(sample_rate, rate)
@@ -120,19 +108,18 @@ class AudioWriter:
 
 @contextlib.contextmanager
 def _file(
-    path: Path, form: Format, sample_rate: int, channels: int, bits: int, tags: Mapping[str, str]
+    path: Path, form: str, subtype: str, sample_rate: int, channels: int, tags: Mapping[str, str]
 ) -> Iterator[soundfile.SoundFile]:
-    subtype = form.subtype or f"PCM_{bits}"
     texts = {name: "".join(c for c in text if c.isprintable()) for name, text in tags.items()}
     try:
         with atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
             place = folder / temporary.name  # without the suffix
-            with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form.name) as file:
+            with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form) as file:
                 for name, text in texts.items():
-                    if text and form != _MP3:
+                    if text and form != "MP3":
                         setattr(file, name, text)
                 yield file
-            if form == _MP3 and any(texts.values()):  # libsndfile takes their texts for Latin-1
+            if form == "MP3" and any(texts.values()):  # libsndfile takes their texts for Latin-1
                 found = id3.ID3()
                 for name in ID3_FRAMES.keys() & texts.keys():
                     found.add(ID3_FRAMES[name](encoding=id3.Encoding.UTF8, lang="eng", text=texts[name]))
@@ -177,4 +164,4 @@ def check_writable(path: Path, inputs: Iterable[Path | str | None] = ()) -> None
     check_folder(path.parent)
     if path.is_dir():
         raise ValueError(f"{path}: expected the name of a file to write, found a folder")
-    check_output(path, FORMATS[path.suffix.lower()].beginnings, inputs)
+    check_output(path, BEGINNINGS[FORMATS[path.suffix.lower()][0]], inputs)

@@ -23,26 +23,20 @@ def export_parquet(shards: Shards, path: Path, split: str | None = None) -> int:
         raise ValueError(f"{shards.folder}: no {split or ''} tracks among the codes".replace("  ", " "))
     check_folder(path.parent)
     check_output(path, [b"PAR1"])
-    names = sorted({name for labels in tracks.labels() for name in labels})
-    facts = {
-        "tokenizer_hash": index.tokenizer_hash,
-        "sample_rate": index.sample_rate,
-        "hop_lengths": index.hop_lengths,
-        "codebook_size": index.codebook_size,
-    }
-    text, numbers = pyarrow.string(), pyarrow.list_(pyarrow.int32())
-    columns = {"path": text, "sha256": text, "split": text, "n_samples": pyarrow.int64()}
-    if names:  # Parquet has no structures without members
-        columns["labels"] = pyarrow.struct([(name, text) for name in names])
-    columns |= {"tokenizer_hash": text, "sample_rate": pyarrow.int32()}
-    columns |= {"hop_lengths": numbers, "codebook_size": pyarrow.int32()}
-    columns |= {f"level_{level}": numbers for level in range(len(index.hop_lengths))}
-    schema = pyarrow.schema(list(columns.items()))
+    labels = sorted({name for labels in tracks.labels() for name in labels})
+    levels = [f"level_{level}" for level in range(len(index.hop_lengths))]
+    facts = {name: getattr(index, name) for name in ("tokenizer_hash", "sample_rate", "hop_lengths", "codebook_size")}
+    text, number, numbers = pyarrow.string(), pyarrow.int64(), pyarrow.list_(pyarrow.int32())
+    columns = [("path", text), ("sha256", text), ("split", text), ("n_samples", number), ("tokenizer_hash", text)]
+    columns += [("sample_rate", number), ("hop_lengths", numbers), ("codebook_size", number)]
+    columns += [(name, numbers) for name in levels]
+    if labels:  # Parquet has no structures without members
+        columns.append(("labels", pyarrow.struct([(name, text) for name in labels])))
+    schema = pyarrow.schema(columns)
 
     def row(track: ShardTrack) -> dict[str, Any]:
         own = {name: getattr(track, name) for name in ("path", "sha256", "split", "n_samples", "labels")}
-        levels = {f"level_{level}": shards.codes(track, level) for level in range(len(index.hop_lengths))}
-        return {name: value for name, value in (own | facts | levels).items() if name in columns}
+        return own | facts | {name: shards.codes(track, level) for level, name in enumerate(levels)}
 
     with atomic_file(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:
         for start in progress(range(0, len(tracks), ROWS), "export", -(-len(tracks) // ROWS)):

@@ -1,6 +1,5 @@
 """The model of a studio, and all that needs it: new music, recordings, sounds, and projects from elsewhere."""
 
-import functools
 import json
 import re
 import shutil
@@ -37,11 +36,7 @@ class Engine:
         self.hash = self.tokenizer.hash
         self.sounds = sounds.Sounds(self.tokenizer, library, place)
         self.training_bits = training_bits(folder)
-        self.stage = Stage(self.generator)
-
-    @functools.cached_property
-    def licence(self) -> str | None:
-        return model_licence(self.folder)
+        self.stage, self.licence = Stage(self.generator), model_licence(folder)
 
     def describe(self) -> dict[str, Any]:
         """What a page needs to know of the model."""
