@@ -156,7 +156,7 @@ def test_each_source_has_the_tracks_of_the_folder(
     place = kind(mine, request)
     folder = local_music(place)
     said = " ".join(capfd.readouterr().err.split())
-    assert f"of {place} to {folder}" in said
+    assert f"data: copies {place} to {folder}" in said
     assert folder.parent == own_cache
     config = DataConfig(min_seconds=0.5)
     found = scan(folder, config)
@@ -203,7 +203,7 @@ def test_a_run_goes_on_exactly_after_its_copy_is_gone(
     shutil.rmtree(own_cache)
     result = cli(*given, "--out", tmp_path / "cut")
     assert result.exit_code == 0, result.output
-    assert "copies 1 files of" in " ".join(result.output.split())
+    assert "data: copies" in " ".join(result.output.split())
     for name in ("tokenizer/model.safetensors", "prior-0/model.safetensors", "codes/shard-00000-level-2.npy"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     other = shutil.copytree(mine, tmp_path / "other")

@@ -151,7 +151,7 @@ def local_music(place: str) -> Path:
             source = kind(place)
             if not len(source):
                 raise ValueError(f"{place}: expected audio files or tar files, found none")
-            say(f"data: copies {len(source)} files of {place} to {folder}")
+            say(f"data: copies {place} to {folder}")
             for _ in track(source.copy(folder), "copy", len(source)):
                 pass
             write_text(done, place)
