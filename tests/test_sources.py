@@ -230,7 +230,7 @@ def test_bad_files_of_a_source_are_set_aside(mine: Path, tmp_path: Path) -> None
 
 def test_a_row_without_audio_is_set_aside_and_one_split_is_held_out_as_of_a_folder(mine: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    sounds = [{"bytes": (mine / f"track-{i}.wav").read_bytes(), "path": None} for i in range(2)]
+    sounds = [{"bytes": (mine / f"track-{i}.wav").read_bytes(), "path": ["a.mp9", None][i]} for i in range(2)]
     sounds += [None, {"bytes": None, "path": str(mine / "track-2.wav")}]
     features = datasets.Features({"sound": datasets.Audio(), "year": datasets.Value("int64")})
     rows = datasets.Dataset.from_dict({"sound": sounds, "year": [1999, None, 3, 4]}, features=features)
@@ -238,7 +238,7 @@ def test_a_row_without_audio_is_set_aside_and_one_split_is_held_out_as_of_a_fold
     found = scan(local_music(f"datasets://{tmp_path}/saved?column=sound"), DataConfig())
     assert [(r.path, r.reason) for r in found.rejected] == [("train/0000002-track.wav", "empty file (0 bytes)")]
     assert [track.labels for track in found.tracks] == [{"year": "1999"}, {}, {"year": "4"}]
-    assert [track.path[-11:] for track in found.tracks] == ["0-track.wav", "1-track.wav", "track-2.wav"]
+    assert [track.path[-11:] for track in found.tracks] == ["0-a.mp9.wav", "1-track.wav", "track-2.wav"]
     assert sorted(track.split for track in found.tracks) == ["train", "train", "valid"]
 
 

@@ -51,6 +51,7 @@ class Files:
 
     def copy(self, folder: Path) -> Iterator[None]:
         for name, local in self.local.items():
+            check_relative(local)
             target = folder / local
             if tar := next((suffix for suffix in TARS if local.endswith(suffix)), ""):
                 self._unpack(name, folder / local.removesuffix(tar))
@@ -88,13 +89,9 @@ class Rows:
         if unknown := options.keys() - {"name", "split", "column", "revision"}:
             raise ValueError(f"{place}: expected the options name, split, column or revision, found {min(unknown)}")
         is_saved = any(os.path.isfile(f"{name}/{file}") for file in ("dataset_dict.json", "state.json"))
+        chosen = {key: options[key] for key in ("name", "revision") if key in options}
         with network_errors(f"{place}: cannot be opened", "; expected datasets://owner/name or datasets:///folder"):
-            revision = options.get("revision")
-            found = (
-                library.load_from_disk(name)
-                if is_saved
-                else library.load_dataset(name, options.get("name"), revision=revision)
-            )
+            found = library.load_from_disk(name) if is_saved else library.load_dataset(name, **chosen)
         splits: dict[str, Any] = found if isinstance(found, dict) else {"train": found}
         if (only := options.get("split")) and only not in splits:
             raise ValueError(f"{place}: expected split {', '.join(splits)}, found {only}")
@@ -117,20 +114,21 @@ class Rows:
     def copy(self, folder: Path) -> Iterator[None]:
         for split, rows in self.splits.items():
             names = {name: kind.int2str for name, kind in rows.features.items() if hasattr(kind, "int2str")}
+            (folder / split).mkdir(parents=True, exist_ok=True)
             for i, row in enumerate(rows):
-                sound, part = row.pop(self.column), str(row.pop("split", None) or split)
-                path = PurePosixPath((sound or {}).get("path") or "track.wav")
-                target = folder / split / f"{i:07d}-{path.name}"
+                # A row without audio becomes an empty file, which the scan sets aside.
+                sound, part = row.pop(self.column) or {"bytes": b""}, row.pop("split", None) or split
+                path = PurePosixPath(sound.get("path") or "track")
+                suffix = "" if path.suffix.lower() in audio.SUFFIXES else ".wav"  # any: its content says what it is
+                target = folder / split / f"{i:07d}-{path.name}{suffix}"
                 labels = {name: names[name](x) if name in names and x is not None else x for name, x in row.items()}
                 if len(self.splits) > 1 or part != split:  # else tracks are held out as of a folder
                     labels["split"] = "valid" if part in HELD_OUT else "train"
                 if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    content = Path(path).read_bytes() if sound["bytes"] is None else sound["bytes"]
                     write_text(target.with_suffix(".json"), json.dumps(labels, default=lambda value: None))
                     with atomic_file(target) as temporary:
-                        content = (sound or {}).get("bytes")
-                        known = content is not None or not sound  # a row without audio is an empty file, and set aside
-                        temporary.write_bytes(content or b"") if known else shutil.copyfile(sound["path"], temporary)
+                        temporary.write_bytes(content)
                 yield
 
 
@@ -139,7 +137,7 @@ SOURCES = (Rows, Files)
 
 def local_music(place: str) -> Path:
     """The folder of the music at a place: the folder itself, or the copy of a source, which is made first if it is not
-    there. An interrupted copy goes on. Raises ValueError for a source that cannot be read, or has no files."""
+    there. An interrupted copy goes on. Raises ValueError for a source that cannot be read."""
     kind = next((source for source in SOURCES if source.takes(place)), None)
     if kind is None:
         return Path(place)
@@ -149,8 +147,6 @@ def local_music(place: str) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if not done.is_file():
             source = kind(place)
-            if not len(source):
-                raise ValueError(f"{place}: expected audio files or tar files, found none")
             say(f"data: copies {place} to {folder}")
             for _ in track(source.copy(folder), "copy", len(source)):
                 pass
