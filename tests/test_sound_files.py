@@ -64,6 +64,9 @@ def test_24_bits_and_loudness_of_samples(tiny_run: Path, tmp_path: Path) -> None
     target = round(loudness(plain, 8000) - 6, 1)
     assert cli(*made, "--lufs", target, "--out", tmp_path / "b.wav").exit_code == 0
     assert loudness(read_audio(tmp_path / "b.wav")[0], 8000) == pytest.approx(target, abs=0.1)
+    assert cli(*made, "--num", 2, "--out", tmp_path / "two.flac").exit_code == 0
+    with soundfile.SoundFile(tmp_path / "two-1.flac") as file:  # what makes it again
+        assert file.comment.endswith("seed 3, item 1")
     result = cli(*made, "--lufs", 0, "--out", tmp_path / "c.wav")
     assert "LUFS instead of 0: louder, its peaks would exceed -1 dBFS" in result.output
     assert float(read_audio(tmp_path / "c.wav")[0].abs().max()) == pytest.approx(10 ** (-1 / 20), abs=1e-3)

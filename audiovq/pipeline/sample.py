@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,8 @@ def sample(
                 chosen = _best(generator, candidates, options)
                 pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
             for item, codes in pieces:
-                tags = piece_tags(paths[item].stem, model, seed, options.labels, model_licence(folder))
+                labels = {**({"item": str(item)} if item else {}), **options.labels}
+                tags = piece_tags(paths[item].stem, model, seed, labels, model_licence(folder))
                 _write(paths[item], generator.tokenizer, codes, given, options, tags)
                 yield str(paths[item])
         collectives.barrier()  # the files of all processes are there
@@ -195,12 +196,7 @@ def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) 
 
 
 def _write(
-    path: Path,
-    tokenizer: Tokenizer,
-    codes: Codes,
-    given: CodeMask | None,
-    options: SampleOptions,
-    tags: Mapping[str, str],
+    path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions, tags: dict[str, str]
 ) -> None:
     """Decode into a file, with the original audio of a recording where all codes stayed."""
     channels, rate = tokenizer.config.channels, tokenizer.sample_rate
