@@ -118,7 +118,7 @@ class Rows:
             for i, row in enumerate(rows):
                 # A row without audio becomes an empty file, which the scan sets aside.
                 sound, part = row.pop(self.column) or {"bytes": b""}, row.pop("split", None) or split
-                path = PurePosixPath(sound.get("path") or "track")
+                path = PurePosixPath(str(sound.get("path") or "track"))
                 suffix = "" if path.suffix.lower() in audio.SUFFIXES else ".wav"  # any: its content says what it is
                 target = folder / split / f"{i:07d}-{path.name}{suffix}"
                 labels = {name: names[name](x) if name in names and x is not None else x for name, x in row.items()}
