@@ -119,7 +119,7 @@ def test_wrong_codes_models_and_paths(tiny_run: Path, tmp_path: Path) -> None:
     assert_one_line_error(cli("decode", tmp_path / "cut.codes", "-o", out, "--model", tiny_run), "damaged")
     assert_one_line_error(cli("info", tmp_path / "cut.codes"), "cut.codes")
     assert_one_line_error(cli("decode", TRACK, "-o", out, "--model", tiny_run), "not a codes file")
-    assert_one_line_error(cli("decode", codes, "-o", tmp_path / "x.mp3", "--model", tiny_run), ".wav or .flac")
+    assert_one_line_error(cli("decode", codes, "-o", tmp_path / "x.aac", "--model", tiny_run), "ends in .wav, .flac")
     assert_one_line_error(
         cli("decode", codes, "-o", out, "--model", tiny_run, "--levels", 9), "expected 1 to 3, found 9"
     )

@@ -273,7 +273,7 @@ def test_playing_to_nowhere(tiny_run: Path) -> None:
     [
         (("--raw",), ["use --out -"]),
         (("--out", "x.wav"), ["add --seconds"]),
-        (("--out", "x.mp3", "--seconds", 1), [".wav or .flac"]),
+        (("--out", "x.aac", "--seconds", 1), ["ends in .wav, .flac"]),
         (("--device", "null", "--label", "genre=jazz"), ["expected one of: folk, rock"]),
         (("--device", "null", "--temperature", -1), ["temperature"]),
         (("--device", "null", "--midi", "no such port", "--seconds", 0.1), ["midi: "]),
