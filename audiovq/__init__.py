@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from audiovq.utils import environment
 
 if TYPE_CHECKING:
-    from audiovq.api import Generator, Tokenizer
+    from audiovq.api import CodeDataset, Generator, Tokenizer
     from audiovq.data.codes import Codes
 
 __version__ = "0.1.0"
-__all__ = ["Codes", "Generator", "Tokenizer"]
-_HOME = {"Tokenizer": "audiovq.api", "Generator": "audiovq.api", "Codes": "audiovq.data.codes"}
+__all__ = ["CodeDataset", "Codes", "Generator", "Tokenizer"]
+_HOME = {name: "audiovq.data.codes" if name == "Codes" else "audiovq.api" for name in __all__}
 
 environment.prepare()  # before any library is imported that needs it
 

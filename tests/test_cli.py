@@ -119,7 +119,7 @@ def test_wrong_codes_models_and_paths(tiny_run: Path, tmp_path: Path) -> None:
     assert_one_line_error(cli("decode", tmp_path / "cut.codes", "-o", out, "--model", tiny_run), "damaged")
     assert_one_line_error(cli("info", tmp_path / "cut.codes"), "cut.codes")
     assert_one_line_error(cli("decode", TRACK, "-o", out, "--model", tiny_run), "not a codes file")
-    assert_one_line_error(cli("decode", codes, "-o", tmp_path / "x.mp3", "--model", tiny_run), ".wav or .flac")
+    assert_one_line_error(cli("decode", codes, "-o", tmp_path / "x.aac", "--model", tiny_run), "ends in .wav, .flac")
     assert_one_line_error(
         cli("decode", codes, "-o", out, "--model", tiny_run, "--levels", 9), "expected 1 to 3, found 9"
     )
@@ -235,7 +235,7 @@ def test_every_recipe_runs_a_few_steps_at_reduced_size(path: Path, tmp_path: Pat
     ("broken", "words"), [("import ctypes; ctypes.CDLL('{}/libtorchaudio.so')", "libtorchaudio.so"), ("import missing_part", "missing_part")]
 )  # fmt: skip
 def test_a_package_that_does_not_load(tmp_path: Path, broken: str, words: str) -> None:
-    """As torchaudio 2.11.1 with torch 2.11.0, which pip installs together."""
+    """As a torchaudio for CUDA beside a torch for the CPU."""
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text(broken.format(tmp_path))
     (tmp_path / "libtorchaudio.so").write_text("no library")
@@ -245,6 +245,12 @@ def test_a_package_that_does_not_load(tmp_path: Path, broken: str, words: str) -
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert words in result.stderr
     assert "`audiovq doctor` finds" in result.stderr
+    if words == "libtorchaudio.so":
+        code = "from audiovq.pipeline.doctor import check_packages; print(*[f.line for f in check_packages()])"
+        command = [sys.executable, "-c", code]
+        found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+        assert "torchaudio   does not load beside torch" in found.stdout, found
+        assert "both from the same index" in found.stdout
 
 
 def test_a_log_gets_plain_lines(tmp_path: Path) -> None:

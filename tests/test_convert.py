@@ -79,7 +79,7 @@ def test_a_file_of_many_channels_is_encoded_as_their_mean(tokenizer: Tokenizer, 
 def test_written_in_pieces_is_written_at_once_and_never_half(tmp_path: Path) -> None:
     wave = torch.from_numpy(tones(1, 8000, channels=2).T.copy())
     write_audio(tmp_path / "whole.flac", wave, 8000)
-    with AudioWriter(tmp_path / "pieces.flac", 8000, 2, comment="audiovq of this") as file:
+    with AudioWriter(tmp_path / "pieces.flac", 8000, 2, tags={"comment": "audiovq of this"}) as file:
         for piece in wave.split(777, dim=1):
             file.write(piece)
     whole, pieces = (soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("whole.flac", "pieces.flac"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import tones
 
@@ -42,10 +43,10 @@ ENTRIES: dict[str, Callable[..., object]] = {
     (WAVE.T.numpy(), "turn it around"), (torch.zeros(50, 700), r"1 to 6 channels, found \[50, 700\]$"), (torch.zeros(0, 9), r"found \[0, 9\]"),
     (torch.zeros(1, 2, 300), r"expected \[samples\] or \[channels, samples\], found \[1, 2, 300\]"), (torch.tensor(0.5), r"found \[\]"),
     (torch.zeros(9, dtype=torch.int64), "found torch.int64"), ([1, 2, 3], "PCM of 8, 16 or 32 bits, found torch.int64"),
-    (np.zeros(9, bool), "found torch.bool"), (np.zeros(9, complex), "found torch.complex128"), (np.zeros(9, np.uint16), "found torch.uint16"),
-    ("song.wav", "expected a tensor or an array, found str"), (None, "found NoneType"), ([[0.0], [0.0, 1.0]], "found list"),
+    (np.zeros(9, bool), "found torch.bool"), (np.zeros(9, complex), "found torch.complex128"), (np.zeros(9, np.int64), r"int64; name its size, as in waveform.astype\('int16'\)"),
+    ("song.wav", "expected a tensor or an array, found str|song.wav: no such file"), (None, "found NoneType"), ([[0.0], [0.0, 1.0]], "found list"),
     (np.array([1e300]), "expected finite samples"), ([0.0, float("nan")], "expected finite samples"),
-    (np.zeros(9, object), "an array, found ndarray object"), (np.zeros(9, np.longdouble), "found ndarray float128"),
+    (np.zeros(9, object), "an array, found ndarray object"),
     (WAVE * 32767, r"expected numbers in \[-1, 1\], found 9830.1; divide PCM by its largest number"),
 ])  # fmt: skip
 def test_waveforms_that_cannot_be_meant_are_refused(
@@ -78,6 +79,7 @@ def test_an_empty_item_of_a_batch_is_one_line_and_an_empty_batch_is_none(tokeniz
 
 @pytest.mark.parametrize(("dtype", "size", "middle"), [
     (np.int16, 32768, 0), (np.int32, 2**31, 0), (np.uint8, 128, 128), (np.int8, 128, 0),
+    (np.uint16, 32768, 32768), (np.uint32, 2**31, 2**31),
 ])  # fmt: skip
 def test_whole_numbers_mean_pcm(tokenizer: Tokenizer, dtype: type, size: int, middle: int) -> None:
     pcm = np.clip((WAVE.numpy().astype(np.float64) * size).round(), -size, size - 1) + middle
@@ -94,6 +96,7 @@ def test_any_kind_of_floating_point_number_and_rate(tokenizer: Tokenizer) -> Non
         WAVE.numpy(),
         WAVE.numpy()[:, ::-1][:, ::-1],
         WAVE.tolist(),
+        WAVE.numpy().astype(np.longdouble),
         WAVE.clone().requires_grad_(),
     ):
         assert lists(tokenizer.encode(waveform, 44100)) == expected
@@ -102,6 +105,33 @@ def test_any_kind_of_floating_point_number_and_rate(tokenizer: Tokenizer) -> Non
     for rate in (44100.0, np.int64(44100), np.float32(44100), torch.tensor(44100)):
         assert lists(tokenizer.encode(WAVE, rate)) == expected  # type: ignore[arg-type]
         assert lists(tokenizer.encode_batch([WAVE], rate)[0]) == expected  # type: ignore[arg-type]
+
+
+def test_what_knows_its_rate_needs_none(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", WAVE.T.numpy(), 44100, "FLOAT")
+    expected, path = lists(tokenizer.encode(WAVE, 44100)), tmp_path / "a.wav"
+    item = {"path": "a.wav", "array": WAVE.numpy(), "sampling_rate": 44100}
+    for same in (path, str(path), item):
+        assert lists(tokenizer.encode(same)) == expected
+        assert lists(tokenizer.encode(same, 44100)) == expected
+        with pytest.raises(ValueError, match="sample rate: expected 44100, which the audio says, or none, found 8000"):
+            tokenizer.encode(same, 8000)
+    assert [lists(codes) for codes in tokenizer.encode_batch([item, path])] == [expected] * 2
+    for wrong, words in (
+        ({"bytes": b"", "path": "a.wav"}, "a dict with array and sampling_rate, found bytes, path"), ({}, "found no keys"),
+        (item | {"sampling_rate": None}, "sample rate: expected a whole number"), (WAVE, "sample rate: expected a whole number"),
+        (item | {"array": WAVE.T.numpy()}, "turn it around"), ("none.wav", "none.wav: no such file"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            tokenizer.encode(wrong)  # type: ignore[arg-type]
+
+
+def test_audio_of_the_library_datasets(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    datasets, _ = pytest.importorskip("datasets"), pytest.importorskip("torchcodec")
+    soundfile.write(tmp_path / "a.wav", WAVE.T.numpy(), 44100, "FLOAT")
+    features = datasets.Features({"audio": datasets.Audio()})
+    rows = datasets.Dataset.from_dict({"audio": [str(tmp_path / "a.wav")]}, features=features)
+    assert lists(tokenizer.encode(rows[0]["audio"])) == lists(tokenizer.encode(WAVE, 44100))
 
 
 def test_codes_of_any_whole_numbers(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -122,7 +152,29 @@ def test_codes_of_any_whole_numbers(tokenizer: Tokenizer, tmp_path: Path) -> Non
         tokenizer.make_codes(codes.levels, "many")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [[torch.zeros(3)], None, "a.codes", torch.zeros(3, 9)])
+def test_levels_decode_as_the_codes_that_they_are(tokenizer: Tokenizer) -> None:
+    codes = tokenizer.encode(WAVE[:, : 44100 // 8000 * 8 * 1024], 44100)
+    whole = tokenizer.make_codes([level[: 8 * n] for level, n in zip(codes.levels, (1, 2, 4), strict=True)])
+    assert whole.n_samples == 8 * 256
+    expected = tokenizer.decode(whole)
+    for convert in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.int, lambda level: level):
+        levels = [convert(level) for level in whole.levels]
+        assert torch.equal(tokenizer.decode(levels), expected)
+        assert torch.equal(tokenizer.decode_batch([tuple(levels)])[0], expected)
+        assert torch.equal(tokenizer.decode(levels[:2]), tokenizer.decode(whole, n_levels=2))
+    first = whole.levels[0][None]
+    for array in (first, first.numpy()):
+        assert torch.equal(tokenizer.decode(array), tokenizer.decode(whole, n_levels=1))
+    for wrong, words in (
+        ([[1, 2], [3]], r"expected \[1, 1\] codes a level for 128 samples, found \[2, 1\]"), ([[99]], "expected codes from 0 to 15, found 99"),
+        ([], "codes"), ([[1]] * 4, "expected"), ([torch.zeros(3)], "codes of level 0: expected whole numbers"), (torch.zeros(3, 9), "expected whole"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words) as error:
+            tokenizer.decode(wrong)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [None, "a.codes", torch.zeros(1, 3, 9)])
 def test_decoding_anything_but_codes_says_what_is_expected(generator: Generator, wrong: Any) -> None:
     for use in (
         generator.tokenizer.decode, lambda codes: generator.tokenizer.decode_batch([codes]), lambda codes: generator.keep(codes),

@@ -18,7 +18,7 @@ from tiny_generator import tiny_generator
 from audiovq.api import Generator, Live
 from audiovq.data.notes import SILENCE, frame_of
 from audiovq.live.controls import Controls
-from audiovq.prior.conditioners import Conditions
+from audiovq.prior.conditioners import Conditions, LabelConditioner
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
@@ -275,6 +275,9 @@ def test_how_far_the_decoder_looks_ahead(tiny_run: Path) -> None:
         ({"tempo": 3}, "tempo: no such control; expected one of: temperature"),
         ({"genre": "jazz"}, "label genre=jazz: expected one of: folk, rock"),
         ({"labels": {"mood": "sad"}}, "this model knows the labels: genre"),
+        ({"genre": {"jazz": 0.5}}, "label genre=jazz: expected one of: folk, rock"),
+        ({"genre": {"folk": "much"}}, "label genre: expected a share of folk from 0 to 1, found 'much'"),
+        ({"genre": {"folk": 0.7, "rock": 0.6}}, "expected shares of at most 1 together, found 1.3"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": [1, 1]}, "top_p: expected one value or 3"),
         ({"seed": 1.5}, "seed"),
@@ -292,6 +295,26 @@ def test_a_wrong_control_is_one_line_and_changes_nothing(tiny_run: Path, control
         live.set(**{"temperature": 0.5, **controls})
     assert "\n" not in str(error.value) or "temperature" in str(error.value)
     assert live.controls == before
+
+
+def test_labels_can_be_mixed(tiny_run: Path) -> None:
+    prior, n = fp32(tiny_run).generator.priors[0], 5
+    label = next(each for each in prior.conditioners if isinstance(each, LabelConditioner))
+    at = torch.zeros(3, dtype=torch.int64)
+    shares = torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.0, 0.4]])
+    conditions = Conditions({"genre": shares}, at, at)
+    unknown, folk, rock = label.embedding.weight
+    expected = torch.stack([folk, 0.25 * folk + 0.75 * rock, 0.6 * unknown + 0.4 * rock])
+    assert torch.allclose(label(conditions, n)[:, 0], expected, atol=1e-6)
+    dropped = label(conditions.only_where(torch.tensor([True, False, True])), n)[:, 0]
+    assert torch.allclose(dropped, torch.stack([folk, unknown, expected[2]]), atol=1e-6)
+
+    lives = [fp32(tiny_run, genre=genre, guidance=2) for genre in ("folk", {"folk": 1.0}, {"folk": 0.5, "rock": 0.5})]
+    plain, all_folk, half = (torch.cat(list(map(live.read, (1, 1))), dim=1) for live in lives)
+    assert torch.equal(plain, all_folk)
+    assert not torch.equal(plain, half)
+    again = lives[0].generator.live(state=lives[2].state())
+    assert torch.equal(again.read(1), lives[2].read(1))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.7, 9.0])

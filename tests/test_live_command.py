@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mido
 import numpy as np
@@ -16,6 +18,8 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, assert_one_line_error, cli
+from pythonosc.dispatcher import Dispatcher
+from pythonosc.osc_server import BlockingOSCUDPServer
 from pythonosc.udp_client import SimpleUDPClient
 
 from audiovq.api import Generator, Live
@@ -93,6 +97,44 @@ def test_an_error_while_playing_is_a_line(live: Live, monkeypatch: pytest.Monkey
     assert player.error == "prior 0: expected finite logits"
 
 
+@pytest.mark.skipif(shutil.which("pd") is None, reason="needs Pure Data")
+def test_the_patch_of_pure_data_sends_what_is_clicked(tmp_path: Path) -> None:
+    clicks = [(30, 48), (30, 188), (30, 438), (330, 438)]  # connect, a label, notes, chords
+    lines = [
+        "#N canvas 0 0 400 300 12;",
+        "#X obj 10 10 loadbang;",
+        f"#X obj 10 40 t{' b' * len(clicks)};",
+        "#X connect 0 0 1 0;",
+    ]
+    for i, (x, y) in enumerate(clicks):
+        action = f"\\; pd-live.pd mouse {x} {y} 1 0 \\; pd-live.pd mouseup {x} {y} 1 0"
+        lines += [f"#X msg 10 {80 + 30 * i} {action};", f"#X connect 1 {len(clicks) - 1 - i} {i + 2} 0;"]
+    (tmp_path / "clicks.pd").write_text("\n".join(lines))
+    found: list[tuple[str, Any]] = []
+    dispatcher = Dispatcher()
+    dispatcher.set_default_handler(lambda address, *values: found.append((address, values)))
+    with BlockingOSCUDPServer(("127.0.0.1", 9000), dispatcher) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        command = [
+            "pd",
+            "-nogui",
+            "-noaudio",
+            "-nomidi",
+            "-open",
+            ROOT / "examples" / "live.pd",
+            "-open",
+            tmp_path / "clicks.pd",
+        ]
+        with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as process:
+            wait(lambda: len(found) >= 3)
+            process.kill()
+        server.shutdown()
+    assert found == [
+        ("/audiovq/label/timbre", ("piano",)), ("/audiovq/notes", (60, 64, 67)), ("/audiovq/chords", ("Am", "F", "C", "G"))
+    ]  # fmt: skip
+
+
 # --- OSC and MIDI -----------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +159,7 @@ def test_osc_messages_steer_the_music(live: Live) -> None:
             ("/audiovq/tempo", 120, "tempo: no such control; expected one of: temperature"),
             ("/audiovq/temperature", -1.0, "temperature"), ("/audiovq/temperature", "hot", "temperature"),
             ("/audiovq/labels", "folk", "labels: expected names"), ("/audiovq/seed", "x", "not changed"),
-            ("/other/temperature", 1.0, "expected /audiovq/"),
+            ("/audiovq/chords", ["C", "H"], "chords: "), ("/other/temperature", 1.0, "expected /audiovq/"),
         ):  # fmt: skip
             client.send_message(address, values)
             wait(lambda: lines)
@@ -126,6 +168,9 @@ def test_osc_messages_steer_the_music(live: Live) -> None:
             assert line.startswith("not changed: ")
             assert "\n" not in line
         assert live.controls == found
+        client.send_message("/audiovq/label/genre", ["folk", 0.25, "rock", 0.75])
+        wait(lambda: live.controls["labels"] != {"genre": "folk"})
+        assert live.controls["labels"] == {"genre": {"folk": 0.25, "rock": 0.75}}
         client.send_message("/audiovq/label/genre", [])
         client.send_message("/audiovq/temperature", [])
         wait(lambda: live.controls["temperature"] is None)
@@ -228,7 +273,7 @@ def test_playing_to_nowhere(tiny_run: Path) -> None:
     [
         (("--raw",), ["use --out -"]),
         (("--out", "x.wav"), ["add --seconds"]),
-        (("--out", "x.mp3", "--seconds", 1), [".wav or .flac"]),
+        (("--out", "x.aac", "--seconds", 1), ["ends in .wav, .flac"]),
         (("--device", "null", "--label", "genre=jazz"), ["expected one of: folk, rock"]),
         (("--device", "null", "--temperature", -1), ["temperature"]),
         (("--device", "null", "--midi", "no such port", "--seconds", 0.1), ["midi: "]),

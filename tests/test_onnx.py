@@ -115,7 +115,7 @@ needs_onnx = pytest.mark.skipif(
 
 
 def test_no_command_loads_onnx(tmp_path: Path) -> None:
-    code = "import sys, audiovq.api; sys.exit('onnxscript' in sys.modules or 'onnxruntime' in sys.modules)"
+    code = "import sys, audiovq.api; sys.exit(bool({'onnxscript', 'onnxruntime', 'scipy.signal'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -169,23 +169,3 @@ def test_onnx_files_on_a_real_track(tiny_run: Path, tmp_path: Path, monkeypatch:
     assert {"onnx/encode.onnx", "onnx/decode.onnx"} <= set(names)
     assert "onnx/evil.py" not in names
     assert checkpoint.load_tokenizer(tmp_path / "shared" / "tokenizer").config == tokenizer.config
-
-
-def test_the_language_model_example(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers")
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import language_model  # pyright: ignore[reportMissingImports]
-
-    codes = language_model.CodeTokenizer(Tokenizer.from_pretrained(tiny_run, "cpu"))
-    assert (codes.frame, codes.vocab_size) == (7, 3 * 16 + 1)
-    waveforms = [0.1 * torch.randn(8000), 0.1 * torch.randn(4096)]
-    batch = codes(waveforms, sampling_rate=8000)
-    assert batch["input_ids"].shape == (2, 1 + 31 * 7)
-    assert batch["attention_mask"].sum(dim=1).tolist() == [1 + 31 * 7, 1 + 16 * 7]
-    expected_codes = codes.tokenizer.encode(waveforms[1], 8000)
-    assert torch.equal(codes.decode(batch["input_ids"][1, : 1 + 16 * 7]), codes.tokenizer.decode(expected_codes))
-    trainer = language_model.train(codes, waveforms, 8000, steps=4, folder=tmp_path, n_frames=4)
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    assert losses[-1] < losses[0]
-    assert language_model.generate(codes, trainer.model.eval(), n_frames=3).shape == (1, 3 * 256)
-    sys.modules.pop("language_model")

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, cli
+from conftest import ROOT, assert_one_line_error, cli
 from test_onnx import needs_onnx
 from tiny_generator import CASES, CONDITIONERS, FOLDER, HOPS, RATE, SECONDS, SIZE, codes_by_torch, tiny_generator, write
 
 from audiovq import Generator
 from audiovq.pretrained.locate import shared_files
 from audiovq.pretrained.onnx_files import DecodeGraph
-from audiovq.pretrained.onnx_generator import example_inputs
+from audiovq.pretrained.onnx_generator import example_inputs, export_generator
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
 from audiovq.prior.prior import Prior, PriorConfig
@@ -150,3 +150,32 @@ def test_a_run_is_exported_for_the_player(tiny_run: Path, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "shared" / "onnx")
     with pytest.raises(ValueError, match="a model of audiovq without ONNX files"):
         Player(tmp_path / "shared")
+
+
+@pytest.mark.slow
+@needs_onnx
+@torch.no_grad()
+def test_8_bit_priors_are_near_those_of_torch(generator: Generator, tmp_path: Path) -> None:
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    network = generator.tokenizer.network
+    decoder = DecodeGraph(network, spectra=True)
+    export_generator(tmp_path, network, decoder, generator.priors, generator.sampling, "tiny", int8=True)
+    for level, prior in enumerate(generator.priors):
+        path, graph = tmp_path / f"prior-{level}.onnx", StepGraph(prior)
+        weights = onnx.load(path).graph.initializer
+        stored = {kind: sum(np.prod(w.dims) for w in weights if w.data_type == kind) for kind in (1, 3)}
+        assert stored[onnx.TensorProto.INT8] > stored[onnx.TensorProto.FLOAT]
+        examples = example_inputs(prior, graph)
+        inputs = {name: examples[name] for name in graph.names}
+        expected = graph(*inputs.values())[0].numpy()
+        session = runtime.InferenceSession(str(path))
+        found = session.run(None, {each.name: inputs[each.name].numpy() for each in session.get_inputs()})[0]
+        assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    piece = Player(tmp_path).piece(SECONDS, 1)
+    assert sum(block.shape[1] for block in piece.blocks()) == round(SECONDS * RATE)
+
+
+def test_8_bits_need_onnx(tiny_run: Path, tmp_path: Path) -> None:
+    result = cli("export", tiny_run, tmp_path / "shared", "--int8")
+    assert_one_line_error(result, "--int8: expected with --onnx or --web")
+    assert not (tmp_path / "shared").exists()

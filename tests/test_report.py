@@ -398,6 +398,7 @@ def test_the_wheel_has_template_style_and_script(tmp_path: Path) -> None:
     assert {f"audiovq/report/template/{name}" for name in ("page.html", "page.css", "page.js", "player.js")} <= set(
         names
     )
+    assert "audiovq/py.typed" in names
     assert {f"audiovq/studio/assets/{name}" for name in ("index.html", "studio.css", "studio.js")} <= set(names)
     wheel.extractall(tmp_path / "installed")  # quickstart finds its music there
     recipe = load_recipe(str(tmp_path / "installed" / "audiovq" / "recipes" / "quickstart.yaml"))

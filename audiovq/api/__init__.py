@@ -1,5 +1,6 @@
 """What users import: `Tokenizer` (audio ↔ codes), `Generator` (nothing, or a prompt → music) and `Live`."""
 
+from audiovq.api.code_dataset import CodeDataset
 from audiovq.api.generator import Generator
 from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions
@@ -9,6 +10,7 @@ from audiovq.pretrained.locate import bundled_model, default_model, prior_folder
 from audiovq.utils.device import pick_device
 
 __all__ = [
+    "CodeDataset",
     "Generator",
     "Live",
     "PieceOptions",

@@ -101,7 +101,8 @@ class Live:
             controls: temperature, top_k, top_p and guidance (one value or one per level; None is what the
                 model recommends), text, notes (MIDI pitches that sound, such as [60, 64, 67]; None is unknown) or
                 chords (symbols, repeated, counted from the beginning of the music), seed, labels (a dict), or a label
-                by its name, such as timbre="piano". None or "" as the value of a label is unknown.
+                by its name, such as timbre="piano" or timbre={"piano": 0.3, "organ": 0.7}, a mixture. None or "" as the
+                value of a label is unknown.
         Raises:
             ValueError: an unknown control, label or value; nothing is changed then.
         """
@@ -125,7 +126,7 @@ class Live:
                 else:
                     known = listed([*CONTROLS, *self.generator.labels], name)
                     raise ValueError(f"{name:.60}: no such control; expected one of: {known}")
-            options["labels"] = {name: str(value) for name, value in labels.items() if value not in (None, "")}
+            options["labels"] = {name: value for name, value in labels.items() if value not in (None, "", {})}
             new = dataclasses.replace(self.options, **options)
             settings = level_settings(self.generator.sampling, new)[: self.n_levels]
             # Guidance may be set before there is a label to follow.

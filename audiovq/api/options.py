@@ -31,7 +31,7 @@ class PieceOptions:
         top_k: draw from the k most likely codes; 0 is all.
         top_p: draw from the most likely codes that together have this probability.
         guidance: how strongly labels, text, chroma and notes are followed; 1 is as trained.
-        labels: such as {"genre": "folk"}.
+        labels: such as {"genre": "folk"}, or shares of values, such as {"genre": {"folk": 0.7, "rock": 0.3}}.
         text: a caption or lyrics, for a model that was trained with texts.
         chroma: a recording whose melody and harmony to follow, for a model that was trained with chroma.
         notes: which notes to follow, for a model that was trained with notes: a MIDI file; a recording, from which
@@ -46,7 +46,7 @@ class PieceOptions:
     top_k: int | Sequence[int] | None = None
     top_p: float | Sequence[float] | None = None
     guidance: float | Sequence[float] | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str | Mapping[str, float]] = field(default_factory=dict)
     text: str = ""
     chroma: str | Path | None = None
     notes: Any = None
@@ -95,17 +95,23 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
     return Request(n_samples, [], seed, labels, options.text, chroma, precision, _notes(priors, n_samples, options))
 
 
-def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, str]) -> dict[str, int]:
+def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, Any]) -> dict[str, int | list[float]]:
     if not isinstance(labels, Mapping):
         raise ValueError(f"labels: expected names with values, such as {{'genre': 'folk'}}, found {labels!r:.80}")
-    indexes = {}
-    for name, value in ((name, str(value)) for name, value in labels.items()):
+    indexes: dict[str, int | list[float]] = {}
+    for name, given in labels.items():
         if name not in vocabularies:
             raise ValueError(f"label {name}: this model knows the labels: {listed(list(vocabularies), name)}")
-        values = vocabularies[name]
-        if value not in values:
-            raise ValueError(f"label {name}={value:.60}: expected one of: {listed(values, value)}")
-        indexes[name] = values.index(value) + 1  # 0 is unknown
+        values, shares = vocabularies[name], given if isinstance(given, Mapping) else {str(given): 1.0}
+        for value, share in shares.items():
+            if value not in values:
+                raise ValueError(f"label {name}={value!s:.60}: expected one of: {listed(values, str(value))}")
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ValueError(f"label {name}: expected a share of {value} from 0 to 1, found {share!r:.40}")
+        if sum(shares.values()) > 1 + 1e-6:
+            raise ValueError(f"label {name}: expected shares of at most 1 together, found {sum(shares.values()):g}")
+        mixture = [float(shares.get(value, 0)) for value in values]
+        indexes[name] = mixture if isinstance(given, Mapping) else values.index(str(given)) + 1  # 0 is unknown
     return indexes
 
 

@@ -1,14 +1,15 @@
 """A streaming encoder for audio of any sample rate and number of channels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiovq.data.audio import LARGEST_PEAK, downmix
+from audiovq.data.audio import LARGEST_PEAK, downmix, read_audio
 from audiovq.data.resampling import Resampler, check_rate
 from audiovq.tokenizer.streaming import StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
@@ -16,7 +17,28 @@ from audiovq.utils.device import torch_defaults
 
 Waveform = Tensor | np.ndarray | Sequence[Any]
 MAX_CHANNELS = 6
-PCM = {torch.uint8: 1 << 7, torch.int8: 1 << 7, torch.int16: 1 << 15, torch.int32: 1 << 31}  # the size of 1.0
+SIGNED = {torch.int8: 1 << 7, torch.int16: 1 << 15, torch.int32: 1 << 31}  # the size of 1.0 as PCM
+UNSIGNED = {torch.uint8: 1 << 7, torch.uint16: 1 << 15, torch.uint32: 1 << 31}  # and of 0.0
+
+
+def with_rate(source: Any, sample_rate: float | None) -> tuple[Any, int]:
+    """A waveform and its sample rate, from both, or from what has both: a file's path, or a value of an `Audio` column
+    of the library datasets, a dict or a decoder. Raises ValueError for no rate, or another one than `source` has."""
+    if isinstance(source, str | Path):
+        source, own_rate = read_audio(source)
+    elif isinstance(source, Mapping):
+        if not {"array", "sampling_rate"} <= source.keys():
+            found = ", ".join(map(str, source))
+            raise ValueError(f"waveform: expected a dict with array and sampling_rate, found {found or 'no keys'}")
+        source, own_rate = source["array"], source["sampling_rate"]
+    elif hasattr(source, "get_all_samples"):
+        samples = source.get_all_samples()
+        source, own_rate = samples.data, samples.sample_rate
+    else:
+        return source, check_rate(sample_rate)  # type: ignore[arg-type] - None is refused
+    if sample_rate is not None and sample_rate != own_rate:
+        raise ValueError(f"sample rate: expected {own_rate}, which the audio says, or none, found {sample_rate!r:.40}")
+    return source, check_rate(own_rate)
 
 
 def checked(waveform: Waveform, at_least: int = 0) -> Tensor:
@@ -25,6 +47,8 @@ def checked(waveform: Waveform, at_least: int = 0) -> Tensor:
     try:
         if not isinstance(waveform, Tensor):
             array = np.array(waveform)
+            if array.dtype == np.longdouble:  # which torch does not have
+                array = array.astype(np.float64)
             waveform = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     except (TypeError, ValueError):
         found = f"{type(waveform).__name__} {getattr(waveform, 'dtype', '')}".strip()
@@ -36,11 +60,15 @@ def checked(waveform: Waveform, at_least: int = 0) -> Tensor:
     if found[0] > MAX_CHANNELS:
         advice = "; turn it around, as in waveform.T" if found[1] <= MAX_CHANNELS else ""
         raise ValueError(f"waveform: expected [channels, samples], 1 to {MAX_CHANNELS} channels, found {found}{advice}")
-    if waveform.dtype in PCM:
-        return (waveform.float() - (128 if waveform.dtype == torch.uint8 else 0)) / PCM[waveform.dtype]
+    if waveform.dtype in SIGNED:
+        return waveform.float() / SIGNED[waveform.dtype]
+    if waveform.dtype in UNSIGNED:
+        size = UNSIGNED[waveform.dtype]
+        return ((waveform.double() - size) / size).float()
     if not waveform.is_floating_point():
         kinds = "floating-point numbers in [-1, 1], or PCM of 8, 16 or 32 bits"
-        raise ValueError(f"waveform: expected {kinds}, found {waveform.dtype}")
+        advice = "; name its size, as in waveform.astype('int16')" if waveform.dtype == torch.int64 else ""
+        raise ValueError(f"waveform: expected {kinds}, found {waveform.dtype}{advice}")
     waveform = waveform.float()
     peak = float(waveform.abs().max()) if waveform.numel() else 0.0
     if not math.isfinite(peak):

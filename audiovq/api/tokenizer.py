@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked
+from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked, with_rate
 from audiovq.api.shareable import Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
-from audiovq.data.resampling import check_rate, resample
+from audiovq.data.flattening import Flattening, Pattern
+from audiovq.data.resampling import resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
@@ -26,6 +29,9 @@ from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import compute_in_batches, cut
 from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
+
+Audio = Waveform | str | Path | Mapping[str, Any]
+Levels = Codes | Sequence[Any] | np.ndarray | Tensor  # of a piece, for decoding
 
 
 class Tokenizer(Shareable):
@@ -58,11 +64,20 @@ class Tokenizer(Shareable):
     def sample_rate(self) -> int:
         return self.config.sample_rate
 
-    def make_codes(self, levels: Sequence[Tensor], n_samples: int, source_sha256: str = "") -> Codes:
-        """`Codes` of this tokenizer from int64 [ceil(n_samples / hop_length)] per level."""
+    def make_codes(self, levels: Sequence[Any], n_samples: int | None = None, source_sha256: str = "") -> Codes:
+        """`Codes` of this tokenizer from whole numbers [ceil(n_samples / hop_length)] per level, coarse to fine;
+        without `n_samples` as long as the codes last. Raises ValueError for other levels."""
         c = self.config
         facts = (c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.hash, source_sha256)
-        return Codes(list(levels), n_samples, *facts)
+        codes = Codes(list(levels), 1 if n_samples is None else n_samples, *facts)
+        if n_samples is None:
+            found = zip(codes.levels, c.hop_lengths, strict=False)
+            codes.n_samples = min((len(level) * hop for level, hop in found), default=0)
+        return codes
+
+    def flattening(self, pattern: Pattern = "interleave") -> Flattening:
+        """How all levels become ids of a language model (`Codes.flatten`), and ids levels, which `decode` takes."""
+        return Flattening(self.config.hop_lengths, self.config.codebook_size, pattern)
 
     # --- audio to codes ---
 
@@ -77,12 +92,13 @@ class Tokenizer(Shareable):
         rate = self.sample_rate if sample_rate is None else sample_rate
         return ResamplingEncoder(self.network, rate, chunk_seconds)
 
-    def encode(self, waveform: Waveform, sample_rate: int) -> Codes:
+    def encode(self, waveform: Audio, sample_rate: int | None = None) -> Codes:
         """Resample, downmix, pad and quantize one piece of audio.
 
         Args:
             waveform: [samples] or [channels, samples], 1 to 6 channels; a tensor, an array or a list. Floating-point
-                numbers are in [-1, 1]; int8, int16, int32 and uint8 are PCM.
+                numbers are in [-1, 1]; whole numbers of 8, 16 and 32 bits are PCM. Or what knows its rate: the path of a
+                file, or a value of an `Audio` column of the library datasets.
             sample_rate: of the waveform, Hz, 1000 to 768000.
         Returns:
             int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the
@@ -90,8 +106,10 @@ class Tokenizer(Shareable):
         Raises:
             ValueError: wrong shape or type, no samples, or samples that are not finite.
         """
-        blocks = checked(waveform, at_least=1).split(audio.BLOCK_FRAMES, dim=-1)
-        return self._encode(check_rate(sample_rate), blocks, "")
+        if isinstance(waveform, str | Path) and sample_rate is None:
+            return self.encode_file(waveform)
+        found, rate = with_rate(waveform, sample_rate)
+        return self._encode(rate, checked(found, at_least=1).split(audio.BLOCK_FRAMES, dim=-1), "")
 
     def encode_file(
         self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
@@ -118,14 +136,17 @@ class Tokenizer(Shareable):
         return self.make_codes(collected.levels(), stream.n_samples, source_sha256)
 
     @torch_defaults()
-    def encode_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> list[Codes]:
+    def encode_batch(self, waveforms: Sequence[Audio], sample_rate: int | None = None) -> list[Codes]:
         """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
 
         On a GPU, windows of equal length share a batch. Sums are then rounded in another order, so a latent
         halfway between two codes may become the other one. On the CPU batches are not faster.
         """
-        mixed = [audio.downmix(checked(waveform, at_least=1), self.config.channels) for waveform in waveforms]
-        prepared = [resample(waveform, sample_rate, self.sample_rate).to(self.device) for waveform in mixed]
+        prepared = []
+        for item in waveforms:
+            found, rate = with_rate(item, sample_rate)
+            mixed = audio.downmix(checked(found, at_least=1), self.config.channels)
+            prepared.append(resample(mixed, rate, self.sample_rate).to(self.device))
         chunk = int(CHUNK_SECONDS * self.sample_rate)
         windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
         pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))
@@ -155,14 +176,15 @@ class Tokenizer(Shareable):
         ahead = None if ahead_seconds is None else int(ahead_seconds * self.sample_rate)
         return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate), ahead)
 
-    def decode(self, codes: Codes, n_levels: int | None = None) -> Tensor:
-        """Decode codes, or only the first `n_levels`, to float [channels, n_samples] at the tokenizer's
-        rate, on the CPU. Raises ValueError for codes of another tokenizer."""
+    def decode(self, codes: Levels, n_levels: int | None = None) -> Tensor:
+        """Decode codes, or only the first `n_levels`, to float [channels, n_samples] at the tokenizer's rate, on
+        the CPU. Levels as lists, arrays or tensors of whole numbers [n], coarse to fine, are taken for codes of
+        this tokenizer, as long as they last. Raises ValueError for codes of another tokenizer."""
         return torch.cat(list(self.decode_stream(codes, n_levels)), dim=-1)
 
-    def decode_stream(self, codes: Codes, n_levels: int | None = None) -> Iterator[Tensor]:
+    def decode_stream(self, codes: Levels, n_levels: int | None = None) -> Iterator[Tensor]:
         """As `decode`, in pieces [channels, samples] at constant memory."""
-        levels = self._levels(codes, n_levels)
+        codes, levels = self._levels(codes, n_levels)
         stream = self.decoder_stream(len(levels), CHUNK_SECONDS)
         step = stream.windows.step
         for start in range(0, codes.n_samples, step):
@@ -171,13 +193,13 @@ class Tokenizer(Shareable):
         yield stream.finish(codes.n_samples)
 
     @torch_defaults()
-    def decode_batch(self, codes: Sequence[Codes], n_levels: int | None = None) -> list[Tensor]:
+    def decode_batch(self, codes: Sequence[Levels], n_levels: int | None = None) -> list[Tensor]:
         """Decode several pieces of unequal length; each gives what `decode` gives for it alone."""
         if isinstance(codes, Codes):
             raise ValueError("codes: expected a list of Codes, found one; decode() decodes a single piece")
         windows = []
-        for item in codes:
-            levels = self._levels(item, n_levels)
+        for one in codes:
+            item, levels = self._levels(one, n_levels)
             empty = streaming.decoder_windows(self.network, len(levels), int(CHUNK_SECONDS * self.sample_rate))
             windows.append(cut(empty, [level.to(self.device) for level in levels], item.n_samples))
         pieces = compute_in_batches(windows, self._at_once(), partial(streaming.decode_windows, self.network))
@@ -191,15 +213,16 @@ class Tokenizer(Shareable):
         comment: str = "",
         progress: Callable[[float], object] | None = None,
     ) -> None:
-        """Decode into a 16-bit WAV or FLAC file, with a `comment` in its tag, at constant memory; it appears
+        """Decode into a sound file, see `AudioWriter`, with a `comment` in its tag, at constant memory; it appears
         when it is complete. `progress` gets the seconds of each piece. ValueError for foreign codes."""
-        with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, comment) as file:
+        tags = {"comment": comment}
+        with AudioWriter(path, self.sample_rate, self.config.channels, codes.n_samples, tags) as file:
             for piece in self.decode_stream(codes, n_levels):
                 file.write(piece)
                 if progress is not None:
                     progress(piece.shape[-1] / self.sample_rate)
 
-    def check_codes(self, codes: Codes) -> None:
+    def check_codes(self, codes: Any) -> None:
         """Raises ValueError for anything but complete codes of this tokenizer."""
         if not isinstance(codes, Codes):
             hint = "make_codes(levels, n_samples) makes them from levels"
@@ -211,10 +234,13 @@ class Tokenizer(Shareable):
             )
         codes.check(self.config.hop_lengths, self.config.codebook_size, "piece")  # a file's header may claim others
 
-    def _levels(self, codes: Codes, n_levels: int | None) -> list[Tensor]:
-        """The levels to decode; raises as `check_codes`."""
+    def _levels(self, codes: Levels, n_levels: int | None) -> tuple[Codes, list[Tensor]]:
+        """The codes, also those given as mere levels, and the levels to decode; raises as `check_codes`."""
+        if isinstance(codes, list | tuple) or getattr(codes, "ndim", 0) == 2:
+            codes = self.make_codes(codes)  # type: ignore[arg-type]
         self.check_codes(codes)
-        return codes.levels[: self._check_levels(len(codes.levels), n_levels)]
+        assert isinstance(codes, Codes), "check_codes refuses others"
+        return codes, codes.levels[: self._check_levels(len(codes.levels), n_levels)]
 
     @staticmethod
     def _check_levels(found: int, n_levels: int | None) -> int:

@@ -9,7 +9,7 @@ FORMAT = Choice(["wav", "flac"])
 
 @command()
 @argument("source", type=FILE, metavar="CODES")
-@option("-o", "--out", type=FILE, required=True, metavar="FILE", help="WAV or FLAC file to write; or a folder.")
+@option("-o", "--out", type=FILE, required=True, metavar="FILE", help="Sound file to write; or a folder.")
 @option("--levels", type=int, help="Decode only the first levels.")
 @option("--format", "suffix", type=FORMAT, default="wav", help="Format of the files in a folder.")
 @model_option

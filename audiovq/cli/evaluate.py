@@ -4,12 +4,12 @@ from typing import Any
 
 from click import IntRange, argument, command, option
 
-from audiovq.cli.options import FOLDER, json_option, write_json
+from audiovq.cli.options import FILE, FOLDER, json_option, write_json
 
 
 @command("eval")
 @argument("model", type=FOLDER)
-@argument("data", type=FOLDER, required=False)
+@argument("data", type=FILE, required=False)
 @json_option
 @option("--generated", type=int, metavar="N", help="Compare N generated pieces with real music instead.")
 @option("--notes", is_flag=True, help="Also compare transcribed notes; needs audiovq[notes].")

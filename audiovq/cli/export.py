@@ -14,6 +14,7 @@ CREDITS_HELP = "Credits for the model card; default the file CREDITS in the fold
 @option("--fp16", "half", is_flag=True, help="Half-precision weights: half the size, but different codes.")
 @option("--onnx", is_flag=True, help="Also as ONNX files, for audiovq-player; needs the extra audiovq[onnx].")
 @option("--web", is_flag=True, help="Instead, a web page that makes music; needs the extra audiovq[onnx].")
+@option("--int8", is_flag=True, help="With --onnx or --web: priors with 8-bit weights, faster, but some codes differ.")
 @option("--license", metavar="ID", help="License of the weights, as the hub names it: mit, cc-by-4.0, …")
 @option("--credits", "credits_file", metavar="FILE", help=CREDITS_HELP)
 @option("--name", "repo_id", metavar="OWNER/NAME", help="Name on the hub, for the examples in the model card.")

@@ -11,7 +11,7 @@ from click import FloatRange, IntRange, argument, command, option
 from audiovq.cli import options
 from audiovq.utils.environment import require
 
-OUT_HELP = "Write here instead of playing: a WAV or FLAC file, or - for standard output."
+OUT_HELP = "Write here instead of playing: a WAV, FLAC, Opus, Ogg or MP3 file, or - for standard output."
 DEVICE_HELP = "Sound card: a part of its name, or its number; `null` plays to nowhere. Default: the system's."
 BLOCK_HELP = "Audio decoded at once. More needs less computing, and changes are heard later."
 BUFFER_HELP = "Music made ahead. More survives interruptions, and changes are heard later."

@@ -16,8 +16,8 @@ from audiovq.utils.signals import Interrupted
 
 # Each is a function in the module of its name.
 COMMANDS = (
-    *("copies", "decode", "doctor", "encode", "evaluate", "export", "info", "live"),
-    *("plan", "push", "recipes", "report", "sample", "studio", "train"),
+    *("codes", "copies", "decode", "doctor", "encode", "evaluate", "export", "info"),
+    *("live", "plan", "push", "recipes", "report", "sample", "studio", "train"),
 )
 COMPILED_LIBRARY = re.compile(r"\.(so|dylib|pyd|dll)\b")  # its name is in the OSError if it cannot load
 

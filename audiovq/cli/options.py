@@ -71,7 +71,8 @@ MODEL_HELP = "A run, model folder, hub id, hf:CODEC or `default` (bundled). Defa
 REPORT_HELP = "Write a page to listen to or not; the environment variable AUDIOVQ_REPORT=0 means never."
 SET_HELP = "Change a recipe value: a.b=value (repeatable)."
 
-data_option = click.option("--data", type=FOLDER, metavar="DIR", help="Folder of music; replaces the recipe's.")
+DATA_HELP = "Folder of music, URL, tar files or datasets://ID; replaces the recipe's."
+data_option = click.option("--data", type=FILE, metavar="DIR", help=DATA_HELP)
 model_option = click.option("--model", type=FOLDER, metavar="MODEL", help=MODEL_HELP)
 recipe_argument = click.argument("recipe", shell_complete=complete_recipe)
 report_option = click.option("--report/--no-report", "page", default=True, envvar="AUDIOVQ_REPORT", help=REPORT_HELP)

@@ -3,13 +3,15 @@
 import sys
 from typing import Any
 
-from click import IntRange, command, echo, option
+from click import Choice, FloatRange, IntRange, command, echo, option
 
 from audiovq.cli import options
 
 COUNT, NUMBER, SECONDS = IntRange(min=1), IntRange(min=0), {"type": float, "metavar": "SECONDS"}
 NOTES_HELP = "MIDI file or recording whose notes to follow; default length: its own."
 CODES_HELP = "Decode all of a changed recording; without this, the original audio stays outside the change."
+OUT_HELP = "File that ends in .wav, .flac, .opus, .ogg (Opus) or .mp3, or folder; default music-<seed>.wav."
+LUFS_HELP = "Make each piece so loud, such as -14, as far as peaks stay below -1 dBFS."
 
 
 @command()
@@ -32,9 +34,11 @@ CODES_HELP = "Decode all of a changed recording; without this, the original audi
 @option("--best", type=COUNT, metavar="K", help="Of the --num pieces, keep those that the model ranks first.")
 @option("--stream", type=options.FILE, metavar="FILE", help="WAV to write during generation; - is standard output.")
 @option("--save-codes", is_flag=True, help="Also write a .codes file of each piece, for --edit.")
+@option("--bits", type=Choice(["16", "24"]), default="16", help="Of WAV and FLAC; default 16.")
+@option("--lufs", type=FloatRange(-60, 0), metavar="LUFS", help=LUFS_HELP)
 @option("--gpus", type=COUNT, default=1, show_default=True, help="Distribute the pieces over this many GPUs.")
 @option("--processes", type=COUNT, help="Distribute the pieces over this many processes on the CPU.")
-@option("--out", type=options.FILE, metavar="PATH", help="WAV or FLAC file, or folder; default music-<seed>.wav.")
+@option("--out", type=options.FILE, metavar="PATH", help=OUT_HELP)
 @options.report_option
 @options.json_option
 def sample(model: str | None, page: bool, json_file: str | None, **values: Any) -> None:
@@ -53,6 +57,7 @@ def sample(model: str | None, page: bool, json_file: str | None, **values: Any) 
             facts["report"] = write_page(sampled)
         options.write_json(json_file, facts)
 
+    values["bits"] = int(values["bits"])
     chosen = SampleOptions(model=model, **values)
     for line in run(chosen, sys.argv[1:], lambda: options.pick_model(model), finished):
         if json_file != "-":

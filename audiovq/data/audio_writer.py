@@ -1,10 +1,10 @@
-"""Writes 16-bit audio piece by piece: a WAV or FLAC file that appears when it is whole, or WAV in a pipe."""
+"""Writes audio piece by piece: a sound file that appears when it is whole, or WAV in a pipe."""
 
 from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,73 +12,118 @@ import numpy as np
 import soundfile
 import torch
 from einops import rearrange
+from mutagen import id3
 from torch import Tensor
 
+from audiovq.data.resampling import Resampler
 from audiovq.utils.files import atomic_file, cannot_write, check_folder, check_output, utf8_path
 
-WRITABLE = {".wav": [b"RIFF"], ".flac": [b"fLaC"]}  # how these files begin
 WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
 PIPE_BYTES = (1 << 32) - 1 - 36  # the largest size in a header; players take it for "until the end"
+NO_TAGS: Mapping[str, str] = {}
+ID3_FRAMES = {"title": id3.TIT2, "comment": id3.COMM, "software": id3.TSSE}  # type: ignore[attr-defined]
+
+
+# The name of each format and subtype in libsndfile; a PCM subtype has the bits.
+FORMATS = {
+    ".wav": ("WAV", ""),
+    ".flac": ("FLAC", ""),
+    ".opus": ("OGG", "OPUS"),
+    ".ogg": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+BEGINNINGS = {"WAV": [b"RIFF"], "FLAC": [b"fLaC"], "OGG": [b"OggS"], "MP3": [b"ID3", b"\xff"]}
+RATES = {"OGG": (8000, 12000, 16000, 24000, 48000), "MP3": (16000, 22050, 24000, 32000, 44100, 48000)}
 
 
 class AudioWriter:
-    """Writes 16-bit PCM; samples beyond [-1, 1] are clipped.
+    """Writes PCM, Opus or MP3; samples beyond [-1, 1] are clipped.
 
     >>> with AudioWriter(path, 44100, channels=2) as file:
     ...     file.write(waveform)  # [channels, any n]
 
     Args:
-        target: path of a .wav or .flac file; or an open binary file, such as a pipe, which gets a WAV header with the whole
-            length first, and each piece as soon as it is written.
+        target: path of a file, whose suffix is one of `FORMATS`; or an open binary file, such as a pipe, which gets a
+            16-bit WAV header with the whole length first, and each piece as soon as it is written.
+        sample_rate: of what is written; Opus and MP3 files have the next higher rate that they know.
         n_samples: how many will come. A pipe needs it; for a file it is checked before the work, if given.
-        comment: for the comment tag of a file.
+        tags: title, comment, software and others of soundfile, for a file. MP3 has the first three.
+        bits: 16 or 24, of WAV and FLAC.
     Raises:
         ValueError: unknown suffix, a folder that cannot be written, more than a WAV file holds, or a reader that stopped.
     """
 
     def __init__(
-        self, target: Path | str | BinaryIO, sample_rate: int, channels: int, n_samples: int = 0, comment: str = ""
+        self,
+        target: Path | str | BinaryIO,
+        sample_rate: int,
+        channels: int,
+        n_samples: int = 0,
+        tags: Mapping[str, str] = NO_TAGS,
+        bits: int = 16,
     ):
-        self.target, self.channels, self.n_samples = target, channels, 0
+        self.target, self.channels, self.bits, self.n_samples = target, channels, bits, 0
+        self.is_int16, rate = bits == 16, sample_rate
         if isinstance(target, str | Path):
             check_writable(Path(target))
             self._check_size(n_samples)
-            self.opened = _file(Path(target), sample_rate, channels, comment)
+            form, lossy = FORMATS[Path(target).suffix.lower()]
+            known = RATES.get(form, (rate,))
+            rate = next((found for found in known if found >= rate), known[-1])
+            self.is_int16 = bits == 16 and not lossy
+            self.opened = _file(Path(target), form, lossy or f"PCM_{bits}", rate, channels, tags)
         else:
             self.opened = contextlib.nullcontext(_Pipe(target, sample_rate, channels, n_samples))
+        self.resampler = Resampler(sample_rate, rate)
 
     def __enter__(self) -> AudioWriter:
-        self.file = self.opened.__enter__()
+        self.stack = contextlib.ExitStack()
+        self.file = self.stack.enter_context(self.opened)
+        self.stack.push(self._finish)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.opened.__exit__(*exception)  # type: ignore[arg-type]
+        self.stack.__exit__(*exception)  # type: ignore[arg-type]
+
+    def _finish(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None and (rest := self.resampler.finish()) is not None:
+            self._write(rest)
 
     def write(self, waveform: Tensor) -> None:
         """float [channels, n] in [-1, 1]."""
         self.n_samples += waveform.shape[-1]
         if isinstance(self.target, str | Path):
             self._check_size(self.n_samples)
-        integers = (waveform.detach().float().clamp(-1, 1).cpu() * 32767).round().to(torch.int16)
-        self.file.write(rearrange(integers, "c n -> n c").numpy())
+        self._write(self.resampler.push(waveform.detach().float().cpu()))
+
+    def _write(self, waveform: Tensor) -> None:
+        frames = rearrange(waveform.clamp(-1, 1), "c n -> n c")
+        self.file.write(((frames * 32767).round().to(torch.int16) if self.is_int16 else frames).numpy())
 
     def _check_size(self, n_samples: int) -> None:
-        if Path(str(self.target)).suffix.lower() == ".wav" and n_samples * self.channels * 2 > WAV_BYTES:
+        is_wav = Path(str(self.target)).suffix.lower() == ".wav"
+        if is_wav and n_samples * self.channels * self.bits // 8 > WAV_BYTES:
             raise ValueError(f"{self.target}: a WAV file holds at most 4 GB; write a .flac file")
 
 
 @contextlib.contextmanager
-def _file(path: Path, sample_rate: int, channels: int, comment: str) -> Iterator[soundfile.SoundFile]:
-    form = path.suffix[1:].upper()  # given explicitly, because the temporary name does not have the suffix
+def _file(
+    path: Path, form: str, subtype: str, sample_rate: int, channels: int, tags: Mapping[str, str]
+) -> Iterator[soundfile.SoundFile]:
+    texts = {name: "".join(c for c in text if c.isprintable()) for name, text in tags.items()}
     try:
-        with (
-            atomic_file(path) as temporary,
-            utf8_path(temporary.parent) as folder,
-            soundfile.SoundFile(folder / temporary.name, "w", sample_rate, channels, "PCM_16", format=form) as file,
-        ):
-            if comment:
-                file.comment = comment
-            yield file
+        with atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
+            place = folder / temporary.name  # without the suffix
+            with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form) as file:
+                for name, text in texts.items():
+                    if text and form != "MP3":
+                        setattr(file, name, text)
+                yield file
+            if form == "MP3" and any(texts.values()):  # libsndfile takes their texts for Latin-1
+                found = id3.ID3()
+                for name in ID3_FRAMES.keys() & texts.keys():
+                    found.add(ID3_FRAMES[name](encoding=id3.Encoding.UTF8, lang="eng", text=texts[name]))
+                found.save(place)
     except soundfile.LibsndfileError as error:
         raise cannot_write(path, error) from None
 
@@ -106,17 +151,17 @@ class _Pipe:
 
 
 def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
-    """Write [channels, samples] as a 16-bit WAV or FLAC file; raises as `AudioWriter`."""
+    """Write [channels, samples] to a file; raises as `AudioWriter`."""
     with AudioWriter(path, sample_rate, waveform.shape[0], waveform.shape[1]) as file:
         file.write(waveform)
 
 
 def check_writable(path: Path, inputs: Iterable[Path | str | None] = ()) -> None:
     """Raises ValueError, before the work, if an audio file cannot be written there without the loss of another file."""
-    if path.suffix.lower() not in WRITABLE:
+    if path.suffix.lower() not in FORMATS:
         found = path.suffix or "no suffix"
-        raise ValueError(f"{path}: expected a name that ends in .wav or .flac, found {found}")
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(FORMATS)}, found {found}")
     check_folder(path.parent)
     if path.is_dir():
         raise ValueError(f"{path}: expected the name of a file to write, found a folder")
-    check_output(path, WRITABLE[path.suffix.lower()], inputs)
+    check_output(path, BEGINNINGS[FORMATS[path.suffix.lower()][0]], inputs)

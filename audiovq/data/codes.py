@@ -20,6 +20,7 @@ from torch import Tensor
 from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.data import entropy
+from audiovq.data.flattening import Flattening, Pattern
 from audiovq.utils.files import atomic_file, check_folder, check_output, utf8_path
 
 FORMAT = "audiovq-codes-1"
@@ -76,6 +77,23 @@ class Codes:
     def bits_per_second(self) -> float:
         """Uncompressed: log2(codebook_size) bits per code."""
         return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
+
+    def flattening(self, pattern: Pattern = "interleave") -> Flattening:
+        """The vocabulary of `flatten`, and the way back from ids to levels."""
+        return Flattening(self.hop_lengths[: len(self.levels)], self.codebook_size, pattern)
+
+    def flatten(self, pattern: Pattern = "interleave", special: bool = False) -> Tensor:
+        """All levels as ids for a language model, see `data.flattening`: int64 [n], or [frame, n] with the
+        pattern `delay`; with `special` between the ids of beginning and end."""
+        return self.flattening(pattern).flatten(self.levels, special)
+
+    def to_transformers(self) -> dict[str, Tensor]:
+        """`audio_codes`, int64 [1, n_levels, time], as the codecs of transformers name them; ValueError unless
+        the rates of all levels are equal."""
+        if len(set(hops := self.hop_lengths[: len(self.levels)])) > 1:
+            advice = "flatten() makes one sequence of levels with different rates"
+            raise ValueError(f"to_transformers: expected levels of equal rate, found hop_lengths {hops}; {advice}")
+        return {"audio_codes": torch.stack(self.levels)[None]}
 
     def save(self, path: Path | str, compress: bool = False) -> None:
         """Write a safetensors file atomically, with the header in its metadata under `audiovq`. With

@@ -6,7 +6,8 @@ from audiovq.config import Config
 
 
 class DataConfig(Config):
-    folder: str = ""  # searched recursively; relative to the recipe's file
+    # Folder, searched recursively, relative to the recipe's file; or a URL, tar files or datasets://ID.
+    folder: str = ""
     manifest: str | None = None  # JSONL, one track a line: {"path": …, labels…}; relative to the folder
     valid_fraction: float = Field(default=0.1, ge=0, lt=1)  # of the tracks, at least one if there are two
     min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside

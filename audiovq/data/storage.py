@@ -1,5 +1,8 @@
-"""Codes at a URL that fsspec knows (s3://, gs://, https://, …), copied into a local cache once."""
+"""Files at a URL that fsspec knows (s3://, gs://, https://, …), which are copied into a local cache once."""
 
+import contextlib
+import posixpath
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,32 @@ def download(url: str, name: str, target: Path, size: int | None) -> None:
             found = temporary.stat().st_size
             if size is not None and found != size:
                 raise ValueError(f"expected {size} bytes, found {found}")
+
+
+def listing(place: str) -> tuple[str, dict[str, int | None]]:
+    """The files below a folder, a file, or those that a pattern with * or {000..009} names: the URL of their folder,
+    and the name of each below it with its size, if known. Raises ValueError if there are none, else as `read`."""
+    filesystem, root = _connect(place)
+    roots, found, base = [root], list[str](), ""
+    if numbers := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", root):
+        before, first, last, after = numbers.groups()
+        roots = [f"{before}{i:0{len(first)}d}{after}" for i in range(int(first), int(last) + 1)]
+    for path in roots:
+        names = []
+        with contextlib.suppress(FileNotFoundError):
+            if "*" in path:
+                names = _request(filesystem.glob, path)
+            elif posixpath.splitext(path)[1] and _request(filesystem.isfile, path):  # a page of links is a file, too
+                names = [path]
+            else:
+                base, names = path, [name for name in _request(filesystem.find, path) if name != path]
+        if not names:
+            raise ValueError(f"{path}: expected a file, or a folder with files, found none")
+        found += names
+    if not base or len(roots) > 1:
+        base = posixpath.commonprefix([f"{posixpath.dirname(path)}/" for path in found]).rpartition("/")[0]
+    sizes = {path.removeprefix(f"{base}/"): _request(filesystem.size, path) for path in found}
+    return filesystem.unstrip_protocol(base), sizes
 
 
 def _connect(place: Path | str) -> tuple[AbstractFileSystem, str]:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from audiovq.data.sources import local_music
 from audiovq.data.tracks import DataConfig, Scan, scan
 from audiovq.recipe import load_saved_recipe
 
@@ -24,7 +25,7 @@ def training_and_held_out_music(folder: Path, model: str, data: str | None) -> t
 
 
 def scan_folder(data: str) -> Scan:
-    return scan(Path(data), DataConfig(folder=data))
+    return scan(local_music(data), DataConfig(folder=data))
 
 
 def _is_run(folder: Path) -> bool:

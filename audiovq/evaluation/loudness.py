@@ -25,6 +25,13 @@ def headroom(waveform: Tensor) -> float:
     return MAX_PEAK - 20 * math.log10(max(float(waveform.abs().max()), 1e-9))
 
 
+def normalized(waveform: Tensor, sample_rate: int, target: float) -> Tensor:
+    """At the loudness `target` in LUFS, or as close to it as peaks below -1 dBFS allow; silence as it is."""
+    found = loudness(waveform, sample_rate)
+    gain = min(target - found, headroom(waveform)) if found > -math.inf else 0.0
+    return waveform * 10 ** (gain / 20)
+
+
 def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list[float | None]:
     """The gains that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS.
 

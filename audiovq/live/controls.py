@@ -24,12 +24,14 @@ class Controls:
 
         Args:
             path: the name of a control; `label/NAME`; restart or stop.
-            values: one, or one per level; none is what the model recommends, or an unknown label.
+            values: one, or one per level; none is what the model recommends, or an unknown label. Of a label also
+                several values with their shares, such as "piano", 0.3, "organ", 0.7.
         """
         name, _, label = path.strip("/").partition("/")
         try:
             if name == "label" and label:
-                self.live.set(labels={label: str(values[0]) if values else None})
+                shares = dict(zip(values[::2], values[1::2], strict=True)) if len(values) > 1 else None
+                self.live.set(labels={label: shares or (str(values[0]) if values else None)})
             elif name == "restart":
                 self.live.restart()
             elif name == "stop":
@@ -37,6 +39,8 @@ class Controls:
             elif name in ("seed", "top_k"):  # many programs send all numbers as floats
                 numbers = [int(value) for value in values]
                 self.live.set(**{name: numbers[0] if len(numbers) == 1 else numbers or None})
+            elif name in ("chords", "text"):  # some programs send each word by itself
+                self.live.set(**{name: " ".join(map(str, values))})
             elif name == "notes":
                 self.live.set(notes=[int(value) for value in values] or None)
             else:

@@ -136,7 +136,7 @@ def play(live: Live, device: Device, buffer_seconds: float, seconds: float | Non
 
 
 def write(live: Live, out: str, seconds: float | None, ended: Callable[[], bool]) -> None:
-    """Write a WAV or FLAC file, or WAV to standard output (`-`), until the seconds are over or `ended`.
+    """Write a sound file, or WAV to standard output (`-`), until the seconds are over or `ended`.
     Raises ValueError for a file without an end, or one that cannot be written."""
     if out != "-" and seconds is None:
         raise ValueError(f"--out {out}: a file needs an end; add --seconds")

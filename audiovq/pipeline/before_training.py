@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiovq.config import recipe_folders
+from audiovq.data.sources import local_music
 from audiovq.data.tracks import check_music_folder, find_audio
 from audiovq.pipeline.run_folder import RunFolder
 from audiovq.planning.estimate import make_plan, music_seconds
@@ -25,7 +26,7 @@ def with_music(recipe: Recipe, run: Path | None = None) -> Recipe:
     is_new = not (run and (run / "recipe.yaml").is_file())
     if recipe.data.folder or recipe.codes.path:
         if is_new and not recipe.codes.path:
-            check_music_folder(Path(recipe.data.folder))  # before a folder is made for the run
+            check_music_folder(local_music(recipe.data.folder))  # before a folder is made for the run
         return recipe
     if run and not is_new:
         folder = Path(load_saved_recipe(run / "recipe.yaml").data.folder)

@@ -59,7 +59,12 @@ def check_packages() -> Iterator[CheckResult]:
         elif name in SHOWN_PACKAGES:
             shown.append(f"{name} {found}")
     yield CheckResult("packages", OK, ", ".join(shown))
-    import_module("torchaudio")  # fails beside a torch that it was not built for
+    try:
+        import_module("torchaudio")
+    except OSError as error:  # one is for CUDA, and the other is not
+        reason = " ".join(str(error).split())
+        advice = f"{REINSTALL} torch torchaudio, both from the same index: pytorch.org/get-started"
+        yield CheckResult("torchaudio", BROKEN, f"does not load beside torch ({reason})", advice)
 
 
 def check_devices() -> Iterator[CheckResult]:

@@ -19,6 +19,7 @@ import shlex
 from pathlib import Path
 
 from audiovq.data.shards import Shards
+from audiovq.data.sources import local_music
 from audiovq.data.storage import is_url
 from audiovq.data.tracks import Scan, check_music_folder, scan
 from audiovq.distributed import collectives
@@ -107,7 +108,7 @@ class RunFolder:
         folder, data = self.path / "data", self.recipe.data
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
-        result = scan(Path(data.folder), data, cache_file=folder / "scan_cache.jsonl")
+        result = scan(local_music(data.folder), data, cache_file=folder / "scan_cache.jsonl")
         result.only(self.recipe.codes.only)  # fails before the tokenizer is trained, not hours later
         result.save(folder)
         report = result.report()
@@ -120,6 +121,8 @@ class RunFolder:
     def scan(self) -> Scan:
         """The tracks as they were when the run began. Raises ValueError if some are not there any more."""
         found = Scan.load(self.path / "data")
+        if (place := self.recipe.data.folder) and (copy := local_music(place)) != Path(place):
+            found.folder = copy  # the cache of this machine, made again if it is gone
         missing = [track.path for track in found.tracks if not (found.folder / track.path).is_file()]
         if missing:
             raise ValueError(
@@ -132,7 +135,7 @@ class RunFolder:
     def _move(self, folder: str) -> None:
         """The music lies in another folder now; ValueError if it is not the same music. All ranks call it."""
         own = Scan.load(self.path / "data")
-        moved = dataclasses.replace(own, folder=Path(os.path.realpath(folder)))
+        moved = dataclasses.replace(own, folder=Path(os.path.realpath(local_music(folder))))
         if collectives.rank() > 0:
             return
         check_music_folder(moved.folder)

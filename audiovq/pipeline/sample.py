@@ -20,6 +20,8 @@ from audiovq.data.audio_writer import AudioWriter, check_writable
 from audiovq.data.codes import Codes, check_codes_output
 from audiovq.data.notes import requested_frames
 from audiovq.distributed import collectives, launch
+from audiovq.evaluation.loudness import loudness, normalized
+from audiovq.pretrained.tags import model_licence, piece_tags
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.utils import signals
@@ -50,6 +52,8 @@ class SampleOptions(PieceOptions):
     best: int | None = None
     stream: str | None = None
     save_codes: bool = False
+    bits: int = 16
+    lufs: float | None = None
     gpus: int = 1
     processes: int | None = None
     out: str | None = None
@@ -91,6 +95,11 @@ class SampleOptions(PieceOptions):
             yield "--edit: the piece has a length; leave out --seconds (--before and --after make it longer)"
         if self.stream and (self.num > 1 or self.best or collectives.world_size() > 1):
             yield "--stream plays one piece while it is made; leave out --num and --best"
+        if self.stream and (self.lufs is not None or self.bits != 16):
+            yield "--stream is 16-bit WAV, and --lufs needs a whole piece; leave out --bits and --lufs"
+        suffix = self.paths()[0].suffix.lower()
+        if self.bits != 16 and suffix not in (".wav", ".flac"):
+            yield f"--bits: of WAV and FLAC files, found {suffix} in --out; leave it out"
 
     def paths(self) -> tuple[Path, dict[int, Path]]:
         """The output's name without numbers, and the name of each item. Names are numbered if there are
@@ -138,6 +147,7 @@ def sample(
         target, paths = options.paths()
         _check_outputs(options, target, paths.values())
         folder = pick_model()
+        model = Path(options.model or folder).name
         generator = Generator.from_pretrained(folder)
         notes, rate = options.notes, generator.sample_rate
         if notes is not None:  # read once
@@ -157,7 +167,9 @@ def sample(
                 chosen = _best(generator, candidates, options)
                 pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
             for item, codes in pieces:
-                _write(paths[item], generator.tokenizer, codes, given, options)
+                labels = {**({"item": str(item)} if item else {}), **options.labels}
+                tags = piece_tags(paths[item].stem, model, seed, labels, model_licence(folder))
+                _write(paths[item], generator.tokenizer, codes, given, options, tags)
                 yield str(paths[item])
         collectives.barrier()  # the files of all processes are there
         files = {item: paths[item] for item in chosen}
@@ -183,7 +195,9 @@ def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) 
         check_output(Path(options.stream), [b"RIFF"], inputs)
 
 
-def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions) -> None:
+def _write(
+    path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | None, options: SampleOptions, tags: dict[str, str]
+) -> None:
     """Decode into a file, with the original audio of a recording where all codes stayed."""
     channels, rate = tokenizer.config.channels, tokenizer.sample_rate
     pieces = tokenizer.decode_stream(codes)
@@ -191,7 +205,11 @@ def _write(path: Path, tokenizer: Tokenizer, codes: Codes, given: CodeMask | Non
         source, own_rate = audio.read_audio(options.source or "")
         pieces = [keep_original(pieces, rate, source, own_rate, given, codes.hop_lengths)]
         channels, rate = source.shape[0], own_rate
-    with AudioWriter(path, rate, channels) as file:
+    if options.lufs is not None:  # the whole piece is in memory
+        pieces = [normalized(torch.cat(list(pieces), dim=-1), rate, options.lufs)]
+        if (found := loudness(pieces[0], rate)) < options.lufs - 0.1:
+            say(f"{path}: {found:.1f} LUFS instead of {options.lufs:g}: louder, its peaks would exceed -1 dBFS")
+    with AudioWriter(path, rate, channels, tags=tags, bits=options.bits) as file:
         for piece in pieces:
             file.write(piece)
     if options.save_codes:

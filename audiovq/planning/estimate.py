@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from audiovq.data.audio import audio_info
 from audiovq.data.shards import Shards
+from audiovq.data.sources import local_music
 from audiovq.data.tracks import Scan, find_audio
 from audiovq.pretrained.checkpoint import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
@@ -85,7 +86,7 @@ def music_seconds(recipe: Recipe) -> float:
         return sum(track.n_samples for track in index.tracks) / index.sample_rate
     if not recipe.data.folder:
         raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
-    folder, patterns = Path(recipe.data.folder), recipe.codes.only or ("*",)
+    folder, patterns = local_music(recipe.data.folder), recipe.codes.only or ("*",)
     names = {file: file.relative_to(folder).as_posix() for file in find_audio(folder)}
     files = [file for file, name in names.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
     read = files[:: -(-len(files) // MAX_HEADERS) or 1]

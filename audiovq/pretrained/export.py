@@ -53,12 +53,15 @@ def export_model(
     folder: Path,
     half: bool = False,
     onnx: bool = False,
+    int8: bool = False,
     repo_id: str | None = None,
     credits: Path | None = None,
     **licence: str | None,
 ) -> list[str]:
     """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`;
     returns lines for the user. `credits` is a text file for the card; `licence` is that of `RunFacts`."""
+    if int8 and not onnx:
+        raise ValueError("--int8: expected with --onnx or --web, whose priors get 8-bit weights; found neither")
     if onnx:
         require("onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
     place = resolve_model(source)
@@ -68,7 +71,8 @@ def export_model(
     run = dataclasses.replace(run_facts(place), **licence)
     if credits is not None:
         run.credits = _read_text(credits)
-    compared = save_pretrained(folder, network, priors, sampling, half=half, onnx=onnx, repo_id=repo_id, run=run)
+    options: Any = {"half": half, "onnx": onnx, "int8": int8, "repo_id": repo_id, "run": run}
+    compared = save_pretrained(folder, network, priors, sampling, **options)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]
@@ -76,7 +80,8 @@ def export_model(
         equal, error = compared["codes_equal"], compared["waveform_error"]
         lines.append(f"onnx: {equal:.2%} of the codes equal those of torch, samples within {error:.1g}")
         if "logit_error" in compared:
-            lines.append(f"onnx: logits of the priors within {compared['logit_error']:.1g}")
+            rounded = ", before their weights were rounded to 8 bits" if int8 else ""
+            lines.append(f"onnx: logits of the priors within {compared['logit_error']:.1g}{rounded}")
     if not run.credits and "licence" not in run.labels:
         advice = "add them to README.md, or name a file with --credits"
         lines.append(f"no credits or licences of the music were found: {advice}")
@@ -91,6 +96,7 @@ def save_pretrained(
     *,
     half: bool = False,
     onnx: bool = False,
+    int8: bool = False,
     repo_id: str | None = None,
     run: RunFacts | None = None,
 ) -> dict[str, float] | None:
@@ -99,6 +105,7 @@ def save_pretrained(
     Args:
         half: weights in half precision. Rounding makes another tokenizer, so the saved priors get its hash.
         onnx: add the folder onnx, see `onnx_files` and `onnx_generator`.
+        int8: 8-bit weights of the priors in that folder.
         repo_id: its name on the hub, for the card.
         run: facts for the card.
     Returns:
@@ -119,7 +126,7 @@ def save_pretrained(
         compared = None
         if onnx:
             compared = onnx_files.export_onnx(temporary / "onnx", saved)
-            compared |= export_generator(temporary / "onnx", temporary, saved, run.name or folder.name)
+            compared |= export_generator(temporary / "onnx", temporary, saved, run.name or folder.name, int8)
         card = model_card(
             run,
             [prior.spec for prior in priors],
@@ -135,14 +142,14 @@ def save_pretrained(
     return compared
 
 
-def export_generator(folder: Path, model: Path, network: VQVAE, name: str) -> dict[str, float]:
+def export_generator(folder: Path, model: Path, network: VQVAE, name: str, int8: bool = False) -> dict[str, float]:
     """The files of `onnx_generator` for the priors in the folder of a model; nothing if there are none."""
     loaded = [checkpoint.load_prior(path) for path in prior_folders(model)]
     if not loaded:
         return {}
     priors, sampling = zip(*loaded, strict=True)
     decoder = onnx_files.DecodeGraph(network, len(priors), spectra=True)
-    return onnx_generator.export_generator(folder, network, decoder, priors, sampling, name)
+    return onnx_generator.export_generator(folder, network, decoder, priors, sampling, name, int8)
 
 
 def run_facts(place: Path) -> RunFacts:

@@ -41,10 +41,11 @@ def export_generator(
     priors: Sequence[Prior],
     sampling: Sequence[SamplingConfig],
     name: str,
+    int8: bool = False,
 ) -> dict[str, float]:
     """Write the files, with the `decoder` as `DecodeGraph` with spectra, and compare them with torch:
-    `logit_error` is the largest difference of a logit. ValueError for a tokenizer without a graph, or if it
-    is large."""
+    `logit_error` is the largest difference of a logit, before the priors' weights are rounded (`int8`).
+    ValueError for a tokenizer without a graph, or if it is large."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
     facts: dict[str, Any] = {
@@ -62,7 +63,7 @@ def export_generator(
     }
     for level, (prior, setting) in enumerate(zip(priors, sampling, strict=True)):
         say(f"onnx: writing prior {level}")
-        found, error = _write_prior(folder, prior.cpu().eval(), level)
+        found, error = _write_prior(folder, prior.cpu().eval(), level, int8)
         facts["priors"].append(found | {"sampling": setting.model_dump()})
         errors.append(error)
     names = [part[key] for part in (facts["decoder"], *facts["priors"]) for key in ("file", "prefix") if part.get(key)]
@@ -92,7 +93,7 @@ def _write_decoder(folder: Path, network: VQVAE, graph: nn.Module, n_levels: int
     return facts
 
 
-def _write_prior(folder: Path, prior: Prior, level: int) -> tuple[dict[str, Any], float]:
+def _write_prior(folder: Path, prior: Prior, level: int, int8: bool) -> tuple[dict[str, Any], float]:
     """Facts about the files of a prior, and the largest difference of a logit."""
     c, extra = prior.config.transformer, prior.config.extra_inputs
     graph, n_prefix = StepGraph(prior), prior.transformer.n_prefix
@@ -119,7 +120,7 @@ def _write_prior(folder: Path, prior: Prior, level: int) -> tuple[dict[str, Any]
         inputs = {name: examples[name] for name in part.names}
         free = {name: part is not graph or name.startswith(PER_ROW) for name in inputs}
         shapes = (tuple({0: batch} if free[name] else {} for name in inputs),)
-        session = write_graph(folder / name, part, inputs, shapes, outputs, facts)
+        session = write_graph(folder / name, part, inputs, shapes, outputs, facts, int8)
         errors.append(_difference(session, part, {n: x[:1] if free[n] else x for n, x in inputs.items()}))
     return facts, max(errors)
 

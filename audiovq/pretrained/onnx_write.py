@@ -21,10 +21,17 @@ def times(factor: int, n: Any) -> Any:
 
 
 def write_graph(
-    path: Path, graph: nn.Module, inputs: Mapping[str, Tensor], shapes: Any, outputs: Sequence[str], facts: Any
+    path: Path,
+    graph: nn.Module,
+    inputs: Mapping[str, Tensor],
+    shapes: Any,
+    outputs: Sequence[str],
+    facts: Any,
+    int8: bool = False,
 ) -> Any:
     """Write a graph as an ONNX file, which says `facts` about itself as JSON, and load it with onnxruntime.
-    `inputs` are examples; `shapes` say which dimensions are free, see `torch.export.export`."""
+    `inputs` are examples; `shapes` say which dimensions are free, see `torch.export.export`. With `int8` the file
+    has 8-bit weights, and what is loaded is the graph before they were rounded."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about itself
@@ -35,10 +42,18 @@ def write_graph(
     program.model.metadata_props["audiovq"] = json.dumps(facts, ensure_ascii=False)
     onnx, runtime = map(importlib.import_module, ("onnx", "onnxruntime"))  # not at the top: they take a second to load
     model = program.model_proto
-    _store_halves(onnx, model.graph)
+    if not int8:
+        _store_halves(onnx, model.graph)
     del model.graph.value_info[:]  # shapes that onnxruntime finds itself
     for node in model.graph.node:  # where in the source code it comes from: more bytes than the small weights
         del node.metadata_props[:]
+    if int8:
+        quantization = importlib.import_module("onnxruntime.quantization")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # it asks for a preparation that changes nothing here
+        quantization.quantize_dynamic(model, path, weight_type=quantization.QuantType.QInt8)
+        logging.disable(before)
+        return runtime.InferenceSession(model.SerializeToString())
     onnx.save(model, str(path))
     return runtime.InferenceSession(str(path))
 

@@ -29,7 +29,8 @@ NO_GAP = -1
 class Conditions:
     """The conditions of a batch of items. In labels, text and chroma, 0 stands for "unknown"."""
 
-    labels: dict[str, Tensor]  # int64 [b] per label name
+    # Per label name: int64 [b], or a mixture of its values, float [b, n_values]; what is missing to 1 is unknown.
+    labels: dict[str, Tensor]
     n_samples: Tensor  # int64 [b], length of the whole piece
     position: Tensor  # int64 [b], index in the piece of the first code of this window
     text: Tensor | None = None  # int64 [b, n_bytes], UTF-8 bytes plus one, 0 after the end
@@ -43,7 +44,7 @@ class Conditions:
         """Drop labels, text and chroma, which guidance strengthens, where `keep` (bool [b]) is false."""
         return dataclasses.replace(
             self,
-            labels={name: index * keep for name, index in self.labels.items()},
+            labels={name: index * keep.view(-1, *[1] * (index.ndim - 1)) for name, index in self.labels.items()},
             text=None if self.text is None else self.text * keep[:, None],
             chroma=None if self.chroma is None else self.chroma * keep[:, None],
         )
@@ -88,7 +89,11 @@ class LabelConditioner(Conditioner):
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]
         index = conditions.labels[self.config.name]
-        return self.embedding(index * self.keep(index.shape[0], index.device))[:, None]
+        keep = self.keep(index.shape[0], index.device)
+        if index.is_floating_point():
+            shares = index * keep[:, None]
+            return (torch.cat([1 - shares.sum(dim=1, keepdim=True), shares], dim=1) @ self.embedding.weight)[:, None]
+        return self.embedding(index * keep)[:, None]
 
 
 class TimingConditioner(Conditioner):

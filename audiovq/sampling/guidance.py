@@ -25,7 +25,8 @@ class Request:
     n_samples: int
     items: list[int]
     seed: int
-    labels: dict[str, int]  # index in the prior's vocabulary per label name; 0 or absent is unknown
+    # Per label name: index in the prior's vocabulary plus one, 0 or absent is unknown; or the shares of all values.
+    labels: dict[str, int | list[float]]
     text: str = ""  # caption or lyrics
     chroma: Tensor | None = None  # int64 [n_frames], pitch classes of a reference, one per code of level 0
     precision: str = "auto"  # of the prior's arithmetic, see `engine.precisions`
@@ -39,7 +40,7 @@ def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0,
     piece they begin again, and timing stands still in the middle.
     """
     device, inputs = prior.head.weight.device, prior.config.extra_inputs
-    full = lambda value: torch.full((batch,), value, dtype=torch.int64, device=device)  # noqa: E731
+    full = lambda value: torch.tensor(value, device=device).expand(batch, *[-1] * isinstance(value, list))  # noqa: E731
     labels = {name: full(request.labels.get(name, 0)) for name in prior.spec.vocabularies}
     conditions = Conditions(labels, full(request.n_samples), full(start))
     if request.text and inputs["text_bytes"]:

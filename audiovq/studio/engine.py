@@ -1,28 +1,24 @@
 """The model of a studio, and all that needs it: new music, recordings, sounds, and projects from elsewhere."""
 
-import contextlib
-import functools
 import json
 import re
 import shutil
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
-
-import yaml
-from huggingface_hub import ModelCard
+from typing import Any, get_args
 
 from audiovq.api.generator import Generator
 from audiovq.data.audio import audio_info
 from audiovq.data.codes import Codes
+from audiovq.pretrained.tags import model_licence, piece_tags
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
 from audiovq.studio.live import Stage
 from audiovq.studio.making import draw, make_plan
 from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Version, parse
-from audiovq.studio.requests import MB, Export, JobRequest, Limits, Refused
+from audiovq.studio.requests import MB, Export, JobRequest, Limits, Refused, SoundFormat
 
 LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
 
@@ -40,15 +36,7 @@ class Engine:
         self.hash = self.tokenizer.hash
         self.sounds = sounds.Sounds(self.tokenizer, library, place)
         self.training_bits = training_bits(folder)
-        self.stage = Stage(self.generator)
-
-    @functools.cached_property
-    def licence(self) -> str | None:
-        """From the model card."""
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-            card = ModelCard.load(self.folder / "README.md").data.to_dict()
-            return card.get("license_name") or card.get("license")
-        return None
+        self.stage, self.licence = Stage(self.generator), model_licence(folder)
 
     def describe(self) -> dict[str, Any]:
         """What a page needs to know of the model."""
@@ -72,7 +60,7 @@ class Engine:
                 name: getattr(self.limits, name)
                 for name in ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
             },
-            "formats": list(sounds.LIBSNDFILE),
+            "formats": list(get_args(SoundFormat)),
         }
 
     def codes(self, project: Project, number: int | None) -> Codes:
@@ -84,11 +72,8 @@ class Engine:
             raise Refused(f"levels: expected 1 to {version.n_levels}, found {export.levels}")
         if not export.download:
             return self.sounds.version(project, version.number, export)
-        seed = [] if version.seed is None else [f"seed {version.seed}"]
-        labels = [f"{name} {value}" for name, value in version.labels.items()]
-        licence = f"; licence of the model: {self.licence}" if self.licence else ""
-        comment = ", ".join([self.name, *seed, *labels]) + licence
-        tags = {"title": f"{project.name}: {version.title}", "comment": comment, "software": "audiovq"}
+        title = f"{project.name}: {version.title}"
+        tags = piece_tags(title, self.name, version.seed, version.labels, self.licence)
         return self.sounds.version(project, version.number, export, tags)
 
     def job(self, project: Project, request: JobRequest) -> Job:

@@ -12,6 +12,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Labels = Annotated[dict[Name, Name], Field(max_length=100)]
 Text = Annotated[str, Field(max_length=20_000)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+SoundFormat = Literal["wav", "flac", "opus", "mp3"]
 Settings = Annotated[dict[Name, Annotated[list[Number], Field(max_length=64)]], Field(max_length=10)]
 
 
@@ -120,7 +121,7 @@ class Export(Strict):
     """How a version is written to a sound file."""
 
     levels: int | None = Field(default=None, ge=1)  # only the first ones, decoded, also where a recording was kept
-    format: Literal["wav", "flac", "opus", "mp3"] = "wav"
+    format: SoundFormat = "wav"
     bits: Literal["16", "24"] = "16"  # of WAV and FLAC
     lufs: float | None = Field(default=None, ge=-60, le=0)  # as far as peaks stay below -1 dBFS; None: as it is
     download: bool = False  # with tags

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import soundfile
 import torch
 from torch import Tensor
 
@@ -15,22 +14,17 @@ from audiovq.api.generator import Generator
 from audiovq.api.splice import keep_original
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
+from audiovq.data.audio_writer import NO_TAGS, AudioWriter
 from audiovq.data.codes import Codes
-from audiovq.data.resampling import resample
-from audiovq.evaluation.loudness import headroom, loudness
+from audiovq.evaluation.loudness import normalized
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.projects import Kept, Library, Project, Recording
 from audiovq.studio.requests import MB, Export, Limits
-from audiovq.utils.files import atomic_file
 
 CACHE_MB, RECENT = 1000, 2
 JUDGED_SECONDS = 60.0  # of a recording
 UNLIKE = 1.25  # times the bits a second of the training music
 OnProgress = Callable[[float, str], object]  # the finished share from 0 to 1, and a description
-Tags = Mapping[str, str]  # of soundfile: title, comment, software
-NO_TAGS: Tags = {}
-LIBSNDFILE = {"wav": "WAV", "flac": "FLAC", "opus": "OGG", "mp3": "MP3"}
-RATES = {"opus": [8000, 12000, 16000, 24000, 48000], "mp3": [16000, 22050, 24000, 32000, 44100, 48000]}
 
 
 class Sounds:
@@ -41,7 +35,7 @@ class Sounds:
         self._lock = threading.Lock()  # one is decoded at a time
         self._recent: dict[tuple[str, int], tuple[Tensor, int]] = {}  # waveforms that edits start from
 
-    def version(self, project: Project, number: int, export: Export, tags: Tags = NO_TAGS) -> Path:
+    def version(self, project: Project, number: int, export: Export, tags: Mapping[str, str] = NO_TAGS) -> Path:
         """A version as it sounds."""
 
         def waveform() -> tuple[Tensor, int]:
@@ -83,14 +77,20 @@ class Sounds:
         decoded = self.tokenizer.decode(codes)
         return keep_original([decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths), rate
 
-    def _file(self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Tags = NO_TAGS) -> Path:
+    def _file(
+        self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Mapping[str, str] = NO_TAGS
+    ) -> Path:
         digest = hashlib.sha256(f"{key} {export} {tags}".encode()).hexdigest()
         path = self.folder / f"{digest[:32]}.{export.format}"
         with self._lock:
             if path.exists():
                 os.utime(path)  # it is in use
             else:
-                write_sound(path, *waveform(), export, tags)
+                sound, rate = waveform()
+                if export.lufs is not None:
+                    sound = normalized(sound, rate, export.lufs)
+                with AudioWriter(path, rate, sound.shape[0], tags=tags, bits=int(export.bits)) as file:
+                    file.write(sound)
                 self._evict(path)
         return path
 
@@ -111,28 +111,6 @@ def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
         for level, hop in zip(levels, codes.hop_lengths, strict=False):
             level[start // hop : -(-end // hop)] = 0
     return CodeMask(codes.n_samples, levels, kept.source_start)
-
-
-def write_sound(path: Path, waveform: Tensor, rate: int, export: Export, tags: Tags) -> None:
-    """Write float [channels, n] to a file in the format of `export`, with tags. Opus and MP3 know some sample
-    rates only; others become the next higher one that they know."""
-    if export.lufs is not None:
-        found = loudness(waveform, rate)
-        if found > -torch.inf:  # silence stays
-            waveform = waveform * 10 ** (min(export.lufs - found, headroom(waveform)) / 20)
-    known = RATES.get(export.format, [rate])
-    if rate not in known:
-        new_rate = next((higher for higher in known if higher > rate), known[-1])
-        waveform, rate = resample(waveform, rate, new_rate), new_rate
-    subtype = {"opus": "OPUS", "mp3": "MPEG_LAYER_III"}.get(export.format, f"PCM_{export.bits}")
-    frames = waveform.clamp(-1, 1).mul(32767).round().to(torch.int16) if subtype == "PCM_16" else waveform.clamp(-1, 1)
-    with (
-        atomic_file(path, flush=False) as temporary,
-        soundfile.SoundFile(temporary, "w", rate, waveform.shape[0], subtype, format=LIBSNDFILE[export.format]) as file,
-    ):
-        for name, text in tags.items():
-            setattr(file, name, "".join(c for c in text if c.isprintable()) or " ")
-        file.write(frames.T.numpy())
 
 
 # --- brought in -----------------------------------------------------------------------------------

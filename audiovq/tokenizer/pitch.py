@@ -5,7 +5,6 @@ import math
 import numpy as np
 import torch
 from einops import rearrange
-from scipy.signal import firwin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,6 +60,8 @@ class PitchSpectrogram(nn.Module):
         self, sample_rate: int, hop_length: int, pitches: Tensor, windows: tuple[tuple[float, float], ...] = WINDOWS
     ):
         super().__init__()
+        from scipy.signal import firwin  # takes most of a second to load, and only this needs it
+
         self.hop_length, self.n_ffts, self.factors = hop_length, [], []
         step = float(pitches[1] - pitches[0])
         start = 0

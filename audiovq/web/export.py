@@ -36,7 +36,7 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (*MODULES, WASM))
 
 
-def export_page(source: str, folder: Path, **options: Any) -> list[str]:
+def export_page(source: str, folder: Path, int8: bool = False, **options: Any) -> list[str]:
     """Write the web page of a model into a new folder, with `options` of `export_model`; returns lines for
     the user. ValueError for no model or prior, a folder that is not empty, or no onnxruntime-web."""
     require("web", "onnx", "onnxruntime", "onnxscript", install="pip install 'audiovq[onnx]'")
@@ -47,7 +47,7 @@ def export_page(source: str, folder: Path, **options: Any) -> list[str]:
         model = Path(scratch) / Path(source).name
         export_model(source, model, **options)
         network = checkpoint.load_tokenizer(tokenizer_folder(model))
-        compared = export_generator(temporary / "model", model, network, model.name)
+        compared = export_generator(temporary / "model", model, network, model.name, int8)
         if not compared:
             advice = "run `audiovq train` to its end, or choose another model"
             raise ValueError(f"{source}: no trained prior there; {advice}")
