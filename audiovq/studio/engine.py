@@ -151,10 +151,7 @@ class Engine:
                 project.recordings.append(recording)
                 return self._add(project, [(version, codes)])
 
-        def discard() -> None:
-            path.unlink(missing_ok=True)
-            self.library.files_changed(project)
-
+        discard = functools.partial(path.unlink, missing_ok=True)
         return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
 
     def export(self, project: Project, path: Path) -> None:

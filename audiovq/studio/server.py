@@ -283,7 +283,6 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         path = library.folder(project) / "recordings" / f"incoming-{secrets.token_hex(8)}{suffix}"
         async with studio.upload(request, studio.limits.max_upload_mb) as arrived:
             arrived.replace(path)
-        library.files_changed(project)
         try:
             library.check_room(project.owner)  # counts what arrived meanwhile, too
             return start(studio.engine.open(project, path, name))
