@@ -21,7 +21,6 @@ Findings = Iterator[tuple[int, str, str]]
 
 LASTING = 3  # values in a row that must be wrong, because a single batch may be unusual
 COLLAPSED = 0.05  # of the highest possible perplexity
-SILENT = 1e-4  # power of a reconstruction relative to the music
 WAITING = 0.3  # share of the time of a step
 RISE = 1.01  # held-out loss relative to its lowest value
 
@@ -106,19 +105,6 @@ def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
             yield since, f"level {level}", text
 
 
-def silence(facts: StageFacts, series: Series) -> Findings:
-    shares = series["silent_share"]
-    since = wrong_since(shares, lambda share: share > 0.5)
-    if since is not None:
-        advice = "remove the tracks that data/report.json lists as mostly_silent from data.folder"
-        yield since, "music", f"{shares[-1][1]:.0%} of the examples are silent; {advice}"
-    music = {step: power for step, power in series["power"] if power > 1e-6}
-    ratios = [(step, power / music[step]) for step, power in series["reconstruction_power"] if step in music]
-    since = wrong_since(ratios, lambda ratio: ratio < SILENT, after=facts.warmed_up)
-    if since is not None:
-        yield since, "reconstruction", f"reconstructions are silent; {facts.lower_learning_rate()}"
-
-
 def overfitting(facts: StageFacts, series: Series) -> Findings:
     """A held-out loss that stays above its minimum while the training loss falls."""
     name = "bits_per_code" if series["bits_per_code"] else "loss"
@@ -154,4 +140,4 @@ def slow_data(facts: StageFacts, series: Series) -> Findings:
         yield since, "", text
 
 
-CHECKS = (not_finite, collapsed_codebook, silence, overfitting, slow_data)
+CHECKS = (not_finite, collapsed_codebook, overfitting, slow_data)
