@@ -169,7 +169,9 @@ class Engine:
         folder = self.library.folder(fresh)
         try:
             with zipfile.ZipFile(path) as file:
-                project = parse(_read_entry(file, "project.json", LARGEST_PROJECT_FILE), "project.json")
+                if file.getinfo("project.json").file_size > LARGEST_PROJECT_FILE:
+                    raise Refused(f"project.json: more than {LARGEST_PROJECT_FILE // MB} MB")
+                project = parse(file.read("project.json"), "project.json")
                 project.id, project.owner = fresh.id, owner
                 if project.tokenizer_hash != self.hash:
                     raise Refused("a project of another model; open it in a studio of that model")
@@ -223,12 +225,6 @@ def _files(project: Project) -> list[str]:
     """The files of a project besides project.json, by their names in its folder."""
     codes = [f"codes/{version.number}.codes" for version in project.versions]
     return codes + [f"recordings/{recording.id}{recording.suffix}" for recording in project.recordings]
-
-
-def _read_entry(file: zipfile.ZipFile, name: str, most: int) -> bytes:
-    if file.getinfo(name).file_size > most:
-        raise Refused(f"{name}: more than {most // MB} MB")
-    return file.read(name)
 
 
 def training_bits(folder: Path) -> float | None:
