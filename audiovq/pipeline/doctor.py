@@ -68,10 +68,7 @@ def check_devices() -> Iterator[CheckResult]:
     yield CheckResult("CPU", OK, f"{platform.processor() or platform.machine()}, {threads}")
     for i in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory / 2**30
-        x = torch.ones(64, 64, device=f"cuda:{i}")
-        works = float((x @ x).sum()) == 64**3
-        advice = "" if works else "wrong results: update the driver, or hide it with CUDA_VISIBLE_DEVICES="
-        yield CheckResult(f"GPU {i}", OK if works else BROKEN, f"{name}, {memory:.0f} GB", advice)
+        yield CheckResult(f"GPU {i}", OK, f"{name}, {memory:.0f} GB")
     if torch.cuda.is_available():
         return
     if shutil.which("nvidia-smi"):
