@@ -151,9 +151,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_stage(
 
 def test_batches_of_all_stages_are_compared_with_the_processes(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.batch_size=1",))
-    with pytest.raises(
-        ValueError, match=r"prior-0: .*batch_size: expected at least one example for each of the 2"
-    ):
+    with pytest.raises(ValueError, match=r"prior-0: .*batch_size: expected at least one example for each of the 2"):
         make_plan(recipe, 60, n_devices=2)
 
 

@@ -82,7 +82,6 @@ def start(limit: datetime.timedelta) -> None:
 
 
 def stop() -> None:
-    """Leave the other processes."""
     _patient.clear()
     dist.destroy_process_group()
 

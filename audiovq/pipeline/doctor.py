@@ -45,7 +45,6 @@ def examine() -> Iterator[CheckResult]:
 
 
 def check_packages() -> Iterator[CheckResult]:
-    """The packages that audiovq requires have the versions that it requires."""
     own = importlib.metadata.version("audiovq")
     yield CheckResult("audiovq", OK, f"{own}, Python {platform.python_version()}, {platform.platform()}")
     shown = []
@@ -103,7 +102,6 @@ def check_disk() -> Iterator[CheckResult]:
 
 
 def check_model() -> Iterator[CheckResult]:
-    """The bundled model encodes, decodes and generates."""
     api, torch = import_module("audiovq.api"), import_module("torch")
     began = time.monotonic()
     generator = api.Generator.from_pretrained(api.bundled_model())

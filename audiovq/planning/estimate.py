@@ -202,8 +202,6 @@ def make_plan(
 
 
 class Planner(NamedTuple):
-    """The stages of one recipe on one kind of device."""
-
     recipe: Recipe
     device: Device
     n_devices: int

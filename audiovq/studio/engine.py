@@ -40,14 +40,12 @@ class Engine:
 
     @functools.cached_property
     def licence(self) -> str | None:
-        """From the model card."""
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
             card = ModelCard.load(self.folder / "README.md").data.to_dict()
             return card.get("license_name") or card.get("license")
         return None
 
     def describe(self) -> dict[str, Any]:
-        """What a page needs to know of the model."""
         generator = self.generator
         inputs = [prior.config.extra_inputs for prior in generator.priors]
         rate = generator.sample_rate
@@ -150,7 +148,6 @@ class Engine:
         return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
 
     def export(self, project: Project, path: Path) -> None:
-        """Write a project to one .zip file."""
         with self.library.lock:
             content, names = project.model_dump(mode="json") | {"owner": ""}, _files(project)
         with zipfile.ZipFile(path, "w") as file:

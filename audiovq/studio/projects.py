@@ -33,8 +33,6 @@ class Kept(Strict):
 
 
 class Version(Strict):
-    """One state of a piece."""
-
     number: int = Field(ge=1)  # never used again within a project
     parent: int | None = None
     title: Name  # how it was made, or what the user calls it
@@ -55,8 +53,6 @@ class Version(Strict):
 
 
 class Recording(Strict):
-    """A sound that was brought in."""
-
     id: str = Field(pattern=r"^[0-9a-f]{16}$")
     name: Name
     suffix: str = Field(pattern=r"^\.[a-z0-9]{1,8}$")
@@ -135,7 +131,6 @@ class Project(Strict):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """For a list of projects."""
         facts = self.model_dump(include={"id", "name", "starred", "created_at", "changed_at"})
         seconds = max((version.seconds for version in self.versions), default=0.0)
         return facts | {"n_versions": len(self.versions), "seconds": seconds}
@@ -155,8 +150,6 @@ def parse(content: bytes, name: str) -> Project:
 
 
 class Library:
-    """The projects below a folder."""
-
     def __init__(self, root: Path, limits: Limits):
         self.root, self.limits = root, limits
         self.lock = threading.RLock()
@@ -287,7 +280,6 @@ class Library:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # deleted meanwhile

@@ -44,8 +44,6 @@ Load = Callable[[Library, Limits, Path], "Engine"]
 
 
 class Studio:
-    """What the routes share."""
-
     loading: Future[Engine]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
@@ -97,7 +95,6 @@ class Studio:
 
 
 def make_app(studio: Studio) -> FastAPI:
-    """The application that uvicorn serves."""
     app = FastAPI(title="audiovq studio", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, access=studio.access, stall_seconds=studio.limits.stall_seconds)
     for problem in (ValueError, OSError, RequestValidationError, HTTPException, Exception):

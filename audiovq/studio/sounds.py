@@ -39,8 +39,6 @@ class Sounds:
         self._recent: dict[tuple[str, int], tuple[Tensor, int]] = {}  # waveforms that edits start from
 
     def version(self, project: Project, number: int, export: Export, tags: Tags = NO_TAGS) -> Path:
-        """A version as it sounds."""
-
         def waveform() -> tuple[Tensor, int]:
             if export.levels is None:
                 return self._waveform(project, number)
@@ -89,7 +87,6 @@ class Sounds:
         return path
 
     def _evict(self, newest: Path) -> None:
-        """Delete the files that were not used for longest."""
         files = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
         size = sum(path.stat().st_size for path in files)
         for path in files:
