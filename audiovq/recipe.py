@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import itertools
 import os
 from collections.abc import Container
 from pathlib import Path
@@ -233,20 +235,10 @@ def find_recipe(name: str) -> Path:
 
 
 def header(path: Path) -> dict[str, str]:
-    """The facts in a recipe's first comment, `# Key: text`, by lower-case key; texts may have more lines."""
-    facts: dict[str, str] = {}
-    key = ""
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if not line.startswith("#"):
-            break
-        text = line.lstrip("#").strip()
-        first, colon, rest = text.partition(":")
-        if colon and first and " " not in first:
-            key = first.lower()
-            facts[key] = rest.strip()
-        elif key:
-            facts[key] = f"{facts[key]} {text}".strip()
-    return facts
+    """The facts in a recipe's first comment, `# Key: text`, by lower-case key; more lines of a text are indented."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8-sig").splitlines())
+    facts = email.message_from_string("\n".join(line.lstrip("#").removeprefix(" ") for line in lines))
+    return {key.lower(): " ".join(text.split()) for key, text in facts.items()}
 
 
 def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
