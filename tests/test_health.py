@@ -19,7 +19,6 @@ from audiovq.training.checkpoints import newest
 from audiovq.training.health import CHECKS, StageFacts, Watch
 from audiovq.training.logs import HEALTH, StepLog, read_health
 from audiovq.training.loop import Training
-from audiovq.training.monitor import Stopwatch
 from audiovq.training.nonfinite import PATIENCE
 from audiovq.training.tokenizer_task import TokenizerTask
 
@@ -28,7 +27,7 @@ FACTS = StageFacts(
     against_collapse="set tokenizer.model.quantizer.revival_fraction to 0.05 (now 0)",
 )  # fmt: skip
 FINE = {"loss": 3.0, "gradient_norm": 0.5, "perplexity_0": 30.0, "perplexity_1": 400.0, "usage_1": 0.6,
-        "skipped_steps": 0.0, "data_wait_share": 0.05}  # fmt: skip
+        "skipped_steps": 0.0}  # fmt: skip
 
 
 def shown(*rows: dict[str, float], facts: StageFacts = FACTS, every: int = 25) -> list[dict[str, Any]]:
@@ -50,7 +49,6 @@ def test_a_good_training_has_no_findings() -> None:
     ("collapsed_codebook", "perplexity_1", [400, 400, 3, 2, 2, 2], 75,
      ["level 1", "2.0 of 1024 possible", "revival_fraction to 0.05"]),
     ("collapsed_codebook", "perplexity_0", [400, 400, 1.2, 1.1, 1.0], 75, ["level 0", "1.0 of 64"]),
-    ("slow_data", "data_wait_share", [0.9, 0.1, 0.6, 0.7, 0.6, 0.6, 0.5], 75, ["50% of the time", "data.workers to 4 (now 0)"]),
 ])  # fmt: skip
 def test_each_check_reports_once_what_is_wrong_since_when_and_what_to_change(
     check: str, key: str, wrong: list[float], since: int, words: list[str]
@@ -64,7 +62,7 @@ def test_each_check_reports_once_what_is_wrong_since_when_and_what_to_change(
 
 
 @pytest.mark.parametrize(("key", "values"), [
-    ("perplexity_1", [400, 3, 3, 400, 3]), ("data_wait_share", [1, 1, 0, 1, 1, 1, 1]),
+    ("perplexity_1", [400, 3, 3, 400, 3]),
 ])  # fmt: skip
 def test_problems_that_do_not_last_are_not_reported(key: str, values: list[float]) -> None:
     assert shown(*({key: float(value)} for value in values)) == []
@@ -119,7 +117,7 @@ def test_the_same_metrics_give_the_same_findings() -> None:
 
 
 def test_every_check_has_its_case() -> None:
-    assert {check.__name__ for check in CHECKS} == {"not_finite", "collapsed_codebook", "overfitting", "slow_data"}  # fmt: skip
+    assert {check.__name__ for check in CHECKS} == {"not_finite", "collapsed_codebook", "overfitting"}  # fmt: skip
 
 
 def test_logs_drop_rows_after_the_checkpoint(tmp_path: Path) -> None:
@@ -137,15 +135,6 @@ def test_logs_drop_rows_after_the_checkpoint(tmp_path: Path) -> None:
         StepLog(path, 9, stage).write({"stage": stage, "step": step})
     StepLog(path, 3, "a")
     assert read_health(tmp_path) == [{"stage": "a", "step": 2}, {"stage": "b", "step": 9}]
-
-
-def test_the_stopwatch_separates_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 0.0, 3.0, 4.0, 6.0, 8.0, 8.0])
-    monkeypatch.setattr("audiovq.training.monitor.time.monotonic", lambda: next(now))
-    watch = Stopwatch()
-    items = watch.timed(range(5))
-    assert [next(items), next(items)] == [0, 1]  # 3 s and 2 s of waiting in 8 s
-    assert watch.lap() == {"seconds_a_step": 4.0, "data_wait_share": 5 / 8}
 
 
 # --- trainings that go wrong ------------------------------------------------------------------------------------------

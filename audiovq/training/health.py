@@ -21,7 +21,6 @@ Findings = Iterator[tuple[int, str, str]]
 
 LASTING = 3  # values in a row that must be wrong, because a single batch may be unusual
 COLLAPSED = 0.05  # of the highest possible perplexity
-WAITING = 0.3  # share of the time of a step
 RISE = 1.01  # held-out loss relative to its lowest value
 
 
@@ -35,7 +34,6 @@ class StageFacts:
     most_codes: tuple[int, ...] = ()  # different ones in a batch, for each level; () for a stage that makes none
     against_collapse: str = ""  # advice
     against_overfitting: str = ""
-    workers: int = 0
 
     @property
     def warmed_up(self) -> int:
@@ -128,16 +126,4 @@ def overfitting(facts: StageFacts, series: Series) -> Findings:
         yield best_step, "", text
 
 
-def slow_data(facts: StageFacts, series: Series) -> Findings:
-    """Steps that wait for their batches. The first value is left out: everything is slow at the start."""
-    points = series["data_wait_share"][1:]
-    since = wrong_since(points, lambda share: share > WAITING, 5)
-    if since is not None:
-        text = (
-            f"{points[-1][1]:.0%} of the time is spent waiting for data; set data.workers to {2 * facts.workers or 4} "
-            f"(now {facts.workers}), or raise data.cache_gigabytes until the decoded music fits"
-        )
-        yield since, "", text
-
-
-CHECKS = (not_finite, collapsed_codebook, overfitting, slow_data)
+CHECKS = (not_finite, collapsed_codebook, overfitting)
