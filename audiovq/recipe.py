@@ -193,12 +193,9 @@ class Recipe(Config):
 def _check_tokenizer(stage: TokenizerStage) -> None:
     """The parts of the training must fit into its steps."""
     steps, start, warmup = stage.training.steps, stage.vq_start_step, stage.losses.waveform_warmup_steps
-    if start >= steps:
-        raise ValueError(f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {start}")
-    if (sound := stage.sound_start_step) >= steps:
-        raise ValueError(
-            f"tokenizer.sound_start_step: expected less than tokenizer.training.steps {steps}, found {sound}"
-        )
+    for key, found in (("vq_start_step", start), ("sound_start_step", stage.sound_start_step)):
+        if found >= steps:
+            raise ValueError(f"tokenizer.{key}: expected less than tokenizer.training.steps {steps}, found {found}")
     if stage.sound_start_step and not (stage.model.decoder.kind == "tones" and stage.losses.tones):
         raise ValueError("tokenizer.sound_start_step: expected a decoder of kind tones, and a weight for losses.tones")
     if 2 * warmup >= steps:

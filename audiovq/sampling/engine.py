@@ -247,13 +247,10 @@ Engine = PackedEngine | GraphEngine
 
 
 def precisions(device: str | torch.device = "cpu") -> list[str]:
-    """Those of the arithmetic of sampling on a device; the last is the default. fp16 needs FBGEMM (x86 with
-    AVX2) and a torch that lets it write into a buffer, such as 2.11."""
+    """Those of the arithmetic of sampling on a device; the last is the default. fp16 needs FBGEMM (x86 with AVX2)."""
     kind = torch.device(device).type
     if kind == "cpu":
-        half = getattr(torch.ops.aten, "fbgemm_linear_fp16_weight_fp32_activation", None)
-        has_fp16 = half is not None and "out" in half.overloads()
-        return ["fp32", "fp16"] if has_fp16 and "fbgemm" in torch.backends.quantized.supported_engines else ["fp32"]
+        return ["fp32", "fp16"] if "fbgemm" in torch.backends.quantized.supported_engines else ["fp32"]
     return ["fp32", "bf16"] if kind == "cuda" and torch.cuda.is_bf16_supported() else ["bf16", "fp32"]
 
 
