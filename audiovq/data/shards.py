@@ -165,8 +165,6 @@ class ShardWriter:
         """Append a track, with its `ShardIndex.extras`, each [n_top_codes]."""
         values = [level.numpy() for level in codes.levels]
         n_levels = len(values)
-        assert n_levels == len(self.index.hop_lengths), "expected codes of each level"
-        assert len(extras) == len(self.index.extras), "expected all that the index has"
         assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
         values += extras
         line = json_line({key: getattr(track, key) for key in LINE})

@@ -72,10 +72,10 @@ class Watch:
         return rows
 
 
-def wrong_since(points: Points, is_wrong: Callable[[float], bool], n: int = LASTING, after: int = 0) -> int | None:
-    """The step, later than `after`, since which all values are wrong; None if these are fewer than `n`."""
+def wrong_since(points: Points, is_wrong: Callable[[float], bool], after: int = 0) -> int | None:
+    """The step, later than `after`, since which all values are wrong; None if these are fewer than `LASTING`."""
     run = list(itertools.takewhile(lambda point: point[0] > after and is_wrong(point[1]), reversed(points)))
-    return run[-1][0] if len(run) >= n else None
+    return run[-1][0] if len(run) >= LASTING else None
 
 
 def not_finite(facts: StageFacts, series: Series) -> Findings:
