@@ -52,9 +52,10 @@ def latencies(generator: Generator, n: int, block: float, buffer: float) -> tupl
     found, pauses, random = list[list[float]](), 0, Random(0)
     label, values = next(iter(generator.labels.items()), ("", []))
     labels = {label: values[0]} if values else {}
+    state = generator.live(seed=0, block_seconds=block, labels=labels).state()
     for i in range(n):
-        live, twin = (generator.live(i, block_seconds=block, labels=labels) for _ in range(2))
-        change = {label: values[i % (len(values) - 1) + 1]} if len(values) > 1 else {"seed": n + i}
+        live, twin = generator.live(state=state), generator.live(state=state)
+        change = {label: values[(i + 1) % len(values)]} if values else {"seed": i + 1}
         player = Recorder(live, buffer, lambda line: None)
         with player, null_device(player):
             time.sleep(1 + random.random())
@@ -69,7 +70,7 @@ def latencies(generator: Generator, n: int, block: float, buffer: float) -> tupl
         changed = [at + int((ratio > share).float().argmax() + 1) * WINDOW for share in (0.1, 0.5)]
         times = [next(taken for played, taken in player.marks if played >= n) - began for n in changed]
         found.append([taken / rate for taken in times])
-        pauses += player.underruns
+        pauses, state = pauses + player.underruns, live.state()
     return found, pauses
 
 

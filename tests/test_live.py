@@ -1,4 +1,4 @@
-"""Music without end: equal to a piece's codes, constant memory, and changes on the way."""
+"""Music without end: equal to a piece's codes, constant memory, changes on the way, and a state to continue from."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_notes_of_a_piece_without_end_begin_again() -> None:
 def test_notes_and_chords_act_from_the_next_code_on() -> None:
     """A generator whose priors know notes; keys take the place of chords, and the other way round."""
     generator = tiny_generator()
-    plain, played = (generator.live(seed=3, precision="fp32") for _ in range(2))
+    plain, played, state = (generator.live(seed=3, precision="fp32") for _ in range(3))
     for live in (plain, played):
         live.read(1)
     n = plain.drawn.n_out
@@ -99,6 +99,9 @@ def test_notes_and_chords_act_from_the_next_code_on() -> None:
     assert request is not None
     assert len(request) % 100 == 0  # whole cycles of 0.8 s, at 8 ms a code
     assert torch.equal(request[:100], request[-100:])
+    state = generator.live(state=played.state())
+    assert state.controls == played.controls
+    assert torch.equal(state.read(1), played.read(1))
     before = played.controls
     for wrong, words in (({"notes": "song.mid"}, "expected MIDI pitches"), ({"notes": [128]}, "keys from 0 to 127"),
                          ({"chords": "H"}, "chords: H"), ({"notes": [60], "chords": "C"}, "found both")):  # fmt: skip
@@ -185,6 +188,7 @@ def test_memory_is_constant(tiny_run: Path) -> None:
         assert sizes() == before
     assert live.drawn.states[0].start > 400
     assert live.codes().n_samples == -(-16000 // 256) * 256
+    assert len(live.state()) < 200_000
 
 
 def test_a_change_acts_from_the_next_code_on_and_before_it_nothing_differs(tiny_run: Path) -> None:
@@ -243,6 +247,8 @@ def test_a_slow_machine_goes_on_with_fewer_levels_and_longer_blocks(tiny_run: Pa
     n = round(before * 8000)  # around the seam it may be the sound of three levels
     assert torch.allclose(sound[:, n:], expected[:, n:], atol=1e-5)
     live.set(temperature=[0.9, 1, 1], genre="rock")
+    again = Generator.from_pretrained(tiny_run, "cpu").live(state=live.state())
+    assert torch.equal(live.read(1), again.read(1))
     live.restart()
     assert live.read(0.5).shape == (1, 4000)
     assert len(live.codes().levels) == 2
@@ -288,9 +294,32 @@ def test_a_wrong_control_is_one_line_and_changes_nothing(tiny_run: Path, control
     assert live.controls == before
 
 
-def test_codes_before_any_music_are_an_error(tiny_run: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.7, 9.0])
+def test_a_state_continues_to_the_bit(tiny_run: Path, seconds: float) -> None:
+    live = fp32(tiny_run, genre="folk", block_seconds=0.1)
+    if seconds:
+        live.read(seconds)
+    live.set(guidance=2, temperature=0.9)
+    live.read(0.33)
+    live.set(genre="rock")  # nothing is drawn after it yet
+    state = live.state()
+    other = Generator.from_pretrained(tiny_run, "cpu").live(state=state)
+    assert other.controls == live.controls
+    assert torch.equal(live.read(4), other.read(4))
+    assert all(torch.equal(a, b) for a, b in zip(live.codes().levels, other.codes().levels, strict=True))
+    assert live.state() == other.state()
+
+
+def test_states_that_are_none(tiny_run: Path) -> None:
+    generator = Generator.from_pretrained(tiny_run, "cpu")
+    good = fp32(tiny_run).state()
+    for bad in (b"", b"hello, is this a state?", good[:200], good[:-5]):
+        with pytest.raises(ValueError, match="state: expected what"):
+            generator.live(state=bad)
+    with pytest.raises(ValueError, match="found one of another"):
+        generator.live(state=good.replace(generator.tokenizer.hash.encode(), b"0" * 64))
     with pytest.raises(ValueError, match="none yet"):
-        fp32(tiny_run).codes()
+        generator.live().codes()
 
 
 def test_one_thread_reads_while_another_sets(tiny_run: Path) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import struct
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
+from audiovq.pretrained.identity import prior_hash
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.engine import few_threads
@@ -24,6 +29,7 @@ from audiovq.utils.words import listed
 if TYPE_CHECKING:
     from audiovq.api.generator import Generator
 
+FORMAT = "audiovq-live-1"
 LONGEST_BLOCK = 0.8  # seconds, of `lighten`
 CONTROLS = ("temperature", "top_k", "top_p", "guidance", "labels", "text", "notes", "chords", "seed")
 
@@ -46,9 +52,10 @@ class Live:
         ahead_seconds: how far the decoder looks ahead. None is all that it depends on: the sound is then that of
             `Tokenizer.decode`. With less it differs a little.
         precision: of the priors' arithmetic, see `PieceOptions`.
+        state: of `state()`, to continue there; seed and controls are then those of the state.
         controls: see `set`.
     Raises:
-        ValueError: an unknown control, label or value.
+        ValueError: an unknown control, label or value, or a state of another model.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class Live:
         block_seconds: float = 0.1,
         ahead_seconds: float | None = 0.25,
         precision: str = "auto",
+        state: bytes | None = None,
         **controls: Any,
     ):
         self.generator, self.tokenizer, self.sample_rate = generator, generator.tokenizer, generator.sample_rate
@@ -72,8 +80,17 @@ class Live:
         self.wanted: tuple[list[SamplingConfig], Request] | None = None  # what the next code must have
         self.restarts = False
         self.reading, self.setting = threading.Lock(), threading.Lock()
+        facts, tensors = (None, {}) if state is None else _unpacked(state)
+        if facts:
+            if facts["model"] != self._model():
+                raise ValueError("state: expected one of this model, found one of another; load the model that made it")
+            self.seed, self.options = facts["seed"], PieceOptions(**facts["options"])
+            self.piece_samples, self.blocks = facts["piece_samples"], facts["blocks"]
+            self.n_levels = facts["n_levels"]
         self.set(**controls)
         self._begin()
+        if facts:
+            self._restore(facts, tensors)
 
     # --- controls ---
 
@@ -198,7 +215,7 @@ class Live:
                     if waveform.shape[-1]:
                         return waveform
 
-    # --- what was played ---
+    # --- what was played, and the state ---
 
     def codes(self, last_seconds: float | None = None) -> Codes:
         """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept.
@@ -215,3 +232,49 @@ class Live:
             raise ValueError("codes: expected music that was played, found none yet; read some first")
         parts = torch.stack(frames).long().split(self.drawn.per_top, dim=1)
         return self.tokenizer.make_codes([part.flatten() for part in parts], len(frames) * self.top_hop)
+
+    def _model(self) -> list[str]:
+        return [self.tokenizer.hash, *(prior_hash(prior) for prior in self.generator.priors)]
+
+    def state(self) -> bytes:
+        """Everything that the music depends on from here on, for `Generator.live(state=...)`: with it and the
+        same model, the music continues to the bit on the same machine."""
+        with self.reading:
+            tensors, numbers = self.drawn.save()
+            windows = self.decoder.windows
+            tensors["ready"] = self.ready
+            tensors |= {f"decoder.{level}": torch.cat(parts) for level, parts in enumerate(windows.parts) if parts}
+            if self.frames:
+                tensors["frames"] = torch.stack(list(self.frames))
+            with self.setting:
+                options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "chroma"}
+                facts = {"format": FORMAT, "model": self._model(), "seed": self.seed, "options": options}
+                facts["pending"] = self.wanted is not None
+            facts |= {"drawn": numbers, "decoder": [windows.low, windows.start, windows.counts]}
+            facts |= {"piece_samples": self.piece_samples, "blocks": self.blocks, "n_levels": self.n_levels}
+            header = json.dumps(facts).encode()
+            content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+            return struct.pack("<Q", len(header)) + header + content
+
+    @torch_defaults()
+    def _restore(self, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.drawn.load(tensors, facts["drawn"])
+        windows = self.decoder.windows
+        windows.low, windows.start, windows.counts = facts["decoder"]
+        parts = [tensors.get(f"decoder.{level}") for level in range(self.n_levels)]
+        windows.parts = [[] if part is None else [part.to(self.decoder.device)] for part in parts]
+        self.ready = tensors["ready"]
+        self.frames.extend(tensors.get("frames", torch.zeros(0, 0)))
+        if facts["pending"]:
+            self.set()  # the codes that were drawn ahead are from before the change
+
+
+def _unpacked(state: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Raises ValueError for anything but a state."""
+    try:
+        end = 8 + struct.unpack("<Q", state[:8])[0]
+        facts, tensors = json.loads(state[8:end]), load(state[end:])
+        assert facts["format"] == FORMAT
+    except (struct.error, ValueError, KeyError, TypeError, AssertionError, SafetensorError):
+        raise ValueError("state: expected what `Live.state` gave, found something else") from None
+    return facts, tensors

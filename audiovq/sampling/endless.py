@@ -4,6 +4,7 @@ Each level has a short buffer of codes. When that of level 0 is full, all forget
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,4 +69,27 @@ class EndlessCodes:
         for state, n in zip(self.states, self.per_top, strict=True):
             state.move(distance * n)
         self.n_out -= distance
+        self._begin()
+
+    def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state as tensors and as numbers, for `load`."""
+        tensors, numbers = {}, {"n_out": self.n_out, "start": self.states[0].start, "n_done": []}
+        for level, state in enumerate(self.states):
+            tensors[f"codes.{level}"] = state.codes[:, : state.n_done + 1].clone()
+            tensors[f"cache.{level}"] = state.cache.both.clone()
+            if state.overwritten:
+                tensors[f"overwritten.{level}"] = torch.stack(list(state.overwritten))
+            numbers["n_done"].append(state.n_done)
+        return tensors, numbers
+
+    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Continue what was saved; settings and request must be those of that time."""
+        self.n_out = numbers["n_out"]
+        for level, (state, n) in enumerate(zip(self.states, self.per_top, strict=True)):
+            state.move(numbers["start"] * n)
+            state.n_done = numbers["n_done"][level]
+            state.codes[:, : state.n_done + 1] = tensors[f"codes.{level}"]
+            state.cache.both.copy_(tensors[f"cache.{level}"])
+            state.overwritten.extend(tensors.get(f"overwritten.{level}", torch.zeros(0)).to(state.codes.device))
+            state.cache.advance(state.start + state.n_done)
         self._begin()
