@@ -4,13 +4,16 @@ All ranks must call each function: a collective in a branch that only some ranks
 use nccl, tensors in main memory gloo, so that ranks can agree on a flag without waiting for their GPUs.
 """
 
+import contextlib
 import datetime
-from typing import Any
+import threading
+import time
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 LONGEST_WORK = datetime.timedelta(days=1)  # of one rank while the others wait in `barrier`
 
@@ -72,25 +75,72 @@ def any_rank(*flags: bool) -> list[bool]:
     return (all_reduce_(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
 
-_patient: list[Any] = []  # the group whose collectives wait for LONGEST_WORK
+class Heartbeat:
+    """Shows the other processes that this one lives, and notices those that show nothing for `limit`."""
+
+    def __init__(self, limit: datetime.timedelta):
+        self.store, self.limit = distributed_c10d._get_default_store(), limit.total_seconds()
+        self.group = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
+        self.ended = threading.Event()
+        self.store.set(f"alive/{dist.get_rank()}", "0")
+        self.thread = threading.Thread(target=self._go_on, daemon=True)
+        self.thread.start()
+
+    def _go_on(self) -> None:
+        n = 0
+        with contextlib.suppress(RuntimeError, ValueError):  # the process with the store, or all, have ended
+            while not self.ended.wait(min(5.0, self.limit / 5)):
+                n += 1
+                self.store.set(f"alive/{dist.get_rank()}", str(n))
+
+    def wait_for_all(self) -> None:
+        """Raises RuntimeError if another process ends or hangs meanwhile."""
+        work = dist.all_reduce(torch.zeros(()), group=self.group, async_op=True)
+        assert work is not None
+        pause, seen = 0.001, dict[int, tuple[bytes, float]]()  # last sign of each process, and when it was new
+        looked = time.monotonic()
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
+            if time.monotonic() < looked + min(5.0, self.limit / 5):
+                continue
+            looked = time.monotonic()
+            signs = self.store.multi_get([f"alive/{other}" for other in range(dist.get_world_size())])
+            for other, sign in enumerate(signs):
+                if sign != seen.get(other, (None, 0))[0]:
+                    seen[other] = sign, looked
+                elif looked > seen[other][1] + self.limit:
+                    raise RuntimeError(f"Timed out: process {other} shows no sign of life")
+        work.wait()
+
+
+_heartbeat: list[Heartbeat] = []
 
 
 def start(limit: datetime.timedelta) -> None:
     """Join the other processes; a collective that waits longer than `limit` for one raises RuntimeError."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
-    _patient[:] = [dist.new_group(backend="gloo", timeout=LONGEST_WORK)]
+    _heartbeat[:] = [Heartbeat(limit)]
 
 
 def stop() -> None:
-    _patient.clear()
+    """Leave the other processes."""
+    for heartbeat in _heartbeat:
+        heartbeat.ended.set()
+        heartbeat.thread.join(timeout=10)  # a thread that still uses the store when Python ends aborts the process
+    _heartbeat.clear()
     dist.destroy_process_group()
 
 
 def barrier() -> None:
     """Wait for all ranks, as long as a rank may scan or encode music, or write samples, alone. Raises
-    RuntimeError if another one has ended: gloo notices, so the tensor is in main memory."""
-    if is_distributed():
-        dist.all_reduce(torch.zeros(()), group=next(iter(_patient), None))
+    RuntimeError if another one has ended, or has shown no sign of life for the limit of `start`."""
+    if not is_distributed():
+        return
+    if _heartbeat:
+        _heartbeat[0].wait_for_all()
+    else:
+        dist.all_reduce(torch.zeros(()))  # in main memory: gloo raises an error if another rank has exited
 
 
 class Pool:
