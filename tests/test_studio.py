@@ -18,9 +18,10 @@ import torch
 from conftest import TRACK, assert_one_line_error, cli, tones
 
 from audiovq import Codes, Generator
+from audiovq.api import bundled_model
 from audiovq.evaluation.loudness import loudness
 from audiovq.studio import sounds
-from audiovq.studio.engine import Engine
+from audiovq.studio.engine import Engine, training_bits
 from audiovq.studio.jobs import Job, Queue, Stopped
 from audiovq.studio.projects import Library, Project, Version
 from audiovq.studio.requests import Export, JobRequest, Limits, Refused
@@ -472,6 +473,25 @@ def test_what_can_be_followed(bad_files: dict[str, tuple[Path, str]]) -> None:
     check_reference(TRACK, "mist", Limits())
     with pytest.raises(ValueError, match=r"mist: 50\.4 s; up to 8 s can be followed"):
         check_reference(TRACK, "mist", LIMITS)
+
+
+def test_a_recording_unlike_the_training_music_is_said_to_be_so(
+    engine: Engine, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = json.loads((engine.folder / "report.json").read_text())
+    assert engine.training_bits == pytest.approx(sum(level["bits_per_second"] for level in report["levels"]))
+    soundfile.write(tmp_path / "tune.wav", tones(2, 8000), 8000)
+    [bits] = engine.generator.bits_per_second([engine.tokenizer.encode_file(tmp_path / "tune.wav")])
+    for known, is_warned in ((bits, False), (bits / 2, True), (None, False)):
+        monkeypatch.setattr(engine, "training_bits", known)
+        version = bring_in(engine, project, tmp_path / "tune.wav")
+        assert bool(version.warning) == is_warned
+        if version.warning:
+            assert f"it needs {bits:.0f} bits a second, the training music {bits / 2:.0f}" in version.warning
+
+
+def test_the_bundled_models_card_says_its_bits() -> None:
+    assert training_bits(bundled_model()) == pytest.approx(45.4 + 121 + 144)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import shutil
 import zipfile
 import zlib
@@ -23,6 +24,8 @@ from audiovq.studio.making import draw, make_plan
 from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Version, parse
 from audiovq.studio.requests import MB, Export, JobRequest, Limits, Refused
 
+LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
+
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # what zipfile raises
 
 
@@ -36,6 +39,7 @@ class Engine:
         self.tokenizer = self.generator.tokenizer
         self.hash = self.tokenizer.hash
         self.sounds = sounds.Sounds(self.tokenizer, library, place)
+        self.training_bits = training_bits(folder)
         self.stage = Stage(self.generator)
 
     @functools.cached_property
@@ -138,7 +142,8 @@ class Engine:
                 path.unlink()
                 return numbers
             codes, recording = sounds.read_recording(path, name, self.tokenizer, self.limits, job.report)
-            version = _version(codes, title=name, kind="recording", recording=recording.id)
+            warning = sounds.unlikeness(self.generator, codes, self.training_bits)
+            version = _version(codes, title=name, kind="recording", recording=recording.id, warning=warning)
             with self.library.changing(project):
                 path.rename(self.library.recording_path(project, recording))
                 project.recordings.append(recording)
@@ -217,3 +222,15 @@ def _files(project: Project) -> list[str]:
     """The files of a project besides project.json, by their names in its folder."""
     codes = [f"codes/{version.number}.codes" for version in project.versions]
     return codes + [f"recordings/{recording.id}{recording.suffix}" for recording in project.recordings]
+
+
+def training_bits(folder: Path) -> float | None:
+    """Bits a second of the music a model was trained for, from its report or its card; None if they do not say."""
+    try:
+        if (folder / "report.json").is_file():
+            levels = json.loads((folder / "report.json").read_text("utf-8"))["levels"]
+            return sum(float(level["bits_per_second"]) for level in levels) or None
+        rows = map(LEVEL_ROW.match, (folder / "README.md").read_text("utf-8").splitlines())
+        return sum(float(row[2]) for row in rows if row) or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

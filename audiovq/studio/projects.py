@@ -48,7 +48,7 @@ class Version(Strict):
     made_at: Number = Field(default_factory=time.time)  # seconds since 1970, as all times here
     take: int = 1
     recording: Name | None = None  # id of the recording that this is
-    warning: Text | None = None  # of projects of before
+    warning: Text | None = None
     kept: Kept | None = None  # None: all is decoded from codes
 
 

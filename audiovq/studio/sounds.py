@@ -11,6 +11,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from audiovq.api.generator import Generator
 from audiovq.api.splice import keep_original
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
@@ -23,6 +24,8 @@ from audiovq.studio.requests import MB, Export, Limits
 from audiovq.utils.files import atomic_file
 
 CACHE_MB, RECENT = 1000, 2
+JUDGED_SECONDS = 60.0  # of a recording
+UNLIKE = 1.25  # times the bits a second of the training music
 OnProgress = Callable[[float, str], object]  # the finished share from 0 to 1, and a description
 Tags = Mapping[str, str]  # of soundfile: title, comment, software
 NO_TAGS: Tags = {}
@@ -189,3 +192,18 @@ def read_recording(
         note=f"only its first {limits.max_seconds:g} s are used" if is_cut else "",
     )
     return codes, recording
+
+
+def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) -> str | None:
+    """A sentence if a piece is much less likely for the model than its training music; else None."""
+    if training_bits is None or len(codes.levels) < len(generator.priors):
+        return None
+    n_samples = min(codes.n_samples, generator.n_samples(JUDGED_SECONDS))
+    levels = [level[: -(-n_samples // hop)] for level, hop in zip(codes.levels, codes.hop_lengths, strict=False)]
+    [found] = generator.bits_per_second([generator.tokenizer.make_codes(levels, n_samples)])
+    if found < UNLIKE * training_bits:
+        return None
+    return (
+        f"This recording is unlike the music that the model learned from: it needs {found:.0f} bits a second, the "
+        f"training music {training_bits:.0f}. What the model adds may not fit it."
+    )
