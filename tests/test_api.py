@@ -150,6 +150,8 @@ def test_settings_that_cannot_be(generator: Generator) -> None:
 
 
 def test_options_that_do_not_exist(generator: Generator) -> None:
+    with pytest.raises(ValueError, match="journal no longer exists; repeat the call"):
+        generator.sample(1, journal="folder")
     with pytest.raises(TypeError, match="wildness"):
         generator.sample(1, wildness=2)
 

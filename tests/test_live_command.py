@@ -226,7 +226,7 @@ def test_playing_to_nowhere(tiny_run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--raw",), ["No such option"]),
+        (("--raw",), ["use --out -"]),
         (("--out", "x.wav"), ["add --seconds"]),
         (("--out", "x.mp3", "--seconds", 1), [".wav or .flac"]),
         (("--device", "null", "--label", "genre=jazz"), ["expected one of: folk, rock"]),

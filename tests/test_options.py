@@ -42,7 +42,9 @@ def test_old_options_of_sample(tiny_run: Path, tmp_path: Path) -> None:
     assert files == [["x-3.wav", "x-4.wav"]] * 2
     for file in files[0]:
         assert (tmp_path / "new" / file).read_bytes() == (tmp_path / "old" / file).read_bytes()
-    assert_one_line_error(cli("sample", "--codes", "piece.codes"), "No such option")
+    assert_one_line_error(cli("sample", "--codes", "piece.codes"), "--codes no longer exists; use --edit")
+    for words in (("--segments", 2), ("--parallel=2",)):
+        assert_one_line_error(cli("sample", *words), "no longer exists; use the command without it")
 
 
 def test_an_old_precision_of_sample(tiny_run: Path, tmp_path: Path) -> None:
@@ -149,6 +151,7 @@ def test_completion_by_the_shell(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert "<quickstart>" in result.stdout, (result.stdout, result.stderr)
+    assert_one_line_error(cli("completion", "bash"), "no longer exists", "_AUDIOVQ_COMPLETE=bash_source audiovq")
 
 
 def test_the_doctor_finds_that_audiovq_works(tmp_path: Path) -> None:

@@ -159,5 +159,6 @@ def test_wrong_sizes_and_old_options(tiny_recipe: Path) -> None:
     assert far_device("24GiB", None, None).memory == 24 * 2**30
     assert far_device(None, 100, 0.5) == Device("100 TFLOPS (not here)", 80e9, 5e13)
     assert_one_line_error(cli("plan", tiny_recipe, "--device-memory", "much"), "expected a size such as 80GB")
+    assert_one_line_error(cli("plan", tiny_recipe, "--device-bandwidth", 2), "no longer exists", "--utilisation")
     assert_one_line_error(cli("plan", tiny_recipe, "--gpus", 64), "at least one example for each of the 64")
-    assert_one_line_error(cli("bench", "default"), "No such command 'bench'")
+    assert_one_line_error(cli("bench", "default"), "no longer exists", "benchmarks/sampling_speed.py")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import cli, tones
+from conftest import assert_one_line_error, cli, tones
 
 from audiovq.data.codes import Codes
 from audiovq.evaluation.evaluate_tokenizer import Reconstruction, evaluate_tracks
@@ -92,3 +92,7 @@ def test_eval_prints_tables_and_json(tiny_run: Path, tmp_path: Path) -> None:
     again = json.loads(printed.stdout)  # nothing but JSON
     for old, new in zip(report["tracks"], again["tracks"], strict=True):
         assert [old[name] for name in METRICS] == [new[name] for name in METRICS]
+
+
+def test_the_removed_opinion_score_is_one_line(tiny_run: Path) -> None:
+    assert_one_line_error(cli("eval", tiny_run, "--perceptual"), "--perceptual no longer exists")

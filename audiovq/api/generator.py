@@ -26,6 +26,7 @@ from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.utils import compat
 from audiovq.utils.device import pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
 
@@ -127,6 +128,7 @@ class Generator(Shareable):
         n_samples = given.n_samples if given else self.n_samples(seconds or 0.0)
         if prompt is not None:
             given = self.begin_with(prompt, n_samples)
+        compat.check_keywords(options)
         if given:
             given.check(self.hop_lengths, n)
         return list(self.pieces(n_samples, seed, range(n), PieceOptions(**options), given=given, on_codes=on_codes))

@@ -25,6 +25,11 @@ MODEL_KEYS: dict[str, dict[str, str | None]] = {
 }
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
+REMOVED_KEYWORDS = {  # of `Generator`, and what to do instead
+    "journal": "repeat the call, which gives the same codes",
+    "segments": "leave it out, as if it were 1",
+    "parallel": "leave it out, as if it were 1",
+}
 OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
 T = TypeVar("T")
@@ -32,19 +37,46 @@ T = TypeVar("T")
 # Options of a command, old and new.
 OPTIONS = {"sample": {"--n": "--num", "--item": "--index"}}
 REMOVED_PRECISIONS = ("bf16", "int8")  # of sampling on the CPU; removed in version 0.2
+REMOVED_COMMANDS = {  # and what to use instead
+    "bench": "in a clone of the repository, python benchmarks/sampling_speed.py MODEL does the same",
+    "completion": 'for bash, put eval "$(_AUDIOVQ_COMPLETE=bash_source audiovq)" into ~/.bashrc; zsh_source and '
+    "fish_source are for the other shells",
+}
+REMOVED_OPTIONS = {  # old, and what to use instead
+    "live": {"--raw": "--out -, whose WAV header players skip"},
+    "eval": {"--perceptual": "the distances that are printed without it"},
+    "plan": {"--device-bandwidth": "--device-tflops and --utilisation, the share of them that training reaches"},
+    "sample": {
+        "--check-copies": "`audiovq copies` with the new file",
+        "--codes": "--edit",
+        "--keep-audio": "--edit, which keeps it",
+        **dict.fromkeys(["--segments", "--parallel"], "the command without it"),
+    },
+}
 
 
 def current_options(arguments: list[str]) -> list[str]:
-    """A command line with current options; prints a line for each old one."""
+    """A command line with current options; prints a line for each old one, ValueError for one that is gone."""
     command = next((word for word in arguments if not word.startswith("-")), "")
+    if command in REMOVED_COMMANDS:
+        raise ValueError(f"{command}: no longer exists; {REMOVED_COMMANDS[command]}")
     names, found = OPTIONS.get(command, {}), []
     for word in arguments:
         option, equals, value = word.partition("=")
+        if option in REMOVED_OPTIONS.get(command, {}):
+            raise ValueError(f"{command}: {option} no longer exists; use {REMOVED_OPTIONS[command][option]}")
         if option in names:
             say(f"{command}: {option} is now called {names[option]}; the old name still works")
             option = names[option]
         found.append(option + equals + value)
     return found
+
+
+def check_keywords(names: Container[str]) -> None:
+    """Raises ValueError for an argument of `Generator` that no longer exists."""
+    for name, advice in REMOVED_KEYWORDS.items():
+        if name in names:
+            raise ValueError(f"{name} no longer exists; {advice}")
 
 
 def current_precision(precision: str, known: Container[str]) -> str:
