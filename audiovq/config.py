@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -43,7 +43,7 @@ class Config(BaseModel):
         return mapping
 
 
-ConfigT = TypeVar("ConfigT", bound=Config)
+ConfigT = TypeVar("ConfigT")  # a `Config`, or a dataclass
 Window = Annotated[int, Field(ge=8)]  # samples of a short-time spectrum, with hops of a quarter
 # The keys of configs by the largest number that they may have, also in a list; others have LARGEST_NUMBER. The limits
 # bound loops (`n_blocks`) and memory that does not depend on the weights (a cache of `context` codes).
@@ -82,7 +82,7 @@ def build(config_class: type[ConfigT], mapping: Any, source: str = "config", key
             limit = LARGEST.get(name.rsplit(".", 1)[-1], LARGEST_NUMBER)
             if not abs(number) <= limit:  # also for what is not finite
                 raise ValueError(f"{source}: {name}: expected at most {limit}, found {number!r:.24}")
-        return config_class.model_validate(mapping)
+        return TypeAdapter(config_class).validate_python(mapping)
     except RecursionError:
         raise ValueError(f"{source}: nested too deeply") from None
     except ValidationError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import itertools
 import os
 from collections.abc import Container
 from pathlib import Path
@@ -194,12 +196,9 @@ class Recipe(Config):
 def _check_tokenizer(stage: TokenizerStage) -> None:
     """The parts of the training must fit into its steps."""
     steps, start, warmup = stage.training.steps, stage.vq_start_step, stage.losses.waveform_warmup_steps
-    if start >= steps:
-        raise ValueError(f"tokenizer.vq_start_step: expected less than tokenizer.training.steps {steps}, found {start}")
-    if (sound := stage.sound_start_step) >= steps:
-        raise ValueError(
-            f"tokenizer.sound_start_step: expected less than tokenizer.training.steps {steps}, found {sound}"
-        )
+    for key, found in (("vq_start_step", start), ("sound_start_step", stage.sound_start_step)):
+        if found >= steps:
+            raise ValueError(f"tokenizer.{key}: expected less than tokenizer.training.steps {steps}, found {found}")
     if stage.sound_start_step and not (stage.model.decoder.kind == "tones" and stage.losses.tones):
         raise ValueError("tokenizer.sound_start_step: expected a decoder of kind tones, and a weight for losses.tones")
     if 2 * warmup >= steps:
@@ -236,20 +235,10 @@ def find_recipe(name: str) -> Path:
 
 
 def header(path: Path) -> dict[str, str]:
-    """The facts in a recipe's first comment, `# Key: text`, by lower-case key; texts may have more lines."""
-    facts: dict[str, str] = {}
-    key = ""
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if not line.startswith("#"):
-            break
-        text = line.lstrip("#").strip()
-        first, colon, rest = text.partition(":")
-        if colon and first and " " not in first:
-            key = first.lower()
-            facts[key] = rest.strip()
-        elif key:
-            facts[key] = f"{facts[key]} {text}".strip()
-    return facts
+    """The facts in a recipe's first comment, `# Key: text`, by lower-case key; more lines of a text are indented."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8-sig").splitlines())
+    facts = email.message_from_string("\n".join(line.lstrip("#").removeprefix(" ") for line in lines))
+    return {key.lower(): " ".join(text.split()) for key, text in facts.items()}
 
 
 def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import soundfile
 from click.testing import Result
 from conftest import ROOT, TINY, assert_one_line_error, cli, tones
 
-from audiovq.pipeline.before_training import find_music, rounded
+from audiovq.pipeline.before_training import find_music
 from audiovq.planning.estimate import STAGES, make_plan
 from audiovq.recipe import load_recipe, load_saved_recipe
 from audiovq.utils.words import listed
@@ -60,10 +60,6 @@ def test_a_resumed_run_uses_the_same_music(tmp_path: Path, monkeypatch: pytest.M
     assert again.exit_code == 0, again.output
     other = cli("train", tmp_path / "tiny.yaml", "--out", tmp_path / "other", "--data", tmp_path / "nothing")
     assert_one_line_error(other, "nothing")
-
-
-def test_hours_have_two_significant_digits() -> None:
-    assert [rounded(x) for x in (13.4, 134, 13482, 1234567)] == ["13", "130", "13,000", "1,200,000"]
 
 
 def test_the_command_of_the_readme_prints_the_hours_begins_and_stops(tmp_path: Path) -> None:
@@ -151,9 +147,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_stage(
 
 def test_batches_of_all_stages_are_compared_with_the_processes(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), overrides=("priors.0.training.batch_size=1",))
-    with pytest.raises(
-        ValueError, match=r"priors.0.training.batch_size: expected at least one example for each of the 2"
-    ):
+    with pytest.raises(ValueError, match=r"prior-0: .*batch_size: expected at least one example for each of the 2"):
         make_plan(recipe, 60, n_devices=2)
 
 

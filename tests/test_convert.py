@@ -22,7 +22,7 @@ from test_codes import some_codes
 from audiovq import Tokenizer, api
 from audiovq.api.convert import Decoding, Encoding, convert_folder, mirrored
 from audiovq.data import audio, audio_writer, entropy
-from audiovq.data.audio import audio_comment, read_audio
+from audiovq.data.audio import audio_info, read_audio
 from audiovq.data.audio_writer import AudioWriter, write_audio
 from audiovq.data.codes import Codes, read_header
 from audiovq.data.resampling import resample
@@ -84,7 +84,7 @@ def test_written_in_pieces_is_written_at_once_and_never_half(tmp_path: Path) -> 
             file.write(piece)
     whole, pieces = (soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("whole.flac", "pieces.flac"))
     assert np.array_equal(whole, pieces)
-    assert audio_comment(tmp_path / "pieces.flac") == "audiovq of this"
+    assert audio_info(tmp_path / "pieces.flac").tags["comment"] == "audiovq of this"
     with pytest.raises(Exception, match="Wrong shape"), AudioWriter(tmp_path / "half.wav", 8000, 2) as file:
         write_both(file, wave, torch.zeros(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pieces.flac", "whole.flac"]

@@ -155,5 +155,4 @@ def test_what_copies_cannot_do(tiny_run: Path, music: Path, tmp_path: Path) -> N
     assert_one_line_error(cli("copies", codes, tiny_run / "tokenizer"), "no codes there")
     assert_one_line_error(cli("copies", tmp_path / "none.wav", tiny_run), "no such file")
     assert_one_line_error(cli("copies", codes, ROOT / "audiovq" / "models" / "default"), "no codes there")
-    assert_one_line_error(cli("sample", "--check-copies"), "use `audiovq copies` with the new file")
     assert_one_line_error(cli("copies", codes, tmp_path / "none"), "no such model")

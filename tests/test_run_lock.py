@@ -43,7 +43,7 @@ def is_mine(lock: Path) -> bool:
 
 
 def test_a_second_training_waits_and_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "CLOSING_SECONDS", 1.0)
+    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 1.0)
     process = hold(tmp_path, 60)
     with pytest.raises(ValueError, match=f"process {process.pid} on .* trains this run"), only_writer(tmp_path):
         pass
@@ -92,7 +92,7 @@ def test_a_machine_that_is_gone_loses_its_lock(
 
 def test_a_machine_that_renews_its_lock_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "STALE_SECONDS", 2.0)
-    monkeypatch.setattr(run_lock, "CLOSING_SECONDS", 3.0)
+    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 5.0)
     monkeypatch.setattr(run_lock, "RENEW_SECONDS", 0.2)
     lock, ended = elsewhere(tmp_path), threading.Event()
     content = lock.read_text()

@@ -68,7 +68,7 @@ def priors(hops: list[int] = HOPS) -> list[Prior]:
 
 
 def request(n_samples: int = 5000, items: tuple[int, ...] = (0, 1), **labels: int) -> Request:
-    return Request(n_samples, list(items), 42, labels, precision="fp32")  # as the plain network
+    return Request(n_samples, list(items), 42, {**labels}, precision="fp32")  # as the plain network
 
 
 def naive(models: list[Prior], settings: list[SamplingConfig], wanted: Request) -> list[torch.Tensor]:
@@ -79,7 +79,7 @@ def naive(models: list[Prior], settings: list[SamplingConfig], wanted: Request) 
         n = -(-wanted.n_samples // prior.spec.hop_lengths[level])
         around = coarser_at_rate_above(prior, levels, batch, n)
         given = Conditions(
-            {"genre": torch.full((batch,), wanted.labels.get("genre", 0))}, torch.full((batch,), wanted.n_samples),
+            {"genre": torch.tensor(wanted.labels.get("genre", 0)).expand(batch)}, torch.full((batch,), wanted.n_samples),
             torch.zeros(batch, dtype=torch.int64),
         )  # fmt: skip
         context = prior.context(around, given, n).expand(batch, -1, -1)

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -148,7 +147,9 @@ def test_the_first_format_is_still_read(folder: Path, tmp_path: Path) -> None:
     new = Shards(folder)
     index = {key: value for key, value in vars(new.index).items() if key != "tracks"}
     shutil.copytree(folder, tmp_path / "old", ignore=shutil.ignore_patterns("tracks.*", "index.json"))
-    (tmp_path / "old" / "index.json").write_text(json.dumps(index | {"tracks": [asdict(t) for t in new.index.tracks]}))
+    (tmp_path / "old" / "index.json").write_text(
+        json.dumps(index | {"tracks": [t.model_dump() for t in new.index.tracks]})
+    )
     old = Shards(tmp_path / "old", "f" * 64)
     assert list(old.index.tracks) == list(new.index.tracks)
     assert all(torch.equal(a["codes"], b["codes"]) for a, b in zip(batches(old, 2), batches(new, 2), strict=True))

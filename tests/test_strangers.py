@@ -6,7 +6,6 @@ import resource
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +238,7 @@ def first_format(folder: Path) -> dict[str, Any]:
     """index.json of these shards as the first versions wrote it."""
     index = Shards(folder).index
     facts = {key: value for key, value in vars(index).items() if key != "tracks"}
-    return facts | {"tracks": [asdict(track) for track in index.tracks]}
+    return facts | {"tracks": [track.model_dump() for track in index.tracks]}
 
 
 @pytest.mark.parametrize(("change", "word"), [

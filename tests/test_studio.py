@@ -20,7 +20,7 @@ from conftest import TRACK, assert_one_line_error, cli, tones
 from audiovq import Codes, Generator
 from audiovq.api import bundled_model
 from audiovq.evaluation.loudness import loudness
-from audiovq.studio import projects, sounds
+from audiovq.studio import sounds
 from audiovq.studio.engine import Engine, training_bits
 from audiovq.studio.jobs import Job, Queue, Stopped
 from audiovq.studio.projects import Library, Project, Version
@@ -283,37 +283,6 @@ def test_limits_of_versions_projects_and_space_are_named(engine: Engine, project
     engine.library.limits = dataclasses.replace(LIMITS, max_projects=1)
     with pytest.raises(Refused, match="you have 1 projects"):
         engine.library.create(Project(tokenizer_hash=engine.hash))
-
-
-def test_only_what_changed_is_measured_again(
-    engine: Engine, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The size of all projects is that of their files at any time, and a look at them is not needed each time."""
-    other, measured, original = make(engine, project), [], projects._size
-    monkeypatch.setattr(projects, "_size", lambda folder: measured.append(folder) or original(folder))
-
-    def check(*changed: Project) -> None:
-        measured.clear()
-        engine.library.check_room("")
-        assert measured == [engine.library.folder(each) for each in changed]
-        found = {each.id: original(engine.library.folder(each)) for each in engine.library._projects.values()}
-        assert engine.library._sizes == found
-
-    check(project)
-    check()
-    second = engine.library.create(Project(tokenizer_hash=engine.hash))
-    make(engine, second)
-    check(second)
-    engine.library.delete_version(project, other)
-    check(project)
-    (tmp_path / "broken.wav").write_text("no music")
-    job = engine.open(second, tmp_path / "broken.wav", "broken.wav")
-    with pytest.raises(ValueError, match="broken"):
-        job.work(job)
-    job.discard()
-    check(second)
-    engine.library.delete(project)
-    check()
 
 
 def test_projects_are_their_owners_and_their_models(engine: Engine) -> None:

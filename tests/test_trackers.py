@@ -79,4 +79,3 @@ def test_a_run_shows_its_figures(tiny_recipe: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run / "training" / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
     logged = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     assert points(folder) == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in logged]
-    assert len(points(folder, "data_wait_share")) == len(logged)

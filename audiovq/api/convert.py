@@ -66,14 +66,14 @@ class Decoding:
         """Raises ValueError if the source is not codes, or the target was not made by audiovq."""
         check_writable(target, [source])
         read_header(source)
-        if target.exists() and not audio.audio_comment(target).startswith("audiovq "):
+        if target.exists() and not audio.audio_info(target).tags.get("comment", "").startswith("audiovq "):
             raise ValueError(f"{target}: exists, and was not decoded by audiovq; choose another --out, or delete it")
 
     def is_done(self, source: Path, target: Path) -> bool:
         """True if the target is complete and its comment names these codes, which name their tokenizer."""
         if not target.exists():
             return False
-        comment = audio.audio_comment(target)
+        comment = audio.audio_info(target).tags.get("comment")
         return comment == self._comment(source) and audio.has_samples(target, read_header(source).n_samples)
 
     def _comment(self, source: Path) -> str:

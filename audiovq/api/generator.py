@@ -207,7 +207,7 @@ class Generator(Shareable):
     def bits_per_second(
         self,
         pieces: Sequence[Codes],
-        labels: Mapping[str, str] | None = None,
+        labels: Mapping[str, Any] | None = None,
         text: str = "",
         chroma: str | Path | None = None,
         notes: Any = None,

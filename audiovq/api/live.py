@@ -153,12 +153,8 @@ class Live:
             self.frames = deque((frame[: sum(self.drawn.per_top)] for frame in self.frames), self.frames.maxlen)
             self.decoder = self.tokenizer.decoder_stream(n, *self.blocks)
             windows = self.decoder.windows
-            windows.low, windows.start, windows.counts, windows.parts = (
-                old.low,
-                old.start,
-                old.counts[:n],
-                old.parts[:n],
-            )
+            windows.low, windows.start = old.low, old.start
+            windows.counts, windows.parts = old.counts[:n], old.parts[:n]
             self.set()
             return True
 

@@ -26,23 +26,12 @@ ABOVE_0 = FloatRange(0.1)
 @option("--quota", type=ABOVE_0, default=2000, show_default=True, metavar="MB", help="Projects of a visitor.")
 @option("--open", "show", is_flag=True, help="Open the page in a browser.")
 def studio(
-    run: str | None,
-    host: str,
-    port: int | None,
-    names: tuple[str, ...],
-    password: str | None,
-    no_password: bool,
-    projects: Path | None,
-    max_seconds: float,
-    max_upload: float,
-    quota: float,
-    show: bool,
-) -> None:
+    run: str | None, host: str, port: int | None, names: tuple[str, ...], password: str | None, no_password: bool,
+    projects: Path | None, max_seconds: float, max_upload: float, quota: float, show: bool,
+) -> None:  # fmt: skip
     """Open a page for making music with RUN: a run, a model folder, a hub id or `default`, the bundled model.
 
-    Without RUN it is the newest run, else the bundled model.
-
-    Needs the extra audiovq[studio].
+    Without RUN it is the newest run, else the bundled model. Needs the extra audiovq[studio].
     """
     require("studio", "fastapi", "uvicorn", "websockets", "platformdirs", install="pip install 'audiovq[studio]'")
     import platformdirs

@@ -27,10 +27,7 @@ def train(
     recipe: str, data: str | None, codes: str | None, out: str | None, overrides: tuple[str, ...],
     stages: tuple[str, ...], gpus: int | None, processes: int | None, page: bool, json_file: str | None,
 ) -> None:  # fmt: skip
-    """Train all stages of RECIPE (a file or a name).
-
-    After an interruption the same command resumes the run.
-    """
+    """Train all stages of RECIPE (a file or a name). After an interruption the same command resumes the run."""
     from audiovq.distributed import collectives, launch
     from audiovq.pipeline.before_training import announce_duration, with_music
     from audiovq.pipeline.run import Run

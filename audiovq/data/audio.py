@@ -210,11 +210,6 @@ def read_audio(
     return waveform.contiguous(), sample_rate or audio_info(path).sample_rate
 
 
-def audio_comment(path: Path) -> str:
-    with open_audio(path) as file:
-        return file.comment
-
-
 def has_samples(path: Path, n_samples: int) -> bool:
     """True if an audio file is complete and has this number of samples."""
     try:

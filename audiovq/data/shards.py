@@ -20,10 +20,10 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import pooch
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from audiovq import config as conf
+from audiovq.config import Config
 from audiovq.data import storage
 from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.conditions import SILENT
@@ -42,8 +42,7 @@ LINE, SPLITS = ("path", "sha256", "split", "labels"), ("train", "valid")
 N_COLUMNS = 5
 
 
-@checked_dataclass(frozen=True, slots=True, config=ConfigDict(strict=True))
-class ShardTrack:
+class ShardTrack(Config):
     """Where a track's codes are, and the file that they were made from."""
 
     path: str
@@ -71,8 +70,8 @@ class TrackTable(Sequence[ShardTrack]):
         start, n_bytes, shard, split, n_samples, *places = self.columns[self.rows[i]].tolist()
         facts = parse_line(self.lines[start : start + n_bytes].tobytes()) or {}
         half = len(places) // 2
-        where = {"offsets": tuple(places[:half]), "lengths": tuple(places[half:])}
-        return checked_track(**facts | {"n_samples": n_samples, "shard": shard, "split": SPLITS[split], **where})
+        where = {"shard": shard, "offsets": places[:half], "lengths": places[half:]}
+        return checked_track(**facts | {"n_samples": n_samples, "split": SPLITS[split], **where})
 
     def of(self, split: str | None) -> TrackTable:
         """The tracks of one split; all for None."""
@@ -94,13 +93,7 @@ class TrackTable(Sequence[ShardTrack]):
 
 def checked_track(**facts: Any) -> ShardTrack:
     """A track from any source; ValueError if it cannot be one."""
-    try:
-        track = ShardTrack(**facts)
-    except (TypeError, ValidationError) as error:
-        wrong = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": error, "input": facts}
-        place = ".".join(map(str, wrong["loc"]))
-        message = str(wrong["msg"]).replace("Input should be", "expected")
-        raise ValueError(f"a track: {place}: {message}, found {wrong['input']!r:.60}") from None
+    track = conf.build(ShardTrack, facts, "a track")
     check_relative(track.path)
     return track
 
@@ -172,8 +165,6 @@ class ShardWriter:
         """Append a track, with its `ShardIndex.extras`, each [n_top_codes]."""
         values = [level.numpy() for level in codes.levels]
         n_levels = len(values)
-        assert n_levels == len(self.index.hop_lengths), "expected codes of each level"
-        assert len(extras) == len(self.index.extras), "expected all that the index has"
         assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
         values += extras
         line = json_line({key: getattr(track, key) for key in LINE})
@@ -283,8 +274,7 @@ class Shards:
         name, n_levels = "index.json", len(file.hop_lengths)
         try:
             if file.tracks is not None:  # the first format
-                tracks = [checked_track(**t | {k: tuple(t[k]) for k in ("offsets", "lengths")}) for t in file.tracks]
-                table = table_of(tracks, n_levels)
+                table = table_of([checked_track(**track) for track in file.tracks], n_levels)
             else:
                 contents = []
                 for name in TABLES:  # mapped, because the tables of millions of tracks are large

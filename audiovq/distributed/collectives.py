@@ -80,7 +80,7 @@ class Heartbeat:
 
     def __init__(self, limit: datetime.timedelta):
         self.store, self.limit = distributed_c10d._get_default_store(), limit.total_seconds()
-        self.group = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
+        self.group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
         self.ended = threading.Event()
         self.store.set(f"alive/{dist.get_rank()}", "0")
         self.thread = threading.Thread(target=self._go_on, daemon=True)

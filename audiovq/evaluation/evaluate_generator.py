@@ -167,7 +167,6 @@ def compare_sets(
 
 
 def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> list[list[Any]]:
-    """The values of all pieces of a track together."""
     tracks: dict[str, list[Any]] = {}
     for piece, value in zip(pieces, values, strict=True):
         tracks.setdefault(piece.track, []).append(value)

@@ -11,7 +11,7 @@ from audiovq.data.tracks import check_music_folder, find_audio
 from audiovq.pipeline.run_folder import RunFolder
 from audiovq.planning.estimate import make_plan, music_seconds
 from audiovq.recipe import Recipe, load_saved_recipe
-from audiovq.utils.progress import say
+from audiovq.utils.progress import duration, say
 
 LONG_HOURS = 12.0  # a training that takes longer is announced
 
@@ -68,25 +68,18 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
         return  # the scan at the beginning of the training says what is wrong
     plan = make_plan(recipe, seconds, stages, n_devices=n_devices)
     for stage in plan["stages"]:
+        if stage.get("too_large"):
+            say(f"{stage['stage']}: {stage['size']}")
         needed = {name: size for name, size in stage.get("memory_parts", {}).items() if name != "activations"}
         if sum(needed.values()) > plan["memory_bytes"]:
             raise ValueError(
                 f"{stage['stage']}: expected a network that fits into {plan['memory_bytes'] / 1e9:.3g} GB of memory, found "
                 f"{sum(needed.values()) / 1e9:.3g} GB of {', '.join(needed)}; make it smaller, or shard it over more GPUs"
             )
-    for stage in plan["stages"]:
-        if stage.get("too_large"):
-            say(f"{stage['stage']}: {stage['size']}")
-    if plan["hours"] < LONG_HOURS:
-        return
-    music = shlex.quote(recipe.data.folder or "DIR")
-    say(
-        f"{recipe.name} takes roughly {rounded(plan['hours'])} hours on this machine ({plan['device']}). A command for this "
-        f"machine, which takes minutes: audiovq train recipes/finetune.yaml --data {music}"
-    )
-    say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")
-
-
-def rounded(hours: float) -> str:
-    """Two significant digits: 13,482 -> 13,000."""
-    return f"{float(f'{hours:.2g}'):,.0f}"
+    if plan["hours"] >= LONG_HOURS:
+        music = shlex.quote(recipe.data.folder or "DIR")
+        say(
+            f"{recipe.name} takes roughly {duration(3600 * plan['hours'])} on this machine ({plan['device']}). A command for "
+            f"this machine, which takes minutes: audiovq train recipes/finetune.yaml --data {music}"
+        )
+        say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")

@@ -45,7 +45,6 @@ def examine() -> Iterator[CheckResult]:
 
 
 def check_packages() -> Iterator[CheckResult]:
-    """The packages that audiovq requires have the versions that it requires."""
     own = importlib.metadata.version("audiovq")
     yield CheckResult("audiovq", OK, f"{own}, Python {platform.python_version()}, {platform.platform()}")
     shown = []
@@ -73,10 +72,7 @@ def check_devices() -> Iterator[CheckResult]:
     yield CheckResult("CPU", OK, f"{platform.processor() or platform.machine()}, {threads}")
     for i in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory / 2**30
-        x = torch.ones(64, 64, device=f"cuda:{i}")
-        works = float((x @ x).sum()) == 64**3
-        advice = "" if works else "wrong results: update the driver, or hide it with CUDA_VISIBLE_DEVICES="
-        yield CheckResult(f"GPU {i}", OK if works else BROKEN, f"{name}, {memory:.0f} GB", advice)
+        yield CheckResult(f"GPU {i}", OK, f"{name}, {memory:.0f} GB")
     if torch.cuda.is_available():
         return
     if shutil.which("nvidia-smi"):
@@ -111,7 +107,6 @@ def check_disk() -> Iterator[CheckResult]:
 
 
 def check_model() -> Iterator[CheckResult]:
-    """The bundled model encodes, decodes and generates."""
     api, torch = import_module("audiovq.api"), import_module("torch")
     began = time.monotonic()
     generator = api.Generator.from_pretrained(api.bundled_model())

@@ -19,7 +19,7 @@ from audiovq.utils.progress import say
 
 RENEW_SECONDS = 5.0
 STALE_SECONDS = 60.0  # without a renewal, as seen from another machine
-CLOSING_SECONDS = 20.0  # for a living writer to end, such as one that has just been asked to stop
+WAIT_SECONDS = 80.0  # for a writer to end that has just been asked to stop, or to be taken for dead
 POLL_SECONDS = 0.5
 
 
@@ -43,35 +43,21 @@ def only_writer(run: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         say(f"{run}: waits for {_writer(lock)}, which trains this run")
-        _wait(lock, path)
+        try:
+            is_stopped = lambda: signals.received() is not None  # noqa: E731
+            lock.acquire(WAIT_SECONDS, poll_interval=POLL_SECONDS, cancel_check=is_stopped)
+        except Timeout:
+            signals.poll()
+            advice = "wait for its end, stop it, or choose another --out"
+            raise ValueError(f"{run}: {_writer(lock)} trains this run; {advice}") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _wait(lock: SoftFileLease, path: Path) -> None:
-    began, renewed = time.monotonic(), _renewed(path)
-
-    def is_alive_for_long() -> bool:
-        signals.poll()
-        return time.monotonic() - began > CLOSING_SECONDS and _renewed(path) != renewed
-
-    try:
-        timeout = STALE_SECONDS + CLOSING_SECONDS
-        lock.acquire(timeout, poll_interval=POLL_SECONDS, cancel_check=is_alive_for_long)
-    except Timeout:
-        advice = "wait for its end, stop it, or choose another --out"
-        raise ValueError(f"{path.parent}: {_writer(lock)} trains this run; {advice}") from None
-
-
 def _is_empty(path: Path) -> bool:
     return path.is_file() and not path.stat().st_size
-
-
-def _renewed(path: Path) -> float:
-    """When the lock was renewed; 0 if it is not there."""
-    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def _writer(lock: SoftFileLease) -> str:

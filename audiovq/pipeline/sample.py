@@ -34,8 +34,6 @@ STREAM_SECONDS = 2.0  # of audio that is decoded at once for --stream
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(PieceOptions):
-    """The options of the command line."""
-
     model: str | None = None
     seconds: float | None = None
     seed: int | None = None

@@ -34,8 +34,7 @@ def _settings(sampled: Sampled) -> dict[str, str]:
     for name in ("temperature", "top_k", "top_p", "guidance", "precision"):
         value = getattr(o, name)
         found[name.replace("_", "-")] = None if value in (1, "auto") else value
-    return {name: _words(value) for name, value in found.items() if value not in (None, "")}
-
-
-def _words(value: Any) -> str:
-    return ", ".join(f"{x:g}" for x in value) if isinstance(value, list) else str(value)
+    texts = {
+        name: ", ".join(f"{x:g}" for x in value) if isinstance(value, list) else value for name, value in found.items()
+    }
+    return {name: str(text) for name, text in texts.items() if text not in (None, "")}

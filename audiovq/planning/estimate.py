@@ -28,6 +28,7 @@ from audiovq.pretrained.checkpoint import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
 from audiovq.tokenizer.vqvae import VQVAE
+from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
 from audiovq.training.tokenizer_task import TokenizerTask
@@ -202,8 +203,6 @@ def make_plan(
 
 
 class Planner(NamedTuple):
-    """The stages of one recipe on one kind of device."""
-
     recipe: Recipe
     device: Device
     n_devices: int
@@ -259,11 +258,7 @@ class Planner(NamedTuple):
 
     def _training(self, key: str, network: nn.Module, config: TrainingConfig, one: Pass) -> dict[str, Any]:
         """Memory and hours of a stage; and how many examples fit into the memory at once."""
-        if config.batch_size < self.n_devices:
-            raise ValueError(
-                f"{key}.batch_size: expected at least one example for each of the {self.n_devices} devices, found "
-                f"{config.batch_size}; raise it, or use fewer devices (--gpus, --processes)"
-            )
+        BatchSplit(config.batch_size, config.device_batch_size, 0, self.n_devices)  # raises if there is too little
         share = -(-config.batch_size // self.n_devices)
         size = min(config.device_batch_size or share, share)
         n_weights = sum(p.numel() for p in network.parameters() if p.requires_grad)

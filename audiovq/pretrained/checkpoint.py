@@ -8,17 +8,15 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audiovq import config as conf
-from audiovq.config import Config
 from audiovq.pretrained.published import build_codec, load_codec, weights
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
@@ -28,7 +26,7 @@ from audiovq.utils import compat
 from audiovq.utils.device import torch_defaults
 from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, file_sha256, utf8_path, write_checksums
 
-ConfigT = TypeVar("ConfigT", bound=Config)
+ConfigT = TypeVar("ConfigT")
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 LARGEST_RADIUS = 1 << 25  # samples to either side that a code or a sample may depend on
 
@@ -160,21 +158,10 @@ def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: P
     return conf.build(kind, part, str(path), key)
 
 
-class _Spec(Config):
-    """`PriorSpec` as it is in config.json."""
-
-    level: int = Field(ge=0, lt=16)
-    hop_lengths: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1, max_length=16)
-    sample_rate: int = Field(ge=1000, le=384000)
-    codebook_size: int = Field(ge=2, le=1 << 16)
-    tokenizer_hash: str = Field(pattern="^[0-9a-f]{64}$")
-    vocabularies: dict[str, Annotated[tuple[str, ...], Field(max_length=1 << 20)]]
-
-
 def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> PriorSpec:
     """The part `spec` of a config.json, with a vocabulary for each of `labels`; raises as `build_config`."""
-    spec = build_config(_Spec, content, "spec", path)
-    hops = list(spec.hop_lengths)
+    spec = build_config(PriorSpec, content, "spec", path)
+    hops = spec.hop_lengths
     if spec.level >= len(hops) or any(a < b or a % b for a, b in itertools.pairwise(hops)):
         raise ValueError(
             f"{path}: spec: expected a level below {len(hops)} and hop_lengths that never rise, each divisible "
@@ -183,8 +170,7 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
     missing = [name for name in labels if name not in spec.vocabularies]
     if missing:
         raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {', '.join(missing)}")
-    vocabularies = {name: list(values) for name, values in spec.vocabularies.items()}
-    return PriorSpec(**(spec.model_dump() | {"hop_lengths": hops, "vocabularies": vocabularies}))
+    return spec
 
 
 class Allowance(TorchFunctionMode):

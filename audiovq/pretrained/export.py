@@ -217,12 +217,8 @@ def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
 
 def _listed(values: Sequence[str]) -> str:
     more = f", … ({len(values)} in all)" if len(values) > MOST_VALUES else ""
-    return ", ".join(_plain(value) for value in values[:MOST_VALUES]) + more
-
-
-def _plain(text: str) -> str:
-    """One line without characters that Markdown or HTML would interpret."""
-    return " ".join("".join(c for c in text if c not in "<>`|[]*_#").split())
+    text = ", ".join(values[:MOST_VALUES]) + more
+    return " ".join("".join(c for c in text if c not in "<>`|[]*_#").split())  # which Markdown or HTML would interpret
 
 
 def _quoted(text: str) -> str:

@@ -1,18 +1,24 @@
 """What a prior must know about the codes that it models."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
 
 
 @dataclass(frozen=True)
 class PriorSpec:
-    """The tokenizer's facts and the data set's labels; saved with the prior's weights."""
+    """The tokenizer's facts and the data set's labels; saved with the prior's weights. Limits hold for files."""
 
-    level: int
-    hop_lengths: list[int]
-    sample_rate: int
-    codebook_size: int
-    tokenizer_hash: str
-    vocabularies: dict[str, list[str]]  # the values of each label; index 0 of its embedding is "unknown"
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    level: Annotated[int, Field(ge=0, lt=16)]
+    hop_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1, max_length=16)]
+    sample_rate: Annotated[int, Field(ge=1000, le=384000)]
+    codebook_size: Annotated[int, Field(ge=2, le=1 << 16)]
+    tokenizer_hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    # The values of each label; index 0 of its embedding is "unknown".
+    vocabularies: dict[str, Annotated[list[str], Field(max_length=1 << 20)]]
 
     @property
     def hop_length(self) -> int:

@@ -23,16 +23,12 @@ def describe(path: Path) -> dict[str, Any]:
         return describe_model(path)
     if path.is_dir():
         raise ValueError(f"{path}: expected a run or model folder, found neither recipe.yaml nor config.json")
-    if path.suffix.lower() not in audio.SUFFIXES and _is_safetensors(path):
+    with path.open("rb") as file:  # safetensors begin with the length of a header in eight bytes, then JSON
+        is_safetensors = file.read(9)[8:9] == b"{"
+    if path.suffix.lower() not in audio.SUFFIXES and is_safetensors:
         return describe_codes(path)
     facts = audio.audio_info(path)
     return {"audio": str(path), **vars(facts), "seconds": facts.seconds, "tags": read_tags(path, facts)}
-
-
-def _is_safetensors(path: Path) -> bool:
-    """True for a file that begins with the length of a header in eight bytes, then JSON."""
-    with path.open("rb") as file:
-        return file.read(9)[8:9] == b"{"
 
 
 def describe_codes(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import jinja2
 
+from audiovq.pretrained.export import run_facts
 from audiovq.report import provenance
 from audiovq.report.clips import choose, render
 from audiovq.report.contents import PARTS, Clip, Group, run_groups
@@ -93,10 +94,8 @@ def _write(
         abx=_comparisons(rendered),
         curves=stage_curves(model / "training"),
         model=provenance.model_facts(model, network),
-        levels=provenance.level_results(model),
-        data=provenance.data_facts(model),
+        run=run_facts(model),
         credits=provenance.credits_html(model),
-        recipe=provenance.recipe_text(model),
         versions=provenance.versions(),
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )  # fmt: skip

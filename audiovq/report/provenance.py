@@ -1,4 +1,4 @@
-"""Where a model comes from: recipe, data, credits, weights, versions. Anything can be missing."""
+"""Where a model comes from: weights, versions and credits. Anything can be missing."""
 
 import importlib.metadata
 import math
@@ -33,7 +33,7 @@ def model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
         return None
     hashes = {"tokenizer": tokenizer_hash(network)}
     for folder in prior_folders(model):
-        hashes[folder.name] = (read_if_there(folder / SUMS) or {}).get(checkpoint.WEIGHTS, "")
+        hashes[folder.name] = read_json(folder / SUMS).get(checkpoint.WEIGHTS, "") if (folder / SUMS).is_file() else ""
     return {
         "name": "the bundled model" if model.resolve() == bundled_model().resolve() else model.resolve().name,
         "config": network.config,
@@ -43,47 +43,16 @@ def model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
     }
 
 
-def level_results(model: Path) -> dict[str, Any] | None:
-    """The results in report.json of a run, with the sum of the bits per second if all levels have them."""
-    report = read_if_there(model / "report.json")
-    if report is None or not report.get("levels"):
-        return None
-    bits = [level.get("bits_per_second") for level in report["levels"]]
-    return {**report, "bits_per_second": None if None in bits else sum(bits)}
-
-
-def read_if_there(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
-
-
-def recipe_text(model: Path) -> str | None:
-    path = model / "recipe.yaml"
-    return path.read_text(encoding="utf-8")[:MAX_FILE] if path.is_file() else None
-
-
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     found |= {"libsndfile": soundfile.__libsndfile_version__, "Python": platform.python_version()}
     return {**found, "system": platform.platform()}
 
 
-def data_facts(model: Path) -> dict[str, Any] | None:
-    report = read_if_there(model / "data" / "report.json")
-    if report is None:
-        return None
-    counts = {
-        "Folder": report["folder"],
-        "Tracks": f"{report['train_tracks']} for training, {report['valid_tracks']} held out",
-        "Length": f"{report['hours'] * 60:.1f} minutes",
-        "Set aside": f"{report['quarantined'] or 'no'} files",
-    }
-    return {**report, "counts": counts}
-
-
 def credits_html(model: Path) -> list[tuple[str, str]]:
     """Name and text of `credits_files`, Markdown turned into safe HTML, without pictures, which could be loaded."""
-    report = read_if_there(model / "data" / "report.json")
-    folder = Path(report["folder"]) if report else None
+    report = model / "data" / "report.json"
+    folder = Path(read_json(report)["folder"]) if report.is_file() else None
     paths = credits_files(folder) if folder and folder.is_dir() else []
     markdown = MarkdownIt("js-default").disable("image")
     return [(p.name, markdown.render(p.read_text(encoding="utf-8", errors="replace")[:MAX_FILE])) for p in paths]

@@ -33,8 +33,8 @@ class DecodeState:
     Args:
         coarser: int64 [items, n_codes] per coarser level. They may be views of codes that are still drawn.
         given: int64 [items, n_codes], -1 where a code is to be drawn.
-        block: codes whose context is computed at once.
-        endless: the piece has no end: timing stands still in the middle of `request.n_samples`, see `move`.
+        endless: the piece has no end: timing stands still in the middle of `request.n_samples`, see `move`. A block is
+            one code of level 0 long, so that no level is drawn further ahead than necessary.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class DecodeState:
         given: Tensor,
         request: Request,
         guidance: float = 1.0,
-        block: int = 0,
         endless: bool = False,
     ):
         spec = prior.spec
@@ -53,7 +52,7 @@ class DecodeState:
         self.given, (self.n_items, self.n_codes) = given, given.shape
         is_given = (given >= 0).all(dim=0).tolist()
         self.is_given = is_given[: max((t + 1 for t, found in enumerate(is_given) if not found), default=0)]
-        self.block = -(-(block or BLOCK) // spec.ratio) * spec.ratio
+        self.block = spec.top_ratio if endless else -(-BLOCK // spec.ratio) * spec.ratio
         self.guided = GuidedPrior(prior, self.conditions(request), guidance)
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.cache = self.engine.cache

@@ -28,9 +28,8 @@ class EndlessCodes:
         self.states: list[DecodeState] = []
         for prior, setting, n in zip(priors, settings, self.per_top, strict=True):
             coarser = [state.codes[:, 1:] for state in self.states]
-            # A block is one code of level 0 long, so that no level is drawn further ahead than necessary.
             given = torch.full((1, self.n_codes * n), -1, device=prior.head.weight.device)
-            state = DecodeState(prior, coarser, given, request, setting.guidance, block=n, endless=True)
+            state = DecodeState(prior, coarser, given, request, setting.guidance, endless=True)
             self.states.append(state)
         self.change(settings, request)
 

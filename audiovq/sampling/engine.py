@@ -247,8 +247,7 @@ Engine = PackedEngine | GraphEngine
 
 
 def precisions(device: str | torch.device = "cpu") -> list[str]:
-    """Those of the arithmetic of sampling on a device; the last is the default. fp16 needs FBGEMM (x86 with
-    AVX2)."""
+    """Those of the arithmetic of sampling on a device; the last is the default. fp16 needs FBGEMM (x86 with AVX2)."""
     kind = torch.device(device).type
     if kind == "cpu":
         return ["fp32", "fp16"] if "fbgemm" in torch.backends.quantized.supported_engines else ["fp32"]

@@ -66,8 +66,11 @@ class GuidedPrior:
         conditional = labelled or conditions.text is not None or conditions.chroma is not None
         self.guided = conditional and guidance != 1
         self.n_rows = 2 * batch if self.guided else batch
-        both = _twice(conditions) if self.guided else conditions
-        self.conditions = both.only_where(torch.arange(self.n_rows, device=device) < batch)
+        if self.guided:
+            tensors = {name: torch.cat([x, x]) for name, x in vars(conditions).items() if isinstance(x, Tensor)}
+            labels = {name: torch.cat([index, index]) for name, index in conditions.labels.items()}
+            conditions = dataclasses.replace(conditions, labels=labels, **tensors)
+        self.conditions = conditions.only_where(torch.arange(self.n_rows, device=device) < batch)
 
     def rows(self, items: Tensor) -> Tensor:
         """[batch, ...] -> [n_rows, ...]."""
@@ -118,9 +121,3 @@ def gap_end_after(given: Tensor, start: int) -> int | None:
         return None
     first = is_given.index(False, start)
     return is_given.index(True, first) if True in is_given[first:] else None
-
-
-def _twice(conditions: Conditions) -> Conditions:
-    tensors = {name: torch.cat([x, x]) for name, x in vars(conditions).items() if isinstance(x, Tensor)}
-    labels = {name: torch.cat([index, index]) for name, index in conditions.labels.items()}
-    return dataclasses.replace(conditions, labels=labels, **tensors)

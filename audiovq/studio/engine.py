@@ -1,5 +1,6 @@
 """The model of a studio, and all that needs it: new music, recordings, sounds, and projects from elsewhere."""
 
+import functools
 import json
 import re
 import shutil
@@ -39,7 +40,6 @@ class Engine:
         self.stage, self.licence = Stage(self.generator), model_licence(folder)
 
     def describe(self) -> dict[str, Any]:
-        """What a page needs to know of the model."""
         generator = self.generator
         inputs = [prior.config.extra_inputs for prior in generator.priors]
         rate = generator.sample_rate
@@ -136,14 +136,10 @@ class Engine:
                 project.recordings.append(recording)
                 return self._add(project, [(version, codes)])
 
-        def discard() -> None:
-            path.unlink(missing_ok=True)
-            self.library.files_changed(project)
-
+        discard = functools.partial(path.unlink, missing_ok=True)
         return Job(project.id, project.owner, "open", f"opening {name}", work, discard)
 
     def export(self, project: Project, path: Path) -> None:
-        """Write a project to one .zip file."""
         with self.library.lock:
             content, names = project.model_dump(mode="json") | {"owner": ""}, _files(project)
         with zipfile.ZipFile(path, "w") as file:
@@ -157,7 +153,9 @@ class Engine:
         folder = self.library.folder(fresh)
         try:
             with zipfile.ZipFile(path) as file:
-                project = parse(_read_entry(file, "project.json", LARGEST_PROJECT_FILE), "project.json")
+                if file.getinfo("project.json").file_size > LARGEST_PROJECT_FILE:
+                    raise Refused(f"project.json: more than {LARGEST_PROJECT_FILE // MB} MB")
+                project = parse(file.read("project.json"), "project.json")
                 project.id, project.owner = fresh.id, owner
                 if project.tokenizer_hash != self.hash:
                     raise Refused("a project of another model; open it in a studio of that model")
@@ -211,12 +209,6 @@ def _files(project: Project) -> list[str]:
     """The files of a project besides project.json, by their names in its folder."""
     codes = [f"codes/{version.number}.codes" for version in project.versions]
     return codes + [f"recordings/{recording.id}{recording.suffix}" for recording in project.recordings]
-
-
-def _read_entry(file: zipfile.ZipFile, name: str, most: int) -> bytes:
-    if file.getinfo(name).file_size > most:
-        raise Refused(f"{name}: more than {most // MB} MB")
-    return file.read(name)
 
 
 def training_bits(folder: Path) -> float | None:

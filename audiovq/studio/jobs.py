@@ -113,7 +113,6 @@ class Queue:
             job.discard()
 
     def close(self) -> None:
-        """Stop everything."""
         with self._lock:
             for job in self._unfinished():
                 job.stop.set()

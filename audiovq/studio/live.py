@@ -51,7 +51,6 @@ class Session:
 
     @property
     def facts(self) -> Json:
-        """What the page shows."""
         live, buffer = self.live, self.n_wanted / self.live.sample_rate
         return {"controls": live.controls, "latency": live.latency_seconds, "levels": live.n_levels, "buffer": buffer}
 

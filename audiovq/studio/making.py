@@ -24,8 +24,6 @@ CELL_SECONDS = 1.0  # of the parts that `vary` replaces
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that can be met."""
-
     title: str
     seed: int
     n_samples: int

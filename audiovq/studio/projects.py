@@ -33,8 +33,6 @@ class Kept(Strict):
 
 
 class Version(Strict):
-    """One state of a piece."""
-
     number: int = Field(ge=1)  # never used again within a project
     parent: int | None = None
     title: Name  # how it was made, or what the user calls it
@@ -55,8 +53,6 @@ class Version(Strict):
 
 
 class Recording(Strict):
-    """A sound that was brought in."""
-
     id: str = Field(pattern=r"^[0-9a-f]{16}$")
     name: Name
     suffix: str = Field(pattern=r"^\.[a-z0-9]{1,8}$")
@@ -135,7 +131,6 @@ class Project(Strict):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """For a list of projects."""
         facts = self.model_dump(include={"id", "name", "starred", "created_at", "changed_at"})
         seconds = max((version.seconds for version in self.versions), default=0.0)
         return facts | {"n_versions": len(self.versions), "seconds": seconds}
@@ -155,13 +150,10 @@ def parse(content: bytes, name: str) -> Project:
 
 
 class Library:
-    """The projects below a folder."""
-
     def __init__(self, root: Path, limits: Limits):
         self.root, self.limits = root, limits
         self.lock = threading.RLock()
         self._projects: dict[str, Project] = {}
-        self._sizes: dict[str, int] = {}  # bytes, of the projects that did not change since they were measured
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(f"{ARRIVING}*"):  # of a studio that was killed
             shutil.rmtree(leftover, ignore_errors=True)
@@ -242,17 +234,11 @@ class Library:
                 raise
 
     def _write(self, project: Project) -> None:
-        self.files_changed(project)
         write_text(self.folder(project) / "project.json", project.model_dump_json(indent=1))
-
-    def files_changed(self, project: Project) -> None:
-        """Files came or went, so that its size must be measured again."""
-        self._sizes.pop(project.id, None)
 
     def delete(self, project: Project) -> None:
         with self.lock:
             self._projects.pop(project.id, None)
-            self.files_changed(project)
             folder = self.folder(project)
             (folder / "project.json").unlink(missing_ok=True)  # a kill from here on leaves no project
             shutil.rmtree(folder, ignore_errors=True)
@@ -268,7 +254,6 @@ class Library:
             self.codes_path(project, version.number).unlink(missing_ok=True)
         for recording in unused:
             self.recording_path(project, recording).unlink(missing_ok=True)
-        self.files_changed(project)
 
     def check_versions(self, project: Project, n: int) -> None:
         """Raises Refused if there is no room for n more versions."""
@@ -280,10 +265,7 @@ class Library:
     def check_room(self, owner: str, n_bytes: int = 0) -> None:
         """Raises Refused if with `n_bytes` more a visitor, or all together, would have too much."""
         with self.lock:
-            for project in self._projects.values():
-                if project.id not in self._sizes:
-                    self._sizes[project.id] = _size(self.folder(project))
-            sizes = [(self._sizes[project.id], project.owner) for project in self._projects.values()]
+            sizes = [(_size(self.folder(project)), project.owner) for project in self._projects.values()]
             mine = (sum(size for size, other in sizes if other == owner) + n_bytes) / MB
             arriving = sum(map(_size, self.root.glob(f"{ARRIVING}*")))
             everything = (sum(size for size, _ in sizes) + arriving + n_bytes) / MB
@@ -298,7 +280,6 @@ class Library:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # deleted meanwhile

@@ -64,8 +64,6 @@ class Strict(BaseModel):
 
 
 class PieceRequest(Strict):
-    """How new music is to be made."""
-
     takes: int = Field(default=1, ge=1, le=1000)
     seed: int | None = Field(default=None, ge=0, lt=2**63)  # the same seed gives the same music; None draws one
     labels: Labels = Field(default={})

@@ -47,8 +47,6 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class Access:
-    """Who may enter."""
-
     host: str  # the address that the server listens on
     password: str | None = None  # None admits everybody who can reach it
     names: Iterable[str] = ()  # more host names that it is reached by, such as that of a proxy

@@ -44,8 +44,6 @@ Load = Callable[[Library, Limits, Path], "Engine"]
 
 
 class Studio:
-    """What the routes share."""
-
     loading: Future[Engine]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
@@ -71,33 +69,32 @@ class Studio:
     @contextlib.asynccontextmanager
     async def upload(self, request: Request, most_mb: float) -> AsyncIterator[Path]:
         """The body of a request as a file, within the block. Raises Refused if it is too large, or stalls."""
-        limits, n_bytes, n_checked = self.limits, 0, 0
+        length = int(request.headers.get("content-length", -1))  # the server holds the client to it
+        if not length:
+            raise Refused("the upload is empty")
+        if length < 0:
+            raise Refused("expected the length of the file first (Content-Length)", 411)
+        if length > most_mb * MB:
+            raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
+        await asyncio.to_thread(self.library.check_room, request.state.visitor, length)
         stream, end = request.stream(), time.monotonic() + self.limits.slowest_upload_seconds
         with tempfile.TemporaryDirectory(prefix=ARRIVING, dir=self.library.root) as folder:
             path = Path(folder, "file")
             try:
                 with path.open("wb") as file:
-                    patience = limits.stall_seconds
+                    file.truncate(length)  # what others upload meanwhile must find room beside it
+                    patience = self.limits.stall_seconds
                     while block := await asyncio.wait_for(anext(stream, b""), patience):
-                        n_bytes += len(block)
-                        if n_bytes > most_mb * MB:
-                            raise Refused(f"the file is too large; files may have up to {most_mb:g} MB here", 413)
-                        if n_bytes > n_checked:
-                            await asyncio.to_thread(self.library.check_room, request.state.visitor, n_bytes)
-                            n_checked = n_bytes + MB
                         file.write(block)
-                        patience = min(limits.stall_seconds, end - time.monotonic())
+                        patience = min(self.limits.stall_seconds, end - time.monotonic())
             except asyncio.TimeoutError:
                 raise Refused("the upload stopped to arrive; try it again", 408) from None
             except ClientDisconnect:
                 raise Refused("the upload was interrupted", 400) from None
-            if not n_bytes:
-                raise Refused("the upload is empty")
             yield path
 
 
 def make_app(studio: Studio) -> FastAPI:
-    """The application that uvicorn serves."""
     app = FastAPI(title="audiovq studio", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, access=studio.access, stall_seconds=studio.limits.stall_seconds)
     for problem in (ValueError, OSError, RequestValidationError, HTTPException, Exception):
@@ -283,7 +280,6 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         path = library.folder(project) / "recordings" / f"incoming-{secrets.token_hex(8)}{suffix}"
         async with studio.upload(request, studio.limits.max_upload_mb) as arrived:
             arrived.replace(path)
-        library.files_changed(project)
         try:
             library.check_room(project.owner)  # counts what arrived meanwhile, too
             return start(studio.engine.open(project, path, name))

@@ -36,8 +36,6 @@ class Sounds:
         self._recent: dict[tuple[str, int], tuple[Tensor, int]] = {}  # waveforms that edits start from
 
     def version(self, project: Project, number: int, export: Export, tags: Mapping[str, str] = NO_TAGS) -> Path:
-        """A version as it sounds."""
-
         def waveform() -> tuple[Tensor, int]:
             if export.levels is None:
                 return self._waveform(project, number)
@@ -64,18 +62,15 @@ class Sounds:
             else:
                 codes, rate = Codes.load(self.library.codes_path(project, number)), self.tokenizer.sample_rate
                 if version.kept and version.parent is not None:
-                    found = self._edited(codes, version.kept, *self._waveform(project, version.parent))
+                    source, rate = self._waveform(project, version.parent)
+                    mask, decoded = kept_mask(version.kept, codes), [self.tokenizer.decode(codes)]
+                    found = keep_original(decoded, codes.sample_rate, source, rate, mask, codes.hop_lengths), rate
                 else:
                     found = self.tokenizer.decode(codes), rate
             self._recent[key] = found
             while len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
         return self._recent[key]
-
-    def _edited(self, codes: Codes, kept: Kept, source: Tensor, rate: int) -> tuple[Tensor, int]:
-        mask = kept_mask(kept, codes)
-        decoded = self.tokenizer.decode(codes)
-        return keep_original([decoded], codes.sample_rate, source, rate, mask, codes.hop_lengths), rate
 
     def _file(
         self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Mapping[str, str] = NO_TAGS
@@ -95,7 +90,6 @@ class Sounds:
         return path
 
     def _evict(self, newest: Path) -> None:
-        """Delete the files that were not used for longest."""
         files = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
         size = sum(path.stat().st_size for path in files)
         for path in files:

@@ -66,8 +66,6 @@ BLOCKS = {"convnext": ConvNeXtBlock, "dilated": DilatedBlock}
 
 
 class Stack(nn.Sequential):
-    """`n_blocks` residual blocks of one kind."""
-
     def __init__(self, kind: BlockKind, dim: int, n_blocks: int, causal: bool = False):
         blocks = [BLOCKS[kind](dim, i, n_blocks, causal) for i in range(n_blocks)]
         super().__init__(*blocks)

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import scipy
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -60,8 +61,6 @@ class PitchSpectrogram(nn.Module):
         self, sample_rate: int, hop_length: int, pitches: Tensor, windows: tuple[tuple[float, float], ...] = WINDOWS
     ):
         super().__init__()
-        from scipy.signal import firwin  # takes most of a second to load, and only this needs it
-
         self.hop_length, self.n_ffts, self.factors = hop_length, [], []
         step = float(pitches[1] - pitches[0])
         start = 0
@@ -89,7 +88,7 @@ class PitchSpectrogram(nn.Module):
             self.n_ffts.append(n_fft)
             self.factors.append(factor)
             n_taps = FILTER_BLOCKS * factor + 1
-            low_pass = firwin(n_taps, 0.5, window="blackman", fs=factor) if factor > 1 else np.ones(1)
+            low_pass = scipy.signal.firwin(n_taps, 0.5, window="blackman", fs=factor) if factor > 1 else np.ones(1)
             self.register_buffer(f"low_pass_{i}", torch.from_numpy(low_pass).float(), persistent=False)
             self.register_buffer(f"weights_{i}", (weights[:n_bins] / power).float(), persistent=False)
             self.register_buffer(f"window_{i}", window.float(), persistent=False)

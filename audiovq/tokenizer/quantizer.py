@@ -155,7 +155,6 @@ class EMAQuantizer(Quantizer):
 
 
 def gumbel_like(logits: Tensor) -> Tensor:
-    """Standard Gumbel noise in the shape of `logits`."""
     return -torch.empty_like(logits).exponential_().clamp_(min=torch.finfo(logits.dtype).tiny).log_()
 
 

@@ -18,7 +18,7 @@ from audiovq.tokenizer.discriminators import DiscriminatorOutput, Discriminators
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.task import Part, Task
-from audiovq.training.tokenizer_task import TokenizerTask, level_metrics, waveform_crops
+from audiovq.training.tokenizer_task import TokenizerTask, waveform_crops
 
 
 class DecoderTask(Task):
@@ -74,8 +74,8 @@ class DecoderTask(Task):
         for_discriminators = self.discriminator_loss(real, reconstructions)
         terms = self.decoder_terms(batch, real, reconstructions)
         for_decoder = self.decoder_loss(terms)
+        terms["discriminator"] = for_discriminators
         metrics = {name: value.detach() for name, value in terms.items()}
-        metrics |= {"discriminator": for_discriminators.detach(), **level_metrics(batch, reconstructions)}
         return for_decoder + for_discriminators, metrics
 
     def discriminator_loss(self, real: list[DiscriminatorOutput], reconstructions: list[Tensor]) -> Tensor:

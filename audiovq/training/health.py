@@ -21,8 +21,6 @@ Findings = Iterator[tuple[int, str, str]]
 
 LASTING = 3  # values in a row that must be wrong, because a single batch may be unusual
 COLLAPSED = 0.05  # of the highest possible perplexity
-SILENT = 1e-4  # power of a reconstruction relative to the music
-WAITING = 0.3  # share of the time of a step
 RISE = 1.01  # held-out loss relative to its lowest value
 
 
@@ -36,7 +34,6 @@ class StageFacts:
     most_codes: tuple[int, ...] = ()  # different ones in a batch, for each level; () for a stage that makes none
     against_collapse: str = ""  # advice
     against_overfitting: str = ""
-    workers: int = 0
 
     @property
     def warmed_up(self) -> int:
@@ -75,10 +72,10 @@ class Watch:
         return rows
 
 
-def wrong_since(points: Points, is_wrong: Callable[[float], bool], n: int = LASTING, after: int = 0) -> int | None:
-    """The step, later than `after`, since which all values are wrong; None if these are fewer than `n`."""
+def wrong_since(points: Points, is_wrong: Callable[[float], bool], after: int = 0) -> int | None:
+    """The step, later than `after`, since which all values are wrong; None if these are fewer than `LASTING`."""
     run = list(itertools.takewhile(lambda point: point[0] > after and is_wrong(point[1]), reversed(points)))
-    return run[-1][0] if len(run) >= n else None
+    return run[-1][0] if len(run) >= LASTING else None
 
 
 def not_finite(facts: StageFacts, series: Series) -> Findings:
@@ -106,19 +103,6 @@ def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
             yield since, f"level {level}", text
 
 
-def silence(facts: StageFacts, series: Series) -> Findings:
-    shares = series["silent_share"]
-    since = wrong_since(shares, lambda share: share > 0.5)
-    if since is not None:
-        advice = "remove the tracks that data/report.json lists as mostly_silent from data.folder"
-        yield since, "music", f"{shares[-1][1]:.0%} of the examples are silent; {advice}"
-    music = {step: power for step, power in series["power"] if power > 1e-6}
-    ratios = [(step, power / music[step]) for step, power in series["reconstruction_power"] if step in music]
-    since = wrong_since(ratios, lambda ratio: ratio < SILENT, after=facts.warmed_up)
-    if since is not None:
-        yield since, "reconstruction", f"reconstructions are silent; {facts.lower_learning_rate()}"
-
-
 def overfitting(facts: StageFacts, series: Series) -> Findings:
     """A held-out loss that stays above its minimum while the training loss falls."""
     name = "bits_per_code" if series["bits_per_code"] else "loss"
@@ -142,16 +126,4 @@ def overfitting(facts: StageFacts, series: Series) -> Findings:
         yield best_step, "", text
 
 
-def slow_data(facts: StageFacts, series: Series) -> Findings:
-    """Steps that wait for their batches. The first value is left out: everything is slow at the start."""
-    points = series["data_wait_share"][1:]
-    since = wrong_since(points, lambda share: share > WAITING, 5)
-    if since is not None:
-        text = (
-            f"{points[-1][1]:.0%} of the time is spent waiting for data; set data.workers to {2 * facts.workers or 4} "
-            f"(now {facts.workers}), or raise data.cache_gigabytes until the decoded music fits"
-        )
-        yield since, "", text
-
-
-CHECKS = (not_finite, collapsed_codebook, silence, overfitting, slow_data)
+CHECKS = (not_finite, collapsed_codebook, overfitting)

@@ -61,7 +61,7 @@ class Training:
         self.guard = NonFiniteGuard(self.device, state.get("skipped", (0, 0)))
         self.best = BestWeights(folder / "best", config, task.title)
         trackers = trackers or TrackerConfig(folder)
-        self.monitor = Monitor(task, self.parts, folder, config, workers, trackers, self.start)
+        self.monitor = Monitor(task, self.parts, folder, config, trackers, self.start)
 
     def run(self) -> None:
         """Train; `task.network` has its final weights then. Raises `Interrupted` after a signal, with the
@@ -78,7 +78,7 @@ class Training:
             self.evaluate(self.start)
         end = self.start if self.best.exhausted(self.start) else config.steps
         with self.monitor.progress_bar() as bar:
-            batches = self.monitor.stopwatch.timed(self.batches("train", self.start, end, self.workers))
+            batches = self.batches("train", self.start, end, self.workers)
             for step, batch in enumerate(batches, self.start):
                 sums = self.step(step, batch)
                 done = step + 1
@@ -147,7 +147,6 @@ class Training:
             if metrics is not None:
                 self.monitor.log_evaluation(done, metrics)
                 self.best.update(done, metrics["loss"], self.task.network)
-        self.monitor.stopwatch.restart()
         return metrics is not None
 
 

@@ -5,12 +5,10 @@ import importlib.util
 import itertools
 import math
 import os
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
@@ -22,34 +20,6 @@ from audiovq.training.logs import HEALTH, StepLog
 from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
 from audiovq.training.task import Part, Task
 from audiovq.utils.progress import ProgressBar, say
-
-T = TypeVar("T")
-
-
-class Stopwatch:
-    """Measures how long a step takes, and how much of that time is spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.began, self.waited, self.n = time.monotonic(), 0.0, 0
-
-    def timed(self, items: Iterable[T]) -> Iterator[T]:
-        began = time.monotonic()
-        for item in items:
-            self.waited += time.monotonic() - began
-            self.n += 1
-            yield item
-            began = time.monotonic()
-
-    def lap(self, device_seconds: float = 0.0) -> dict[str, float]:
-        """Metrics since the last lap. If the device needed `device_seconds` of several steps to finish after
-        the host had, it always had work, and no time was lost by waiting for data."""
-        passed, n = max(time.monotonic() - self.began, 1e-9), max(self.n, 1)
-        waited = self.waited if device_seconds < 2 * passed / n else 0.0
-        self.restart()
-        return {"seconds_a_step": passed / n, "data_wait_share": waited / passed}
 
 
 @dataclass(frozen=True)
@@ -85,7 +55,7 @@ def installed_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Monitor:
-    """The reports of one stage. Only what a resumed run repeats goes to metrics.jsonl: no times."""
+    """The reports of one stage."""
 
     def __init__(
         self,
@@ -93,17 +63,15 @@ class Monitor:
         parts: list[Part],
         folder: Path,
         config: TrainingConfig,
-        workers: int,
         trackers: TrackerConfig,
         start: int,
     ):
         self.task, self.parts, self.title, self.config, self.start = task, parts, task.title, config, start
-        self.stopwatch = Stopwatch()
         self.metrics_log = StepLog(folder / "metrics.jsonl", start)
         self.health_log = StepLog(trackers.folder / HEALTH, start, task.title)
         self.trackers = trackers.start(task.title)
         adversarial, facts = len(parts) > 1, task.health_facts()
-        self.facts = StageFacts(task.title, task.recipe_key, config, adversarial, workers=workers, **facts)
+        self.facts = StageFacts(task.title, task.recipe_key, config, adversarial, **facts)
         # After a resume, the watch sees what was logged, and knows what was reported.
         self.watch = Watch(self.facts)
         for row in self.metrics_log.rows:
@@ -118,29 +86,27 @@ class Monitor:
     def log_step(self, done: int, sums: dict[str, Tensor], guard: NonFiniteGuard) -> str:
         """Log the metrics after `done` steps, of whose means each rank has a share; all ranks call it.
         Returns a line for the progress bar. Raises ValueError if too many steps in a row were skipped."""
-        began = time.monotonic()
         metrics = sum_over_ranks(sums)  # waits until the device has finished the step
-        times = self.stopwatch.lap(time.monotonic() - began)
         skipped, in_a_row = guard.counts.tolist()
         rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
-        self._write(done, metrics | rates | {"skipped_steps": skipped}, times)
+        self._write(done, metrics | rates | {"skipped_steps": skipped})
         if in_a_row >= PATIENCE:
             raise ValueError(self._nonfinite_message(done, in_a_row))
         return self.task.describe(metrics)
 
     def log_evaluation(self, done: int, metrics: dict[str, float]) -> None:
-        self._write(done, {f"valid_{name}": value for name, value in metrics.items()}, {})
+        self._write(done, {f"valid_{name}": value for name, value in metrics.items()})
         tracks = "held out" if self.task.has_held_out else "training tracks (none is held out)"
         say(f"{self.title}: step {done}, {tracks}: {self.task.describe(metrics)}")
 
-    def _write(self, done: int, metrics: dict[str, float], times: dict[str, float]) -> None:
+    def _write(self, done: int, metrics: dict[str, float]) -> None:
         # JSON has no infinities.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.metrics_log.write({"step": done, **finite})
         if done > self.metrics_log.last_step:  # a resumed run repeats steps that trackers already have
             for tracker in self.trackers:
-                tracker.log(metrics | times, step=done)
-        for finding in self.watch.update(done, metrics | times):
+                tracker.log(metrics, step=done)
+        for finding in self.watch.update(done, metrics):
             self.health_log.write(finding)
             say(f"health: {finding['message']}")
 

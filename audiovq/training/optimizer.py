@@ -4,8 +4,7 @@ All elements of a step of Muon have about the same size, for matrices of any sha
 serves Muon and AdamW (arXiv:2502.16982, section 2.2). Other weights use AdamW.
 
 torch.optim.Muon ignores `found_inf`, so it cannot skip a step without a wait for the device; it takes only
-matrices, rounds to bfloat16 on a CPU, too; and torch 2.8 does not have it. Source: Jordan 2024,
-https://kellerjordan.github.io/posts/muon/.
+matrices, and rounds to bfloat16 on a CPU, too. Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
 """
 
 from typing import Any

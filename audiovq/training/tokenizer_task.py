@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from audiovq.data.datasets import WaveformCrops
-from audiovq.data.tracks import SILENCE, DataConfig, Scan
+from audiovq.data.tracks import DataConfig, Scan
 from audiovq.distributed import collectives
 from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.blocks import ConvNeXtBlock, DilatedBlock
@@ -35,8 +35,6 @@ class TokenizerTask(Task):
             quantizers (ema, fsq) it is the raw bit rate, log2 codebook_size per code; for gumbel the divergence.
         perplexity_i, usage_i: 2^H of level i's codes in the batch, and the fraction of the codebook in use.
         unigram_bits_per_second_i: H times the code rate: the bit rate of level i's codes at their entropy.
-        power, reconstruction_power: mean squares; of several reconstructions the smallest.
-        silent_share: fraction of the examples that are never above -60 dBFS.
     Metrics of codes have no meaning before `vq_start_step`.
     """
 
@@ -112,7 +110,7 @@ class TokenizerTask(Task):
         losses = output.losses
         metrics = {name: value.detach() for name, value in (terms | losses).items()}
         metrics["reconstruction"] = reconstruction.detach()
-        metrics |= code_metrics(output.levels, self.stage.model) | level_metrics(batch, output.reconstructions)
+        metrics |= code_metrics(output.levels, self.stage.model)
         return reconstruction + self.losses.weighted(losses), metrics
 
     def describe(self, metrics: dict[str, float]) -> str:
@@ -130,18 +128,6 @@ def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: s
     if split == "train" and data.workers:
         crops.preload()
     return crops
-
-
-@torch.no_grad()
-def level_metrics(batch: Tensor, reconstructions: list[Tensor]) -> dict[str, Tensor]:
-    """Loudness of the music and of its reconstructions, [b, channels, samples] each."""
-    metrics = {
-        "power": batch.square().mean(),
-        "silent_share": (batch.abs().amax(dim=(1, 2)) < SILENCE).float().mean(),
-    }
-    if reconstructions:
-        metrics["reconstruction_power"] = torch.stack([x.float().square().mean() for x in reconstructions]).min()
-    return metrics
 
 
 @torch.no_grad()
