@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import threading
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
