@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from audiovq.api import CodeDataset, Generator, Tokenizer
     from audiovq.data.codes import Codes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["CodeDataset", "Codes", "Generator", "Tokenizer"]
 _HOME = {name: "audiovq.data.codes" if name == "Codes" else "audiovq.api" for name in __all__}
 

@@ -7,5 +7,5 @@
 from audiovq_player.piece import Piece
 from audiovq_player.player import Player
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Piece", "Player"]
