@@ -298,13 +298,8 @@ def codes_place(run: Path) -> Path | str:
 
 # Keys that may change when a run is resumed, perhaps on another machine: they do not change its results.
 RESUME_MUTABLE = {
-    "device_batch_size",
-    "compile",
-    "sharded",
-    "activation_checkpointing",
-    "checkpoint_seconds",
-    "workers",
-    "trackers",
+    *("device_batch_size", "compile", "sharded", "activation_checkpointing"),
+    *("checkpoint_seconds", "workers", "trackers"),
 }
 
 

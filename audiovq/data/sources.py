@@ -6,12 +6,10 @@ after each file. Add one to SOURCES, and `--data` and `data.folder` know it.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import json
 import os
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ from audiovq.data import audio, storage
 from audiovq.data.tracks import check_relative
 from audiovq.utils.environment import network_errors, require
 from audiovq.utils.files import atomic_file, atomic_folder, write_text
-from audiovq.utils.progress import say, track
+from audiovq.utils.progress import say, say_once, track
 
 WANTED = {*audio.SUFFIXES, ".json", ".jsonl", ".txt", ".md", ".mid", ".midi", ""}  # tracks, labels, notes, credits
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -67,11 +65,8 @@ class Files:
         try:
             with tarfile.open(copy) as tar, atomic_folder(target) as folder:
                 for member in tar:
-                    if member.isfile() and _is_wanted(member.name) and (source := tar.extractfile(member)):
-                        place = folder / member.name
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        with place.open("wb") as file:
-                            shutil.copyfileobj(source, file)
+                    if member.isfile() and _is_wanted(member.name):
+                        tar.extract(member, folder, filter="data")
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise ValueError(f"{self.base}/{name}: not a tar file, or damaged ({error})") from None
         finally:
@@ -151,13 +146,8 @@ def local_music(place: str) -> Path:
             for _ in track(source.copy(folder), "copy", len(source)):
                 pass
             write_text(done, place)
-    _say_once(f"data: the copy of {place} is in {folder}; delete that folder to copy it again")
+    say_once(f"data: the copy of {place} is in {folder}; delete that folder to copy it again")
     return folder
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    say(message)
 
 
 def _is_wanted(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
 from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
 from audiovq.utils.files import file_sha256, parse_line, read_jsonl, write_jsonl, write_text
-from audiovq.utils.progress import say
+from audiovq.utils.progress import say, say_once
 from audiovq.utils.progress import track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
@@ -284,13 +283,9 @@ def _as_labels(content: Any, source: str) -> dict[str, str]:
         if all(isinstance(v, str | int | float) for v in values):
             labels[str(name)] = ", ".join(map(str, values))
         elif value is not None:
-            _say_left_out(str(name))
+            expected = "expected text, a number or a list of them, found nested values; it is left out"
+            say_once(f"label {str(name)!a:.80}: {expected}")
     return {name: value for name, value in labels.items() if value}
-
-
-@functools.cache  # once for all tracks
-def _say_left_out(name: str) -> None:
-    say(f"label {name!a:.80}: expected text, a number or a list of them, found nested values; it is left out")
 
 
 def _check_text(labels: dict[str, str]) -> None:

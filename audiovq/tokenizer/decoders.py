@@ -34,9 +34,7 @@ class IstftDecoder(nn.Module):
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
         spectrum: Literal["polar", "complex"] = "polar"  # each bin as magnitude and phase, or both parts
 
-    def __init__(
-        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
         if config.overlap % 2 or hop_length % 2:
             raise ValueError(
@@ -121,9 +119,7 @@ class ToneDecoder(IstftDecoder):
         high: float = Field(default=112, ge=1, le=136)
         per_semitone: int = Field(default=5, ge=1, le=20)
 
-    def __init__(
-        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__(dim, channels, hop_length, config, sample_rate, causal)
         self.pitches = pitches(config.low, config.high, config.per_semitone, sample_rate)
         self.tone_head = nn.Linear(config.dim, channels * len(self.pitches))
@@ -172,9 +168,7 @@ class ConvDecoder(nn.Module):
         n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
         n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes
 
-    def __init__(
-        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
         strides = factor_strides(hop_length, config.max_stride)
         stack = Stack(config.block, dim, config.n_blocks, causal)

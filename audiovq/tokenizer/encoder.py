@@ -22,13 +22,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        hop_lengths: list[int],
-        dim: int,
-        config: EncoderConfig,
-        sample_rate: int,
-        causal: bool = False,
+        self, channels: int, hop_lengths: list[int], dim: int, config: EncoderConfig, sample_rate: int, causal: bool
     ):
         super().__init__()
         rate = hop_lengths[-1]  # samples per frame of the features so far

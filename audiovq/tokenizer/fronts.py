@@ -28,9 +28,7 @@ class ConvFront(nn.Module):
         max_stride: int = Field(default=8, ge=2)  # the hop is split into strides of at most this
         n_blocks: int = Field(default=1, ge=0)  # residual blocks after each stride
 
-    def __init__(
-        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
         layers: list[nn.Module] = []
         width, rate, self.radius_samples, self.ahead_samples = channels, 1, 0, 0
@@ -105,9 +103,7 @@ class StftFront(SpectralFront):
         kind: Literal["stft"] = "stft"
         overlap: int = Field(default=4, ge=2)  # n_fft / finest hop
 
-    def __init__(
-        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         n_fft = hop_length * config.overlap
         super().__init__(channels * 3 * (n_fft // 2 + 1), dim)
         self.hop_length, self.radius_samples = hop_length, n_fft
@@ -151,9 +147,7 @@ class MelFront(SpectralFront):
         overlaps: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 8), min_length=1)
         n_mels: int = Field(default=512, ge=8)  # bands; a short window has at most a 12th of its samples
 
-    def __init__(
-        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         n_ffts = [hop_length * overlap for overlap in config.overlaps]
         n_mels = [max(2, min(config.n_mels, n // 12)) for n in n_ffts]
         super().__init__(channels * sum(n_mels), dim)

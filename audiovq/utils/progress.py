@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -21,6 +22,9 @@ LOG_SECONDS = 10.0  # between two plain lines
 def say(message: str) -> None:
     """One line to standard error, above any running progress bar."""
     console.print(printable(message), markup=False)
+
+
+say_once = functools.cache(say)  # each message
 
 
 class _NotedProgress(Progress):
