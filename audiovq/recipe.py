@@ -28,9 +28,9 @@ class TrainingConfig(Config):
 
     steps: int = Field(default=1000, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: priors learn more per step, which takes longer
-    batch_size: int = Field(default=8, ge=1)  # global batch: examples per step, on all devices together
+    batch_size: int = Field(default=8, ge=1, le=1 << 20)  # global batch: examples per step, on all devices together
     # Micro-batch: examples that a device computes at once; null: its whole share. Results stay the same.
-    device_batch_size: int | None = Field(default=None, ge=1)
+    device_batch_size: int | None = Field(default=None, ge=1, le=1 << 20)
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=50, ge=0)
     final_fraction: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of the cosine
@@ -40,7 +40,7 @@ class TrainingConfig(Config):
     gradient_clip: float = Field(default=1.0, gt=0)
     log_steps: int = Field(default=25, ge=1)
     evaluate_steps: int = Field(default=250, ge=1)  # steps between two evaluations on held-out tracks
-    evaluate_batches: int = Field(default=4, ge=1)
+    evaluate_batches: int = Field(default=4, ge=1, le=1 << 20)
     checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0: after every step
     # Decay of a moving average of the weights, which is evaluated and saved in their place; null: none.
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -61,7 +61,7 @@ class TokenizerStage(Config):
     from_pretrained: str | None = None
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
-    crop_seconds: float = Field(default=0.68, gt=0)
+    crop_seconds: float = Field(default=0.68, gt=0, le=86400)
     # Step at which the codebooks start; before it latents are not quantized, so that they become useful.
     vq_start_step: int = Field(default=100, ge=0)
     # Decoder tones: the step at which sound is made; before it only the loudness of tones is learned, several times as fast.
@@ -106,7 +106,7 @@ class CodesStage(Config):
     # The music for the priors, by path below data.folder ("chorales/*"); []: all music of the tokenizer.
     only: tuple[str, ...] = ()
     # How often each training track is encoded, each time from a later start: more codes of the same music.
-    shifts: int = Field(default=1, ge=1)
+    shifts: int = Field(default=1, ge=1, le=1024)
 
 
 class PriorStage(Config):
@@ -120,8 +120,8 @@ class PriorStage(Config):
 class SamplesConfig(Config):
     """The audio that a run writes to its samples/ folder after each stage."""
 
-    seconds: float = Field(default=10.0, gt=0)
-    n: int = Field(default=2, ge=1)
+    seconds: float = Field(default=10.0, gt=0, le=86400)
+    n: int = Field(default=2, ge=1, le=1024)
 
 
 class Recipe(Config):

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import pooch
@@ -40,6 +40,7 @@ LINE, SPLITS = ("path", "sha256", "split", "labels"), ("train", "valid")
 # Columns of tracks.npy before the first code of each level and the number of codes of each level: the line's
 # place and size in tracks.jsonl, the shard, the split, the number of samples.
 N_COLUMNS = 5
+Places = tuple[Annotated[int, Field(ge=0, le=conf.LARGEST_NUMBER)], ...]
 
 
 class ShardTrack(Config):
@@ -51,8 +52,8 @@ class ShardTrack(Config):
     labels: dict[str, str]
     n_samples: PositiveInt  # at the tokenizer's rate
     shard: NonNegativeInt
-    offsets: tuple[NonNegativeInt, ...]  # first code within the shard's file, a level
-    lengths: tuple[NonNegativeInt, ...]  # codes, a level
+    offsets: Places  # first code within the shard's file, a level
+    lengths: Places  # codes, a level
 
 
 class TrackTable(Sequence[ShardTrack]):

@@ -155,7 +155,7 @@ def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: P
     part = content.get(key)
     if not isinstance(part, dict):
         raise ValueError(f"{path}: {key}: expected a mapping, found {part!r:.40}")
-    return conf.build(kind, part, str(path), key)
+    return conf.build(kind, part, f"{path}: {key}")
 
 
 def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> PriorSpec:

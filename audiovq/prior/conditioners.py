@@ -134,7 +134,7 @@ class TextConditioner(Conditioner):
 
     class Config(BaseConfig):
         kind: Literal["text"] = "text"
-        max_bytes: int = Field(default=128, ge=1)  # longer texts of the training tracks are cut
+        max_bytes: int = Field(default=128, ge=1, le=1 << 16)  # longer texts of the training tracks are cut
         dropout: float = Field(default=0.1, ge=0, le=1)
 
     def __init__(self, config: Config, dim: int, spec: PriorSpec):
@@ -205,8 +205,8 @@ class InfillConditioner(Conditioner):
 
     class Config(BaseConfig):
         kind: Literal["infill"] = "infill"
-        n_codes: int = Field(default=16, ge=1)  # codes after a gap that the prior sees
-        reach: int = Field(default=512, ge=8)  # codes; all larger distances to the gap's end look the same
+        n_codes: int = Field(default=16, ge=1, le=4096)  # codes after a gap that the prior sees
+        reach: int = Field(default=512, ge=8, le=1 << 24)  # codes; all larger distances to the gap's end look the same
         rate: float = Field(default=0.5, ge=0, le=1)  # share of the training windows with a gap
 
     def __init__(self, config: Config, dim: int, spec: PriorSpec):

@@ -25,7 +25,7 @@ from audiovq.prior.transformer import Transformer, TransformerConfig
 
 class PriorConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
-    context_codes: int = Field(default=4, ge=0)  # coarser codes to see on either side of the current one
+    context_codes: int = Field(default=4, ge=0, le=1024)  # coarser codes to see on either side of the current one
     conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
     # Share of training items without label, text, chroma and notes, for guidance (arXiv:2207.12598, section 3.2).
     unconditional_rate: float = Field(default=0.1, ge=0, lt=1)

@@ -34,13 +34,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class TransformerConfig(Config):
-    dim: int = Field(default=256, ge=8)
-    n_layers: int = Field(default=6, ge=1)
-    n_heads: int = Field(default=4, ge=1)
-    n_kv_heads: int | None = None  # fewer than n_heads: queries share keys and values (arXiv:2305.13245)
-    mlp_ratio: float = Field(default=2.667, gt=0)  # hidden width of SwiGLU over dim
-    context: int = Field(default=512, ge=2)  # codes in a training window
-    attention_window: int | None = Field(default=None, ge=1)  # codes a position attends to; null: the context
+    dim: int = Field(default=256, ge=8, le=1 << 16)
+    n_layers: int = Field(default=6, ge=1, le=1024)
+    n_heads: int = Field(default=4, ge=1, le=4096)
+    # Fewer than n_heads: queries share keys and values (arXiv:2305.13245); null: as many.
+    n_kv_heads: int | None = Field(default=None, le=4096)
+    mlp_ratio: float = Field(default=2.667, gt=0, le=64)  # hidden width of SwiGLU over dim
+    context: int = Field(default=512, ge=2, le=1 << 16)  # codes in a training window
+    attention_window: int | None = Field(default=None, ge=1, le=1 << 16)  # codes to attend to; null: the context
     dropout: float = Field(default=0.0, ge=0, lt=1)  # of the input, and of the outputs of attention and MLP
 
     @model_validator(mode="after")

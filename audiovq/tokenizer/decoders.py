@@ -29,9 +29,9 @@ class IstftDecoder(nn.Module):
 
     class Config(BaseConfig):
         kind: Literal["istft"] = "istft"
-        dim: int = Field(default=256, ge=8)
-        n_blocks: int = Field(default=5, ge=0)
-        overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
+        dim: int = Field(default=256, ge=8, le=1 << 16)
+        n_blocks: int = Field(default=5, ge=0, le=256)
+        overlap: int = Field(default=4, ge=2, le=256)  # n_fft / finest hop; even, so that frames centre on their hop
         spectrum: Literal["polar", "complex"] = "polar"  # each bin as magnitude and phase, or both parts
 
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
@@ -163,10 +163,10 @@ class ConvDecoder(nn.Module):
     class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "dilated"
-        base_dim: int = Field(default=64, ge=4)  # width before the last stride; doubles towards the codes
-        max_stride: int = Field(default=8, ge=2)
-        n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
-        n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes
+        base_dim: int = Field(default=64, ge=4, le=1 << 16)  # width before the last stride; doubles towards the codes
+        max_stride: int = Field(default=8, ge=2, le=1 << 16)
+        n_stride_blocks: int = Field(default=2, ge=0, le=256)  # residual blocks after each stride
+        n_blocks: int = Field(default=4, ge=0, le=256)  # residual blocks at the rate of the codes
 
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()

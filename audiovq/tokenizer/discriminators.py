@@ -23,7 +23,7 @@ from audiovq.config import Config as BaseConfig
 from audiovq.config import Window, one_of
 from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
-Widths = tuple[Annotated[int, Field(ge=1)], ...]
+Widths = tuple[Annotated[int, Field(ge=1, le=1 << 16)], ...]
 
 
 @dataclass
@@ -110,7 +110,7 @@ class MultiResolutionDiscriminator(nn.Module):
         windows: tuple[Window, ...] = Field(default=(2048, 1024, 512), min_length=1)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
         bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # their borders, as parts of half the sample rate
-        dim: int = Field(default=32, ge=1)
+        dim: int = Field(default=32, ge=1, le=1 << 16)
         n_strides: int = Field(default=3, ge=0)  # layers that halve the number of frequencies
 
         @model_validator(mode="after")
@@ -179,7 +179,7 @@ class MelDiscriminator(PatchDiscriminator):
     class Config(ViewsConfig):
         kind: Literal["mel"] = "mel"
         windows: tuple[Window, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
-        n_mels: int = Field(default=256, ge=8)  # bands, at most
+        n_mels: int = Field(default=256, ge=8, le=4096)  # bands, at most
         dims: Widths = Field(default=(16, 32, 64), min_length=1)  # widths; each layer halves the bands
 
     def __init__(self, channels: int, config: Config, sample_rate: int):

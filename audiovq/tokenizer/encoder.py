@@ -11,7 +11,7 @@ from audiovq.tokenizer.fronts import FRONTS, StftFront
 class EncoderConfig(Config):
     front: one_of(FRONTS) = StftFront.Config()  # type: ignore[valid-type]
     block: BlockKind = "convnext"
-    n_blocks: int = Field(default=4, ge=0)  # residual blocks at each level's own rate
+    n_blocks: int = Field(default=4, ge=0, le=256)  # residual blocks at each level's own rate
 
 
 class Encoder(nn.Module):

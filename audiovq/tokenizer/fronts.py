@@ -24,9 +24,9 @@ class ConvFront(nn.Module):
     class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "convnext"
-        base_dim: int = Field(default=64, ge=4)  # width after the first stride; doubles with each further one
-        max_stride: int = Field(default=8, ge=2)  # the hop is split into strides of at most this
-        n_blocks: int = Field(default=1, ge=0)  # residual blocks after each stride
+        base_dim: int = Field(default=64, ge=4, le=1 << 16)  # width after the first stride; doubles with each one
+        max_stride: int = Field(default=8, ge=2, le=1 << 16)  # the hop is split into strides of at most this
+        n_blocks: int = Field(default=1, ge=0, le=256)  # residual blocks after each stride
 
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
@@ -101,7 +101,7 @@ class StftFront(SpectralFront):
 
     class Config(BaseConfig):
         kind: Literal["stft"] = "stft"
-        overlap: int = Field(default=4, ge=2)  # n_fft / finest hop
+        overlap: int = Field(default=4, ge=2, le=256)  # n_fft / finest hop
 
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         n_fft = hop_length * config.overlap
@@ -144,8 +144,8 @@ class MelFront(SpectralFront):
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
         # n_fft / finest hop of each window
-        overlaps: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 8), min_length=1)
-        n_mels: int = Field(default=512, ge=8)  # bands; a short window has at most a 12th of its samples
+        overlaps: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(default=(2, 8), min_length=1)
+        n_mels: int = Field(default=512, ge=8, le=4096)  # bands; a short window has at most a 12th of its samples
 
     def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         n_ffts = [hop_length * overlap for overlap in config.overlaps]

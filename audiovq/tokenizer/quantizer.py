@@ -98,11 +98,11 @@ class EMAQuantizer(Quantizer):
     class Config(BaseConfig):
         kind: Literal["ema"] = "ema"
         codebook_size: int = Field(default=1024, ge=2, le=MAX_CODES)
-        codebook_dim: int = Field(default=16, ge=2)
+        codebook_dim: int = Field(default=16, ge=2, le=4096)
         gradient: Literal["straight_through", "rotation"] = "straight_through"
         decay: float = Field(default=0.99, gt=0, lt=1)
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
-        kmeans_iterations: int = Field(default=10, ge=0)
+        kmeans_iterations: int = Field(default=10, ge=0, le=1 << 16)
 
     loss_names = ("commitment",)
 
@@ -173,14 +173,14 @@ class GumbelQuantizer(Quantizer):
     class Config(BaseConfig):
         kind: Literal["gumbel"] = "gumbel"
         codebook_size: int = Field(default=1024, ge=2, le=MAX_CODES)
-        codebook_dim: int = Field(default=16, ge=2)
+        codebook_dim: int = Field(default=16, ge=2, le=4096)
         temperature_start: float = Field(default=1.0, gt=0)
         temperature_end: float = Field(default=0.0625, gt=0)
-        temperature_steps: int = Field(default=1000, ge=1)  # from start to end, counted from `vq_start_step`
+        temperature_steps: int = Field(default=1000, ge=1, le=1 << 40)  # from start to end, after `vq_start_step`
         scale: float = Field(default=30.0, gt=0)  # initial factor of the cosines
         decay: float = Field(default=0.99, gt=0, lt=1)  # of the usage by which dead codes are found
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
-        kmeans_iterations: int = Field(default=10, ge=0)
+        kmeans_iterations: int = Field(default=10, ge=0, le=1 << 16)
 
     loss_names = ("kl",)
 

@@ -25,7 +25,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -48,12 +48,13 @@ from audiovq.utils.chunking import in_microbatches
 class VQVAEConfig(Config):
     sample_rate: int = Field(default=24000, ge=1000, le=384000)  # Hz
     channels: int = Field(default=1, ge=1, le=2)
-    hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples per code, coarse to fine; residual: may repeat
+    # Samples per code, coarse to fine; residual: may repeat.
+    hop_lengths: tuple[Annotated[int, Field(le=1 << 16)], ...] = (1024, 512, 256)
     topology: Literal["residual", "independent", "bands"] = "residual"
     bands: BandsConfig = BandsConfig()  # of topology bands
     shared_codebook: bool = True
     causal: bool = False  # convolutions look back only, so that live sound needs little of the future
-    dim: int = Field(default=256, ge=8)  # channels of the features
+    dim: int = Field(default=256, ge=8, le=1 << 16)  # channels of the features
     whiten_latents: bool = False  # uncorrelated channels, with which levels share a codebook better
     level_dropout: float = Field(default=0.5, ge=0, le=1)  # residual: part of the items that train with fewer levels
     encoder: EncoderConfig = EncoderConfig()
