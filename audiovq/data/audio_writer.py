@@ -23,13 +23,8 @@ PIPE_BYTES = (1 << 32) - 1 - 36  # the largest size in a header; players take it
 NO_TAGS: Mapping[str, str] = {}
 ID3_FRAMES = {"title": id3.TIT2, "comment": id3.COMM, "software": id3.TSSE}  # type: ignore[attr-defined]
 # The name of each format and subtype in libsndfile; a PCM subtype has the bits.
-FORMATS = {
-    ".wav": ("WAV", ""),
-    ".flac": ("FLAC", ""),
-    ".opus": ("OGG", "OPUS"),
-    ".ogg": ("OGG", "OPUS"),
-    ".mp3": ("MP3", "MPEG_LAYER_III"),
-}
+FORMATS = {".wav": ("WAV", ""), ".flac": ("FLAC", ""), ".opus": ("OGG", "OPUS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
+FORMATS[".ogg"] = FORMATS[".opus"]
 BEGINNINGS = {"WAV": [b"RIFF"], "FLAC": [b"fLaC"], "OGG": [b"OggS"], "MP3": [b"ID3", b"\xff"]}
 RATES = {"OGG": (8000, 12000, 16000, 24000, 48000), "MP3": (16000, 22050, 24000, 32000, 44100, 48000)}
 

@@ -39,11 +39,7 @@ def rules(network: VQVAE) -> dict[str, Any]:
         else "only if it is not the finest: that alone is decoded"
     )
     return {
-        "sample_rate": c.sample_rate,
-        "channels": c.channels,
-        "hop_lengths": list(c.hop_lengths),
-        "codebook_size": c.codebook_size,
-        "topology": c.topology,
+        **{name: getattr(c, name) for name in ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")},
         "tokenizer_hash": tokenizer_hash(network),
         "samples_multiple": c.hop_lengths[0],
         "decode_period": network.period,

@@ -52,10 +52,8 @@ def export_generator(
         "format": FORMAT,
         "name": name,
         "audiovq": audiovq.__version__,
-        "sample_rate": config.sample_rate,
-        "channels": config.channels,
+        **{name: getattr(config, name) for name in ("sample_rate", "channels", "codebook_size")},
         "hop_lengths": list(config.hop_lengths[: len(priors)]),
-        "codebook_size": config.codebook_size,
         "tokenizer_hash": tokenizer_hash(network),
         "labels": priors[0].spec.vocabularies,
         "decoder": _write_decoder(folder, network, decoder, len(priors)),
@@ -101,14 +99,10 @@ def _write_prior(folder: Path, prior: Prior, level: int, int8: bool) -> tuple[di
         "file": f"prior-{level}.onnx",
         "inputs": graph.conditions,
         "labels": prior.config.label_names,
-        "n_layers": c.n_layers,
-        "kv_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "window": c.window,
+        **{name: getattr(c, name) for name in ("n_layers", "kv_heads", "head_dim", "window")},
+        **{name: extra[name] for name in ("text_bytes", "infill_codes")},
         "n_prefix": n_prefix,
         "context_codes": prior.config.context_codes,
-        "text_bytes": extra["text_bytes"],
-        "infill_codes": extra["infill_codes"],
     }
     examples = example_inputs(prior, graph)
     batch, errors = torch.export.Dim("batch", min=1), []
