@@ -144,8 +144,7 @@ class Generator(Shareable):
         on_codes: CodesCallback = ignore_codes,
         in_time_order: bool = False,
     ) -> Iterator[Codes]:
-        """Generate the items `items` of a seed, one after the other; arguments as `sample_codes` and
-        `sampling.generate`."""
+        """Generate the items `items` of a seed, in turn; arguments as `sample_codes` and `sampling.generate`."""
         options = options or PieceOptions()
         priors, settings = self.priors, level_settings(self.sampling, options)
         request = make_request(self.priors, n_samples, seed, options)

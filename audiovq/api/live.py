@@ -221,9 +221,8 @@ class Live:
     def codes(self, last_seconds: float | None = None) -> Codes:
         """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept.
 
-        They reach beyond what `read` has given by what the decoder looks ahead. The codes from the first one
-        on, decoded with `decoder_stream` and the same blocks, give the same samples to the bit. Raises
-        ValueError if nothing was drawn yet.
+        They reach beyond what `read` has given by what the decoder looks ahead. All of them, decoded by
+        `decoder_stream` in the same blocks, give the same samples to the bit. ValueError if nothing was drawn yet.
         """
         with self.reading:
             frames = list(self.frames)

@@ -101,8 +101,7 @@ class Tokenizer(Shareable):
                 file, or a value of an `Audio` column of the library datasets.
             sample_rate: of the waveform, Hz, 1000 to 768000.
         Returns:
-            int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the
-            tokenizer's rate.
+            int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the tokenizer's rate.
         Raises:
             ValueError: wrong shape or type, no samples, or samples that are not finite.
         """

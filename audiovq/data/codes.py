@@ -88,8 +88,7 @@ class Codes:
         return self.flattening(pattern).flatten(self.levels, special)
 
     def to_transformers(self) -> dict[str, Tensor]:
-        """`audio_codes`, int64 [1, n_levels, time], as the codecs of transformers name them; ValueError unless
-        the rates of all levels are equal."""
+        """`audio_codes` of transformers, int64 [1, n_levels, time]; ValueError unless all levels have one rate."""
         if len(set(hops := self.hop_lengths[: len(self.levels)])) > 1:
             advice = "flatten() makes one sequence of levels with different rates"
             raise ValueError(f"to_transformers: expected levels of equal rate, found hop_lengths {hops}; {advice}")

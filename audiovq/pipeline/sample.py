@@ -131,9 +131,8 @@ def sample(
     pick_model: Callable[[], Path],
     finished: Callable[[Sampled], object] = lambda sampled: None,
 ) -> Iterator[str]:
-    """Make music; yields the name of each file when it is whole. `arguments` are those of this program, to
-    start it on several GPUs; `finished` is called once by the first process when all are there. Raises
-    ValueError for options that cannot be."""
+    """Make music; yields the name of each file when it is whole. `arguments` are those of this program, to start it on
+    several GPUs; the first process calls `finished` when all are there. ValueError for options that cannot be."""
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
         return

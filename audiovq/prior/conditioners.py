@@ -83,8 +83,7 @@ class LabelConditioner(Conditioner):
         super().__init__()
         self.config, self.dropout = config, config.dropout
         self.embedding = nn.Embedding(len(spec.vocabularies[config.name]) + 1, dim)
-        # As large as a code's embedding. Only a piece's first codes need the label, so a small embedding
-        # would learn slowly.
+        # As large as a code's: a small one would learn slowly, because only a piece's first codes need the label.
         nn.init.normal_(self.embedding.weight, std=0.5)
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]

@@ -147,8 +147,7 @@ class PackedEngine:
         return torch.cat(logits)
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
-        """Run one position: int64 [batch] and float [batch, dim] -> logits [batch, codebook_size],
-        overwritten by the next step."""
+        """Run one position: int64 [batch], float [batch, dim] -> logits [batch, codebook_size], of one buffer."""
         b, slot = self.buffers, self.cache.slot
         scores, all_keys, all_values = self._seen()
         rotation = self._rotation()

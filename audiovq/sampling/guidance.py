@@ -1,9 +1,8 @@
 """A prior with the conditions of a piece, and classifier-free guidance.
 
-logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the
-network's batch: one with and one without label, text, chroma and notes. Timing and gaps are in both. A
-guidance of 1 is the prior as it was trained, and needs one row. Source: Ho & Salimans 2021, arXiv:2207.12598,
-equation 6.
+logits = unconditional + guidance · (conditional - unconditional) (Ho & Salimans 2021, arXiv:2207.12598, equation 6).
+With guidance, each item is two rows of the network's batch: one with and one without label, text, chroma and notes.
+Timing and gaps are in both. A guidance of 1 is the prior as it was trained, and needs one row.
 """
 
 import dataclasses

@@ -27,8 +27,7 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  
 
 
 class Engine:
-    """A model, by the `name` that the user knows, and the projects of its studio. Sounds are in a folder of
-    their own, and can be made again."""
+    """A model, by the `name` that the user knows, and the projects of its studio; `place` is for sounds, made anew."""
 
     def __init__(self, folder: Path, name: str, library: Library, limits: Limits, place: Path):
         self.folder, self.name, self.library, self.limits = folder, name, library, limits

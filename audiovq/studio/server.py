@@ -1,5 +1,4 @@
-"""The server: the REST interface and the files of the page, on a thread. The model loads while the page does, so torch
-is not imported here."""
+"""The server: REST interface and files of the page, on a thread. The model, and with it torch, loads meanwhile."""
 
 from __future__ import annotations
 
@@ -328,9 +327,8 @@ def file_name(title: str, suffix: str) -> str:
 def open_studio(
     load: Load, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
 ) -> Iterator[tuple[str, Studio]]:
-    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and
-    the studio, for which `load` loads the model in a thread. Raises ValueError if the port is taken, or
-    the address is not this machine's."""
+    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and the studio,
+    whose model `load` loads in a thread. ValueError if the port is taken, or the address is not this machine's."""
     limits, access = limits or Limits(), access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))

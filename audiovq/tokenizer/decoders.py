@@ -18,10 +18,9 @@ from audiovq.tokenizer.tones import Oscillators
 class IstftDecoder(nn.Module):
     """ConvNeXt blocks at the rate of the codes, and an inverse STFT as the upsampling (Vocos, arXiv:2306.00814).
 
-    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant
-    codes hold a note, and other pitches need no codes for their phase. Each bin starts with a random phase,
-    because equal ones would add up to clicks. The reference repeats every `overlap` frames, so a chunk must
-    begin at a multiple of it (`period`).
+    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant codes hold a
+    note, and other pitches need no codes for their phase. Each bin starts with a random phase, as equal ones would add
+    up to clicks. The reference repeats every `overlap` frames: chunks begin at multiples of it (`period`).
 
     With `spectrum: complex` the network gives real and imaginary parts, without the reference. The waveform
     is then linear in the last layer's output, and learned much sooner. For codecs, not for generation.

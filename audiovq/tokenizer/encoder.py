@@ -17,8 +17,7 @@ class EncoderConfig(Config):
 class Encoder(nn.Module):
     """Waveform [b, channels, samples] -> features [b, dim, samples / hop] for every hop, coarse to fine.
 
-    The front leads to the finest hop, strided convolutions from there to each coarser one. Levels with the same
-    hop have the same features.
+    The front leads to the finest hop, strided convolutions to each coarser one. Levels of one hop share features.
     """
 
     def __init__(

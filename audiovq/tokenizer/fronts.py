@@ -88,8 +88,7 @@ def samples_ahead(n_fft: int, hop_length: int, causal: bool) -> int:
 
 
 def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int, ahead: int | None = None) -> Tensor:
-    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on hop t, or ends `ahead` samples
-    after it."""
+    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on hop t, or ends `ahead` on."""
     side = len(window) - hop_length
     ahead = side - side // 2 if ahead is None else ahead
     frames = F.pad(waveform.float(), (side - ahead, ahead)).unfold(-1, len(window), hop_length)

@@ -49,8 +49,7 @@ class LossConfig(Config):
 class ToneLoss(nn.Module):
     """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music.
 
-    mean |Δ m^0.3| / mean m^0.3 + mean |Δ log10 m| / 2, with magnitudes m of `NoteSpectrogram`: the first counts what is
-    loud, the second all.
+    mean |Δ m^0.3| / mean m^0.3 (what is loud) + mean |Δ log10 m| / 2 (all), with magnitudes m of `NoteSpectrogram`.
     """
 
     def __init__(self, sample_rate: int, hop_length: int, pitches: Tensor):
@@ -121,9 +120,8 @@ class ReconstructionLoss(nn.Module):
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
-        """The terms that have a weight, between reconstruction and original, float [b, channels, samples],
-        unweighted: means over the items of this rank, `microbatch_size` at a time. Convergence in `stft` is
-        over all ranks."""
+        """The terms that have a weight, between reconstruction and original, float [b, channels, samples], unweighted:
+        means over the items of this rank, `microbatch_size` at a time. Convergence in `stft` is over all ranks."""
         with torch.autocast(target.device.type, enabled=False):
             pieces = in_microbatches(self._sums, microbatch_size, x.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}

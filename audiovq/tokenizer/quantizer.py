@@ -88,11 +88,10 @@ GRADIENTS = {"straight_through": straight_through, "rotation": rotation}
 class EMAQuantizer(Quantizer):
     """Vector quantization: the nearest code, with code vectors that follow the mean of their latents.
 
-    The means are exponential moving averages of counts and sums (van den Oord 2017, arXiv:1711.00937, section
-    3.2 and appendix A.1). Differs: latents and code vectors are on the unit sphere of a low dimension, so
-    that the nearest has the largest cosine (ViT-VQGAN, arXiv:2110.04627, section 3.2). Codes start by k-means
-    (SoundStream, arXiv:2107.03312, section III-C). Codes that are used less than a fraction of the mean are
-    revived (Jukebox, arXiv:2005.00341, section 3).
+    The means are exponential moving averages of counts and sums (VQ-VAE, arXiv:1711.00937, section 3.2 and appendix
+    A.1). Differs: latents and code vectors are on the unit sphere of a low dimension, so that the nearest has the
+    largest cosine (ViT-VQGAN, arXiv:2110.04627, section 3.2). Codes start by k-means (SoundStream, arXiv:2107.03312,
+    section III-C), and are revived if used less than a fraction of the mean (Jukebox, arXiv:2005.00341, section 3).
     """
 
     class Config(BaseConfig):
@@ -244,9 +243,8 @@ class GumbelQuantizer(Quantizer):
 class FSQuantizer(Quantizer):
     """Finite scalar quantization: each channel is bounded and rounded to one of a few values.
 
-    Mentzer 2023, arXiv:2309.15505, section 3.1. Nothing is learned. A code is a number in mixed radix whose
-    digits are the channels' values, the first channel's digit the lowest. Differs: values spread evenly over
-    [-1, 1].
+    Mentzer 2023, arXiv:2309.15505, section 3.1. Nothing is learned. A code is a number in mixed radix whose digits are
+    the channels' values, the first channel's digit the lowest. Differs: values spread evenly over [-1, 1].
     """
 
     class Config(BaseConfig):

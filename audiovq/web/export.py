@@ -76,9 +76,8 @@ def write_page(folder: Path) -> None:
 
 
 def runtime_folder() -> Path:
-    """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the
-    unpacked npm package, downloaded once (33 MB) into the user's cache folder and checked. ValueError if
-    files are missing."""
+    """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the unpacked npm
+    package, downloaded once (33 MB) into the user's cache folder and checked. ValueError if files are missing."""
     if named := os.environ.get(FOLDER):
         if found := next(filter(_is_complete, (Path(named), Path(named) / "dist")), None):
             return found
