@@ -29,6 +29,7 @@ from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.conditions import SILENT
 from audiovq.data.notes import N_FRAMES
 from audiovq.data.tracks import Track, check_relative
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
 from audiovq.utils.progress import track as progress
 
@@ -347,10 +348,8 @@ class Shards:
 
 def _mapped(path: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped; ValueError for another file, or a damaged one."""
-    try:
+    with errors_as("expected an array, found none"):  # numpy parses the header as Python, which fails in many ways
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python, which fails in many ways
-        raise ValueError(f"expected an array, found none ({type(error).__name__})") from None
 
 
 def _index_crc32(content: dict[str, Any]) -> int:

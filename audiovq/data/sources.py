@@ -6,6 +6,7 @@ after each file. Add one to SOURCES, and `--data` and `data.folder` know it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -22,7 +23,7 @@ from filelock import FileLock
 
 from audiovq.data import audio, storage
 from audiovq.data.tracks import check_relative
-from audiovq.utils.environment import network_errors, require
+from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import atomic_file, atomic_folder, write_text
 from audiovq.utils.progress import say, say_once, track
 
@@ -62,15 +63,13 @@ class Files:
             return
         copy = target.with_name(f".{target.name}.download")
         storage.download(self.base, name, copy, self.files[name])
-        try:
+        failure = f"{self.base}/{name}: not a tar file, or damaged"
+        with contextlib.ExitStack() as stack, errors_as(failure, tarfile.TarError, EOFError, zlib.error):
+            stack.callback(copy.unlink, missing_ok=True)
             with tarfile.open(copy) as tar, atomic_folder(target) as folder:
                 for member in tar:
                     if member.isfile() and _is_wanted(member.name):
                         tar.extract(member, folder, filter="data")
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise ValueError(f"{self.base}/{name}: not a tar file, or damaged ({error})") from None
-        finally:
-            copy.unlink(missing_ok=True)
 
 
 class Rows:
@@ -85,7 +84,8 @@ class Rows:
             raise ValueError(f"{place}: expected the options name, split, column or revision, found {min(unknown)}")
         is_saved = any(os.path.isfile(f"{name}/{file}") for file in ("dataset_dict.json", "state.json"))
         chosen = {key: options[key] for key in ("name", "revision") if key in options}
-        with network_errors(f"{place}: cannot be opened", "; expected datasets://owner/name or datasets:///folder"):
+        advice = "; expected datasets://owner/name or datasets:///folder"
+        with errors_as(f"{place}: cannot be opened", advice=advice):
             found = library.load_from_disk(name) if is_saved else library.load_dataset(name, **chosen)
         splits: dict[str, Any] = found if isinstance(found, dict) else {"train": found}
         if (only := options.get("split")) and only not in splits:

@@ -21,6 +21,7 @@ from pydantic import Field, TypeAdapter
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
 from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import file_sha256, parse_line, read_jsonl, write_jsonl, write_text
 from audiovq.utils.progress import say, say_once
 from audiovq.utils.progress import track as progress
@@ -264,12 +265,10 @@ def _labels_of_files(path: Path) -> dict[str, str]:
             if (size := candidate.stat().st_size) > LABEL_BYTES:
                 raise ValueError(f"{candidate.name}: expected labels of at most 1 MB, found {size} bytes")
             is_json = candidate.suffix == ".json"
-            try:
+            failure = f"{candidate.name}: not valid {'JSON' if is_json else 'text in UTF-8'}"
+            with errors_as(failure, ValueError, RecursionError):
                 text = candidate.read_text(encoding="utf-8-sig").strip()
                 content = json.loads(text) if is_json else {"text": text}
-            except (ValueError, RecursionError) as error:
-                expected = "JSON" if is_json else "text in UTF-8"
-                raise ValueError(f"{candidate.name}: not valid {expected} ({error})") from None
             labels |= _as_labels(content, candidate.name)
     return labels
 

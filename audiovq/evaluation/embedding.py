@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from audiovq.data import audio
 from audiovq.data.resampling import resample
-from audiovq.utils.environment import network_errors
+from audiovq.utils.environment import errors_as
 
 SAMPLE_RATE = 16000
 N_FFT, STFT_HOP, N_MELS = 512, 256, 96
@@ -39,7 +39,7 @@ def fetch_weights(folder: Path | None = None) -> Path:
     folder = folder or Path(pooch.os_cache("audiovq"))
     failure = f"{folder / WHEEL}: the weights of the music embedding cannot be downloaded"
     advice = f"; download them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"
-    with network_errors(failure, advice):
+    with errors_as(failure, advice=advice):
         return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname=WHEEL, path=folder, progressbar=False))
 
 

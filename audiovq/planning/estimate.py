@@ -32,6 +32,7 @@ from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
 from audiovq.training.tokenizer_task import TokenizerTask
+from audiovq.utils.environment import errors_as
 from audiovq.utils.progress import duration
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
@@ -183,12 +184,9 @@ def make_plan(
         estimates |= {f"prior-{i}": lambda i=i: planner.prior(i) for i in range(recipe.n_priors)}
     planned = []
     for title, estimate in estimates.items():
-        try:
-            with Allowance(psutil.virtual_memory().total // 2):  # 4 bytes a number, and initial values come twice
-                planned.append({"stage": title, **estimate()})
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            raise ValueError(f"{title}: cannot be trained with these settings ({reason})") from error
+        most = psutil.virtual_memory().total // 2  # 4 bytes a number, and initial values come twice
+        with errors_as(f"{title}: cannot be trained with these settings"), Allowance(most):
+            planned.append({"stage": title, **estimate()})
     return {
         "recipe": recipe.name,
         "devices": n_devices,

@@ -24,6 +24,7 @@ from audiovq.prior.spec import PriorSpec
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
 from audiovq.utils.device import torch_defaults
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, file_sha256, utf8_path, write_checksums
 
 ConfigT = TypeVar("ConfigT")
@@ -74,12 +75,9 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
     """A network with the weights of a folder, as float32, for inference."""
     tensors = read_tensors(folder / WEIGHTS)
     n_numbers = sum(tensor.numel() for tensor in tensors.values())
-    try:
-        with Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
-            network = build()
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder / CONFIG}: no network of these sizes can be built ({reason})") from None
+    most = (1 << 20) + 2 * n_numbers  # initial values come twice, and windows are not saved
+    with errors_as(f"{folder / CONFIG}: no network of these sizes can be built"), Allowance(most):
+        network = build()
     tensors = compat.without_obsolete(tensors, network.state_dict())
     check_network(network, tensors, folder / CONFIG, folder / WEIGHTS)
     network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
@@ -88,7 +86,8 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError for none, a wrong checksum, or numbers that are not finite."""
-    try:
+    failure, advice = f"{path}: missing or damaged weights", "; download or train it again"
+    with errors_as(failure, safetensors.SafetensorError, OSError, ValueError, KeyError, advice=advice):
         if not path.is_file():  # a pipe would never end
             raise ValueError("no such file")
         sums = conf.read_json(path.parent / SUMS) if (path.parent / SUMS).is_file() else {}
@@ -100,9 +99,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
-    return tensors
+        return tensors
 
 
 def tuning_steps(folder: Path) -> int:

@@ -21,7 +21,7 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.environment import require
+from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import atomic_folder, check_new_folder
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -191,10 +191,8 @@ def find_credits(music: Path, recipe: Recipe) -> str:
 
 
 def _read_text(path: Path) -> str:
-    try:
+    with errors_as(f"{path}: expected a text file with credits", OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a text file with credits ({error})") from None
 
 
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:

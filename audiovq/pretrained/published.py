@@ -20,7 +20,7 @@ from audiovq import config as conf
 from audiovq.pretrained.locate import CODEC_PREFIX, codec_place
 from audiovq.pretrained.tags import model_licence
 from audiovq.tokenizer.input_checks import check_codes, check_waveform
-from audiovq.utils.environment import require
+from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import CONFIG, WEIGHTS
 
 LSTM_SECONDS = 8.0  # of the past that an LSTM gets; it was trained on pieces of one second
@@ -182,14 +182,11 @@ def build_codec(facts: dict[str, str], folder: Path, n_levels: int | None) -> Pu
     if kind is None:
         raise ValueError(f"{folder}: expected a codec of kind {', '.join(CODECS)}, found {facts.get('kind', ''):.40}")
     require(f"codec {facts['kind']}", kind.package, install="pip install 'audiovq[codecs]'")
-    try:
+    with errors_as(f"{folder}: no {facts['kind']} codec to load"):  # files and a library that others wrote
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)  # by snac
         package = importlib.import_module(kind.package)
         load = _load_snac if kind.package == "snac" else _load_transformers
         return kind(load(package, json.loads(facts["settings"]), folder), n_levels, facts)
-    except Exception as error:  # of files and a library that others wrote
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{folder}: no {facts['kind']} codec to load ({reason})") from None
 
 
 def _load_transformers(package: Any, settings: dict[str, Any], folder: Path) -> Any:
