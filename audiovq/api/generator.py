@@ -54,7 +54,7 @@ class Generator(Shareable):
     ):
         if not priors:
             raise ValueError("generator: expected at least the prior of level 0, found none")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.sample_rate = tokenizer, tokenizer.sample_rate
         self.device = pick_device(device or tokenizer.device)
         self.priors = [prior.to(self.device).eval() for prior in priors]
         self.sampling = list(sampling or [SamplingConfig() for _ in priors])
@@ -81,10 +81,6 @@ class Generator(Shareable):
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.tokenizer.network, self.priors, self.sampling
-
-    @property
-    def sample_rate(self) -> int:
-        return self.tokenizer.sample_rate
 
     @property
     def labels(self) -> dict[str, list[str]]:

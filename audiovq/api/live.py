@@ -24,7 +24,7 @@ from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.engine import few_threads
 from audiovq.sampling.guidance import Request
 from audiovq.utils.device import torch_defaults
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 if TYPE_CHECKING:
     from audiovq.api.generator import Generator

@@ -45,7 +45,7 @@ class Tokenizer(Shareable):
     def __init__(self, network: VQVAE, device: str | torch.device | None = None):
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
-        self.config = network.config
+        self.config, self.sample_rate = network.config, network.config.sample_rate
         self.hash = tokenizer_hash(network)
 
     @classmethod
@@ -59,10 +59,6 @@ class Tokenizer(Shareable):
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.network, (), ()
-
-    @property
-    def sample_rate(self) -> int:
-        return self.config.sample_rate
 
     def make_codes(self, levels: Sequence[Any], n_samples: int | None = None, source_sha256: str = "") -> Codes:
         """`Codes` of this tokenizer from whole numbers [ceil(n_samples / hop_length)] per level, coarse to fine;

@@ -9,7 +9,7 @@ from typing import Any
 import sounddevice
 
 from audiovq.live.player import Player
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 
 @contextlib.contextmanager

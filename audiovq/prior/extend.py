@@ -6,7 +6,7 @@ from torch import nn
 from audiovq.prior.conditioners import LabelConditioner
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.spec import PriorSpec
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 Vocabularies = dict[str, list[str]]  # the values of each label
 

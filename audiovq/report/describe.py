@@ -10,7 +10,7 @@ from audiovq.data.codes import Codes, read_header
 from audiovq.data.scan_cache import read_tags
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import CODEC_PREFIX, prior_folders
-from audiovq.training.logs import read_health
+from audiovq.training.logs import HEALTH, read_steps
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -72,5 +72,5 @@ def describe_run(folder: Path) -> dict[str, Any]:
     facts["finished"] = [name for name in stages if (folder / name).is_dir()]
     if "tokenizer" in facts["finished"] and checkpoint.tuning_steps(folder / "tokenizer"):
         facts["finished"].insert(1, "decoder")
-    facts["health"] = [row["message"] for row in read_health(folder)]
+    facts["health"] = [row["message"] for row in read_steps(folder / HEALTH)]
     return facts

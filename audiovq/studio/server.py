@@ -29,7 +29,17 @@ from starlette.websockets import WebSocket
 
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
-from audiovq.studio.requests import MB, Export, JobRequest, Limits, NewPiece, ProjectChange, Refused, VersionChange
+from audiovq.studio.requests import (
+    MB,
+    Export,
+    JobRequest,
+    Limits,
+    NewPiece,
+    ProjectChange,
+    Refused,
+    VersionChange,
+    sentence,
+)
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
 
 if TYPE_CHECKING:
@@ -115,15 +125,13 @@ def make_app(studio: Studio) -> FastAPI:
 async def _answer_problem(request: Request, problem: Exception) -> JSONResponse:
     """One sentence for every problem."""
     if isinstance(problem, RequestValidationError):
-        first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return error(f"{place}: {first['msg']}" if place else str(first["msg"]), 422)
+        return error(sentence(problem), 422)
     if isinstance(problem, HTTPException):
         return error(str(problem.detail), problem.status_code)
     if isinstance(problem, OSError):
         return error(f"a file cannot be read or written ({problem.strerror})", 500)
     if isinstance(problem, ValueError):
-        return error(" ".join(str(problem).split()), problem.status if isinstance(problem, Refused) else 400)
+        return error(sentence(problem), problem.status if isinstance(problem, Refused) else 400)
     return error(f"internal error: {type(problem).__name__}", 500)
 
 
