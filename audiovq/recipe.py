@@ -1,7 +1,5 @@
 """A recipe: one YAML file with all settings of a run. It is composed of the components' own configs."""
 
-from __future__ import annotations
-
 import email
 import itertools
 import os
@@ -85,7 +83,7 @@ class DecoderTrainingConfig(TrainingConfig):
     discriminator_steps: int = Field(default=0, ge=0)  # the first steps train only the discriminators
 
     @model_validator(mode="after")
-    def _check(self) -> DecoderTrainingConfig:
+    def _check(self) -> "DecoderTrainingConfig":
         if self.discriminator_steps >= self.steps:
             found = self.discriminator_steps
             raise ValueError(f"discriminator_steps: expected less than steps {self.steps}, found {found}")
@@ -139,7 +137,7 @@ class Recipe(Config):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")
-    def _check(self) -> Recipe:
+    def _check(self) -> "Recipe":
         if not (self.name.isprintable() and self.name.strip(". ")) or ".." in Path(self.name).parts:
             raise ValueError(f"name: expected a name for a folder, found {self.name!r:.40}")
         if self.tokenizer.model.codec and (self.decoder_tuning or not self.tokenizer.from_pretrained):

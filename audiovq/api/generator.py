@@ -1,7 +1,5 @@
 """`Generator`: nothing, or a prompt → new music."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +62,7 @@ class Generator(Shareable):
     @classmethod
     def from_pretrained(
         cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
-    ) -> Generator:
+    ) -> "Generator":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such model, no prior yet, or damaged files."""
         folder = resolve_model(source, **hub)

@@ -1,7 +1,5 @@
 """`Live`: music without end that can be changed while it sounds."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import struct
@@ -60,7 +58,7 @@ class Live:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: "Generator",
         seed: int = 0,
         *,
         piece_seconds: float = 180.0,

@@ -1,7 +1,5 @@
 """`Tokenizer`: audio ↔ codes, with the resampling, padding and chunks around the pure network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,7 +49,7 @@ class Tokenizer(Shareable):
     @classmethod
     def from_pretrained(
         cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
-    ) -> Tokenizer:
+    ) -> "Tokenizer":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such tokenizer, or damaged files."""
         folder = tokenizer_folder(resolve_model(source, **hub))

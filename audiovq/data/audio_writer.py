@@ -1,7 +1,5 @@
 """Writes audio piece by piece: a sound file that appears when it is whole, or WAV in a pipe."""
 
-from __future__ import annotations
-
 import contextlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,7 +68,7 @@ class AudioWriter(contextlib.ExitStack):
             self.opened = contextlib.nullcontext(_Pipe(target, sample_rate, channels, n_samples))
         self.resampler = Resampler(sample_rate, rate)
 
-    def __enter__(self) -> AudioWriter:
+    def __enter__(self) -> "AudioWriter":
         self.file = self.enter_context(self.opened)
         self.push(self._finish)
         return self

@@ -1,7 +1,5 @@
 """The codes file: the codes of one track in safetensors, with a JSON header."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -114,7 +112,7 @@ class Codes:
             safetensors.torch.save_file(tensors, place, metadata={"audiovq": json.dumps(header)})
 
     @staticmethod
-    def load(path: Path | str) -> Codes:
+    def load(path: Path | str) -> "Codes":
         """Read a codes file. Raises ValueError for another or a damaged file."""
         path = Path(path)
         header = read_header(path)

@@ -11,8 +11,6 @@ Three ids follow those of the codes: padding, beginning and end. Padding stands 
 frame behind the end of the piece, and in the corners that the delay leaves free.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

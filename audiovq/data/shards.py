@@ -8,8 +8,6 @@ tracks.npy                  int64, one row per track: where its line and its cod
 index.json                  format and tokenizer, size and CRC-32 of every file (of a shard, of each block); written last
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zlib
@@ -75,7 +73,7 @@ class TrackTable(Sequence[ShardTrack]):
         where = {"shard": shard, "offsets": places[:half], "lengths": places[half:]}
         return checked_track(**facts | {"n_samples": n_samples, "split": SPLITS[split], **where})
 
-    def of(self, split: str | None) -> TrackTable:
+    def of(self, split: str | None) -> "TrackTable":
         """The tracks of one split; all for None."""
         if split is None:
             return self

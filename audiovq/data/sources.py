@@ -4,8 +4,6 @@ A source is a class with `takes`, for its places; `len`, of files; and `copy`, w
 after each file. Add one to SOURCES, and `--data` and `data.folder` know it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib

@@ -1,7 +1,5 @@
 """A folder of music -> tracks that are checked, labelled and split, and a list of rejected files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -67,7 +65,7 @@ class Scan:
     def split(self, name: str) -> list[Track]:
         return [track for track in self.tracks if track.split == name]
 
-    def only(self, patterns: Sequence[str]) -> Scan:
+    def only(self, patterns: Sequence[str]) -> "Scan":
         """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for no pattern.
         Raises ValueError for a pattern that no track matches, or if no training track is left."""
         if not patterns:
@@ -104,7 +102,7 @@ class Scan:
         write_jsonl(folder / "tracks.jsonl", map(vars, self.tracks))
 
     @staticmethod
-    def load(folder: Path) -> Scan:
+    def load(folder: Path) -> "Scan":
         """Raises ValueError if a file is missing or damaged."""
         try:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))

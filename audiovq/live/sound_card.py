@@ -1,7 +1,5 @@
 """Sound cards, through PortAudio. Needs the extra `audiovq[live]`."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

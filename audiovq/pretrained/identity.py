@@ -4,8 +4,6 @@ It depends on the weights and on a canonical form of the config, with the key na
 version 0.1. They are written down here, so that a hash stays the same when a key or a default changes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -78,7 +76,7 @@ def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> d
     return None if kind == default and not facts else facts
 
 
-def tokenizer_hash(network: VQVAE) -> str:
+def tokenizer_hash(network: "VQVAE") -> str:
     """Identity of a tokenizer's codes: SHA-256 of its canonical config and of the weights that make them.
     Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes.
     Of a published codec the values count without their names, which another library may change."""
@@ -94,7 +92,7 @@ def tokenizer_hash(network: VQVAE) -> str:
     return _sha256(canonical_tokenizer(network.config.model_dump(mode="json")), tensors)
 
 
-def prior_hash(network: Prior) -> str:
+def prior_hash(network: "Prior") -> str:
     """Identity of a prior: SHA-256 of its spec and of its weights."""
     return _sha256(json.dumps(vars(network.spec)), network.state_dict())
 

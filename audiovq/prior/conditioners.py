@@ -5,8 +5,6 @@ that every code attends to. In training a conditioner is dropped for a random sh
 so that the prior also learns music without it, which guidance needs. A dropout of 1 silences it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class Conditions:
     timing_end: Tensor | None = None  # int64 [b], index in the piece where timing stands still
     gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`, or NO_GAP
 
-    def only_where(self, keep: Tensor) -> Conditions:
+    def only_where(self, keep: Tensor) -> "Conditions":
         """Drop labels, text and chroma, which guidance strengthens, where `keep` (bool [b]) is false."""
         return dataclasses.replace(
             self,

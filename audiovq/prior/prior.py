@@ -4,8 +4,6 @@ Levels are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.
 4). A prior sees the codes of all coarser levels, a few of them ahead of its own time, and a window of its own.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -30,7 +28,7 @@ class PriorConfig(Config):
     unconditional_rate: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _check(self) -> PriorConfig:
+    def _check(self) -> "PriorConfig":
         names = [f"label {c.name}" if c.kind == "label" else c.kind for c in self.conditioners]
         if len(set(names)) < len(names):
             raise ValueError(f"conditioners: expected each once, found {', '.join(names)}")

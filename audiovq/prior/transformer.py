@@ -1,7 +1,5 @@
 """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped KV heads, sliding window."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -45,7 +43,7 @@ class TransformerConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)  # of the input, and of the outputs of attention and MLP
 
     @model_validator(mode="after")
-    def _check(self) -> TransformerConfig:
+    def _check(self) -> "TransformerConfig":
         if self.dim % self.n_heads or (self.dim // self.n_heads) % 2:
             raise ValueError(f"dim: expected an even multiple of n_heads {self.n_heads}, found {self.dim}")
         if self.n_heads % self.kv_heads:

@@ -4,8 +4,6 @@ A folder has `project.json`, `codes/N.codes` for each version and `recordings/ID
 is in `project.json` only after its codes are on the disk, so a kill at any moment loses at most unfinished work.
 """
 
-from __future__ import annotations
-
 import contextlib
 import secrets
 import shutil
@@ -80,7 +78,7 @@ class Project(Strict):
     recordings: list[Recording] = Field(default=[], max_length=10_000)
 
     @model_validator(mode="after")
-    def _is_a_tree(self) -> Project:
+    def _is_a_tree(self) -> "Project":
         """Parents come before their children, and all that is named exists."""
         numbers: set[int] = set()
         names = {recording.id for recording in self.recordings}

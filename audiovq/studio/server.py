@@ -1,7 +1,5 @@
 """The server: REST interface and files of the page, on a thread. The model, and with it torch, loads meanwhile."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -53,14 +51,14 @@ Load = Callable[[Library, Limits, Path], "Engine"]
 
 
 class Studio:
-    loading: Future[Engine]  # the model, which begins to load when the server runs
+    loading: Future["Engine"]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
         self.library, self.limits, self.access = library, limits, access
         self.queue = Queue(limits)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> "Engine":
         """Waits for the model."""
         return self.loading.result()
 

@@ -4,8 +4,6 @@ A new kind is a class and a line in `DISCRIMINATORS`. Each gives a `Discriminato
 (a period, a window size). Padding is with zeros, because the gradient of reflection is not deterministic on a GPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -114,7 +112,7 @@ class MultiResolutionDiscriminator(nn.Module):
         n_strides: int = Field(default=3, ge=0)  # layers that halve the number of frequencies
 
         @model_validator(mode="after")
-        def _check(self) -> MultiResolutionDiscriminator.Config:
+        def _check(self) -> "MultiResolutionDiscriminator.Config":
             borders = (0.0, *self.bands, 1.0)
             if any(a >= b for a, b in itertools.pairwise(borders)):
                 raise ValueError(f"bands: expected rising numbers between 0 and 1, found {list(self.bands)}")
@@ -211,7 +209,7 @@ class AdversarialConfig(BaseConfig):
     feature_matching: float = Field(default=0.5, ge=0)  # features like those of the original in each layer
 
     @model_validator(mode="after")
-    def _check(self) -> AdversarialConfig:
+    def _check(self) -> "AdversarialConfig":
         if not self.discriminators:
             raise ValueError(f"discriminators: expected at least one of {', '.join(DISCRIMINATORS)}, found none")
         if self.adversarial == 0 == self.feature_matching:

@@ -1,7 +1,5 @@
 """Reconstruction losses: terms between a waveform and its reconstruction, each with a weight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +38,7 @@ class LossConfig(Config):
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
 
     @model_validator(mode="after")
-    def _check(self) -> LossConfig:
+    def _check(self) -> "LossConfig":
         if self.waveform_warmup_steps and not (self.waveform_l1 or self.waveform_l2):
             raise ValueError("waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, found none")
         return self

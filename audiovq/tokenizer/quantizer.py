@@ -1,7 +1,5 @@
 """Quantizers: latent vectors ↔ integer codes. A new one is a class and a line in `QUANTIZERS`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -252,7 +250,7 @@ class FSQuantizer(Quantizer):
         levels: tuple[int, ...] = (8, 5, 5, 5)  # values per channel; the paper, section 4.1, has more
 
         @model_validator(mode="after")
-        def _check(self) -> FSQuantizer.Config:
+        def _check(self) -> "FSQuantizer.Config":
             if not self.levels or min(self.levels) < 2 or self.codebook_size > MAX_CODES:
                 raise ValueError(
                     f"levels: expected numbers of at least 2 with a product of at most {MAX_CODES}, "

@@ -19,8 +19,6 @@ The way of the data within one autoencoder, with time = samples / hop:
     waveform  [batch, channels, samples]   by the decoder, from the sum of the residuals
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -64,7 +62,7 @@ class VQVAEConfig(Config):
     codec: dict[str, str] | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> VQVAEConfig:
+    def _check(self) -> "VQVAEConfig":
         check_hop_lengths(self.hop_lengths, self.topology)
         if self.causal and (self.topology == "bands" or self.decoder.kind == "tones"):
             raise ValueError("causal: expected topology residual or independent and decoder istft or conv")

@@ -1,7 +1,5 @@
 """Messages, lists in them, and progress: a bar on a terminal, plain lines in a log."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import time
@@ -54,7 +52,7 @@ class ProgressBar:
         self.first = self.done = self.shown = float(start)
         self.rich: _NotedProgress | None = None
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> "ProgressBar":
         if console.is_terminal and not self.hidden:
             times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}")
             title = TextColumn("{task.description}", markup=False)
