@@ -3,7 +3,7 @@
 import email
 import itertools
 import os
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -254,9 +254,7 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return conf.merge(read_mapping(path.parent / base, (*seen, path)), mapping)
 
 
-def load_recipe(
-    name: str, data: str | None = None, overrides: tuple[str, ...] = (), codes: str | None = None
-) -> Recipe:
+def load_recipe(name: str, data: str | None = None, overrides: Sequence[str] = (), codes: str | None = None) -> Recipe:
     """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and
     by overrides `a.b=value` with a value in YAML. ValueError with the path of a wrong key or value."""
     path = find_recipe(name)

@@ -25,7 +25,7 @@ from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import compat
-from audiovq.utils.device import pick_device, torch_defaults
+from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
@@ -48,7 +48,7 @@ class Generator(Shareable):
         tokenizer: Tokenizer,
         priors: Sequence[Prior],
         sampling: Sequence[SamplingConfig] | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
     ):
         if not priors:
             raise ValueError("generator: expected at least the prior of level 0, found none")
@@ -60,9 +60,7 @@ class Generator(Shareable):
         _check_fit(self.priors, tokenizer)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
-    ) -> "Generator":
+    def from_pretrained(cls, source: str | Path, device: Device = None, **hub: str | None) -> "Generator":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such model, no prior yet, or damaged files."""
         folder = resolve_model(source, **hub)

@@ -127,10 +127,8 @@ class Live:
             options["labels"] = {name: value for name, value in labels.items() if value not in (None, "", {})}
             new = dataclasses.replace(self.options, **options)
             settings = level_settings(self.generator.sampling, new)[: self.n_levels]
-            # Guidance may be set before there is a label to follow.
-            request = make_request(
-                self.generator.priors, self.piece_samples, seed, dataclasses.replace(new, guidance=None)
-            )
+            unguided = dataclasses.replace(new, guidance=None)  # which may be set before there is a label to follow
+            request = make_request(self.generator.priors, self.piece_samples, seed, unguided)
             self.wanted = settings, dataclasses.replace(request, items=[0])
             self.options, self.seed = new, seed
 

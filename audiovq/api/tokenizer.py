@@ -25,7 +25,7 @@ from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import compute_in_batches, cut
-from audiovq.utils.device import pick_device, torch_defaults
+from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
 
 Audio = Waveform | str | Path | Mapping[str, Any]
@@ -40,16 +40,14 @@ class Tokenizer(Shareable):
     >>> waveform = tokenizer.decode(codes)
     """
 
-    def __init__(self, network: VQVAE, device: str | torch.device | None = None):
+    def __init__(self, network: VQVAE, device: Device = None):
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
         self.config, self.sample_rate = network.config, network.config.sample_rate
         self.hash = tokenizer_hash(network)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
-    ) -> "Tokenizer":
+    def from_pretrained(cls, source: str | Path, device: Device = None, **hub: str | None) -> "Tokenizer":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such tokenizer, or damaged files."""
         folder = tokenizer_folder(resolve_model(source, **hub))

@@ -176,9 +176,7 @@ def _decompress(codes: Codes, header: Header, file: Any, size: int) -> list[Tens
         found = f"{header.n_levels} levels of {lengths}"
         raise ValueError(f"expected {len(lengths)} levels with at most {most} codes, found {found}")
     data = file.get_tensor("compressed").numpy()
-    with errors_as(
-        "the compressed data cannot be decoded", AssertionError, TypeError, ValueError
-    ):  # no encoder wrote it
+    with errors_as("the compressed data cannot be decoded", AssertionError, TypeError, ValueError):
         levels = entropy.decompress(data, lengths, codes.hop_lengths, codes.codebook_size)
     return [torch.from_numpy(level) for level in levels]
 

@@ -122,10 +122,8 @@ class MusicEmbedding:
         network = Musicnn()
         load_weights(network, data)
         self.network = network.to(self.device).eval()
-        scale = {"n_mels": N_MELS, "norm": "slaney", "mel_scale": "slaney"}
-        mel = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, N_FFT, hop_length=STFT_HOP, pad_mode="constant", **scale
-        )
+        options = {"n_mels": N_MELS, "norm": "slaney", "mel_scale": "slaney", "pad_mode": "constant"}
+        mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, N_FFT, hop_length=STFT_HOP, **options)
         self.mel = mel.to(self.device)
 
     @torch.inference_mode()

@@ -226,10 +226,8 @@ def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
         return None
     piece = read_piece(generator.tokenizer, options.source)
     start, end = options.start or 0.0, piece.seconds if options.end is None else options.end
-    around = {"before": options.before, "after": options.after}
-    return generator.keep(
-        piece, stretch=(start, end) if options.stretch else None, levels=options.keep_levels, **around
-    )
+    kept = {"before": options.before, "after": options.after, "levels": options.keep_levels}
+    return generator.keep(piece, stretch=(start, end) if options.stretch else None, **kept)
 
 
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:

@@ -195,9 +195,7 @@ def check_network(network: nn.Module, tensors: dict[str, Tensor], config: Path, 
     """Raises ValueError with the first difference between a network and its weights file."""
     for name in ("encoder_radius", "decoder_radius"):
         if getattr(network, name, 0) > LARGEST_RADIUS:
-            raise ValueError(
-                f"{config}: {name}: expected at most {LARGEST_RADIUS} samples; too many blocks, too long hops"
-            )
+            raise ValueError(f"{config}: {name}: expected at most {LARGEST_RADIUS} samples; too many blocks, long hops")
     state = network.state_dict()
     for name in sorted(state.keys() | tensors.keys()):
         expected, found = _text(state.get(name)), _text(tensors.get(name))

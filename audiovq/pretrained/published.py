@@ -40,11 +40,9 @@ class PublishedCodec(nn.Module):
         hops, memory, self.block = self.layout(c)
         if n_levels and n_levels > len(hops):
             raise ValueError(f"expected at most {len(hops)} levels, found {n_levels}")
-        self.settings = {"sample_rate": c.sampling_rate, "channels": getattr(c, "audio_channels", 1), "codec": facts}
-        self.settings |= {
-            "hop_lengths": hops[:n_levels],
-            "quantizer": {"kind": "ema", "codebook_size": c.codebook_size},
-        }
+        quantizer, channels = {"kind": "ema", "codebook_size": c.codebook_size}, getattr(c, "audio_channels", 1)
+        self.settings = {"sample_rate": c.sampling_rate, "channels": channels, "hop_lengths": hops[:n_levels]}
+        self.settings |= {"codec": facts, "quantizer": quantizer}
         self.period = self.encoder_period = self.block
         causal, spans = getattr(c, "use_causal_conv", False), (span(codec.encoder), span(codec.decoder, hops[-1]))
         encoder, decoder = spans if causal else (n // 2 + self.block for n in spans)

@@ -1,7 +1,6 @@
 """What a sound file says about the model that made it."""
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub.repocard import metadata_load
@@ -16,9 +15,7 @@ def model_licence(folder: Path) -> str | None:
     return card.get("license_name") or card.get("license") if card else None
 
 
-def piece_tags(
-    title: str, model: str, seed: int | None, labels: Mapping[str, str], licence: str | None
-) -> dict[str, str]:
+def piece_tags(title: str, model: str, seed: int | None, labels: dict[str, str], licence: str | None) -> dict[str, str]:
     """The tags of a generated piece; its comment has all that makes it again."""
     facts = [model, *([] if seed is None else [f"seed {seed}"]), *(f"{name} {value}" for name, value in labels.items())]
     comment = ", ".join(facts) + (f"; licence of the model: {licence}" if licence else "")

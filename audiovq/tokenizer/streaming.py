@@ -118,10 +118,7 @@ def encode_windows(network: VQVAE, windows: Sequence[Window]) -> list[list[Tenso
     """Codes of windows of equal length, computed in one batch: for each window int64 [n] per level."""
     levels = network.encode(torch.stack([window.sequences[0] for window in windows]))  # [windows, n] per level
     hops = network.config.hop_lengths
-    return [
-        [window.part(level[i], hop) for level, hop in zip(levels, hops, strict=True)]
-        for i, window in enumerate(windows)
-    ]
+    return [[w.part(level[i], hop) for level, hop in zip(levels, hops, strict=True)] for i, w in enumerate(windows)]
 
 
 def decode_windows(network: VQVAE, windows: Sequence[Window]) -> list[Tensor]:

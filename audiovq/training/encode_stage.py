@@ -35,9 +35,8 @@ def encode_data_set(
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()
     hops, identity = list(config.hop_lengths), tokenizer_hash(network)
-    index = ShardIndex(
-        identity, config.sample_rate, hops, config.codebook_size, "chroma" in extras, notes="notes" in extras
-    )
+    layout = identity, config.sample_rate, hops, config.codebook_size
+    index = ShardIndex(*layout, "chroma" in extras, notes="notes" in extras)
     finished = folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:

@@ -35,10 +35,8 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Ad
     for p in network.parameters():
         if p.requires_grad:
             groups[2 if id(p) in linear else 0 if p.ndim >= 2 and id(p) not in embeddings else 1]["params"].append(p)
-    optimizer = Muon if is_muon else torch.optim.AdamW
-    return optimizer(
-        groups if is_muon else groups[:2], lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
-    )
+    kind, betas = Muon if is_muon else torch.optim.AdamW, (config.beta1, config.beta2)
+    return kind(groups if is_muon else groups[:2], lr=config.learning_rate, betas=betas, fused=True)
 
 
 class Muon(torch.optim.AdamW):

@@ -31,9 +31,8 @@ class PriorTask(Task):
         index = shards.index
         labels = vocabularies(shards, stage.model.label_names)
         labels = extend_vocabularies(start.spec.vocabularies, labels) if start else labels
-        self.spec = PriorSpec(
-            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash, labels
-        )
+        layout = index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash
+        self.spec = PriorSpec(level, *layout, labels)
         self.network = self.build()
         self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
