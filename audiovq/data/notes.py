@@ -143,7 +143,7 @@ def chord_frames(text: str, frame_seconds: float) -> np.ndarray:
             raise ValueError(f"chords: {symbol:.40}: expected more than 0 seconds, and at most {LONGEST_SECONDS:g}")
         frame = SILENCE
         if match[1]:
-            root, bass = (librosa.note_to_midi(note) % N_CLASSES for note in (match[1], match[3] or match[1]))
+            root, bass = (int(librosa.note_to_midi(note)) % N_CLASSES for note in (match[1], match[3] or match[1]))
             frame = frame_of([bass, *(N_CLASSES + root + step for step in CHORDS[match[2]])])
         frames += [frame] * (max(1, round(time / frame_seconds)) - len(frames))
     if not frames:

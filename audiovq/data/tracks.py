@@ -21,8 +21,7 @@ from audiovq.data.data_config import DataConfig
 from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
 from audiovq.utils.environment import errors_as
 from audiovq.utils.files import file_sha256, parse_line, read_jsonl, write_jsonl, write_text
-from audiovq.utils.progress import say, say_once
-from audiovq.utils.progress import track as progress
+from audiovq.utils.progress import say, say_once, track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
 Positive = Annotated[int, Field(gt=0)]

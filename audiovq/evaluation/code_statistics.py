@@ -11,8 +11,7 @@ from audiovq.data.datasets import CodeWindows
 from audiovq.data.shards import Shards
 from audiovq.prior.prior import Prior
 from audiovq.utils import signals
-from audiovq.utils.progress import ProgressBar
-from audiovq.utils.progress import track as progress
+from audiovq.utils.progress import ProgressBar, track as progress
 
 MAX_WINDOWS, BATCH_SIZE = 1 << 14, 8
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from audiovq.config import Config as BaseConfig
-from audiovq.config import Window, one_of
+from audiovq.config import Config as BaseConfig, Window, one_of
 from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
 Widths = tuple[Annotated[int, Field(ge=1, le=1 << 16)], ...]
