@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import audiovq
 from audiovq.pretrained.identity import tokenizer_hash
+from audiovq.pretrained.onnx_files import DecodeGraph
 from audiovq.pretrained.onnx_write import times, write_graph
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
 from audiovq.prior.prior import Prior
@@ -28,24 +29,16 @@ from audiovq.utils.progress import say
 FORMAT = "audiovq-generator-1"
 FACTS = "generator.json"
 MASKED = -1e9  # added to the attention scores of empty slots
+Models = Sequence[tuple[Prior, SamplingConfig]]
 MOST_DIFFERENCE = 1e-4  # of a logit
 # beginnings of names of a step's inputs
 PER_ROW = ("previous", "labels", "chroma", "notes", "coarser", "keys", "values")
 
 
 @torch.no_grad()
-def export_generator(
-    folder: Path,
-    network: VQVAE,
-    decoder: nn.Module,
-    priors: Sequence[Prior],
-    sampling: Sequence[SamplingConfig],
-    name: str,
-    int8: bool = False,
-) -> dict[str, float]:
-    """Write the files, with the `decoder` as `DecodeGraph` with spectra, and compare them with torch:
-    `logit_error` is the largest difference of a logit, before the priors' weights are rounded (`int8`).
-    ValueError for a tokenizer without a graph, or if it is large."""
+def export_generator(folder: Path, network: VQVAE, models: Models, name: str, int8: bool = False) -> dict[str, float]:
+    """Write the files of a tokenizer and its priors, and compare them with torch: `logit_error` is the largest difference
+    of a logit, before weights are rounded (`int8`). ValueError for a tokenizer without a graph, or if it is large."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
     facts: dict[str, Any] = {
@@ -53,13 +46,13 @@ def export_generator(
         "name": name,
         "audiovq": audiovq.__version__,
         **{name: getattr(config, name) for name in ("sample_rate", "channels", "codebook_size")},
-        "hop_lengths": list(config.hop_lengths[: len(priors)]),
+        "hop_lengths": list(config.hop_lengths[: len(models)]),
         "tokenizer_hash": tokenizer_hash(network),
-        "labels": priors[0].spec.vocabularies,
-        "decoder": _write_decoder(folder, network, decoder, len(priors)),
+        "labels": models[0][0].spec.vocabularies,
+        "decoder": _write_decoder(folder, network, len(models)),
         "priors": [],
     }
-    for level, (prior, setting) in enumerate(zip(priors, sampling, strict=True)):
+    for level, (prior, setting) in enumerate(models):
         say(f"onnx: writing prior {level}")
         found, error = _write_prior(folder, prior.cpu().eval(), level, int8)
         facts["priors"].append(found | {"sampling": setting.model_dump()})
@@ -73,8 +66,9 @@ def export_generator(
     return {"logit_error": error}
 
 
-def _write_decoder(folder: Path, network: VQVAE, graph: nn.Module, n_levels: int) -> dict[str, Any]:
+def _write_decoder(folder: Path, network: VQVAE, n_levels: int) -> dict[str, Any]:
     say("onnx: writing the decoder of the generator")
+    graph = DecodeGraph(network, n_levels, spectra=True)
     groups, hops = network.level_groups(), network.config.hop_lengths[:n_levels]
     decoder = groups[n_levels - 1 if len(groups) > 1 else 0][0].decoder
     facts = {"file": "decoder.onnx", "period": network.period, "context": network.decoder_radius, "result": "waveform"}
