@@ -215,11 +215,9 @@ class Live:
     # --- what was played, and the state ---
 
     def codes(self, last_seconds: float | None = None) -> Codes:
-        """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept.
-
-        They reach beyond what `read` has given by what the decoder looks ahead. All of them, decoded by
-        `decoder_stream` in the same blocks, give the same samples to the bit. ValueError if nothing was drawn yet.
-        """
+        """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept. They reach
+        beyond what `read` has given by what the decoder looks ahead. All of them, decoded by `decoder_stream` in the
+        same blocks, give the same samples to the bit. ValueError if nothing was drawn yet."""
         with self.reading:
             frames = list(self.frames)
         if last_seconds is not None:

@@ -128,11 +128,9 @@ class Tokenizer(Shareable):
 
     @torch_defaults()
     def encode_batch(self, waveforms: Sequence[Audio], sample_rate: int | None = None) -> list[Codes]:
-        """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
-
-        On a GPU, windows of equal length share a batch. Sums are then rounded in another order, so a latent
-        halfway between two codes may become the other one. On the CPU batches are not faster.
-        """
+        """Encode several pieces of unequal length; each gives what `encode` gives for it alone. On a GPU, windows of
+        equal length share a batch. Sums are then rounded in another order, so a latent halfway between two codes may
+        become the other one. On the CPU batches are not faster."""
         prepared = []
         for item in waveforms:
             found, rate = with_rate(item, sample_rate)

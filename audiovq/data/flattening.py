@@ -59,11 +59,9 @@ class Flattening:
         return ids
 
     def unflatten(self, ids: Any) -> list[Tensor]:
-        """Ids as from `flatten`, or generated ones, as a tensor, array or list -> int64 [n] per level.
-
-        Beginning, end and padding around the piece may be there or not, and a last frame that is not whole is left
-        out. Raises ValueError for no frame, or an id that cannot stand where it is.
-        """
+        """Ids as from `flatten`, or generated ones, as a tensor, array or list -> int64 [n] per level. Beginning, end
+        and padding around the piece may be there or not, and a last frame that is not whole is left out. Raises
+        ValueError for no frame, or an id that cannot stand where it is."""
         ids = ids.cpu() if isinstance(ids, Tensor) else torch.from_numpy(np.array(ids))
         n_rows, size = len(self.levels) if self.is_delayed else 1, len(self.levels)
         rows = ids[None] if ids.ndim == 1 and not self.is_delayed else ids

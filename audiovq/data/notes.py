@@ -100,11 +100,9 @@ def midi_of_track(path: Path, seconds: float) -> list[Note] | None:
 
 
 def estimate_frames(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
-    """An estimate of the notes in float [channels, samples]: uint16 [ceil(samples / hop_length)].
-
-    A pitch sounds if a spectral peak between `LOWEST` and `HIGHEST` reaches `THRESHOLD` and is no overtone of a
-    lower one. Times are as in `frame_blocks`.
-    """
+    """An estimate of the notes in float [channels, samples]: uint16 [ceil(samples / hop_length)]. A pitch sounds if a
+    spectral peak between `LOWEST` and `HIGHEST` reaches `THRESHOLD` and is no overtone of a lower one. Times are as in
+    `frame_blocks`."""
     frames = list[int]()
     for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
         pitches, heights = librosa.piptrack(

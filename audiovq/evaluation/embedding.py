@@ -79,11 +79,9 @@ class Musicnn(nn.Module):
 
 @torch.no_grad()
 def load_weights(network: Musicnn, data: bytes) -> None:
-    """Copy weights from the data file of the TensorFlow checkpoint in the wheel.
-
-    The file has all variables as little-endian float32 in the order of their names, and after each trained
-    one the two moments of Adam. TensorFlow numbers layers of a kind in the order in which they were made.
-    """
+    """Copy weights from the data file of the TensorFlow checkpoint in the wheel. The file has all variables as
+    little-endian float32 in the order of their names, and after each trained one the two moments of Adam. TensorFlow
+    numbers layers of a kind in the order in which they were made."""
     layers: list[Any] = [*network.fronts, *network.middle]
     norms: list[Any] = [network.norm_in, *(layer[-1] for layer in layers), network.norm_pooled, network.norm_out]
     variables: dict[str, Tensor] = dict.fromkeys(("beta1_power", "beta2_power"), torch.zeros(()))  # Adam's; not needed

@@ -231,12 +231,10 @@ def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
 
 
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
-    """The items that the priors rank first among those of all processes; prints a table.
-
-    The cost is the information in bits a second. With labels, a text, chroma or notes it is that with these
-    conditions minus that without: log p(codes) - log p(codes | conditions). Source: DALL-E, arXiv:2102.12092,
-    section 2.6. Differs: the prior itself ranks, instead of another network.
-    """
+    """The items that the priors rank first among those of all processes; prints a table. The cost is the information
+    in bits a second. With labels, a text, chroma or notes it is that with these conditions minus that without: log
+    p(codes) - log p(codes | conditions). Source: DALL-E, arXiv:2102.12092, section 2.6. Differs: the prior itself
+    ranks, instead of another network."""
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
     found = generator.bits_per_second(codes)
     if options.conditional:

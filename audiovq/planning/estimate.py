@@ -164,12 +164,10 @@ def count_prior(network: Prior) -> Pass:
 def make_plan(
     recipe: Recipe, seconds: float, stages: Sequence[str] = STAGES, device: Device | None = None, n_devices: int = 1
 ) -> dict[str, Any]:
-    """The estimate as plain values, which `plan_lines` prints.
-
-    The recipe has the settings of its pretrained models (`adopt_pretrained`), and `seconds` of music for the
-    priors, such as `music_seconds` finds. Default of `device` is this machine's. Raises ValueError for a
-    network that cannot be built or trained, or a batch that is too small for so many devices.
-    """
+    """The estimate as plain values, which `plan_lines` prints. The recipe has the settings of its pretrained models
+    (`adopt_pretrained`), and `seconds` of music for the priors, such as `music_seconds` finds. Default of `device` is
+    this machine's. Raises ValueError for a network that cannot be built or trained, or a batch that is too small for
+    so many devices."""
     device = device or this_device(use_bf16(recipe))
     planner = Planner(recipe, device, n_devices, seconds)
     estimates: dict[str, Callable[[], dict[str, Any]]] = {}

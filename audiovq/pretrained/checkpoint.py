@@ -117,11 +117,9 @@ def save_prior(folder: Path, network: Prior, sampling: SamplingConfig, dtype: to
 
 
 def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
-    """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps.
-
-    The files are replaced one by one, config.json last, and the weights have no checksum meanwhile. At any
-    interruption the folder has a tokenizer that makes the same codes, and `tuning_steps` is 0 until all are.
-    """
+    """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps. The files are
+    replaced one by one, config.json last, and the weights have no checksum meanwhile. At any interruption the folder
+    has a tokenizer that makes the same codes, and `tuning_steps` is 0 until all are."""
     new = folder.with_name(f".{folder.name}.tuned")
     config = {"kind": "tokenizer", "model": network.config.model_dump()}
     _save(new, config | {"decoder_tuning_steps": steps}, network.state_dict())

@@ -124,10 +124,8 @@ class TimingConditioner(Conditioner):
 
 
 class TextConditioner(Conditioner):
-    """A caption or lyrics as a prefix of the codes. No text, dropped text and empty text are the same.
-
-    Source: DALL-E, arXiv:2102.12092, section 2.2. Differs: bytes, which need no vocabulary; one embedding of padding.
-    """
+    """A caption or lyrics as a prefix of the codes. No text, dropped text and empty text are the same. Source: DALL-E,
+    arXiv:2102.12092, section 2.2. Differs: bytes, which need no vocabulary; one embedding of padding."""
 
     class Config(BaseConfig):
         kind: Literal["text"] = "text"

@@ -108,12 +108,10 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen.
-
-    With a prefix of `n_prefix` tokens, every position attends to all of them and to its window. Half of each
-    head then does not rotate, and only this half meets the prefix. So the prefix has the same effect at all
-    positions, and what is learned from short training windows holds in long pieces.
-    """
+    """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen. With a prefix of
+    `n_prefix` tokens, every position attends to all of them and to its window. Half of each head then does not rotate,
+    and only this half meets the prefix. So the prefix has the same effect at all positions, and what is learned from
+    short training windows holds in long pieces."""
 
     def __init__(self, config: TransformerConfig, n_prefix: int = 0):
         super().__init__()

@@ -116,10 +116,8 @@ class Buffers:
 
 
 class PackedEngine:
-    """The engine on the CPU. A step is some 15 operations per layer, all into existing buffers.
-
-    An item gets the same bits in any batch, because each operation works row by row, and so does prefilling.
-    """
+    """The engine on the CPU. A step is some 15 operations per layer, all into existing buffers. An item gets the same
+    bits in any batch, because each operation works row by row, and so does prefilling."""
 
     @torch.no_grad()
     def __init__(self, prior: Prior, batch: int, precision: str):

@@ -66,11 +66,9 @@ class BandFront(SpectralFront):
 
 
 class BandEncoder(nn.Module):
-    """Waveform [b, 1, samples] -> features [b, dim, samples / hop] of each level, from low to high.
-
-    The bands are items of one batch, so all weights but the embeddings of the bands are shared. The mel bands are inputs
-    of every level, and the only ones of the last.
-    """
+    """Waveform [b, 1, samples] -> features [b, dim, samples / hop] of each level, from low to high. The bands are
+    items of one batch, so all weights but the embeddings of the bands are shared. The mel bands are inputs of every
+    level, and the only ones of the last."""
 
     def __init__(self, hop_length: int, dim: int, config: BandsConfig, n_levels: int, n_blocks: int, sample_rate: int):
         super().__init__()

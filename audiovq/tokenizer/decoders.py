@@ -107,10 +107,8 @@ class IstftDecoder(nn.Module):
 
 
 class ToneDecoder(IstftDecoder):
-    """Oscillators for tones (see `tones.py`), and an inverse STFT for all else.
-
-    The network gives the loudness of each step of pitch, which is trained to be that of the music (`LossConfig.tones`).
-    """
+    """Oscillators for tones (see `tones.py`), and an inverse STFT for all else. The network gives the loudness of each
+    step of pitch, which is trained to be that of the music (`LossConfig.tones`)."""
 
     class Config(IstftDecoder.Config):
         kind: Literal["tones"] = "tones"  # type: ignore[assignment]

@@ -97,10 +97,8 @@ class MultiPeriodDiscriminator(PatchDiscriminator):
 
 class MultiResolutionDiscriminator(nn.Module):
     """Spectrograms of several window sizes (UnivNet, arXiv:2106.07889), with a network for each band of frequencies
-    (DAC, arXiv:2306.06546, section 3.3).
-
-    `complex` gives real and imaginary parts, as in DAC, so that phase counts; `magnitude` does not, as in UnivNet.
-    """
+    (DAC, arXiv:2306.06546, section 3.3). `complex` gives real and imaginary parts, as in DAC, so that phase counts;
+    `magnitude` does not, as in UnivNet."""
 
     class Config(ViewsConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
@@ -168,10 +166,8 @@ class MultiResolutionDiscriminator(nn.Module):
 
 
 class MelDiscriminator(PatchDiscriminator):
-    """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2).
-
-    They show how sharp partials are, without phase, and cost little.
-    """
+    """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2). They show how sharp
+    partials are, without phase, and cost little."""
 
     class Config(ViewsConfig):
         kind: Literal["mel"] = "mel"

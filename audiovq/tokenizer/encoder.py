@@ -15,10 +15,8 @@ class EncoderConfig(Config):
 
 
 class Encoder(nn.Module):
-    """Waveform [b, channels, samples] -> features [b, dim, samples / hop] for every hop, coarse to fine.
-
-    The front leads to the finest hop, strided convolutions to each coarser one. Levels of one hop share features.
-    """
+    """Waveform [b, channels, samples] -> features [b, dim, samples / hop] for every hop, coarse to fine. The front
+    leads to the finest hop, strided convolutions to each coarser one. Levels of one hop share features."""
 
     def __init__(
         self, channels: int, hop_lengths: list[int], dim: int, config: EncoderConfig, sample_rate: int, causal: bool

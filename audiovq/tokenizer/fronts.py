@@ -135,10 +135,8 @@ class StftFront(SpectralFront):
 
 class MelFront(SpectralFront):
     """Logarithmic mel magnitudes by windows of several sizes: long ones separate low notes, short ones locate onsets.
-
-    A few hundred features, spaced like pitch, where `StftFront` has thousands, so that less music suffices to
-    learn them. There is no phase: the decoder has to generate it.
-    """
+    A few hundred features, spaced like pitch, where `StftFront` has thousands, so that less music suffices to learn
+    them. There is no phase: the decoder has to generate it."""
 
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"

@@ -45,10 +45,8 @@ class LossConfig(Config):
 
 
 class ToneLoss(nn.Module):
-    """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music.
-
-    mean |Δ m^0.3| / mean m^0.3 (what is loud) + mean |Δ log10 m| / 2 (all), with magnitudes m of `NoteSpectrogram`.
-    """
+    """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music: mean |Δ m^0.3| / mean
+    m^0.3 (what is loud) + mean |Δ log10 m| / 2 (all), with magnitudes m of `NoteSpectrogram`."""
 
     def __init__(self, sample_rate: int, hop_length: int, pitches: Tensor):
         super().__init__()

@@ -27,9 +27,7 @@ class Quantized:
 
 class Quantizer(nn.Module):
     """Base of all quantizers. Vectors are float [..., codebook_dim], codes int64 [...] in [0, codebook_size).
-
-    Everything is computed in float32 even under autocast: in bfloat16 other codes would be nearest.
-    """
+    Everything is computed in float32 even under autocast: in bfloat16 other codes would be nearest."""
 
     Config: Any  # has `kind`, `codebook_size`, `codebook_dim`
     loss_names: tuple[str, ...] = ()  # keys of `Quantized.losses`
@@ -69,11 +67,9 @@ def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
 
 
 def rotation(latents: Tensor, nearest: Tensor) -> Tensor:
-    """The values of `nearest` as a rotation of `latents`; for gradients the rotation is a constant.
-
-    Fifty 2024, arXiv:2410.06424, section 4.2: R = 1 - 2 r rᵀ + 2 q eᵀ with r = (e + q) / |e + q|, for unit
-    vectors [..., dim] e and q. A gradient that points away from the code then points away from the latent, too.
-    """
+    """The values of `nearest` as a rotation of `latents`; for gradients the rotation is a constant. Fifty 2024,
+    arXiv:2410.06424, section 4.2: R = 1 - 2 r rᵀ + 2 q eᵀ with r = (e + q) / |e + q|, for unit vectors [..., dim] e
+    and q. A gradient that points away from the code then points away from the latent, too."""
     e, q = latents.detach(), nearest.detach()
     r = F.normalize(e + q, dim=-1)
     along_r, along_e = (latents * r).sum(-1, keepdim=True), (latents * e).sum(-1, keepdim=True)
@@ -239,11 +235,9 @@ class GumbelQuantizer(Quantizer):
 
 
 class FSQuantizer(Quantizer):
-    """Finite scalar quantization: each channel is bounded and rounded to one of a few values.
-
-    Mentzer 2023, arXiv:2309.15505, section 3.1. Nothing is learned. A code is a number in mixed radix whose digits are
-    the channels' values, the first channel's digit the lowest. Differs: values spread evenly over [-1, 1].
-    """
+    """Finite scalar quantization: each channel is bounded and rounded to one of a few values. Mentzer 2023,
+    arXiv:2309.15505, section 3.1. Nothing is learned. A code is a number in mixed radix whose digits are the channels'
+    values, the first channel's digit the lowest. Differs: values spread evenly over [-1, 1]."""
 
     class Config(BaseConfig):
         kind: Literal["fsq"] = "fsq"

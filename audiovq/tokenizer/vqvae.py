@@ -101,10 +101,8 @@ class VQVAEOutput:
 
 
 class ResidualAutoencoder(nn.Module):
-    """One encoder and one decoder with the levels between them, which are quantized one after the other.
-
-    The quantizers belong to the `VQVAE`, because autoencoders may share them, and are arguments here.
-    """
+    """One encoder and one decoder with the levels between them, which are quantized one after the other. The
+    quantizers belong to the `VQVAE`, because autoencoders may share them, and are arguments here."""
 
     def __init__(self, config: VQVAEConfig, hop_lengths: list[int]):
         super().__init__()

@@ -103,10 +103,8 @@ class Checkpoints:
 
 
 class BestWeights:
-    """Early stopping: the weights with the lowest held-out loss, in a folder; nothing if `patience` is 0.
-
-    The best step is read from the folder. A resumed run repeats evaluations, and ends at the same step.
-    """
+    """Early stopping: the weights with the lowest held-out loss, in a folder; nothing if `patience` is 0. The best
+    step is read from the folder. A resumed run repeats evaluations, and ends at the same step."""
 
     def __init__(self, folder: Path, config: TrainingConfig, title: str):
         self.folder, self.config, self.title = folder, config, title
