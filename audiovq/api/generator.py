@@ -47,7 +47,7 @@ class Generator(Shareable):
         self,
         tokenizer: Tokenizer,
         priors: Sequence[Prior],
-        sampling: Sequence[SamplingConfig] | None = None,
+        sampling: Sequence[SamplingConfig] = (),
         device: Device = None,
     ):
         if not priors:

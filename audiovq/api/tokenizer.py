@@ -29,6 +29,7 @@ from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
 
 Audio = Waveform | str | Path | Mapping[str, Any]
+Progress = Callable[[float], object] | None  # called with seconds of audio
 Levels = Codes | Sequence[Any] | np.ndarray | Tensor  # of a piece, for decoding
 
 
@@ -102,9 +103,7 @@ class Tokenizer(Shareable):
         found, rate = with_rate(waveform, sample_rate)
         return self._encode(rate, checked(found, at_least=1).split(audio.BLOCK_FRAMES, dim=-1), "")
 
-    def encode_file(
-        self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
-    ) -> Codes:
+    def encode_file(self, path: str | Path, progress: Progress = None, seconds: float | None = None) -> Codes:
         """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are those
         of `encode`. `progress` gets the seconds of each block. ValueError for unusable audio."""
         path = Path(path)
@@ -195,12 +194,7 @@ class Tokenizer(Shareable):
         return [torch.cat(piece, dim=-1).clamp(-1, 1).cpu() for piece in pieces]
 
     def decode_file(
-        self,
-        codes: Codes,
-        path: str | Path,
-        n_levels: int | None = None,
-        comment: str = "",
-        progress: Callable[[float], object] | None = None,
+        self, codes: Codes, path: str | Path, n_levels: int | None = None, comment: str = "", progress: Progress = None
     ) -> None:
         """Decode into a sound file, see `AudioWriter`, with a `comment` in its tag, at constant memory; it appears
         when it is complete. `progress` gets the seconds of each piece. ValueError for foreign codes."""

@@ -51,12 +51,8 @@ class PriorConfig(Config):
     def extra_inputs(self) -> dict[str, Any]:
         """What the conditioners need besides codes and labels, as keyword arguments of `CodeWindows`."""
         text, infill = self.conditioner("text"), self.conditioner("infill")
-        return {
-            "text_bytes": text.max_bytes if text else 0,
-            "chroma": self.conditioner("chroma") is not None,
-            "notes": self.conditioner("notes") is not None,
-            "infill_codes": infill.n_codes if infill else 0,
-        }
+        sizes = {"text_bytes": text.max_bytes if text else 0, "infill_codes": infill.n_codes if infill else 0}
+        return sizes | {kind: self.conditioner(kind) is not None for kind in ("chroma", "notes")}
 
 
 class UpsamplerConditioner(nn.Module):
