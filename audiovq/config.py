@@ -1,7 +1,5 @@
-"""Strict configuration: builds a frozen object from a mapping, or raises an error that names the wrong key.
-
-Every component declares its own `Config` next to its class, and `recipe.py` composes them.
-"""
+"""Strict configuration: builds a frozen object from a mapping, or raises an error that names the wrong key. Every
+component declares its own `Config` next to its class, and `recipe.py` composes them."""
 
 import difflib
 import json

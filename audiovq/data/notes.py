@@ -1,8 +1,6 @@
-"""Which notes sound at each moment: of a MIDI file, a recording, chord symbols, or keys.
-
-A frame is a number of 16 bits, one for each code of level 0. Bits 0 to 11 are the pitch classes C to B that sound,
-bits 12 to 15 the bass: 1 to 12 for C to B, `NO_BASS` if nothing sounds. The frame 0 is "unknown".
-"""
+"""Which notes sound at each moment: of a MIDI file, a recording, chord symbols, or keys. A frame is a number of 16
+bits, one for each code of level 0. Bits 0 to 11 are the pitch classes C to B that sound, bits 12 to 15 the bass: 1 to
+12 for C to B, `NO_BASS` if nothing sounds. The frame 0 is "unknown"."""
 
 import math
 import re

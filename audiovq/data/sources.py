@@ -1,8 +1,6 @@
-"""Music that is no folder: it is copied into a folder of the user's cache once, and then read as any other folder.
-
-A source is a class with `takes`, for its places; `len`, of files; and `copy`, which adds what is missing and yields
-after each file. Add one to SOURCES, and `--data` and `data.folder` know it.
-"""
+"""Music that is no folder: it is copied into a folder of the user's cache once, and then read as any other folder. A
+source is a class with `takes`, for its places; `len`, of files; and `copy`, which adds what is missing and yields
+after each file. Add one to SOURCES, and `--data` and `data.folder` know it."""
 
 import contextlib
 import hashlib

@@ -1,8 +1,6 @@
-"""Embeddings of music, which the Fréchet distance compares.
-
-musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags from 3 s of music at 16 kHz. Its
-penultimate layer is the embedding. Its wheel on PyPI has the weights as a TensorFlow checkpoint.
-"""
+"""Embeddings of music, which the Fréchet distance compares. musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC
+licence) predicts 50 tags from 3 s of music at 16 kHz. Its penultimate layer is the embedding. Its wheel on PyPI has
+the weights as a TensorFlow checkpoint."""
 
 import zipfile
 from pathlib import Path

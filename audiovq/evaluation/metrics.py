@@ -1,8 +1,6 @@
-"""How close a reconstruction is to its source.
-
-Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float
-[channels, samples] in [-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them.
-"""
+"""How close a reconstruction is to its source. Every metric is a function `f(reconstruction, reference, sample_rate)
+-> float` of two waveforms, float [channels, samples] in [-1, 1], and raises ValueError if their shapes differ.
+`METRICS` lists them."""
 
 import functools
 import math

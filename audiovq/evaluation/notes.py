@@ -1,7 +1,5 @@
-"""Notes of a piece by an independent transcription, basic-pitch (Bittner 2022, arXiv:2203.09893).
-
-Needs the extra audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0).
-"""
+"""Notes of a piece by an independent transcription, basic-pitch (Bittner 2022, arXiv:2203.09893). Needs the extra
+audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0)."""
 
 import contextlib
 import functools

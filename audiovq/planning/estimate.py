@@ -1,8 +1,6 @@
-"""Estimates what a recipe takes, within seconds: memory, hours, and sizes that fit. It trains nothing.
-
-Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, tokenizer
-and decoder on a short crop, because both grow in proportion to its length.
-"""
+"""Estimates what a recipe takes, within seconds: memory, hours, and sizes that fit. It trains nothing. Arithmetic and
+activations are counted in one pass over one example: a prior on torch's meta device, tokenizer and decoder on a short
+crop, because both grow in proportion to its length."""
 
 import contextlib
 import os

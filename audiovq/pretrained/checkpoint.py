@@ -1,8 +1,6 @@
-"""Reads and writes the folder of one model: config.json, model.safetensors and their checksums.
-
-A folder may come from anybody. It holds JSON and safetensors, which cannot run code. Every number has a limit,
-a network is built within the memory that the size of its weights file justifies, and must have its weights.
-"""
+"""Reads and writes the folder of one model: config.json, model.safetensors and their checksums. A folder may come from
+anybody. It holds JSON and safetensors, which cannot run code. Every number has a limit, a network is built within the
+memory that the size of its weights file justifies, and must have its weights."""
 
 import itertools
 import json

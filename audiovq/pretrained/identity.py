@@ -1,8 +1,6 @@
-"""The identity of a model: a hash by which priors and codes files name their tokenizer.
-
-It depends on the weights and on a canonical form of the config, with the key names and the defaults of
-version 0.1. They are written down here, so that a hash stays the same when a key or a default changes.
-"""
+"""The identity of a model: a hash by which priors and codes files name their tokenizer. It depends on the weights and
+on a canonical form of the config, with the key names and the defaults of version 0.1. They are written down here, so
+that a hash stays the same when a key or a default changes."""
 
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Codecs that others published, in place of a `VQVAE`: each codebook is a level, and their networks stay as they are.
-
-A codec is one class here and one line in `CODECS`; the class says where the codec's numbers are, and calls it.
-"""
+A codec is one class here and one line in `CODECS`; the class says where the codec's numbers are, and calls it."""
 
 import importlib
 import json

@@ -1,8 +1,6 @@
-"""The prior: codes so far, coarser codes and conditions -> logits of the next code. One class for all levels.
-
-Levels are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox, arXiv:2005.00341, section
-4). A prior sees the codes of all coarser levels, a few of them ahead of its own time, and a window of its own.
-"""
+"""The prior: codes so far, coarser codes and conditions -> logits of the next code. One class for all levels. Levels
+are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox, arXiv:2005.00341, section 4). A
+prior sees the codes of all coarser levels, a few of them ahead of its own time, and a window of its own."""
 
 from typing import Any
 

@@ -1,7 +1,5 @@
-"""Decoding engines: they run a prior one position at a time, or over known positions in one pass.
-
-`new_engine` takes the one for the prior's device. Both give what the prior's own forward gives.
-"""
+"""Decoding engines: they run a prior one position at a time, or over known positions in one pass. `new_engine` takes
+the one for the prior's device. Both give what the prior's own forward gives."""
 
 import contextlib
 import copy

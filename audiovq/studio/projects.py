@@ -1,8 +1,6 @@
-"""Projects: folders with the versions of pieces, which are written after every change.
-
-A folder has `project.json`, `codes/N.codes` for each version and `recordings/ID.suffix` for each recording. A version
-is in `project.json` only after its codes are on the disk, so a kill at any moment loses at most unfinished work.
-"""
+"""Projects: folders with the versions of pieces, which are written after every change. A folder has `project.json`,
+`codes/N.codes` for each version and `recordings/ID.suffix` for each recording. A version is in `project.json` only
+after its codes are on the disk, so a kill at any moment loses at most unfinished work."""
 
 import contextlib
 import secrets

@@ -1,8 +1,6 @@
-"""Discriminators between music and its reconstruction, and the losses between them and the decoder.
-
-A new kind is a class and a line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view that it takes
-(a period, a window size). Padding is with zeros, because the gradient of reflection is not deterministic on a GPU.
-"""
+"""Discriminators between music and its reconstruction, and the losses between them and the decoder. A new kind is a
+class and a line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view that it takes (a period, a
+window size). Padding is with zeros, because the gradient of reflection is not deterministic on a GPU."""
 
 import contextlib
 import itertools

@@ -1,8 +1,6 @@
-"""Encoding and decoding in blocks of any size, at constant memory, with the result that the whole would give.
-
-A window is computed with exactly the context that its codes or samples depend on (the receptive field), and
-the results for the context are discarded. (The features of silence are not zeros.)
-"""
+"""Encoding and decoding in blocks of any size, at constant memory, with the result that the whole would give. A window
+is computed with exactly the context that its codes or samples depend on (the receptive field), and the results for the
+context are discarded. (The features of silence are not zeros.)"""
 
 from collections.abc import Sequence
 

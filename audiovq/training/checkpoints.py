@@ -1,8 +1,6 @@
-"""Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step.
-
-All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder `step-00000123`
-of safetensors with checksums, written atomically. Any number of devices can load it, with weights sharded or not.
-"""
+"""Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step. All else (data
+order, random numbers, learning rate) is a function of the step. A checkpoint is a folder `step-00000123` of
+safetensors with checksums, written atomically. Any number of devices can load it, with weights sharded or not."""
 
 import itertools
 import json

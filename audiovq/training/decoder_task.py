@@ -1,7 +1,5 @@
-"""Stage 1b: the decoder is tuned against discriminators.
-
-Encoder and codebooks do not change, so codes stay the same, and encoded music and priors remain valid.
-"""
+"""Stage 1b: the decoder is tuned against discriminators. Encoder and codebooks do not change, so codes stay the same,
+and encoded music and priors remain valid."""
 
 from typing import Any
 

@@ -1,7 +1,5 @@
-"""Writes the folder: the page, the generator as ONNX files, and onnxruntime-web from its npm package.
-
-The page shares its player with the listening report. WebAssembly is packed, which makes it a quarter as large.
-"""
+"""Writes the folder: the page, the generator as ONNX files, and onnxruntime-web from its npm package. The page shares
+its player with the listening report. WebAssembly is packed, which makes it a quarter as large."""
 
 import gzip
 import importlib.resources
