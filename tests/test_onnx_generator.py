@@ -158,7 +158,10 @@ def test_a_run_is_exported_for_the_player(tiny_run: Path, tmp_path: Path) -> Non
 def test_8_bit_priors_are_near_those_of_torch(generator: Generator, tmp_path: Path) -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     network = generator.tokenizer.network
-    export_generator(tmp_path, network, list(zip(generator.priors, generator.sampling, strict=True)), "tiny", int8=True)
+    decoder = DecodeGraph(network, spectra=True)
+    export_generator(
+        tmp_path, network, decoder, list(zip(generator.priors, generator.sampling, strict=True)), "tiny", int8=True
+    )
     for level, prior in enumerate(generator.priors):
         path, graph = tmp_path / f"prior-{level}.onnx", StepGraph(prior)
         weights = onnx.load(path).graph.initializer

@@ -10,6 +10,7 @@ import torch
 
 from audiovq import Generator, Tokenizer
 from audiovq.api.options import PieceOptions, level_settings, make_request
+from audiovq.pretrained.onnx_files import DecodeGraph
 from audiovq.pretrained.onnx_generator import export_generator
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.sampling_config import SamplingConfig
@@ -95,7 +96,8 @@ def write(folder: Path) -> Generator:
     """The exported generator, and `expected.npz`: the codes of each case, and the waveform of the first."""
     generator = tiny_generator()
     network = generator.tokenizer.network
-    export_generator(folder, network, list(zip(generator.priors, generator.sampling, strict=True)), "tiny")
+    decoder = DecodeGraph(network, spectra=True)
+    export_generator(folder, network, decoder, list(zip(generator.priors, generator.sampling, strict=True)), "tiny")
     expected: dict[str, np.ndarray] = {}
     for name, options in CASES.items():
         levels = codes_by_torch(generator, options)

@@ -145,7 +145,10 @@ def save_pretrained(
 def export_generator(folder: Path, model: Path, network: VQVAE, name: str, int8: bool = False) -> dict[str, float]:
     """The files of `onnx_generator` for the priors in the folder of a model; nothing if there are none."""
     loaded = [checkpoint.load_prior(path) for path in prior_folders(model)]
-    return onnx_generator.export_generator(folder, network, loaded, name, int8) if loaded else {}
+    if not loaded:
+        return {}
+    decoder = onnx_files.DecodeGraph(network, len(loaded), spectra=True)
+    return onnx_generator.export_generator(folder, network, decoder, loaded, name, int8)
 
 
 def run_facts(place: Path) -> RunFacts:

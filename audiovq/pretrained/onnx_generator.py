@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import audiovq
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.onnx_files import DecodeGraph
 from audiovq.pretrained.onnx_write import times, write_graph
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
 from audiovq.prior.prior import Prior
@@ -36,9 +35,11 @@ PER_ROW = ("previous", "labels", "chroma", "notes", "coarser", "keys", "values")
 
 
 @torch.no_grad()
-def export_generator(folder: Path, network: VQVAE, models: Models, name: str, int8: bool = False) -> dict[str, float]:
-    """Write the files of a tokenizer and its priors, and compare them with torch: `logit_error` is the largest difference
-    of a logit, before weights are rounded (`int8`). ValueError for a tokenizer without a graph, or if it is large."""
+def export_generator(
+    folder: Path, network: VQVAE, decoder: nn.Module, models: Models, name: str, int8: bool = False
+) -> dict[str, float]:
+    """Write the files, with a `DecodeGraph` with spectra as `decoder`, and compare them with torch: `logit_error` is the
+    largest difference of a logit, before rounding (`int8`). ValueError if it is large, or without a graph."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
     facts: dict[str, Any] = {
@@ -49,7 +50,7 @@ def export_generator(folder: Path, network: VQVAE, models: Models, name: str, in
         "hop_lengths": list(config.hop_lengths[: len(models)]),
         "tokenizer_hash": tokenizer_hash(network),
         "labels": models[0][0].spec.vocabularies,
-        "decoder": _write_decoder(folder, network, len(models)),
+        "decoder": _write_decoder(folder, network, decoder, len(models)),
         "priors": [],
     }
     for level, (prior, setting) in enumerate(models):
@@ -66,9 +67,8 @@ def export_generator(folder: Path, network: VQVAE, models: Models, name: str, in
     return {"logit_error": error}
 
 
-def _write_decoder(folder: Path, network: VQVAE, n_levels: int) -> dict[str, Any]:
+def _write_decoder(folder: Path, network: VQVAE, graph: nn.Module, n_levels: int) -> dict[str, Any]:
     say("onnx: writing the decoder of the generator")
-    graph = DecodeGraph(network, n_levels, spectra=True)
     groups, hops = network.level_groups(), network.config.hop_lengths[:n_levels]
     decoder = groups[n_levels - 1 if len(groups) > 1 else 0][0].decoder
     facts = {"file": "decoder.onnx", "period": network.period, "context": network.decoder_radius, "result": "waveform"}
