@@ -1,7 +1,5 @@
-"""Strict configuration: builds a frozen object from a mapping, or raises an error that names the wrong key.
-
-Every component declares its own `Config` next to its class, and `recipe.py` composes them.
-"""
+"""Strict configuration: builds a frozen object from a mapping, or raises an error that names the wrong key. Every
+component declares its own `Config` next to its class, and `recipe.py` composes them."""
 
 import difflib
 import json
@@ -26,8 +24,12 @@ def known_recipes() -> dict[str, Path]:
     return {path.stem: path for folder in reversed(recipe_folders()) for path in sorted(folder.glob("*.yaml"))}
 
 
+LARGEST_NUMBER = (1 << 63) - 1  # of keys without a limit of their own
+
+
 class Config(BaseModel):
-    """Base of every configuration: immutable, strict about types, and without unknown keys."""
+    """Base of every configuration: immutable, strict about types, and without unknown keys. Keys whose numbers bound
+    loops, or memory that does not depend on the weights, have limits (`le`): a config may come from anybody."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -35,37 +37,21 @@ class Config(BaseModel):
     @classmethod
     def _check_keys(cls, mapping: Any) -> Any:
         known = list(cls.model_fields)
-        for key in mapping if isinstance(mapping, dict) else ():
+        for key, value in mapping.items() if isinstance(mapping, dict) else ():
+            problem = ""
             if key not in known:
                 close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
                 hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-                raise PydanticCustomError("unknown_key", "{key}: unknown key, {hint}", {"key": key, "hint": hint})
+                problem = f"unknown key, {hint}"
+            elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:  # nor infinity or NaN
+                problem = f"expected at most {LARGEST_NUMBER}, found {value!r:.24}"
+            if problem:
+                raise PydanticCustomError("key", "{key}: {problem}", {"key": key, "problem": problem})
         return mapping
 
 
 ConfigT = TypeVar("ConfigT")  # a `Config`, or a dataclass
-Window = Annotated[int, Field(ge=8)]  # samples of a short-time spectrum, with hops of a quarter
-# The keys of configs by the largest number that they may have, also in a list; others have LARGEST_NUMBER. The limits
-# bound loops (`n_blocks`) and memory that does not depend on the weights (a cache of `context` codes).
-KEYS_BY_LIMIT = {
-    2: ["channels"],
-    64: ["mlp_ratio"],
-    256: ["n_blocks", "n_stride_blocks", "overlap", "overlaps", "semitones", "per_semitone", "frames_per_code"],
-    1 << 10: ["n_layers", "context_codes", "workers", "shifts", "n", "margin"],
-    1 << 12: ["codebook_dim", "n_mels", "n_heads", "n_kv_heads", "n_codes"],
-    1 << 16: [
-        *("hop_lengths", "dim", "base_dim", "decoder_dim", "codebook_size", "levels", "max_stride"),
-        *("context", "attention_window", "max_bytes", "kmeans_iterations", "top_k", "mel_windows", "stft_windows"),
-    ],
-    86400: ["seconds", "crop_seconds"],
-    384000: ["sample_rate"],
-    1 << 20: ["batch_size", "device_batch_size", "evaluate_batches"],
-    1 << 24: ["reach"],
-    1 << 40: ["temperature_steps"],
-    (1 << 63) - 1: ["seed"],
-}
-LARGEST = {key: limit for limit, keys in KEYS_BY_LIMIT.items() for key in keys}
-LARGEST_NUMBER = 1 << 53
+Window = Annotated[int, Field(ge=8, le=1 << 16)]  # samples of a short-time spectrum, with hops of a quarter
 
 
 def one_of(table: dict[str, Any]) -> Any:
@@ -74,14 +60,10 @@ def one_of(table: dict[str, Any]) -> Any:
     return Annotated[Union[configs], Field(discriminator="kind")]  # noqa: UP007 - built at run time
 
 
-def build(config_class: type[ConfigT], mapping: Any, source: str = "config", key: str = "") -> ConfigT:
-    """Validate a mapping below `key`. Raises ValueError: one line with source, path, expected and found value."""
+def build(config_class: type[ConfigT], mapping: Any, source: str = "config") -> ConfigT:
+    """Validate a mapping. Raises ValueError: one line with source, path, expected and found value."""
     try:
         mapping = _lists_to_tuples(mapping)
-        for name, number in _numbers(mapping, key):
-            limit = LARGEST.get(name.rsplit(".", 1)[-1], LARGEST_NUMBER)
-            if not abs(number) <= limit:  # also for what is not finite
-                raise ValueError(f"{source}: {name}: expected at most {limit}, found {number!r:.24}")
         return TypeAdapter(config_class).validate_python(mapping)
     except RecursionError:
         raise ValueError(f"{source}: nested too deeply") from None
@@ -99,15 +81,6 @@ def whole_number(value: Any, what: str) -> int:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         pass
     raise ValueError(f"{what}: expected a whole number, found {value!r:.40}")
-
-
-def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
-    """All numbers in nested dicts and lists, with dotted keys; the items of a list have its key."""
-    if isinstance(value, dict):
-        return [pair for key, item in value.items() for pair in _numbers(item, f"{path}.{key}".lstrip("."))]
-    if isinstance(value, list | tuple):
-        return [pair for item in value for pair in _numbers(item, path)]
-    return [(path, value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 # --- YAML -----------------------------------------------------------------------------------------
@@ -275,12 +248,13 @@ def _explain(mapping: Any, detail: Any) -> str:
             keys.append(str(part))
     if detail["type"] == "missing":
         return ".".join([*keys, f"{detail['loc'][-1]}: required, but missing"])
-    if detail["type"] == "unknown_key":
+    if detail["type"] == "key":
         return ".".join([*keys, detail["msg"]])
     if detail["type"] == "value_error":
         message = str(detail["ctx"]["error"])
     else:
         expected = detail["msg"].replace("Input should be", "expected").replace("tuple", "list")
+        expected = expected.replace("less than or equal to", "at most")
         expected = expected.replace("Tuple should have", "expected").partition(" after validation")[0]
         message = f"{expected}, found {detail.get('input')!r:.100}"
     return f"{'.'.join(keys)}: {message}" if keys else message

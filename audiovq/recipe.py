@@ -1,11 +1,9 @@
 """A recipe: one YAML file with all settings of a run. It is composed of the components' own configs."""
 
-from __future__ import annotations
-
 import email
 import itertools
 import os
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +26,9 @@ class TrainingConfig(Config):
 
     steps: int = Field(default=1000, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: priors learn more per step, which takes longer
-    batch_size: int = Field(default=8, ge=1)  # global batch: examples per step, on all devices together
+    batch_size: int = Field(default=8, ge=1, le=1 << 20)  # global batch: examples per step, on all devices together
     # Micro-batch: examples that a device computes at once; null: its whole share. Results stay the same.
-    device_batch_size: int | None = Field(default=None, ge=1)
+    device_batch_size: int | None = Field(default=None, ge=1, le=1 << 20)
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=50, ge=0)
     final_fraction: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of the cosine
@@ -40,7 +38,7 @@ class TrainingConfig(Config):
     gradient_clip: float = Field(default=1.0, gt=0)
     log_steps: int = Field(default=25, ge=1)
     evaluate_steps: int = Field(default=250, ge=1)  # steps between two evaluations on held-out tracks
-    evaluate_batches: int = Field(default=4, ge=1)
+    evaluate_batches: int = Field(default=4, ge=1, le=1 << 20)
     checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0: after every step
     # Decay of a moving average of the weights, which is evaluated and saved in their place; null: none.
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -61,7 +59,7 @@ class TokenizerStage(Config):
     from_pretrained: str | None = None
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
-    crop_seconds: float = Field(default=0.68, gt=0)
+    crop_seconds: float = Field(default=0.68, gt=0, le=86400)
     # Step at which the codebooks start; before it latents are not quantized, so that they become useful.
     vq_start_step: int = Field(default=100, ge=0)
     # Decoder tones: the step at which sound is made; before it only the loudness of tones is learned, several times as fast.
@@ -85,7 +83,7 @@ class DecoderTrainingConfig(TrainingConfig):
     discriminator_steps: int = Field(default=0, ge=0)  # the first steps train only the discriminators
 
     @model_validator(mode="after")
-    def _check(self) -> DecoderTrainingConfig:
+    def _check(self) -> "DecoderTrainingConfig":
         if self.discriminator_steps >= self.steps:
             found = self.discriminator_steps
             raise ValueError(f"discriminator_steps: expected less than steps {self.steps}, found {found}")
@@ -106,7 +104,7 @@ class CodesStage(Config):
     # The music for the priors, by path below data.folder ("chorales/*"); []: all music of the tokenizer.
     only: tuple[str, ...] = ()
     # How often each training track is encoded, each time from a later start: more codes of the same music.
-    shifts: int = Field(default=1, ge=1)
+    shifts: int = Field(default=1, ge=1, le=1024)
 
 
 class PriorStage(Config):
@@ -120,8 +118,8 @@ class PriorStage(Config):
 class SamplesConfig(Config):
     """The audio that a run writes to its samples/ folder after each stage."""
 
-    seconds: float = Field(default=10.0, gt=0)
-    n: int = Field(default=2, ge=1)
+    seconds: float = Field(default=10.0, gt=0, le=86400)
+    n: int = Field(default=2, ge=1, le=1024)
 
 
 class Recipe(Config):
@@ -139,7 +137,7 @@ class Recipe(Config):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")
-    def _check(self) -> Recipe:
+    def _check(self) -> "Recipe":
         if not (self.name.isprintable() and self.name.strip(". ")) or ".." in Path(self.name).parts:
             raise ValueError(f"name: expected a name for a folder, found {self.name!r:.40}")
         if self.tokenizer.model.codec and (self.decoder_tuning or not self.tokenizer.from_pretrained):
@@ -256,9 +254,7 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return conf.merge(read_mapping(path.parent / base, (*seen, path)), mapping)
 
 
-def load_recipe(
-    name: str, data: str | None = None, overrides: tuple[str, ...] = (), codes: str | None = None
-) -> Recipe:
+def load_recipe(name: str, data: str | None = None, overrides: Sequence[str] = (), codes: str | None = None) -> Recipe:
     """Read a recipe, by its path or its name, and change some of its values: `data.folder`, `codes.path`, and
     by overrides `a.b=value` with a value in YAML. ValueError with the path of a wrong key or value."""
     path = find_recipe(name)
@@ -298,13 +294,8 @@ def codes_place(run: Path) -> Path | str:
 
 # Keys that may change when a run is resumed, perhaps on another machine: they do not change its results.
 RESUME_MUTABLE = {
-    "device_batch_size",
-    "compile",
-    "sharded",
-    "activation_checkpointing",
-    "checkpoint_seconds",
-    "workers",
-    "trackers",
+    *("device_batch_size", "compile", "sharded", "activation_checkpointing"),
+    *("checkpoint_seconds", "workers", "trackers"),
 }
 
 

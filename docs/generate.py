@@ -113,7 +113,7 @@ def kind_of(annotation: Any, field: FieldInfo | None = None) -> str:
     limits = [f"{sign} {getattr(m, key):g}" for m in (field.metadata if field else []) for key, sign in SIGNS.items()
               if getattr(m, key, None) is not None]  # fmt: skip
     name = str(annotation.__name__)
-    return " ".join([{"str": "text", "bool": "true or false"}.get(name, name), *limits])
+    return f"{ {'str': 'text', 'bool': 'true or false'}.get(name, name) } {', '.join(limits)}".rstrip()
 
 
 def default_of(field: FieldInfo) -> str:

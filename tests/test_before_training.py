@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, assert_one_line_error, cli, tones
 from audiovq.pipeline.before_training import find_music
 from audiovq.planning.estimate import STAGES, make_plan
 from audiovq.recipe import load_recipe, load_saved_recipe
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 
 def write_music(folder: Path) -> Path:

@@ -46,7 +46,7 @@ def test_tables_have_type_default_and_meaning(generate: ModuleType) -> None:
     assert "## `tokenizer.training`\n" in page
     assert "## `priors[].training`\n" in page
     assert "| `learning_rate` | float > 0 | `0.001` | highest learning rate, at the end of the warm-up;" in page
-    assert "| `attention_window` | int ≥ 1 or null | `null` | codes a position" in page
+    assert "| `attention_window` | int ≥ 1, ≤ 65536 or null | `null` | codes to attend" in page
     assert "| `hop_lengths` | list of int | `[1024, 512, 256]` |" in page
     assert "## `tokenizer.model.quantizer`: `gumbel`" in page
     assert "| `precision` | `auto` or `fp32` or `bf16` | `auto` |" in page

@@ -17,7 +17,7 @@ from audiovq.data.tracks import scan
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.checkpoints import newest
 from audiovq.training.health import CHECKS, StageFacts, Watch
-from audiovq.training.logs import HEALTH, StepLog, read_health
+from audiovq.training.logs import HEALTH, StepLog, read_steps
 from audiovq.training.loop import Training
 from audiovq.training.nonfinite import PATIENCE
 from audiovq.training.tokenizer_task import TokenizerTask
@@ -134,7 +134,7 @@ def test_logs_drop_rows_after_the_checkpoint(tmp_path: Path) -> None:
     for stage, step in (("a", 2), ("a", 5), ("b", 9)):
         StepLog(path, 9, stage).write({"stage": stage, "step": step})
     StepLog(path, 3, "a")
-    assert read_health(tmp_path) == [{"stage": "a", "step": 2}, {"stage": "b", "step": 9}]
+    assert read_steps(tmp_path / HEALTH) == [{"stage": "a", "step": 2}, {"stage": "b", "step": 9}]
 
 
 # --- trainings that go wrong ------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_resuming_after_skipped_steps_gives_the_same_weights(tiny_recipe: Path, 
     left, right = (folder_tensors(tmp_path / name) for name in ("whole", "part"))
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert [row["message"] for row in read_health(tmp_path / "part")] == [
+    assert [row["message"] for row in read_steps(tmp_path / "part" / HEALTH)] == [
         "tokenizer: since step 2 some losses or gradients are not finite, and these steps are skipped (1 so far); if it "
         "happens more often, set tokenizer.training.learning_rate to 0.00033 (now 0.001)"
     ]
@@ -262,7 +262,7 @@ def wrong_music(tiny_recipe: Path, folder: Path, waves: list[np.ndarray], *setti
     recipe = load_recipe(str(tiny_recipe), str(folder / "music"), settings)
     task = TokenizerTask(recipe.tokenizer, recipe.data, scan(folder / "music", recipe.data), 0)
     Training(task, folder, recipe.tokenizer.training, Accelerator()).run()
-    return [row["message"] for row in read_health(folder)]
+    return [row["message"] for row in read_steps(folder / HEALTH)]
 
 
 def test_a_single_note_collapses_the_codebook(tiny_recipe: Path, tmp_path: Path) -> None:

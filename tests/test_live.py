@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_control import KINDS
-from test_control import make as wild
+from test_control import KINDS, make as wild
 from test_sampling import HOPS, priors, request
 from tiny_generator import tiny_generator
 

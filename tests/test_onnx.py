@@ -76,15 +76,15 @@ def test_the_fourier_basis_is_numpys() -> None:
 
 @torch.no_grad()
 def test_convolutions_are_the_transforms() -> None:
-    stft = StftFront(2, 8, 16, StftFront.Config(overlap=4), 8000).eval()
-    mel = MelFront(2, 32, 16, MelFront.Config(overlaps=(2, 8)), 8000).eval()
+    stft = StftFront(2, 8, 16, StftFront.Config(overlap=4), 8000, causal=False).eval()
+    mel = MelFront(2, 32, 16, MelFront.Config(overlaps=(2, 8)), 8000, causal=False).eval()
     waveform = torch.randn(3, 2, 80)
     quiet = waveform * torch.logspace(0, -6, 80)  # where the least power counts
     for x in (waveform, quiet, torch.zeros_like(waveform)):
         assert torch.allclose(ConvStftFront(stft)(x), stft(x), atol=1e-4)
         long = x.repeat(1, 1, 4)
         assert torch.allclose(ConvMelFront(mel)(long), mel(long), atol=1e-4)
-    decoder = IstftDecoder(16, 2, 8, IstftDecoder.Config(dim=16, n_blocks=1), 8000).eval()
+    decoder = IstftDecoder(16, 2, 8, IstftDecoder.Config(dim=16, n_blocks=1), 8000, causal=False).eval()
     features = torch.randn(3, 16, 7)
     assert torch.allclose(ConvIstftDecoder(decoder)(features), decoder(features), atol=1e-5)
 

@@ -159,7 +159,9 @@ def test_8_bit_priors_are_near_those_of_torch(generator: Generator, tmp_path: Pa
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     network = generator.tokenizer.network
     decoder = DecodeGraph(network, spectra=True)
-    export_generator(tmp_path, network, decoder, generator.priors, generator.sampling, "tiny", int8=True)
+    export_generator(
+        tmp_path, network, decoder, list(zip(generator.priors, generator.sampling, strict=True)), "tiny", int8=True
+    )
     for level, prior in enumerate(generator.priors):
         path, graph = tmp_path / f"prior-{level}.onnx", StepGraph(prior)
         weights = onnx.load(path).graph.initializer

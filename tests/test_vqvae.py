@@ -67,7 +67,7 @@ def test_lengths_for_any_levels_topology_and_channels(
 
 @pytest.mark.parametrize("kind", FRONTS)
 def test_a_feature_depends_on_no_sample_beyond_the_radius(kind: str) -> None:
-    encoder = Encoder(1, [32, 16], 8, EncoderConfig(front=FRONTS[kind].Config(), n_blocks=1), 8000)
+    encoder = Encoder(1, [32, 16], 8, EncoderConfig(front=FRONTS[kind].Config(), n_blocks=1), 8000, causal=False)
     radius, middle = encoder.radius_samples, 2048
     waveform = torch.randn(1, 1, 4096, requires_grad=True)
     encoder(waveform)[0][0, :, middle // 32].sum().backward()
@@ -80,7 +80,7 @@ def test_a_feature_depends_on_no_sample_beyond_the_radius(kind: str) -> None:
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_sample_depends_on_no_frame_beyond_the_radius(kind: str) -> None:
     options = {"n_blocks": 1} | ({"base_dim": 8} if kind == "conv" else {"dim": 8})
-    decoder = DECODERS[kind](8, 1, 16, DECODERS[kind].Config(**options), 8000)
+    decoder = DECODERS[kind](8, 1, 16, DECODERS[kind].Config(**options), 8000, causal=False)
     frames = torch.randn(1, 8, 200, requires_grad=True)
     decoder(frames)[0, 0, 1600].backward()
     assert frames.grad is not None
@@ -101,7 +101,7 @@ def test_stack_radius_is_exact(kind: str) -> None:
 
 def test_istft_head_inverts_the_spectrum_as_torch_does() -> None:
     """Frames made by analysis of a signal come back as that signal: window, overlap-add and envelope are right."""
-    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0), 8000)
+    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0), 8000, causal=False)
     signal = torch.randn(1, 1, 16 * 50)
     padded = torch.nn.functional.pad(signal, (24, 24))
     window = decoder.get_buffer("window")
@@ -114,7 +114,7 @@ def test_istft_head_inverts_the_spectrum_as_torch_does() -> None:
 
 def test_constant_codes_hold_a_note_that_is_no_multiple_of_the_frame_rate() -> None:
     """Frames that do not change give one steady sine per bin, here the bin at 5/8 of the frame rate."""
-    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0, overlap=8), 8000)
+    decoder = IstftDecoder(4, 1, 16, IstftDecoder.Config(dim=8, n_blocks=0, overlap=8), 8000, causal=False)
     with torch.no_grad():
         decoder.head.weight.zero_()
         bias = decoder.head.bias.view(2, -1)
@@ -129,7 +129,7 @@ def test_constant_codes_hold_a_note_that_is_no_multiple_of_the_frame_rate() -> N
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_features_of_the_music_are_standardised_at_the_start(channels: int) -> None:
-    front = StftFront(channels, 16, 8, StftFront.Config(), 8000)
+    front = StftFront(channels, 16, 8, StftFront.Config(), 8000, causal=False)
     music = 0.2 * torch.randn(4, channels, 1600)
     front.initialise(music)
     features = (front.features(music) - front.mean) * front.scale  # [b, c · part · f, t]
@@ -140,7 +140,7 @@ def test_features_of_the_music_are_standardised_at_the_start(channels: int) -> N
 
 def test_mel_features_are_those_of_the_losses_in_decibels() -> None:
     """They equal `MelSpectrogram` of the same frames up to a scale; a gain is the same offset in every feature."""
-    front = MelFront(1, 64, 8, MelFront.Config(overlaps=(2, 8), n_mels=32), 8000)
+    front = MelFront(1, 64, 8, MelFront.Config(overlaps=(2, 8), n_mels=32), 8000, causal=False)
     assert front.n_mels == [10, 32]
     assert front.n_ffts == [128, 512]
     music = 0.2 * torch.randn(1, 1, 4096)
@@ -157,17 +157,17 @@ def test_mel_features_are_those_of_the_losses_in_decibels() -> None:
     front.initialise(music)
     standard = (features - front.mean) * front.scale
     assert float(standard.mean(dim=(0, 2)).abs().max()) < 1e-3
-    fast = MelFront(1, 64, 8, MelFront.Config(), 384000)
+    fast = MelFront(1, 64, 8, MelFront.Config(), 384000, causal=False)
     assert float(fast.get_buffer("filters_1").sum(dim=0).min()) == 0  # bands between two bins
     assert bool(fast.features(music).isfinite().all())
     with pytest.raises(ValueError, match="overlaps"):
-        MelFront(1, 64, 8, MelFront.Config(overlaps=(0, 8)), 8000)
+        MelFront(1, 64, 8, MelFront.Config(overlaps=(0, 8)), 8000, causal=False)
 
 
 def test_the_decoder_begins_with_the_spectrum_of_the_music() -> None:
     t = torch.arange(16000) / 8000
     music = 0.5 * torch.sin(2 * torch.pi * 1000 * t)[None, None]
-    decoder = IstftDecoder(4, 1, 32, IstftDecoder.Config(dim=8, n_blocks=0), 8000)
+    decoder = IstftDecoder(4, 1, 32, IstftDecoder.Config(dim=8, n_blocks=0), 8000, causal=False)
     decoder.initialise(music)
     spectrum = decoder.head.bias[: decoder.n_fft // 2 + 1]
     assert int(spectrum.argmax()) == 16  # 1000 Hz of 128 bins to 8000 Hz

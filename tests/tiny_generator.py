@@ -97,7 +97,7 @@ def write(folder: Path) -> Generator:
     generator = tiny_generator()
     network = generator.tokenizer.network
     decoder = DecodeGraph(network, spectra=True)
-    export_generator(folder, network, decoder, generator.priors, generator.sampling, "tiny")
+    export_generator(folder, network, decoder, list(zip(generator.priors, generator.sampling, strict=True)), "tiny")
     expected: dict[str, np.ndarray] = {}
     for name, options in CASES.items():
         levels = codes_by_torch(generator, options)

@@ -9,17 +9,5 @@ from audiovq.pretrained.export import save_pretrained
 from audiovq.pretrained.locate import bundled_model, default_model, prior_folders, push_folder, resolve_model
 from audiovq.utils.device import pick_device
 
-__all__ = [
-    "CodeDataset",
-    "Generator",
-    "Live",
-    "PieceOptions",
-    "Tokenizer",
-    "bundled_model",
-    "default_model",
-    "pick_device",
-    "prior_folders",
-    "push_folder",
-    "resolve_model",
-    "save_pretrained",
-]
+__all__ = ["CodeDataset", "Generator", "Live", "PieceOptions", "Tokenizer", "pick_device", "save_pretrained"]
+__all__ += ["bundled_model", "default_model", "prior_folders", "push_folder", "resolve_model"]

@@ -1,7 +1,5 @@
 """`CodeDataset`: the codes of a run's tracks as examples for a model of your own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,11 +1,11 @@
 """Audio files ↔ codes files: one, or all in a folder. Finished files are skipped, bad ones are listed."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audiovq.api.tokenizer import Tokenizer
+from audiovq.api.tokenizer import Progress, Tokenizer
 from audiovq.data import audio
 from audiovq.data.audio_writer import check_writable
 from audiovq.data.codes import Codes, check_codes_output, read_header
@@ -13,7 +13,6 @@ from audiovq.data.tracks import find_audio
 from audiovq.utils.files import check_folder, file_sha256, output_name
 from audiovq.utils.progress import ProgressBar, say
 
-Progress = Callable[[float], None]  # called with seconds of audio
 Facts = dict[str, Any]  # what was done; `summary` is a line for the user
 
 
@@ -37,11 +36,8 @@ class Encoding:
         if not target.exists():
             return False
         header = read_header(target)
-        return (
-            header.tokenizer_hash == self.tokenizer.hash
-            and (header.coding is not None) == self.compress
-            and header.source_sha256 == file_sha256(source)
-        )
+        wanted = self.tokenizer.hash, self.compress, file_sha256(source)
+        return (header.tokenizer_hash, header.coding is not None, header.source_sha256) == wanted
 
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = self.tokenizer.encode_file(source, progress)

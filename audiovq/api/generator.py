@@ -1,7 +1,5 @@
 """`Generator`: nothing, or a prompt → new music."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +25,7 @@ from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import compat
-from audiovq.utils.device import pick_device, torch_defaults
+from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
@@ -49,12 +47,12 @@ class Generator(Shareable):
         self,
         tokenizer: Tokenizer,
         priors: Sequence[Prior],
-        sampling: Sequence[SamplingConfig] | None = None,
-        device: str | torch.device | None = None,
+        sampling: Sequence[SamplingConfig] = (),
+        device: Device = None,
     ):
         if not priors:
             raise ValueError("generator: expected at least the prior of level 0, found none")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.sample_rate = tokenizer, tokenizer.sample_rate
         self.device = pick_device(device or tokenizer.device)
         self.priors = [prior.to(self.device).eval() for prior in priors]
         self.sampling = list(sampling or [SamplingConfig() for _ in priors])
@@ -62,9 +60,7 @@ class Generator(Shareable):
         _check_fit(self.priors, tokenizer)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
-    ) -> Generator:
+    def from_pretrained(cls, source: str | Path, device: Device = None, **hub: str | None) -> "Generator":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such model, no prior yet, or damaged files."""
         folder = resolve_model(source, **hub)
@@ -81,10 +77,6 @@ class Generator(Shareable):
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.tokenizer.network, self.priors, self.sampling
-
-    @property
-    def sample_rate(self) -> int:
-        return self.tokenizer.sample_rate
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -144,8 +136,7 @@ class Generator(Shareable):
         on_codes: CodesCallback = ignore_codes,
         in_time_order: bool = False,
     ) -> Iterator[Codes]:
-        """Generate the items `items` of a seed, one after the other; arguments as `sample_codes` and
-        `sampling.generate`."""
+        """Generate the items `items` of a seed, in turn; arguments as `sample_codes` and `sampling.generate`."""
         options = options or PieceOptions()
         priors, settings = self.priors, level_settings(self.sampling, options)
         request = make_request(self.priors, n_samples, seed, options)

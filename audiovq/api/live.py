@@ -1,7 +1,5 @@
 """`Live`: music without end that can be changed while it sounds."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import struct
@@ -24,7 +22,7 @@ from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.engine import few_threads
 from audiovq.sampling.guidance import Request
 from audiovq.utils.device import torch_defaults
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 if TYPE_CHECKING:
     from audiovq.api.generator import Generator
@@ -60,7 +58,7 @@ class Live:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: "Generator",
         seed: int = 0,
         *,
         piece_seconds: float = 180.0,
@@ -129,10 +127,8 @@ class Live:
             options["labels"] = {name: value for name, value in labels.items() if value not in (None, "", {})}
             new = dataclasses.replace(self.options, **options)
             settings = level_settings(self.generator.sampling, new)[: self.n_levels]
-            # Guidance may be set before there is a label to follow.
-            request = make_request(
-                self.generator.priors, self.piece_samples, seed, dataclasses.replace(new, guidance=None)
-            )
+            unguided = dataclasses.replace(new, guidance=None)  # which may be set before there is a label to follow
+            request = make_request(self.generator.priors, self.piece_samples, seed, unguided)
             self.wanted = settings, dataclasses.replace(request, items=[0])
             self.options, self.seed = new, seed
 
@@ -219,12 +215,9 @@ class Live:
     # --- what was played, and the state ---
 
     def codes(self, last_seconds: float | None = None) -> Codes:
-        """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept.
-
-        They reach beyond what `read` has given by what the decoder looks ahead. The codes from the first one
-        on, decoded with `decoder_stream` and the same blocks, give the same samples to the bit. Raises
-        ValueError if nothing was drawn yet.
-        """
+        """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept. They reach
+        beyond what `read` has given by what the decoder looks ahead. All of them, decoded by `decoder_stream` in the
+        same blocks, give the same samples to the bit. ValueError if nothing was drawn yet."""
         with self.reading:
             frames = list(self.frames)
         if last_seconds is not None:

@@ -18,7 +18,7 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.sampling.engine import precisions
 from audiovq.sampling.guidance import Request
 from audiovq.utils import compat
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,7 @@ from audiovq.utils.device import torch_defaults
 
 Waveform = Tensor | np.ndarray | Sequence[Any]
 MAX_CHANNELS = 6
-SIGNED = {torch.int8: 1 << 7, torch.int16: 1 << 15, torch.int32: 1 << 31}  # the size of 1.0 as PCM
-UNSIGNED = {torch.uint8: 1 << 7, torch.uint16: 1 << 15, torch.uint32: 1 << 31}  # and of 0.0
+PCM = {torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32}
 
 
 def with_rate(source: Any, sample_rate: float | None) -> tuple[Any, int]:
@@ -60,11 +59,10 @@ def checked(waveform: Waveform, at_least: int = 0) -> Tensor:
     if found[0] > MAX_CHANNELS:
         advice = "; turn it around, as in waveform.T" if found[1] <= MAX_CHANNELS else ""
         raise ValueError(f"waveform: expected [channels, samples], 1 to {MAX_CHANNELS} channels, found {found}{advice}")
-    if waveform.dtype in SIGNED:
-        return waveform.float() / SIGNED[waveform.dtype]
-    if waveform.dtype in UNSIGNED:
-        size = UNSIGNED[waveform.dtype]
-        return ((waveform.double() - size) / size).float()
+    if waveform.dtype in PCM:
+        scale = torch.iinfo(waveform.dtype)
+        size = 1 << (scale.bits - 1)  # of 1.0, and in unsigned numbers of 0.0
+        return ((waveform.cpu().double() - (0 if scale.min else size)) / size).float()
     if not waveform.is_floating_point():
         kinds = "floating-point numbers in [-1, 1], or PCM of 8, 16 or 32 bits"
         advice = "; name its size, as in waveform.astype('int16')" if waveform.dtype == torch.int64 else ""

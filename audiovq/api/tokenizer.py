@@ -1,7 +1,5 @@
 """`Tokenizer`: audio ↔ codes, with the resampling, padding and chunks around the pure network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,10 +25,11 @@ from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.chunking import compute_in_batches, cut
-from audiovq.utils.device import pick_device, torch_defaults
+from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.files import file_sha256
 
 Audio = Waveform | str | Path | Mapping[str, Any]
+Progress = Callable[[float], object] | None  # called with seconds of audio
 Levels = Codes | Sequence[Any] | np.ndarray | Tensor  # of a piece, for decoding
 
 
@@ -42,16 +41,14 @@ class Tokenizer(Shareable):
     >>> waveform = tokenizer.decode(codes)
     """
 
-    def __init__(self, network: VQVAE, device: str | torch.device | None = None):
+    def __init__(self, network: VQVAE, device: Device = None):
         self.device = pick_device(device)
         self.network = network.to(self.device).eval()
-        self.config = network.config
+        self.config, self.sample_rate = network.config, network.config.sample_rate
         self.hash = tokenizer_hash(network)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, device: str | torch.device | None = None, **hub: str | None
-    ) -> Tokenizer:
+    def from_pretrained(cls, source: str | Path, device: Device = None, **hub: str | None) -> "Tokenizer":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such tokenizer, or damaged files."""
         folder = tokenizer_folder(resolve_model(source, **hub))
@@ -59,10 +56,6 @@ class Tokenizer(Shareable):
 
     def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
         return self.network, (), ()
-
-    @property
-    def sample_rate(self) -> int:
-        return self.config.sample_rate
 
     def make_codes(self, levels: Sequence[Any], n_samples: int | None = None, source_sha256: str = "") -> Codes:
         """`Codes` of this tokenizer from whole numbers [ceil(n_samples / hop_length)] per level, coarse to fine;
@@ -101,8 +94,7 @@ class Tokenizer(Shareable):
                 file, or a value of an `Audio` column of the library datasets.
             sample_rate: of the waveform, Hz, 1000 to 768000.
         Returns:
-            int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the
-            tokenizer's rate.
+            int64 [ceil(n_samples / hop_length)] per level, coarse to fine; `n_samples` is at the tokenizer's rate.
         Raises:
             ValueError: wrong shape or type, no samples, or samples that are not finite.
         """
@@ -111,9 +103,7 @@ class Tokenizer(Shareable):
         found, rate = with_rate(waveform, sample_rate)
         return self._encode(rate, checked(found, at_least=1).split(audio.BLOCK_FRAMES, dim=-1), "")
 
-    def encode_file(
-        self, path: str | Path, progress: Callable[[float], object] | None = None, seconds: float | None = None
-    ) -> Codes:
+    def encode_file(self, path: str | Path, progress: Progress = None, seconds: float | None = None) -> Codes:
         """Encode an audio file of any length at constant memory, or its first `seconds`; the codes are those
         of `encode`. `progress` gets the seconds of each block. ValueError for unusable audio."""
         path = Path(path)
@@ -137,11 +127,9 @@ class Tokenizer(Shareable):
 
     @torch_defaults()
     def encode_batch(self, waveforms: Sequence[Audio], sample_rate: int | None = None) -> list[Codes]:
-        """Encode several pieces of unequal length; each gives what `encode` gives for it alone.
-
-        On a GPU, windows of equal length share a batch. Sums are then rounded in another order, so a latent
-        halfway between two codes may become the other one. On the CPU batches are not faster.
-        """
+        """Encode several pieces of unequal length; each gives what `encode` gives for it alone. On a GPU, windows of
+        equal length share a batch. Sums are then rounded in another order, so a latent halfway between two codes may
+        become the other one. On the CPU batches are not faster."""
         prepared = []
         for item in waveforms:
             found, rate = with_rate(item, sample_rate)
@@ -206,12 +194,7 @@ class Tokenizer(Shareable):
         return [torch.cat(piece, dim=-1).clamp(-1, 1).cpu() for piece in pieces]
 
     def decode_file(
-        self,
-        codes: Codes,
-        path: str | Path,
-        n_levels: int | None = None,
-        comment: str = "",
-        progress: Callable[[float], object] | None = None,
+        self, codes: Codes, path: str | Path, n_levels: int | None = None, comment: str = "", progress: Progress = None
     ) -> None:
         """Decode into a sound file, see `AudioWriter`, with a `comment` in its tag, at constant memory; it appears
         when it is complete. `progress` gets the seconds of each piece. ValueError for foreign codes."""

@@ -43,8 +43,7 @@ LUFS_HELP = "Make each piece so loud, such as -14, as far as peaks stay below -1
 @options.json_option
 def sample(model: str | None, page: bool, json_file: str | None, **values: Any) -> None:
     """Make new music, or change a piece. The same command with the same seed makes the same files."""
-    from audiovq.pipeline.sample import Sampled, SampleOptions
-    from audiovq.pipeline.sample import sample as run
+    from audiovq.pipeline.sample import Sampled, SampleOptions, sample as run
 
     if json_file == "-" and values["stream"] == "-":
         raise ValueError("--json, --stream: only one of them can use standard output; name a file for the other")

@@ -22,6 +22,7 @@ SUFFIXES = {
 # Formats whose header has the number of samples.
 LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}
 BLOCK_FRAMES = 1 << 16
+Number = int | None  # None: that of the file
 LARGEST_PEAK = 100.0  # 40 dB above full scale; larger numbers are PCM
 # Decoders of these are only exact some time after the place where they begin.
 INEXACT, RUN_IN_FRAMES = {"MP3", "VORBIS"}, 1 << 16
@@ -169,11 +170,7 @@ def downmix(waveform: Tensor, channels: int) -> Tensor:
 
 
 def stream_audio(
-    path: Path,
-    sample_rate: int | None = None,
-    channels: int | None = None,
-    start: int = 0,
-    n_samples: int | None = None,
+    path: Path, sample_rate: Number = None, channels: Number = None, start: int = 0, n_samples: Number = None
 ) -> Iterator[Tensor]:
     """As `read_audio`, in blocks of float32 [channels, samples] and in bounded memory."""
     rate, empty = audio_info(path).sample_rate, True
@@ -189,11 +186,7 @@ def stream_audio(
 
 
 def read_audio(
-    path: Path | str,
-    sample_rate: int | None = None,
-    channels: int | None = None,
-    start: int = 0,
-    n_samples: int | None = None,
+    path: Path | str, sample_rate: Number = None, channels: Number = None, start: int = 0, n_samples: Number = None
 ) -> tuple[Tensor, int]:
     """Decode a file, or a part of it.
 

@@ -1,7 +1,5 @@
 """Writes audio piece by piece: a sound file that appears when it is whole, or WAV in a pipe."""
 
-from __future__ import annotations
-
 import contextlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,21 +20,14 @@ WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
 PIPE_BYTES = (1 << 32) - 1 - 36  # the largest size in a header; players take it for "until the end"
 NO_TAGS: Mapping[str, str] = {}
 ID3_FRAMES = {"title": id3.TIT2, "comment": id3.COMM, "software": id3.TSSE}  # type: ignore[attr-defined]
-
-
 # The name of each format and subtype in libsndfile; a PCM subtype has the bits.
-FORMATS = {
-    ".wav": ("WAV", ""),
-    ".flac": ("FLAC", ""),
-    ".opus": ("OGG", "OPUS"),
-    ".ogg": ("OGG", "OPUS"),
-    ".mp3": ("MP3", "MPEG_LAYER_III"),
-}
+FORMATS = {".wav": ("WAV", ""), ".flac": ("FLAC", ""), ".opus": ("OGG", "OPUS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
+FORMATS[".ogg"] = FORMATS[".opus"]
 BEGINNINGS = {"WAV": [b"RIFF"], "FLAC": [b"fLaC"], "OGG": [b"OggS"], "MP3": [b"ID3", b"\xff"]}
 RATES = {"OGG": (8000, 12000, 16000, 24000, 48000), "MP3": (16000, 22050, 24000, 32000, 44100, 48000)}
 
 
-class AudioWriter:
+class AudioWriter(contextlib.ExitStack):
     """Writes PCM, Opus or MP3; samples beyond [-1, 1] are clipped.
 
     >>> with AudioWriter(path, 44100, channels=2) as file:
@@ -62,6 +53,7 @@ class AudioWriter:
         tags: Mapping[str, str] = NO_TAGS,
         bits: int = 16,
     ):
+        super().__init__()
         self.target, self.channels, self.bits, self.n_samples = target, channels, bits, 0
         self.is_int16, rate = bits == 16, sample_rate
         if isinstance(target, str | Path):
@@ -76,14 +68,10 @@ class AudioWriter:
             self.opened = contextlib.nullcontext(_Pipe(target, sample_rate, channels, n_samples))
         self.resampler = Resampler(sample_rate, rate)
 
-    def __enter__(self) -> AudioWriter:
-        self.stack = contextlib.ExitStack()
-        self.file = self.stack.enter_context(self.opened)
-        self.stack.push(self._finish)
+    def __enter__(self) -> "AudioWriter":
+        self.file = self.enter_context(self.opened)
+        self.push(self._finish)
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stack.__exit__(*exception)  # type: ignore[arg-type]
 
     def _finish(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None and (rest := self.resampler.finish()) is not None:

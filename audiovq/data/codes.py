@@ -1,11 +1,10 @@
 """The codes file: the codes of one track in safetensors, with a JSON header."""
 
-from __future__ import annotations
-
+import contextlib
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +20,10 @@ from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.data import entropy
 from audiovq.data.flattening import Flattening, Pattern
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import atomic_file, check_folder, check_output, utf8_path
 
-FORMAT = "audiovq-codes-1"
+FORMAT, DAMAGED = "audiovq-codes-1", "not a codes file, or damaged"
 LARGEST_CODES = 1 << 28  # of a compressed file, all levels together
 WHOLE_NUMBERS = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32}
 CODES_PER_BYTE = 4096  # of a compressed file, at most; silence has fewer
@@ -88,8 +88,7 @@ class Codes:
         return self.flattening(pattern).flatten(self.levels, special)
 
     def to_transformers(self) -> dict[str, Tensor]:
-        """`audio_codes`, int64 [1, n_levels, time], as the codecs of transformers name them; ValueError unless
-        the rates of all levels are equal."""
+        """`audio_codes` of transformers, int64 [1, n_levels, time]; ValueError unless all levels have one rate."""
         if len(set(hops := self.hop_lengths[: len(self.levels)])) > 1:
             advice = "flatten() makes one sequence of levels with different rates"
             raise ValueError(f"to_transformers: expected levels of equal rate, found hop_lengths {hops}; {advice}")
@@ -113,20 +112,17 @@ class Codes:
             safetensors.torch.save_file(tensors, place, metadata={"audiovq": json.dumps(header)})
 
     @staticmethod
-    def load(path: Path | str) -> Codes:
+    def load(path: Path | str) -> "Codes":
         """Read a codes file. Raises ValueError for another or a damaged file."""
         path = Path(path)
         header = read_header(path)
         codes = Codes(levels=[], **header.model_dump(exclude={"coding", "n_levels", "checksum"}))
-        try:
-            with utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
-                if header.coding:
-                    codes.levels = _decompress(codes, header, file, path.stat().st_size)
-                else:
-                    levels = [file.get_tensor(f"level.{i}") for i in range(len(file.keys()))]
-                    codes.levels = [_whole_numbers(level, f"level {i}") for i, level in enumerate(levels)]
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
+        with _opened(path) as file:
+            if header.coding:
+                codes.levels = _decompress(codes, header, file, path.stat().st_size)
+            else:
+                levels = [file.get_tensor(f"level.{i}") for i in range(len(file.keys()))]
+                codes.levels = [_whole_numbers(level, f"level {i}") for i, level in enumerate(levels)]
         codes.check(codes.hop_lengths, codes.codebook_size, f"{path}")
         levels = [level.numpy() for level in codes.levels]
         # Version 0.1 wrote the checksum of the codes alone.
@@ -180,10 +176,8 @@ def _decompress(codes: Codes, header: Header, file: Any, size: int) -> list[Tens
         found = f"{header.n_levels} levels of {lengths}"
         raise ValueError(f"expected {len(lengths)} levels with at most {most} codes, found {found}")
     data = file.get_tensor("compressed").numpy()
-    try:
+    with errors_as("the compressed data cannot be decoded", AssertionError, TypeError, ValueError):
         levels = entropy.decompress(data, lengths, codes.hop_lengths, codes.codebook_size)
-    except (AssertionError, TypeError, ValueError) as error:  # bits that no encoder wrote
-        raise ValueError(f"the compressed data cannot be decoded: {error}") from None
     return [torch.from_numpy(level) for level in levels]
 
 
@@ -206,15 +200,19 @@ def _whole_numbers(level: Any, what: str) -> Tensor:
     return codes.long()
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    kinds, failure = (safetensors.SafetensorError, OSError, ValueError, RecursionError), f"{path}: {DAMAGED}"
+    with errors_as(failure, *kinds), utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
+        yield file
+
+
 def read_header(path: Path) -> Header:
     """The header of a codes file; ValueError for another file, or a damaged one."""
     if not path.is_file():
         raise ValueError(f"{path}: no such codes file")
-    try:
-        with utf8_path(path) as place, safetensors.safe_open(place, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("audiovq", "{}"))
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a codes file, or damaged ({error})") from None
+    with _opened(path) as file:
+        header = json.loads((file.metadata() or {}).get("audiovq", "{}"))
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise ValueError(f"{path}: expected a codes file of format {FORMAT}, found other safetensors")
     return conf.build(Header, header, f"{path}: header")

@@ -5,8 +5,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from mutagen.ogg import OggPage
-from mutagen.ogg import error as OggError
+from mutagen.ogg import OggPage, error as OggError
 
 TAGS = (b"ID3", b"id3 ", b"LIST", b"APETAGEX")  # may follow the end that a WAV file's header names
 TAIL_BYTES = 1 << 16  # anything may follow that is not longer

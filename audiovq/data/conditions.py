@@ -14,10 +14,8 @@ FRAMES_AT_ONCE = 1024
 
 
 def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
-    """Float [channels, samples] -> pitch classes 1 to 13, uint8 [ceil(samples / hop_length)].
-
-    Source: MusicGen, arXiv:2306.05284, section 2.3 (the argmax of a chromagram). Differs: silence is a class.
-    """
+    """Float [channels, samples] -> pitch classes 1 to 13, uint8 [ceil(samples / hop_length)]. Source: MusicGen,
+    arXiv:2306.05284, section 2.3 (the argmax of a chromagram). Differs: silence is a class."""
     parts = []
     for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
         bands = librosa.feature.chroma_stft(
@@ -29,11 +27,8 @@ def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.nd
 
 def frame_blocks(waveform: Tensor, sample_rate: int, hop_length: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
     """Blocks of float [channels, samples] for spectra, in bounded memory: the samples (mono), the length of a window,
-    and which of the block's frames are silent, bool [n_frames].
-
-    The window of frame i is centred on samples [i · hop_length, (i + 1) · hop_length), so that with the top
-    level's hop frame i and top code i are at the same time.
-    """
+    and which of the block's frames are silent, bool [n_frames]. The window of frame i is centred on samples [i ·
+    hop_length, (i + 1) · hop_length), so that with the top level's hop frame i and top code i are at the same time."""
     mono = waveform.float().mean(dim=0).cpu().numpy()
     n_frames = -(-len(mono) // hop_length)
     # A window of about a fifth of a second, and at least one hop.

@@ -13,4 +13,4 @@ class DataConfig(Config):
     min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside
     cache_gigabytes: float = Field(default=2.0, ge=0)  # smaller data sets are decoded once, into memory
     credits: str | None = None  # text file for the model card; relative to the folder; default CREDITS.*
-    workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0 does it in the training process
+    workers: int = Field(default=0, ge=0, le=1024)  # processes that prepare batches; 0 does it in the training process

@@ -16,10 +16,8 @@ from audiovq.utils.progress import track as progress
 
 
 class WaveformCrops(Dataset[Tensor]):
-    """Random crops [channels, crop_samples] of a list of tracks; every moment of the music is equally likely.
-
-    A data set that fits into `cache_gigabytes`, by its length, is decoded once; of a larger one crops are read.
-    """
+    """Random crops [channels, crop_samples] of a list of tracks; every moment of the music is equally likely. A data
+    set that fits into `cache_gigabytes`, by its length, is decoded once; of a larger one crops are read."""
 
     def __init__(
         self,

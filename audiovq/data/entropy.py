@@ -1,9 +1,8 @@
 """Lossless compression of codes: an adaptive model of each level, and constriction's range coder.
 
-The probability of a code is a mixture of its frequencies so far: overall, after the code before it, and
-together with the coarser level's code at that time. The weights are learned on the way, from how well each
+The probability of a code is a mixture of its frequencies so far: overall, after the code before it, and together with
+the coarser level's code at that time. The weights are learned on the way, as in the decoder, from how well each
 predicted at similar counts (blending as in PPM: Bell, Cleary and Witten, Text Compression, 1990, chapter 6).
-The decoder learns the same counts.
 
 All probabilities are integers, which are exact in the coder's doubles, so that any machine decodes the files
 of any other. (The priors would predict better, but their last bits differ between machines.)

@@ -11,14 +11,13 @@ Three ids follow those of the codes: padding, beginning and end. Padding stands 
 frame behind the end of the piece, and in the corners that the delay leaves free.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Pattern = Literal["interleave", "delay"]
 
@@ -44,28 +43,25 @@ class Flattening:
 
     def flatten(self, levels: Sequence[Tensor], special: bool = False) -> Tensor:
         """int64 [n] per level -> ids, see above; with `special` between the ids of beginning and end."""
-        n, size = len(levels[0]), len(self.levels)
-        frames = torch.full((n, size), self.pad_token_id)
-        for i, (level, count) in enumerate(zip(levels, self.counts, strict=True)):
-            place = torch.full((n * count,), self.pad_token_id)
-            place[: len(level)] = level + self.offsets[self.levels == i][0]
-            frames[:, self.levels == i] = place.reshape(n, count)
-        ids = frames.flatten()
-        if self.is_delayed:
-            ids = torch.full((size, n + size - 1), self.pad_token_id)
-            for k in range(size):
-                ids[k, k : k + n] = frames[:, k]
+        n, size, pad = len(levels[0]), len(self.levels), self.pad_token_id
+        pairs = zip(levels, self.counts, strict=True)
+        whole = [F.pad(level, (0, n * count - len(level)), value=-1).reshape(n, count) for level, count in pairs]
+        frames = torch.cat(whole, dim=1)  # [n, size]
+        frames = torch.where(frames < 0, pad, frames + self.offsets)
+        # With `size` places more in each row, rows that are one shorter begin one place later each.
+        ids = (
+            F.pad(frames.T, (0, size), value=pad).flatten()[:-size].view(size, -1)
+            if self.is_delayed
+            else frames.flatten()
+        )
         if special:
-            ends = [torch.full((*ids.shape[:-1], 1), token) for token in (self.bos_token_id, self.eos_token_id)]
-            ids = torch.cat([ends[0], ids, ends[1]], dim=-1)
+            ids = F.pad(F.pad(ids, (1, 0), value=self.bos_token_id), (0, 1), value=self.eos_token_id)
         return ids
 
     def unflatten(self, ids: Any) -> list[Tensor]:
-        """Ids as from `flatten`, or generated ones, as a tensor, array or list -> int64 [n] per level.
-
-        Beginning, end and padding around the piece may be there or not, and a last frame that is not whole is left
-        out. Raises ValueError for no frame, or an id that cannot stand where it is.
-        """
+        """Ids as from `flatten`, or generated ones, as a tensor, array or list -> int64 [n] per level. Beginning, end
+        and padding around the piece may be there or not, and a last frame that is not whole is left out. Raises
+        ValueError for no frame, or an id that cannot stand where it is."""
         ids = ids.cpu() if isinstance(ids, Tensor) else torch.from_numpy(np.array(ids))
         n_rows, size = len(self.levels) if self.is_delayed else 1, len(self.levels)
         rows = ids[None] if ids.ndim == 1 and not self.is_delayed else ids
@@ -91,7 +87,6 @@ class Flattening:
         wrong = ids[(ids < first) | (ids >= first + self.codebook_size)].tolist()
         if wrong or not len(ids):
             found = "padding" if not wrong or wrong[0] == self.pad_token_id else wrong[0]
-            raise ValueError(
-                f"ids of level {level}: expected {first} to {first + self.codebook_size - 1}, found {found}"
-            )
+            last = first + self.codebook_size - 1
+            raise ValueError(f"ids of level {level}: expected {first} to {last}, found {found}")
         return ids - first

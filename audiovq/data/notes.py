@@ -1,8 +1,6 @@
-"""Which notes sound at each moment: of a MIDI file, a recording, chord symbols, or keys.
-
-A frame is a number of 16 bits, one for each code of level 0. Bits 0 to 11 are the pitch classes C to B that sound,
-bits 12 to 15 the bass: 1 to 12 for C to B, `NO_BASS` if nothing sounds. The frame 0 is "unknown".
-"""
+"""Which notes sound at each moment: of a MIDI file, a recording, chord symbols, or keys. A frame is a number of 16
+bits, one for each code of level 0. Bits 0 to 11 are the pitch classes C to B that sound, bits 12 to 15 the bass: 1 to
+12 for C to B, `NO_BASS` if nothing sounds. The frame 0 is "unknown"."""
 
 import math
 import re
@@ -29,7 +27,7 @@ LOWEST, HIGHEST = 50.0, 800.0  # Hz, where the fundamentals of most notes are
 THRESHOLD = 0.2  # of a spectral peak, relative to the frame's highest
 HARMONIC = 0.7  # a peak at a multiple of a lower one is its overtone unless it is so many times as high
 CHORD_SECONDS = 2.0  # without a number after the chord
-CHORD = re.compile(r"(?:N|([A-G])([#b]?)([^/:]*)(?:/([A-G])([#b]?))?)(?::(\d*\.?\d+))?")
+CHORD = re.compile(r"(?:N|([A-G][#b]?)([^/:]*)(?:/([A-G][#b]?))?)(?::(\d*\.?\d+))?")
 CHORDS = {
     "": (0, 4, 7), "m": (0, 3, 7), "7": (0, 4, 7, 10), "maj7": (0, 4, 7, 11), "m7": (0, 3, 7, 10), "dim": (0, 3, 6),
     "aug": (0, 4, 8), "sus2": (0, 2, 7), "sus4": (0, 5, 7), "6": (0, 4, 7, 9),
@@ -100,11 +98,9 @@ def midi_of_track(path: Path, seconds: float) -> list[Note] | None:
 
 
 def estimate_frames(waveform: Tensor, sample_rate: int, hop_length: int) -> np.ndarray:
-    """An estimate of the notes in float [channels, samples]: uint16 [ceil(samples / hop_length)].
-
-    A pitch sounds if a spectral peak between `LOWEST` and `HIGHEST` reaches `THRESHOLD` and is no overtone of a
-    lower one. Times are as in `frame_blocks`.
-    """
+    """An estimate of the notes in float [channels, samples]: uint16 [ceil(samples / hop_length)]. A pitch sounds if a
+    spectral peak between `LOWEST` and `HIGHEST` reaches `THRESHOLD` and is no overtone of a lower one. Times are as in
+    `frame_blocks`."""
     frames = list[int]()
     for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
         pitches, heights = librosa.piptrack(
@@ -134,26 +130,21 @@ def chord_frames(text: str, frame_seconds: float) -> np.ndarray:
     frames, time = list[int](), 0.0
     for symbol in text.split():
         match = CHORD.fullmatch(symbol)
-        if match is None or (match[1] and match[3] not in CHORDS):
+        if match is None or (match[1] and match[2] not in CHORDS):
             known = "N (silence), " + ", ".join(f"C{kind}" for kind in CHORDS)
             raise ValueError(f"chords: {symbol:.40}: expected such as F#m, Bb/D or C:4 (seconds); known are {known}")
-        seconds = float(match[6] or CHORD_SECONDS)
+        seconds = float(match[4] or CHORD_SECONDS)
         time += seconds
         if not 0 < seconds <= time <= LONGEST_SECONDS:
             raise ValueError(f"chords: {symbol:.40}: expected more than 0 seconds, and at most {LONGEST_SECONDS:g}")
         frame = SILENCE
         if match[1]:
-            root = _pitch_class(match[1], match[2])
-            bass = _pitch_class(match[4], match[5]) if match[4] else root
-            frame = frame_of([bass, *(N_CLASSES + root + step for step in CHORDS[match[3]])])
+            root, bass = (int(librosa.note_to_midi(note)) % N_CLASSES for note in (match[1], match[3] or match[1]))
+            frame = frame_of([bass, *(N_CLASSES + root + step for step in CHORDS[match[2]])])
         frames += [frame] * (max(1, round(time / frame_seconds)) - len(frames))
     if not frames:
         raise ValueError('chords: expected symbols such as "C G/B Am F", found none')
     return np.array(frames, dtype=np.uint16)
-
-
-def _pitch_class(letter: str, accidental: str) -> int:
-    return ("C D EF G A B".index(letter) + {"#": 1, "b": -1}.get(accidental, 0)) % N_CLASSES
 
 
 def requested_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int = 1) -> np.ndarray:

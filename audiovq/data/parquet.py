@@ -1,7 +1,5 @@
 """Codes of a data set as one Parquet file, which the library datasets and others read. Needs `audiovq[parquet]`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

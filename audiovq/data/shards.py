@@ -8,15 +8,13 @@ tracks.npy                  int64, one row per track: where its line and its cod
 index.json                  format and tokenizer, size and CRC-32 of every file (of a shard, of each block); written last
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import pooch
@@ -29,6 +27,7 @@ from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.conditions import SILENT
 from audiovq.data.notes import N_FRAMES
 from audiovq.data.tracks import Track, check_relative
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
 from audiovq.utils.progress import track as progress
 
@@ -40,6 +39,7 @@ LINE, SPLITS = ("path", "sha256", "split", "labels"), ("train", "valid")
 # Columns of tracks.npy before the first code of each level and the number of codes of each level: the line's
 # place and size in tracks.jsonl, the shard, the split, the number of samples.
 N_COLUMNS = 5
+Places = tuple[Annotated[int, Field(ge=0, le=conf.LARGEST_NUMBER)], ...]
 
 
 class ShardTrack(Config):
@@ -51,8 +51,8 @@ class ShardTrack(Config):
     labels: dict[str, str]
     n_samples: PositiveInt  # at the tokenizer's rate
     shard: NonNegativeInt
-    offsets: tuple[NonNegativeInt, ...]  # first code within the shard's file, a level
-    lengths: tuple[NonNegativeInt, ...]  # codes, a level
+    offsets: Places  # first code within the shard's file, a level
+    lengths: Places  # codes, a level
 
 
 class TrackTable(Sequence[ShardTrack]):
@@ -73,7 +73,7 @@ class TrackTable(Sequence[ShardTrack]):
         where = {"shard": shard, "offsets": places[:half], "lengths": places[half:]}
         return checked_track(**facts | {"n_samples": n_samples, "split": SPLITS[split], **where})
 
-    def of(self, split: str | None) -> TrackTable:
+    def of(self, split: str | None) -> "TrackTable":
         """The tracks of one split; all for None."""
         if split is None:
             return self
@@ -346,10 +346,8 @@ class Shards:
 
 def _mapped(path: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped; ValueError for another file, or a damaged one."""
-    try:
+    with errors_as("expected an array, found none"):  # numpy parses the header as Python, which fails in many ways
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python, which fails in many ways
-        raise ValueError(f"expected an array, found none ({type(error).__name__})") from None
 
 
 def _index_crc32(content: dict[str, Any]) -> int:

@@ -1,17 +1,12 @@
-"""Music that is no folder: it is copied into a folder of the user's cache once, and then read as any other folder.
+"""Music that is no folder: it is copied into a folder of the user's cache once, and then read as any other folder. A
+source is a class with `takes`, for its places; `len`, of files; and `copy`, which adds what is missing and yields
+after each file. Add one to SOURCES, and `--data` and `data.folder` know it."""
 
-A source is a class with `takes`, for its places; `len`, of files; and `copy`, which adds what is missing and yields
-after each file. Add one to SOURCES, and `--data` and `data.folder` know it.
-"""
-
-from __future__ import annotations
-
-import functools
+import contextlib
 import hashlib
 import importlib
 import json
 import os
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -24,9 +19,9 @@ from filelock import FileLock
 
 from audiovq.data import audio, storage
 from audiovq.data.tracks import check_relative
-from audiovq.utils.environment import network_errors, require
+from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import atomic_file, atomic_folder, write_text
-from audiovq.utils.progress import say, track
+from audiovq.utils.progress import say, say_once, track
 
 WANTED = {*audio.SUFFIXES, ".json", ".jsonl", ".txt", ".md", ".mid", ".midi", ""}  # tracks, labels, notes, credits
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -64,18 +59,13 @@ class Files:
             return
         copy = target.with_name(f".{target.name}.download")
         storage.download(self.base, name, copy, self.files[name])
-        try:
+        failure = f"{self.base}/{name}: not a tar file, or damaged"
+        with contextlib.ExitStack() as stack, errors_as(failure, tarfile.TarError, EOFError, zlib.error):
+            stack.callback(copy.unlink, missing_ok=True)
             with tarfile.open(copy) as tar, atomic_folder(target) as folder:
                 for member in tar:
-                    if member.isfile() and _is_wanted(member.name) and (source := tar.extractfile(member)):
-                        place = folder / member.name
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        with place.open("wb") as file:
-                            shutil.copyfileobj(source, file)
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise ValueError(f"{self.base}/{name}: not a tar file, or damaged ({error})") from None
-        finally:
-            copy.unlink(missing_ok=True)
+                    if member.isfile() and _is_wanted(member.name):
+                        tar.extract(member, folder, filter="data")
 
 
 class Rows:
@@ -90,7 +80,8 @@ class Rows:
             raise ValueError(f"{place}: expected the options name, split, column or revision, found {min(unknown)}")
         is_saved = any(os.path.isfile(f"{name}/{file}") for file in ("dataset_dict.json", "state.json"))
         chosen = {key: options[key] for key in ("name", "revision") if key in options}
-        with network_errors(f"{place}: cannot be opened", "; expected datasets://owner/name or datasets:///folder"):
+        advice = "; expected datasets://owner/name or datasets:///folder"
+        with errors_as(f"{place}: cannot be opened", advice=advice):
             found = library.load_from_disk(name) if is_saved else library.load_dataset(name, **chosen)
         splits: dict[str, Any] = found if isinstance(found, dict) else {"train": found}
         if (only := options.get("split")) and only not in splits:
@@ -151,13 +142,8 @@ def local_music(place: str) -> Path:
             for _ in track(source.copy(folder), "copy", len(source)):
                 pass
             write_text(done, place)
-    _say_once(f"data: the copy of {place} is in {folder}; delete that folder to copy it again")
+    say_once(f"data: the copy of {place} is in {folder}; delete that folder to copy it again")
     return folder
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    say(message)
 
 
 def _is_wanted(name: str) -> bool:

@@ -11,6 +11,7 @@ import fsspec
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import atomic_file
 
 
@@ -68,11 +69,9 @@ def listing(place: str) -> tuple[str, dict[str, int | None]]:
 
 
 def _connect(place: Path | str) -> tuple[AbstractFileSystem, str]:
-    try:
+    with errors_as(f"{place}: cannot be opened", ImportError, ValueError):
         filesystem, root = fsspec.url_to_fs(str(place))
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{place}: cannot be opened ({error})") from None
-    return filesystem, root.rstrip("/")
+        return filesystem, root.rstrip("/")
 
 
 def _request(method: Callable[..., Any], path: str, *arguments: str) -> Any:

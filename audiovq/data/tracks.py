@@ -1,8 +1,5 @@
 """A folder of music -> tracks that are checked, labelled and split, and a list of rejected files."""
 
-from __future__ import annotations
-
-import functools
 import hashlib
 import json
 import math
@@ -22,9 +19,9 @@ from pydantic import Field, TypeAdapter
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
 from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import file_sha256, parse_line, read_jsonl, write_jsonl, write_text
-from audiovq.utils.progress import say
-from audiovq.utils.progress import track as progress
+from audiovq.utils.progress import say, say_once, track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
 Positive = Annotated[int, Field(gt=0)]
@@ -67,7 +64,7 @@ class Scan:
     def split(self, name: str) -> list[Track]:
         return [track for track in self.tracks if track.split == name]
 
-    def only(self, patterns: Sequence[str]) -> Scan:
+    def only(self, patterns: Sequence[str]) -> "Scan":
         """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for no pattern.
         Raises ValueError for a pattern that no track matches, or if no training track is left."""
         if not patterns:
@@ -104,7 +101,7 @@ class Scan:
         write_jsonl(folder / "tracks.jsonl", map(vars, self.tracks))
 
     @staticmethod
-    def load(folder: Path) -> Scan:
+    def load(folder: Path) -> "Scan":
         """Raises ValueError if a file is missing or damaged."""
         try:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -265,12 +262,10 @@ def _labels_of_files(path: Path) -> dict[str, str]:
             if (size := candidate.stat().st_size) > LABEL_BYTES:
                 raise ValueError(f"{candidate.name}: expected labels of at most 1 MB, found {size} bytes")
             is_json = candidate.suffix == ".json"
-            try:
+            failure = f"{candidate.name}: not valid {'JSON' if is_json else 'text in UTF-8'}"
+            with errors_as(failure, ValueError, RecursionError):
                 text = candidate.read_text(encoding="utf-8-sig").strip()
                 content = json.loads(text) if is_json else {"text": text}
-            except (ValueError, RecursionError) as error:
-                expected = "JSON" if is_json else "text in UTF-8"
-                raise ValueError(f"{candidate.name}: not valid {expected} ({error})") from None
             labels |= _as_labels(content, candidate.name)
     return labels
 
@@ -284,13 +279,9 @@ def _as_labels(content: Any, source: str) -> dict[str, str]:
         if all(isinstance(v, str | int | float) for v in values):
             labels[str(name)] = ", ".join(map(str, values))
         elif value is not None:
-            _say_left_out(str(name))
+            expected = "expected text, a number or a list of them, found nested values; it is left out"
+            say_once(f"label {str(name)!a:.80}: {expected}")
     return {name: value for name, value in labels.items() if value}
-
-
-@functools.cache  # once for all tracks
-def _say_left_out(name: str) -> None:
-    say(f"label {name!a:.80}: expected text, a number or a list of them, found nested values; it is left out")
 
 
 def _check_text(labels: dict[str, str]) -> None:

@@ -1,8 +1,6 @@
-"""Collectives that do nothing on a single process.
-
-All ranks must call each function: a collective in a branch that only some ranks take waits forever. Tensors on a GPU
-use nccl, tensors in main memory gloo, so that ranks can agree on a flag without waiting for their GPUs.
-"""
+"""Collectives that do nothing on a single process. All ranks must call each function: a collective in a branch that
+only some ranks take waits forever. Tensors on a GPU use nccl, tensors in main memory gloo, so that ranks can agree on
+a flag without waiting for their GPUs."""
 
 import contextlib
 import datetime

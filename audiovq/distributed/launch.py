@@ -1,7 +1,5 @@
-"""Runs a command on several processes: by torch's elastic launcher on this machine, or as srun started them.
-
-A process that torchrun, `accelerate launch` or this launcher started has the environment variable WORLD_SIZE.
-"""
+"""Runs a command on several processes: by torch's elastic launcher on this machine, or as srun started them. A process
+that torchrun, `accelerate launch` or this launcher started has the environment variable WORLD_SIZE."""
 
 import contextlib
 import datetime

@@ -11,8 +11,7 @@ from audiovq.data.datasets import CodeWindows
 from audiovq.data.shards import Shards
 from audiovq.prior.prior import Prior
 from audiovq.utils import signals
-from audiovq.utils.progress import ProgressBar
-from audiovq.utils.progress import track as progress
+from audiovq.utils.progress import ProgressBar, track as progress
 
 MAX_WINDOWS, BATCH_SIZE = 1 << 14, 8
 
@@ -31,12 +30,8 @@ def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
 def code_statistics(counts: np.ndarray, code_rate: float) -> dict[str, float]:
     """Figures of one level, of which `counts`, int64 [codebook_size], says how often each code occurs."""
     bits = entropy_of_counts(counts)
-    return {
-        "unigram_bits_per_code": bits,
-        "unigram_bits_per_second": bits * code_rate,
-        "perplexity": 2**bits,
-        "usage": float((counts > 0).mean()),
-    }
+    entropy = {"unigram_bits_per_code": bits, "unigram_bits_per_second": bits * code_rate}
+    return entropy | {"perplexity": 2**bits, "usage": float((counts > 0).mean())}
 
 
 def entropy_of_counts(counts: np.ndarray) -> float:

@@ -1,8 +1,6 @@
-"""The longest passages that a piece shares with the training tracks, compared with chance.
-
-A passage is a run of symbols that occurs in a piece and in a track. A symbol stands for the time of one code
-of level 0: that code alone ("top"), or with all finer codes of its time ("all"). A held one counts once.
-"""
+"""The longest passages that a piece shares with the training tracks, compared with chance. A passage is a run of
+symbols that occurs in a piece and in a track. A symbol stands for the time of one code of level 0: that code alone
+("top"), or with all finer codes of its time ("all"). A held one counts once."""
 
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher

@@ -1,8 +1,6 @@
-"""Embeddings of music, which the Fréchet distance compares.
-
-musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC licence) predicts 50 tags from 3 s of music at 16 kHz. Its
-penultimate layer is the embedding. Its wheel on PyPI has the weights as a TensorFlow checkpoint.
-"""
+"""Embeddings of music, which the Fréchet distance compares. musicnn (Pons and Serra 2019, arXiv:1909.06654; ISC
+licence) predicts 50 tags from 3 s of music at 16 kHz. Its penultimate layer is the embedding. Its wheel on PyPI has
+the weights as a TensorFlow checkpoint."""
 
 import zipfile
 from pathlib import Path
@@ -18,7 +16,7 @@ from torch.nn import functional as F
 
 from audiovq.data import audio
 from audiovq.data.resampling import resample
-from audiovq.utils.environment import network_errors
+from audiovq.utils.environment import errors_as
 
 SAMPLE_RATE = 16000
 N_FFT, STFT_HOP, N_MELS = 512, 256, 96
@@ -39,7 +37,7 @@ def fetch_weights(folder: Path | None = None) -> Path:
     folder = folder or Path(pooch.os_cache("audiovq"))
     failure = f"{folder / WHEEL}: the weights of the music embedding cannot be downloaded"
     advice = f"; download them where there is a network: pip download --no-deps musicnn==0.1.0 -d {folder}"
-    with network_errors(failure, advice):
+    with errors_as(failure, advice=advice):
         return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname=WHEEL, path=folder, progressbar=False))
 
 
@@ -79,11 +77,9 @@ class Musicnn(nn.Module):
 
 @torch.no_grad()
 def load_weights(network: Musicnn, data: bytes) -> None:
-    """Copy weights from the data file of the TensorFlow checkpoint in the wheel.
-
-    The file has all variables as little-endian float32 in the order of their names, and after each trained
-    one the two moments of Adam. TensorFlow numbers layers of a kind in the order in which they were made.
-    """
+    """Copy weights from the data file of the TensorFlow checkpoint in the wheel. The file has all variables as
+    little-endian float32 in the order of their names, and after each trained one the two moments of Adam. TensorFlow
+    numbers layers of a kind in the order in which they were made."""
     layers: list[Any] = [*network.fronts, *network.middle]
     norms: list[Any] = [network.norm_in, *(layer[-1] for layer in layers), network.norm_pooled, network.norm_out]
     variables: dict[str, Tensor] = dict.fromkeys(("beta1_power", "beta2_power"), torch.zeros(()))  # Adam's; not needed
@@ -122,10 +118,8 @@ class MusicEmbedding:
         network = Musicnn()
         load_weights(network, data)
         self.network = network.to(self.device).eval()
-        scale = {"n_mels": N_MELS, "norm": "slaney", "mel_scale": "slaney"}
-        mel = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, N_FFT, hop_length=STFT_HOP, pad_mode="constant", **scale
-        )
+        options = {"n_mels": N_MELS, "norm": "slaney", "mel_scale": "slaney", "pad_mode": "constant"}
+        mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, N_FFT, hop_length=STFT_HOP, **options)
         self.mel = mel.to(self.device)
 
     @torch.inference_mode()

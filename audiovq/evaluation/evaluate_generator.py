@@ -149,21 +149,13 @@ def compare_sets(
         for key in found[0]:  # each track has equal weight, because pieces of one track are alike
             tracks = _by_track(group, [each[key] for each in found])
             statistics[name][key] = mean_estimate([float(np.mean(track)) for track in tracks])
-    return {
-        "sets": {
-            name: {"pieces": len(group), "tracks": len(windows[name]), "windows": sum(map(len, windows[name]))}
-            for name, group in sets.items()
-        },
-        "frechet": {
-            "n_components": n_components,
-            "distances": {
-                name: frechet_estimate(tracks, reference, n_components)
-                for name, tracks in windows.items()
-                if name != "held-out"
-            },
-        },
-        "statistics": statistics,
-    }
+    sizes, distances = {}, {}
+    for name, tracks in windows.items():
+        sizes[name] = {"pieces": len(sets[name]), "tracks": len(tracks), "windows": sum(map(len, tracks))}
+        if name != "held-out":
+            distances[name] = frechet_estimate(tracks, reference, n_components)
+    frechet = {"n_components": n_components, "distances": distances}
+    return {"sets": sizes, "frechet": frechet, "statistics": statistics}
 
 
 def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> list[list[Any]]:

@@ -34,10 +34,9 @@ class Reconstruction:
 
 
 def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[str, Any]:
-    """Evaluate the tokenizer of a model, a run or a hub id, on a folder of music, default what the run held
-    out; with `notes`, compare transcriptions, too (needs the extra audiovq[notes]). Returns the report of
-    `evaluate_tracks`, with the model's name and the hash of its tokenizer. Raises ValueError for no such
-    model or no music, or without the extra."""
+    """Evaluate the tokenizer of a model, a run or a hub id, on a folder of music, default what the run held out; with
+    `notes`, transcriptions are compared, too (extra audiovq[notes]). Returns the report of `evaluate_tracks`, with the
+    names of model and tokenizer. ValueError for no such model or no music, or without the extra."""
     if notes:
         check_installed()
     folder = resolve_model(model)

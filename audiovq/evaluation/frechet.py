@@ -37,12 +37,9 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
 
 
 def frechet_estimate(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> Estimate:
-    """`frechet_distance` with a 95 % confidence interval by the bootstrap over the tracks of both sets.
-
-    The half-width is 1.96 standard deviations of the resampled distances, the normal interval (Efron and
-    Tibshirani 1993, section 12.5): resampling raises the distance, so percentiles might not contain the
-    estimate.
-    """
+    """`frechet_distance` with a 95 % confidence interval by the bootstrap over the tracks of both sets. The half-width
+    is 1.96 standard deviations of the resampled distances, the normal interval (Efron and Tibshirani 1993, section
+    12.5): resampling raises the distance, so percentiles might not contain the estimate."""
     value = frechet_distance(tracks, reference, n_components)
     if min(len(tracks), len(reference)) < 2:
         return {"mean": value, "ci95": None}

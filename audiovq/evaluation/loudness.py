@@ -33,11 +33,9 @@ def normalized(waveform: Tensor, sample_rate: int, target: float) -> Tensor:
 
 
 def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list[float | None]:
-    """The gains that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS.
-
-    A clip that would pull the others below -30 LUFS because of its peaks stays quieter than they are instead.
-    Clips are float [1 or 2 channels, samples]; each has a gain in dB, or None for silence.
-    """
+    """The gains that make clips equally loud: -18 LUFS, or less so that no peak exceeds -1 dBFS. A clip that would
+    pull the others below -30 LUFS because of its peaks stays quieter than they are instead. Clips are float [1 or 2
+    channels, samples]; each has a gain in dB, or None for silence."""
     levels = [loudness(clip, rate) for clip, rate in zip(clips, sample_rates, strict=True)]
     largest = [headroom(clip) for clip in clips]
     reachable = [level + most for level, most in zip(levels, largest, strict=True) if level > -math.inf]

@@ -1,8 +1,6 @@
-"""How close a reconstruction is to its source.
-
-Every metric is a function `f(reconstruction, reference, sample_rate) -> float` of two waveforms, float
-[channels, samples] in [-1, 1], and raises ValueError if their shapes differ. `METRICS` lists them.
-"""
+"""How close a reconstruction is to its source. Every metric is a function `f(reconstruction, reference, sample_rate)
+-> float` of two waveforms, float [channels, samples] in [-1, 1], and raises ValueError if their shapes differ.
+`METRICS` lists them."""
 
 import functools
 import math
@@ -30,21 +28,17 @@ WHOLE = {"si_sdr_db", "note_f1", "frame_f1"}
 
 
 def mel_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """Mean |Δ log10 mel magnitude| over windows of 64 to 2048 samples; 0 is perfect, a gain of ten costs 1.
-
-    The windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over windows, no sum.
-    """
+    """Mean |Δ log10 mel magnitude| over windows of 64 to 2048 samples; 0 is perfect, a gain of ten costs 1. The
+    windows are those of DAC, arXiv:2306.06546, section 3.4. Differs: the scale, and a mean over windows, no sum."""
     a, b = _pair(reconstruction, reference)
     mels = [MEL_SPECTROGRAM(sample_rate, n_fft) for n_fft in MEL_WINDOWS]
     return sum(float(mean_log_difference(mel(a), mel(b), torch.log10)) for mel in mels) / len(MEL_WINDOWS)
 
 
 def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """Sum over windows of 2048 and 512 samples of mean |Δ log10 |X|²| + mean |Δ |X||; 0 is perfect.
-
-    Source: DAC, arXiv:2306.06546, section 4.3, as in its released code: hops of a quarter window, magnitudes
-    that are not normalised and clamped at 1e-5 in the logarithm, and the linear term.
-    """
+    """Sum over windows of 2048 and 512 samples of mean |Δ log10 |X|²| + mean |Δ |X||; 0 is perfect. Source: DAC,
+    arXiv:2306.06546, section 4.3, as in its released code: hops of a quarter window, magnitudes that are not
+    normalised and clamped at 1e-5 in the logarithm, and the linear term."""
     a, b = _pair(reconstruction, reference)
     total = 0.0
     for n_fft in STFT_WINDOWS:
@@ -58,10 +52,8 @@ def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -
 
 
 def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """Scale-invariant signal-to-distortion ratio of all channels together, in dB; higher is better.
-
-    Source: Le Roux 2019, arXiv:1811.02508, equation 5, of the waveforms without their means.
-    """
+    """Scale-invariant signal-to-distortion ratio of all channels together, in dB; higher is better. Source: Le Roux
+    2019, arXiv:1811.02508, equation 5, of the waveforms without their means."""
     e, s = (w.double().flatten() for w in _pair(reconstruction, reference))
     s, e = s - s.mean(), e - e.mean()
     target = (e @ s) / (s @ s).clamp(min=1e-12) * s
@@ -71,22 +63,18 @@ def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float
 
 
 def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """The level of the reconstruction relative to the reference, in dB: 0 is perfect, less is too quiet.
-
-    10 log10 of the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes
-    do not show this: a tokenizer that is unsure where a partial is minimises them with nearly none.
-    """
+    """The level of the reconstruction relative to the reference, in dB: 0 is perfect, less is too quiet. 10 log10 of
+    the ratio of mean squares; less than -60 dBFS counts as -60 dBFS. Distances of log magnitudes do not show this: a
+    tokenizer that is unsure where a partial is minimises them with nearly none."""
     a, b = (w.double().square().mean().clamp(min=POWER_FLOOR) for w in _pair(reconstruction, reference))
     return float(10 * torch.log10(a / b))
 
 
 def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
-    """The share of the harmony that is in wrong pitch classes: 0 is perfect, 1 has no pitch class in common.
-
-    Half the L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1;
-    silence is 1/12 everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the
-    reference is silent. Chroma is librosa's `chroma_cqt`, tuned to A4 = 440 Hz.
-    """
+    """The share of the harmony that is in wrong pitch classes: 0 is perfect, 1 has no pitch class in common. Half the
+    L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1; silence is 1/12
+    everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the reference is silent.
+    Chroma is librosa's `chroma_cqt`, tuned to A4 = 440 Hz."""
     a, b = (
         librosa.feature.chroma_cqt(
             C=_constant_q(w, sample_rate), fmin=CQT_LOWEST, bins_per_octave=CQT_BINS, norm=None, tuning=0.0
@@ -100,11 +88,9 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
 
 
 def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, highest: float = math.inf) -> float:
-    """Mean |Δ log10 magnitude| of the constant-Q transform, C1 to C8 in thirds of a semitone; 0 is perfect.
-
-    Its filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with
-    windows of 2048 samples does not. Only bins below `highest` Hz count. Source: Brown 1991.
-    """
+    """Mean |Δ log10 magnitude| of the constant-Q transform, C1 to C8 in thirds of a semitone; 0 is perfect. Its
+    filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with windows of
+    2048 samples does not. Only bins below `highest` Hz count. Source: Brown 1991."""
     a, b = (np.maximum(_constant_q(w, sample_rate), CQT_FLOOR) for w in _pair(reconstruction, reference))
     counted = _cqt_frequencies(sample_rate) < highest
     return float(np.abs(np.log10(a) - np.log10(b))[..., counted, :].mean())
@@ -152,11 +138,9 @@ METRICS: dict[str, Metric] = {
 def compare(
     reconstruction: Tensor, reference: Tensor, sample_rate: int, metrics: Mapping[str, Metric] = METRICS
 ) -> dict[str, float]:
-    """Every metric by name: the mean over windows of 10 s, weighted by their length, at constant memory.
-
-    For means over frames it equals the metric of the whole track up to the frames at the seams. Those in `WHOLE` are
-    computed for all of it at once: SI-SDR has one scale for the track, and notes may sound across seams.
-    """
+    """Every metric by name: the mean over windows of 10 s, weighted by their length, at constant memory. For means
+    over frames it equals the metric of the whole track up to the frames at the seams. Those in `WHOLE` are computed
+    for all of it at once: SI-SDR has one scale for the track, and notes may sound across seams."""
     values = {}
     for name, metric in metrics.items():
         n = reference.shape[-1] if name in WHOLE else max(1, round(WINDOW_SECONDS * sample_rate))

@@ -1,7 +1,5 @@
-"""Notes of a piece by an independent transcription, basic-pitch (Bittner 2022, arXiv:2203.09893).
-
-Needs the extra audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0).
-"""
+"""Notes of a piece by an independent transcription, basic-pitch (Bittner 2022, arXiv:2203.09893). Needs the extra
+audiovq[notes] and basic-pitch, whose wheel has the weights (Apache-2.0)."""
 
 import contextlib
 import functools
@@ -55,9 +53,8 @@ _transcribed: dict[bytes, Transcription] = {}  # the last ones, as every prefix 
 
 
 def transcribe(waveform: Tensor, sample_rate: int) -> Transcription:
-    """The notes of a piece, float [channels, samples]: start and end in seconds and MIDI pitch of each, float
-    [notes, 3]; and the probability that a pitch of the piano sounds, float [frames, 88]. Raises ValueError
-    without the extra."""
+    """The notes of a piece, float [channels, samples]: start and end in seconds and MIDI pitch, float [notes, 3]; and
+    the probability that a pitch of the piano sounds, float [frames, 88]. ValueError without the extra."""
     inference, model, _ = _transcriber()
     mono = waveform.float().mean(dim=0).numpy()
     mono = mono * (PEAK / max(float(np.abs(mono).max()), 1e-6))

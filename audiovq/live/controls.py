@@ -49,9 +49,8 @@ class Controls:
             self.report("not changed: " + " ".join(str(error).split()))
 
     def midi(self, event: Any) -> None:
-        """A mido message. Controllers: see `CC_RANGES`. Notes: C2 restarts, D2 takes the next seed, and
-        from C3 on the keys that are held sound, if the model knows notes; else each key is a value of a label,
-        in the model's order."""
+        """A mido message. Controllers: see `CC_RANGES`. Notes: C2 restarts, D2 takes the next seed, and from C3 on the
+        held keys sound if the model knows notes; else each key is a value of a label, in the model's order."""
         if event.type == "control_change" and event.control in CC_RANGES:
             name, low, high = CC_RANGES[event.control]
             self.message(name, [low + (high - low) * event.value / 127])

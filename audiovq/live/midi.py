@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import mido
 
 from audiovq.live.controls import Controls
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """Plays music while it is made: a thread fills a buffer, from which a sound card takes. Or writes it."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import sys
@@ -48,7 +46,7 @@ class Player:
         self.error: str | None = None
         self.thread = threading.Thread(target=self._produce, name="audiovq-live", daemon=True)
 
-    def __enter__(self) -> Player:
+    def __enter__(self) -> "Player":
         self.thread.start()
         return self
 

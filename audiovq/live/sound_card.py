@@ -1,7 +1,5 @@
 """Sound cards, through PortAudio. Needs the extra `audiovq[live]`."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,14 +7,13 @@ from typing import Any
 import sounddevice
 
 from audiovq.live.player import Player
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 
 @contextlib.contextmanager
 def sound_card(player: Player, name: str | None) -> Iterator[None]:
-    """Plays on a device while the block runs: `name` is that of an output device, or a part of it, or its
-    number; default the system's. Raises ValueError for no such device, or one that does not take this
-    music."""
+    """Plays on a device while the block runs: `name` is that of an output device, or a part of it, or its number;
+    default the system's. Raises ValueError for no such device, or one that does not take this music."""
 
     def callback(out: Any, n: int, when: Any, status: Any) -> None:
         out[:] = player.take(n)

@@ -17,12 +17,9 @@ LONG_HOURS = 12.0  # a training that takes longer is announced
 
 
 def with_music(recipe: Recipe, run: Path | None = None) -> Recipe:
-    """A recipe with a music folder.
-
-    A recipe that names neither music nor codes gets the first of: the music with which this `run` began, the
-    folder `music/` in the current folder, $AUDIOVQ_MUSIC, and the recordings in samples/. One line says
-    which. Raises ValueError if none of these has music.
-    """
+    """A recipe with a music folder. A recipe that names neither music nor codes gets the first of: the music with
+    which this `run` began, the folder `music/` in the current folder, $AUDIOVQ_MUSIC, and the recordings in samples/.
+    One line says which. Raises ValueError if none of these has music."""
     is_new = not (run and (run / "recipe.yaml").is_file())
     if recipe.data.folder or recipe.codes.path:
         if is_new and not recipe.codes.path:
@@ -51,11 +48,9 @@ def find_music(name: str) -> Path:
 
 
 def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> None:
-    """Print the hours of a long training, a command that fits this machine, and priors that are far too large.
-
-    All `stages` to do are tried with one example, so that what is impossible is found now, and not after
-    hours. Raises ValueError if one cannot be trained with these settings, so many devices or this memory.
-    """
+    """Print the hours of a long training, a command that fits this machine, and priors that are far too large. All
+    `stages` to do are tried with one example, so that what is impossible is found now, and not after hours. Raises
+    ValueError if one cannot be trained with these settings, so many devices or this memory."""
     if not stages:
         return
     recipe = files.recipe

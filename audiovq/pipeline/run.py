@@ -1,7 +1,5 @@
-"""A run trains all stages of a recipe: tokenizer → decoder → codes → priors, with samples after each.
-
-A stage that is done is not repeated, and a stage that was interrupted continues from its newest checkpoint.
-"""
+"""A run trains all stages of a recipe: tokenizer → decoder → codes → priors, with samples after each. A stage that is
+done is not repeated, and a stage that was interrupted continues from its newest checkpoint."""
 
 import contextlib
 import json

@@ -27,8 +27,7 @@ from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
 from audiovq.recipe import RESUME_MUTABLE, Recipe, first_difference, load_saved_recipe
 from audiovq.utils.files import file_sha256, write_text
-from audiovq.utils.progress import say
-from audiovq.utils.progress import track as progress
+from audiovq.utils.progress import say, track as progress
 
 
 class RunFolder:

@@ -1,9 +1,6 @@
-"""One writer for each run folder, also on a disk that several machines share.
-
-The file `.lock` in the run names its writer, which renews the file's time every few seconds. If the writer is
-killed, it is taken over: on the same machine at once, elsewhere after a while. (Some shared disks have no
-locks.)
-"""
+"""One writer for each run folder, also on a disk that several machines share. The file `.lock` in the run names its
+writer, which renews the file's time every few seconds. If the writer is killed, it is taken over: on the same machine
+at once, elsewhere after a while. (Some shared disks have no locks.)"""
 
 import contextlib
 import os

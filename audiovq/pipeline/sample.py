@@ -131,9 +131,8 @@ def sample(
     pick_model: Callable[[], Path],
     finished: Callable[[Sampled], object] = lambda sampled: None,
 ) -> Iterator[str]:
-    """Make music; yields the name of each file when it is whole. `arguments` are those of this program, to
-    start it on several GPUs; `finished` is called once by the first process when all are there. Raises
-    ValueError for options that cannot be."""
+    """Make music; yields the name of each file when it is whole. `arguments` are those of this program, to start it on
+    several GPUs; the first process calls `finished` when all are there. ValueError for options that cannot be."""
     gpus = options.gpus if options.gpus > 1 or not options.processes else None
     if launch.run_on_several(arguments, gpus, options.processes, (options.num, f"--num is {options.num}")):
         return
@@ -227,19 +226,15 @@ def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
         return None
     piece = read_piece(generator.tokenizer, options.source)
     start, end = options.start or 0.0, piece.seconds if options.end is None else options.end
-    around = {"before": options.before, "after": options.after}
-    return generator.keep(
-        piece, stretch=(start, end) if options.stretch else None, levels=options.keep_levels, **around
-    )
+    kept = {"before": options.before, "after": options.after, "levels": options.keep_levels}
+    return generator.keep(piece, stretch=(start, end) if options.stretch else None, **kept)
 
 
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:
-    """The items that the priors rank first among those of all processes; prints a table.
-
-    The cost is the information in bits a second. With labels, a text, chroma or notes it is that with these
-    conditions minus that without: log p(codes) - log p(codes | conditions). Source: DALL-E, arXiv:2102.12092,
-    section 2.6. Differs: the prior itself ranks, instead of another network.
-    """
+    """The items that the priors rank first among those of all processes; prints a table. The cost is the information
+    in bits a second. With labels, a text, chroma or notes it is that with these conditions minus that without: log
+    p(codes) - log p(codes | conditions). Source: DALL-E, arXiv:2102.12092, section 2.6. Differs: the prior itself
+    ranks, instead of another network."""
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
     found = generator.bits_per_second(codes)
     if options.conditional:

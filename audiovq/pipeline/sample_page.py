@@ -18,9 +18,8 @@ def write_page(sampled: Sampled) -> str | None:
     same_length = bool(options.source and not options.before and not options.after)
     source = Path(options.source or options.prompt or "")
     recording = source if source.suffix and source.suffix != ".codes" else None
-    facts = try_report(
-        lambda: report_pieces(path, sampled.model, pieces, _settings(sampled), recording, start, same_length)
-    )
+    arguments = path, sampled.model, pieces, _settings(sampled), recording, start, same_length
+    facts = try_report(lambda: report_pieces(*arguments))
     return facts["report"] if facts else None
 
 
@@ -34,7 +33,5 @@ def _settings(sampled: Sampled) -> dict[str, str]:
     for name in ("temperature", "top_k", "top_p", "guidance", "precision"):
         value = getattr(o, name)
         found[name.replace("_", "-")] = None if value in (1, "auto") else value
-    texts = {
-        name: ", ".join(f"{x:g}" for x in value) if isinstance(value, list) else value for name, value in found.items()
-    }
+    texts = {name: ", ".join(f"{x:g}" for x in v) if isinstance(v, list) else v for name, v in found.items()}
     return {name: str(text) for name, text in texts.items() if text not in (None, "")}

@@ -1,8 +1,6 @@
-"""Estimates what a recipe takes, within seconds: memory, hours, and sizes that fit. It trains nothing.
-
-Arithmetic and activations are counted in one pass over one example: a prior on torch's meta device, tokenizer
-and decoder on a short crop, because both grow in proportion to its length.
-"""
+"""Estimates what a recipe takes, within seconds: memory, hours, and sizes that fit. It trains nothing. Arithmetic and
+activations are counted in one pass over one example: a prior on torch's meta device, tokenizer and decoder on a short
+crop, because both grow in proportion to its length."""
 
 import contextlib
 import os
@@ -32,6 +30,7 @@ from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
 from audiovq.training.tokenizer_task import TokenizerTask
+from audiovq.utils.environment import errors_as
 from audiovq.utils.progress import duration
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
@@ -163,12 +162,10 @@ def count_prior(network: Prior) -> Pass:
 def make_plan(
     recipe: Recipe, seconds: float, stages: Sequence[str] = STAGES, device: Device | None = None, n_devices: int = 1
 ) -> dict[str, Any]:
-    """The estimate as plain values, which `plan_lines` prints.
-
-    The recipe has the settings of its pretrained models (`adopt_pretrained`), and `seconds` of music for the
-    priors, such as `music_seconds` finds. Default of `device` is this machine's. Raises ValueError for a
-    network that cannot be built or trained, or a batch that is too small for so many devices.
-    """
+    """The estimate as plain values, which `plan_lines` prints. The recipe has the settings of its pretrained models
+    (`adopt_pretrained`), and `seconds` of music for the priors, such as `music_seconds` finds. Default of `device` is
+    this machine's. Raises ValueError for a network that cannot be built or trained, or a batch that is too small for
+    so many devices."""
     device = device or this_device(use_bf16(recipe))
     planner = Planner(recipe, device, n_devices, seconds)
     estimates: dict[str, Callable[[], dict[str, Any]]] = {}
@@ -183,12 +180,9 @@ def make_plan(
         estimates |= {f"prior-{i}": lambda i=i: planner.prior(i) for i in range(recipe.n_priors)}
     planned = []
     for title, estimate in estimates.items():
-        try:
-            with Allowance(psutil.virtual_memory().total // 2):  # 4 bytes a number, and initial values come twice
-                planned.append({"stage": title, **estimate()})
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            raise ValueError(f"{title}: cannot be trained with these settings ({reason})") from error
+        most = psutil.virtual_memory().total // 2  # 4 bytes a number, and initial values come twice
+        with errors_as(f"{title}: cannot be trained with these settings"), Allowance(most):
+            planned.append({"stage": title, **estimate()})
     return {
         "recipe": recipe.name,
         "devices": n_devices,

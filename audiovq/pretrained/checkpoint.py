@@ -1,8 +1,6 @@
-"""Reads and writes the folder of one model: config.json, model.safetensors and their checksums.
-
-A folder may come from anybody. It holds JSON and safetensors, which cannot run code. Every number has a limit,
-a network is built within the memory that the size of its weights file justifies, and must have its weights.
-"""
+"""Reads and writes the folder of one model: config.json, model.safetensors and their checksums. A folder may come from
+anybody. It holds JSON and safetensors, which cannot run code. Every number has a limit, a network is built within the
+memory that the size of its weights file justifies, and must have its weights."""
 
 import itertools
 import json
@@ -24,6 +22,7 @@ from audiovq.prior.spec import PriorSpec
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
 from audiovq.utils.device import torch_defaults
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import CONFIG, SUMS, WEIGHTS, atomic_folder, file_sha256, utf8_path, write_checksums
 
 ConfigT = TypeVar("ConfigT")
@@ -74,12 +73,9 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
     """A network with the weights of a folder, as float32, for inference."""
     tensors = read_tensors(folder / WEIGHTS)
     n_numbers = sum(tensor.numel() for tensor in tensors.values())
-    try:
-        with Allowance((1 << 20) + 2 * n_numbers):  # initial values come twice, and windows are not saved
-            network = build()
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder / CONFIG}: no network of these sizes can be built ({reason})") from None
+    most = (1 << 20) + 2 * n_numbers  # initial values come twice, and windows are not saved
+    with errors_as(f"{folder / CONFIG}: no network of these sizes can be built"), Allowance(most):
+        network = build()
     tensors = compat.without_obsolete(tensors, network.state_dict())
     check_network(network, tensors, folder / CONFIG, folder / WEIGHTS)
     network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
@@ -88,7 +84,8 @@ def _load_network(folder: Path, build: Callable[[], NetworkT]) -> NetworkT:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError for none, a wrong checksum, or numbers that are not finite."""
-    try:
+    failure, advice = f"{path}: missing or damaged weights", "; download or train it again"
+    with errors_as(failure, safetensors.SafetensorError, OSError, ValueError, KeyError, advice=advice):
         if not path.is_file():  # a pipe would never end
             raise ValueError("no such file")
         sums = conf.read_json(path.parent / SUMS) if (path.parent / SUMS).is_file() else {}
@@ -100,9 +97,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: missing or damaged weights ({error}); download or train it again") from None
-    return tensors
+        return tensors
 
 
 def tuning_steps(folder: Path) -> int:
@@ -120,11 +115,9 @@ def save_prior(folder: Path, network: Prior, sampling: SamplingConfig, dtype: to
 
 
 def replace_by_tuned(folder: Path, network: VQVAE, steps: int) -> None:
-    """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps.
-
-    The files are replaced one by one, config.json last, and the weights have no checksum meanwhile. At any
-    interruption the folder has a tokenizer that makes the same codes, and `tuning_steps` is 0 until all are.
-    """
+    """Replace a tokenizer by the same tokenizer with a decoder that was tuned for `steps` steps. The files are
+    replaced one by one, config.json last, and the weights have no checksum meanwhile. At any interruption the folder
+    has a tokenizer that makes the same codes, and `tuning_steps` is 0 until all are."""
     new = folder.with_name(f".{folder.name}.tuned")
     config = {"kind": "tokenizer", "model": network.config.model_dump()}
     _save(new, config | {"decoder_tuning_steps": steps}, network.state_dict())
@@ -155,7 +148,7 @@ def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: P
     part = content.get(key)
     if not isinstance(part, dict):
         raise ValueError(f"{path}: {key}: expected a mapping, found {part!r:.40}")
-    return conf.build(kind, part, str(path), key)
+    return conf.build(kind, part, f"{path}: {key}")
 
 
 def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> PriorSpec:
@@ -198,9 +191,7 @@ def check_network(network: nn.Module, tensors: dict[str, Tensor], config: Path, 
     """Raises ValueError with the first difference between a network and its weights file."""
     for name in ("encoder_radius", "decoder_radius"):
         if getattr(network, name, 0) > LARGEST_RADIUS:
-            raise ValueError(
-                f"{config}: {name}: expected at most {LARGEST_RADIUS} samples; too many blocks, too long hops"
-            )
+            raise ValueError(f"{config}: {name}: expected at most {LARGEST_RADIUS} samples; too many blocks, long hops")
     state = network.state_dict()
     for name in sorted(state.keys() | tensors.keys()):
         expected, found = _text(state.get(name)), _text(tensors.get(name))

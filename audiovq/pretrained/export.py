@@ -21,7 +21,7 @@ from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.tokenizer.vqvae import VQVAE
-from audiovq.utils.environment import require
+from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import atomic_folder, check_new_folder
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -147,9 +147,8 @@ def export_generator(folder: Path, model: Path, network: VQVAE, name: str, int8:
     loaded = [checkpoint.load_prior(path) for path in prior_folders(model)]
     if not loaded:
         return {}
-    priors, sampling = zip(*loaded, strict=True)
-    decoder = onnx_files.DecodeGraph(network, len(priors), spectra=True)
-    return onnx_generator.export_generator(folder, network, decoder, priors, sampling, name, int8)
+    decoder = onnx_files.DecodeGraph(network, len(loaded), spectra=True)
+    return onnx_generator.export_generator(folder, network, decoder, loaded, name, int8)
 
 
 def run_facts(place: Path) -> RunFacts:
@@ -191,10 +190,8 @@ def find_credits(music: Path, recipe: Recipe) -> str:
 
 
 def _read_text(path: Path) -> str:
-    try:
+    with errors_as(f"{path}: expected a text file with credits", OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a text file with credits ({error})") from None
 
 
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:

@@ -1,10 +1,6 @@
-"""The identity of a model: a hash by which priors and codes files name their tokenizer.
-
-It depends on the weights and on a canonical form of the config, with the key names and the defaults of
-version 0.1. They are written down here, so that a hash stays the same when a key or a default changes.
-"""
-
-from __future__ import annotations
+"""The identity of a model: a hash by which priors and codes files name their tokenizer. It depends on the weights and
+on a canonical form of the config, with the key names and the defaults of version 0.1. They are written down here, so
+that a hash stays the same when a key or a default changes."""
 
 import hashlib
 import json
@@ -32,6 +28,7 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "gumbel": _CODEBOOK | _TEMPERATURE | _USAGE,
     "fsq": {"levels": [8, 5, 5, 5]},
 }
+_PITCHES = {"low": 28.0, "semitones": 12, "per_semitone": 5}
 ENCODER: dict[str, Any] = {"block": "convnext", "n_blocks": 4}
 TOKENIZER: dict[str, Any] = {
     "sample_rate": 24000,
@@ -41,15 +38,7 @@ TOKENIZER: dict[str, Any] = {
     "shared_codebook": True,
     "dim": 256,
     "decorrelate": False,
-    "bands": {
-        "low": 28.0,
-        "semitones": 12,
-        "per_semitone": 5,
-        "margin": 10,
-        "n_mels": 80,
-        "frames_per_code": 2,
-        "decoder_dim": 64,
-    },
+    "bands": _PITCHES | {"margin": 10, "n_mels": 80, "frames_per_code": 2, "decoder_dim": 64},
     "causal": False,
 }
 CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1
@@ -85,7 +74,7 @@ def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> d
     return None if kind == default and not facts else facts
 
 
-def tokenizer_hash(network: VQVAE) -> str:
+def tokenizer_hash(network: "VQVAE") -> str:
     """Identity of a tokenizer's codes: SHA-256 of its canonical config and of the weights that make them.
     Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes.
     Of a published codec the values count without their names, which another library may change."""
@@ -101,7 +90,7 @@ def tokenizer_hash(network: VQVAE) -> str:
     return _sha256(canonical_tokenizer(network.config.model_dump(mode="json")), tensors)
 
 
-def prior_hash(network: Prior) -> str:
+def prior_hash(network: "Prior") -> str:
     """Identity of a prior: SHA-256 of its spec and of its weights."""
     return _sha256(json.dumps(vars(network.spec)), network.state_dict())
 

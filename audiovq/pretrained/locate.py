@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub.utils import filter_repo_objects
 
 from audiovq import config as conf
-from audiovq.utils.environment import network_errors
+from audiovq.utils.environment import errors_as
 from audiovq.utils.files import CONFIG, SUMS, WEIGHTS
 from audiovq.utils.progress import say
 
@@ -117,7 +117,7 @@ def default_model(runs: Path = Path("runs"), prior: bool = True) -> tuple[Path, 
 def download(repo_id: str, revision: str | None, token: str | None, files: Sequence[str] = MODEL_FILES) -> Path:
     """The folder of a model, in the hub's own cache. Raises ValueError if it cannot be downloaded."""
     options = {"revision": revision, "token": token, "allow_patterns": files}
-    with network_errors(f"{repo_id}: no such folder, and it cannot be downloaded from the hub"):
+    with errors_as(f"{repo_id}: no such folder, and it cannot be downloaded from the hub"):
         return Path(huggingface_hub.snapshot_download(repo_id, **options))
 
 
@@ -156,7 +156,7 @@ def push_folder(
     if dry_run:
         return [*lines, f"would be sent to {repo_id}" + (f", branch {revision}" if revision else "")]
     hub = huggingface_hub.HfApi(token=token)
-    with network_errors(f"{repo_id}: cannot be sent to the hub"):
+    with errors_as(f"{repo_id}: cannot be sent to the hub"):
         hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
             hub.create_branch(repo_id, branch=revision, exist_ok=True)

@@ -39,11 +39,7 @@ def rules(network: VQVAE) -> dict[str, Any]:
         else "only if it is not the finest: that alone is decoded"
     )
     return {
-        "sample_rate": c.sample_rate,
-        "channels": c.channels,
-        "hop_lengths": list(c.hop_lengths),
-        "codebook_size": c.codebook_size,
-        "topology": c.topology,
+        **{name: getattr(c, name) for name in ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")},
         "tokenizer_hash": tokenizer_hash(network),
         "samples_multiple": c.hop_lengths[0],
         "decode_period": network.period,
@@ -112,10 +108,8 @@ def fourier_basis(n_fft: int) -> tuple[Tensor, Tensor]:
 
 
 def stft_kernels(window: Tensor) -> Tensor:
-    """Kernels of a Fourier transform, float32 [2 · bins, 1, n_fft], in units in which `LEAST_POWER` is 1.
-
-    onnxscript 0.7 leaves out the addition of a number as small as 1e-9, which changes half of the codes of quiet music.
-    """
+    """Kernels of a Fourier transform, float32 [2 · bins, 1, n_fft], in units in which `LEAST_POWER` is 1. onnxscript
+    0.7 leaves out the addition of a number as small as 1e-9, which changes half of the codes of quiet music."""
     cos, sin = fourier_basis(len(window))
     scale = window.cpu().double() * (len(window) * LEAST_POWER) ** -0.5
     return (torch.cat([cos, -sin]) * scale)[:, None].float()
@@ -200,10 +194,8 @@ CONV_FRONTS: dict[type, Any] = {StftFront: ConvStftFront, MelFront: ConvMelFront
 
 
 class SpectrumDecoder(nn.Module):
-    """`IstftDecoder` up to the spectra of its frames: real and imaginary parts, [b, channels, 2, t, bins].
-
-    The inverse Fourier transform as a convolution takes 32 · hop² bytes of kernels, which a fast one does not need.
-    """
+    """`IstftDecoder` up to the spectra of its frames: real and imaginary parts, [b, channels, 2, t, bins]. The inverse
+    Fourier transform as a convolution takes 32 · hop² bytes of kernels, which a fast one does not need."""
 
     def __init__(self, decoder: IstftDecoder):
         super().__init__()
@@ -235,12 +227,10 @@ class EncodeGraph(nn.Module):
 
 
 class DecodeGraph(nn.Module):
-    """Codes of all or the first levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t ·
-    hops[0]], or with `spectra`, where the decoder ends in an inverse STFT, see `SpectrumDecoder`.
-
-    A code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With
-    independent levels only the finest one is decoded.
-    """
+    """Codes of all or the first levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t · hops[0]], or
+    with `spectra`, where the decoder ends in an inverse STFT, see `SpectrumDecoder`. A code of -1 adds nothing: after
+    the end of a track, and in finer levels that are left out. With independent levels only the finest one is
+    decoded."""
 
     def __init__(self, network: VQVAE, n_levels: int | None = None, spectra: bool = False):
         super().__init__()

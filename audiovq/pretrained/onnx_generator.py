@@ -28,6 +28,7 @@ from audiovq.utils.progress import say
 FORMAT = "audiovq-generator-1"
 FACTS = "generator.json"
 MASKED = -1e9  # added to the attention scores of empty slots
+Models = Sequence[tuple[Prior, SamplingConfig]]
 MOST_DIFFERENCE = 1e-4  # of a logit
 # beginnings of names of a step's inputs
 PER_ROW = ("previous", "labels", "chroma", "notes", "coarser", "keys", "values")
@@ -35,33 +36,24 @@ PER_ROW = ("previous", "labels", "chroma", "notes", "coarser", "keys", "values")
 
 @torch.no_grad()
 def export_generator(
-    folder: Path,
-    network: VQVAE,
-    decoder: nn.Module,
-    priors: Sequence[Prior],
-    sampling: Sequence[SamplingConfig],
-    name: str,
-    int8: bool = False,
+    folder: Path, network: VQVAE, decoder: nn.Module, models: Models, name: str, int8: bool = False
 ) -> dict[str, float]:
-    """Write the files, with the `decoder` as `DecodeGraph` with spectra, and compare them with torch:
-    `logit_error` is the largest difference of a logit, before the priors' weights are rounded (`int8`).
-    ValueError for a tokenizer without a graph, or if it is large."""
+    """Write the files, with a `DecodeGraph` with spectra as `decoder`, and compare them with torch: `logit_error` is the
+    largest difference of a logit, before rounding (`int8`). ValueError if it is large, or without a graph."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
     facts: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
         "audiovq": audiovq.__version__,
-        "sample_rate": config.sample_rate,
-        "channels": config.channels,
-        "hop_lengths": list(config.hop_lengths[: len(priors)]),
-        "codebook_size": config.codebook_size,
+        **{name: getattr(config, name) for name in ("sample_rate", "channels", "codebook_size")},
+        "hop_lengths": list(config.hop_lengths[: len(models)]),
         "tokenizer_hash": tokenizer_hash(network),
-        "labels": priors[0].spec.vocabularies,
-        "decoder": _write_decoder(folder, network, decoder, len(priors)),
+        "labels": models[0][0].spec.vocabularies,
+        "decoder": _write_decoder(folder, network, decoder, len(models)),
         "priors": [],
     }
-    for level, (prior, setting) in enumerate(zip(priors, sampling, strict=True)):
+    for level, (prior, setting) in enumerate(models):
         say(f"onnx: writing prior {level}")
         found, error = _write_prior(folder, prior.cpu().eval(), level, int8)
         facts["priors"].append(found | {"sampling": setting.model_dump()})
@@ -101,14 +93,10 @@ def _write_prior(folder: Path, prior: Prior, level: int, int8: bool) -> tuple[di
         "file": f"prior-{level}.onnx",
         "inputs": graph.conditions,
         "labels": prior.config.label_names,
-        "n_layers": c.n_layers,
-        "kv_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "window": c.window,
+        **{name: getattr(c, name) for name in ("n_layers", "kv_heads", "head_dim", "window")},
+        **{name: extra[name] for name in ("text_bytes", "infill_codes")},
         "n_prefix": n_prefix,
         "context_codes": prior.config.context_codes,
-        "text_bytes": extra["text_bytes"],
-        "infill_codes": extra["infill_codes"],
     }
     examples = example_inputs(prior, graph)
     batch, errors = torch.export.Dim("batch", min=1), []

@@ -1,9 +1,6 @@
 """Codecs that others published, in place of a `VQVAE`: each codebook is a level, and their networks stay as they are.
+A codec is one class here and one line in `CODECS`; the class says where the codec's numbers are, and calls it."""
 
-A codec is one class here and one line in `CODECS`; the class says where the codec's numbers are, and calls it.
-"""
-
-import contextlib
 import importlib
 import json
 import math
@@ -14,15 +11,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from huggingface_hub.repocard import metadata_load
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yaml import YAMLError
 
 from audiovq import config as conf
 from audiovq.pretrained.locate import CODEC_PREFIX, codec_place
+from audiovq.pretrained.tags import model_licence
 from audiovq.tokenizer.input_checks import check_codes, check_waveform
-from audiovq.utils.environment import require
+from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import CONFIG, WEIGHTS
 
 LSTM_SECONDS = 8.0  # of the past that an LSTM gets; it was trained on pieces of one second
@@ -42,14 +38,9 @@ class PublishedCodec(nn.Module):
         hops, memory, self.block = self.layout(c)
         if n_levels and n_levels > len(hops):
             raise ValueError(f"expected at most {len(hops)} levels, found {n_levels}")
-        channels, hop_lengths = getattr(c, "audio_channels", 1), hops[:n_levels]
-        self.settings = {
-            "sample_rate": c.sampling_rate,
-            "channels": channels,
-            "hop_lengths": hop_lengths,
-            "codec": facts,
-        }
-        self.settings["quantizer"] = {"kind": "ema", "codebook_size": c.codebook_size}
+        quantizer, channels = {"kind": "ema", "codebook_size": c.codebook_size}, getattr(c, "audio_channels", 1)
+        self.settings = {"sample_rate": c.sampling_rate, "channels": channels, "hop_lengths": hops[:n_levels]}
+        self.settings |= {"codec": facts, "quantizer": quantizer}
         self.period = self.encoder_period = self.block
         causal, spans = getattr(c, "use_causal_conv", False), (span(codec.encoder), span(codec.decoder, hops[-1]))
         encoder, decoder = spans if causal else (n // 2 + self.block for n in spans)
@@ -168,7 +159,7 @@ CODECS: dict[str, type[PublishedCodec]] = {"encodec": Encodec, "dac": Dac, "mimi
 
 def load_codec(place: Path) -> PublishedCodec | None:
     """The codec at `hf:…` or in a folder; None for the config of another model. Raises ValueError for damaged files."""
-    is_named, head = str(place).startswith(CODEC_PREFIX), dict[str, Any]()
+    is_named = str(place).startswith(CODEC_PREFIX)
     folder, n_levels = codec_place(str(place).removeprefix(CODEC_PREFIX)) if is_named else (place, None)
     content = conf.read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
     settings = content if isinstance(content, dict) else {}
@@ -177,11 +168,8 @@ def load_codec(place: Path) -> PublishedCodec | None:
         return None
     names = (part[8:].replace("--", "/") for part in folder.parts if part.startswith("models--"))  # in the hub's cache
     source = next(names, folder.resolve().name)
-    with contextlib.suppress(OSError, ValueError, YAMLError):  # without a card
-        head = metadata_load(folder / "README.md") or head
-    licence = str(head.get("license_name") or head.get("license") or "unknown")
-    facts = {"kind": str(kind), "source": source, "licence": licence, "settings": json.dumps(settings)}
-    return build_codec(facts, folder, n_levels)
+    facts = {"kind": str(kind), "source": source, "licence": str(model_licence(folder) or "unknown")}
+    return build_codec(facts | {"settings": json.dumps(settings)}, folder, n_levels)
 
 
 def build_codec(facts: dict[str, str], folder: Path, n_levels: int | None) -> PublishedCodec:
@@ -190,14 +178,11 @@ def build_codec(facts: dict[str, str], folder: Path, n_levels: int | None) -> Pu
     if kind is None:
         raise ValueError(f"{folder}: expected a codec of kind {', '.join(CODECS)}, found {facts.get('kind', ''):.40}")
     require(f"codec {facts['kind']}", kind.package, install="pip install 'audiovq[codecs]'")
-    try:
+    with errors_as(f"{folder}: no {facts['kind']} codec to load"):  # files and a library that others wrote
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)  # by snac
         package = importlib.import_module(kind.package)
         load = _load_snac if kind.package == "snac" else _load_transformers
         return kind(load(package, json.loads(facts["settings"]), folder), n_levels, facts)
-    except Exception as error:  # of files and a library that others wrote
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{folder}: no {facts['kind']} codec to load ({reason})") from None
 
 
 def _load_transformers(package: Any, settings: dict[str, Any], folder: Path) -> Any:

@@ -1,24 +1,21 @@
 """What a sound file says about the model that made it."""
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from yaml import YAMLError
 
 
 def model_licence(folder: Path) -> str | None:
     """The licence in the card of a model; None if there is none."""
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        card = ModelCard.load(folder / "README.md").data.to_dict()
-        return card.get("license_name") or card.get("license")
-    return None
+    card = None
+    with contextlib.suppress(OSError, ValueError, YAMLError):
+        card = metadata_load(folder / "README.md")
+    return card.get("license_name") or card.get("license") if card else None
 
 
-def piece_tags(
-    title: str, model: str, seed: int | None, labels: Mapping[str, str], licence: str | None
-) -> dict[str, str]:
+def piece_tags(title: str, model: str, seed: int | None, labels: dict[str, str], licence: str | None) -> dict[str, str]:
     """The tags of a generated piece; its comment has all that makes it again."""
     facts = [model, *([] if seed is None else [f"seed {seed}"]), *(f"{name} {value}" for name, value in labels.items())]
     comment = ", ".join(facts) + (f"; licence of the model: {licence}" if licence else "")

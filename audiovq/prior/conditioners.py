@@ -5,8 +5,6 @@ that every code attends to. In training a conditioner is dropped for a random sh
 so that the prior also learns music without it, which guidance needs. A dropout of 1 silences it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class Conditions:
     timing_end: Tensor | None = None  # int64 [b], index in the piece where timing stands still
     gap_end: Tensor | None = None  # int64 [b], index in the piece of the first code of `right`, or NO_GAP
 
-    def only_where(self, keep: Tensor) -> Conditions:
+    def only_where(self, keep: Tensor) -> "Conditions":
         """Drop labels, text and chroma, which guidance strengthens, where `keep` (bool [b]) is false."""
         return dataclasses.replace(
             self,
@@ -83,8 +81,7 @@ class LabelConditioner(Conditioner):
         super().__init__()
         self.config, self.dropout = config, config.dropout
         self.embedding = nn.Embedding(len(spec.vocabularies[config.name]) + 1, dim)
-        # As large as a code's embedding. Only a piece's first codes need the label, so a small embedding
-        # would learn slowly.
+        # As large as a code's: a small one would learn slowly, because only a piece's first codes need the label.
         nn.init.normal_(self.embedding.weight, std=0.5)
 
     def forward(self, conditions: Conditions, n_codes: int) -> Tensor:  # [b, 1, dim]
@@ -127,14 +124,12 @@ class TimingConditioner(Conditioner):
 
 
 class TextConditioner(Conditioner):
-    """A caption or lyrics as a prefix of the codes. No text, dropped text and empty text are the same.
-
-    Source: DALL-E, arXiv:2102.12092, section 2.2. Differs: bytes, which need no vocabulary; one embedding of padding.
-    """
+    """A caption or lyrics as a prefix of the codes. No text, dropped text and empty text are the same. Source: DALL-E,
+    arXiv:2102.12092, section 2.2. Differs: bytes, which need no vocabulary; one embedding of padding."""
 
     class Config(BaseConfig):
         kind: Literal["text"] = "text"
-        max_bytes: int = Field(default=128, ge=1)  # longer texts of the training tracks are cut
+        max_bytes: int = Field(default=128, ge=1, le=1 << 16)  # longer texts of the training tracks are cut
         dropout: float = Field(default=0.1, ge=0, le=1)
 
     def __init__(self, config: Config, dim: int, spec: PriorSpec):
@@ -205,8 +200,8 @@ class InfillConditioner(Conditioner):
 
     class Config(BaseConfig):
         kind: Literal["infill"] = "infill"
-        n_codes: int = Field(default=16, ge=1)  # codes after a gap that the prior sees
-        reach: int = Field(default=512, ge=8)  # codes; all larger distances to the gap's end look the same
+        n_codes: int = Field(default=16, ge=1, le=4096)  # codes after a gap that the prior sees
+        reach: int = Field(default=512, ge=8, le=1 << 24)  # codes; all larger distances to the gap's end look the same
         rate: float = Field(default=0.5, ge=0, le=1)  # share of the training windows with a gap
 
     def __init__(self, config: Config, dim: int, spec: PriorSpec):

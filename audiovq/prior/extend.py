@@ -6,7 +6,7 @@ from torch import nn
 from audiovq.prior.conditioners import LabelConditioner
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.spec import PriorSpec
-from audiovq.utils.words import listed
+from audiovq.utils.progress import listed
 
 Vocabularies = dict[str, list[str]]  # the values of each label
 
@@ -29,12 +29,9 @@ def describe_new_labels(old: Vocabularies, new: Vocabularies) -> str:
 
 @torch.no_grad()
 def extended(prior: Prior, config: PriorConfig, spec: PriorSpec) -> Prior:
-    """A prior of `config` and `spec` with the weights of another one, whose conditioners come first.
-
-    Before training it predicts nearly what the old one predicts. A new value of a label starts as a copy of
-    "unknown". A new conditioner adds nothing while its condition is unknown; a new label's values add little at
-    first.
-    """
+    """A prior of `config` and `spec` with the weights of another one, whose conditioners come first. Before training
+    it predicts nearly what the old one predicts. A new value of a label starts as a copy of "unknown". A new
+    conditioner adds nothing while its condition is unknown; a new label's values add little at first."""
     network = Prior(config, spec)
     old = prior.state_dict()
     n_known = len(prior.conditioners)

@@ -1,7 +1,5 @@
-"""Keys and values of past codes, in a ring of the attention window's size: any length at constant memory.
-
-Those of a prefix (text, or the codes after a gap) come before the ring and stay.
-"""
+"""Keys and values of past codes, in a ring of the attention window's size: any length at constant memory. Those of a
+prefix (text, or the codes after a gap) come before the ring and stay."""
 
 import torch
 from torch import Tensor

@@ -10,8 +10,11 @@ from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
 
-# Conditioners whose conditions are inputs of the graphs.
-KINDS = {"label", "timing", "text", "chroma", "notes", "infill"}
+# Inputs of a step and of the prefix, by the conditioners that need them.
+STEP_INPUTS = {"labels": "label", "n_samples": "timing", "timing_end": "timing", "chroma": "chroma", "notes": "notes"}
+STEP_INPUTS["gap_end"] = "infill"
+PREFIX_INPUTS = {"text": "text", "right": "infill"}
+KINDS = {*STEP_INPUTS.values(), *PREFIX_INPUTS.values()}
 
 
 class StepGraph(nn.Module):
@@ -40,15 +43,7 @@ class StepGraph(nn.Module):
         if unknown := sorted(set(kinds) - KINDS):
             found = f"found {unknown[0]}, which has no graph yet"
             raise ValueError(f"onnx: expected conditioners {', '.join(sorted(KINDS))}, {found}")
-        wanted = {
-            "labels": "label",
-            "n_samples": "timing",
-            "timing_end": "timing",
-            "chroma": "chroma",
-            "notes": "notes",
-            "gap_end": "infill",
-        }
-        self.conditions = [name for name, kind in wanted.items() if kind in kinds]
+        self.conditions = [name for name, kind in STEP_INPUTS.items() if kind in kinds]
         self.conditions += ["coarser"] if prior.spec.level else []
         n_layers = prior.config.transformer.n_layers
         caches = [f"{kind}_{i}" for i in range(n_layers) for kind in ("keys", "values")]
@@ -137,8 +132,7 @@ class PrefixGraph(nn.Module):
     def __init__(self, prior: Prior):
         super().__init__()
         self.prior = prior
-        kinds = {"text": "text", "right": "infill"}
-        self.names = [name for name, kind in kinds.items() if prior.config.conditioner(kind)]
+        self.names = [name for name, kind in PREFIX_INPUTS.items() if prior.config.conditioner(kind)]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         given = dict(zip(self.names, inputs, strict=True))

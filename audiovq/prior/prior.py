@@ -1,11 +1,6 @@
-"""The prior: codes so far, coarser codes and conditions -> logits of the next code. One class for all levels.
-
-Levels are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox,
-arXiv:2005.00341, section 4). A prior sees the codes of all coarser levels, a few of them ahead of its own
-time, and a window of its own.
-"""
-
-from __future__ import annotations
+"""The prior: codes so far, coarser codes and conditions -> logits of the next code. One class for all levels. Levels
+are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox, arXiv:2005.00341, section 4). A
+prior sees the codes of all coarser levels, a few of them ahead of its own time, and a window of its own."""
 
 from typing import Any
 
@@ -25,13 +20,13 @@ from audiovq.prior.transformer import Transformer, TransformerConfig
 
 class PriorConfig(Config):
     transformer: TransformerConfig = TransformerConfig()
-    context_codes: int = Field(default=4, ge=0)  # coarser codes to see on either side of the current one
+    context_codes: int = Field(default=4, ge=0, le=1024)  # coarser codes to see on either side of the current one
     conditioners: tuple[one_of(CONDITIONERS), ...] = ()  # type: ignore[valid-type]
     # Share of training items without label, text, chroma and notes, for guidance (arXiv:2207.12598, section 3.2).
     unconditional_rate: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _check(self) -> PriorConfig:
+    def _check(self) -> "PriorConfig":
         names = [f"label {c.name}" if c.kind == "label" else c.kind for c in self.conditioners]
         if len(set(names)) < len(names):
             raise ValueError(f"conditioners: expected each once, found {', '.join(names)}")
@@ -54,12 +49,8 @@ class PriorConfig(Config):
     def extra_inputs(self) -> dict[str, Any]:
         """What the conditioners need besides codes and labels, as keyword arguments of `CodeWindows`."""
         text, infill = self.conditioner("text"), self.conditioner("infill")
-        return {
-            "text_bytes": text.max_bytes if text else 0,
-            "chroma": self.conditioner("chroma") is not None,
-            "notes": self.conditioner("notes") is not None,
-            "infill_codes": infill.n_codes if infill else 0,
-        }
+        sizes = {"text_bytes": text.max_bytes if text else 0, "infill_codes": infill.n_codes if infill else 0}
+        return sizes | {kind: self.conditioner(kind) is not None for kind in ("chroma", "notes")}
 
 
 class UpsamplerConditioner(nn.Module):

@@ -13,7 +13,7 @@ class PriorSpec:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     level: Annotated[int, Field(ge=0, lt=16)]
-    hop_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1, max_length=16)]
+    hop_lengths: Annotated[list[Annotated[int, Field(ge=2, le=1 << 16)]], Field(min_length=1, max_length=16)]
     sample_rate: Annotated[int, Field(ge=1000, le=384000)]
     codebook_size: Annotated[int, Field(ge=2, le=1 << 16)]
     tokenizer_hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -1,7 +1,5 @@
 """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped KV heads, sliding window."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -34,17 +32,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class TransformerConfig(Config):
-    dim: int = Field(default=256, ge=8)
-    n_layers: int = Field(default=6, ge=1)
-    n_heads: int = Field(default=4, ge=1)
-    n_kv_heads: int | None = None  # fewer than n_heads: queries share keys and values (arXiv:2305.13245)
-    mlp_ratio: float = Field(default=2.667, gt=0)  # hidden width of SwiGLU over dim
-    context: int = Field(default=512, ge=2)  # codes in a training window
-    attention_window: int | None = Field(default=None, ge=1)  # codes a position attends to; null: the context
+    dim: int = Field(default=256, ge=8, le=1 << 16)
+    n_layers: int = Field(default=6, ge=1, le=1024)
+    n_heads: int = Field(default=4, ge=1, le=4096)
+    # Fewer than n_heads: queries share keys and values (arXiv:2305.13245); null: as many.
+    n_kv_heads: int | None = Field(default=None, le=4096)
+    mlp_ratio: float = Field(default=2.667, gt=0, le=64)  # hidden width of SwiGLU over dim
+    context: int = Field(default=512, ge=2, le=1 << 16)  # codes in a training window
+    attention_window: int | None = Field(default=None, ge=1, le=1 << 16)  # codes to attend to; null: the context
     dropout: float = Field(default=0.0, ge=0, lt=1)  # of the input, and of the outputs of attention and MLP
 
     @model_validator(mode="after")
-    def _check(self) -> TransformerConfig:
+    def _check(self) -> "TransformerConfig":
         if self.dim % self.n_heads or (self.dim // self.n_heads) % 2:
             raise ValueError(f"dim: expected an even multiple of n_heads {self.n_heads}, found {self.dim}")
         if self.n_heads % self.kv_heads:
@@ -109,12 +108,10 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen.
-
-    With a prefix of `n_prefix` tokens, every position attends to all of them and to its window. Half of each
-    head then does not rotate, and only this half meets the prefix. So the prefix has the same effect at all
-    positions, and what is learned from short training windows holds in long pieces.
-    """
+    """[b, t, dim] -> [b, t, dim], causal. With a cache the input continues what the cache has seen. With a prefix of
+    `n_prefix` tokens, every position attends to all of them and to its window. Half of each head then does not rotate,
+    and only this half meets the prefix. So the prefix has the same effect at all positions, and what is learned from
+    short training windows holds in long pieces."""
 
     def __init__(self, config: TransformerConfig, n_prefix: int = 0):
         super().__init__()

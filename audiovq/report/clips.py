@@ -33,10 +33,8 @@ def choose(groups: Sequence[Group]) -> tuple[list[Group], int]:
 
 
 def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]], str]:
-    """All clips as the template shows them, within `max_bytes`, and the format of their sound.
-
-    That is FLAC if it fits, else MP3, else shorter excerpts in MP3. Raises ValueError for a file that cannot be read.
-    """
+    """All clips as the template shows them, within `max_bytes`, and the format of their sound. That is FLAC if it
+    fits, else MP3, else shorter excerpts in MP3. Raises ValueError for a file that cannot be read."""
     n_clips = sum(len(group.clips) for group in groups)
     seconds = min(EXCERPT_SECONDS, TOTAL_SECONDS / max(n_clips, 1))
     clips: list[dict[str, Any]] = []

@@ -13,9 +13,8 @@ Series = list[dict[str, Any]]
 
 
 def stage_curves(training: Path) -> list[dict[str, Any]]:
-    """The charts of each stage, with all priors as one stage: dicts of a title and charts, which have a title,
-    a unit and series of {name, level, held_out, points}, where points are [step, value]. Empty ones are left
-    out."""
+    """The charts of each stage, with all priors as one stage: dicts of a title and charts, which have a title, a unit
+    and series of {name, level, held_out, points}, where points are [step, value]. Empty ones are left out."""
     stages = {}
     for name in ("tokenizer", "decoder"):
         rows = read_steps(training / name / "metrics.jsonl")

@@ -10,7 +10,7 @@ from audiovq.data.codes import Codes, read_header
 from audiovq.data.scan_cache import read_tags
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import CODEC_PREFIX, prior_folders
-from audiovq.training.logs import read_health
+from audiovq.training.logs import HEALTH, read_steps
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -33,19 +33,15 @@ def describe(path: Path) -> dict[str, Any]:
 
 def describe_codes(path: Path) -> dict[str, Any]:
     codes = Codes.load(path)
+    names = ("seconds", "sample_rate", "n_samples", "hop_lengths", "codebook_size", "source_sha256")
     return {
         "codes": str(path),
-        "seconds": codes.seconds,
-        "sample_rate": codes.sample_rate,
-        "n_samples": codes.n_samples,
-        "hop_lengths": codes.hop_lengths,
+        **{name: getattr(codes, name) for name in names},
         "codes_a_level": [len(level) for level in codes.levels],
-        "codebook_size": codes.codebook_size,
         "coding": read_header(path).coding or "none",
         "kbps_raw": codes.bits_per_second / 1000,
         "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000,
         "tokenizer": codes.tokenizer_hash,
-        "source_sha256": codes.source_sha256,
     }
 
 
@@ -56,15 +52,11 @@ def describe_model(path: Path) -> dict[str, Any]:
         n_parameters = sum(tensor.numel() for tensor in weights.values())
         return {"model": str(path), "config": read_json(path / checkpoint.CONFIG), "parameters": n_parameters}
     tokenizer = Tokenizer.from_pretrained(path)
-    c = tokenizer.config
+    c, names = tokenizer.config, ("sample_rate", "channels", "hop_lengths", "code_rates", "codebook_size")
     return {
         "model": str(path),
         "tokenizer": tokenizer.hash,
-        "sample_rate": c.sample_rate,
-        "channels": c.channels,
-        "hop_lengths": list(c.hop_lengths),
-        "code_rates": c.code_rates,
-        "codebook_size": c.codebook_size,
+        **{name: getattr(c, name) for name in names},
         "codec": {key: value for key, value in (c.codec or {}).items() if key != "settings"},
         "latency_seconds": tokenizer.latency_seconds,
         "priors": [folder.name for folder in prior_folders(path)],
@@ -80,5 +72,5 @@ def describe_run(folder: Path) -> dict[str, Any]:
     facts["finished"] = [name for name in stages if (folder / name).is_dir()]
     if "tokenizer" in facts["finished"] and checkpoint.tuning_steps(folder / "tokenizer"):
         facts["finished"].insert(1, "decoder")
-    facts["health"] = [row["message"] for row in read_health(folder)]
+    facts["health"] = [row["message"] for row in read_steps(folder / HEALTH)]
     return facts

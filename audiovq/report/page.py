@@ -70,9 +70,7 @@ def report_pieces(
     return _write(out, page, [group], model, network)
 
 
-def _write(
-    out: Path, page: dict[str, Any], groups: Sequence[Group], model: Path, network: VQVAE | None
-) -> dict[str, Any]:
+def _write(out: Path, page: dict[str, Any], groups: list[Group], model: Path, network: VQVAE | None) -> dict[str, Any]:
     shown, n_left_out = choose(groups)
     clips, sound_format = render(shown, MAX_BYTES - TEXT_BYTES)
     for clip in clips:

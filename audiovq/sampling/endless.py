@@ -1,7 +1,5 @@
-"""The codes of a piece without end, at constant memory.
-
-Each level has a short buffer of codes. When that of level 0 is full, all forget what is before the context of the next codes.
-"""
+"""The codes of a piece without end, at constant memory. Each level has a short buffer of codes. When that of level 0
+is full, all forget what is before the context of the next codes."""
 
 from collections.abc import Sequence
 from typing import Any

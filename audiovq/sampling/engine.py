@@ -1,7 +1,5 @@
-"""Decoding engines: they run a prior one position at a time, or over known positions in one pass.
-
-`new_engine` takes the one for the prior's device. Both give what the prior's own forward gives.
-"""
+"""Decoding engines: they run a prior one position at a time, or over known positions in one pass. `new_engine` takes
+the one for the prior's device. Both give what the prior's own forward gives."""
 
 import contextlib
 import copy
@@ -116,10 +114,8 @@ class Buffers:
 
 
 class PackedEngine:
-    """The engine on the CPU. A step is some 15 operations per layer, all into existing buffers.
-
-    An item gets the same bits in any batch, because each operation works row by row, and so does prefilling.
-    """
+    """The engine on the CPU. A step is some 15 operations per layer, all into existing buffers. An item gets the same
+    bits in any batch, because each operation works row by row, and so does prefilling."""
 
     @torch.no_grad()
     def __init__(self, prior: Prior, batch: int, precision: str):
@@ -147,8 +143,7 @@ class PackedEngine:
         return torch.cat(logits)
 
     def step(self, previous: Tensor, context: Tensor) -> Tensor:
-        """Run one position: int64 [batch] and float [batch, dim] -> logits [batch, codebook_size],
-        overwritten by the next step."""
+        """Run one position: int64 [batch], float [batch, dim] -> logits [batch, codebook_size], of one buffer."""
         b, slot = self.buffers, self.cache.slot
         scores, all_keys, all_values = self._seen()
         rotation = self._rotation()

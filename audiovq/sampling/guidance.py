@@ -1,9 +1,8 @@
 """A prior with the conditions of a piece, and classifier-free guidance.
 
-logits = unconditional + guidance · (conditional - unconditional). With guidance, each item is two rows of the
-network's batch: one with and one without label, text, chroma and notes. Timing and gaps are in both. A
-guidance of 1 is the prior as it was trained, and needs one row. Source: Ho & Salimans 2021, arXiv:2207.12598,
-equation 6.
+logits = unconditional + guidance · (conditional - unconditional) (Ho & Salimans 2021, arXiv:2207.12598, equation 6).
+With guidance, each item is two rows of the network's batch: one with and one without label, text, chroma and notes.
+Timing and gaps are in both. A guidance of 1 is the prior as it was trained, and needs one row.
 """
 
 import dataclasses
@@ -34,11 +33,9 @@ class Request:
 
 
 def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0, endless: bool = False) -> Conditions:
-    """The conditions that a request has and the prior knows, for `batch` pieces from the code `start` on.
-
-    A text longer than the prior's `max_bytes` is cut. Chroma and notes past their end are unknown. In an endless
-    piece they begin again, and timing stands still in the middle.
-    """
+    """The conditions that a request has and the prior knows, for `batch` pieces from the code `start` on. A text
+    longer than the prior's `max_bytes` is cut. Chroma and notes past their end are unknown. In an endless piece they
+    begin again, and timing stands still in the middle."""
     device, inputs = prior.head.weight.device, prior.config.extra_inputs
     full = lambda value: torch.tensor(value, device=device).expand(batch, *[-1] * isinstance(value, list))  # noqa: E731
     labels = {name: full(request.labels.get(name, 0)) for name in prior.spec.vocabularies}

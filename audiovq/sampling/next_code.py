@@ -41,11 +41,9 @@ def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0,
 
 
 def gumbel_noise(seed: int, item: int, level: int, start: int, end: int, size: int) -> Tensor:
-    """Standard Gumbel noise for positions [start, end), float32 [end - start, size].
-
-    The key of Philox (Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3") is seed, item and level,
-    and the counter is the position, so positions can be drawn in any order.
-    """
+    """Standard Gumbel noise for positions [start, end), float32 [end - start, size]. The key of Philox (Salmon 2011,
+    "Parallel random numbers: as easy as 1, 2, 3") is seed, item and level, and the counter is the position, so
+    positions can be drawn in any order."""
     mask = 2**64 - 1
     blocks = -(-size // 4)  # one counter value gives four 64-bit words
     bits = np.random.Philox(key=[seed & mask, (item << 8 | level) & mask], counter=[start * blocks, 0, 0, 0])

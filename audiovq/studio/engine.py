@@ -27,8 +27,7 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  
 
 
 class Engine:
-    """A model, by the `name` that the user knows, and the projects of its studio. Sounds are in a folder of
-    their own, and can be made again."""
+    """A model, by the `name` that the user knows, and the projects of its studio; `place` is for sounds, made anew."""
 
     def __init__(self, folder: Path, name: str, library: Library, limits: Limits, place: Path):
         self.folder, self.name, self.library, self.limits = folder, name, library, limits
@@ -42,24 +41,18 @@ class Engine:
     def describe(self) -> dict[str, Any]:
         generator = self.generator
         inputs = [prior.config.extra_inputs for prior in generator.priors]
-        rate = generator.sample_rate
+        rate, settings = generator.sample_rate, [setting.model_dump() for setting in generator.sampling]
+        limits = ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
         return {
             "name": self.name,
             "licence": self.licence,
-            "sample_rate": rate,
-            "channels": self.tokenizer.config.channels,
-            "codebook_size": generator.priors[0].spec.codebook_size,
+            **{name: getattr(self.tokenizer.config, name) for name in ("sample_rate", "channels", "codebook_size")},
             "levels": [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths],
             "labels": generator.labels,
             "text_bytes": max(known["text_bytes"] for known in inputs),
             "chroma": any(known["chroma"] for known in inputs),
-            "settings": {
-                name: [getattr(setting, name) for setting in generator.sampling] for name in SamplingConfig.model_fields
-            },
-            "limits": {
-                name: getattr(self.limits, name)
-                for name in ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
-            },
+            "settings": {name: [setting[name] for setting in settings] for name in SamplingConfig.model_fields},
+            "limits": {name: getattr(self.limits, name) for name in limits},
             "formats": list(get_args(SoundFormat)),
         }
 

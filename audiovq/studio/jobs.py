@@ -1,7 +1,5 @@
 """Jobs: one runs at a time, the others wait in a queue and know their place."""
 
-from __future__ import annotations
-
 import queue
 import secrets
 import threading
@@ -30,7 +28,7 @@ class Job:
     owner: str
     kind: str
     title: str
-    work: Callable[[Job], list[int]]
+    work: Callable[["Job"], list[int]]
     discard: Callable[[], object] = lambda: None  # called if it ends without being done
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: str = "waiting"  # running, done, stopped or failed

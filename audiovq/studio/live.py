@@ -1,7 +1,5 @@
 """Live: music without end for the page, made as it is played. One visitor plays at a time."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

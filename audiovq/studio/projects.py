@@ -1,10 +1,6 @@
-"""Projects: folders with the versions of pieces, which are written after every change.
-
-A folder has `project.json`, `codes/N.codes` for each version and `recordings/ID.suffix` for each recording. A version
-is in `project.json` only after its codes are on the disk, so a kill at any moment loses at most unfinished work.
-"""
-
-from __future__ import annotations
+"""Projects: folders with the versions of pieces, which are written after every change. A folder has `project.json`,
+`codes/N.codes` for each version and `recordings/ID.suffix` for each recording. A version is in `project.json` only
+after its codes are on the disk, so a kill at any moment loses at most unfinished work."""
 
 import contextlib
 import secrets
@@ -80,7 +76,7 @@ class Project(Strict):
     recordings: list[Recording] = Field(default=[], max_length=10_000)
 
     @model_validator(mode="after")
-    def _is_a_tree(self) -> Project:
+    def _is_a_tree(self) -> "Project":
         """Parents come before their children, and all that is named exists."""
         numbers: set[int] = set()
         names = {recording.id for recording in self.recordings}

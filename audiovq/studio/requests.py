@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 MB = 1 << 20
 MANY = 20  # visitors
@@ -26,9 +26,9 @@ class Refused(ValueError):
 
 def sentence(error: Exception) -> str:
     """What is wrong, in one line."""
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+    if errors := getattr(error, "errors", None):  # pydantic's, and FastAPI's with the part of the request
+        first = errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
         return f"{place}: {first['msg']}" if place else first["msg"]
     return " ".join(str(error).split())
 

@@ -1,8 +1,6 @@
-"""Who may use a studio: checks before every request, and headers of every answer.
-
-A page elsewhere cannot drive the studio: it has another origin, and a name that it makes point to this machine is not
-an allowed host. Bodies are limited before anything reads them, but for uploads, which are limited as they arrive.
-"""
+"""Who may use a studio: checks before every request, and headers of every answer. A page elsewhere cannot drive the
+studio: it has another origin, and a name that it makes point to this machine is not an allowed host. Bodies are
+limited before anything reads them, but for uploads, which are limited as they arrive."""
 
 import asyncio
 import hmac

@@ -1,7 +1,4 @@
-"""The server: the REST interface and the files of the page, on a thread. The model loads while the page does, so torch
-is not imported here."""
-
-from __future__ import annotations
+"""The server: REST interface and files of the page, on a thread. The model, and with it torch, loads meanwhile."""
 
 import asyncio
 import contextlib
@@ -30,7 +27,17 @@ from starlette.websockets import WebSocket
 
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
-from audiovq.studio.requests import MB, Export, JobRequest, Limits, NewPiece, ProjectChange, Refused, VersionChange
+from audiovq.studio.requests import (
+    MB,
+    Export,
+    JobRequest,
+    Limits,
+    NewPiece,
+    ProjectChange,
+    Refused,
+    VersionChange,
+    sentence,
+)
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
 
 if TYPE_CHECKING:
@@ -44,14 +51,14 @@ Load = Callable[[Library, Limits, Path], "Engine"]
 
 
 class Studio:
-    loading: Future[Engine]  # the model, which begins to load when the server runs
+    loading: Future["Engine"]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
         self.library, self.limits, self.access = library, limits, access
         self.queue = Queue(limits)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> "Engine":
         """Waits for the model."""
         return self.loading.result()
 
@@ -116,15 +123,13 @@ def make_app(studio: Studio) -> FastAPI:
 async def _answer_problem(request: Request, problem: Exception) -> JSONResponse:
     """One sentence for every problem."""
     if isinstance(problem, RequestValidationError):
-        first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return error(f"{place}: {first['msg']}" if place else str(first["msg"]), 422)
+        return error(sentence(problem), 422)
     if isinstance(problem, HTTPException):
         return error(str(problem.detail), problem.status_code)
     if isinstance(problem, OSError):
         return error(f"a file cannot be read or written ({problem.strerror})", 500)
     if isinstance(problem, ValueError):
-        return error(" ".join(str(problem).split()), problem.status if isinstance(problem, Refused) else 400)
+        return error(sentence(problem), problem.status if isinstance(problem, Refused) else 400)
     return error(f"internal error: {type(problem).__name__}", 500)
 
 
@@ -328,9 +333,8 @@ def file_name(title: str, suffix: str) -> str:
 def open_studio(
     load: Load, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
 ) -> Iterator[tuple[str, Studio]]:
-    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and
-    the studio, for which `load` loads the model in a thread. Raises ValueError if the port is taken, or
-    the address is not this machine's."""
+    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and the studio,
+    whose model `load` loads in a thread. ValueError if the port is taken, or the address is not this machine's."""
     limits, access = limits or Limits(), access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))

@@ -159,17 +159,10 @@ def read_recording(
     # Decoders count a compressed file's samples as they come, so the header's number is only an estimate.
     n_samples = round(min(done, limits.max_seconds) * info.sample_rate)
     is_cut = n_samples >= round(limits.max_seconds * info.sample_rate) and info.samples > n_samples
-    recording = Recording(
-        id=path.stem[-16:],
-        name=name,
-        suffix=path.suffix,
-        seconds=n_samples / info.sample_rate,
-        channels=min(info.channels, 2),
-        sample_rate=info.sample_rate,
-        n_samples=n_samples,
-        note=f"only its first {limits.max_seconds:g} s are used" if is_cut else "",
-    )
-    return codes, recording
+    note = f"only its first {limits.max_seconds:g} s are used" if is_cut else ""
+    facts = {"id": path.stem[-16:], "name": name, "suffix": path.suffix, "note": note, "n_samples": n_samples}
+    facts |= {"seconds": n_samples / info.sample_rate, "sample_rate": info.sample_rate}
+    return codes, Recording(**facts, channels=min(info.channels, 2))
 
 
 def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) -> str | None:

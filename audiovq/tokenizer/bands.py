@@ -22,12 +22,12 @@ class BandsConfig(Config):
     """Of topology `bands`."""
 
     low: float = Field(default=28, ge=0, le=127)  # MIDI pitch where the lowest band begins
-    semitones: int = Field(default=12, ge=1)  # of each band
+    semitones: int = Field(default=12, ge=1, le=256)  # of each band
     per_semitone: int = Field(default=5, ge=1, le=20)  # steps of pitch
-    margin: int = Field(default=10, ge=0)  # steps to either side that are also inputs of a band
-    n_mels: int = Field(default=80, ge=8)  # mel bands of short windows, which the last level codes
-    frames_per_code: int = Field(default=2, ge=1)  # of the spectrograms and of the decoder
-    decoder_dim: int = Field(default=64, ge=8)  # features of each band for the decoder
+    margin: int = Field(default=10, ge=0, le=1024)  # steps to either side that are also inputs of a band
+    n_mels: int = Field(default=80, ge=8, le=4096)  # mel bands of short windows, which the last level codes
+    frames_per_code: int = Field(default=2, ge=1, le=256)  # of the spectrograms and of the decoder
+    decoder_dim: int = Field(default=64, ge=8, le=1 << 16)  # features of each band for the decoder
 
 
 class BandFront(SpectralFront):
@@ -66,11 +66,9 @@ class BandFront(SpectralFront):
 
 
 class BandEncoder(nn.Module):
-    """Waveform [b, 1, samples] -> features [b, dim, samples / hop] of each level, from low to high.
-
-    The bands are items of one batch, so all weights but the embeddings of the bands are shared. The mel bands are inputs
-    of every level, and the only ones of the last.
-    """
+    """Waveform [b, 1, samples] -> features [b, dim, samples / hop] of each level, from low to high. The bands are
+    items of one batch, so all weights but the embeddings of the bands are shared. The mel bands are inputs of every
+    level, and the only ones of the last."""
 
     def __init__(self, hop_length: int, dim: int, config: BandsConfig, n_levels: int, n_blocks: int, sample_rate: int):
         super().__init__()

@@ -18,10 +18,9 @@ from audiovq.tokenizer.tones import Oscillators
 class IstftDecoder(nn.Module):
     """ConvNeXt blocks at the rate of the codes, and an inverse STFT as the upsampling (Vocos, arXiv:2306.00814).
 
-    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant
-    codes hold a note, and other pitches need no codes for their phase. Each bin starts with a random phase,
-    because equal ones would add up to clicks. The reference repeats every `overlap` frames, so a chunk must
-    begin at a multiple of it (`period`).
+    Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant codes hold a
+    note, and other pitches need no codes for their phase. Each bin starts with a random phase, as equal ones would add
+    up to clicks. The reference repeats every `overlap` frames: chunks begin at multiples of it (`period`).
 
     With `spectrum: complex` the network gives real and imaginary parts, without the reference. The waveform
     is then linear in the last layer's output, and learned much sooner. For codecs, not for generation.
@@ -29,14 +28,12 @@ class IstftDecoder(nn.Module):
 
     class Config(BaseConfig):
         kind: Literal["istft"] = "istft"
-        dim: int = Field(default=256, ge=8)
-        n_blocks: int = Field(default=5, ge=0)
-        overlap: int = Field(default=4, ge=2)  # n_fft / finest hop; even, so that frames centre on their hop
+        dim: int = Field(default=256, ge=8, le=1 << 16)
+        n_blocks: int = Field(default=5, ge=0, le=256)
+        overlap: int = Field(default=4, ge=2, le=256)  # n_fft / finest hop; even, so that frames centre on their hop
         spectrum: Literal["polar", "complex"] = "polar"  # each bin as magnitude and phase, or both parts
 
-    def __init__(
-        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
         if config.overlap % 2 or hop_length % 2:
             raise ValueError(
@@ -110,10 +107,8 @@ class IstftDecoder(nn.Module):
 
 
 class ToneDecoder(IstftDecoder):
-    """Oscillators for tones (see `tones.py`), and an inverse STFT for all else.
-
-    The network gives the loudness of each step of pitch, which is trained to be that of the music (`LossConfig.tones`).
-    """
+    """Oscillators for tones (see `tones.py`), and an inverse STFT for all else. The network gives the loudness of each
+    step of pitch, which is trained to be that of the music (`LossConfig.tones`)."""
 
     class Config(IstftDecoder.Config):
         kind: Literal["tones"] = "tones"  # type: ignore[assignment]
@@ -121,9 +116,7 @@ class ToneDecoder(IstftDecoder):
         high: float = Field(default=112, ge=1, le=136)
         per_semitone: int = Field(default=5, ge=1, le=20)
 
-    def __init__(
-        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__(dim, channels, hop_length, config, sample_rate, causal)
         self.pitches = pitches(config.low, config.high, config.per_semitone, sample_rate)
         self.tone_head = nn.Linear(config.dim, channels * len(self.pitches))
@@ -167,14 +160,12 @@ class ConvDecoder(nn.Module):
     class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "dilated"
-        base_dim: int = Field(default=64, ge=4)  # width before the last stride; doubles towards the codes
-        max_stride: int = Field(default=8, ge=2)
-        n_stride_blocks: int = Field(default=2, ge=0)  # residual blocks after each stride
-        n_blocks: int = Field(default=4, ge=0)  # residual blocks at the rate of the codes
+        base_dim: int = Field(default=64, ge=4, le=1 << 16)  # width before the last stride; doubles towards the codes
+        max_stride: int = Field(default=8, ge=2, le=1 << 16)
+        n_stride_blocks: int = Field(default=2, ge=0, le=256)  # residual blocks after each stride
+        n_blocks: int = Field(default=4, ge=0, le=256)  # residual blocks at the rate of the codes
 
-    def __init__(
-        self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
         strides = factor_strides(hop_length, config.max_stride)
         stack = Stack(config.block, dim, config.n_blocks, causal)

@@ -1,10 +1,6 @@
-"""Discriminators between music and its reconstruction, and the losses between them and the decoder.
-
-A new kind is a class and a line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view that it takes
-(a period, a window size). Padding is with zeros, because the gradient of reflection is not deterministic on a GPU.
-"""
-
-from __future__ import annotations
+"""Discriminators between music and its reconstruction, and the losses between them and the decoder. A new kind is a
+class and a line in `DISCRIMINATORS`. Each gives a `DiscriminatorOutput` for every view that it takes (a period, a
+window size). Padding is with zeros, because the gradient of reflection is not deterministic on a GPU."""
 
 import contextlib
 import itertools
@@ -19,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from audiovq.config import Config as BaseConfig
-from audiovq.config import Window, one_of
+from audiovq.config import Config as BaseConfig, Window, one_of
 from audiovq.tokenizer.losses import LOG_FLOOR, MelSpectrogram
 
-Widths = tuple[Annotated[int, Field(ge=1)], ...]
+Widths = tuple[Annotated[int, Field(ge=1, le=1 << 16)], ...]
 
 
 @dataclass
@@ -100,21 +95,19 @@ class MultiPeriodDiscriminator(PatchDiscriminator):
 
 class MultiResolutionDiscriminator(nn.Module):
     """Spectrograms of several window sizes (UnivNet, arXiv:2106.07889), with a network for each band of frequencies
-    (DAC, arXiv:2306.06546, section 3.3).
-
-    `complex` gives real and imaginary parts, as in DAC, so that phase counts; `magnitude` does not, as in UnivNet.
-    """
+    (DAC, arXiv:2306.06546, section 3.3). `complex` gives real and imaginary parts, as in DAC, so that phase counts;
+    `magnitude` does not, as in UnivNet."""
 
     class Config(ViewsConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
         windows: tuple[Window, ...] = Field(default=(2048, 1024, 512), min_length=1)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
         bands: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)  # their borders, as parts of half the sample rate
-        dim: int = Field(default=32, ge=1)
+        dim: int = Field(default=32, ge=1, le=1 << 16)
         n_strides: int = Field(default=3, ge=0)  # layers that halve the number of frequencies
 
         @model_validator(mode="after")
-        def _check(self) -> MultiResolutionDiscriminator.Config:
+        def _check(self) -> "MultiResolutionDiscriminator.Config":
             borders = (0.0, *self.bands, 1.0)
             if any(a >= b for a, b in itertools.pairwise(borders)):
                 raise ValueError(f"bands: expected rising numbers between 0 and 1, found {list(self.bands)}")
@@ -171,15 +164,13 @@ class MultiResolutionDiscriminator(nn.Module):
 
 
 class MelDiscriminator(PatchDiscriminator):
-    """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2).
-
-    They show how sharp partials are, without phase, and cost little.
-    """
+    """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2). They show how sharp
+    partials are, without phase, and cost little."""
 
     class Config(ViewsConfig):
         kind: Literal["mel"] = "mel"
         windows: tuple[Window, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
-        n_mels: int = Field(default=256, ge=8)  # bands, at most
+        n_mels: int = Field(default=256, ge=8, le=4096)  # bands, at most
         dims: Widths = Field(default=(16, 32, 64), min_length=1)  # widths; each layer halves the bands
 
     def __init__(self, channels: int, config: Config, sample_rate: int):
@@ -211,7 +202,7 @@ class AdversarialConfig(BaseConfig):
     feature_matching: float = Field(default=0.5, ge=0)  # features like those of the original in each layer
 
     @model_validator(mode="after")
-    def _check(self) -> AdversarialConfig:
+    def _check(self) -> "AdversarialConfig":
         if not self.discriminators:
             raise ValueError(f"discriminators: expected at least one of {', '.join(DISCRIMINATORS)}, found none")
         if self.adversarial == 0 == self.feature_matching:

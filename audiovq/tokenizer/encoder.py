@@ -11,24 +11,15 @@ from audiovq.tokenizer.fronts import FRONTS, StftFront
 class EncoderConfig(Config):
     front: one_of(FRONTS) = StftFront.Config()  # type: ignore[valid-type]
     block: BlockKind = "convnext"
-    n_blocks: int = Field(default=4, ge=0)  # residual blocks at each level's own rate
+    n_blocks: int = Field(default=4, ge=0, le=256)  # residual blocks at each level's own rate
 
 
 class Encoder(nn.Module):
-    """Waveform [b, channels, samples] -> features [b, dim, samples / hop] for every hop, coarse to fine.
-
-    The front leads to the finest hop, strided convolutions from there to each coarser one. Levels with the same
-    hop have the same features.
-    """
+    """Waveform [b, channels, samples] -> features [b, dim, samples / hop] for every hop, coarse to fine. The front
+    leads to the finest hop, strided convolutions to each coarser one. Levels of one hop share features."""
 
     def __init__(
-        self,
-        channels: int,
-        hop_lengths: list[int],
-        dim: int,
-        config: EncoderConfig,
-        sample_rate: int,
-        causal: bool = False,
+        self, channels: int, hop_lengths: list[int], dim: int, config: EncoderConfig, sample_rate: int, causal: bool
     ):
         super().__init__()
         rate = hop_lengths[-1]  # samples per frame of the features so far

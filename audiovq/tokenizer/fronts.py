@@ -24,13 +24,11 @@ class ConvFront(nn.Module):
     class Config(BaseConfig):
         kind: Literal["conv"] = "conv"
         block: BlockKind = "convnext"
-        base_dim: int = Field(default=64, ge=4)  # width after the first stride; doubles with each further one
-        max_stride: int = Field(default=8, ge=2)  # the hop is split into strides of at most this
-        n_blocks: int = Field(default=1, ge=0)  # residual blocks after each stride
+        base_dim: int = Field(default=64, ge=4, le=1 << 16)  # width after the first stride; doubles with each one
+        max_stride: int = Field(default=8, ge=2, le=1 << 16)  # the hop is split into strides of at most this
+        n_blocks: int = Field(default=1, ge=0, le=256)  # residual blocks after each stride
 
-    def __init__(
-        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
         layers: list[nn.Module] = []
         width, rate, self.radius_samples, self.ahead_samples = channels, 1, 0, 0
@@ -90,8 +88,7 @@ def samples_ahead(n_fft: int, hop_length: int, causal: bool) -> int:
 
 
 def short_time_spectrum(waveform: Tensor, window: Tensor, hop_length: int, ahead: int | None = None) -> Tensor:
-    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on hop t, or ends `ahead` samples
-    after it."""
+    """[b, channels, samples] -> complex [b, channels, time, bins]; frame t is centred on hop t, or ends `ahead` on."""
     side = len(window) - hop_length
     ahead = side - side // 2 if ahead is None else ahead
     frames = F.pad(waveform.float(), (side - ahead, ahead)).unfold(-1, len(window), hop_length)
@@ -103,11 +100,9 @@ class StftFront(SpectralFront):
 
     class Config(BaseConfig):
         kind: Literal["stft"] = "stft"
-        overlap: int = Field(default=4, ge=2)  # n_fft / finest hop
+        overlap: int = Field(default=4, ge=2, le=256)  # n_fft / finest hop
 
-    def __init__(
-        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         n_fft = hop_length * config.overlap
         super().__init__(channels * 3 * (n_fft // 2 + 1), dim)
         self.hop_length, self.radius_samples = hop_length, n_fft
@@ -140,20 +135,16 @@ class StftFront(SpectralFront):
 
 class MelFront(SpectralFront):
     """Logarithmic mel magnitudes by windows of several sizes: long ones separate low notes, short ones locate onsets.
-
-    A few hundred features, spaced like pitch, where `StftFront` has thousands, so that less music suffices to
-    learn them. There is no phase: the decoder has to generate it.
-    """
+    A few hundred features, spaced like pitch, where `StftFront` has thousands, so that less music suffices to learn
+    them. There is no phase: the decoder has to generate it."""
 
     class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
         # n_fft / finest hop of each window
-        overlaps: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(2, 8), min_length=1)
-        n_mels: int = Field(default=512, ge=8)  # bands; a short window has at most a 12th of its samples
+        overlaps: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(default=(2, 8), min_length=1)
+        n_mels: int = Field(default=512, ge=8, le=4096)  # bands; a short window has at most a 12th of its samples
 
-    def __init__(
-        self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool = False
-    ):
+    def __init__(self, channels: int, hop_length: int, dim: int, config: Config, sample_rate: int, causal: bool):
         n_ffts = [hop_length * overlap for overlap in config.overlaps]
         n_mels = [max(2, min(config.n_mels, n // 12)) for n in n_ffts]
         super().__init__(channels * sum(n_mels), dim)

@@ -1,7 +1,5 @@
 """Reconstruction losses: terms between a waveform and its reconstruction, each with a weight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,18 +38,15 @@ class LossConfig(Config):
     kl: float = Field(default=0.01, ge=0)  # quantizer gumbel
 
     @model_validator(mode="after")
-    def _check(self) -> LossConfig:
+    def _check(self) -> "LossConfig":
         if self.waveform_warmup_steps and not (self.waveform_l1 or self.waveform_l2):
             raise ValueError("waveform_warmup_steps: expected a weight for waveform_l1 or waveform_l2, found none")
         return self
 
 
 class ToneLoss(nn.Module):
-    """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music.
-
-    mean |Δ m^0.3| / mean m^0.3 + mean |Δ log10 m| / 2, with magnitudes m of `NoteSpectrogram`: the first counts what is
-    loud, the second all.
-    """
+    """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music: mean |Δ m^0.3| / mean
+    m^0.3 (what is loud) + mean |Δ log10 m| / 2 (all), with magnitudes m of `NoteSpectrogram`."""
 
     def __init__(self, sample_rate: int, hop_length: int, pitches: Tensor):
         super().__init__()
@@ -121,9 +116,8 @@ class ReconstructionLoss(nn.Module):
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor, microbatch_size: int | None = None) -> dict[str, Tensor]:
-        """The terms that have a weight, between reconstruction and original, float [b, channels, samples],
-        unweighted: means over the items of this rank, `microbatch_size` at a time. Convergence in `stft` is
-        over all ranks."""
+        """The terms that have a weight, between reconstruction and original, float [b, channels, samples], unweighted:
+        means over the items of this rank, `microbatch_size` at a time. Convergence in `stft` is over all ranks."""
         with torch.autocast(target.device.type, enabled=False):
             pieces = in_microbatches(self._sums, microbatch_size, x.float(), target.float())
             sums = {name: torch.stack([piece[name] for piece in pieces]).sum(dim=0) for name in pieces[0]}

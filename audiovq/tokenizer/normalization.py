@@ -8,11 +8,9 @@ from audiovq.distributed import collectives
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization (arXiv:1502.03167) without scale and shift.
-
-    In training, mean and variance are those of the batch of all ranks; in inference, their running averages.
-    Without it the latents of a new encoder have almost the same direction, and all get one code.
-    """
+    """Batch normalization (arXiv:1502.03167) without scale and shift. In training, mean and variance are those of the
+    batch of all ranks; in inference, their running averages. Without it the latents of a new encoder have almost the
+    same direction, and all get one code."""
 
     def __init__(self, dim: int, momentum: float = 0.1):
         super().__init__()
@@ -32,11 +30,9 @@ class BatchNorm(nn.Module):
 
 
 class ZCAWhitening(nn.Module):
-    """Make standardised channels uncorrelated, by the inverse square root of their running correlation.
-
-    ZCA whitening (Kessy 2018, arXiv:1512.00809, section 2). Without it the latents of a coarse level have few
-    directions, and use only part of a shared codebook.
-    """
+    """Make standardised channels uncorrelated, by the inverse square root of their running correlation. ZCA whitening
+    (Kessy 2018, arXiv:1512.00809, section 2). Without it the latents of a coarse level have few directions, and use
+    only part of a shared codebook."""
 
     LEAST = 0.02  # variance; less counts as this
 

@@ -1,7 +1,5 @@
 """Quantizers: latent vectors ↔ integer codes. A new one is a class and a line in `QUANTIZERS`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,9 +27,7 @@ class Quantized:
 
 class Quantizer(nn.Module):
     """Base of all quantizers. Vectors are float [..., codebook_dim], codes int64 [...] in [0, codebook_size).
-
-    Everything is computed in float32 even under autocast: in bfloat16 other codes would be nearest.
-    """
+    Everything is computed in float32 even under autocast: in bfloat16 other codes would be nearest."""
 
     Config: Any  # has `kind`, `codebook_size`, `codebook_dim`
     loss_names: tuple[str, ...] = ()  # keys of `Quantized.losses`
@@ -71,11 +67,9 @@ def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
 
 
 def rotation(latents: Tensor, nearest: Tensor) -> Tensor:
-    """The values of `nearest` as a rotation of `latents`; for gradients the rotation is a constant.
-
-    Fifty 2024, arXiv:2410.06424, section 4.2: R = 1 - 2 r rᵀ + 2 q eᵀ with r = (e + q) / |e + q|, for unit
-    vectors [..., dim] e and q. A gradient that points away from the code then points away from the latent, too.
-    """
+    """The values of `nearest` as a rotation of `latents`; for gradients the rotation is a constant. Fifty 2024,
+    arXiv:2410.06424, section 4.2: R = 1 - 2 r rᵀ + 2 q eᵀ with r = (e + q) / |e + q|, for unit vectors [..., dim] e
+    and q. A gradient that points away from the code then points away from the latent, too."""
     e, q = latents.detach(), nearest.detach()
     r = F.normalize(e + q, dim=-1)
     along_r, along_e = (latents * r).sum(-1, keepdim=True), (latents * e).sum(-1, keepdim=True)
@@ -88,21 +82,20 @@ GRADIENTS = {"straight_through": straight_through, "rotation": rotation}
 class EMAQuantizer(Quantizer):
     """Vector quantization: the nearest code, with code vectors that follow the mean of their latents.
 
-    The means are exponential moving averages of counts and sums (van den Oord 2017, arXiv:1711.00937, section
-    3.2 and appendix A.1). Differs: latents and code vectors are on the unit sphere of a low dimension, so
-    that the nearest has the largest cosine (ViT-VQGAN, arXiv:2110.04627, section 3.2). Codes start by k-means
-    (SoundStream, arXiv:2107.03312, section III-C). Codes that are used less than a fraction of the mean are
-    revived (Jukebox, arXiv:2005.00341, section 3).
+    The means are exponential moving averages of counts and sums (VQ-VAE, arXiv:1711.00937, section 3.2 and appendix
+    A.1). Differs: latents and code vectors are on the unit sphere of a low dimension, so that the nearest has the
+    largest cosine (ViT-VQGAN, arXiv:2110.04627, section 3.2). Codes start by k-means (SoundStream, arXiv:2107.03312,
+    section III-C), and are revived if used less than a fraction of the mean (Jukebox, arXiv:2005.00341, section 3).
     """
 
     class Config(BaseConfig):
         kind: Literal["ema"] = "ema"
         codebook_size: int = Field(default=1024, ge=2, le=MAX_CODES)
-        codebook_dim: int = Field(default=16, ge=2)
+        codebook_dim: int = Field(default=16, ge=2, le=4096)
         gradient: Literal["straight_through", "rotation"] = "straight_through"
         decay: float = Field(default=0.99, gt=0, lt=1)
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
-        kmeans_iterations: int = Field(default=10, ge=0)
+        kmeans_iterations: int = Field(default=10, ge=0, le=1 << 16)
 
     loss_names = ("commitment",)
 
@@ -173,14 +166,14 @@ class GumbelQuantizer(Quantizer):
     class Config(BaseConfig):
         kind: Literal["gumbel"] = "gumbel"
         codebook_size: int = Field(default=1024, ge=2, le=MAX_CODES)
-        codebook_dim: int = Field(default=16, ge=2)
+        codebook_dim: int = Field(default=16, ge=2, le=4096)
         temperature_start: float = Field(default=1.0, gt=0)
         temperature_end: float = Field(default=0.0625, gt=0)
-        temperature_steps: int = Field(default=1000, ge=1)  # from start to end, counted from `vq_start_step`
+        temperature_steps: int = Field(default=1000, ge=1, le=1 << 40)  # from start to end, after `vq_start_step`
         scale: float = Field(default=30.0, gt=0)  # initial factor of the cosines
         decay: float = Field(default=0.99, gt=0, lt=1)  # of the usage by which dead codes are found
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
-        kmeans_iterations: int = Field(default=10, ge=0)
+        kmeans_iterations: int = Field(default=10, ge=0, le=1 << 16)
 
     loss_names = ("kl",)
 
@@ -242,19 +235,16 @@ class GumbelQuantizer(Quantizer):
 
 
 class FSQuantizer(Quantizer):
-    """Finite scalar quantization: each channel is bounded and rounded to one of a few values.
-
-    Mentzer 2023, arXiv:2309.15505, section 3.1. Nothing is learned. A code is a number in mixed radix whose
-    digits are the channels' values, the first channel's digit the lowest. Differs: values spread evenly over
-    [-1, 1].
-    """
+    """Finite scalar quantization: each channel is bounded and rounded to one of a few values. Mentzer 2023,
+    arXiv:2309.15505, section 3.1. Nothing is learned. A code is a number in mixed radix whose digits are the channels'
+    values, the first channel's digit the lowest. Differs: values spread evenly over [-1, 1]."""
 
     class Config(BaseConfig):
         kind: Literal["fsq"] = "fsq"
         levels: tuple[int, ...] = (8, 5, 5, 5)  # values per channel; the paper, section 4.1, has more
 
         @model_validator(mode="after")
-        def _check(self) -> FSQuantizer.Config:
+        def _check(self) -> "FSQuantizer.Config":
             if not self.levels or min(self.levels) < 2 or self.codebook_size > MAX_CODES:
                 raise ValueError(
                     f"levels: expected numbers of at least 2 with a product of at most {MAX_CODES}, "

@@ -1,8 +1,6 @@
-"""Encoding and decoding in blocks of any size, at constant memory, with the result that the whole would give.
-
-A window is computed with exactly the context that its codes or samples depend on (the receptive field), and
-the results for the context are discarded. (The features of silence are not zeros.)
-"""
+"""Encoding and decoding in blocks of any size, at constant memory, with the result that the whole would give. A window
+is computed with exactly the context that its codes or samples depend on (the receptive field), and the results for the
+context are discarded. (The features of silence are not zeros.)"""
 
 from collections.abc import Sequence
 
@@ -118,10 +116,7 @@ def encode_windows(network: VQVAE, windows: Sequence[Window]) -> list[list[Tenso
     """Codes of windows of equal length, computed in one batch: for each window int64 [n] per level."""
     levels = network.encode(torch.stack([window.sequences[0] for window in windows]))  # [windows, n] per level
     hops = network.config.hop_lengths
-    return [
-        [window.part(level[i], hop) for level, hop in zip(levels, hops, strict=True)]
-        for i, window in enumerate(windows)
-    ]
+    return [[w.part(level[i], hop) for level, hop in zip(levels, hops, strict=True)] for i, w in enumerate(windows)]
 
 
 def decode_windows(network: VQVAE, windows: Sequence[Window]) -> list[Tensor]:

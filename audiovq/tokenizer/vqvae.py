@@ -19,13 +19,11 @@ The way of the data within one autoencoder, with time = samples / hop:
     waveform  [batch, channels, samples]   by the decoder, from the sum of the residuals
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -48,12 +46,13 @@ from audiovq.utils.chunking import in_microbatches
 class VQVAEConfig(Config):
     sample_rate: int = Field(default=24000, ge=1000, le=384000)  # Hz
     channels: int = Field(default=1, ge=1, le=2)
-    hop_lengths: tuple[int, ...] = (1024, 512, 256)  # samples per code, coarse to fine; residual: may repeat
+    # Samples per code, coarse to fine; residual: may repeat.
+    hop_lengths: tuple[Annotated[int, Field(le=1 << 16)], ...] = (1024, 512, 256)
     topology: Literal["residual", "independent", "bands"] = "residual"
     bands: BandsConfig = BandsConfig()  # of topology bands
     shared_codebook: bool = True
     causal: bool = False  # convolutions look back only, so that live sound needs little of the future
-    dim: int = Field(default=256, ge=8)  # channels of the features
+    dim: int = Field(default=256, ge=8, le=1 << 16)  # channels of the features
     whiten_latents: bool = False  # uncorrelated channels, with which levels share a codebook better
     level_dropout: float = Field(default=0.5, ge=0, le=1)  # residual: part of the items that train with fewer levels
     encoder: EncoderConfig = EncoderConfig()
@@ -63,7 +62,7 @@ class VQVAEConfig(Config):
     codec: dict[str, str] | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> VQVAEConfig:
+    def _check(self) -> "VQVAEConfig":
         check_hop_lengths(self.hop_lengths, self.topology)
         if self.causal and (self.topology == "bands" or self.decoder.kind == "tones"):
             raise ValueError("causal: expected topology residual or independent and decoder istft or conv")
@@ -102,10 +101,8 @@ class VQVAEOutput:
 
 
 class ResidualAutoencoder(nn.Module):
-    """One encoder and one decoder with the levels between them, which are quantized one after the other.
-
-    The quantizers belong to the `VQVAE`, because autoencoders may share them, and are arguments here.
-    """
+    """One encoder and one decoder with the levels between them, which are quantized one after the other. The
+    quantizers belong to the `VQVAE`, because autoencoders may share them, and are arguments here."""
 
     def __init__(self, config: VQVAEConfig, hop_lengths: list[int]):
         super().__init__()

@@ -10,11 +10,9 @@ from audiovq.training.devices import local
 
 
 class Averages:
-    """Exponential moving averages of all trainable weights of a network; with `decay` None, there are none.
-
-    Codebooks and running statistics are not averaged. (torch's `AveragedModel` copies the module, which FSDP
-    forbids.) Source: Polyak averaging, with Adam: arXiv:1412.6980, section 7.2.
-    """
+    """Exponential moving averages of all trainable weights of a network; with `decay` None, there are none. Codebooks
+    and running statistics are not averaged. (torch's `AveragedModel` copies the module, which FSDP forbids.) Source:
+    Polyak averaging, with Adam: arXiv:1412.6980, section 7.2."""
 
     def __init__(self, network: nn.Module, decay: float | None):
         self.decay = decay

@@ -1,7 +1,5 @@
-"""The examples of each step, split among ranks and micro-batches, and means over the whole batch or several.
-
-Step k of a run has examples k·batch_size … (k + 1)·batch_size - 1, on any number of devices.
-"""
+"""The examples of each step, split among ranks and micro-batches, and means over the whole batch or several. Step k of
+a run has examples k·batch_size … (k + 1)·batch_size - 1, on any number of devices."""
 
 import hashlib
 import itertools

@@ -1,9 +1,6 @@
-"""Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step.
-
-All else (data order, random numbers, learning rate) is a function of the step. A checkpoint is a folder
-`step-00000123` of safetensors with checksums, written atomically. It can be loaded on any number of devices,
-whether weights are sharded or not.
-"""
+"""Checkpoints of a training: weights, codebooks, statistics, optimizer moments, averages, and the step. All else (data
+order, random numbers, learning rate) is a function of the step. A checkpoint is a folder `step-00000123` of
+safetensors with checksums, written atomically. Any number of devices can load it, with weights sharded or not."""
 
 import itertools
 import json
@@ -104,10 +101,8 @@ class Checkpoints:
 
 
 class BestWeights:
-    """Early stopping: the weights with the lowest held-out loss, in a folder; nothing if `patience` is 0.
-
-    The best step is read from the folder. A resumed run repeats evaluations, and ends at the same step.
-    """
+    """Early stopping: the weights with the lowest held-out loss, in a folder; nothing if `patience` is 0. The best
+    step is read from the folder. A resumed run repeats evaluations, and ends at the same step."""
 
     def __init__(self, folder: Path, config: TrainingConfig, title: str):
         self.folder, self.config, self.title = folder, config, title

@@ -1,7 +1,5 @@
-"""Stage 1b: the decoder is tuned against discriminators.
-
-Encoder and codebooks do not change, so codes stay the same, and encoded music and priors remain valid.
-"""
+"""Stage 1b: the decoder is tuned against discriminators. Encoder and codebooks do not change, so codes stay the same,
+and encoded music and priors remain valid."""
 
 from typing import Any
 
@@ -22,11 +20,9 @@ from audiovq.training.tokenizer_task import TokenizerTask, waveform_crops
 
 
 class DecoderTask(Task):
-    """Reconstruction and adversarial losses for the decoder's weights alone.
-
-    Only what follows the sum of all levels is tuned, because projections and upsampling of coarser levels
-    influence what finer ones quantize. Decoder and discriminators step together.
-    """
+    """Reconstruction and adversarial losses for the decoder's weights alone. Only what follows the sum of all levels
+    is tuned, because projections and upsampling of coarser levels influence what finer ones quantize. Decoder and
+    discriminators step together."""
 
     shown = (*TokenizerTask.shown, "adversarial", "feature_matching", "discriminator")
 
@@ -99,12 +95,10 @@ class DecoderTask(Task):
         return {name: torch.stack([terms[name] for terms in per_output]).sum() for name in per_output[0]}
 
     def decoder_loss(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the terms, with balanced gradients.
-
-        The gradient of an adversarial term grows by orders of magnitude while the discriminators learn, so
-        its norm is scaled to the term's weight times that of all reconstruction terms. Differs from VQGAN
-        (arXiv:2012.09841, eq. 7): norms are over all weights of the decoder, not over its last layer.
-        """
+        """The weighted sum of the terms, with balanced gradients. The gradient of an adversarial term grows by orders
+        of magnitude while the discriminators learn, so its norm is scaled to the term's weight times that of all
+        reconstruction terms. Differs from VQGAN (arXiv:2012.09841, eq. 7): norms are over all weights of the decoder,
+        not over its last layer."""
         adversarial = self.stage.adversarial
         weights = {name: getattr(adversarial, name) for name in ("adversarial", "feature_matching")}
         reconstruction = self.losses.weighted({k: v for k, v in terms.items() if k not in weights})

@@ -26,18 +26,15 @@ from audiovq.utils.progress import track as progress
 def encode_data_set(
     folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, extras: Collection[str] = ()
 ) -> None:
-    """Encode every track into shards, with the `extras` chroma or notes. All ranks call it, and each encodes its share.
-
-    The folder appears when it is complete; until then an interrupted stage continues with the next track.
-    Training tracks are encoded `shifts` times, each time without a further part of a top-level code at the
-    beginning: more codes of the same music mean less overfitting.
-    """
+    """Encode every track into shards, with the `extras` chroma or notes. All ranks call it, and each encodes its
+    share. The folder appears when it is complete; until then an interrupted stage continues with the next track.
+    Training tracks are encoded `shifts` times, each time without a further part of a top-level code at the beginning:
+    more codes of the same music mean less overfitting."""
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()
     hops, identity = list(config.hop_lengths), tokenizer_hash(network)
-    index = ShardIndex(
-        identity, config.sample_rate, hops, config.codebook_size, "chroma" in extras, notes="notes" in extras
-    )
+    layout = identity, config.sample_rate, hops, config.codebook_size
+    index = ShardIndex(*layout, "chroma" in extras, notes="notes" in extras)
     finished = folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:

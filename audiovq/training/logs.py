@@ -29,10 +29,6 @@ class StepLog:
             append_jsonl(self.path, row)
 
 
-def read_health(run: Path) -> list[dict[str, Any]]:
-    return read_steps(run / HEALTH)
-
-
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """The rows of a log, without one that was cut off by a crash."""
     return [row for row in read_jsonl(path, skip_damaged=True) if "step" in row]

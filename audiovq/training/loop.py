@@ -128,9 +128,7 @@ class Training:
                 (loss * weights[i] * collectives.world_size()).backward()
             add_weighted(sums, {"loss": loss, **metrics}, weights[i])
         # Clip; the norms are those before, the same on all ranks.
-        norms = [
-            whole(nn.utils.clip_grad_norm_(part.network.parameters(), part.config.gradient_clip)) for part in self.parts
-        ]
+        norms = [whole(nn.utils.clip_grad_norm_(p.network.parameters(), p.config.gradient_clip)) for p in self.parts]
         # A step with a loss or gradients that are not finite is skipped: it leaves all state as it was.
         is_finite = self.guard.check(sums["loss"], norms)
         for part, optimizer, norm in zip(self.parts, self.optimizers, norms, strict=True):

@@ -58,13 +58,7 @@ class Monitor:
     """The reports of one stage."""
 
     def __init__(
-        self,
-        task: Task,
-        parts: list[Part],
-        folder: Path,
-        config: TrainingConfig,
-        trackers: TrackerConfig,
-        start: int,
+        self, task: Task, parts: list[Part], folder: Path, config: TrainingConfig, trackers: TrackerConfig, start: int
     ):
         self.task, self.parts, self.title, self.config, self.start = task, parts, task.title, config, start
         self.metrics_log = StepLog(folder / "metrics.jsonl", start)

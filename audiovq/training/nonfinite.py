@@ -1,7 +1,5 @@
-"""Steps with a loss or gradients that are not finite are skipped: weights, codebooks and moments stay.
-
-The decision is made on the device, from numbers that are the same on all ranks, so that no rank waits or differs.
-"""
+"""Steps with a loss or gradients that are not finite are skipped: weights, codebooks and moments stay. The decision is
+made on the device, from numbers that are the same on all ranks, so that no rank waits or differs."""
 
 from collections.abc import Sequence
 

@@ -29,18 +29,14 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Ad
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     matrices = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and not name.endswith("head")]
     linear = {id(m.weight) for m in matrices if is_muon}
-    groups: list[dict[str, Any]] = [
-        {"params": [], "weight_decay": config.weight_decay},
-        {"params": [], "weight_decay": 0.0},
-        {"params": [], "weight_decay": config.weight_decay, "orthogonal": True},
-    ]
+    decays = (config.weight_decay, 0.0, config.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in decays]
+    groups[2]["orthogonal"] = True
     for p in network.parameters():
         if p.requires_grad:
             groups[2 if id(p) in linear else 0 if p.ndim >= 2 and id(p) not in embeddings else 1]["params"].append(p)
-    optimizer = Muon if is_muon else torch.optim.AdamW
-    return optimizer(
-        groups if is_muon else groups[:2], lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
-    )
+    kind, betas = Muon if is_muon else torch.optim.AdamW, (config.beta1, config.beta2)
+    return kind(groups if is_muon else groups[:2], lr=config.learning_rate, betas=betas, fused=True)
 
 
 class Muon(torch.optim.AdamW):

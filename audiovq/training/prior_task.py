@@ -31,9 +31,8 @@ class PriorTask(Task):
         index = shards.index
         labels = vocabularies(shards, stage.model.label_names)
         labels = extend_vocabularies(start.spec.vocabularies, labels) if start else labels
-        self.spec = PriorSpec(
-            level, index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash, labels
-        )
+        layout = index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash
+        self.spec = PriorSpec(level, *layout, labels)
         self.network = self.build()
         self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
@@ -55,17 +54,10 @@ class PriorTask(Task):
 
     def dataset(self, split: str) -> Dataset[dict[str, Tensor]]:
         model, infill = self.stage.model, self.stage.model.conditioner("infill")
-        return CodeWindows(
-            self.shards,
-            split if self.shards.index.tracks.of(split) else "train",
-            self.level,
-            model.transformer.context,
-            model.context_codes,
-            self.spec.vocabularies,
-            self.seed + (split == "valid"),
-            **model.extra_inputs,
-            infill_rate=infill.rate if infill and split == "train" else 0.0,
-        )
+        rate, seed = infill.rate if infill and split == "train" else 0.0, self.seed + (split == "valid")
+        part = split if self.shards.index.tracks.of(split) else "train"
+        place = self.level, model.transformer.context, model.context_codes, self.spec.vocabularies, seed
+        return CodeWindows(self.shards, part, *place, **model.extra_inputs, infill_rate=rate)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         nll, n_codes = self.network.loss(batch)

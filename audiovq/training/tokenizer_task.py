@@ -22,8 +22,7 @@ from audiovq.training.task import Task
 
 
 class TokenizerTask(Task):
-    """Reconstruction loss and the quantizers' losses, the terms of the negative ELBO (van den Oord 2017,
-    arXiv:1711.00937, section 3.2).
+    """Reconstruction and quantizers' losses, the terms of the negative ELBO (VQ-VAE, arXiv:1711.00937, section 3.2).
 
     Before the first step, statistics are taken from the first batch. Until `vq_start_step` the quantizers are
     bypassed, so that latents become worth coding; then the codebooks start by k-means. Until `sound_start_step`

@@ -1,7 +1,5 @@
-"""Old names of recipe keys, options, model settings and files, and their current names.
-
-This module knows all of them. Everything else in the package uses the current names only.
-"""
+"""Old names of recipe keys, options, model settings and files, and their current names. This module knows all of them.
+Everything else in the package uses the current names only."""
 
 import copy
 import re

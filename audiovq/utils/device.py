@@ -10,9 +10,11 @@ import torch
 if hasattr(os, "register_at_fork"):  # OpenMP hangs in a forked process if its parent has used several threads
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
+Device = str | torch.device | None  # None: a GPU if there is one, else the CPU
 
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device by its name; by default a GPU if there is one, else the CPU."""
+
+def pick_device(device: Device = None) -> torch.device:
+    """The device by its name, or the best one."""
     if device is not None:
         return torch.device(device)
     if torch.cuda.is_available():

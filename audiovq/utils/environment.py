@@ -22,11 +22,11 @@ def require(feature: str, *packages: str, install: str) -> None:
 
 
 @contextlib.contextmanager
-def network_errors(failure: str, advice: str = "") -> Iterator[None]:
-    """Errors of clients of the network, which fail in many ways, as a ValueError with their first line."""
+def errors_as(failure: str, *kinds: type[Exception], advice: str = "") -> Iterator[None]:
+    """Errors of these `kinds` (default: all) as a ValueError, with their first line."""
     try:
         yield
-    except Exception as error:
+    except kinds or (Exception,) as error:  # noqa: B030
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{failure} ({reason}){advice}") from None
 

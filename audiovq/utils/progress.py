@@ -1,9 +1,9 @@
-"""Messages and progress: a bar on a terminal, plain lines in a log."""
+"""Messages, lists in them, and progress: a bar on a terminal, plain lines in a log."""
 
-from __future__ import annotations
-
+import difflib
+import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
@@ -16,11 +16,15 @@ from audiovq.utils.environment import printable
 T = TypeVar("T")
 console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 LOG_SECONDS = 10.0  # between two plain lines
+MOST = 10  # values in a list
 
 
 def say(message: str) -> None:
     """One line to standard error, above any running progress bar."""
     console.print(printable(message), markup=False)
+
+
+say_once = functools.cache(say)  # each message
 
 
 class _NotedProgress(Progress):
@@ -48,7 +52,7 @@ class ProgressBar:
         self.first = self.done = self.shown = float(start)
         self.rich: _NotedProgress | None = None
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> "ProgressBar":
         if console.is_terminal and not self.hidden:
             times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[rate]}")
             title = TextColumn("{task.description}", markup=False)
@@ -104,3 +108,11 @@ def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
             signals.poll()
             yield item
             bar.advance()
+
+
+def listed(values: Sequence[str], wanted: str = "") -> str:
+    """`a, b, c and 1,497 more`: at most ten values, those like `wanted` first, none of them long."""
+    first = difflib.get_close_matches(wanted, values, n=MOST) if wanted else []
+    shown = [*first, *(value for value in values[: 2 * MOST] if value not in first)][:MOST]
+    more = f" and {len(values) - len(shown):,} more" if len(values) > len(shown) else ""
+    return ", ".join(value if len(value) < 60 else f"{value[:60]}…" for value in shown) + more or "none"

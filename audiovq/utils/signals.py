@@ -1,8 +1,6 @@
-"""Stops on a signal (Ctrl-C, SIGTERM, preemption) at a point where no work is lost.
-
-Within `deferred()` a signal only sets a flag. Long loops call `poll()` between two items, which raises
-`Interrupted`; the training loop checks `received()` and saves first. Elsewhere signals work as usual.
-"""
+"""Stops on a signal (Ctrl-C, SIGTERM, preemption) at a point where no work is lost. Within `deferred()` a signal only
+sets a flag. Long loops call `poll()` between two items, which raises `Interrupted`; the training loop checks
+`received()` and saves first. Elsewhere signals work as usual."""
 
 import contextlib
 import os

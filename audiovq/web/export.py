@@ -1,7 +1,5 @@
-"""Writes the folder: the page, the generator as ONNX files, and onnxruntime-web from its npm package.
-
-The page shares its player with the listening report. WebAssembly is packed, which makes it a quarter as large.
-"""
+"""Writes the folder: the page, the generator as ONNX files, and onnxruntime-web from its npm package. The page shares
+its player with the listening report. WebAssembly is packed, which makes it a quarter as large."""
 
 import gzip
 import importlib.resources
@@ -17,7 +15,7 @@ import pooch
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.export import export_generator, export_model
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
-from audiovq.utils.environment import network_errors, require
+from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import atomic_folder, check_new_folder
 from audiovq.utils.progress import say
 
@@ -76,9 +74,8 @@ def write_page(folder: Path) -> None:
 
 
 def runtime_folder() -> Path:
-    """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the
-    unpacked npm package, downloaded once (33 MB) into the user's cache folder and checked. ValueError if
-    files are missing."""
+    """The folder with the files of onnxruntime-web: the one that AUDIOVQ_ONNXRUNTIME_WEB names, or the unpacked npm
+    package, downloaded once (33 MB) into the user's cache folder and checked. ValueError if files are missing."""
     if named := os.environ.get(FOLDER):
         if found := next(filter(_is_complete, (Path(named), Path(named) / "dist")), None):
             return found
@@ -90,7 +87,8 @@ def runtime_folder() -> Path:
     url = f"{registry}/onnxruntime-web/-/{ARCHIVE}"
     say(f"web: downloading {url}, 33 MB")
     advice = f"; unpack the npm package onnxruntime-web {VERSION} somewhere, and name its folder in {FOLDER}"
-    with network_errors(f"web: {ARCHIVE} cannot be downloaded", f"{advice}, or name another registry in {REGISTRY}"):
+    advice += f", or name another registry in {REGISTRY}"
+    with errors_as(f"web: {ARCHIVE} cannot be downloaded", advice=advice):
         archive = pooch.retrieve(url, f"sha256:{SHA256}", fname=ARCHIVE, path=cache.parent, progressbar=False)
     with tarfile.open(archive) as package, atomic_folder(cache) as temporary:
         for name in (*MODULES, WASM):
