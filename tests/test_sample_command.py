@@ -229,7 +229,7 @@ def test_gpus_launches_as_many_processes(tiny_run: Path, tmp_path: Path, capfd: 
         (("--edit", "CLIP", "--keep-levels", 3), "nothing is left to draw"),
         (("--edit", "CLIP", "--to", 1, "--seconds", 5), "leave out --seconds"),
         (("--edit", "CLIP", "--to", 1, "--prompt", "CLIP"), "expected one of them"),
-        (("--keep-audio",), "No such option"),
+        (("--keep-audio",), "use --edit, which keeps it"),
         (("--num", 2, "--stream", "x.wav"), "plays one piece"), (("--num", 2, "--best", 3), "expected 1 to 2"),
         (("--best", 0), "--best"), (("--num", 0), "--num"), (("--best", 2), "expected 1 to 1"), (("--index", -1), "--index"),
         (("--gpus", 64), "expected at most the"), (("--edit", "OTHER", "--to", 1), "those of another"),

@@ -116,6 +116,20 @@ def as_tars(music: Path, request: pytest.FixtureRequest) -> str:
     return f"{music.parent}/shard-{{00..01}}.tar"
 
 
+def stored(datasets: Any) -> dict[str, Any]:
+    """How a column of `Audio` is stored; the library writes one only beside torchcodec."""
+    return {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+
+
+def with_audio(rows: Any, *columns: str) -> Any:
+    """Rows whose columns of bytes and paths are columns of `Audio`."""
+    import datasets
+
+    for column in columns:
+        rows = rows.cast_column(column, datasets.Audio(decode=False))
+    return rows
+
+
 def as_datasets(music: Path, request: pytest.FixtureRequest) -> str:
     datasets = pytest.importorskip("datasets")
     parts: dict[str, Any] = {"train": [], "validation": []}
@@ -124,8 +138,8 @@ def as_datasets(music: Path, request: pytest.FixtureRequest) -> str:
         sound = {"bytes": path.read_bytes(), "path": path.name}
         row = {"audio": sound, "genre": ["folk", "rock"].index(labels["genre"])}
         parts["validation" if labels["split"] == "valid" else "train"].append(row)
-    features = datasets.Features({"audio": datasets.Audio(), "genre": datasets.ClassLabel(names=["folk", "rock"])})
-    rows = {name: datasets.Dataset.from_list(part, features=features) for name, part in parts.items()}
+    features = datasets.Features({"audio": stored(datasets), "genre": datasets.ClassLabel(names=["folk", "rock"])})
+    rows = {name: with_audio(datasets.Dataset.from_list(part, features), "audio") for name, part in parts.items()}
     datasets.DatasetDict(rows).save_to_disk(str(music.parent / "saved"))
     return f"datasets://{music.parent}/saved"
 
@@ -232,9 +246,9 @@ def test_a_row_without_audio_is_set_aside_and_one_split_is_held_out_as_of_a_fold
     datasets = pytest.importorskip("datasets")
     sounds = [{"bytes": (mine / f"track-{i}.wav").read_bytes(), "path": ["a.mp9", None][i]} for i in range(2)]
     sounds += [None, {"bytes": None, "path": str(mine / "track-2.wav")}]
-    features = datasets.Features({"sound": datasets.Audio(), "year": datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict({"sound": sounds, "year": [1999, None, 3, 4]}, features=features)
-    rows.save_to_disk(str(tmp_path / "saved"))
+    features = datasets.Features({"sound": stored(datasets), "year": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"sound": sounds, "year": [1999, None, 3, 4]}, features)
+    with_audio(rows, "sound").save_to_disk(str(tmp_path / "saved"))
     found = scan(local_music(f"datasets://{tmp_path}/saved?column=sound"), DataConfig())
     assert [(r.path, r.reason) for r in found.rejected] == [("train/0000002-track.wav", "empty file (0 bytes)")]
     assert [track.labels for track in found.tracks] == [{"year": "1999"}, {}, {"year": "4"}]
@@ -271,9 +285,10 @@ def test_what_cannot_be_read_is_one_line(
 def test_wrong_data_sets_are_one_line(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "texts"))
-    features = datasets.Features({"a": datasets.Audio(), "b": datasets.Audio()})
+    features = datasets.Features({"a": stored(datasets), "b": stored(datasets)})
     sound = {"bytes": (mine / "track-0.wav").read_bytes(), "path": "a.wav"}
-    datasets.Dataset.from_dict({"a": [sound], "b": [sound]}, features=features).save_to_disk(str(tmp_path / "two"))
+    two = with_audio(datasets.Dataset.from_dict({"a": [sound], "b": [sound]}, features), "a", "b")
+    two.save_to_disk(str(tmp_path / "two"))
     for place, words in {
         f"datasets://{tmp_path}/texts": "expected one Audio column among text, found 0 of them",
         f"datasets://{tmp_path}/two": r"among a, b, found 2 of them, choose with \?column=",

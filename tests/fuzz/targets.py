@@ -30,7 +30,7 @@ from audiovq.data.tracks import Scan, Track, scan
 from audiovq.recipe import load_recipe
 from audiovq.studio.requests import Limits
 from audiovq.studio.sounds import read_codes, read_recording
-from audiovq.training.logs import read_health, read_steps
+from audiovq.training.logs import read_steps
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = ROOT / "tests" / "fixtures" / "v0_1" / "run"
@@ -276,8 +276,7 @@ def logs(folder: Path, random: Random) -> Case:
     path = folder / ["metrics.jsonl", "health.jsonl"][random.integers(2)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     change_file(path, damage, random)
-    reader = read_steps if path.name == "metrics.jsonl" else read_health
-    return Case(path.name, lambda: reader(path))
+    return Case(path.name, lambda: read_steps(path))
 
 
 TARGETS = {
