@@ -96,3 +96,37 @@ def test_a_recipe_in_another_encoding_is_named_and_a_mark_is_ignored(tiny_recipe
     path.write_text("# Purpose: a test\n" + text, encoding="utf-8-sig", newline="\r\n")
     assert load_recipe(str(path)).tokenizer == load_recipe(str(tiny_recipe)).tokenizer
     assert header(path) == {"purpose": "a test"}
+
+
+def test_what_windows_lacks_is_not_needed(tmp_path: Path) -> None:
+    """Windows has fewer signals, no user ids and no /proc, and opens no folders; its users' names come from elsewhere."""
+    code = """
+import getpass, os, signal
+import torch.distributed.run  # it knows what its system lacks
+from pathlib import Path
+for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM"):
+    delattr(signal, name)
+del os.getuid, os.geteuid
+def missing(): raise ImportError("No module named 'pwd'")
+getpass.getuser = missing
+from audiovq.utils import files, signals
+from audiovq.distributed import launch
+from audiovq.utils.device import widest_float
+class Windows:
+    name = "nt"
+    def __getattr__(self, key): return getattr(os, key)
+    def open(self, path, flags):
+        if os.path.isdir(path): raise PermissionError(13, "Permission denied")
+        return os.open(path, flags)
+files.os = Windows()
+os.path.exists = lambda path: not str(path).startswith("/proc")
+with signals.deferred(), files.atomic_folder(Path("model")) as folder:
+    (folder / "config.json").write_text("{}")
+with files.atomic_file(Path("a.txt")) as path:
+    path.write_text("1")
+with files.utf8_path(Path("model")) as place:
+    print(os.environ["USER"], sorted(os.listdir(".")), place)
+print(widest_float(torch.device("mps")), widest_float(torch.device("cpu")))
+"""
+    code = f"import os; os.chdir({str(tmp_path)!r})\n{code}"
+    assert run_python(code, HOME=str(tmp_path)) == ["user ['a.txt', 'model'] model", "torch.float32 torch.float64"]

@@ -38,8 +38,8 @@ def prepare() -> None:
     """
     try:
         getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["USER"] = str(os.getuid())
+    except (KeyError, OSError, ImportError):  # the last on Windows
+        os.environ["USER"] = str(os.getuid()) if hasattr(os, "getuid") else "user"
     # torch warns of a CUDA toolkit without a GPU as if something were wrong.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

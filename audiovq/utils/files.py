@@ -117,12 +117,13 @@ def check_output(path: Path, beginnings: Iterable[bytes] = (), inputs: Iterable[
 @contextlib.contextmanager
 def utf8_path(path: Path) -> Iterator[Path]:
     """A name of an existing file or folder for libraries that only take UTF-8, as long as the block runs."""
-    if str(path).isprintable():  # what is not UTF-8 is not
+    # What is not UTF-8 is not printable. Windows and macOS have no such names, and no such folder.
+    if str(path).isprintable() or not os.path.exists("/proc/self/fd"):
         yield path
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield Path(f"/proc/self/fd/{descriptor}") if os.path.exists("/proc/self/fd") else path
+        yield Path(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
