@@ -316,7 +316,7 @@ def test_a_pipe_gets_a_wav_header_and_each_piece_at_once(tmp_path: Path) -> None
 
 
 def test_writing_where_one_cannot_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ends in \.wav, \.flac, \.opus, \.ogg, \.mp3, found \.aac"):
+    with pytest.raises(ValueError, match=r"ends in \.wav, \.flac, \.opus, \.mp3, \.ogg, found \.aac"):
         write_audio(tmp_path / "a.aac", torch.zeros(1, 10), 8000)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write there"):

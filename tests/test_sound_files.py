@@ -74,7 +74,7 @@ def test_24_bits_and_loudness_of_samples(tiny_run: Path, tmp_path: Path) -> None
 
 def test_what_a_format_cannot_have_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
     made = ("sample", "--model", tiny_run, "--seconds", 1)
-    assert_one_line_error(cli(*made, "--out", tmp_path / "a.aac"), "ends in .wav, .flac, .opus, .ogg, .mp3, found .aac")
+    assert_one_line_error(cli(*made, "--out", tmp_path / "a.aac"), "ends in .wav, .flac, .opus, .mp3, .ogg, found .aac")
     assert_one_line_error(
         cli(*made, "--bits", 24, "--out", tmp_path / "a.mp3"), "--bits: of WAV and FLAC files, found .mp3"
     )
