@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_one_line_error, cli, tones
+from conftest import TINY, assert_one_line_error, cli, tones
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -271,14 +271,7 @@ RECIPE = """
 data: {{folder: {music}, valid_fraction: 0.25, min_seconds: 0.5}}
 precision: fp32
 tokenizer: {{from_pretrained: "hf:{codec}"}}
-priors:
-  - model:
-      transformer: {{dim: 16, n_layers: 1, n_heads: 2, context: 32, attention_window: 16}}
-      conditioners: [{{kind: label, name: genre}}, {{kind: timing}}]
-    training: {{steps: 3, batch_size: 2, log_steps: 1, evaluate_steps: 3, evaluate_batches: 1, warmup_steps: 1}}
-samples: {{seconds: 0.5, n: 1}}
-trackers: []
-"""
+""" + TINY[TINY.index("priors:") :]
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,10 @@ def write_graph(
         quantization = importlib.import_module("onnxruntime.quantization")
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # it asks for a preparation that changes nothing here
-        quantization.quantize_dynamic(model, path, weight_type=quantization.QuantType.QInt8)
-        logging.disable(before)
+        try:
+            quantization.quantize_dynamic(model, path, weight_type=quantization.QuantType.QInt8)
+        finally:
+            logging.disable(before)
         return runtime.InferenceSession(model.SerializeToString())
     onnx.save(model, str(path))
     return runtime.InferenceSession(str(path))

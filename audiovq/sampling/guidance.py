@@ -37,7 +37,7 @@ def piece_conditions(prior: Prior, request: Request, batch: int, start: int = 0,
     longer than the prior's `max_bytes` is cut. Chroma and notes past their end are unknown. In an endless piece they
     begin again, and timing stands still in the middle."""
     device, inputs = prior.head.weight.device, prior.config.extra_inputs
-    full = lambda value: torch.tensor(value, device=device).expand(batch, *[-1] * isinstance(value, list))  # noqa: E731
+    full = lambda value: torch.tensor([value] * batch, device=device)  # noqa: E731
     labels = {name: full(request.labels.get(name, 0)) for name in prior.spec.vocabularies}
     conditions = Conditions(labels, full(request.n_samples), full(start))
     if request.text and inputs["text_bytes"]:
