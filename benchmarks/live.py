@@ -11,6 +11,7 @@ a held note sounds on.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -58,17 +59,20 @@ def latencies(generator: Generator, n: int, block: float, buffer: float) -> tupl
         change = {label: values[(i + 1) % len(values)]} if values else {"seed": i + 1}
         player = Recorder(live, buffer, lambda line: None)
         with player, null_device(player):
-            time.sleep(1 + random.random())
+            time.sleep(0.4 + 0.6 * random.random())
             live.set(**change)
             (at, began), rate = player.marks[-1], player.rate
-            time.sleep(LONGEST)
-        sound = torch.from_numpy(np.concatenate(player.heard))[at:, 0]
-        twin.read(at / rate)
-        windows = sound[: len(sound) // WINDOW * WINDOW].view(-1, WINDOW)
-        same = twin.read(windows.numel() / rate)[0].view(-1, WINDOW)
-        ratio = (windows - same).norm(dim=1) / same.norm(dim=1).clamp(min=0.01)
-        changed = [at + int((ratio > share).float().argmax() + 1) * WINDOW for share in (0.1, 0.5)]
-        times = [next(taken for played, taken in player.marks if played >= n) - began for n in changed]
+            twin.read(at / rate)
+            ratios, end = np.zeros(0), time.monotonic() + LONGEST
+            while not (ratios > 0.5).any() and time.monotonic() < end:
+                time.sleep(0.2)
+                sound = np.concatenate(player.heard)[at:, 0]
+                new = sound[len(ratios) * WINDOW : len(sound) // WINDOW * WINDOW].reshape(-1, WINDOW)
+                same = twin.read(new.size / rate)[0].numpy().reshape(-1, WINDOW) if new.size else new
+                level = np.maximum(np.linalg.norm(same, axis=1), 0.01)
+                ratios = np.append(ratios, np.linalg.norm(new - same, axis=1) / level)
+        changed = [at + int(np.append(ratios > share, True).argmax() + 1) * WINDOW for share in (0.1, 0.5)]
+        times = [next((taken for played, taken in player.marks if played >= n), math.inf) - began for n in changed]
         found.append([taken / rate for taken in times])
         pauses, state = pauses + player.underruns, live.state()
     return found, pauses

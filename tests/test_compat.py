@@ -23,7 +23,7 @@ from audiovq.pretrained.identity import (
     WITHOUT_EFFECT,
     canonical_tokenizer,
 )
-from audiovq.recipe import load_recipe
+from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.tokenizer import encoder, fronts, quantizer
 from audiovq.tokenizer.vqvae import VQVAEConfig
 from audiovq.training.averages import Averages
@@ -138,8 +138,10 @@ def test_a_key_by_both_its_names_is_refused() -> None:
 def test_an_old_checkpoint_with_tensors_that_networks_no_longer_have_loads(tmp_path: Path) -> None:
     old, new = (nn.ModuleDict({"tokenizer": nn.Linear(2, 2)}) for _ in range(2))
     old["tokenizer"].register_buffer("n_steps", torch.tensor(5))
-    Checkpoints(tmp_path, old, [], Averages(old, None), 0).save(3)
-    assert Checkpoints(tmp_path, new, [], Averages(new, None), 0).load()["step"] == 3
+    checkpoints = Checkpoints(tmp_path, old, [], Averages(old, None), TrainingConfig())
+    checkpoints.save(3)
+    checkpoints.wait()
+    assert Checkpoints(tmp_path, new, [], Averages(new, None), TrainingConfig()).load()["step"] == 3
     assert torch.equal(old.state_dict()["tokenizer.weight"], new.state_dict()["tokenizer.weight"])
 
 

@@ -207,6 +207,7 @@ def test_resuming_after_skipped_steps_gives_the_same_weights(tiny_recipe: Path, 
     for step, batch in enumerate(part.batches("train", 0, 4)):
         part.monitor.log_step(step + 1, part.step(step, batch), part.guard)
     part.checkpoints.save(4, to_evaluate=False, skipped=part.guard.counts.tolist())
+    part.checkpoints.wait()
     part.monitor.log_step(5, part.step(4, next(part.batches("train", 4, 5))), part.guard)  # lost by a kill -9
     again = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
     again.run()

@@ -135,10 +135,12 @@ def test_a_run_with_muon_and_its_checkpoints(tiny_recipe: Path, tiny_run: Path, 
     for p in prior.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
-    Checkpoints(tmp_path, prior, [optimizer], Averages(prior, None), 0).save(1)
+    checkpoints = Checkpoints(tmp_path, prior, [optimizer], Averages(prior, None), TrainingConfig())
+    checkpoints.save(1)
+    checkpoints.wait()
     other = small_prior()
     fresh = make_optimizer(other, CONFIG)
-    assert Checkpoints(tmp_path, other, [fresh], Averages(other, None), 0).load() == {"step": 1}
+    assert Checkpoints(tmp_path, other, [fresh], Averages(other, None), TrainingConfig()).load() == {"step": 1}
     for p, q in zip(prior.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
         assert optimizer.state[p].keys() == fresh.state[q].keys()

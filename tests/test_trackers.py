@@ -38,6 +38,7 @@ def test_a_stage_that_goes_on_puts_no_point_twice(tiny_recipe: Path, music: Path
     for step, batch in enumerate(first.batches("train", 0, 7)):  # killed after step 7, the checkpoint is of step 4
         if step == 4:
             first.checkpoints.save(4)
+            first.checkpoints.wait()
         first.monitor.log_step(step + 1, first.step(step, batch), first.guard)
     training().run()
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -118,13 +118,17 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
         optimizer.zero_grad()
     averages = Averages(network, 0.9)
     averages.tensors = {name: torch.randn_like(tensor) for name, tensor in averages.tensors.items()}
-    Checkpoints(tmp_path, network, [optimizer], averages, 0).save(3, note="x")
+    first = Checkpoints(tmp_path, network, [optimizer], averages, TrainingConfig())
+    first.save(3, note="x")
+    first.wait()
     other = VQVAE(stage.model)
     fresh, others = make_optimizer(other, stage.training), Averages(other, 0.9)
-    assert Checkpoints(tmp_path, other, [fresh], others, 0).load() == {"step": 3, "note": "x"}
+    assert Checkpoints(tmp_path, other, [fresh], others, TrainingConfig()).load() == {"step": 3, "note": "x"}
     assert all(torch.equal(averages.tensors[name], others.tensors[name]) for name in averages.tensors)
     with pytest.raises(ValueError, match="expected the weights of this recipe's network"):
-        Checkpoints(tmp_path, other, [make_optimizer(other, stage.training)], Averages(other, None), 0).load()
+        Checkpoints(
+            tmp_path, other, [make_optimizer(other, stage.training)], Averages(other, None), TrainingConfig()
+        ).load()
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
     )
@@ -136,9 +140,13 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
 def test_an_older_checkpoint_replaces_a_damaged_one(tmp_path: Path) -> None:
     network = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(network.parameters())
-    a, b = (Checkpoints(tmp_path / name, network, [optimizer], Averages(network, None), 0) for name in "ab")
+    a, b = (
+        Checkpoints(tmp_path / name, network, [optimizer], Averages(network, None), TrainingConfig()) for name in "ab"
+    )
     a.save(1)
     b.save(2)
+    a.wait()
+    b.wait()
     (tmp_path / "b" / "step-00000002").rename(tmp_path / "a" / "step-00000002")
     assert newest(tmp_path / "a") == tmp_path / "a" / "step-00000002"
     path = tmp_path / "a" / "step-00000002" / "state.safetensors"
@@ -148,6 +156,7 @@ def test_an_older_checkpoint_replaces_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "a" / ".step-00000007.parts").mkdir()
     assert newest(tmp_path / "a") == tmp_path / "a" / "step-00000001"
     a.save(3)
+    a.wait()
     assert [p.name for p in sorted((tmp_path / "a").iterdir())] == ["step-00000003"]  # older ones are pruned after
 
 
@@ -246,7 +255,8 @@ def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """A process only saves. It is killed at 10 random moments, and at more until one was within a save."""
     network = torch.nn.Linear(300, 300)
     optimizer = torch.optim.AdamW(network.parameters())
-    checkpoints = Checkpoints(tmp_path, network, [optimizer], Averages(network, None), 0)
+    config = TrainingConfig(checkpoint_seconds=0)
+    checkpoints = Checkpoints(tmp_path, network, [optimizer], Averages(network, None), config)
     dice, first, cut = random.Random(0), 0, 0
     for kills in itertools.count():
         if kills >= 10 and (cut or kills == 200):
@@ -268,6 +278,34 @@ def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(network.weight, torch.full((300, 300), float(step)))
         first = step + 1
     assert cut > 0  # some were killed within a save
+
+
+def test_a_checkpoint_is_the_state_when_it_began_and_old_ones_are_kept_as_asked(tmp_path: Path) -> None:
+    network = torch.nn.Linear(300, 300)
+    config = TrainingConfig(checkpoint_seconds=10, keep_checkpoints=2, keep_every_steps=3)
+    checkpoints = Checkpoints(tmp_path, network, [], Averages(network, None), config)
+    for step in range(8):
+        torch.nn.init.constant_(network.weight, step)
+        checkpoints.save(step)
+        torch.nn.init.constant_(network.weight, -1)  # the training goes on while it is written
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in (0, 3, 6, 7)]
+    assert checkpoints.load()["step"] == 7
+    assert torch.equal(network.weight, torch.full((300, 300), 7.0))
+    assert not checkpoints.due
+    checkpoints.saved_at -= 11
+    assert checkpoints.due
+    checkpoints.stall = 1.0  # a checkpoint that holds the training up for a second comes after 50 of them
+    assert not checkpoints.due
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    network = torch.nn.Linear(3, 3)
+    (tmp_path / "file").write_text("in the way")
+    checkpoints = Checkpoints(tmp_path / "file", network, [], Averages(network, None), TrainingConfig())
+    checkpoints.save(1)
+    with pytest.raises(ValueError, match="cannot be written"):
+        checkpoints.wait()
 
 
 @pytest.mark.parametrize(("quantizer", "hops"), [

@@ -155,7 +155,6 @@ def sample(
         given = _given(generator, options)
         n_samples = given.n_samples if given else generator.n_samples(options.length)
         say(f"seed {seed}, {options.num} × {n_samples / generator.sample_rate:g} s")
-        licence = model_licence(folder)
         mine, chosen = options.items[collectives.rank() :: collectives.world_size()], list(options.items)
         with _live(options, generator, n_samples) as on_codes:
             order = {"on_codes": on_codes, "in_time_order": bool(options.stream)}
@@ -166,7 +165,7 @@ def sample(
                 pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
             for item, codes in pieces:
                 labels = {**({"item": str(item)} if item else {}), **options.labels}
-                tags = piece_tags(paths[item].stem, model, seed, labels, licence)
+                tags = piece_tags(paths[item].stem, model, seed, labels, model_licence(folder))
                 _write(paths[item], generator.tokenizer, codes, given, options, tags)
                 yield str(paths[item])
         collectives.barrier()  # the files of all processes are there

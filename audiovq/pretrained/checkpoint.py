@@ -4,10 +4,11 @@ memory that the size of its weights file justifies, and must have its weights.""
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -170,18 +171,26 @@ class Allowance(TorchFunctionMode):
     """Within it at most `n` numbers are created; ValueError before the first tensor that would be too much.
     (Torch's `meta` device would be simpler, but torchaudio's mel filters cannot be built there.)"""
 
-    FACTORIES = (
-        *(torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.eye),
-        *(torch.arange, torch.linspace, torch.hann_window),
-    )
+    # How many numbers a function creates: a shape, or a number. On `meta`, most of these import torch._dynamo for a second.
+    SIZES: Mapping[Any, Callable[..., Any]] = {
+        **dict.fromkeys(
+            (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand),
+            lambda *size, **given: given.get("size", size),
+        ),
+        torch.full: lambda size, *_, **__: size,
+        torch.eye: lambda n, m=None, **_: (n, m or n),
+        torch.arange: lambda start, end=None, step=1, **_: (start if end is None else end - start) // step + 1,
+        torch.linspace: lambda start, end, steps, **_: steps,
+        torch.hann_window: lambda n, *_, **__: n,
+    }
 
     def __init__(self, n: int):
         super().__init__()
         self.left = n
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.FACTORIES:
-            self.left -= func(*args, **(kwargs or {}) | {"device": "meta"}).numel()
+        if func in self.SIZES:
+            self.left -= int(np.prod(self.SIZES[func](*args, **(kwargs or {})), dtype=float))
             if self.left < 0:
                 raise ValueError("more numbers than there is room for")
         return func(*args, **(kwargs or {}))

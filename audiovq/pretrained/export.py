@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import huggingface_hub
 import jinja2
 import torch
-from huggingface_hub import ModelCardData
 
 from audiovq import config as conf
 from audiovq.data.tracks import Scan, credits_files
@@ -197,7 +197,7 @@ def _read_text(path: Path) -> str:
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
     """The whole README.md, from facts about the run, the specs of the priors, and what the template names besides."""
     tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
-    metadata = ModelCardData(
+    metadata = huggingface_hub.ModelCardData(
         license=run.license,
         license_name=run.license_name,
         library_name="audiovq",

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from huggingface_hub.repocard import metadata_load
+import huggingface_hub
 from yaml import YAMLError
 
 
@@ -11,7 +11,7 @@ def model_licence(folder: Path) -> str | None:
     """The licence in the card of a model; None if there is none."""
     card = None
     with contextlib.suppress(OSError, ValueError, YAMLError):
-        card = metadata_load(folder / "README.md")
+        card = huggingface_hub.metadata_load(folder / "README.md")
     return card.get("license_name") or card.get("license") if card else None
 
 

@@ -9,6 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from audiovq.utils.progress import say
 
 
 class Checkpoints:
-    """The checkpoints of one training, at least `seconds` apart, with the task's own buffers, too, by their
-    plain names. All ranks call every method."""
+    """The checkpoints of one training, with the task's own buffers, too, by their plain names. The state is copied to main
+    memory, and written in the background. All ranks call every method."""
 
     def __init__(
         self,
@@ -37,16 +38,20 @@ class Checkpoints:
         network: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         averages: Averages,
-        seconds: float,
+        config: TrainingConfig,
         task: nn.Module | None = None,
     ):
         self.folder, self.network, self.optimizers, self.averages = folder, network, optimizers, averages
-        self.seconds, self.saved_at = seconds, time.monotonic()
-        self.task = task or nn.Module()
+        self.config, self.task = config, task or nn.Module()
+        self.saved_at, self.stall = time.monotonic(), 0.0  # seconds that the last one held up the training
+        self.executor = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
 
     @property
     def due(self) -> bool:
-        return time.monotonic() - self.saved_at >= self.seconds
+        """After `checkpoint_seconds`, but so that checkpoints hold up the training for less than 2 % of its time."""
+        seconds = self.config.checkpoint_seconds
+        return time.monotonic() - self.saved_at >= (max(seconds, 50 * self.stall) if seconds else 0)
 
     def tensors(self) -> dict[str, Tensor]:
         """All saved tensors: weights and buffers by plain names, others such as `average/<weight>`."""
@@ -57,19 +62,35 @@ class Checkpoints:
         return found | {f"average/{name}": tensor for name, tensor in self.averages.tensors.items()}
 
     def save(self, step: int, **state: Any) -> None:
-        """Write a checkpoint, then remove older ones. Raises ValueError if it cannot be written."""
-        target = self.folder / f"step-{step:08d}"
-        write_tensors(target, self.tensors(), {"step": step, **state})
+        """Begin a checkpoint; `wait` for it before the end. Raises ValueError if the one before could not be written."""
+        began = time.monotonic()
+        self.wait()
+        complete = whole_tensors(self.tensors(), copy=True)
         if collectives.rank() == 0:
-            # `.step-…` is left by a save that was killed.
-            for old in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:
-                shutil.rmtree(old, ignore_errors=True) if old != target else None
-        collectives.barrier()
+            self.writing = self.executor.submit(self._write, step, complete, {"step": step, **state})
         self.saved_at = time.monotonic()
+        self.stall = self.saved_at - began
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on the disk. Raises ValueError if it cannot be written."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        target, every = self.folder / f"step-{step:08d}", self.config.keep_every_steps
+        write_whole(target, tensors, facts)
+        others = sorted((path for path in self.folder.glob("step-*") if path != target), reverse=True)
+        for old in others[self.config.keep_checkpoints - 1 :]:
+            if not every or int(old.name.removeprefix("step-")) % every:
+                shutil.rmtree(old, ignore_errors=True)
+        for unfinished in self.folder.glob(".step-*"):  # left by a save that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def load(self) -> dict[str, Any]:
         """Load the newest undamaged checkpoint; returns the state of `save`, or {"step": 0} if there is none.
         Raises ValueError for one of another network."""
+        self.wait()
         # Rank 0 decides for all: on a shared disk, ranks may see new files at different times.
         found = newest(self.folder) if collectives.rank() == 0 else None
         step = collectives.from_rank_0(int(found.name.removeprefix("step-")) if found else -1)
@@ -140,11 +161,16 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     """Write tensors and facts to a folder, atomically and with checksums. All ranks call it, and rank 0 writes."""
     complete = whole_tensors(tensors)
     if collectives.rank() == 0:
-        with atomic_folder(folder) as temporary:
-            with utf8_path(temporary) as place:
-                safetensors.torch.save_file(complete, place / "state.safetensors")
-            (temporary / "state.json").write_text(json.dumps(facts))
-            write_checksums(temporary)
+        write_whole(folder, complete, facts)
+
+
+def write_whole(folder: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """As `write_tensors`, of tensors in main memory, on one process."""
+    with atomic_folder(folder) as temporary:
+        with utf8_path(temporary) as place:
+            safetensors.torch.save_file(tensors, place / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps(facts))
+        write_checksums(temporary)
 
 
 def read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -65,13 +65,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on the CPU of rank 0, none on other ranks; a collective if some are sharded."""
+def whole_tensors(tensors: Mapping[str, Tensor], copy: bool = False) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of rank 0, none on other ranks; a collective if some are sharded. With `copy` later changes
+    of the tensors do not show."""
     found = {}
     for name in sorted(tensors):  # the same order on all ranks
         complete = whole(tensors[name].detach())
         if collectives.rank() == 0:
-            found[name] = complete.cpu().contiguous()
+            found[name] = complete.to("cpu", copy=copy).contiguous()
     return found
 
 

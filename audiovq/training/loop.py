@@ -53,8 +53,8 @@ class Training:
         self.averages = Averages(self.parts[0].network, config.ema_decay)
         self.split = BatchSplit(config.batch_size, None if task.splits_batches else config.device_batch_size)
         # The newest checkpoint, if any, fills network, optimizers and averages.
-        target, seconds = folder / "checkpoints", config.checkpoint_seconds
-        self.checkpoints = Checkpoints(target, task.network, self.optimizers, self.averages, seconds, task)
+        target = folder / "checkpoints"
+        self.checkpoints = Checkpoints(target, task.network, self.optimizers, self.averages, config, task)
         state = self.checkpoints.load()
         self.start: int = state["step"]
         self.must_evaluate: bool = state.get("to_evaluate", False)  # a signal prevented it
@@ -92,6 +92,9 @@ class Training:
                 if stopped or is_late or finished:
                     skipped = self.guard.counts.tolist()
                     self.checkpoints.save(done, to_evaluate=self.must_evaluate, skipped=skipped)
+                if stopped or finished:
+                    self.checkpoints.wait()
+                    collectives.barrier()
                 if stopped and (not finished or self.must_evaluate):
                     number = signals.received() or signal.SIGTERM
                     raise signals.Interrupted(number, f" after step {done} of {self.task.title}")
