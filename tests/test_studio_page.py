@@ -441,6 +441,7 @@ def test_live_plays_and_every_control_acts(page: Page, live: Line) -> None:
     page.click("#live-start")  # and starts again, at once
     until(page, lambda: len(live.sound) > n)
     assert not page.is_visible("#notice")
+    assert page.is_hidden("#live-notes")  # this model has none
 
 
 def test_what_was_played_is_kept(page: Page, live: Line) -> None:

@@ -28,7 +28,11 @@ CONDITIONERS = [
 N_CODES = [-(-round(SECONDS * RATE) // hop) for hop in HOPS]
 
 
-def tiny_generator(conditioners: list[list[Any]] = CONDITIONERS, hops: tuple[int, ...] = HOPS) -> Generator:
+def tiny_generator(
+    conditioners: list[list[Any]] = CONDITIONERS,
+    hops: tuple[int, ...] = HOPS,
+    genres: tuple[str, ...] = ("folk", "rock"),
+) -> Generator:
     torch.manual_seed(0)
     decoder, quantizer = (
         {"kind": "istft", "dim": 16, "n_blocks": 1},
@@ -38,7 +42,7 @@ def tiny_generator(conditioners: list[list[Any]] = CONDITIONERS, hops: tuple[int
     network = VQVAE(VQVAEConfig.model_validate(model | {"decoder": decoder, "quantizer": quantizer})).eval()
     tokenizer, priors = Tokenizer(network), []
     for level, kinds in enumerate(conditioners):
-        spec = PriorSpec(level, list(hops), RATE, SIZE, tokenizer.hash, {"genre": ["folk", "rock"]})
+        spec = PriorSpec(level, list(hops), RATE, SIZE, tokenizer.hash, {"genre": list(genres)})
         transformer = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "context": 24, "attention_window": 12}
         config = {"transformer": transformer, "context_codes": 2, "conditioners": tuple(kinds)}
         prior = Prior(PriorConfig.model_validate(config), spec).eval().requires_grad_(False)

@@ -68,7 +68,9 @@ def _options(generator: Generator, request: JobRequest, reference: Path | None) 
     settings: dict[str, Any] = dict(request.settings)
     if "top_k" in settings:
         settings["top_k"] = [int(value) for value in settings["top_k"]]
-    if not (request.labels or request.text or request.chords or request.chroma):  # nothing to follow more or less closely
+    if not (
+        request.labels or request.text or request.chords or request.chroma
+    ):  # nothing to follow more or less closely
         settings.pop("guidance", None)
     inputs = [prior.config.extra_inputs for prior in generator.priors]
     by_notes = any(known["notes"] for known in inputs) and not any(known["chroma"] for known in inputs)

@@ -54,7 +54,7 @@ const addLabel = (name, values) => {
     set({ 0: low, 1: high }[share] ?? { [low]: 1 - share, [high]: share });
   });
   $("#live-labels").append(make("h2", {}, name), make("div", { class: "layers", role: "group", "aria-label": name },
-    ...buttons), ...(values.length > 1 ? [make("label", { class: "blend" }, ends, input)] : []));
+    ...buttons), ...(values.length > 1 ? [make("fieldset", {}, make("label", {}, ends, input))] : []));
   set("");
 };
 /** The notes that sound, else the chords of the field. */
