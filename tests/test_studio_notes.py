@@ -57,10 +57,14 @@ def playing(browser: Browser, studio: Studio, **options: Any) -> Iterator[tuple[
 
 
 def heard(page: Page, line: Line, notes: list[int] | None, chords: str = "") -> None:
-    """Until the server says that it follows these."""
-    until(page, lambda: (line.controls["notes"], line.controls["chords"]) == (notes, chords))
-    pressed = page.locator("#piano [aria-pressed=true]").evaluate_all("(keys) => keys.map((key) => +key.dataset.notes)")
-    assert pressed == (notes or [])
+    """Until the piano shows these, and the server says that it follows them."""
+    shown = page.locator("#piano [aria-pressed=true]")
+
+    def is_so() -> bool:
+        keys = shown.evaluate_all("(keys) => keys.map((key) => +key.dataset.notes)")
+        return (line.controls["notes"], line.controls["chords"], keys) == (notes, chords, notes or [])
+
+    until(page, is_so)
 
 
 def key(page: Page, name: str) -> tuple[float, float]:
