@@ -383,7 +383,7 @@ class Line:
 
     @property
     def controls(self) -> dict[str, Any]:
-        return self.facts[-1]["controls"]
+        return next(said["controls"] for said in reversed(self.facts) if "controls" in said)
 
 
 def until(page: Page, condition: Callable[[], object]) -> None:
