@@ -52,10 +52,8 @@ export const playKey = ({ code, repeat }) => {
   return true;
 };
 /** A key of a MIDI controller. */
-export const playMidi = (note, isDown) => {
-  if (isDown && note >= FIRST) hold(`midi ${note}`, [note]);
-  else release(`midi ${note}`);
-};
+export const playMidi = (note, isDown) =>
+  isDown && note >= FIRST ? hold(`midi ${note}`, [note]) : release(`midi ${note}`);
 
 /** Shows the piano and the pads; `act` is called when other notes sound. */
 export const fillNotes = (act) => {

@@ -60,8 +60,7 @@ const addLabel = (name, values) => {
 /** The notes that sound, else the chords of the field. */
 const changeNotes = () => {
   const notes = sounding(), field = $("#live-chords");
-  const chords = notes.length || !field.validity.valid ? "" : field.value.trim();
-  change({ notes: notes.length ? notes : null, chords });
+  change({ notes: notes.length ? notes : null, chords: notes.length || !field.validity.valid ? "" : field.value.trim() });
 };
 const newSeed = (seed) => {
   $("#live-seed").value = seed;

@@ -390,6 +390,6 @@ const begin = attempt(async () => {
   await route();
   $("#make .primary").disabled = false;
   $("#to-live").href = "#live";
-  for (const name of ["role", "aria-disabled"]) $("#to-live").removeAttribute(name);
+  $("#to-live").removeAttribute("aria-disabled");
 });
 begin();
