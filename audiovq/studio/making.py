@@ -3,7 +3,7 @@
 import functools
 import random
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,11 @@ def _options(generator: Generator, request: JobRequest, reference: Path | None) 
     settings: dict[str, Any] = dict(request.settings)
     if "top_k" in settings:
         settings["top_k"] = [int(value) for value in settings["top_k"]]
-    if not (
-        request.labels or request.text or request.chords or request.chroma
-    ):  # nothing to follow more or less closely
-        settings.pop("guidance", None)
     inputs = [prior.config.extra_inputs for prior in generator.priors]
     by_notes = any(known["notes"] for known in inputs) and not any(known["chroma"] for known in inputs)
     settings["notes" if by_notes else "chroma"] = reference
-    return PieceOptions(labels=dict(request.labels), text=request.text, chords=request.chords, **settings)
+    options = PieceOptions(labels=dict(request.labels), text=request.text, chords=request.chords, **settings)
+    return options if options.conditional else replace(options, guidance=None)  # nothing to follow more or less closely
 
 
 def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:

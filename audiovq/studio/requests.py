@@ -91,9 +91,7 @@ class JobRequest(PieceRequest):
     end: Number = 0
     keep_levels: Annotated[int, Field(ge=0, le=64)] = 0  # redraw, rerender: coarse levels that stay
     percent: Number = 0  # vary
-    chroma: Name | None = (
-        None  # id of a recording whose harmony to follow, by chroma or, where the model has none, notes
-    )
+    chroma: Name | None = None  # id of a recording to follow, by its chroma or, if the model has none, its notes
     keep_audio: bool | None = None  # None: the sound outside the change is kept for recordings
 
 
