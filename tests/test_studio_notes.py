@@ -41,8 +41,10 @@ def studio(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 def page_of(browser: Browser, studio: Studio, **options: Any) -> Iterator[Page]:
     complaints = Complaints()
     page = visit(browser, studio, complaints, **options)
-    yield page
-    page.context.close()
+    try:
+        yield page
+    finally:
+        page.context.close()
     assert not complaints
 
 
@@ -200,10 +202,10 @@ def test_several_fingers_on_a_phone(browser: Browser, studio: Studio, width: int
         heard(page, line, [50, 64])
         touch("touchEnd")
         heard(page, line, None)
+        assert page.evaluate("scrollY") == scrolled
         page.tap("#live-hold")
         page.tap("#pads button >> text=Dm")
         heard(page, line, [50, 53, 57])
-        assert page.evaluate("scrollY") == scrolled
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         sizes = page.locator("#live-notes button").evaluate_all("(all) => all.map((each) => each.offsetHeight)")
         assert min(sizes) >= 44
@@ -283,7 +285,7 @@ def test_pieces_follow_chords_and_recordings(browser: Browser, studio: Studio, t
 
 def test_play_live_waits_for_the_model(browser: Browser, studio: Studio) -> None:
     page, asked = browser.new_page(), list[Route]()
-    page.route("**/api/model", asked.append)
+    page.route("**/api/model", lambda route: asked.append(route))
     page.goto(studio.url)
     until(page, lambda: asked)
     link = page.get_by_role("link", name="Play live")
