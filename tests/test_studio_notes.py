@@ -320,7 +320,7 @@ def test_jobs_follow_notes_as_python_does(model: Path, tmp_path: Path) -> None:
     ]
     found = []
     for wanted, options in follows:
-        settings = {"guidance": [3, 1, 1]}
+        settings: dict[str, list[float]] = {"guidance": [3, 1, 1]}
         job = engine.job(project, JobRequest(kind="make", seconds=1, seed=4, settings=settings, **wanted))
         codes = engine.codes(project, job.work(job)[0])
         more = {"guidance": [3, 1, 1]} if options else {}
