@@ -383,7 +383,7 @@ class Line:
 
     @property
     def controls(self) -> dict[str, Any]:
-        return self.facts[-1]["controls"]
+        return next(said["controls"] for said in reversed(self.facts) if "controls" in said)
 
 
 def until(page: Page, condition: Callable[[], object]) -> None:
@@ -441,6 +441,7 @@ def test_live_plays_and_every_control_acts(page: Page, live: Line) -> None:
     page.click("#live-start")  # and starts again, at once
     until(page, lambda: len(live.sound) > n)
     assert not page.is_visible("#notice")
+    assert page.is_hidden("#live-notes")  # this model has none
 
 
 def test_what_was_played_is_kept(page: Page, live: Line) -> None:

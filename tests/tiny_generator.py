@@ -28,19 +28,23 @@ CONDITIONERS = [
 N_CODES = [-(-round(SECONDS * RATE) // hop) for hop in HOPS]
 
 
-def tiny_generator() -> Generator:
+def tiny_generator(
+    conditioners: list[list[Any]] = CONDITIONERS,
+    hops: tuple[int, ...] = HOPS,
+    genres: tuple[str, ...] = ("folk", "rock"),
+) -> Generator:
     torch.manual_seed(0)
     decoder, quantizer = (
         {"kind": "istft", "dim": 16, "n_blocks": 1},
         {"kind": "ema", "codebook_size": SIZE, "codebook_dim": 4},
     )
-    model = {"sample_rate": RATE, "hop_lengths": HOPS, "dim": 16, "encoder": {"n_blocks": 1}}
+    model = {"sample_rate": RATE, "hop_lengths": hops, "dim": 16, "encoder": {"n_blocks": 1}}
     network = VQVAE(VQVAEConfig.model_validate(model | {"decoder": decoder, "quantizer": quantizer})).eval()
     tokenizer, priors = Tokenizer(network), []
-    for level, conditioners in enumerate(CONDITIONERS):
-        spec = PriorSpec(level, list(HOPS), RATE, SIZE, tokenizer.hash, {"genre": ["folk", "rock"]})
+    for level, kinds in enumerate(conditioners):
+        spec = PriorSpec(level, list(hops), RATE, SIZE, tokenizer.hash, {"genre": list(genres)})
         transformer = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "context": 24, "attention_window": 12}
-        config = {"transformer": transformer, "context_codes": 2, "conditioners": tuple(conditioners)}
+        config = {"transformer": transformer, "context_codes": 2, "conditioners": tuple(kinds)}
         prior = Prior(PriorConfig.model_validate(config), spec).eval().requires_grad_(False)
         for parameter in prior.parameters():  # larger than at the start of a training, so that all of it matters
             parameter.mul_(3 if parameter.ndim > 1 else 1)

@@ -50,7 +50,7 @@ class Engine:
             "levels": [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths],
             "labels": generator.labels,
             "text_bytes": max(known["text_bytes"] for known in inputs),
-            "chroma": any(known["chroma"] for known in inputs),
+            **{name: any(known[name] for known in inputs) for name in ("chroma", "notes")},
             "settings": {name: [setting[name] for setting in settings] for name in SamplingConfig.model_fields},
             "limits": {name: getattr(self.limits, name) for name in limits},
             "formats": list(get_args(SoundFormat)),
@@ -74,12 +74,12 @@ class Engine:
         self.library.check_versions(project, request.takes)
         is_change = request.kind != "make"
         piece = self.codes(project, request.version) if is_change else None
-        chroma = None
+        reference = None
         if request.chroma:
             recording = project.recording(request.chroma)
-            chroma = self.library.recording_path(project, recording)
-            sounds.check_reference(chroma, recording.name, self.limits)
-        plan = make_plan(self.generator, self.limits, request, piece, chroma)
+            reference = self.library.recording_path(project, recording)
+            sounds.check_reference(reference, recording.name, self.limits)
+        plan = make_plan(self.generator, self.limits, request, piece, reference)
         keeps_audio = request.keep_audio
         if keeps_audio is None and is_change:
             changed = project.version(request.version)
@@ -87,7 +87,7 @@ class Engine:
 
         def work(job: Job) -> list[int]:
             takes = draw(self.generator, plan, request.takes, job)
-            facts = request.model_dump(include={"labels", "text", "settings"}) | {"seed": plan.seed}
+            facts = request.model_dump(include={"labels", "text", "chords", "settings"}) | {"seed": plan.seed}
             facts |= {"kind": "change", "parent": request.version} if is_change else {"kind": "new"}
             versions = []
             for i, codes in enumerate(takes):

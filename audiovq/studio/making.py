@@ -3,7 +3,7 @@
 import functools
 import random
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Plan:
 
 
 def make_plan(
-    generator: Generator, limits: Limits, request: JobRequest, piece: Codes | None, chroma: Path | None
+    generator: Generator, limits: Limits, request: JobRequest, piece: Codes | None, reference: Path | None
 ) -> Plan:
     """What a request means for the codes of a piece (None for a new one), with a recording to follow if
     wished. Raises ValueError for an impossible request."""
@@ -54,13 +54,13 @@ def make_plan(
     else:
         title, mask = _change(generator, limits, request, piece, seed)
         n_samples = mask.n_samples
-    options = _options(request, chroma)
+    options = _options(generator, request, reference)
     level_settings(generator.sampling, options)  # raises for values that are out of range
     make_request(generator.priors, n_samples, seed, options)  # and for unknown labels
     return Plan(title, seed, n_samples, mask, options)
 
 
-def _options(request: JobRequest, chroma: Path | None) -> PieceOptions:
+def _options(generator: Generator, request: JobRequest, reference: Path | None) -> PieceOptions:
     unknown = request.settings.keys() - SamplingConfig.model_fields.keys()
     if unknown:
         known = ", ".join(SamplingConfig.model_fields)
@@ -68,9 +68,11 @@ def _options(request: JobRequest, chroma: Path | None) -> PieceOptions:
     settings: dict[str, Any] = dict(request.settings)
     if "top_k" in settings:
         settings["top_k"] = [int(value) for value in settings["top_k"]]
-    if not (request.labels or request.text or request.chroma):  # nothing to follow more or less closely
-        settings.pop("guidance", None)
-    return PieceOptions(labels=dict(request.labels), text=request.text, chroma=chroma, **settings)
+    inputs = [prior.config.extra_inputs for prior in generator.priors]
+    by_notes = any(known["notes"] for known in inputs) and not any(known["chroma"] for known in inputs)
+    settings["notes" if by_notes else "chroma"] = reference
+    options = PieceOptions(labels=dict(request.labels), text=request.text, chords=request.chords, **settings)
+    return options if options.conditional else replace(options, guidance=None)  # nothing to follow more or less closely
 
 
 def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Codes, seed: int) -> tuple[str, CodeMask]:

@@ -39,6 +39,7 @@ class Version(Strict):
     seed: int | None = None
     labels: Labels = Field(default={})
     text: Text = ""
+    chords: Text = ""
     settings: Settings = Field(default={})
     starred: bool = False
     made_at: Number = Field(default_factory=time.time)  # seconds since 1970, as all times here

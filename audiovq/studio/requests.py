@@ -68,6 +68,7 @@ class PieceRequest(Strict):
     seed: int | None = Field(default=None, ge=0, lt=2**63)  # the same seed gives the same music; None draws one
     labels: Labels = Field(default={})
     text: Text = ""
+    chords: Text = ""  # to follow, such as "Am F C G/B", see `PieceOptions`
     settings: Settings = Field(default={})  # temperature, top_p, top_k, guidance: one value per level
 
 
@@ -90,7 +91,7 @@ class JobRequest(PieceRequest):
     end: Number = 0
     keep_levels: Annotated[int, Field(ge=0, le=64)] = 0  # redraw, rerender: coarse levels that stay
     percent: Number = 0  # vary
-    chroma: Name | None = None  # id of a recording whose melody and harmony to follow
+    chroma: Name | None = None  # id of a recording to follow, by its chroma or, if the model has none, its notes
     keep_audio: bool | None = None  # None: the sound outside the change is kept for recordings
 
 

@@ -1,12 +1,14 @@
 // The live page: music without end, which the server makes as it is played, and everything that changes it meanwhile.
 import { make, silence } from "../player/player.js";
 import { drawWave } from "../player/pictures.js";
+import { fillNotes, playKey, playMidi, sounding } from "./keys.js";
 import { json } from "./server.js";
 import { details, settingOf, slider } from "./settings.js";
 import { $, $$, attempt, complain, say } from "./words.js";
 
 const KNOBS = { temperature: 1, guidance: 2, top_p: 74, top_k: 71 }; // with their MIDI controllers
-const FIRST_NOTE = 48, PAUSE = 80; // the MIDI note of the first choice; milliseconds between two messages to the server
+const FIRST_NOTE = 48; // the MIDI note of the first choice
+const PAUSE = 80, CHORD = 15; // milliseconds between two messages to the server, and those that the fingers of a chord take
 const PEAKS = 600, SAMPLES = 735; // of the picture, and those that one of them stands for
 let model, context = null, node, socket = null, keptIn = "", pauses = 0, facts = null;
 let changes = {}, timer = 0;
@@ -23,13 +25,42 @@ const change = (set) => {
   timer ||= setTimeout(() => {
     tell({ set: changes });
     [changes, timer] = [{}, 0];
-  }, PAUSE);
+  }, "notes" in set ? CHORD : PAUSE);
 };
 const turn = (input) => change({ [input.dataset.setting]: settingOf(input) });
-const choose = (button) => {
-  const { name, value } = button.dataset;
-  [...button.parentElement.children].forEach((each) => each.setAttribute("aria-pressed", each === button));
-  change({ labels: { [name]: value || null } });
+/** Buttons that choose a value of a label, and a slider between the two that were chosen last. */
+const addLabel = (name, values) => {
+  let pair = values.slice(0, 2), last = values[0];
+  const ends = make("span"), mixed = make("output"), input = make("input", { type: "range", min: 0, max: 100 });
+  const set = (value) => {
+    change({ labels: { [name]: value || null } });
+    const shares = typeof value === "string" ? { [value]: 1 } : value;
+    buttons.forEach((each) => each.setAttribute("aria-pressed", { 0: false, 1: true }[shares[each.dataset.value] ?? 0] ?? "mixed"));
+    mixed.textContent = Object.entries(shares).map(([each, share]) =>
+      share === 1 ? each || "any" : `${Math.round(100 * share)} % ${each}`).join(", ");
+    ends.replaceChildren(pair.join(" ↔ "), mixed);
+    input.setAttribute("aria-label", `${name}: ${pair.join(" ↔ ")}`);
+    input.setAttribute("aria-valuetext", mixed.textContent);
+  };
+  const choose = (value) => {
+    if (value && !pair.includes(value)) pair = [last, value].sort((a, b) => values.indexOf(a) - values.indexOf(b));
+    if (value) [last, input.value] = [value, 100 * pair.indexOf(value)];
+    set(value);
+  };
+  const buttons = ["", ...values].map((value) =>
+    make("button", { type: "button", "data-value": value, onclick: () => choose(value) }, value || "any"));
+  input.addEventListener("input", () => {
+    const share = input.value / 100, [low, high] = pair;
+    set({ 0: low, 1: high }[share] ?? { [low]: 1 - share, [high]: share });
+  });
+  $("#live-labels").append(make("h2", {}, name), make("div", { class: "layers", role: "group", "aria-label": name },
+    ...buttons), ...(values.length > 1 ? [make("fieldset", {}, make("label", {}, ends, input))] : []));
+  set("");
+};
+/** The notes that sound, else the chords of the field. */
+const changeNotes = () => {
+  const notes = sounding(), field = $("#live-chords");
+  change({ notes: notes.length ? notes : null, chords: notes.length || !field.validity.valid ? "" : field.value.trim() });
 };
 const newSeed = (seed) => {
   $("#live-seed").value = seed;
@@ -67,7 +98,9 @@ const receive = ({ data }) => {
       facts = said;
       node.port.postMessage({ wanted: Math.round(said.buffer * model.sample_rate) });
     }
-    if (said.error || said.ended) complain(said.error ?? said.ended);
+    const problem = said.error ?? said.ended;
+    if (problem) complain(problem);
+    if (problem?.startsWith("chords:")) $("#live-chords").setCustomValidity(problem);
     if (said.ended) stop();
     return show();
   }
@@ -151,12 +184,13 @@ addEventListener("keydown", (event) => {
   if (event.target.closest("input:not([type=range]), textarea, select, dialog")) return;
   const focused = event.target.closest("button, a");
   if (event.key === " " && focused && focused !== clicked) return; // reached by keys: it is pressed
+  if (playKey(event)) return event.preventDefault();
   const act = { " ": toggle, k: () => $("#live-keep").click(), n: other, r: again }[event.key.toLowerCase()];
   const button = $$("#live-labels button")[Number(event.key) - 1];
   if (!act && !button) return;
   event.preventDefault();
   if (act) act();
-  else choose(button);
+  else button.click();
 });
 const listen = ({ data: [status, number, value] }) => {
   const setting = Object.keys(KNOBS).find((name) => KNOBS[name] === number);
@@ -164,7 +198,8 @@ const listen = ({ data: [status, number, value] }) => {
   if (status >> 4 === 0xb && input) {
     input.value = Number(input.min) + ((input.max - input.min) * value) / 127;
     input.dispatchEvent(new Event("input"));
-  } else if (status >> 4 === 0x9 && value && button) choose(button);
+  } else if (model.notes && [0x8, 0x9].includes(status >> 4)) playMidi(number, status >> 4 === 0x9 && value > 0);
+  else if (status >> 4 === 0x9 && value && button) button.click();
 };
 const useMidi = attempt(async () => {
   const midi = await navigator.requestMIDIAccess().catch(() => {
@@ -179,12 +214,8 @@ const useMidi = attempt(async () => {
 
 export const fillLive = (found) => {
   model = found;
-  for (const [name, values] of Object.entries(model.labels)) {
-    const buttons = ["", ...values].map((value) => make("button", { type: "button", "aria-pressed": String(!value),
-      "data-name": name, "data-value": value, onclick: ({ currentTarget }) => choose(currentTarget) }, value || "any"));
-    $("#live-labels").append(make("h2", {}, name), make("div", { class: "layers", role: "group", "aria-label": name },
-      ...buttons));
-  }
+  for (const [name, values] of Object.entries(model.labels)) addLabel(name, values);
+  if (model.notes) fillNotes(changeNotes);
   recommend();
   newSeed(0);
   const on = (id, event, act) => $(id).addEventListener(event, act);
@@ -199,6 +230,10 @@ export const fillLive = (found) => {
     const seed = Number($("#live-seed").value);
     if (!Number.isSafeInteger(seed) || seed < 0) throw new Error("The seed must be a whole number from 0 on.");
     newSeed(seed);
+  }));
+  on("#live-chords", "change", attempt(() => {
+    $("#live-chords").setCustomValidity("");
+    changeNotes();
   }));
   on("#live-buffer", "change", () => tell({ buffer: bufferSeconds() }));
   document.addEventListener("themechange", () => drawWave($("#live-wave"), wave));

@@ -41,11 +41,13 @@ export const fillSettings = (model) => {
   for (const [name, values] of Object.entries(model.labels))
     $("#labels").append(make("label", {}, `${name[0].toUpperCase()}${name.slice(1)} `,
       make("select", { "data-label": name }, ...choices(values, "any"))));
+  $("#chords-field").hidden = !model.notes;
   $("#text-field").hidden = !model.text_bytes;
   if (model.text_bytes) $("#text").maxLength = model.text_bytes;
   for (let n = 1; n <= model.limits.max_takes; n++) $("#takes-wanted").append(make("option", {}, String(n)));
   const n = model.levels.length;
-  model.guided = Object.keys(model.labels).length || model.text_bytes || model.chroma;
+  model.guided = Object.keys(model.labels).length || model.text_bytes || model.chroma || model.notes;
+  if (model.notes) WILD.guidance[0] = "Labels, chords: a hint ↔ a rule";
   WILD.top_k[2] = Math.ceil(Math.log2(model.codebook_size));
   const names = Object.keys(WILD).filter((name) => name !== "guidance" || model.guided);
   for (let level = 0; level < n; level++)
@@ -65,7 +67,7 @@ export const fillSettings = (model) => {
 
 /** What depends on the project: recordings whose chords can be followed. */
 export const showSettings = (model, project) => {
-  const recordings = model.chroma ? project?.recordings ?? [] : [], select = $("#chroma"), before = select.value;
+  const recordings = model.chroma || model.notes ? project?.recordings ?? [] : [], select = $("#chroma"), before = select.value;
   $("#chroma-field").hidden = !recordings.length;
   const options = recordings.map((each) => make("option", { value: each.id }, each.name));
   select.replaceChildren(...choices([], "nothing"), ...options);
@@ -80,6 +82,7 @@ export const chosen = () => {
     (settings[input.dataset.setting] ??= []).push(settingOf(input)));
   const labels = Object.fromEntries([...document.querySelectorAll("[data-label]")]
     .filter((select) => select.value).map((select) => [select.dataset.label, select.value]));
-  const takes = Number($("#takes-wanted").value), text = $("#text").value.trim(), chroma = $("#chroma").value || null;
-  return { takes, seed: seed ? Number(seed) : null, labels, text, chroma, settings };
+  const takes = Number($("#takes-wanted").value), chroma = $("#chroma").value || null;
+  const [text, chords] = ["#text", "#chords"].map((field) => $(field).value.trim());
+  return { takes, seed: seed ? Number(seed) : null, labels, text, chords, chroma, settings };
 };

@@ -65,9 +65,11 @@ const showStart = attempt(async () => {
 });
 $("#make").addEventListener("submit", attempt(async (event) => {
   event.preventDefault();
-  const body = { kind: "make", seconds: Number($("#seconds").value), ...chosen() };
-  if (!project) await createProject($("#make").dataset.name);
-  await startJob(body);
+  const { chroma, ...how } = chosen(); // there is no recording yet
+  const body = { name: $("#make").dataset.name, seconds: Number($("#seconds").value), ...how };
+  const made = await json("api/pieces", { method: "POST", body });
+  own.add(made.job.id);
+  await openProject(made.project.id);
 }).bind(null));
 
 // ---- one project ----
@@ -150,7 +152,7 @@ const showVersion = async (version) => {
     const link = make("button", { type: "button", class: "link", onclick: again }, "use it again");
     $("#facts").append(` · seed ${version.seed} `, link);
   }
-  const words = [...Object.values(version.labels ?? {}), version.text].filter(Boolean);
+  const words = [...Object.values(version.labels ?? {}), version.text, version.chords].filter(Boolean);
   $("#facts").append(...words.map((text) => ` · ${text}`));
   $("#star").hidden = false;
   $("#star").textContent = star(version.starred);
@@ -370,7 +372,7 @@ addEventListener("keydown", (event) => {
 });
 
 const begin = attempt(async () => {
-  say("The model is loading …", true);
+  say("The model is loading; then you can make music and play.", true);
   model = await patiently("api/model");
   say("");
   $("#model").textContent = `with ${model.name}`;
@@ -387,5 +389,7 @@ const begin = attempt(async () => {
   addEventListener("hashchange", route);
   await route();
   $("#make .primary").disabled = false;
+  $("#to-live").href = "#live";
+  $("#to-live").removeAttribute("aria-disabled");
 });
 begin();
