@@ -71,7 +71,7 @@ class TokenizerStage(Config):
     @property
     def crop_samples(self) -> int:
         """The crop, rounded to whole codes of the coarsest level, at least one."""
-        hop = self.model.hop_lengths[0]
+        hop = self.model.multiple
         return max(1, round(self.crop_seconds * self.model.sample_rate / hop)) * hop
 
 

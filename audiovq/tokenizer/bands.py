@@ -1,9 +1,12 @@
-"""Codes of frequency bands: each level has the codes of one band, from low to high; all are decoded together.
+"""Codes of frequency bands: each code is a piece of the spectrum of one band, and all bands are decoded together.
 
-A residual level must name a whole spectrum, so a chord needs a code for the combination of its notes. A band has few
-notes, and the bands' codes multiply (BandTok, arXiv:2605.15831, does so for mel bands). All bands but the last have the
-same range of pitch and the same weights, so that a note is coded alike in every octave. The last level has what
-pitches do not say: the loudness of mel bands in short windows.
+A residual code must name a whole spectrum, so a chord needs a code for the combination of its notes. A band has few
+notes, and the bands' codes multiply (BandTok, arXiv:2605.15831, does so for mel bands). The encoder has no weights: the
+latents are square roots of magnitudes, which k-means quantizes without blurring them, as it would blur logarithms. So
+decoding without a network already has the notes, and the network learns what is missing.
+
+The spectrum is cut into patches of several frames. The last band has what pitches do not say: wide mel bands of short
+windows. A level has the codes of a patch of some bands, one after the other (see `PatchQuantizer`).
 """
 
 import torch
@@ -13,105 +16,85 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.config import Config
-from audiovq.tokenizer.blocks import Downsample, Stack, Upsample
-from audiovq.tokenizer.fronts import LEAST_MEL, SpectralFront, mel_filters, short_time_spectrum
+from audiovq.tokenizer.fronts import mel_filters, short_time_spectrum
 from audiovq.tokenizer.pitch import NoteSpectrogram, pitches
+
+LEAST = 1e-5  # magnitude that is silence
 
 
 class BandsConfig(Config):
     """Of topology `bands`."""
 
     low: float = Field(default=28, ge=0, le=127)  # MIDI pitch where the lowest band begins
-    semitones: int = Field(default=12, ge=1, le=256)  # of each band
+    semitones: int = Field(default=12, ge=1, le=128)  # of each band
     per_semitone: int = Field(default=5, ge=1, le=20)  # steps of pitch
-    margin: int = Field(default=10, ge=0, le=1024)  # steps to either side that are also inputs of a band
-    n_mels: int = Field(default=80, ge=8, le=4096)  # mel bands of short windows, which the last level codes
-    frames_per_code: int = Field(default=2, ge=1, le=256)  # of the spectrograms and of the decoder
-    decoder_dim: int = Field(default=64, ge=8, le=1 << 16)  # features of each band for the decoder
+    frames: int = Field(default=4, ge=1, le=64)  # of a patch
+    average: int = Field(default=2, ge=1, le=64)  # frames whose mean is coded
+
+    @property
+    def n_steps(self) -> int:
+        return self.semitones * self.per_semitone
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a patch of a band."""
+        return self.n_steps * self.frames // self.average
 
 
-class BandFront(SpectralFront):
-    """From the waveform to the inputs of all bands: two note spectrograms, and mel bands of short windows."""
+class BandEncoder(nn.Module):
+    """Waveform [b, 1, samples] -> patches of each level's bands [b, bands · dim, samples / patch], from low to high."""
 
-    least = 0.05
     filters: Tensor
     window: Tensor
 
-    def __init__(self, hop_length: int, config: BandsConfig, n_bands: int, sample_rate: int):
+    def __init__(self, patch: int, config: BandsConfig, n_levels: int, bands_a_level: int, sample_rate: int):
+        super().__init__()
+        n_bands = n_levels * bands_a_level - 1
         highest = config.low + n_bands * config.semitones
         steps = pitches(config.low, highest, config.per_semitone, sample_rate)
-        if len(steps) < n_bands * config.semitones * config.per_semitone:
+        if len(steps) < n_bands * config.n_steps:
             raise ValueError(
                 f"bands: expected pitches below 0.45 of the sample rate of {sample_rate} Hz, found up to {highest:g}; "
                 "use fewer levels or fewer semitones"
             )
-        super().__init__(2 * len(steps) + config.n_mels, 0)
-        self.hop_length, self.notes = hop_length, NoteSpectrogram(sample_rate, hop_length, steps)
-        n_fft = max(2 * hop_length, 2 ** (sample_rate // 40).bit_length())
-        self.register_buffer("filters", mel_filters(n_fft, config.n_mels, sample_rate), persistent=False)
+        self.config, self.n_levels, self.hop_length = config, n_levels, patch // config.frames
+        self.notes = NoteSpectrogram(sample_rate, self.hop_length, steps)
+        n_fft = max(2 * self.hop_length, 2 ** (sample_rate // 40).bit_length())
+        n_mels = config.n_steps // config.average
+        self.register_buffer("filters", mel_filters(n_fft, n_mels, sample_rate), persistent=False)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        self.radius_samples = max(self.notes.radius_samples, n_fft)
-
-    def features(self, waveform: Tensor) -> Tensor:
-        """[b, 1, samples] -> float32 [b, 2 · steps + mels, time]: logarithms of magnitudes."""
-        with torch.autocast(waveform.device.type, enabled=False):
-            long, notes = self.notes(waveform[:, 0])
-            spectrum = short_time_spectrum(waveform[:, 0], self.window, self.hop_length)
-            mels = spectrum.abs() @ self.filters * 2 / self.window.sum() * len(self.window) ** 0.5
-            features = torch.cat([long, notes, rearrange(mels, "b t m -> b m t")], dim=1)
-            return features.clamp(min=LEAST_MEL).log10()
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        return (self.features(waveform) - self.mean) * self.scale
-
-
-class BandEncoder(nn.Module):
-    """Waveform [b, 1, samples] -> features [b, dim, samples / hop] of each level, from low to high. The bands are
-    items of one batch, so all weights but the embeddings of the bands are shared. The mel bands are inputs of every
-    level, and the only ones of the last."""
-
-    def __init__(self, hop_length: int, dim: int, config: BandsConfig, n_levels: int, n_blocks: int, sample_rate: int):
-        super().__init__()
-        c, n_bands = config, n_levels - 1
-        self.steps, self.margin, self.n_levels = c.semitones * c.per_semitone, c.margin, n_levels
-        frame, inner = hop_length // c.frames_per_code, max(8, dim // 2)
-        self.front = BandFront(frame, c, n_bands, sample_rate)
-        self.enter = nn.Conv1d(2 * (self.steps + 2 * c.margin), inner, kernel_size=3, padding=1)
-        self.enter_mels = nn.Conv1d(c.n_mels, inner, kernel_size=3, padding=1)
-        self.band = nn.Parameter(torch.zeros(n_levels, inner, 1))
-        self.stack = Stack("convnext", inner, n_blocks)
-        self.down = Downsample(inner, dim, c.frames_per_code) if c.frames_per_code > 1 else nn.Conv1d(inner, dim, 1)
-        self.band_later = nn.Parameter(torch.zeros(n_levels, dim, 1))
-        self.stack_later = Stack("convnext", dim, n_blocks)
-        inner_radius = 1 + self.stack.radius + getattr(self.down, "radius", 0)
-        self.radius_samples = self.front.radius_samples + inner_radius * frame + self.stack_later.radius * hop_length
+        self.radius_samples = max(self.notes.radius_samples, n_fft) + patch
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
-        features = self.front(waveform)  # [b, 2 · steps of all bands + mels, time]
-        n_notes = 2 * self.steps * (self.n_levels - 1)
-        notes = rearrange(features[:, :n_notes], "b (two k) t -> b two k t", two=2)
-        notes = F.pad(notes, (0, 0, self.margin, self.margin))
-        inputs = notes.unfold(2, self.steps + 2 * self.margin, self.steps)  # [b, two, band, t, k]
-        inputs = rearrange(inputs, "b two band t k -> b band (two k) t")
-        inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)  # no pitches for the last level
-        batch = len(waveform)
-        x = rearrange(self.enter(inputs.flatten(0, 1)), "(b band) d t -> b band d t", b=batch)
-        x = x + self.enter_mels(features[:, n_notes:])[:, None] + self.band
-        x = rearrange(self.down(self.stack(x.flatten(0, 1))), "(b band) d t -> b band d t", b=batch)
-        x = self.stack_later((x + self.band_later).flatten(0, 1))
-        return list(rearrange(x, "(b band) d t -> band b d t", b=batch).unbind())
+        c = self.config
+        with torch.autocast(waveform.device.type, enabled=False):
+            power = F.avg_pool1d(self.notes(waveform[:, 0])[1].square(), c.average)
+            notes = rearrange(
+                power**0.25, "b (band step) (t frame) -> b band (step frame) t", step=c.n_steps, frame=c.frames // c.average
+            )
+            spectrum = short_time_spectrum(waveform[:, 0], self.window, self.hop_length)
+            mels = (spectrum.abs() @ self.filters * 2 / self.window.sum() * len(self.window) ** 0.5).sqrt()
+            mels = rearrange(mels, "b (t frame) mel -> b 1 (mel frame) t", frame=c.frames)
+        bands = torch.cat([notes, mels], dim=1)
+        return list(rearrange(bands, "b (level band) d t -> level b (band d) t", level=self.n_levels).unbind())
 
 
 class BandCombiner(nn.Module):
-    """What the first k levels say, [b, decoder_dim, time] each -> features for the decoder [b, dim, time · frames]."""
+    """Patches of the first k levels -> features for the decoder [b, dim + steps, time]: mixed ones, and the logarithm of the
+    magnitude of each step of pitch as the codes say it."""
 
-    def __init__(self, dim: int, config: BandsConfig, n_levels: int):
+    def __init__(self, dim: int, config: BandsConfig, n_levels: int, bands_a_level: int):
         super().__init__()
-        self.n_levels, n_frames = n_levels, config.frames_per_code
-        self.mix = nn.Conv1d(config.decoder_dim * n_levels, dim, kernel_size=5, padding=2)
-        self.up = Upsample(dim, dim, n_frames) if n_frames > 1 else nn.Identity()
-        self.radius = 2 + (1 if n_frames > 1 else 0)  # codes
+        self.config, self.n_levels, self.n_bands = config, n_levels, n_levels * bands_a_level
+        n_features = (self.n_bands - 1) * config.n_steps + config.n_steps // config.average
+        self.mix = nn.Conv1d(n_features, dim, kernel_size=5, padding=2)
+        self.radius = 2 + config.frames  # frames
 
-    def forward(self, *bands: Tensor) -> Tensor:
-        missing = [torch.zeros_like(bands[0])] * (self.n_levels - len(bands))
-        return self.up(self.mix(torch.cat([*bands, *missing], dim=1)))
+    def forward(self, *levels: Tensor) -> Tensor:
+        c = self.config
+        missing = [torch.zeros_like(levels[0])] * (self.n_levels - len(levels))
+        bands = rearrange(torch.cat([*levels, *missing], dim=1), "b (band d) t -> b band d t", band=self.n_bands)
+        notes = rearrange(bands[:, :-1], "b band (s f) t -> b (band s) (t f)", s=c.n_steps).repeat_interleave(c.average, 2)
+        mels = rearrange(bands[:, -1], "b (mel frame) t -> b mel (t frame)", frame=c.frames)
+        loudness = (torch.cat([notes, mels], dim=1).clamp(min=0).square() + LEAST).log()
+        return torch.cat([self.mix(loudness / 4 + 1.5), loudness[:, : notes.shape[1]]], dim=1)

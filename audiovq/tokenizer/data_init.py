@@ -27,7 +27,8 @@ def initialise_statistics(network: VQVAE, waveform: Tensor) -> None:
     """Before the first step, from this rank's first batch, float [b, channels, samples]: the mean and scale
     of the front's features, and the decoder's mean spectrum, pooled over ranks."""
     for autoencoder in network.groups:
-        autoencoder.encoder.front.initialise(waveform)
+        if autoencoder.combiner is None:  # bands have no statistics
+            autoencoder.encoder.front.initialise(waveform)
         autoencoder.decoder.initialise(waveform)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
 from audiovq.tokenizer.blocks import BlockKind, Conv1d, Stack, Upsample, factor_strides, overlap_add
-from audiovq.tokenizer.pitch import PitchSpectrogram, pitches
+from audiovq.tokenizer.pitch import pitches
 from audiovq.tokenizer.tones import Oscillators
 
 
@@ -119,39 +119,34 @@ class ToneDecoder(IstftDecoder):
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__(dim, channels, hop_length, config, sample_rate, causal)
         self.pitches = pitches(config.low, config.high, config.per_semitone, sample_rate)
-        self.tone_head = nn.Linear(config.dim, channels * len(self.pitches))
+        self.tone_head, self.n_mixed = nn.Linear(config.dim, channels * len(self.pitches)), dim
+        nn.init.zeros_(self.tone_head.weight)
+        nn.init.zeros_(self.tone_head.bias)
         self.oscillators = Oscillators(self.pitches, hop_length, sample_rate)
-        self.spectrogram = PitchSpectrogram(sample_rate, hop_length, self.pitches)
         self.period = math.lcm(self.period, self.oscillators.period)
         self.radius = max(self.radius, 3 + self.stack.radius + self.oscillators.overlap)
-
-    @torch.no_grad()
-    def initialise(self, waveform: Tensor) -> None:
-        """Also start at the mean loudness of each step of pitch."""
-        super().initialise(waveform)
-        loudness = self.spectrogram(waveform).clamp(min=1e-6).log().mean(dim=(0, 3))  # [channels, steps]
-        self.tone_head.bias.copy_(collectives.mean_(loudness, len(waveform)).flatten())
 
     def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
         return self.render(x)[0]
 
     def render(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[b, dim, time] -> waveform [b, channels, time * hop], log loudness [b, channels, steps, time]."""
-        x = self.trunk(x)
+        x, base = self.trunk(x[:, : self.n_mixed]), x[:, self.n_mixed :]
         with torch.autocast(x.device.type, enabled=False):
-            loudness = self._loudness(x)
+            loudness = self._loudness(x, base)
             return self.waveform(x) + self.oscillators(loudness.exp()), rearrange(loudness, "b c t n -> b c n t")
 
     def tones(self, x: Tensor) -> Tensor:
         """The second result of `render` alone, without making sound."""
-        x = self.trunk(x)
+        x, base = self.trunk(x[:, : self.n_mixed]), x[:, self.n_mixed :]
         with torch.autocast(x.device.type, enabled=False):
             # All weights take part, as DDP expects; those that only sound needs get gradients of 0.
             unused = 0 * (self.head.weight.sum() + self.head.bias.sum())
-            return rearrange(self._loudness(x), "b c t n -> b c n t") + unused
+            return rearrange(self._loudness(x, base), "b c t n -> b c n t") + unused
 
-    def _loudness(self, x: Tensor) -> Tensor:  # [b, time, dim] -> [b, channels, time, steps]
-        return rearrange(self.tone_head(self.norm(x.float())).clamp(max=2.0), "b t (c n) -> b c t n", c=self.channels)
+    def _loudness(self, x: Tensor, base: Tensor) -> Tensor:  # [b, time, dim], [b, steps, time] -> [b, channels, time, steps]
+        change = rearrange(self.tone_head(self.norm(x.float())), "b t (c n) -> b c t n", c=self.channels)
+        return (change + rearrange(base, "b n t -> b 1 t n")).clamp(max=2.0)
 
 
 class ConvDecoder(nn.Module):

@@ -56,11 +56,8 @@ class ToneLoss(nn.Module):
         """[b, channels, steps, time] and the music [b, channels, samples] -> a scalar, the mean over items."""
         with torch.autocast(target.device.type, enabled=False):
             _, notes = self.spectrogram(target.flatten(0, 1))
-            wanted = notes.clamp(min=1e-6).log()
-            found = log_loudness.flatten(0, 1)
-            a, b = (0.3 * found).exp(), (0.3 * wanted).exp()
-            loud = ((a - b).abs().mean(dim=(1, 2)) / b.mean(dim=(1, 2))).mean()
-            return loud + (found - wanted).abs().mean() / (2 * math.log(10))
+            found, wanted = (log_loudness.flatten(0, 1) / 2).exp(), notes.sqrt()
+            return ((found - wanted).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2)).clamp(min=1e-3)).mean()
 
 
 def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:

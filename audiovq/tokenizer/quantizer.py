@@ -285,4 +285,94 @@ class FSQuantizer(Quantizer):
         return Quantized(straight_through(latents, self.embed(codes)), codes, latents, {})
 
 
-QUANTIZERS: dict[str, type[Quantizer]] = {"ema": EMAQuantizer, "gumbel": GumbelQuantizer, "fsq": FSQuantizer}
+class PatchQuantizer(Quantizer):
+    """Residual vector quantization of patches of several bands, in one sequence: a patch has `bands · stages` codes.
+
+    First one code for each band, then one for what is left of each, and so on (SoundStream, arXiv:2107.03312, section
+    III-C). Each slot has its own codes: a code at position n is slot n mod slots. Code vectors are moving averages, as in
+    `EMAQuantizer`, of latents of any length. Latents get no gradient.
+    """
+
+    class Config(BaseConfig):
+        kind: Literal["patches"] = "patches"
+        codes: int = Field(default=400, ge=2, le=MAX_CODES)  # of each slot
+        bands: int = Field(default=2, ge=1, le=64)  # of a level
+        stages: int = Field(default=2, ge=1, le=64)  # codes of a band in a patch
+        dim: int = Field(default=120, ge=1, le=1 << 16)  # of a band's patch
+        decay: float = Field(default=0.99, gt=0, lt=1)
+        revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
+
+        @property
+        def slots(self) -> int:
+            return self.bands * self.stages
+
+        @property
+        def codebook_size(self) -> int:
+            return self.slots * self.codes
+
+        @property
+        def codebook_dim(self) -> int:
+            return self.bands * self.dim
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.embedding = nn.Buffer(torch.zeros(config.slots, config.codes, config.dim))
+        self.counts = nn.Buffer(torch.ones(config.slots, config.codes))
+        self.sums = nn.Buffer(self.embedding.clone())
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return x.float()
+
+    def _search(self, latents: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """[b, time, bands · dim] -> for each slot what is to be coded [b · time, dim], and the nearest code [b · time]."""
+        left = list(rearrange(latents.float(), "b t (band d) -> band (b t) d", band=self.config.bands))
+        inputs, codes = [], []
+        for slot, book in enumerate(self.embedding):
+            x = left[slot % self.config.bands]
+            inputs.append(x)
+            codes.append((book.square().sum(dim=-1) - 2 * x @ book.T).argmin(dim=-1))
+            left[slot % self.config.bands] = x - book[codes[-1]]
+        return inputs, codes
+
+    def encode(self, latents: Tensor) -> Tensor:
+        with torch.autocast(latents.device.type, enabled=False):
+            _, codes = self._search(latents)
+        numbered = torch.stack([code + slot * self.config.codes for slot, code in enumerate(codes)])
+        return rearrange(numbered, "slot (b t) -> b (t slot)", b=len(latents))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        c = self.config
+        codes = F.pad(codes, (0, -codes.shape[1] % c.slots), value=-1)  # of an incomplete patch
+        codes = rearrange(codes, "b (t slot) -> slot b t", slot=c.slots)
+        vectors = torch.stack([F.embedding(code % c.codes, book) for code, book in zip(codes, self.embedding, strict=True)])
+        vectors = vectors * (codes >= 0)[..., None]
+        return vectors.unflatten(0, (c.stages, c.bands)).sum(dim=0).movedim(0, 2).flatten(2)
+
+    def forward(self, x: Tensor) -> Quantized:
+        latents = self.normalise(x)
+        codes = self.encode(latents)
+        return Quantized(self.embed(codes), codes, latents, {})
+
+    @torch.no_grad()
+    def initialise(self, latents: list[Tensor]) -> None:
+        every = torch.zeros(self.config.codes, device=self.counts.device)
+        for slot in range(self.config.slots):
+            inputs, _ = self._search(torch.cat(latents))
+            self.embedding[slot] = dead_codes(every, [inputs[slot][None]], 1.0)[1]
+        self.sums.copy_(self.embedding)
+
+    @torch.no_grad()
+    def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
+        inputs, found = self._search(torch.cat(latents))
+        for slot, (x, code) in enumerate(zip(inputs, found, strict=True)):
+            counts, sums, book = self.counts[slot], self.sums[slot], self.embedding[slot]
+            counts.lerp_(code_counts([code], len(counts)), 1 - self.config.decay)
+            sums.lerp_(collectives.all_reduce_(torch.zeros_like(sums).index_add_(0, code, x)), 1 - self.config.decay)
+            dead, candidates = dead_codes(counts, [x[None]], self.config.revival_fraction)
+            full = counts.mean()
+            book.copy_(torch.where(dead[:, None], candidates, sums / counts.clamp(min=1e-6)[:, None]))
+            counts.copy_(torch.where(dead, full, counts))
+            sums.copy_(torch.where(dead[:, None], candidates * full, sums))
+
+
+QUANTIZERS: dict[str, type[Quantizer]] = {"ema": EMAQuantizer, "gumbel": GumbelQuantizer, "fsq": FSQuantizer, "patches": PatchQuantizer}

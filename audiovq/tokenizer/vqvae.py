@@ -66,11 +66,6 @@ class VQVAEConfig(Config):
         check_hop_lengths(self.hop_lengths, self.topology)
         if self.causal and (self.topology == "bands" or self.decoder.kind == "tones"):
             raise ValueError("causal: expected topology residual or independent and decoder istft or conv")
-        if self.topology == "bands" and (self.channels > 1 or self.hop_lengths[0] % self.bands.frames_per_code):
-            raise ValueError(
-                f"topology bands: expected 1 channel and hop_lengths divisible by {self.bands.frames_per_code} "
-                f"(bands.frames_per_code), found {self.channels} and {self.hop_lengths[0]}"
-            )
         return self
 
     @property
@@ -81,6 +76,11 @@ class VQVAEConfig(Config):
     def code_rates(self) -> list[float]:
         """Codes per second of each level."""
         return [self.sample_rate / hop for hop in self.hop_lengths]
+
+    @property
+    def multiple(self) -> int:
+        """Samples: waveforms are padded to whole codes of level 0, or whole patches."""
+        return self.hop_lengths[0] * (self.quantizer.slots if self.topology == "bands" else 1)
 
     @property
     def codebook_size(self) -> int:
@@ -107,21 +107,23 @@ class ResidualAutoencoder(nn.Module):
     def __init__(self, config: VQVAEConfig, hop_lengths: list[int]):
         super().__init__()
         dim, codebook_dim, whiten = config.dim, config.quantizer.codebook_dim, config.whiten_latents
-        n, finest, out_dim = len(hop_lengths), hop_lengths[-1], dim
+        n, finest = len(hop_lengths), hop_lengths[-1]
         self.combiner = None
         if config.topology == "bands":
-            n_blocks, out_dim = config.encoder.n_blocks, config.bands.decoder_dim
-            self.encoder = BandEncoder(finest, dim, config.bands, n, n_blocks, config.sample_rate)
-            self.combiner = BandCombiner(dim, config.bands, n)
-            finest //= config.bands.frames_per_code
+            self.encoder = BandEncoder(config.multiple, config.bands, n, config.quantizer.bands, config.sample_rate)
+            self.combiner = BandCombiner(dim, config.bands, n, config.quantizer.bands)
+            finest = self.encoder.hop_length
         else:
             rate, causal = config.sample_rate, config.causal
             self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, rate, causal)
         # Per level: into the space of the codebook, and back.
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
-        self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
-        self.standardise = nn.ModuleList(latent_norm(codebook_dim, whiten) for _ in hop_lengths)
-        self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, out_dim) for _ in hop_lengths)
+        if self.combiner is not None:
+            self.norms = self.projections_in = self.standardise = self.projections_out = [nn.Identity()] * n
+        else:
+            self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
+            self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
+            self.standardise = nn.ModuleList(latent_norm(codebook_dim, whiten) for _ in hop_lengths)
+            self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
         # From each level's rate to the next finer one's.
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
         self.ups = nn.ModuleList(Upsample(dim, dim, r, config.causal) if r > 1 else nn.Identity() for r in ratios)
@@ -129,7 +131,7 @@ class ResidualAutoencoder(nn.Module):
         self.decoder = kind(dim, config.channels, finest, config.decoder, rate, config.causal)
         # Receptive fields to one side, in samples: of a code, and of a decoded sample.
         ups_radius = sum(hop for ratio, hop in zip(ratios, hop_lengths, strict=False) if ratio > 1)
-        combiner_radius = self.combiner.radius * hop_lengths[-1] if self.combiner else 0
+        combiner_radius = self.combiner.radius * finest if self.combiner else 0
         self.encoder_radius = self.encoder.radius_samples + ups_radius
         self.decoder_radius = self.decoder.radius * finest + ups_radius + combiner_radius
         # As far as they look ahead: back and ahead alike, or hardly ahead and twice as far back.
@@ -167,6 +169,8 @@ class ResidualAutoencoder(nn.Module):
 
     def residual(self, vectors: Tensor, i: int) -> Tensor:
         """What level i adds to the sum: code vectors [b, time, codebook_dim] -> [b, dim, time]."""
+        if self.combiner is not None:
+            return rearrange(vectors, "b t d -> b d t")
         components = vectors * vectors.shape[-1] ** 0.5  # of vectors of about unit length, brought to about 1
         return rearrange(self.projections_out[i](components), "b t d -> b d t")
 
@@ -224,7 +228,8 @@ class VQVAE(nn.Module):
         self.encoder_ahead: int = max(autoencoder.encoder_ahead for autoencoder in self.groups)
         self.decoder_ahead: int = max(autoencoder.decoder_ahead for autoencoder in self.groups)
         # Samples; a chunk that is decoded alone must begin at a multiple of it in the track.
-        self.period = math.lcm(hops[0], *(autoencoder.period for autoencoder in self.groups))
+        self.encoder_period = config.multiple if config.topology == "bands" else 1
+        self.period = math.lcm(config.multiple, *(autoencoder.period for autoencoder in self.groups))
 
     def level_groups(self) -> list[tuple[ResidualAutoencoder, list[int]]]:
         """Each autoencoder with the indexes of its levels."""
@@ -265,7 +270,7 @@ class VQVAE(nn.Module):
             microbatch_size: items that are encoded and decoded at a time; the result is the same.
             only_tones: return the loudness of the tones and no waveforms (decoder `tones`).
         """
-        check_waveform(waveform, self.config.channels, self.config.hop_lengths[0])
+        check_waveform(waveform, self.config.channels, self.config.multiple)
         quantizers = self.quantizers() if quantizers is None else quantizers
         drop_levels = self.training if drop_levels is None else drop_levels
         reconstructions, quantized, tones = [], [], None
@@ -295,8 +300,8 @@ class VQVAE(nn.Module):
             ValueError: wrong shape or channel count; the message has expected and received.
         """
         hops, samples = self.config.hop_lengths, waveform.shape[-1]
-        waveform = F.pad(waveform, (0, -samples % hops[0]))
-        check_waveform(waveform, self.config.channels, hops[0])
+        waveform = F.pad(waveform, (0, -samples % self.config.multiple))
+        check_waveform(waveform, self.config.channels, self.config.multiple)
         results = self.quantize(waveform, self.quantizers())
         codes = [level.codes for _, levels, _ in results for level in levels]
         return [level[:, : -(-samples // hop)] for level, hop in zip(codes, hops, strict=True)]
@@ -324,5 +329,6 @@ class VQVAE(nn.Module):
         for i in levels[: len(codes)]:
             residual = autoencoder.residual(quantizers[i].embed(codes[i]), i - first)  # [b, dim, time]
             # The coarsest level may reach further than a finer one, which adds nothing there.
-            residuals.append(F.pad(residual, (0, length // hops[i] - residual.shape[-1])))
+            n_missing = 0 if self.config.topology == "bands" else length // hops[i] - residual.shape[-1]
+            residuals.append(F.pad(residual, (0, n_missing)))
         return autoencoder.decode(*residuals)[..., :n_samples]
