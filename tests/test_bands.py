@@ -10,23 +10,23 @@ from torch import Tensor
 
 from audiovq.config import build
 from audiovq.data.audio import read_audio
-from audiovq.tokenizer.bands import BandsConfig
+from audiovq.tokenizer.bands import BandsConfig, peak_weights
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
-from audiovq.tokenizer.decoders import ToneDecoder
 from audiovq.tokenizer.losses import ToneLoss
 from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, decimate, frequency, pitches
+from audiovq.tokenizer.quantizer import PatchQuantizer
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.tones import Oscillators
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 RATE = 16000
 CONFIG = {
-    "sample_rate": RATE, "topology": "bands", "hop_lengths": [512] * 4, "dim": 16, "whiten_latents": True,
-    "bands": {"low": 40, "semitones": 12, "per_semitone": 3, "margin": 4, "n_mels": 24, "decoder_dim": 8},
-    "encoder": {"n_blocks": 1},
+    "sample_rate": RATE, "topology": "bands", "hop_lengths": [256, 256], "dim": 16, "shared_codebook": False,
+    "bands": {"low": 40, "semitones": 12, "per_semitone": 3, "frames": 4},
     "decoder": {"kind": "tones", "dim": 16, "n_blocks": 1, "low": 40, "high": 76, "per_semitone": 3},
-    "quantizer": {"kind": "ema", "codebook_size": 16, "codebook_dim": 4},
+    "quantizer": {"kind": "patches", "codes": 16, "bands": 2, "stages": 2, "dim": 144, "candidates": 4},
 }  # fmt: skip
+PATCH = 1024  # samples: 4 frames, and 4 codes of each of the two levels
 
 
 def sine(hertz: float, seconds: float, rate: int = RATE, amplitude: float = 0.5) -> Tensor:
@@ -39,12 +39,16 @@ def chord(seconds: float) -> Tensor:
     return (wave + 0.01 * torch.randn(len(wave), generator=torch.Generator().manual_seed(0)))[None, None]
 
 
-def small_network() -> VQVAE:
+def small_network(steps: int = 8) -> VQVAE:
+    """Codebooks that have seen music, and a network that was not trained."""
     torch.manual_seed(0)
     network = VQVAE(build(VQVAEConfig, CONFIG, "model"))
-    music = chord(4.096)[..., : 512 * 64 * 2]
+    music = chord(4.096)[..., : PATCH * 64]
     initialise_statistics(network, music)
     initialise_codebooks(network, music)
+    with torch.no_grad():
+        for _ in range(steps):
+            network.train()(music, only_tones=True)
     return network.eval()
 
 
@@ -133,38 +137,90 @@ def test_a_chunk_at_the_period_is_the_whole() -> None:
 
 def test_codes_and_waveforms_have_the_lengths_of_the_contract() -> None:
     network = small_network()
-    codes = network.encode(chord(1.0))
-    assert [list(level.shape) for level in codes] == [[1, -(-RATE // 512)]] * 4
-    for n_levels in (1, 3, 4):
-        assert network.decode(codes[:n_levels], 16000).shape == (1, 1, 16000)
+    for n_samples in (RATE, RATE + 700, 5):
+        codes = network.encode(chord(2.0)[..., :n_samples])
+        assert [list(level.shape) for level in codes] == [[1, -(-n_samples // 256)]] * 2
+        for n_levels in (1, 2):
+            assert network.decode(codes[:n_levels], n_samples).shape == (1, 1, n_samples)
 
 
-def test_a_band_has_its_own_pitches_as_inputs() -> None:
-    """A tone changes the features of its band, and not of a band that is further away than the margin."""
-    network = small_network()
-    encoder = network.groups[0].encoder
-    with torch.no_grad():
-        encoder.enter_mels.weight.zero_()
-        quiet, loud = (encoder(chord(2.048) + x) for x in (0.0, sine(float(frequency(torch.tensor(70.0))), 2.048)))
-    changes = [float((a - b).abs().mean()) for a, b in zip(quiet, loud, strict=True)]
-    assert changes[2] > 0.05
-    assert changes[0] < 0.1 * changes[2]
-    assert changes[3] == 0.0  # its only inputs are mel bands
-
-
-def test_bands_share_their_weights() -> None:
-    """The same features a band higher give the same latent features, a band higher."""
+def test_a_band_has_its_own_pitches_and_peaks_weigh_most() -> None:
     encoder = small_network().groups[0].encoder
-    with torch.no_grad():
-        encoder.enter_mels.weight.zero_()
-        features = torch.randn(1, 2 * 108 + 24, 40)
-        low, high = features.clone(), features.clone()
-        notes = torch.randn(1, 2, 36, 40)
-        for x, start in ((low, 0), (high, 36)):
-            x[:, :216] = 0
-            x[:, :216].view(1, 2, 108, 40)[:, :, start : start + 36] = notes
-        encoder.front.forward = lambda waveform: waveform  # type: ignore[method-assign] - features are given
-        assert torch.allclose(encoder(low)[0], encoder(high)[1], atol=1e-5)
+    low, high = (sine(float(frequency(torch.tensor(pitch))), 2.048)[None, None] for pitch in (46.0, 70.0))
+    for wave, level, first in ((low, 0, 0), (high, 1, 0)):  # bands 0 and 2: the first ones of their levels
+        found = torch.stack(encoder(wave)).unflatten(2, (2, 36, 4))[:, 0, :, :, :, 8]  # [level, band, step, frame]
+        loudest = found[level, first].amax(dim=1).argmax()
+        assert int(loudest) == 18  # 6 semitones above the band's lowest
+        others = found.clone()
+        others[level, first] = 0
+        others[1, 1] = 0  # mel bands
+        assert float(others.max()) < 0.3 * float(found[level, first].max())
+    # Weights, by the definition.
+    magnitudes = torch.tensor([0.1, 0.5, 0.2, 0.15, 0.1, 0.3])[None, :, None]
+    expected = torch.tensor([0.85, 1.0, 0.85, 0.5, 0.85, 1.0])
+    assert torch.allclose(peak_weights(magnitudes)[0, :, 0], expected)
+
+
+def test_codes_are_of_their_slots_and_the_nearest_by_a_search_of_all() -> None:
+    """With as many candidates as there are sums, the search finds the nearest sum of all; greedily it is further."""
+    torch.manual_seed(0)
+    latents = torch.randn(2, 5, 2 * 6)
+    config = {"kind": "patches", "codes": 8, "bands": 2, "stages": 2, "dim": 6}
+    quantizer, greedy = (PatchQuantizer(PatchQuantizer.Config(**config, candidates=n)) for n in (64, 1))
+    for q in (quantizer, greedy):
+        q.embedding.copy_(torch.randn(2, 2, 8, 6, generator=torch.Generator().manual_seed(1)))
+    codes = quantizer.encode(latents)
+    slots = codes.view(2, 5, 4) // 8
+    assert torch.equal(slots, torch.arange(4).expand(2, 5, 4))
+    for band in range(2):
+        books = quantizer.embedding[:, band]
+        sums = (books[0][:, None] + books[1]).flatten(0, 1)  # [64, 6]
+        x = latents[..., band * 6 : band * 6 + 6]
+        best = torch.cdist(x, sums.expand(2, 64, 6)).argmin(dim=-1)
+        assert torch.equal(codes.view(2, 5, 2, 2)[..., band] - torch.tensor([band * 8, 16 + band * 8]),
+                           torch.stack([best // 8, best % 8], dim=-1))  # fmt: skip
+        assert torch.allclose(quantizer.embed(codes)[..., band * 6 : band * 6 + 6], sums[best])
+    near, far = ((q.embed(q.encode(latents)) - latents).norm() for q in (quantizer, greedy))
+    assert float(near) < float(far)
+
+
+def test_a_patch_without_its_last_codes_has_the_first_ones() -> None:
+    network, codes = small_network(), small_network().encode(chord(1.024))
+    quantizer = network.quantizers()[0]
+    assert isinstance(quantizer, PatchQuantizer)
+    whole, part = quantizer.embed(codes[0][:, :8]), quantizer.embed(codes[0][:, :6])  # without the second stage
+    assert torch.equal(part[:, 0], whole[:, 0])
+    first = quantizer.embedding[0].flatten(0, 1)[codes[0][0, 4:6]]
+    assert torch.equal(part[0, 1], first.flatten())
+
+
+def test_codebooks_follow_what_they_code() -> None:
+    """Moving averages of sums and counts, by the definition, for the first stage of one band."""
+    torch.manual_seed(0)
+    config = PatchQuantizer.Config(codes=4, bands=1, stages=1, dim=3, decay=0.9, revival_fraction=0)
+    quantizer = PatchQuantizer(config).train()
+    quantizer.embedding.copy_(torch.randn(1, 1, 4, 3))
+    quantizer.sums.copy_(quantizer.embedding)
+    counts, sums = torch.ones(4), quantizer.embedding[0, 0].clone()
+    for _ in range(3):
+        x = torch.randn(2, 5, 3)
+        codes = quantizer.encode(x)
+        quantizer.update([x], [codes])
+        for k in range(4):
+            mine = x[codes == k]
+            counts[k] = 0.9 * counts[k] + 0.1 * len(mine)
+            sums[k] = 0.9 * sums[k] + 0.1 * mine.sum(dim=0)
+        assert torch.allclose(quantizer.embedding[0, 0], sums / counts[:, None], atol=1e-5)
+
+
+def test_codes_alone_already_have_the_notes() -> None:
+    """Without any training of the network, the loudest steps of the chord are the loudest of its reconstruction."""
+    network, music = small_network(100), chord(4.096)[..., : PATCH * 64]
+    loss = ToneLoss(RATE, 256, network.groups[0].decoder.pitches)
+    output = network(music, only_tones=True)
+    assert output.tones is not None
+    assert loss(output.tones, music).item() < 0.25
+    assert float(loss(torch.full_like(output.tones, -30.0), music)) == pytest.approx(1, abs=1e-3)
 
 
 def test_streams_equal_the_whole() -> None:
@@ -175,27 +231,19 @@ def test_streams_equal_the_whole() -> None:
     streamed = [torch.cat(level) for level in zip(*blocks, encoder.finish(), strict=True)]
     assert all(torch.equal(a[0], b) for a, b in zip(whole, streamed, strict=True))
     n_samples = waveform.shape[-1]
-    decoder = StreamingDecoder(network, 4, 0)
+    decoder = StreamingDecoder(network, 2, 0)
     parts = [decoder.push([level[0, i : i + 37] for level in whole]) for i in range(0, whole[0].shape[1], 37)]
     found = torch.cat([*parts, decoder.finish(n_samples)], dim=-1)
     assert torch.allclose(found, network.decode(whole, n_samples)[0].clamp(-1, 1), atol=1e-5)
 
 
-def test_the_decoder_begins_with_the_loudness_of_the_music() -> None:
-    network = small_network()
-    decoder = network.groups[0].decoder
-    assert isinstance(decoder, ToneDecoder)
-    expected = decoder.spectrogram(chord(4.096)[..., : 512 * 64 * 2]).clamp(min=1e-6).log().mean(dim=(0, 3)).flatten()
-    assert torch.allclose(decoder.tone_head.bias, expected, atol=1e-4)
-
-
 def test_the_tone_loss_is_zero_for_the_music_itself_and_counts_decibels() -> None:
     steps, music = pitches(40, 76, 3, RATE), chord(2.048)
     loss = ToneLoss(RATE, 256, steps)
-    target = loss.spectrogram(music[:, 0])[1].clamp(min=1e-6).log()[:, None]
-    assert float(loss(target, music)) == pytest.approx(0, abs=1e-6)
-    # 20 dB too loud everywhere: 10^0.3 - 1 of the loud part, and half a decade.
-    assert float(loss(target + math.log(10), music)) == pytest.approx(10**0.3 - 1 + 0.5, rel=1e-3)
+    target = loss.spectrogram(music[:, 0])[1].clamp(min=1e-9).log()[:, None]
+    assert float(loss(target, music)) == pytest.approx(0, abs=1e-4)
+    # 20 dB too loud everywhere, to the power 0.4
+    assert float(loss(target + math.log(10), music)) == pytest.approx(10**0.4 - 1, rel=1e-3)
 
 
 def test_tones_alone_are_those_of_the_sound_and_reach_all_weights() -> None:
@@ -208,17 +256,17 @@ def test_tones_alone_are_those_of_the_sound_and_reach_all_weights() -> None:
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     assert len(gradients) == len(list(network.parameters()))  # DDP waits for each
     assert gradients["groups.0.decoder.head.weight"].abs().max() == 0
-    assert gradients["groups.0.encoder.enter.weight"].abs().max() > 0
+    assert gradients["groups.0.decoder.tone_head.weight"].abs().max() > 0
 
 
 def test_it_learns() -> None:
-    network, music = small_network().train(), chord(4.096)[..., : 512 * 64 * 2]
+    network, music = small_network().train(), chord(4.096)[..., : PATCH * 64]
     decoder = network.groups[0].decoder
     loss = ToneLoss(RATE, decoder.hop_length, decoder.pitches)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     values = []
-    for _ in range(30):
-        output = network(music)
+    for _ in range(40):
+        output = network(music, drop_levels=False)
         assert output.tones is not None
         value = loss(output.tones, music)
         optimizer.zero_grad()
@@ -229,8 +277,14 @@ def test_it_learns() -> None:
 
 
 @pytest.mark.parametrize(("changed", "word"), [
-    ({"channels": 2}, "expected 1 channel"),
-    ({"hop_lengths": [513] * 4}, "divisible by 2"),
+    ({"channels": 2}, "expected all three, 1 channel, and equal hop_lengths; found topology bands, patches, tones, 2"),
+    ({"hop_lengths": [512, 256]}, "equal hop_lengths; found .* \\[512, 256\\]"),
+    ({"decoder": {"kind": "istft"}}, "expected all three"),
+    ({"topology": "residual"}, "expected all three"),
+    ({"quantizer": CONFIG["quantizer"] | {"dim": 36}}, "quantizer.dim: expected 144, as in bands, found 36"),
+    ({"decoder": CONFIG["decoder"] | {"high": 88}}, "decoder.high: expected 76, as in bands, found 88"),
+    ({"hop_lengths": [257, 257], "bands": CONFIG["bands"] | {"frames": 8},
+      "quantizer": CONFIG["quantizer"] | {"dim": 288}}, "expected a divisor of a patch of 1028 samples, found 8"),
 ])  # fmt: skip
 def test_what_bands_cannot_have_is_named(changed: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):

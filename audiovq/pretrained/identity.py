@@ -28,7 +28,6 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "gumbel": _CODEBOOK | _TEMPERATURE | _USAGE,
     "fsq": {"levels": [8, 5, 5, 5]},
 }
-_PITCHES = {"low": 28.0, "semitones": 12, "per_semitone": 5}
 ENCODER: dict[str, Any] = {"block": "convnext", "n_blocks": 4}
 TOKENIZER: dict[str, Any] = {
     "sample_rate": 24000,
@@ -38,7 +37,7 @@ TOKENIZER: dict[str, Any] = {
     "shared_codebook": True,
     "dim": 256,
     "decorrelate": False,
-    "bands": _PITCHES | {"margin": 10, "n_mels": 80, "frames_per_code": 2, "decoder_dim": 64},
+    "bands": {"low": 28.0, "semitones": 12, "per_semitone": 5, "frames": 4},
     "causal": False,
 }
 CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1

@@ -2,11 +2,11 @@
 
 A residual code must name a whole spectrum, so a chord needs a code for the combination of its notes. A band has few
 notes, and the bands' codes multiply (BandTok, arXiv:2605.15831, does so for mel bands). The encoder has no weights: the
-latents are square roots of magnitudes, which k-means quantizes without blurring them, as it would blur logarithms. So
-decoding without a network already has the notes, and the network learns what is missing.
+latents are magnitudes to a power, which k-means quantizes without the blur that it makes of logarithms. So the codes alone
+already have the notes (see `tones.py`), and the decoder learns what is missing.
 
-The spectrum is cut into patches of several frames. The last band has what pitches do not say: wide mel bands of short
-windows. A level has the codes of a patch of some bands, one after the other (see `PatchQuantizer`).
+The spectrum is cut into patches of some frames. The last band has what pitches do not say: wide mel bands of short
+windows. A level has the codes of some bands, patch by patch (see `PatchQuantizer`).
 """
 
 import torch
@@ -19,6 +19,9 @@ from audiovq.config import Config
 from audiovq.tokenizer.fronts import mel_filters, short_time_spectrum
 from audiovq.tokenizer.pitch import NoteSpectrogram, pitches
 
+POWER = 0.4  # of the magnitudes that are coded and compared: quiet notes count, too
+VALLEY = 0.5  # weight of steps of pitch that are no peak, which are not heard
+BESIDE = 0.7  # of those beside a peak
 LEAST = 1e-5  # magnitude that is silence
 
 
@@ -29,16 +32,19 @@ class BandsConfig(Config):
     semitones: int = Field(default=12, ge=1, le=128)  # of each band
     per_semitone: int = Field(default=5, ge=1, le=20)  # steps of pitch
     frames: int = Field(default=4, ge=1, le=64)  # of a patch
-    average: int = Field(default=2, ge=1, le=64)  # frames whose mean is coded
 
     @property
     def n_steps(self) -> int:
+        """Steps of pitch of a band, and mel bands of the last one."""
         return self.semitones * self.per_semitone
 
-    @property
-    def dim(self) -> int:
-        """Numbers in a patch of a band."""
-        return self.n_steps * self.frames // self.average
+
+def peak_weights(magnitudes: Tensor) -> Tensor:
+    """[b, steps, time] -> weights: 1 for steps louder than both neighbours, less beside them, least elsewhere."""
+    below, above = F.pad(magnitudes, (0, 0, 1, 0))[:, :-1], F.pad(magnitudes, (0, 0, 0, 1))[:, 1:]
+    peaks = ((magnitudes >= below) & (magnitudes > above)).to(magnitudes.dtype)
+    beside = BESIDE * F.max_pool2d(peaks, (3, 1), stride=1, padding=(1, 0))
+    return VALLEY + (1 - VALLEY) * torch.maximum(peaks, beside)
 
 
 class BandEncoder(nn.Module):
@@ -57,44 +63,41 @@ class BandEncoder(nn.Module):
                 f"bands: expected pitches below 0.45 of the sample rate of {sample_rate} Hz, found up to {highest:g}; "
                 "use fewer levels or fewer semitones"
             )
-        self.config, self.n_levels, self.hop_length = config, n_levels, patch // config.frames
+        self.n_steps, self.frames, self.n_levels = config.n_steps, config.frames, n_levels
+        self.hop_length = patch // config.frames
         self.notes = NoteSpectrogram(sample_rate, self.hop_length, steps)
         n_fft = max(2 * self.hop_length, 2 ** (sample_rate // 40).bit_length())
-        n_mels = config.n_steps // config.average
-        self.register_buffer("filters", mel_filters(n_fft, n_mels, sample_rate), persistent=False)
+        self.register_buffer("filters", mel_filters(n_fft, config.n_steps, sample_rate), persistent=False)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.radius_samples = max(self.notes.radius_samples, n_fft) + patch
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
-        c = self.config
         with torch.autocast(waveform.device.type, enabled=False):
-            power = F.avg_pool1d(self.notes(waveform[:, 0])[1].square(), c.average)
-            notes = rearrange(
-                power**0.25, "b (band step) (t frame) -> b band (step frame) t", step=c.n_steps, frame=c.frames // c.average
-            )
+            notes = self.notes(waveform[:, 0])[1] ** POWER
             spectrum = short_time_spectrum(waveform[:, 0], self.window, self.hop_length)
-            mels = (spectrum.abs() @ self.filters * 2 / self.window.sum() * len(self.window) ** 0.5).sqrt()
-            mels = rearrange(mels, "b (t frame) mel -> b 1 (mel frame) t", frame=c.frames)
-        bands = torch.cat([notes, mels], dim=1)
-        return list(rearrange(bands, "b (level band) d t -> level b (band d) t", level=self.n_levels).unbind())
+            mels = (spectrum.abs() @ self.filters * 2 / self.window.sum() * len(self.window) ** 0.5) ** POWER
+        features = torch.cat([notes * peak_weights(notes), rearrange(mels, "b t mel -> b mel t")], dim=1)
+        # The frames of a patch become features.
+        shape = {"level": self.n_levels, "step": self.n_steps, "frame": self.frames}
+        return list(
+            rearrange(features, "b (level band step) (t frame) -> level b (band step frame) t", **shape).unbind()
+        )
 
 
 class BandCombiner(nn.Module):
-    """Patches of the first k levels -> features for the decoder [b, dim + steps, time]: mixed ones, and the logarithm of the
-    magnitude of each step of pitch as the codes say it."""
+    """Patches of the first k levels -> features for the decoder [b, dim + steps, time]: mixed ones, and the logarithm of
+    the magnitude of each step of pitch as the codes say it."""
 
     def __init__(self, dim: int, config: BandsConfig, n_levels: int, bands_a_level: int):
         super().__init__()
-        self.config, self.n_levels, self.n_bands = config, n_levels, n_levels * bands_a_level
-        n_features = (self.n_bands - 1) * config.n_steps + config.n_steps // config.average
-        self.mix = nn.Conv1d(n_features, dim, kernel_size=5, padding=2)
+        self.frames, self.n_levels, self.n_mels = config.frames, n_levels, config.n_steps
+        self.mix = nn.Conv1d(n_levels * bands_a_level * config.n_steps, dim, kernel_size=5, padding=2)
         self.radius = 2 + config.frames  # frames
 
     def forward(self, *levels: Tensor) -> Tensor:
-        c = self.config
         missing = [torch.zeros_like(levels[0])] * (self.n_levels - len(levels))
-        bands = rearrange(torch.cat([*levels, *missing], dim=1), "b (band d) t -> b band d t", band=self.n_bands)
-        notes = rearrange(bands[:, :-1], "b band (s f) t -> b (band s) (t f)", s=c.n_steps).repeat_interleave(c.average, 2)
-        mels = rearrange(bands[:, -1], "b (mel frame) t -> b mel (t frame)", frame=c.frames)
-        loudness = (torch.cat([notes, mels], dim=1).clamp(min=0).square() + LEAST).log()
-        return torch.cat([self.mix(loudness / 4 + 1.5), loudness[:, : notes.shape[1]]], dim=1)
+        powers = rearrange(
+            torch.cat([*levels, *missing], dim=1), "b (step frame) t -> b step (t frame)", frame=self.frames
+        )
+        loudness = (powers.clamp(min=0) ** (1 / POWER) + LEAST).log()
+        return torch.cat([self.mix(loudness / 4 + 1.5), loudness[:, : -self.n_mels]], dim=1)

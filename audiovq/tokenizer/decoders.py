@@ -144,7 +144,9 @@ class ToneDecoder(IstftDecoder):
             unused = 0 * (self.head.weight.sum() + self.head.bias.sum())
             return rearrange(self._loudness(x, base), "b c t n -> b c n t") + unused
 
-    def _loudness(self, x: Tensor, base: Tensor) -> Tensor:  # [b, time, dim], [b, steps, time] -> [b, channels, time, steps]
+    def _loudness(
+        self, x: Tensor, base: Tensor
+    ) -> Tensor:  # [b, time, dim], [b, steps, time] -> [b, channels, time, steps]
         change = rearrange(self.tone_head(self.norm(x.float())), "b t (c n) -> b c t n", c=self.channels)
         return (change + rearrange(base, "b n t -> b 1 t n")).clamp(max=2.0)
 

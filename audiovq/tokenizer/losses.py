@@ -1,6 +1,5 @@
 """Reconstruction losses: terms between a waveform and its reconstruction, each with a weight."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from audiovq.config import Config, Window
 from audiovq.distributed import collectives
+from audiovq.tokenizer.bands import POWER, peak_weights
 from audiovq.tokenizer.fronts import mel_filters
 from audiovq.tokenizer.pitch import NoteSpectrogram
 from audiovq.utils.chunking import in_microbatches
@@ -45,8 +45,8 @@ class LossConfig(Config):
 
 
 class ToneLoss(nn.Module):
-    """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music: mean |Δ m^0.3| / mean
-    m^0.3 (what is loud) + mean |Δ log10 m| / 2 (all), with magnitudes m of `NoteSpectrogram`."""
+    """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music: ‖w (aᶜ - bᶜ)‖ / ‖w bᶜ‖ for
+    each item, with magnitudes b of `NoteSpectrogram` and the power c and the weights w of `bands.py`."""
 
     def __init__(self, sample_rate: int, hop_length: int, pitches: Tensor):
         super().__init__()
@@ -55,9 +55,10 @@ class ToneLoss(nn.Module):
     def forward(self, log_loudness: Tensor, target: Tensor) -> Tensor:
         """[b, channels, steps, time] and the music [b, channels, samples] -> a scalar, the mean over items."""
         with torch.autocast(target.device.type, enabled=False):
-            _, notes = self.spectrogram(target.flatten(0, 1))
-            found, wanted = (log_loudness.flatten(0, 1) / 2).exp(), notes.sqrt()
-            return ((found - wanted).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2)).clamp(min=1e-3)).mean()
+            wanted = self.spectrogram(target.flatten(0, 1))[1] ** POWER
+            found, weights = (POWER * log_loudness.flatten(0, 1)).exp(), peak_weights(wanted)
+            distance = (weights * (found - wanted)).flatten(1).norm(dim=1)
+            return (distance / (weights * wanted).flatten(1).norm(dim=1).clamp(min=1e-3)).mean()
 
 
 def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:

@@ -66,6 +66,27 @@ class VQVAEConfig(Config):
         check_hop_lengths(self.hop_lengths, self.topology)
         if self.causal and (self.topology == "bands" or self.decoder.kind == "tones"):
             raise ValueError("causal: expected topology residual or independent and decoder istft or conv")
+        found = self.topology, self.quantizer.kind, self.decoder.kind
+        if "bands" in found or "patches" in found or "tones" in found:
+            c, n_bands = self.bands, self.n_levels * getattr(self.quantizer, "bands", 0)
+            if found != ("bands", "patches", "tones") or self.channels > 1 or len(set(self.hop_lengths)) > 1:
+                raise ValueError(
+                    "topology bands, quantizer patches and decoder tones: expected all three, 1 channel, and equal "
+                    f"hop_lengths; found topology {found[0]}, {found[1]}, {found[2]}, {self.channels} and {list(self.hop_lengths)}"
+                )
+            expected = {
+                "quantizer.dim": c.n_steps * c.frames,
+                "decoder.low": c.low,
+                "decoder.high": c.low + (n_bands - 1) * c.semitones,
+                "decoder.per_semitone": c.per_semitone,
+            }
+            for key, value in expected.items():
+                if (given := getattr(getattr(self, key.split(".")[0]), key.split(".")[1])) != value:
+                    raise ValueError(f"{key}: expected {value:g}, as in bands, found {given:g}")
+            if self.multiple % c.frames:
+                raise ValueError(
+                    f"bands.frames: expected a divisor of a patch of {self.multiple} samples, found {c.frames}"
+                )
         return self
 
     @property

@@ -21,6 +21,8 @@ MODEL_KEYS: dict[str, dict[str, str | None]] = {
     "tokenizer": {"decorrelate": "whiten_latents", "quantize_after": None},
     "prior": {"halo": "context_codes"},
 }
+# Of tokenizer.model.bands, which all configs have: they were of another topology `bands`, which no released model had.
+OLD_BANDS = ("margin", "n_mels", "frames_per_code", "decoder_dim")
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
 REMOVED_KEYWORDS = {  # of `Generator`, and what to do instead
@@ -99,6 +101,9 @@ def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) ->
             target[new_key] = holder.pop(old_key)
         if found and not quiet:
             say(f"{source}: {old} is now called {new}; the old name still works")
+    for bands in _mappings(renamed, ["tokenizer", "model", "bands"]):
+        for key in OLD_BANDS:
+            bands.pop(key, None)
     stages = renamed.get("priors")
     for stage in stages if isinstance(stages, list) else ():
         if isinstance(stage, dict) and stage.pop("lora", None):
@@ -120,6 +125,8 @@ def current_key(path: str) -> str:
 def current_model_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     """The config of a model, which is a "tokenizer" or a "prior", with current keys."""
     names = MODEL_KEYS[kind]
+    if "bands" in config:
+        config = config | {"bands": {k: v for k, v in config["bands"].items() if k not in OLD_BANDS}}
     renamed = ((names.get(key, key), value) for key, value in config.items())
     return {key: value for key, value in renamed if key is not None}
 
