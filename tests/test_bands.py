@@ -10,11 +10,11 @@ from torch import Tensor
 
 from audiovq.config import build
 from audiovq.data.audio import read_audio
-from audiovq.tokenizer.bands import BandsConfig, peak_weights
+from audiovq.tokenizer.bands import BandsConfig
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import ToneLoss
-from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, decimate, frequency, pitches
-from audiovq.tokenizer.quantizer import PatchQuantizer
+from audiovq.tokenizer.patches import PatchQuantizer
+from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, decimate, frequency, peak_weights, pitches
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.tones import Oscillators
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig

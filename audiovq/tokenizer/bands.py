@@ -6,22 +6,20 @@ latents are magnitudes to a power, which k-means quantizes without the blur that
 already have the notes (see `tones.py`), and the decoder learns what is missing.
 
 The spectrum is cut into patches of some frames. The last band has what pitches do not say: wide mel bands of short
-windows. A level has the codes of some bands, patch by patch (see `PatchQuantizer`).
+windows. A level has the codes of some bands, patch by patch (see `patches.py`).
 """
+
+from typing import Any
 
 import torch
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from audiovq.config import Config
 from audiovq.tokenizer.fronts import mel_filters, short_time_spectrum
-from audiovq.tokenizer.pitch import NoteSpectrogram, pitches
+from audiovq.tokenizer.pitch import POWER, NoteSpectrogram, peak_weights, pitches
 
-POWER = 0.4  # of the magnitudes that are coded and compared: quiet notes count, too
-VALLEY = 0.5  # weight of steps of pitch that are no peak, which are not heard
-BESIDE = 0.7  # of those beside a peak
 LEAST = 1e-5  # magnitude that is silence
 
 
@@ -39,12 +37,25 @@ class BandsConfig(Config):
         return self.semitones * self.per_semitone
 
 
-def peak_weights(magnitudes: Tensor) -> Tensor:
-    """[b, steps, time] -> weights: 1 for steps louder than both neighbours, less beside them, least elsewhere."""
-    below, above = F.pad(magnitudes, (0, 0, 1, 0))[:, :-1], F.pad(magnitudes, (0, 0, 0, 1))[:, 1:]
-    peaks = ((magnitudes >= below) & (magnitudes > above)).to(magnitudes.dtype)
-    beside = BESIDE * F.max_pool2d(peaks, (3, 1), stride=1, padding=(1, 0))
-    return VALLEY + (1 - VALLEY) * torch.maximum(peaks, beside)
+def check_bands(model: Any) -> None:
+    """Raises ValueError if a `VQVAEConfig` has some parts of topology `bands`, and others that do not fit."""
+    found = model.topology, model.quantizer.kind, model.decoder.kind
+    if not {"bands", "patches", "tones"} & set(found):
+        return
+    if found != ("bands", "patches", "tones") or model.channels > 1 or len(set(model.hop_lengths)) > 1:
+        raise ValueError(
+            "topology bands, quantizer patches and decoder tones: expected all three, 1 channel, and equal hop_lengths; "
+            f"found topology {', '.join(found)}, {model.channels} and {list(model.hop_lengths)}"
+        )
+    c = model.bands
+    highest = c.low + (model.n_levels * model.quantizer.bands - 1) * c.semitones
+    expected = {"low": c.low, "high": highest, "per_semitone": c.per_semitone, "dim": c.n_steps * c.frames}
+    for key, value in expected.items():
+        part = "quantizer" if key == "dim" else "decoder"
+        if (given := getattr(getattr(model, part), key)) != value:
+            raise ValueError(f"{part}.{key}: expected {value:g}, as in bands, found {given:g}")
+    if model.multiple % c.frames:
+        raise ValueError(f"bands.frames: expected a divisor of a patch of {model.multiple} samples, found {c.frames}")
 
 
 class BandEncoder(nn.Module):

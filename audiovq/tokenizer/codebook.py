@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiovq.distributed import collectives, rng
-from audiovq.utils.device import widest_float
 
 LATENTS_PER_CODE = 64  # of more latents, k-means takes a random part
 
@@ -49,6 +48,5 @@ def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[
     """Find the codes that are used less than `fraction` of the mean, bool [size], and draw a latent for every
     code, [size, dim], though only dead ones take theirs: no rank takes a branch alone."""
     pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
-    device, dtype = counts.device, widest_float(counts.device)
-    drawn = torch.rand(len(counts), generator=rng.generator(), device=device, dtype=dtype)
-    return counts < fraction * counts.mean(), pool.rows((drawn * pool.size).long().clamp(max=pool.size - 1))
+    drawn = torch.randint(2**31, (len(counts),), generator=rng.generator(), device=counts.device)
+    return counts < fraction * counts.mean(), pool.rows(drawn % pool.size)

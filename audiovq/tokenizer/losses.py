@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from audiovq.config import Config, Window
 from audiovq.distributed import collectives
-from audiovq.tokenizer.bands import POWER, peak_weights
 from audiovq.tokenizer.fronts import mel_filters
-from audiovq.tokenizer.pitch import NoteSpectrogram
+from audiovq.tokenizer.pitch import POWER, NoteSpectrogram, peak_weights
 from audiovq.utils.chunking import in_microbatches
 
 LOG_FLOOR = 1e-5  # smaller magnitudes are silence
@@ -46,7 +45,7 @@ class LossConfig(Config):
 
 class ToneLoss(nn.Module):
     """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music: ‖w (aᶜ - bᶜ)‖ / ‖w bᶜ‖ for
-    each item, with magnitudes b of `NoteSpectrogram` and the power c and the weights w of `bands.py`."""
+    each item, with magnitudes b of `NoteSpectrogram` the power c and the weights w of `pitch.py`."""
 
     def __init__(self, sample_rate: int, hop_length: int, pitches: Tensor):
         super().__init__()

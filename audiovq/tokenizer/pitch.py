@@ -19,6 +19,10 @@ FACTORS = 8, 16, 32  # by which the sample rate may be divided for low notes
 HIGHEST_OF_RATE = 0.25  # the highest of these notes, relative to the lower sample rate
 FILTER_BLOCKS = 16  # length of the filter in samples of the lower rate
 
+POWER = 0.4  # of the magnitudes that are coded and compared: quiet notes count, too
+VALLEY = 0.5  # weight of steps of pitch that are no peak, which are not heard
+BESIDE = 0.7  # of those beside a peak
+
 
 def frequency(pitch: Tensor) -> Tensor:
     """Hz of MIDI pitches; 69 is 440 Hz."""
@@ -130,3 +134,11 @@ class NoteSpectrogram(nn.Module):
         short = F.pad(short, (0, 0, NEIGHBOURS // 2, NEIGHBOURS // 2)).unfold(1, NEIGHBOURS, 1).amax(dim=-1)
         mean = F.avg_pool1d(short, SMOOTHING_FRAMES, 1, SMOOTHING_FRAMES // 2, count_include_pad=False)
         return long, long * (short / (mean + 1e-9)).clamp(0.03, 3.0)
+
+
+def peak_weights(magnitudes: Tensor) -> Tensor:
+    """[b, steps, time] -> weights: 1 for steps louder than both neighbours, less beside them, least elsewhere."""
+    below, above = F.pad(magnitudes, (0, 0, 1, 0))[:, :-1], F.pad(magnitudes, (0, 0, 0, 1))[:, 1:]
+    peaks = ((magnitudes >= below) & (magnitudes > above)).to(magnitudes.dtype)
+    beside = BESIDE * F.max_pool2d(peaks, (3, 1), stride=1, padding=(1, 0))
+    return VALLEY + (1 - VALLEY) * torch.maximum(peaks, beside)

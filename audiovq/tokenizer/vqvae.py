@@ -33,14 +33,17 @@ from torch.nn import functional as F
 
 from audiovq.config import Config, one_of
 from audiovq.distributed import rng
-from audiovq.tokenizer.bands import BandCombiner, BandEncoder, BandsConfig
+from audiovq.tokenizer.bands import BandCombiner, BandEncoder, BandsConfig, check_bands
 from audiovq.tokenizer.blocks import Upsample
 from audiovq.tokenizer.decoders import DECODERS, IstftDecoder, ToneDecoder
 from audiovq.tokenizer.encoder import Encoder, EncoderConfig
 from audiovq.tokenizer.input_checks import check_codes, check_hop_lengths, check_waveform
 from audiovq.tokenizer.normalization import latent_norm
+from audiovq.tokenizer.patches import PatchQuantizer
 from audiovq.tokenizer.quantizer import QUANTIZERS, EMAQuantizer, Quantized, Quantizer
 from audiovq.utils.chunking import in_microbatches
+
+ALL_QUANTIZERS = QUANTIZERS | {"patches": PatchQuantizer}
 
 
 class VQVAEConfig(Config):
@@ -56,7 +59,7 @@ class VQVAEConfig(Config):
     whiten_latents: bool = False  # uncorrelated channels, with which levels share a codebook better
     level_dropout: float = Field(default=0.5, ge=0, le=1)  # residual: part of the items that train with fewer levels
     encoder: EncoderConfig = EncoderConfig()
-    quantizer: one_of(QUANTIZERS) = EMAQuantizer.Config()  # type: ignore[valid-type]
+    quantizer: one_of(ALL_QUANTIZERS) = EMAQuantizer.Config()  # type: ignore[valid-type]
     decoder: one_of(DECODERS) = IstftDecoder.Config()  # type: ignore[valid-type]
     # A published codec in place of the networks: kind, source, licence, and its own settings; `from_pretrained` sets it.
     codec: dict[str, str] | None = None
@@ -66,27 +69,7 @@ class VQVAEConfig(Config):
         check_hop_lengths(self.hop_lengths, self.topology)
         if self.causal and (self.topology == "bands" or self.decoder.kind == "tones"):
             raise ValueError("causal: expected topology residual or independent and decoder istft or conv")
-        found = self.topology, self.quantizer.kind, self.decoder.kind
-        if "bands" in found or "patches" in found or "tones" in found:
-            c, n_bands = self.bands, self.n_levels * getattr(self.quantizer, "bands", 0)
-            if found != ("bands", "patches", "tones") or self.channels > 1 or len(set(self.hop_lengths)) > 1:
-                raise ValueError(
-                    "topology bands, quantizer patches and decoder tones: expected all three, 1 channel, and equal "
-                    f"hop_lengths; found topology {found[0]}, {found[1]}, {found[2]}, {self.channels} and {list(self.hop_lengths)}"
-                )
-            expected = {
-                "quantizer.dim": c.n_steps * c.frames,
-                "decoder.low": c.low,
-                "decoder.high": c.low + (n_bands - 1) * c.semitones,
-                "decoder.per_semitone": c.per_semitone,
-            }
-            for key, value in expected.items():
-                if (given := getattr(getattr(self, key.split(".")[0]), key.split(".")[1])) != value:
-                    raise ValueError(f"{key}: expected {value:g}, as in bands, found {given:g}")
-            if self.multiple % c.frames:
-                raise ValueError(
-                    f"bands.frames: expected a divisor of a patch of {self.multiple} samples, found {c.frames}"
-                )
+        check_bands(self)
         return self
 
     @property
@@ -240,7 +223,7 @@ class VQVAE(nn.Module):
         groups = [[hop] for hop in hops] if config.topology == "independent" else [hops]
         self.groups = nn.ModuleList(ResidualAutoencoder(config, group) for group in groups)
         n_codebooks = 1 if config.shared_codebook else config.n_levels
-        kind = QUANTIZERS[config.quantizer.kind]
+        kind = ALL_QUANTIZERS[config.quantizer.kind]
         self.codebooks = nn.ModuleList(kind(config.quantizer) for _ in range(n_codebooks))
         # Receptive fields of a code and of a decoded sample to one side, in samples.
         self.encoder_radius: int = max(autoencoder.encoder_radius for autoencoder in self.groups)

@@ -22,11 +22,6 @@ def pick_device(device: Device = None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def widest_float(device: torch.device) -> torch.dtype:
-    """float64, which Apple's GPU does not have."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 @contextlib.contextmanager
 def torch_defaults(inference: bool = True) -> Iterator[None]:
     """Inference mode (or none), float32, no autocast and the CPU, whatever the caller has set. Also a decorator."""

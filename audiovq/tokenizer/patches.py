@@ -1,0 +1,117 @@
+"""The quantizer of topology `bands` (see `bands.py`)."""
+
+import itertools
+from typing import Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiovq.config import Config as BaseConfig
+from audiovq.distributed import collectives
+from audiovq.tokenizer.codebook import code_counts, dead_codes
+from audiovq.tokenizer.quantizer_base import MAX_CODES, Quantized, Quantizer
+
+
+class PatchQuantizer(Quantizer):
+    """Residual vector quantization of patches of several bands, in one sequence: a patch has `bands · stages` codes.
+
+    First one code for each band, then one for what is left of each, and so on (SoundStream, arXiv:2107.03312, section
+    III-C); of several candidates the sum that is nearest in the end is taken. Each slot has its own codes: the code at
+    position n is of slot n mod slots. Code vectors follow the means of what they code, as in `EMAQuantizer`, but are of any
+    length. Latents get no gradient.
+    """
+
+    class Config(BaseConfig):
+        kind: Literal["patches"] = "patches"
+        codes: int = Field(default=400, ge=2, le=MAX_CODES)  # of each slot
+        bands: int = Field(default=2, ge=1, le=64)  # of a level
+        stages: int = Field(default=2, ge=1, le=64)  # codes of a band in a patch
+        dim: int = Field(default=240, ge=1, le=1 << 16)  # of a band's patch: steps · frames
+        candidates: int = Field(default=8, ge=1, le=256)  # sums of codes that the search goes on with
+        decay: float = Field(default=0.99, gt=0, lt=1)
+        revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
+
+        @property
+        def slots(self) -> int:
+            return self.bands * self.stages
+
+        @property
+        def codebook_size(self) -> int:
+            return self.slots * self.codes
+
+        @property
+        def codebook_dim(self) -> int:
+            return self.bands * self.dim
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        shape = config.stages, config.bands, config.codes
+        self.embedding = nn.Buffer(torch.zeros(*shape, config.dim))
+        self.counts = nn.Buffer(torch.ones(shape))
+        self.sums = nn.Buffer(self.embedding.clone())
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return x.float()
+
+    def encode(self, latents: Tensor) -> Tensor:
+        c, n = self.config, latents.shape[1]
+        with torch.autocast(latents.device.type, enabled=False):
+            x = rearrange(latents.float(), "b t (band d) -> band (b t) d", band=c.bands)
+            codes = torch.stack([self._search(*pair) for pair in zip(x, self.embedding.unbind(1), strict=True)])
+        first = torch.arange(c.slots, device=codes.device).view(c.stages, c.bands) * c.codes
+        numbered = codes.movedim(2, 0) + first[:, :, None]  # [stage, band, b t]
+        return rearrange(numbered, "stage band (b t) -> b (t stage band)", t=n)
+
+    def _search(self, x: Tensor, books: Tensor) -> Tensor:
+        """Vectors [n, d] of a band, and its codes [stages, codes, d] -> [n, stages], by a beam search."""
+        left, found = x[:, None], x.new_zeros(len(x), 1, 0, dtype=torch.int64)  # [n, candidates, …]
+        for book in books:
+            distances = left.square().sum(-1, keepdim=True) + book.square().sum(-1) - 2 * left @ book.T
+            best = distances.flatten(1).topk(min(self.config.candidates, distances[0].numel()), largest=False).indices
+            candidate, code = best[..., None] // len(book), best % len(book)
+            left = left.take_along_dim(candidate, dim=1) - F.embedding(code, book)
+            found = torch.cat([found.take_along_dim(candidate, dim=1), code[..., None]], dim=2)
+        return found[:, 0]
+
+    def _parts(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [b, n] -> as numbers in their slots, and their vectors: [stage, band, b, time] and [..., d]. A patch whose
+        last codes are missing has vectors of 0 for them."""
+        c = self.config
+        codes = F.pad(codes, (0, -codes.shape[1] % c.slots), value=-1)
+        codes = rearrange(codes, "b (t stage band) -> stage band b t", stage=c.stages, band=c.bands)
+        first = torch.arange(c.slots, device=codes.device).view(c.stages, c.bands, 1, 1) * c.codes
+        numbers = codes % c.codes
+        return numbers, F.embedding(numbers + first, self.embedding.flatten(0, 2)) * (codes >= 0)[..., None]
+
+    def embed(self, codes: Tensor) -> Tensor:
+        return rearrange(self._parts(codes)[1].sum(dim=0), "band b t d -> b t (band d)")
+
+    def forward(self, x: Tensor) -> Quantized:
+        latents = self.normalise(x)
+        codes = self.encode(latents)
+        return Quantized(self.embed(codes), codes, latents, {})
+
+    @torch.no_grad()
+    def initialise(self, latents: list[Tensor]) -> None:
+        """All codes are dead, so the first update takes them from its latents."""
+        self.counts.zero_()
+
+    @torch.no_grad()
+    def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
+        c = self.config
+        numbers, vectors = self._parts(torch.cat(codes))
+        left = rearrange(torch.cat(latents), "b t (band d) -> band (b t) d", band=c.bands)
+        for stage, band in itertools.product(range(c.stages), range(c.bands)):
+            x, number = left[band], numbers[stage, band].flatten()
+            counts, sums, book = self.counts[stage, band], self.sums[stage, band], self.embedding[stage, band]
+            counts.lerp_(code_counts([number], c.codes), 1 - c.decay)
+            sums.lerp_(collectives.all_reduce_(torch.zeros_like(sums).index_add_(0, number, x)), 1 - c.decay)
+            dead, candidates = dead_codes(counts, [x[None]], c.revival_fraction)
+            full = counts.mean()
+            book.copy_(torch.where(dead[:, None], candidates, sums / counts.clamp(min=1e-6)[:, None]))
+            counts.copy_(torch.where(dead, full, counts))
+            sums.copy_(torch.where(dead[:, None], candidates * full, sums))
+            left[band] = x - vectors[stage, band].flatten(0, 1)
