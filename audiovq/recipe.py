@@ -40,8 +40,8 @@ class TrainingConfig(Config):
     evaluate_steps: int = Field(default=250, ge=1)  # steps between two evaluations on held-out tracks
     evaluate_batches: int = Field(default=4, ge=1, le=1 << 20)
     checkpoint_seconds: float = Field(default=60.0, ge=0)  # between two checkpoints; 0: after every step
-    keep_checkpoints: int = Field(default=1, ge=1)  # the last ones, and those of every so many steps (0: none)
-    keep_every_steps: int = Field(default=0, ge=0)
+    keep_checkpoints: int = Field(default=1, ge=1)  # how many of the last ones stay
+    keep_every_steps: int = Field(default=0, ge=0)  # those after every so many steps stay, too; 0: none
     # Decay of a moving average of the weights, which is evaluated and saved in their place; null: none.
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     # Stop after this many evaluations without a lower held-out loss, and keep the best weights; 0: never.

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, assert_one_line_error, cli
 
 from audiovq.recipe import header, load_recipe
+from audiovq.utils import environment
 from audiovq.utils.progress import say
 
 PRINT = "import audiovq, getpass, os; print(getpass.getuser(), *map(os.environ.get, {names}), sep='\\n')"
@@ -47,7 +48,7 @@ def test_a_usual_home_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may become a user without account")
 def test_a_user_without_account_has_a_name_and_a_place_for_caches() -> None:
     """As in `docker run --user 54321`."""
-    become = "import __future__, contextlib, getpass, importlib.util, logging, os, tempfile, typing; tempfile.gettempdir(); os.setuid(54321); "
+    become = "import __future__, contextlib, getpass, importlib.util, logging, os, pathlib, tempfile, typing; tempfile.gettempdir(); os.setuid(54321); "
     name, *places = run_python(become + PRINT.format(names=NAMES))
     assert name == "54321"
     assert len(set(places)) == 1
@@ -128,3 +129,16 @@ with files.utf8_path(Path("model")) as place:
 """
     code = f"import os; os.chdir({str(tmp_path)!r})\n{code}"
     assert run_python(code, HOME=str(tmp_path)) == ["user ['a.txt', 'model'] model"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("150000 100000", 1), ("max 100000", 5), ("900000 100000", 5), ("", 5)]
+)
+def test_cores_are_those_that_a_container_leaves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
+    monkeypatch.setattr(environment, "CGROUP_CPU", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert environment.cpu_count() == expected

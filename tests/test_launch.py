@@ -68,6 +68,8 @@ def test_sigterm_to_the_launcher_leaves_a_checkpoint(stopped: tuple[Path, int, s
     saved = newest(run / "training" / "tokenizer" / "checkpoints")
     assert saved is not None
     assert 3 < int(saved.name.removeprefix("step-")) < 40
+    shares = sorted((run / "data").glob("scan_cache-*.jsonl"))  # each process has scanned its share
+    assert [path.read_text().count("\n") for path in shares] == [2, 2]
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ from test_audio import encoded, needs_ffmpeg
 
 from audiovq.data import tracks as tracks_module
 from audiovq.data.scan_cache import scan_file
-from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
+from audiovq.data.tracks import DataConfig, Scan, find_audio, scan, scan_share
+from audiovq.utils.files import read_jsonl
 
 
 @pytest.fixture
@@ -431,6 +432,24 @@ def test_the_scan_cache_of_an_earlier_version_is_read(folder: Path, tmp_path: Pa
 def test_a_full_disk_stops_the_scan_and_sets_nothing_aside(folder: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         scan(folder, DataConfig(), Path("/dev/full"))
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_shares_of_several_processes_are_the_scan_of_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ranks: int
+) -> None:
+    whole, paths = scan(folder, DataConfig()), [tmp_path / f"scan_cache-{rank}.jsonl" for rank in range(n_ranks)]
+    for rank, path in enumerate(paths):
+        scan_share(folder, path, rank, n_ranks)
+    rows = [[row["path"] for row in read_jsonl(path)] for path in paths if path.exists()]
+    assert min(map(len, rows)) > 0
+    assert len({name for mine in rows for name in mine}) == sum(map(len, rows))  # each file once
+    decoded: list[str] = []
+    real = scan_file
+    monkeypatch.setattr(tracks_module, "scan_file", lambda path: decoded.append(path.name) or real(path))
+    assert scan(folder, DataConfig(), tmp_path / "scan_cache.jsonl") == whole
+    scan_share(folder, paths[1], 0, n_ranks)  # as after another number of processes: all is known
+    assert {*decoded}.isdisjoint({Path(name).name for mine in rows for name in mine})
 
 
 def test_a_scan_that_lost_a_line_is_not_used(folder: Path, tmp_path: Path) -> None:

@@ -81,13 +81,14 @@ def _text(tags: Any, key: str) -> str:
 
 
 class ScanCache:
-    """One JSON line per file that could be read, with its name, size and time of change; none without a path."""
+    """One JSON line per file that could be read, with its name, size and time of change; none without a path. It reads the
+    caches of all processes, which are beside each other, and writes its own."""
 
     def __init__(self, path: Path | None):
         self.path, self.rows = path, {}
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for place in (path.with_name(OLD_SCAN_CACHE), path):
+            for place in (path.with_name(OLD_SCAN_CACHE), *sorted(path.parent.glob("scan_cache*.jsonl"))):
                 self.rows |= {str(row.pop("path", None)): row for row in read_jsonl(place, skip_damaged=True)}
 
     def find(self, name: str, stamp: list[int]) -> ScannedFile | None:

@@ -6,24 +6,27 @@ import math
 import os
 import posixpath
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter
 
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
 from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
-from audiovq.utils.environment import errors_as
+from audiovq.utils import signals
+from audiovq.utils.environment import cpu_count, errors_as
 from audiovq.utils.files import file_sha256, parse_line, read_jsonl, write_jsonl, write_text
 from audiovq.utils.progress import say, say_once, track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
+T = TypeVar("T")
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -187,42 +190,70 @@ def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Sc
     n_other, tracks = len(rejected), list[Track]()
     names_of_audio: dict[str, str] = {}
     cache = ScanCache(cache_file)
-    # Threads run in parallel, because decoding, hashing and arithmetic release the interpreter's lock.
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        results = pool.map(lambda name: _check_file(name, folder, config, manifest, cache), names)
-        for result, new in progress(results, "scan", len(names)):
-            if new is not None:
-                cache.add(result.path, *new)
-            if isinstance(result, Track) and result.audio_sha256 in names_of_audio:
-                result = Rejected(result.path, f"same audio as {names_of_audio[result.audio_sha256]}")
-            if isinstance(result, Rejected):
-                rejected.append(result)
-            else:
-                names_of_audio[result.audio_sha256] = result.path
-                tracks.append(result)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    check = partial(_check_file, folder=folder, config=config, manifest=manifest, cache=cache)
+    for result in _in_threads(check, names):
+        if isinstance(result, Track) and result.audio_sha256 in names_of_audio:
+            result = Rejected(result.path, f"same audio as {names_of_audio[result.audio_sha256]}")
+        if isinstance(result, Rejected):
+            rejected.append(result)
+        else:
+            names_of_audio[result.audio_sha256] = result.path
+            tracks.append(result)
     if not tracks:
         first = f"{rejected[n_other].path}: {rejected[n_other].reason}"
         raise ValueError(f"{folder}: none of {len(names)} files can be used; the first: {first}")
     return Scan(folder, _split(tracks, config.valid_fraction), rejected)
 
 
-def _check_file(
-    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], cache: ScanCache
-) -> tuple[Track | Rejected, tuple[list[int], ScannedFile] | None]:
-    """A file's track, or the reason against it; and the entry for the cache if the file is not in it."""
-    path, new = folder / name, None
+def scan_share(folder: Path, cache_file: Path, rank: int, n_ranks: int) -> None:
+    """Decode every n-th file into the cache of this process, so that `scan` on one process only reads caches."""
+    folder = Path(os.path.realpath(folder))
+    names = [path.relative_to(folder).as_posix() for path in find_audio(folder, [])][rank::n_ranks]
+    deque(_in_threads(partial(_scanned, folder=folder, cache=ScanCache(cache_file)), names), maxlen=0)
+
+
+def _in_threads(check: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+    """The results in order. Threads run in parallel, because decoding, hashing and arithmetic release the interpreter's
+    lock; as many as this process has cores, which may be fewer than the machine has."""
+    pool = ThreadPoolExecutor(max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    try:
+        for result in progress(pool.map(check, names), "scan", len(names)):
+            signals.poll()
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _scanned(name: str, folder: Path, cache: ScanCache) -> tuple[list[int], ScannedFile] | Rejected:
+    """A file's stamp and content, from the cache or else into it; or the reason against it."""
+    path = folder / name
     try:
         # A file of the same size and time of change is taken to be unchanged.
         stamp = file_stamp(path)
-        found = cache.find(name, stamp)
-        if found is None:
-            found = scan_file(path)
-            new = stamp, found
-            if file_stamp(path) != stamp:
-                raise ValueError("changed while it was read; start again when it is complete")
+        if (known := cache.find(name, stamp)) is not None:
+            return stamp, known
+        found = scan_file(path)
+        if file_stamp(path) != stamp:
+            raise ValueError("changed while it was read; start again when it is complete")
+    except (ValueError, OSError) as error:
+        return _rejected(name, path, error)
+    cache.add(name, stamp, found)
+    return stamp, found
+
+
+def _rejected(name: str, path: Path, error: Exception) -> Rejected:
+    return Rejected(name, str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: "))
+
+
+def _check_file(
+    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], cache: ScanCache
+) -> Track | Rejected:
+    """A file's track, or the reason against it."""
+    result = _scanned(name, folder, cache)
+    if isinstance(result, Rejected):
+        return result
+    path, (stamp, found) = folder / name, result
+    try:
         seconds = found.samples / found.sample_rate
         if seconds < config.min_seconds:
             raise ValueError(f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
@@ -234,12 +265,11 @@ def _check_file(
         if split not in {"", "train", "valid"}:
             raise ValueError(f"split: expected train or valid, found {split!r:.40}")
     except (ValueError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        return Rejected(name, str(reason).removeprefix(f"{path}: ")), new
+        return _rejected(name, path, error)
     shared = ("sha256", "sample_rate", "channels", "samples", "peak", "audio_sha256")
     facts: dict[str, Any] = {key: getattr(found, key) for key in shared}
     facts |= {"silent_fraction": found.silent / found.samples, "clipped_fraction": found.clipped / found.samples}
-    return Track(name, split=split, labels=labels, stamp=stamp, **facts), new
+    return Track(name, split=split, labels=labels, stamp=stamp, **facts)
 
 
 def file_stamp(path: Path) -> list[int]:

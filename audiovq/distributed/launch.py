@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from audiovq.distributed import collectives
+from audiovq.utils.environment import cpu_count
 from audiovq.utils.progress import console, say
 from audiovq.utils.signals import Interrupted
 
@@ -93,7 +94,7 @@ def run_on_several(
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if n < 2:
         return False
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // n)))
     _launch(n, arguments)
     return True
 

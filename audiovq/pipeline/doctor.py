@@ -68,7 +68,7 @@ def check_packages() -> Iterator[CheckResult]:
 
 def check_devices() -> Iterator[CheckResult]:
     torch = import_module("torch")
-    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    threads = f"{cpu_count()} cores, {torch.get_num_threads()} threads"
     yield CheckResult("CPU", OK, f"{platform.processor() or platform.machine()}, {threads}")
     for i in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory / 2**30

@@ -21,7 +21,7 @@ from pathlib import Path
 from audiovq.data.shards import Shards
 from audiovq.data.sources import local_music
 from audiovq.data.storage import is_url
-from audiovq.data.tracks import Scan, check_music_folder, scan
+from audiovq.data.tracks import Scan, check_music_folder, scan, scan_share
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
@@ -74,7 +74,12 @@ class RunFolder:
     def open(self) -> None:
         """Scan the music and save the recipe; ValueError for no music, or if there is a run of another recipe."""
         path = self.path / "recipe.yaml"
-        is_main = collectives.rank() == 0
+        is_main, n_ranks = collectives.rank() == 0, collectives.world_size()
+        if n_ranks > 1 and not (self.recipe.codes.path or collectives.from_rank_0(path.exists())):
+            cache = self.path / "data" / f"scan_cache-{collectives.rank()}.jsonl"
+            if (music := self.recipe.data.folder) and not is_url(music):
+                scan_share(Path(music), cache, collectives.rank(), n_ranks)
+            collectives.barrier()
         if is_main and not path.exists():
             # The recipe comes last: a folder without usable music stays free for another recipe.
             self.open_codes() if self.recipe.codes.path else self._scan()

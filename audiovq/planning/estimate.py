@@ -3,7 +3,6 @@ activations are counted in one pass over one example: a prior on torch's meta de
 crop, because both grow in proportion to its length."""
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from audiovq.training.batches import BatchSplit
 from audiovq.training.decoder_task import DecoderTask
 from audiovq.training.devices import use_bf16
 from audiovq.training.tokenizer_task import TokenizerTask
-from audiovq.utils.environment import errors_as
+from audiovq.utils.environment import cpu_count, errors_as
 from audiovq.utils.progress import duration
 
 STAGES = ("tokenizer", "decoder", "codes", "priors")
@@ -67,7 +66,7 @@ def this_device(bf16: bool) -> Device:
     if has_gpu:
         name, memory = torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory
     else:
-        name, memory = f"{os.cpu_count()} CPU cores, no GPU", psutil.virtual_memory().total
+        name, memory = f"{cpu_count()} CPU cores, no GPU", psutil.virtual_memory().total
     # Matrix products and convolutions; on one thread of a CPU, because several wait for each other.
     n, dtype = 4096 if has_gpu else 512, torch.bfloat16 if bf16 else torch.float32
     x = torch.randn(n, n, device="cuda" if has_gpu else "cpu", dtype=dtype)

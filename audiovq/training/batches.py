@@ -3,7 +3,6 @@ a run has examples k·batch_size … (k + 1)·batch_size - 1, on any number of d
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from audiovq.distributed import collectives
 from audiovq.training.task import Task
 from audiovq.utils import signals
+from audiovq.utils.environment import cpu_count
 
 
 def step_seed(*parts: object) -> int:
@@ -76,7 +76,7 @@ def load_batches(
     loader = DataLoader(
         dataset,
         batch_sampler=indexes,
-        num_workers=min(workers, os.cpu_count() or 1),  # torch warns of more; the batches are the same
+        num_workers=min(workers, cpu_count()),  # torch warns of more; the batches are the same
         pin_memory=device.type == "cuda",
         worker_init_fn=signals.ignore_in_worker,
     )

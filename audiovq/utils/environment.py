@@ -9,7 +9,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program ends
 
@@ -29,6 +31,15 @@ def errors_as(failure: str, *kinds: type[Exception], advice: str = "") -> Iterat
     except kinds or (Exception,) as error:  # noqa: B030
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{failure} ({reason}){advice}") from None
+
+
+def cpu_count() -> int:
+    """The cores that this process may use: containers, Slurm and affinities may leave it fewer than the machine has."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # "max 100000", or microseconds of each period
+        quota, period = CGROUP_CPU.read_text().split()
+        n = min(n, max(1, int(quota) // int(period)))
+    return n
 
 
 def prepare() -> None:
