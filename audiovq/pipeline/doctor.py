@@ -13,6 +13,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from audiovq.utils.environment import cpu_count
+
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 MARKS = {OK: "ok  ", WARNING: "note", BROKEN: "BAD "}
 REINSTALL = "python -m pip install --upgrade --force-reinstall"

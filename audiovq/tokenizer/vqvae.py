@@ -108,6 +108,8 @@ class ResidualAutoencoder(nn.Module):
     """One encoder and one decoder with the levels between them, which are quantized one after the other. The
     quantizers belong to the `VQVAE`, because autoencoders may share them, and are arguments here."""
 
+    encoder: Any  # Encoder, or BandEncoder
+
     def __init__(self, config: VQVAEConfig, hop_lengths: list[int]):
         super().__init__()
         dim, codebook_dim, whiten = config.dim, config.quantizer.codebook_dim, config.whiten_latents
