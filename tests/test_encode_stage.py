@@ -1,5 +1,6 @@
 """Encoding a data set into shards, and resuming after an interruption."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.distributed as dist
 from conftest import assert_one_line_error, cli, tones
 
 from audiovq import Tokenizer
@@ -72,6 +74,53 @@ def test_a_resumed_stage_does_not_repeat_finished_tracks(
     assert read == ["0.wav", "1.wav", "2.wav", "2.wav", "3.wav"]
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "codes" / path.name).read_bytes()
+
+
+def encode_on_rank(rank: int, world_size: int, folder: str, model: str, dies: bool) -> None:
+    """One of several processes; the last one may be killed before its second track."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world_size}", rank=rank, world_size=world_size)
+    music, real, n_read = (
+        scan(Path(folder) / "music", DataConfig(valid_fraction=0.25, min_seconds=0.001)),
+        audio.stream_audio,
+        0,
+    )
+
+    def stream_audio(path: Path, *options: int) -> Iterator[torch.Tensor]:
+        nonlocal n_read
+        n_read += 1
+        if dies and rank and n_read == 2:
+            os._exit(9)
+        (Path(folder) / f"read-{world_size}-{path.name}").touch()
+        return real(path, *options)
+
+    audio.stream_audio = stream_audio  # type: ignore[assignment]
+    encode_data_set(Path(folder) / "codes", music, checkpoint.load_tokenizer(Path(model)), 2, CPU)
+    dist.destroy_process_group()
+
+
+def test_several_processes_write_what_one_does_and_others_resume_it(
+    found: Scan, tiny_run: Path, tmp_path: Path
+) -> None:
+    encode_data_set(tmp_path / "whole", found, checkpoint.load_tokenizer(tiny_run / "tokenizer"), 2, CPU)
+    one = Shards(tmp_path / "whole")
+    model = str(tiny_run / "tokenizer")
+    with pytest.raises(torch.multiprocessing.ProcessExitedException):  # type: ignore[attr-defined]
+        torch.multiprocessing.spawn(encode_on_rank, (2, str(tmp_path), model, True), nprocs=2)  # type: ignore[attr-defined]
+    assert not (tmp_path / "codes").exists()
+    before = {path.name.removeprefix("read-2-") for path in tmp_path.glob("read-2-*")}
+    torch.multiprocessing.spawn(encode_on_rank, (3, str(tmp_path), model, False), nprocs=3)  # type: ignore[attr-defined]
+    after = {path.name.removeprefix("read-3-") for path in tmp_path.glob("read-3-*")}
+    assert after < {track.path for track in found.tracks}  # some were done
+    assert before | after == {track.path for track in found.tracks}
+    several = Shards(tmp_path / "codes")
+    assert several.index.n_shards == 3  # one of each process
+    assert len(several.index.tracks) == len(one.index.tracks)
+    for a, b in zip(one.index.tracks, several.index.tracks, strict=True):
+        assert (a.path, a.sha256, a.split, a.n_samples) == (b.path, b.sha256, b.split, b.n_samples)
+        for level in range(len(one.index.hop_lengths)):
+            assert np.array_equal(one.codes(a, level), several.codes(b, level))
+    assert not list(tmp_path.glob(".codes*"))
 
 
 def test_only_selects_the_music_of_the_priors(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ tracks.npy                  int64, one row per track: where its line and its cod
 index.json                  format and tokenizer, size and CRC-32 of every file (of a shard, of each block); written last
 """
 
+import dataclasses
 import hashlib
 import json
 import zlib
@@ -191,6 +192,19 @@ class ShardWriter:
             blocks = (codes[i : i + BLOCK_CODES] for i in range(0, len(codes), BLOCK_CODES))
             self.blocks[name] = [zlib.crc32(block.tobytes()) for block in blocks]
             parts.clear()
+
+    def take(self, part: Path) -> None:
+        """Move the shards of another writer, which has finished in the folder `part`, here, and append its tracks."""
+        facts = json.loads((part / "index.json").read_text())
+        names = dataclasses.replace(self.index, n_shards=facts["n_shards"]).names
+        first, self.index.n_shards = self.index.n_shards, self.index.n_shards + facts["n_shards"]
+        for old, new in zip(names, self.index.names[len(self.index.names) - len(names) :], strict=True):
+            (part / old).rename(self.folder / new)
+            self.blocks[new] = facts["blocks"][old]
+        start = self.lines.tell()
+        self.lines.write((part / "tracks.jsonl").read_bytes())
+        rows = np.load(part / "tracks.npy").tolist()
+        self.rows += [[start + line, size, first + shard, *rest] for line, size, shard, *rest in rows]
 
     def finish(self) -> None:
         try:

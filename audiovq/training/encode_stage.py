@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,41 +27,53 @@ from audiovq.utils.progress import track as progress
 def encode_data_set(
     folder: Path, scan: Scan, network: VQVAE, shifts: int, device: torch.device, extras: Collection[str] = ()
 ) -> None:
-    """Encode every track into shards, with the `extras` chroma or notes. All ranks call it, and each encodes its
-    share. The folder appears when it is complete; until then an interrupted stage continues with the next track.
+    """Encode every track into shards, with the `extras` chroma or notes. All ranks call it, and each encodes its share and
+    writes the shards of it. The folder appears when it is complete; until then an interrupted stage continues with the next
+    track, on any number of ranks.
     Training tracks are encoded `shifts` times, each time without a further part of a top-level code at the beginning:
     more codes of the same music mean less overfitting."""
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()
     hops, identity = list(config.hop_lengths), tokenizer_hash(network)
     layout = identity, config.sample_rate, hops, config.codebook_size
-    index = ShardIndex(*layout, "chroma" in extras, notes="notes" in extras)
-    finished = folder.with_name(f".{folder.name}.tracks")
+    make_index = partial(ShardIndex, *layout, "chroma" in extras, notes="notes" in extras)
+    index, finished = make_index(), folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:
         n = shifts if track.split == "train" else 1
-        return [finished / identity / f"{track.sha256}-{shift}.codes" for shift in range(n)]
+        place = finished / identity / track.sha256[:2]  # folders of millions of files are slow
+        return [place / f"{track.sha256}-{shift}.codes" for shift in range(n)]
 
     for track in scan.tracks:
         check_relative(track.path)
         check_relative(track.sha256)
     # With several ranks, the longest tracks come first, so that ranks end at about the same time.
-    by_length = sorted(scan.tracks, key=lambda track: -track.seconds)
-    mine = by_length[rank::n_ranks] if n_ranks > 1 else scan.tracks
+    by_length = sorted(scan.tracks, key=lambda track: -track.seconds) if n_ranks > 1 else scan.tracks
+    shares = [by_length[i::n_ranks] for i in range(n_ranks)]
+    mine = shares[rank]
     for track in progress(mine, "encode", len(mine)):
         first = paths(track)[0]  # it is saved last
         if not all(path.exists() for path in (first, *(first.with_suffix(f".{kind}.npy") for kind in index.extras))):
             check_unchanged(scan.folder / track.path, track.stamp, track.sha256)
             _encode_track(scan.folder / track.path, track, paths(track), network, index)
+    parts = [finished / f"part-{i}" for i in range(n_ranks)]
+    writer = ShardWriter(parts[rank], make_index())
+    for track in progress(mine, "shards", len(mine)):
+        for path in filter(Path.exists, paths(track)):
+            beside = [path.with_suffix(f".{kind}.npy") for kind in index.extras]
+            writer.add(track, Codes.load(path), *(np.load(file, allow_pickle=False) for file in beside))
+    writer.finish()
     collectives.barrier()
     if rank == 0:
         with atomic_folder(folder) as temporary:
-            writer = ShardWriter(temporary, index)
-            for track in progress(scan.tracks, "shards", len(scan.tracks)):
-                for path in filter(Path.exists, paths(track)):
-                    beside = [path.with_suffix(f".{kind}.npy") for kind in index.extras]
-                    writer.add(track, Codes.load(path), *(np.load(file, allow_pickle=False) for file in beside))
-            writer.finish()
+            whole = ShardWriter(temporary, index)
+            for part in parts:
+                whole.take(part)
+            # The tracks are in the order of the scan, whatever the number of ranks.
+            place = {track.path: i for i, track in enumerate(scan.tracks)}
+            order = [place[t.path] for share in shares for t in share for path in paths(t) if path.exists()]
+            whole.rows = [whole.rows[i] for i in sorted(range(len(order)), key=order.__getitem__)]
+            whole.finish()
         shutil.rmtree(finished, ignore_errors=True)
     collectives.barrier()
 
