@@ -235,10 +235,9 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
     known, c = priors[0].spec.vocabularies, tokenizer.config
     for level, spec in enumerate(prior.spec for prior in priors):
         if spec.tokenizer_hash != tokenizer.hash:
-            raise ValueError(
-                f"prior {level}: expected one trained on codes of tokenizer {tokenizer.hash[:12]}, "
-                f"found one for {spec.tokenizer_hash[:12]}; train the priors again"
-            )
+            expected, found = (each[:12] for each in (tokenizer.hash, spec.tokenizer_hash))
+            problem = f"expected one trained on codes of tokenizer {expected}, found one for {found}"
+            raise ValueError(f"prior {level}: {problem}; train the priors again")
         expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
         found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
         if found != expected:

@@ -211,10 +211,9 @@ class Tokenizer(Shareable):
             hint = "make_codes(levels, n_samples) makes them from levels"
             raise ValueError(f"codes: expected Codes, found {type(codes).__name__}; {hint}")
         if codes.tokenizer_hash != self.hash:
-            raise ValueError(
-                f"codes: expected those of this tokenizer ({self.hash[:12]}), found those of another "
-                f"({codes.tokenizer_hash[:12]}); use the model that made them (--model), or encode the audio again"
-            )
+            expected, found = (each[:12] for each in (self.hash, codes.tokenizer_hash))
+            found = f"those of another ({found}); use the model that made them (--model), or encode the audio again"
+            raise ValueError(f"codes: expected those of this tokenizer ({expected}), found {found}")
         codes.check(self.config.hop_lengths, self.config.codebook_size, "piece")  # a file's header may claim others
 
     def _levels(self, codes: Levels, n_levels: int | None) -> tuple[Codes, list[Tensor]]:

@@ -168,9 +168,7 @@ def requested_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int 
         if not all(0 <= start <= end <= LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows):
             raise TypeError
     except (TypeError, ValueError):
-        raise ValueError(
-            "notes: expected a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, "
-            f"pitch), or frames, found {notes!r:.60}"
-        ) from None
+        known = "a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, pitch)"
+        raise ValueError(f"notes: expected {known}, or frames, found {notes!r:.60}") from None
     seconds = hop_length / sample_rate
     return note_frames(rows, seconds, math.ceil(max(end for _, end, _ in rows) / seconds))

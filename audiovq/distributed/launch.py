@@ -44,16 +44,12 @@ def processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "by peer" in str(error):  # the launcher, too, says why
-            raise ValueError(
-                f"process {dist.get_rank()}: another process stopped; its message, or that of the launcher or scheduler, "
-                "says why; the same command resumes"
-            ) from error
+            reason = "another process stopped; its message, or that of the launcher or scheduler, says why"
+            raise ValueError(f"process {dist.get_rank()}: {reason}; the same command resumes") from error
         if "Timed out" in str(error) or "timeout" in str(error).lower():
-            minutes = TIMEOUT.total_seconds() / 60
-            raise ValueError(
-                f"process {dist.get_rank()}: {_silent()} has not answered for {minutes:g} minutes: it hangs, perhaps in "
-                "a disk or network that does not answer, or was suspended; the same command resumes"
-            ) from error
+            problem = f"{_silent()} has not answered for {TIMEOUT.total_seconds() / 60:g} minutes"
+            reason = "it hangs, perhaps in a disk or network that does not answer, or was suspended"
+            raise ValueError(f"process {dist.get_rank()}: {problem}: {reason}; the same command resumes") from error
         raise
     finally:
         console.quiet = False

@@ -117,10 +117,8 @@ def _constant_q(waveform: Tensor, sample_rate: int) -> np.ndarray:
 
 def _pair(reconstruction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     if reconstruction.shape != reference.shape or reference.ndim != 2 or reference.shape[-1] == 0:
-        raise ValueError(
-            "expected two waveforms [channels, samples] of equal shape, "
-            f"found {list(reconstruction.shape)} and {list(reference.shape)}"
-        )
+        found = f"found {list(reconstruction.shape)} and {list(reference.shape)}"
+        raise ValueError(f"expected two waveforms [channels, samples] of equal shape, {found}")
     return reconstruction.detach().float().cpu(), reference.detach().float().cpu()
 
 

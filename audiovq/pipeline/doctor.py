@@ -123,10 +123,8 @@ def check_model() -> Iterator[CheckResult]:
     for name, wave in {"decoded audio": decoded, "new music": music}.items():
         faults[f"{name} is silent or not finite"] = not (wave.isfinite().all() and wave.abs().max() > 1e-3)
     wrong = [fault for fault, is_so in faults.items() if is_so]
-    found = (
-        f"encoded and decoded {TEST_SECONDS:g} s of audio and made {2 * NEW_SECONDS:g} s of music "
-        f"in {time.monotonic() - began:.1f} s on {generator.device}"
-    )
+    work = f"encoded and decoded {TEST_SECONDS:g} s of audio and made {2 * NEW_SECONDS:g} s of music"
+    found = f"{work} in {time.monotonic() - began:.1f} s on {generator.device}"
     advice = f"{REINSTALL} torch torchaudio audiovq; if that does not help, report this line" if wrong else ""
     yield CheckResult("self-test", BROKEN if wrong else OK, "; ".join([*wrong, found]), advice)
 

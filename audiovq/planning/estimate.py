@@ -284,20 +284,16 @@ class Planner(NamedTuple):
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """The plan to print: a line for each stage, and what to change below it."""
-    lines = [
-        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory "
-        f"each; {plan['music_hours']:.2g} hours of music"
-    ]
+    devices = f"{plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory each"
+    lines = [f"{plan['recipe']} on {devices}; {plan['music_hours']:.2g} hours of music"]
     for stage in plan["stages"]:
         time_needed = duration(3600 * stage["hours"])
         if stage["stage"] == "codes":
             lines.append(f"codes: {time_needed} for {stage['codes']:,} codes")
             continue
-        lines.append(
-            f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; "
-            f"{_gb(stage['memory_bytes'])} of memory; {time_needed} for {stage['steps']} steps of "
-            f"{stage['seconds_a_step']:.2g} s"
-        )
+        sizes = f"{stage['parameters'] / 1e6:,.3g} million weights; {_gb(stage['memory_bytes'])} of memory"
+        steps = f"{stage['steps']} steps of {stage['seconds_a_step']:.2g} s"
+        lines.append(f"{stage['stage']}: {sizes}; {time_needed} for {steps}")
         if not stage["fits"]:
             size, advice = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
             if size:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.onnx_write import times, write_graph
+from audiovq.pretrained.onnx_write import TRY_OTHERS, times, write_graph
 from audiovq.tokenizer.decoders import IstftDecoder, ToneDecoder
 from audiovq.tokenizer.fronts import LEAST_MEL, LEAST_POWER, MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE
@@ -82,10 +82,8 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     decoded = decode.run(None, {name: level.numpy() for name, level in zip(names, codes, strict=True)})[0]
     error = float((network.decode(codes) - torch.from_numpy(decoded)).abs().max())
     if equal < 0.98 or error > 1e-3:
-        raise ValueError(
-            f"onnx: expected the results of torch, found {equal:.1%} of the codes equal and samples that "
-            f"differ by {error:.1g}; try other versions of onnxscript and onnxruntime"
-        )
+        found = f"{equal:.1%} of the codes equal and samples that differ by {error:.1g}"
+        raise ValueError(f"onnx: expected the results of torch, found {found}; {TRY_OTHERS}")
     return {"codes_equal": equal, "waveform_error": error}
 
 

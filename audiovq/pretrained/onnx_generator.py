@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import audiovq
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.onnx_write import times, write_graph
+from audiovq.pretrained.onnx_write import TRY_OTHERS, times, write_graph
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
@@ -62,8 +62,7 @@ def export_generator(
     facts["files"] = {n: {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
     (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     if (error := max(errors)) > MOST_DIFFERENCE:
-        advice = "try other versions of onnxscript and onnxruntime"
-        raise ValueError(f"onnx: expected the logits of torch, found a difference of {error:.1g}; {advice}")
+        raise ValueError(f"onnx: expected the logits of torch, found a difference of {error:.1g}; {TRY_OTHERS}")
     return {"logit_error": error}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+TRY_OTHERS = "try other versions of onnxscript and onnxruntime"  # advice
 LEAST_HALVED, HIGHEST_HALF = 256, 65504  # numbers in a tensor; the largest in half precision
 
 

@@ -131,10 +131,8 @@ class DecodeState:
     def check_finite(self) -> None:
         """Raises ValueError if the prior has computed NaN or infinity."""
         if not self.sum.isfinite():
-            raise ValueError(
-                f"prior {self.prior.spec.level}: expected finite logits, found NaN or infinity; "
-                "choose precision fp32, or train the prior again"
-            )
+            advice = "choose precision fp32, or train the prior again"
+            raise ValueError(f"prior {self.prior.spec.level}: expected finite logits, found NaN or infinity; {advice}")
 
     def put(self, t: int, drawn: Tensor) -> None:
         """Set the codes of position t, int64 [rows], except where they are given."""

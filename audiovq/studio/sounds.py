@@ -174,7 +174,7 @@ def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) 
     [found] = generator.bits_per_second([generator.tokenizer.make_codes(levels, n_samples)])
     if found < UNLIKE * training_bits:
         return None
+    bits = f"it needs {found:.0f} bits a second, the training music {training_bits:.0f}"
     return (
-        f"This recording is unlike the music that the model learned from: it needs {found:.0f} bits a second, the "
-        f"training music {training_bits:.0f}. What the model adds may not fit it."
+        f"This recording is unlike the music that the model learned from: {bits}. What the model adds may not fit it."
     )

@@ -113,10 +113,8 @@ class MultiResolutionDiscriminator(nn.Module):
                 raise ValueError(f"bands: expected rising numbers between 0 and 1, found {list(self.bands)}")
             widths = [b - a for a, b in itertools.pairwise(self.edges(min(self.windows)))]
             if min(widths) < 1:
-                raise ValueError(
-                    f"bands: expected a frequency in each, found bands of {widths} frequencies with a window "
-                    f"of {min(self.windows)}; use fewer bands or longer windows"
-                )
+                found = f"found bands of {widths} frequencies with a window of {min(self.windows)}"
+                raise ValueError(f"bands: expected a frequency in each, {found}; use fewer bands or longer windows")
             return self
 
         def edges(self, window: int) -> list[int]:

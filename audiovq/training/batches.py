@@ -45,10 +45,9 @@ class BatchSplit:
 
     def __post_init__(self) -> None:
         if self.batch_size < self.world_size:
-            raise ValueError(
-                f"batch_size: expected at least one example for each of the {self.world_size} processes, "
-                f"found {self.batch_size}; use fewer (--gpus, --processes)"
-            )
+            expected = f"at least one example for each of the {self.world_size} processes"
+            found = f"{self.batch_size}; use fewer (--gpus, --processes)"
+            raise ValueError(f"batch_size: expected {expected}, found {found}")
 
     @property
     def n_microbatches(self) -> int:
