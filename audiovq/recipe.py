@@ -214,7 +214,8 @@ def longest_window(recipe: Recipe) -> int:
     decoder = getattr(model.decoder, "overlap", 0) * model.hop_lengths[0 if model.topology == "independent" else -1]
     discriminators = recipe.decoder_tuning.adversarial.discriminators if recipe.decoder_tuning else ()
     mel = losses.mel_windows if losses.mel else ()
-    return max([decoder, *mel, *(each.min_samples for each in discriminators)], default=0)
+    views = [size for each in discriminators for size in getattr(each, "windows", ()) or each.periods]
+    return max([decoder, *mel, *views], default=0)
 
 
 def find_recipe(name: str) -> Path:

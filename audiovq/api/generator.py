@@ -196,22 +196,17 @@ class Generator(Shareable):
 
     @torch_defaults()
     def bits_per_second(
-        self,
-        pieces: Sequence[Codes],
-        labels: Mapping[str, Any] | None = None,
-        text: str = "",
-        chroma: str | Path | None = None,
-        notes: Any = None,
-        chords: str | None = None,
+        self, pieces: Sequence[Codes], labels: Mapping[str, Any] | None = None, **conditions: Any
     ) -> list[float]:
         """The information of each piece's codes under the priors in bits per second; likelier codes have less.
-        Raises ValueError for codes of another tokenizer or of unequal lengths, and for unknown conditions."""
+        Conditions are labels, text, chroma, notes and chords, see `PieceOptions`. Raises ValueError for codes of
+        another tokenizer or of unequal lengths, and for unknown conditions."""
         for piece in pieces:
             self.tokenizer.check_codes(piece)
             if piece.n_samples != pieces[0].n_samples:
                 raise ValueError(f"pieces: expected equal lengths, found {pieces[0].n_samples} and {piece.n_samples}")
         costs: list[float] = []
-        options = PieceOptions(labels=labels or {}, text=text, chroma=chroma, notes=notes, chords=chords)
+        options = PieceOptions(labels=labels or {}, **conditions)
         for i in range(0, len(pieces), ITEMS_AT_ONCE):
             group = pieces[i : i + ITEMS_AT_ONCE]
             request = make_request(self.priors, group[0].n_samples, 0, options)

@@ -93,9 +93,8 @@ class RunFolder:
         difference = first_difference(same.model_dump(), self.recipe.model_dump(), ignored=RESUME_MUTABLE)
         if difference:
             key, _, old = difference.partition(" → ")[0].partition(": ")
-            advice = (
-                f"choose another --out for a new run, or go on with this one by --set {shlex.quote(f'{key}={old}')}"
-            )
+            again = f"go on with this one by --set {shlex.quote(f'{key}={old}')}"
+            advice = f"choose another --out for a new run, or {again}"
             raise ValueError(f"{self.path}: holds a run of another recipe ({difference}); {advice}")
         if data.folder != saved.data.folder and not self.recipe.codes.path:
             self._move(data.folder)

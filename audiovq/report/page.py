@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-
-from audiovq.pretrained.export import run_facts
+from audiovq.pretrained.export import load_template, run_facts
 from audiovq.report import provenance
 from audiovq.report.clips import choose, render
 from audiovq.report.contents import PARTS, Clip, Group, run_groups
@@ -80,7 +78,7 @@ def _write(out: Path, page: dict[str, Any], groups: list[Group], model: Path, ne
     style, script = (_joined(names) for names in (("player.css", "page.css"), SCRIPTS))
     digests = {kind: hashlib.sha256(text.encode()).digest() for kind, text in (("style", style), ("script", script))}
     sources = [f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" for kind, digest in digests.items()]
-    html = _environment().get_template("page.html").render(
+    html = load_template(TEMPLATE / "page.html", autoescape=True, clock=clock, signed=signed).render(
         **page,
         style=style,
         script=script,
@@ -106,15 +104,6 @@ def _joined(names: Sequence[str]) -> str:
     """Style sheets, or modules as one: the page is one file, so nothing is imported or exported."""
     text = "\n".join((TEMPLATE / name).read_text("utf-8") for name in names)
     return re.sub(r"^export |^import .*\n", "", text, flags=re.MULTILINE)
-
-
-def _environment() -> jinja2.Environment:
-    loader = jinja2.PackageLoader("audiovq.report", "template")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"clock": clock, "signed": signed}
-    return environment
 
 
 def clock(seconds: float) -> str:

@@ -175,6 +175,5 @@ def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) 
     if found < UNLIKE * training_bits:
         return None
     bits = f"it needs {found:.0f} bits a second, the training music {training_bits:.0f}"
-    return (
-        f"This recording is unlike the music that the model learned from: {bits}. What the model adds may not fit it."
-    )
+    problem = f"This recording is unlike the music that the model learned from: {bits}."
+    return f"{problem} What the model adds may not fit it."

@@ -34,11 +34,8 @@ def conv(dim_in: int, dim_out: int, kernel: tuple[int, int], stride: tuple[int, 
 
 def features_of(layers: Any, x: Tensor) -> list[Tensor]:
     """The output of each layer in turn, after its activation."""
-    features = []
-    for layer in layers:
-        x = F.leaky_relu(layer(x), 0.1)
-        features.append(x)
-    return features
+    outputs = itertools.accumulate(layers, lambda x, layer: F.leaky_relu(layer(x), 0.1), initial=x)
+    return list(outputs)[1:]
 
 
 class PatchDiscriminator(nn.Module):
@@ -65,19 +62,10 @@ class PatchDiscriminator(nn.Module):
         return outputs
 
 
-class ViewsConfig(BaseConfig):
-    """Base of the configs, which have `periods` or `windows`, samples."""
-
-    @property
-    def min_samples(self) -> int:
-        """The shortest waveform that fills each view."""
-        return max(getattr(self, "windows", None) or getattr(self, "periods", ()))
-
-
 class MultiPeriodDiscriminator(PatchDiscriminator):
     """Views with every p-th sample, for some prime numbers p (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
 
-    class Config(ViewsConfig):
+    class Config(BaseConfig):
         kind: Literal["multi_period"] = "multi_period"
         periods: Widths = Field(default=(2, 3, 5, 7, 11), min_length=1)  # samples
         dims: Widths = Field(default=(32, 128, 512, 1024), min_length=1)  # width after each stride of 3
@@ -98,7 +86,7 @@ class MultiResolutionDiscriminator(nn.Module):
     (DAC, arXiv:2306.06546, section 3.3). `complex` gives real and imaginary parts, as in DAC, so that phase counts;
     `magnitude` does not, as in UnivNet."""
 
-    class Config(ViewsConfig):
+    class Config(BaseConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
         windows: tuple[Window, ...] = Field(default=(2048, 1024, 512), min_length=1)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
@@ -165,7 +153,7 @@ class MelDiscriminator(PatchDiscriminator):
     """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2). They show how sharp
     partials are, without phase, and cost little."""
 
-    class Config(ViewsConfig):
+    class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
         windows: tuple[Window, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
         n_mels: int = Field(default=256, ge=8, le=4096)  # bands, at most

@@ -68,18 +68,13 @@ def load_batches(
 ) -> Iterator[list[Any]]:
     """The batches of steps [start, end) on `device`: a list of this rank's micro-batches for each step."""
     indexes = (
-        list(range(step * split.batch_size + part.first, step * split.batch_size + part.first + part.n))
+        [step * split.batch_size + part.first + i for i in range(part.n)]
         for step in range(start, end)
         for part in split.microbatches()
     )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=indexes,
-        num_workers=min(workers, os.cpu_count() or 1),  # torch warns of more; the batches are the same
-        pin_memory=device.type == "cuda",
-        worker_init_fn=signals.ignore_in_worker,
-    )
-    microbatches = iter(loader)
+    n_workers = min(workers, os.cpu_count() or 1)  # torch warns of more; the batches are the same
+    options: Any = {"pin_memory": device.type == "cuda", "worker_init_fn": signals.ignore_in_worker}
+    microbatches = iter(DataLoader(dataset, batch_sampler=indexes, num_workers=n_workers, **options))
     for _ in range(start, end):
         step = itertools.islice(microbatches, split.n_microbatches)
         yield [send_to_device(batch, device, non_blocking=True) for batch in step]
