@@ -142,9 +142,8 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         self.tracks = shards.index.tracks.of(split)
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
-        self.label_indices = {
-            name: {value: i for i, value in enumerate(values, start=1)} for name, values in vocabularies.items()
-        }
+        named = vocabularies.items()
+        self.label_indices = {name: {value: i + 1 for i, value in enumerate(values)} for name, values in named}
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
         lengths = self.tracks.lengths(level).astype(np.float64)

@@ -75,15 +75,12 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
     L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1; silence is 1/12
     everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the reference is silent.
     Chroma is librosa's `chroma_cqt`, tuned to A4 = 440 Hz."""
-    a, b = (
-        librosa.feature.chroma_cqt(
-            C=_constant_q(w, sample_rate), fmin=CQT_LOWEST, bins_per_octave=CQT_BINS, norm=None, tuning=0.0
-        )  # [channels, 12, frames]
-        for w in _pair(reconstruction, reference)
-    )
+    chroma = functools.partial(librosa.feature.chroma_cqt, fmin=CQT_LOWEST, bins_per_octave=CQT_BINS, tuning=0.0)
+    pair = (_constant_q(w, sample_rate) for w in _pair(reconstruction, reference))
+    a, b = (chroma(C=spectrum, norm=None) for spectrum in pair)  # [channels, 12, frames]
     weight = b.sum(axis=-2)
     a, b = a + CHROMA_FLOOR, b + CHROMA_FLOOR
-    p, q = (chroma / chroma.sum(axis=-2, keepdims=True) for chroma in (a, b))
+    p, q = (classes / classes.sum(axis=-2, keepdims=True) for classes in (a, b))
     return float((0.5 * np.abs(p - q).sum(axis=-2) * weight).sum() / max(weight.sum(), 1e-9))
 
 

@@ -138,9 +138,8 @@ def write(live: Live, out: str, seconds: float | None, ended: Callable[[], bool]
         raise ValueError(f"--out {out}: a file needs an end; add --seconds")
     n_samples = PIPE_BYTES if seconds is None else live.generator.n_samples(seconds)
     left = math.inf if seconds is None else n_samples
-    with AudioWriter(
-        sys.stdout.buffer if out == "-" else out, live.sample_rate, live.tokenizer.config.channels, n_samples
-    ) as file:
+    target = sys.stdout.buffer if out == "-" else out
+    with AudioWriter(target, live.sample_rate, live.tokenizer.config.channels, n_samples) as file:
         while not ended() and left > 0:
             n = int(min(left, round(WRITE_SECONDS * live.sample_rate)))
             file.write(live.read(n / live.sample_rate))

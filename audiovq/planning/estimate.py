@@ -143,18 +143,11 @@ def count_prior(network: Prior) -> Pass:
     """One window of a prior's training; the inputs are as in `CodeWindows`."""
     config, spec = network.config, network.spec
     n, extra = config.transformer.context, config.extra_inputs
-    lengths: dict[str, tuple[int, ...]] = {
-        "codes": (n,),
-        "previous": (n,),
-        "coarser": (spec.level, -(-n // spec.ratio) + 2 * config.context_codes),
-        "labels": (len(spec.vocabularies),),
-        "position": (),
-        "n_samples": (),
-        "text": (extra["text_bytes"],),
-        "chroma": (-(-n // spec.top_ratio) + 1,),
-        "right": (extra["infill_codes"],),
-        "gap_end": (),
-    }
+    lengths: dict[str, tuple[int, ...]] = dict.fromkeys(("position", "n_samples", "gap_end"), ())
+    lengths |= {"codes": (n,), "previous": (n,), "labels": (len(spec.vocabularies),)}
+    lengths |= {"coarser": (spec.level, -(-n // spec.ratio) + 2 * config.context_codes)}
+    lengths |= {"text": (extra["text_bytes"],), "right": (extra["infill_codes"],)}
+    lengths |= {"chroma": (-(-n // spec.top_ratio) + 1,)}
     batch = {name: torch.zeros((1, *shape), dtype=torch.int64, device="meta") for name, shape in lengths.items()}
     return count_pass(network, lambda: network.loss(batch), scores=n)
 
@@ -183,17 +176,10 @@ def make_plan(
         most = psutil.virtual_memory().total // 2  # 4 bytes a number, and initial values come twice
         with errors_as(f"{title}: cannot be trained with these settings"), Allowance(most):
             planned.append({"stage": title, **estimate()})
-    return {
-        "recipe": recipe.name,
-        "devices": n_devices,
-        "device": device.name,
-        "memory_bytes": device.memory,
-        "flops": device.flops,
-        "music_hours": seconds / 3600,
-        "stages": planned,
-        "hours": sum(stage["hours"] for stage in planned),
-        "fits": all(stage.get("fits", True) for stage in planned),
-    }
+    facts = {"recipe": recipe.name, "devices": n_devices, "device": device.name, "memory_bytes": device.memory}
+    facts |= {"flops": device.flops, "music_hours": seconds / 3600, "stages": planned}
+    fits = all(stage.get("fits", True) for stage in planned)
+    return facts | {"hours": sum(stage["hours"] for stage in planned), "fits": fits}
 
 
 class Planner(NamedTuple):
@@ -269,17 +255,10 @@ class Planner(NamedTuple):
         memory["activations"] = size * one.activations
         step_seconds = share * one.flops / self.device.flops
         evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps
-        return {
-            "key": key,
-            "parameters": n_weights,
-            "memory_bytes": sum(memory.values()),
-            "memory_parts": memory,
-            "fits": size <= size_that_fits,
-            "size_that_fits": max(0, size_that_fits),
-            "steps": config.steps,
-            "seconds_a_step": step_seconds,
-            "hours": config.steps * step_seconds * (1 + evaluation) / 3600,
-        }
+        facts = {"key": key, "parameters": n_weights, "memory_bytes": sum(memory.values()), "memory_parts": memory}
+        facts |= {"fits": size <= size_that_fits, "size_that_fits": max(0, size_that_fits)}
+        hours = config.steps * step_seconds * (1 + evaluation) / 3600
+        return facts | {"steps": config.steps, "seconds_a_step": step_seconds, "hours": hours}
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:

@@ -42,17 +42,11 @@ def export_generator(
     largest difference of a logit, before rounding (`int8`). ValueError if it is large, or without a graph."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "audiovq": audiovq.__version__,
-        **{name: getattr(config, name) for name in ("sample_rate", "channels", "codebook_size")},
-        "hop_lengths": list(config.hop_lengths[: len(models)]),
-        "tokenizer_hash": tokenizer_hash(network),
-        "labels": models[0][0].spec.vocabularies,
-        "decoder": _write_decoder(folder, network, decoder, len(models)),
-        "priors": [],
-    }
+    facts: dict[str, Any] = {"format": FORMAT, "name": name, "audiovq": audiovq.__version__}
+    facts |= {name: getattr(config, name) for name in ("sample_rate", "channels", "codebook_size")}
+    facts |= {"hop_lengths": list(config.hop_lengths[: len(models)]), "tokenizer_hash": tokenizer_hash(network)}
+    facts["labels"] = models[0][0].spec.vocabularies
+    facts |= {"decoder": _write_decoder(folder, network, decoder, len(models)), "priors": []}
     for level, (prior, setting) in enumerate(models):
         say(f"onnx: writing prior {level}")
         found, error = _write_prior(folder, prior.cpu().eval(), level, int8)

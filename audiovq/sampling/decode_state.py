@@ -171,11 +171,9 @@ class DecodeState:
 def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
     """Whether all coarser codes are there that the next pass of a level needs."""
     spec, needed = states[level].prior.spec, states[level].n_needed()
-    return all(
-        other.finished or other.n_known * spec.hop_lengths[at] >= needed * spec.hop_lengths[level - 1]
-        for at, other in states.items()
-        if at < level
-    )
+    end = needed * spec.hop_lengths[level - 1]
+    coarser = [(other, spec.hop_lengths[at]) for at, other in states.items() if at < level]
+    return all(other.finished or other.n_known * hop >= end for other, hop in coarser)
 
 
 def coarser_at_rate_above(

@@ -267,11 +267,8 @@ class Library:
             arriving = sum(map(_size, self.root.glob(f"{ARRIVING}*")))
             everything = (sum(size for size, _ in sizes) + arriving + n_bytes) / MB
         if mine > self.limits.quota_mb:
-            raise Refused(
-                f"your projects would have {mine:.1f} MB of at most {self.limits.quota_mb:g} MB; delete some of them "
-                "(the option --quota of audiovq studio allows more)",
-                413,
-            )
+            found = f"your projects would have {mine:.1f} MB of at most {self.limits.quota_mb:g} MB"
+            raise Refused(f"{found}; delete some of them (the option --quota of audiovq studio allows more)", 413)
         if everything > self.limits.total_mb:
             raise Refused("the disk space of this studio is used up; ask its owner for more", 413)
 
