@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions, level_settings, make_request
-from audiovq.api.shareable import Shareable
+from audiovq.api.shareable import Models, Shareable
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
@@ -23,7 +23,6 @@ from audiovq.sampling.engine import few_threads
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second
-from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import compat
 from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
@@ -75,7 +74,7 @@ class Generator(Shareable):
             say(f"{source}: {trained}, so its music has the coarsest levels only and lacks detail")
         return cls(tokenizer, priors, sampling, device)
 
-    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
+    def _models(self) -> Models:
         return self.tokenizer.network, self.priors, self.sampling
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked, with_rate
-from audiovq.api.shareable import Shareable
+from audiovq.api.shareable import Models, Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
@@ -19,8 +19,6 @@ from audiovq.data.resampling import resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
@@ -54,7 +52,7 @@ class Tokenizer(Shareable):
         folder = tokenizer_folder(resolve_model(source, **hub))
         return cls(checkpoint.load_tokenizer(folder), device)
 
-    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
+    def _models(self) -> Models:
         return self.network, (), ()
 
     def make_codes(self, levels: Sequence[Any], n_samples: int | None = None, source_sha256: str = "") -> Codes:

@@ -68,12 +68,9 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
                 track_start = changes(_symbols(shards, track, depth))[run.track_start] * code_seconds
                 # Shifted copies of a track lack its first samples, so their codes are later in it.
                 whole = max(other.n_samples for other in training if other.path == track.path)
-                row |= {
-                    "seconds": float((end - start) * code_seconds),
-                    "start_seconds": float(start * code_seconds),
-                    "track": track.path,
-                    "track_seconds": float(track_start + (whole - track.n_samples) / index.sample_rate),
-                }
+                later = (whole - track.n_samples) / index.sample_rate
+                row |= {"seconds": float((end - start) * code_seconds), "start_seconds": float(start * code_seconds)}
+                row |= {"track": track.path, "track_seconds": float(track_start + later)}
             report["runs"].append(row)
     return reports
 

@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -129,10 +129,5 @@ def check_model() -> Iterator[CheckResult]:
     yield CheckResult("self-test", BROKEN if wrong else OK, "; ".join([*wrong, found]), advice)
 
 
-CHECKS: dict[str, Callable[[], Iterator[CheckResult]]] = {
-    "packages": check_packages,
-    "devices": check_devices,
-    "audio files": check_audio,
-    "disk": check_disk,
-    "self-test": check_model,
-}
+CHECKS = {"packages": check_packages, "devices": check_devices, "audio files": check_audio, "disk": check_disk}
+CHECKS["self-test"] = check_model

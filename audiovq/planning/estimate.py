@@ -242,12 +242,9 @@ class Planner(NamedTuple):
         share = -(-config.batch_size // self.n_devices)
         size = min(config.device_batch_size or share, share)
         n_weights = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        memory: dict[str, float] = {
-            "weights": sum(x.nbytes for x in network.state_dict().values()),
-            "gradients": 4 * n_weights,
-            "moments": (4 if config.optimizer == "muon" else 8) * n_weights,
-            "averages": 4 * n_weights if config.ema_decay else 0,
-        }
+        memory: dict[str, float] = {"weights": sum(x.nbytes for x in network.state_dict().values())}
+        memory |= {"gradients": 4 * n_weights, "moments": (4 if config.optimizer == "muon" else 8) * n_weights}
+        memory["averages"] = 4 * n_weights if config.ema_decay else 0
         if isinstance(config, PriorTrainingConfig) and config.sharded:
             memory = {name: n_bytes / self.n_devices for name, n_bytes in memory.items()}
         usable = USABLE * self.device.memory

@@ -33,11 +33,9 @@ CHECKED_SECONDS = 3.0
 def rules(network: VQVAE) -> dict[str, Any]:
     """All that is needed to use the files: the JSON in their metadata."""
     c = network.config
-    left_out = (
-        "(levels are residual: leave out the finest first)"
-        if c.topology == "residual"
-        else "only if it is not the finest: that alone is decoded"
-    )
+    left_out = "only if it is not the finest: that alone is decoded"
+    if c.topology == "residual":
+        left_out = "(levels are residual: leave out the finest first)"
     return {
         **{name: getattr(c, name) for name in ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")},
         "tokenizer_hash": tokenizer_hash(network),

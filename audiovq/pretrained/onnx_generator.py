@@ -82,15 +82,10 @@ def _write_prior(folder: Path, prior: Prior, level: int, int8: bool) -> tuple[di
     """Facts about the files of a prior, and the largest difference of a logit."""
     c, extra = prior.config.transformer, prior.config.extra_inputs
     graph, n_prefix = StepGraph(prior), prior.transformer.n_prefix
-    facts: dict[str, Any] = {
-        "file": f"prior-{level}.onnx",
-        "inputs": graph.conditions,
-        "labels": prior.config.label_names,
-        **{name: getattr(c, name) for name in ("n_layers", "kv_heads", "head_dim", "window")},
-        **{name: extra[name] for name in ("text_bytes", "infill_codes")},
-        "n_prefix": n_prefix,
-        "context_codes": prior.config.context_codes,
-    }
+    facts: dict[str, Any] = {"file": f"prior-{level}.onnx", "inputs": graph.conditions}
+    facts |= {"labels": prior.config.label_names, "n_prefix": n_prefix, "context_codes": prior.config.context_codes}
+    facts |= {name: getattr(c, name) for name in ("n_layers", "kv_heads", "head_dim", "window")}
+    facts |= {name: extra[name] for name in ("text_bytes", "infill_codes")}
     examples = example_inputs(prior, graph)
     batch, errors = torch.export.Dim("batch", min=1), []
     parts: list[Any] = [(facts["file"], graph, ["logits", "new"])]

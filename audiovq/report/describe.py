@@ -34,15 +34,10 @@ def describe(path: Path) -> dict[str, Any]:
 def describe_codes(path: Path) -> dict[str, Any]:
     codes = Codes.load(path)
     names = ("seconds", "sample_rate", "n_samples", "hop_lengths", "codebook_size", "source_sha256")
-    return {
-        "codes": str(path),
-        **{name: getattr(codes, name) for name in names},
-        "codes_a_level": [len(level) for level in codes.levels],
-        "coding": read_header(path).coding or "none",
-        "kbps_raw": codes.bits_per_second / 1000,
-        "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000,
-        "tokenizer": codes.tokenizer_hash,
-    }
+    facts = {"codes": str(path), **{name: getattr(codes, name) for name in names}}
+    facts |= {"codes_a_level": [len(level) for level in codes.levels], "coding": read_header(path).coding or "none"}
+    kbps = {"kbps_raw": codes.bits_per_second / 1000, "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000}
+    return {**facts, **kbps, "tokenizer": codes.tokenizer_hash}
 
 
 def describe_model(path: Path) -> dict[str, Any]:

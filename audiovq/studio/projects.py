@@ -93,16 +93,14 @@ class Project(Strict):
 
     def version(self, number: int | None) -> Version:
         """Raises Refused if there is no such version."""
-        for version in self.versions:
-            if version.number == number:
-                return version
+        if found := next((version for version in self.versions if version.number == number), None):
+            return found
         raise Refused(f"there is no version {number} in this project; it may have been deleted", 404)
 
     def recording(self, name: str | None) -> Recording:
         """Raises Refused if there is no such recording."""
-        for recording in self.recordings:
-            if recording.id == name:
-                return recording
+        if found := next((recording for recording in self.recordings if recording.id == name), None):
+            return found
         raise Refused("there is no such recording in this project", 404)
 
     def add(self, version: Version) -> None:

@@ -337,17 +337,11 @@ def open_studio(
         thread.start()
         studio.loading = ThreadPoolExecutor(1, "model").submit(load, library, limits, Path(sounds))
         try:
-            yield f"http://{_written(access.host)}:{listening.getsockname()[1]}", studio
+            host = "127.0.0.1" if access.host in ("0.0.0.0", "::") else access.host  # that a browser here opens
+            yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", studio
         finally:
             server.should_exit = True
             thread.join(timeout=5)
-
-
-def _written(host: str) -> str:
-    """As in an address that a browser on this machine opens."""
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int | None) -> socket.socket:

@@ -35,11 +35,6 @@ class StageFacts:
     against_collapse: str = ""  # advice
     against_overfitting: str = ""
 
-    @property
-    def warmed_up(self) -> int:
-        """The step after which outputs should be useful."""
-        return self.codes_from + max(self.training.warmup_steps, self.training.steps // 20)
-
     def lower_learning_rate(self, factor: float = 3) -> str:
         rate = self.training.learning_rate
         return f"set {self.recipe_key}.training.learning_rate to {rate / factor:.2g} (now {rate:g})"
@@ -89,9 +84,11 @@ def not_finite(facts: StageFacts, series: Series) -> Findings:
 
 
 def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
+    # The step after which outputs should be useful.
+    warmed_up = facts.codes_from + max(facts.training.warmup_steps, facts.training.steps // 20)
     for level, possible in enumerate(facts.most_codes):
         points, limit = series[f"perplexity_{level}"], max(1.5, COLLAPSED * possible)
-        since = wrong_since(points, lambda value, limit=limit: value < limit, after=facts.warmed_up)
+        since = wrong_since(points, lambda value, limit=limit: value < limit, after=warmed_up)
         if since is not None:
             text = f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} possible"
             yield since, f"level {level}", f"{text}; {facts.against_collapse or facts.lower_learning_rate()}"
