@@ -136,10 +136,8 @@ class Tokenizer(Shareable):
         chunk = int(CHUNK_SECONDS * self.sample_rate)
         windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
         pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))
-        return [
-            self.make_codes([torch.cat(level).cpu() for level in zip(*piece, strict=True)], waveform.shape[-1])
-            for piece, waveform in zip(pieces, prepared, strict=True)
-        ]
+        levels = ([torch.cat(level).cpu() for level in zip(*piece, strict=True)] for piece in pieces)
+        return [self.make_codes(own, waveform.shape[-1]) for own, waveform in zip(levels, prepared, strict=True)]
 
     def _at_once(self) -> int:
         return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE

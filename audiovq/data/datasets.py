@@ -177,15 +177,11 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         n_coarse = -(-self.context // self.ratio) + 2 * self.context_codes
         coarser = [self._at_rate_above(track, level, coarse_start, n_coarse) for level in range(self.level)]
         labels = [indices.get(track.labels.get(name, ""), 0) for name, indices in self.label_indices.items()]
-        return {
-            "codes": torch.from_numpy(codes[1:]),
-            "previous": torch.from_numpy(codes[:-1]),
-            "coarser": torch.from_numpy(np.stack(coarser)) if coarser else torch.zeros(0, 0, dtype=torch.int64),
-            "position": torch.tensor(start),
-            "n_samples": torch.tensor(track.n_samples),
-            "labels": torch.tensor(labels),
-            **self._options(track, start, gap_end),
-        }
+        facts = {"position": start, "n_samples": track.n_samples, "labels": labels}
+        example = {name: torch.tensor(value) for name, value in facts.items()}
+        example |= {"codes": torch.from_numpy(codes[1:]), "previous": torch.from_numpy(codes[:-1])}
+        example["coarser"] = torch.from_numpy(np.stack(coarser)) if coarser else torch.zeros(0, 0, dtype=torch.int64)
+        return example | self._options(track, start, gap_end)
 
     def _options(self, track: ShardTrack, start: int, gap_end: int | None) -> dict[str, Tensor]:
         """Text, chroma or notes and the right side of a gap, as far as they are options."""

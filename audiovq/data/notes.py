@@ -103,10 +103,9 @@ def estimate_frames(waveform: Tensor, sample_rate: int, hop_length: int) -> np.n
     `frame_blocks`."""
     frames = list[int]()
     for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
-        pitches, heights = librosa.piptrack(
-            y=piece, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, center=False, fmin=LOWEST,
-            fmax=min(HIGHEST, sample_rate / 2), threshold=THRESHOLD,
-        )  # fmt: skip
+        sizes: Any = {"sr": sample_rate, "n_fft": n_fft, "hop_length": hop_length, "center": False}
+        sizes |= {"fmin": LOWEST, "fmax": min(HIGHEST, sample_rate / 2)}
+        pitches, heights = librosa.piptrack(y=piece, threshold=THRESHOLD, **sizes)
         for i, silent in enumerate(quiet):
             peaks = np.flatnonzero(heights[:, i])
             hertz = [] if silent else _fundamentals(pitches[peaks, i], heights[peaks, i])

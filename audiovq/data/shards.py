@@ -163,8 +163,7 @@ class ShardWriter:
 
     def add(self, track: Track, codes: Codes, *extras: np.ndarray) -> None:
         """Append a track, with its `ShardIndex.extras`, each [n_top_codes]."""
-        values = [level.numpy() for level in codes.levels]
-        n_levels = len(values)
+        values, n_levels = [level.numpy() for level in codes.levels], len(codes.levels)
         assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
         values += extras
         line = json_line({key: getattr(track, key) for key in LINE})

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -109,10 +110,8 @@ def count(gpus: int | None, processes: int | None) -> int:
 def _launch(n: int, arguments: Sequence[str]) -> None:
     # The launcher's own reports are long; the errors below are one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=n, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0,
-    )  # fmt: skip
+    meeting: Any = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
     try:
         elastic_launch(config, sys.executable)("-m", "audiovq", *arguments)
     except SignalException as stop:  # the launcher passed it on and waited up to 30 seconds

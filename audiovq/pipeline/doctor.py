@@ -116,10 +116,8 @@ def check_model() -> Iterator[CheckResult]:
     decoded = tokenizer.decode(tokenizer.encode(melody, tokenizer.sample_rate))
     codes, again = (generator.sample_codes(NEW_SECONDS, seed=0, progress=True)[0] for _ in range(2))
     music = tokenizer.decode(codes)
-    faults = {
-        "decoded audio has another length": decoded.shape[-1] != len(t),
-        "the same seed gives other codes": not all(map(torch.equal, codes.levels, again.levels)),
-    }
+    faults = {"decoded audio has another length": decoded.shape[-1] != len(t)}
+    faults["the same seed gives other codes"] = not all(map(torch.equal, codes.levels, again.levels))
     for name, wave in {"decoded audio": decoded, "new music": music}.items():
         faults[f"{name} is silent or not finite"] = not (wave.isfinite().all() and wave.abs().max() > 1e-3)
     wrong = [fault for fault, is_so in faults.items() if is_so]

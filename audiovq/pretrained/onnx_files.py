@@ -36,13 +36,11 @@ def rules(network: VQVAE) -> dict[str, Any]:
     left_out = "only if it is not the finest: that alone is decoded"
     if c.topology == "residual":
         left_out = "(levels are residual: leave out the finest first)"
-    return {
-        **{name: getattr(c, name) for name in ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")},
-        "tokenizer_hash": tokenizer_hash(network),
-        "samples_multiple": c.hop_lengths[0],
-        "decode_period": network.period,
-        "encode_context": network.encoder_radius,
-        "decode_context": network.decoder_radius,
+    names = ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")
+    facts = {name: getattr(c, name) for name in names} | {"samples_multiple": c.hop_lengths[0]}
+    facts |= {"encode_context": network.encoder_radius, "decode_context": network.decoder_radius}
+    facts |= {"tokenizer_hash": tokenizer_hash(network), "decode_period": network.period}
+    return facts | {
         "padding": "Append zeros up to a multiple of samples_multiple; keep the first "
         "ceil(samples / hop_lengths[i]) codes of level i. To decode, append codes of -1 to "
         "n · hop_lengths[0] / hop_lengths[i] codes a level, and keep the first samples of the waveform. "

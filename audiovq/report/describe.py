@@ -48,14 +48,10 @@ def describe_model(path: Path) -> dict[str, Any]:
         return {"model": str(path), "config": read_json(path / checkpoint.CONFIG), "parameters": n_parameters}
     tokenizer = Tokenizer.from_pretrained(path)
     c, names = tokenizer.config, ("sample_rate", "channels", "hop_lengths", "code_rates", "codebook_size")
-    return {
-        "model": str(path),
-        "tokenizer": tokenizer.hash,
-        **{name: getattr(c, name) for name in names},
-        "codec": {key: value for key, value in (c.codec or {}).items() if key != "settings"},
-        "latency_seconds": tokenizer.latency_seconds,
-        "priors": [folder.name for folder in prior_folders(path)],
-    }
+    facts = {"model": str(path), "tokenizer": tokenizer.hash, **{name: getattr(c, name) for name in names}}
+    facts["codec"] = {key: value for key, value in (c.codec or {}).items() if key != "settings"}
+    priors = [folder.name for folder in prior_folders(path)]
+    return facts | {"latency_seconds": tokenizer.latency_seconds, "priors": priors}
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

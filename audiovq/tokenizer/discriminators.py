@@ -130,9 +130,8 @@ class MultiResolutionDiscriminator(nn.Module):
         for window, stacks, head in zip(self.config.windows, self.stacks, self.heads, strict=True):
             spectrum = self.spectrum(waveform, window)
             edges = itertools.pairwise(self.config.edges(window))
-            bands: list[list[Tensor]] = []
-            for stack, (low, high) in zip(stacks, edges, strict=True):  # type: ignore[arg-type]
-                bands.append(features_of(stack, spectrum[..., low:high]))
+            pairs = zip(stacks, edges, strict=True)  # type: ignore[arg-type]
+            bands = [features_of(stack, spectrum[..., low:high]) for stack, (low, high) in pairs]
             scores = head(torch.cat([features[-1] for features in bands], dim=-1))
             outputs.append(DiscriminatorOutput(scores, list(itertools.chain.from_iterable(bands))))
         return outputs
@@ -199,8 +198,7 @@ class AdversarialConfig(BaseConfig):
 class Discriminators(nn.Module):
     def __init__(self, channels: int, config: AdversarialConfig, sample_rate: int):
         super().__init__()
-        each = [DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators]
-        self.each = nn.ModuleList(each)
+        self.each = nn.ModuleList(DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators)
 
     def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
         """[b, channels, samples] -> one output per view."""

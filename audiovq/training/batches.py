@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +25,7 @@ def step_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-@dataclass(frozen=True)
-class Microbatch:
+class Microbatch(NamedTuple):
     """Examples `first` … `first + n - 1` of a step's batch."""
 
     first: int
