@@ -185,7 +185,7 @@ def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
     """The whole README.md, from facts about the run, the specs of the priors, and what the template names besides."""
     tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
     tags += ["music-generation"] if specs else []
-    licence = {"license": run.license, "license_name": run.license_name}
+    licence: Any = {"license": run.license, "license_name": run.license_name}
     task = "text-to-audio" if specs else "audio-to-audio"
     metadata = huggingface_hub.ModelCardData(**licence, library_name="audiovq", pipeline_tag=task, tags=tags)
     template = load_template(TEMPLATE, listed=_listed, quoted=_quoted)

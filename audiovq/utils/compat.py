@@ -26,7 +26,7 @@ OLD_BANDS = ("margin", "n_mels", "frames_per_code", "decoder_dim")
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
 # Of `Generator`, and what to do instead.
-REMOVED_KEYWORDS = dict.fromkeys(("segments", "parallel"), "leave it out, as if it were 1")
+REMOVED_KEYWORDS: dict[str, str] = dict.fromkeys(("segments", "parallel"), "leave it out, as if it were 1")
 REMOVED_KEYWORDS["journal"] = "repeat the call, which gives the same codes"
 OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
