@@ -155,17 +155,14 @@ class Recipe(Config):
                 raise ValueError(f"priors: expected none, 1 or {n_levels} (one for each level), found {n}")
         n_samples, longest = self.tokenizer.crop_samples, longest_window(self)
         if self.batch_sizes(("tokenizer", "decoder")) and n_samples < longest:
-            raise ValueError(
-                f"tokenizer.crop_seconds: expected at least {longest} samples, the longest window of losses, "
-                f"discriminators and decoder, found {n_samples} samples"
-            )
+            expected = f"at least {longest} samples, the longest window of losses, discriminators and decoder"
+            raise ValueError(f"tokenizer.crop_seconds: expected {expected}, found {n_samples} samples")
         losses = self.tokenizer.losses.model_dump(exclude={"commitment", "kl", "compression"})
         weights = [weight for weight in losses.values() if isinstance(weight, float)]
         if self.decoder_tuning is not None and not any(weights):
-            raise ValueError(
-                "decoder_tuning: expected a reconstruction loss with a weight above 0 in tokenizer.losses, because "
-                "the adversarial loss is scaled to it; found none"
-            )
+            expected = "a reconstruction loss with a weight above 0 in tokenizer.losses"
+            reason = "because the adversarial loss is scaled to it; found none"
+            raise ValueError(f"decoder_tuning: expected {expected}, {reason}")
         return self
 
     def batch_sizes(self, stages: Container[str]) -> dict[str, int]:
@@ -202,16 +199,13 @@ def _check_tokenizer(stage: TokenizerStage) -> None:
     if stage.sound_start_step and not (stage.model.decoder.kind == "tones" and stage.losses.tones):
         raise ValueError("tokenizer.sound_start_step: expected a decoder of kind tones, and a weight for losses.tones")
     if 2 * warmup >= steps:
-        raise ValueError(
-            f"tokenizer.losses.waveform_warmup_steps: expected less than half of tokenizer.training.steps {steps}, "
-            f"so that the spectral terms reach their weights; found {warmup}"
-        )
+        expected = f"less than half of tokenizer.training.steps {steps}, so that the spectral terms reach their weights"
+        raise ValueError(f"tokenizer.losses.waveform_warmup_steps: expected {expected}; found {warmup}")
     quantizer = stage.model.quantizer
     if quantizer.kind == "gumbel" and quantizer.temperature_steps > steps - start:
-        raise ValueError(
-            "tokenizer.model.quantizer.temperature_steps: expected at most training.steps - vq_start_step = "
-            f"{steps - start}, so that the decoder is trained on hard codes; found {quantizer.temperature_steps}"
-        )
+        key, most = "tokenizer.model.quantizer.temperature_steps", f"training.steps - vq_start_step = {steps - start}"
+        reason = f"so that the decoder is trained on hard codes; found {quantizer.temperature_steps}"
+        raise ValueError(f"{key}: expected at most {most}, {reason}")
 
 
 def longest_window(recipe: Recipe) -> int:
@@ -220,7 +214,8 @@ def longest_window(recipe: Recipe) -> int:
     decoder = getattr(model.decoder, "overlap", 0) * model.hop_lengths[0 if model.topology == "independent" else -1]
     discriminators = recipe.decoder_tuning.adversarial.discriminators if recipe.decoder_tuning else ()
     mel = losses.mel_windows if losses.mel else ()
-    return max([decoder, *mel, *(each.min_samples for each in discriminators)], default=0)
+    views = [size for each in discriminators for size in getattr(each, "windows", ()) or each.periods]
+    return max([decoder, *mel, *views], default=0)
 
 
 def find_recipe(name: str) -> Path:

@@ -70,11 +70,9 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     def levels(self, index: int) -> list[Tensor]:
         """The codes of an item, int64 [n] per level, which `Tokenizer.decode` takes."""
         i, first = self._place(index)
-        last, tracks = first + self.n_frames if self.n_frames else None, self.tracks
-        return [
-            torch.from_numpy(self.shards.codes(tracks[i], level, first * count, None if last is None else last * count))
-            for level, count in enumerate(self.flattening.counts)
-        ]
+        n, track = self.n_frames, self.tracks[i]
+        spans = [(first * count, (first + n) * count if n else None) for count in self.flattening.counts]
+        return [torch.from_numpy(self.shards.codes(track, level, *span)) for level, span in enumerate(spans)]
 
     def _place(self, index: int) -> tuple[int, int]:
         """The track of an item, and the frame that it begins with."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions, level_settings, make_request
-from audiovq.api.shareable import Shareable
+from audiovq.api.shareable import Models, Shareable
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
@@ -23,7 +23,6 @@ from audiovq.sampling.engine import few_threads
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second
-from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils import compat
 from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
@@ -75,7 +74,7 @@ class Generator(Shareable):
             say(f"{source}: {trained}, so its music has the coarsest levels only and lacks detail")
         return cls(tokenizer, priors, sampling, device)
 
-    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
+    def _models(self) -> Models:
         return self.tokenizer.network, self.priors, self.sampling
 
     @property
@@ -196,22 +195,17 @@ class Generator(Shareable):
 
     @torch_defaults()
     def bits_per_second(
-        self,
-        pieces: Sequence[Codes],
-        labels: Mapping[str, Any] | None = None,
-        text: str = "",
-        chroma: str | Path | None = None,
-        notes: Any = None,
-        chords: str | None = None,
+        self, pieces: Sequence[Codes], labels: Mapping[str, Any] | None = None, **conditions: Any
     ) -> list[float]:
         """The information of each piece's codes under the priors in bits per second; likelier codes have less.
-        Raises ValueError for codes of another tokenizer or of unequal lengths, and for unknown conditions."""
+        Conditions are labels, text, chroma, notes and chords, see `PieceOptions`. Raises ValueError for codes of
+        another tokenizer or of unequal lengths, and for unknown conditions."""
         for piece in pieces:
             self.tokenizer.check_codes(piece)
             if piece.n_samples != pieces[0].n_samples:
                 raise ValueError(f"pieces: expected equal lengths, found {pieces[0].n_samples} and {piece.n_samples}")
         costs: list[float] = []
-        options = PieceOptions(labels=labels or {}, text=text, chroma=chroma, notes=notes, chords=chords)
+        options = PieceOptions(labels=labels or {}, **conditions)
         for i in range(0, len(pieces), ITEMS_AT_ONCE):
             group = pieces[i : i + ITEMS_AT_ONCE]
             request = make_request(self.priors, group[0].n_samples, 0, options)
@@ -235,10 +229,9 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
     known, c = priors[0].spec.vocabularies, tokenizer.config
     for level, spec in enumerate(prior.spec for prior in priors):
         if spec.tokenizer_hash != tokenizer.hash:
-            raise ValueError(
-                f"prior {level}: expected one trained on codes of tokenizer {tokenizer.hash[:12]}, "
-                f"found one for {spec.tokenizer_hash[:12]}; train the priors again"
-            )
+            expected, found = (each[:12] for each in (tokenizer.hash, spec.tokenizer_hash))
+            problem = f"expected one trained on codes of tokenizer {expected}, found one for {found}"
+            raise ValueError(f"prior {level}: {problem}; train the priors again")
         expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
         found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
         if found != expected:

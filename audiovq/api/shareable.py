@@ -11,11 +11,13 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE
 
+Models = tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]
+
 
 class Shareable:
     """Adds `save_pretrained` and `push_to_hub` to a class that defines `_models`."""
 
-    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
+    def _models(self) -> Models:
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:

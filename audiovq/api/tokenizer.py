@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked, with_rate
-from audiovq.api.shareable import Shareable
+from audiovq.api.shareable import Models, Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
@@ -19,8 +19,6 @@ from audiovq.data.resampling import resample
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
 from audiovq.tokenizer import streaming
 from audiovq.tokenizer.streaming import CHUNK_SECONDS, StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.vqvae import VQVAE
@@ -54,7 +52,7 @@ class Tokenizer(Shareable):
         folder = tokenizer_folder(resolve_model(source, **hub))
         return cls(checkpoint.load_tokenizer(folder), device)
 
-    def _models(self) -> tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]:
+    def _models(self) -> Models:
         return self.network, (), ()
 
     def make_codes(self, levels: Sequence[Any], n_samples: int | None = None, source_sha256: str = "") -> Codes:
@@ -138,10 +136,8 @@ class Tokenizer(Shareable):
         chunk = int(CHUNK_SECONDS * self.sample_rate)
         windows = [cut(streaming.encoder_windows(self.network, chunk), [waveform]) for waveform in prepared]
         pieces = compute_in_batches(windows, self._at_once(), partial(streaming.encode_windows, self.network))
-        return [
-            self.make_codes([torch.cat(level).cpu() for level in zip(*piece, strict=True)], waveform.shape[-1])
-            for piece, waveform in zip(pieces, prepared, strict=True)
-        ]
+        levels = ([torch.cat(level).cpu() for level in zip(*piece, strict=True)] for piece in pieces)
+        return [self.make_codes(own, waveform.shape[-1]) for own, waveform in zip(levels, prepared, strict=True)]
 
     def _at_once(self) -> int:
         return 1 if self.device.type == "cpu" else streaming.WINDOWS_AT_ONCE
@@ -211,10 +207,9 @@ class Tokenizer(Shareable):
             hint = "make_codes(levels, n_samples) makes them from levels"
             raise ValueError(f"codes: expected Codes, found {type(codes).__name__}; {hint}")
         if codes.tokenizer_hash != self.hash:
-            raise ValueError(
-                f"codes: expected those of this tokenizer ({self.hash[:12]}), found those of another "
-                f"({codes.tokenizer_hash[:12]}); use the model that made them (--model), or encode the audio again"
-            )
+            expected, found = (each[:12] for each in (self.hash, codes.tokenizer_hash))
+            found = f"those of another ({found}); use the model that made them (--model), or encode the audio again"
+            raise ValueError(f"codes: expected those of this tokenizer ({expected}), found {found}")
         codes.check(self.config.hop_lengths, self.config.codebook_size, "piece")  # a file's header may claim others
 
     def _levels(self, codes: Levels, n_levels: int | None) -> tuple[Codes, list[Tensor]]:

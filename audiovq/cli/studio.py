@@ -44,10 +44,8 @@ def studio(
     from audiovq.utils.progress import say
 
     if not is_loopback(host) and not password and not no_password:
-        raise ValueError(
-            f"--host {host}: others could use the studio; give a --password (or set AUDIOVQ_PASSWORD), "
-            "or --no-password to admit everybody"
-        )
+        advice = "give a --password (or set AUDIOVQ_PASSWORD), or --no-password to admit everybody"
+        raise ValueError(f"--host {host}: others could use the studio; {advice}")
     if no_password:
         password = None
         if not is_loopback(host):

@@ -15,10 +15,8 @@ from audiovq.data.completeness import check_whole
 from audiovq.data.ffmpeg import AudioInfo
 from audiovq.data.resampling import Resampler, check_rate
 
-SUFFIXES = {
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au"),
-    *ffmpeg.SUFFIXES,
-}
+SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".w64", ".caf", ".au"}
+SUFFIXES |= ffmpeg.SUFFIXES
 # Formats whose header has the number of samples.
 LOSSLESS = {"WAV", "WAVEX", "RF64", "FLAC", "AIFF", "W64", "CAF", "AU"}
 BLOCK_FRAMES = 1 << 16

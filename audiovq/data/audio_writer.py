@@ -16,9 +16,11 @@ from torch import Tensor
 from audiovq.data.resampling import Resampler
 from audiovq.utils.files import atomic_file, cannot_write, check_folder, check_output, utf8_path
 
+Target = Path | str | BinaryIO
 WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
 PIPE_BYTES = (1 << 32) - 1 - 36  # the largest size in a header; players take it for "until the end"
-NO_TAGS: Mapping[str, str] = {}
+Tags = Mapping[str, str]  # title, comment, software and others of soundfile
+NO_TAGS: Tags = {}
 ID3_FRAMES = {"title": id3.TIT2, "comment": id3.COMM, "software": id3.TSSE}  # type: ignore[attr-defined]
 # The name of each format and subtype in libsndfile; a PCM subtype has the bits.
 FORMATS = {".wav": ("WAV", ""), ".flac": ("FLAC", ""), ".opus": ("OGG", "OPUS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
@@ -45,13 +47,7 @@ class AudioWriter(contextlib.ExitStack):
     """
 
     def __init__(
-        self,
-        target: Path | str | BinaryIO,
-        sample_rate: int,
-        channels: int,
-        n_samples: int = 0,
-        tags: Mapping[str, str] = NO_TAGS,
-        bits: int = 16,
+        self, target: Target, sample_rate: int, channels: int, n_samples: int = 0, tags: Tags = NO_TAGS, bits: int = 16
     ):
         super().__init__()
         self.target, self.channels, self.bits, self.n_samples = target, channels, bits, 0
@@ -96,7 +92,7 @@ class AudioWriter(contextlib.ExitStack):
 
 @contextlib.contextmanager
 def _file(
-    path: Path, form: str, subtype: str, sample_rate: int, channels: int, tags: Mapping[str, str]
+    path: Path, form: str, subtype: str, sample_rate: int, channels: int, tags: Tags
 ) -> Iterator[soundfile.SoundFile]:
     texts = {name: "".join(c for c in text if c.isprintable()) for name, text in tags.items()}
     try:

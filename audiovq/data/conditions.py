@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import librosa
 import numpy as np
@@ -18,9 +19,8 @@ def chroma_classes(waveform: Tensor, sample_rate: int, hop_length: int) -> np.nd
     arXiv:2306.05284, section 2.3 (the argmax of a chromagram). Differs: silence is a class."""
     parts = []
     for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
-        bands = librosa.feature.chroma_stft(
-            y=piece, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, center=False, tuning=0.0, norm=None
-        )
+        sizes: Any = {"sr": sample_rate, "n_fft": n_fft, "hop_length": hop_length}
+        bands = librosa.feature.chroma_stft(y=piece, center=False, tuning=0.0, norm=None, **sizes)
         parts.append(np.where(quiet, SILENT, bands[:, : len(quiet)].argmax(axis=0) + 1))
     return np.concatenate(parts).astype(np.uint8)
 

@@ -142,9 +142,8 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         self.tracks = shards.index.tracks.of(split)
         if not self.tracks:
             raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
-        self.label_indices = {
-            name: {value: i for i, value in enumerate(values, start=1)} for name, values in vocabularies.items()
-        }
+        named = vocabularies.items()
+        self.label_indices = {name: {value: i + 1 for i, value in enumerate(values)} for name, values in named}
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
         lengths = self.tracks.lengths(level).astype(np.float64)
@@ -178,15 +177,11 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         n_coarse = -(-self.context // self.ratio) + 2 * self.context_codes
         coarser = [self._at_rate_above(track, level, coarse_start, n_coarse) for level in range(self.level)]
         labels = [indices.get(track.labels.get(name, ""), 0) for name, indices in self.label_indices.items()]
-        return {
-            "codes": torch.from_numpy(codes[1:]),
-            "previous": torch.from_numpy(codes[:-1]),
-            "coarser": torch.from_numpy(np.stack(coarser)) if coarser else torch.zeros(0, 0, dtype=torch.int64),
-            "position": torch.tensor(start),
-            "n_samples": torch.tensor(track.n_samples),
-            "labels": torch.tensor(labels),
-            **self._options(track, start, gap_end),
-        }
+        facts = {"position": start, "n_samples": track.n_samples, "labels": labels}
+        example = {name: torch.tensor(value) for name, value in facts.items()}
+        example |= {"codes": torch.from_numpy(codes[1:]), "previous": torch.from_numpy(codes[:-1])}
+        example["coarser"] = torch.from_numpy(np.stack(coarser)) if coarser else torch.zeros(0, 0, dtype=torch.int64)
+        return example | self._options(track, start, gap_end)
 
     def _options(self, track: ShardTrack, start: int, gap_end: int | None) -> dict[str, Tensor]:
         """Text, chroma or notes and the right side of a gap, as far as they are options."""

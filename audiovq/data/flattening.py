@@ -48,12 +48,9 @@ class Flattening:
         whole = [F.pad(level, (0, n * count - len(level)), value=-1).reshape(n, count) for level, count in pairs]
         frames = torch.cat(whole, dim=1)  # [n, size]
         frames = torch.where(frames < 0, pad, frames + self.offsets)
-        # With `size` places more in each row, rows that are one shorter begin one place later each.
-        ids = (
-            F.pad(frames.T, (0, size), value=pad).flatten()[:-size].view(size, -1)
-            if self.is_delayed
-            else frames.flatten()
-        )
+        ids = frames.flatten()
+        if self.is_delayed:  # with `size` places more in each row, rows that are one shorter begin one later each
+            ids = F.pad(frames.T, (0, size), value=pad).flatten()[:-size].view(size, -1)
         if special:
             ids = F.pad(F.pad(ids, (1, 0), value=self.bos_token_id), (0, 1), value=self.eos_token_id)
         return ids

@@ -103,10 +103,9 @@ def estimate_frames(waveform: Tensor, sample_rate: int, hop_length: int) -> np.n
     `frame_blocks`."""
     frames = list[int]()
     for piece, n_fft, quiet in frame_blocks(waveform, sample_rate, hop_length):
-        pitches, heights = librosa.piptrack(
-            y=piece, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, center=False, fmin=LOWEST,
-            fmax=min(HIGHEST, sample_rate / 2), threshold=THRESHOLD,
-        )  # fmt: skip
+        sizes: Any = {"sr": sample_rate, "n_fft": n_fft, "hop_length": hop_length, "center": False}
+        sizes |= {"fmin": LOWEST, "fmax": min(HIGHEST, sample_rate / 2)}
+        pitches, heights = librosa.piptrack(y=piece, threshold=THRESHOLD, **sizes)
         for i, silent in enumerate(quiet):
             peaks = np.flatnonzero(heights[:, i])
             hertz = [] if silent else _fundamentals(pitches[peaks, i], heights[peaks, i])
@@ -168,9 +167,7 @@ def requested_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int 
         if not all(0 <= start <= end <= LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows):
             raise TypeError
     except (TypeError, ValueError):
-        raise ValueError(
-            "notes: expected a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, "
-            f"pitch), or frames, found {notes!r:.60}"
-        ) from None
+        known = "a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, pitch)"
+        raise ValueError(f"notes: expected {known}, or frames, found {notes!r:.60}") from None
     seconds = hop_length / sample_rate
     return note_frames(rows, seconds, math.ceil(max(end for _, end, _ in rows) / seconds))

@@ -164,8 +164,7 @@ class ShardWriter:
 
     def add(self, track: Track, codes: Codes, *extras: np.ndarray) -> None:
         """Append a track, with its `ShardIndex.extras`, each [n_top_codes]."""
-        values = [level.numpy() for level in codes.levels]
-        n_levels = len(values)
+        values, n_levels = [level.numpy() for level in codes.levels], len(codes.levels)
         assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
         values += extras
         line = json_line({key: getattr(track, key) for key in LINE})
@@ -247,10 +246,8 @@ class Shards:
         layout = file.tokenizer_hash, file.sample_rate, list(file.hop_lengths), file.codebook_size
         self.index = ShardIndex(*layout, file.chroma, file.n_shards, file.notes)
         if tokenizer_hash is not None and file.tokenizer_hash != tokenizer_hash:
-            raise ValueError(
-                f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, found codes of "
-                f"{file.tokenizer_hash[:12]}; delete the folder and run the codes stage again"
-            )
+            found = f"found codes of {file.tokenizer_hash[:12]}; delete the folder and run the codes stage again"
+            raise ValueError(f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, {found}")
         names = self.index.names
         shown = progress(names, "download codes", len(names)) if storage.is_url(folder) else names
         self._arrays = {name: self._open(name) for name in shown}

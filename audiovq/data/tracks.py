@@ -116,10 +116,9 @@ class Scan:
             return Scan(Path(report["folder"]), tracks, rejected)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"{folder}: missing or damaged ({reason}); delete recipe.yaml in the run folder and run the same "
-                "command again, which scans the music anew and keeps the rest"
-            ) from None
+            advice = "delete recipe.yaml in the run folder and run the same command again"
+            advice += ", which scans the music anew and keeps the rest"
+            raise ValueError(f"{folder}: missing or damaged ({reason}); {advice}") from None
 
 
 def check_relative(path: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,16 +46,12 @@ def processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "by peer" in str(error):  # the launcher, too, says why
-            raise ValueError(
-                f"process {dist.get_rank()}: another process stopped; its message, or that of the launcher or scheduler, "
-                "says why; the same command resumes"
-            ) from error
+            reason = "another process stopped; its message, or that of the launcher or scheduler, says why"
+            raise ValueError(f"process {dist.get_rank()}: {reason}; the same command resumes") from error
         if "Timed out" in str(error) or "timeout" in str(error).lower():
-            minutes = TIMEOUT.total_seconds() / 60
-            raise ValueError(
-                f"process {dist.get_rank()}: {_silent()} has not answered for {minutes:g} minutes: it hangs, perhaps in "
-                "a disk or network that does not answer, or was suspended; the same command resumes"
-            ) from error
+            problem = f"{_silent()} has not answered for {TIMEOUT.total_seconds() / 60:g} minutes"
+            reason = "it hangs, perhaps in a disk or network that does not answer, or was suspended"
+            raise ValueError(f"process {dist.get_rank()}: {problem}: {reason}; the same command resumes") from error
         raise
     finally:
         console.quiet = False
@@ -114,10 +111,8 @@ def count(gpus: int | None, processes: int | None) -> int:
 def _launch(n: int, arguments: Sequence[str]) -> None:
     # The launcher's own reports are long; the errors below are one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=n, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0,
-    )  # fmt: skip
+    meeting: Any = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
     try:
         elastic_launch(config, sys.executable)("-m", "audiovq", *arguments)
     except SignalException as stop:  # the launcher passed it on and waited up to 30 seconds

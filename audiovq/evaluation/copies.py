@@ -43,10 +43,9 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
     """
     index, training = shards.index, shards.index.tracks.of("train")
     if pieces[0].tokenizer_hash != index.tokenizer_hash:
-        raise ValueError(
-            f"{shards.folder}: expected codes of its tokenizer ({index.tokenizer_hash[:12]}), found those of "
-            f"another ({pieces[0].tokenizer_hash[:12]}); encode the audio with the model of that run"
-        )
+        expected, found = (each.tokenizer_hash[:12] for each in (index, pieces[0]))
+        wrong = f"expected codes of its tokenizer ({expected}), found those of another ({found})"
+        raise ValueError(f"{shards.folder}: {wrong}; encode the audio with the model of that run")
     if not training:
         raise ValueError(f"{shards.folder}: no training tracks among the codes")
     reports: list[dict[str, Any]] = [{"seconds": piece.seconds, "runs": []} for piece in pieces]
@@ -69,12 +68,9 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
                 track_start = changes(_symbols(shards, track, depth))[run.track_start] * code_seconds
                 # Shifted copies of a track lack its first samples, so their codes are later in it.
                 whole = max(other.n_samples for other in training if other.path == track.path)
-                row |= {
-                    "seconds": float((end - start) * code_seconds),
-                    "start_seconds": float(start * code_seconds),
-                    "track": track.path,
-                    "track_seconds": float(track_start + (whole - track.n_samples) / index.sample_rate),
-                }
+                later = (whole - track.n_samples) / index.sample_rate
+                row |= {"seconds": float((end - start) * code_seconds), "start_seconds": float(start * code_seconds)}
+                row |= {"track": track.path, "track_seconds": float(track_start + later)}
             report["runs"].append(row)
     return reports
 
@@ -128,8 +124,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             lines.append(f"{row['symbols']}  none of {SHORTEST} codes or more")
             continue
         chance = "no held-out track is as long as the piece" if row["p"] is None else f"p = {row['p']:.3f}"
-        lines.append(
-            f"{row['symbols']}  {row['length']} codes, {row['seconds']:.2f} s: at {row['start_seconds']:.2f} s "
-            f"as {row['track']} at {row['track_seconds']:.2f} s; {chance}"
-        )
+        length = f"{row['symbols']}  {row['length']} codes, {row['seconds']:.2f} s"
+        places = f"at {row['start_seconds']:.2f} s as {row['track']} at {row['track_seconds']:.2f} s"
+        lines.append(f"{length}: {places}; {chance}")
     return lines

@@ -3,8 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +29,7 @@ MAX_COMPONENTS = 32  # principal components of the embedding that are compared
 WINDOWS_PER_COMPONENT = 4  # at least, or fewer components are compared
 
 
-@dataclass
-class Piece:
+class Piece(NamedTuple):
     """An excerpt of a real track, or a generated piece, which is a track of its own."""
 
     waveform: Tensor  # float [channels, samples]

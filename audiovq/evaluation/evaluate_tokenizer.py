@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -23,8 +22,7 @@ from audiovq.utils.progress import track as progress
 Row = dict[str, Any]
 
 
-@dataclass
-class Reconstruction:
+class Reconstruction(NamedTuple):
     """A track, and what each prefix of levels makes of it."""
 
     track: str
@@ -86,14 +84,11 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
     summary, bits_a_code = [], math.log2(codes.codebook_size)
     for n_levels in range(1, len(levels) + 1):
         group = [row for row in rows if row["levels"] == n_levels]
-        summary.append({
-            "levels": n_levels,
-            "n_tracks": len(group),
-            "seconds": sum(row["seconds"] for row in group),
-            **{name: mean_estimate([row[name] for row in group]) for name in metrics},
-            "kbps": sum(level["codes_per_second"] for level in levels[:n_levels]) * bits_a_code / 1000,
-            "entropy_kbps": sum(level["unigram_bits_per_second"] for level in levels[:n_levels]) / 1000,
-        })  # fmt: skip
+        size = {"levels": n_levels, "n_tracks": len(group), "seconds": sum(row["seconds"] for row in group)}
+        means = {name: mean_estimate([row[name] for row in group]) for name in metrics}
+        kbps = sum(level["codes_per_second"] for level in levels[:n_levels]) * bits_a_code / 1000
+        entropy_kbps = sum(level["unigram_bits_per_second"] for level in levels[:n_levels]) / 1000
+        summary.append({**size, **means, "kbps": kbps, "entropy_kbps": entropy_kbps})
     return {"tracks": rows, "summary": summary, "levels": levels}
 
 

@@ -75,15 +75,12 @@ def chroma_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int)
     L1 distance (total variation) between the chroma vectors of a frame, each normalised to sum 1; silence is 1/12
     everywhere. The mean over frames is weighted by the magnitude of the reference; 0 if the reference is silent.
     Chroma is librosa's `chroma_cqt`, tuned to A4 = 440 Hz."""
-    a, b = (
-        librosa.feature.chroma_cqt(
-            C=_constant_q(w, sample_rate), fmin=CQT_LOWEST, bins_per_octave=CQT_BINS, norm=None, tuning=0.0
-        )  # [channels, 12, frames]
-        for w in _pair(reconstruction, reference)
-    )
+    chroma = functools.partial(librosa.feature.chroma_cqt, fmin=CQT_LOWEST, bins_per_octave=CQT_BINS, tuning=0.0)
+    pair = (_constant_q(w, sample_rate) for w in _pair(reconstruction, reference))
+    a, b = (chroma(C=spectrum, norm=None) for spectrum in pair)  # [channels, 12, frames]
     weight = b.sum(axis=-2)
     a, b = a + CHROMA_FLOOR, b + CHROMA_FLOOR
-    p, q = (chroma / chroma.sum(axis=-2, keepdims=True) for chroma in (a, b))
+    p, q = (classes / classes.sum(axis=-2, keepdims=True) for classes in (a, b))
     return float((0.5 * np.abs(p - q).sum(axis=-2) * weight).sum() / max(weight.sum(), 1e-9))
 
 
@@ -117,10 +114,8 @@ def _constant_q(waveform: Tensor, sample_rate: int) -> np.ndarray:
 
 def _pair(reconstruction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     if reconstruction.shape != reference.shape or reference.ndim != 2 or reference.shape[-1] == 0:
-        raise ValueError(
-            "expected two waveforms [channels, samples] of equal shape, "
-            f"found {list(reconstruction.shape)} and {list(reference.shape)}"
-        )
+        found = f"found {list(reconstruction.shape)} and {list(reference.shape)}"
+        raise ValueError(f"expected two waveforms [channels, samples] of equal shape, {found}")
     return reconstruction.detach().float().cpu(), reference.detach().float().cpu()
 
 

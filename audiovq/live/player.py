@@ -89,10 +89,9 @@ class Player:
                     self.ready = np.concatenate([self.ready, block])
                 if self.underruns > reported and began >= next_report:
                     reported, next_report = self.underruns, began + REPORT_SECONDS
-                    self.report(
-                        f"the sound pauses: this machine makes {self.real_time_factor:.2f} s of music a second; "
-                        "try --buffer 1 or --block 1, end other programs, or use a smaller model"
-                    )
+                    advice = "try --buffer 1 or --block 1, end other programs, or use a smaller model"
+                    found = f"this machine makes {self.real_time_factor:.2f} s of music a second"
+                    self.report(f"the sound pauses: {found}; {advice}")
         except Exception as error:  # sound never ends with a traceback
             self.error = " ".join(f"{error}".split()) or type(error).__name__
         self.stopped.set()
@@ -122,10 +121,9 @@ def play(live: Live, device: Device, buffer_seconds: float, seconds: float | Non
     """Play until the seconds are over, if any, or `ended`. ValueError for music that cannot be made."""
     n_samples = math.inf if seconds is None else live.generator.n_samples(seconds)
     with Player(live, buffer_seconds) as player, device(player):
-        say(
-            f"playing; a change is heard after about {live.latency_seconds + buffer_seconds:.1f} s: "
-            f"{live.latency_seconds:.1f} s that the model looks ahead, and the buffer (Ctrl-C stops)"
-        )
+        ahead = live.latency_seconds
+        parts = f"{ahead:.1f} s that the model looks ahead, and the buffer (Ctrl-C stops)"
+        say(f"playing; a change is heard after about {ahead + buffer_seconds:.1f} s: {parts}")
         while not ended() and not player.stopped.is_set() and player.n_played < n_samples:
             time.sleep(0.02)
     if player.error:
@@ -140,9 +138,8 @@ def write(live: Live, out: str, seconds: float | None, ended: Callable[[], bool]
         raise ValueError(f"--out {out}: a file needs an end; add --seconds")
     n_samples = PIPE_BYTES if seconds is None else live.generator.n_samples(seconds)
     left = math.inf if seconds is None else n_samples
-    with AudioWriter(
-        sys.stdout.buffer if out == "-" else out, live.sample_rate, live.tokenizer.config.channels, n_samples
-    ) as file:
+    target = sys.stdout.buffer if out == "-" else out
+    with AudioWriter(target, live.sample_rate, live.tokenizer.config.channels, n_samples) as file:
         while not ended() and left > 0:
             n = int(min(left, round(WRITE_SECONDS * live.sample_rate)))
             file.write(live.read(n / live.sample_rate))

@@ -18,11 +18,9 @@ def sound_card(player: Player, name: str | None) -> Iterator[None]:
     def callback(out: Any, n: int, when: Any, status: Any) -> None:
         out[:] = player.take(n)
 
-    device = int(name) if name and name.isdecimal() else name
+    options: Any = {"device": int(name) if name and name.isdecimal() else name, "channels": player.channels}
     try:
-        stream = sounddevice.OutputStream(
-            player.rate, device=device, channels=player.channels, dtype="float32", latency="low", callback=callback
-        )
+        stream = sounddevice.OutputStream(player.rate, dtype="float32", latency="low", callback=callback, **options)
     except (sounddevice.PortAudioError, ValueError) as error:
         outputs: Any = sounddevice.query_devices()
         known = listed([found["name"] for found in outputs if found["max_output_channels"]], name or "")

@@ -65,16 +65,13 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
     for stage in plan["stages"]:
         if stage.get("too_large"):
             say(f"{stage['stage']}: {stage['size']}")
-        needed = {name: size for name, size in stage.get("memory_parts", {}).items() if name != "activations"}
-        if sum(needed.values()) > plan["memory_bytes"]:
-            raise ValueError(
-                f"{stage['stage']}: expected a network that fits into {plan['memory_bytes'] / 1e9:.3g} GB of memory, found "
-                f"{sum(needed.values()) / 1e9:.3g} GB of {', '.join(needed)}; make it smaller, or shard it over more GPUs"
-            )
+        parts = {name: size for name, size in stage.get("memory_parts", {}).items() if name != "activations"}
+        if (needed := sum(parts.values())) > (memory := plan["memory_bytes"]):
+            found = f"found {needed / 1e9:.3g} GB of {', '.join(parts)}; make it smaller, or shard it over more GPUs"
+            expected = f"expected a network that fits into {memory / 1e9:.3g} GB of memory"
+            raise ValueError(f"{stage['stage']}: {expected}, {found}")
     if plan["hours"] >= LONG_HOURS:
-        music = shlex.quote(recipe.data.folder or "DIR")
-        say(
-            f"{recipe.name} takes roughly {duration(3600 * plan['hours'])} on this machine ({plan['device']}). A command for "
-            f"this machine, which takes minutes: audiovq train recipes/finetune.yaml --data {music}"
-        )
+        command = f"audiovq train recipes/finetune.yaml --data {shlex.quote(recipe.data.folder or 'DIR')}"
+        needed = f"{recipe.name} takes roughly {duration(3600 * plan['hours'])} on this machine ({plan['device']})"
+        say(f"{needed}. A command for this machine, which takes minutes: {command}")
         say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")

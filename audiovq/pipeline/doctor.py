@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -118,25 +118,16 @@ def check_model() -> Iterator[CheckResult]:
     decoded = tokenizer.decode(tokenizer.encode(melody, tokenizer.sample_rate))
     codes, again = (generator.sample_codes(NEW_SECONDS, seed=0, progress=True)[0] for _ in range(2))
     music = tokenizer.decode(codes)
-    faults = {
-        "decoded audio has another length": decoded.shape[-1] != len(t),
-        "the same seed gives other codes": not all(map(torch.equal, codes.levels, again.levels)),
-    }
+    faults = {"decoded audio has another length": decoded.shape[-1] != len(t)}
+    faults["the same seed gives other codes"] = not all(map(torch.equal, codes.levels, again.levels))
     for name, wave in {"decoded audio": decoded, "new music": music}.items():
         faults[f"{name} is silent or not finite"] = not (wave.isfinite().all() and wave.abs().max() > 1e-3)
     wrong = [fault for fault, is_so in faults.items() if is_so]
-    found = (
-        f"encoded and decoded {TEST_SECONDS:g} s of audio and made {2 * NEW_SECONDS:g} s of music "
-        f"in {time.monotonic() - began:.1f} s on {generator.device}"
-    )
+    work = f"encoded and decoded {TEST_SECONDS:g} s of audio and made {2 * NEW_SECONDS:g} s of music"
+    found = f"{work} in {time.monotonic() - began:.1f} s on {generator.device}"
     advice = f"{REINSTALL} torch torchaudio audiovq; if that does not help, report this line" if wrong else ""
     yield CheckResult("self-test", BROKEN if wrong else OK, "; ".join([*wrong, found]), advice)
 
 
-CHECKS: dict[str, Callable[[], Iterator[CheckResult]]] = {
-    "packages": check_packages,
-    "devices": check_devices,
-    "audio files": check_audio,
-    "disk": check_disk,
-    "self-test": check_model,
-}
+CHECKS = {"packages": check_packages, "devices": check_devices, "audio files": check_audio, "disk": check_disk}
+CHECKS["self-test"] = check_model

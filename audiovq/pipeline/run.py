@@ -55,10 +55,8 @@ class Run:
         """Train the stages that are not done, all or those named; ValueError for wrong settings."""
         stages = stages or tuple(STAGES)
         if len(stages) < len(STAGES) and "decoder" in stages and not self.recipe.decoder_tuning:
-            raise ValueError(
-                f"{self.recipe.name}: stage decoder needs decoder_tuning in the recipe, which is null; "
-                "set it, such as --set decoder_tuning.training.steps=10000"
-            )
+            found = "which is null; set it, such as --set decoder_tuning.training.steps=10000"
+            raise ValueError(f"{self.recipe.name}: stage decoder needs decoder_tuning in the recipe, {found}")
         files = self.files
         with signals.deferred():
             missing = [stage for stage in stages if not files.is_done(stage)]
@@ -127,12 +125,10 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
     write_text(run / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
     tracks = "held-out tracks" if split == "valid" else "the training tracks (none is held out)"
     for i, level in enumerate(level for level in levels if "bits_per_second" in level):
-        say(
-            f"level {i}: {level['bits_per_code']:.2f} bits per code on {tracks} "
-            f"(unigram {level['unigram_bits_per_code']:.2f}), "
-            f"{level['bits_per_second']:.0f} bits per second"
-        )
-        if level["bits_per_code"] > level["unigram_bits_per_code"]:
+        bits, unigram = level["bits_per_code"], level["unigram_bits_per_code"]
+        rate = f"{level['bits_per_second']:.0f} bits per second"
+        say(f"level {i}: {bits:.2f} bits per code on {tracks} (unigram {unigram:.2f}), {rate}")
+        if bits > unigram:
             say(f"level {i}: this prior predicts no better than counting codes does; train on more music")
 
 

@@ -98,10 +98,9 @@ class RunFolder:
         difference = first_difference(same.model_dump(), self.recipe.model_dump(), ignored=RESUME_MUTABLE)
         if difference:
             key, _, old = difference.partition(" → ")[0].partition(": ")
-            raise ValueError(
-                f"{self.path}: holds a run of another recipe ({difference}); choose another --out for a new run, or go on "
-                f"with this one by --set {shlex.quote(f'{key}={old}')}"
-            )
+            again = f"go on with this one by --set {shlex.quote(f'{key}={old}')}"
+            advice = f"choose another --out for a new run, or {again}"
+            raise ValueError(f"{self.path}: holds a run of another recipe ({difference}); {advice}")
         if data.folder != saved.data.folder and not self.recipe.codes.path:
             self._move(data.folder)
         collectives.barrier()
@@ -116,11 +115,9 @@ class RunFolder:
         result.only(self.recipe.codes.only)  # fails before the tokenizer is trained, not hours later
         result.save(folder)
         report = result.report()
-        say(
-            f"data: {report['train_tracks']} training and {report['valid_tracks']} held-out tracks, "
-            f"{report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside"
-            + (f" (see {folder / 'quarantine.jsonl'})" if report["quarantined"] else "")
-        )
+        tracks = f"{report['train_tracks']} training and {report['valid_tracks']} held-out tracks"
+        see = f" (see {folder / 'quarantine.jsonl'})" if report["quarantined"] else ""
+        say(f"data: {tracks}, {report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside{see}")
 
     def scan(self) -> Scan:
         """The tracks as they were when the run began. Raises ValueError if some are not there any more."""
@@ -129,11 +126,10 @@ class RunFolder:
             found.folder = copy  # the cache of this machine, made again if it is gone
         missing = [track.path for track in found.tracks if not (found.folder / track.path).is_file()]
         if missing:
-            raise ValueError(
-                f"{found.folder}: {len(missing)} of the {len(found.tracks)} tracks with which this run began are missing, "
-                f"the first: {missing[0]}; put them back, name the folder that has them with --data, or choose another "
-                "--out to train without them"
-            )
+            advice = "put them back, name the folder that has them with --data"
+            advice += ", or choose another --out to train without them"
+            lost = f"{len(missing)} of the {len(found.tracks)} tracks with which this run began are missing"
+            raise ValueError(f"{found.folder}: {lost}, the first: {missing[0]}; {advice}")
         return found
 
     def _move(self, folder: str) -> None:
@@ -146,22 +142,19 @@ class RunFolder:
         for track in progress(moved.tracks, "compare", len(moved.tracks)):
             path = moved.folder / track.path
             if not path.is_file() or file_sha256(path) != track.sha256:
-                raise ValueError(
-                    f"{self.path}: began with other music than {folder}, where {track.path} is missing or differs; leave "
-                    f"--data out to go on with {own.folder}, name the folder that has this music now, or choose another "
-                    "--out for a new run"
-                )
+                advice = f"leave --data out to go on with {own.folder}, name the folder that has this music now"
+                problem = f"began with other music than {folder}, where {track.path} is missing or differs"
+                raise ValueError(f"{self.path}: {problem}; {advice}, or choose another --out for a new run")
         moved.save(self.path / "data")
 
     def open_codes(self, tokenizer_hash: str | None = None) -> Shards:
         """The codes of this run, or those that its recipe names; ValueError if they do not fit recipe or tokenizer."""
         shards = Shards(self.recipe.codes.path or self.path / "codes", tokenizer_hash)
         model, index = self.recipe.tokenizer.model, shards.index
-        expected = model.sample_rate, list(model.hop_lengths), model.codebook_size
+        rate, hops, size = expected = model.sample_rate, list(model.hop_lengths), model.codebook_size
         found = index.sample_rate, index.hop_lengths, index.codebook_size
         if found != expected:
-            raise ValueError(
-                f"{shards.folder}: expected codes as in tokenizer.model, sample_rate {expected[0]}, hop_lengths {expected[1]} "
-                f"and codebook_size {expected[2]}, found {found[0]}, {found[1]} and {found[2]}; change tokenizer.model to these"
-            )
+            wanted = f"as in tokenizer.model, sample_rate {rate}, hop_lengths {hops} and codebook_size {size}"
+            others = f"{found[0]}, {found[1]} and {found[2]}; change tokenizer.model to these"
+            raise ValueError(f"{shards.folder}: expected codes {wanted}, found {others}")
         return shards

@@ -238,8 +238,8 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
     mine, codes = [item - options.items[0] for item in pieces], list(pieces.values())
     found = generator.bits_per_second(codes)
     if options.conditional:
-        wanted = options.labels, options.text, options.chroma, options.notes, options.chords
-        conditional = generator.bits_per_second(codes, *wanted)
+        wanted = {name: getattr(options, name) for name in ("labels", "text", "chroma", "notes", "chords")}
+        conditional = generator.bits_per_second(codes, **wanted)
         found = [b - a for a, b in zip(found, conditional, strict=True)]
     cost = torch.zeros(options.num, dtype=torch.float64)
     cost[mine] = torch.tensor(found, dtype=torch.float64)

@@ -142,18 +142,11 @@ def count_prior(network: Prior) -> Pass:
     """One window of a prior's training; the inputs are as in `CodeWindows`."""
     config, spec = network.config, network.spec
     n, extra = config.transformer.context, config.extra_inputs
-    lengths: dict[str, tuple[int, ...]] = {
-        "codes": (n,),
-        "previous": (n,),
-        "coarser": (spec.level, -(-n // spec.ratio) + 2 * config.context_codes),
-        "labels": (len(spec.vocabularies),),
-        "position": (),
-        "n_samples": (),
-        "text": (extra["text_bytes"],),
-        "chroma": (-(-n // spec.top_ratio) + 1,),
-        "right": (extra["infill_codes"],),
-        "gap_end": (),
-    }
+    lengths: dict[str, tuple[int, ...]] = dict.fromkeys(("position", "n_samples", "gap_end"), ())
+    lengths |= {"codes": (n,), "previous": (n,), "labels": (len(spec.vocabularies),)}
+    lengths |= {"coarser": (spec.level, -(-n // spec.ratio) + 2 * config.context_codes)}
+    lengths |= {"text": (extra["text_bytes"],), "right": (extra["infill_codes"],)}
+    lengths |= {"chroma": (-(-n // spec.top_ratio) + 1,)}
     batch = {name: torch.zeros((1, *shape), dtype=torch.int64, device="meta") for name, shape in lengths.items()}
     return count_pass(network, lambda: network.loss(batch), scores=n)
 
@@ -182,17 +175,10 @@ def make_plan(
         most = psutil.virtual_memory().total // 2  # 4 bytes a number, and initial values come twice
         with errors_as(f"{title}: cannot be trained with these settings"), Allowance(most):
             planned.append({"stage": title, **estimate()})
-    return {
-        "recipe": recipe.name,
-        "devices": n_devices,
-        "device": device.name,
-        "memory_bytes": device.memory,
-        "flops": device.flops,
-        "music_hours": seconds / 3600,
-        "stages": planned,
-        "hours": sum(stage["hours"] for stage in planned),
-        "fits": all(stage.get("fits", True) for stage in planned),
-    }
+    facts = {"recipe": recipe.name, "devices": n_devices, "device": device.name, "memory_bytes": device.memory}
+    facts |= {"flops": device.flops, "music_hours": seconds / 3600, "stages": planned}
+    fits = all(stage.get("fits", True) for stage in planned)
+    return facts | {"hours": sum(stage["hours"] for stage in planned), "fits": fits}
 
 
 class Planner(NamedTuple):
@@ -255,12 +241,9 @@ class Planner(NamedTuple):
         share = -(-config.batch_size // self.n_devices)
         size = min(config.device_batch_size or share, share)
         n_weights = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        memory: dict[str, float] = {
-            "weights": sum(x.nbytes for x in network.state_dict().values()),
-            "gradients": 4 * n_weights,
-            "moments": (4 if config.optimizer == "muon" else 8) * n_weights,
-            "averages": 4 * n_weights if config.ema_decay else 0,
-        }
+        memory: dict[str, float] = {"weights": sum(x.nbytes for x in network.state_dict().values())}
+        memory |= {"gradients": 4 * n_weights, "moments": (4 if config.optimizer == "muon" else 8) * n_weights}
+        memory["averages"] = 4 * n_weights if config.ema_decay else 0
         if isinstance(config, PriorTrainingConfig) and config.sharded:
             memory = {name: n_bytes / self.n_devices for name, n_bytes in memory.items()}
         usable = USABLE * self.device.memory
@@ -268,35 +251,24 @@ class Planner(NamedTuple):
         memory["activations"] = size * one.activations
         step_seconds = share * one.flops / self.device.flops
         evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps
-        return {
-            "key": key,
-            "parameters": n_weights,
-            "memory_bytes": sum(memory.values()),
-            "memory_parts": memory,
-            "fits": size <= size_that_fits,
-            "size_that_fits": max(0, size_that_fits),
-            "steps": config.steps,
-            "seconds_a_step": step_seconds,
-            "hours": config.steps * step_seconds * (1 + evaluation) / 3600,
-        }
+        facts = {"key": key, "parameters": n_weights, "memory_bytes": sum(memory.values()), "memory_parts": memory}
+        facts |= {"fits": size <= size_that_fits, "size_that_fits": max(0, size_that_fits)}
+        hours = config.steps * step_seconds * (1 + evaluation) / 3600
+        return facts | {"steps": config.steps, "seconds_a_step": step_seconds, "hours": hours}
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """The plan to print: a line for each stage, and what to change below it."""
-    lines = [
-        f"{plan['recipe']} on {plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory "
-        f"each; {plan['music_hours']:.2g} hours of music"
-    ]
+    devices = f"{plan['devices']} × {plan['device']}, {_gb(plan['memory_bytes'])} of memory each"
+    lines = [f"{plan['recipe']} on {devices}; {plan['music_hours']:.2g} hours of music"]
     for stage in plan["stages"]:
         time_needed = duration(3600 * stage["hours"])
         if stage["stage"] == "codes":
             lines.append(f"codes: {time_needed} for {stage['codes']:,} codes")
             continue
-        lines.append(
-            f"{stage['stage']}: {stage['parameters'] / 1e6:,.3g} million weights; "
-            f"{_gb(stage['memory_bytes'])} of memory; {time_needed} for {stage['steps']} steps of "
-            f"{stage['seconds_a_step']:.2g} s"
-        )
+        sizes = f"{stage['parameters'] / 1e6:,.3g} million weights; {_gb(stage['memory_bytes'])} of memory"
+        steps = f"{stage['steps']} steps of {stage['seconds_a_step']:.2g} s"
+        lines.append(f"{stage['stage']}: {sizes}; {time_needed} for {steps}")
         if not stage["fits"]:
             size, advice = stage["size_that_fits"], "use a smaller network or crop, or more devices with sharded"
             if size:

@@ -27,10 +27,9 @@ def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
         raise ValueError(f"priors: from_pretrained: expected a prior for level {level} in {source}, {found}")
     prior, _ = checkpoint.load_prior(folders[level])
     if prior.spec.tokenizer_hash != tokenizer_hash:
-        raise ValueError(
-            f"priors: from_pretrained: expected a prior of tokenizer {tokenizer_hash[:12]}, found one of "
-            f"{prior.spec.tokenizer_hash[:12]} in {source}; take tokenizer and priors from the same model"
-        )
+        expected, found = tokenizer_hash[:12], f"found one of {prior.spec.tokenizer_hash[:12]} in {source}"
+        problem = f"expected a prior of tokenizer {expected}, {found}"
+        raise ValueError(f"priors: from_pretrained: {problem}; take tokenizer and priors from the same model")
     return prior
 
 
@@ -80,10 +79,9 @@ def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorSta
         elif settings.get("dropout") == 1:
             continue  # no conditioner to silence
         elif kind in PREFIX_CONDITIONERS:
-            raise ValueError(
-                f"{place}.conditioners: a {kind} conditioner cannot be added to a prior that has none, "
-                "because its attention was trained without a prefix; leave it out, or train the priors anew"
-            )
+            problem = f"a {kind} conditioner cannot be added to a prior that has none"
+            reason = "because its attention was trained without a prefix; leave it out, or train the priors anew"
+            raise ValueError(f"{place}.conditioners: {problem}, {reason}")
         else:
             merged[key] = dict(settings)
     pretrained["conditioners"] = list(merged.values())

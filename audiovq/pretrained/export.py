@@ -28,6 +28,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 LONGEST_CREDITS = 20000  # characters
 MOST_VALUES = 20  # of a label that are listed
 COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")
+LICENCE = ("license", "license_name", "license_text")  # facts of `RunFacts`
 # Labels of tracks that are listed in the card, with the names that they may have.
 LISTED_LABELS = {"licence": ("license", "licence", "copyright"), "artist": ("artist", "author", "composer")}
 
@@ -48,18 +49,11 @@ class RunFacts:
     levels: list[dict[str, Any]] = field(default_factory=list)  # of report.json
 
 
-def export_model(
-    source: str,
-    folder: Path,
-    half: bool = False,
-    onnx: bool = False,
-    int8: bool = False,
-    repo_id: str | None = None,
-    credits: Path | None = None,
-    **licence: str | None,
-) -> list[str]:
-    """Write the models of a run, of a model folder or of a hub id into a new folder, as `save_pretrained`;
-    returns lines for the user. `credits` is a text file for the card; `licence` is that of `RunFacts`."""
+def export_model(source: str, folder: Path, credits: Path | None = None, **options: Any) -> list[str]:
+    """Write the models of a run, of a model folder or of a hub id into a new folder; returns lines for the user.
+    `credits` is a text file for the card. Options are those of `save_pretrained`, and the licence of `RunFacts`."""
+    int8, onnx = options.get("int8"), options.get("onnx")
+    licence = {name: options.pop(name) for name in LICENCE if name in options}
     if int8 and not onnx:
         raise ValueError("--int8: expected with --onnx or --web, whose priors get 8-bit weights; found neither")
     if onnx:
@@ -71,8 +65,7 @@ def export_model(
     run = dataclasses.replace(run_facts(place), **licence)
     if credits is not None:
         run.credits = _read_text(credits)
-    options: Any = {"half": half, "onnx": onnx, "int8": int8, "repo_id": repo_id, "run": run}
-    compared = save_pretrained(folder, network, priors, sampling, **options)
+    compared = save_pretrained(folder, network, priors, sampling, run=run, **options)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
     lines = [f"{folder}: {contents}; read README.md before you share it"]
@@ -127,17 +120,11 @@ def save_pretrained(
         if onnx:
             compared = onnx_files.export_onnx(temporary / "onnx", saved)
             compared |= export_generator(temporary / "onnx", temporary, saved, run.name or folder.name, int8)
-        card = model_card(
-            run,
-            [prior.spec for prior in priors],
-            name=run.name or (repo_id or folder.name).split("/")[-1],
-            repo_id=repo_id or "OWNER/NAME",
-            config=network.config,
-            tokenizer_hash=identity,
-            n_parameters=sum(p.numel() for n in (network, *priors) for p in n.parameters()),
-            half=half,
-            onnx=compared,
-        )
+        facts: dict[str, Any] = {"config": network.config, "tokenizer_hash": identity, "half": half, "onnx": compared}
+        facts["n_parameters"] = sum(p.numel() for n in (network, *priors) for p in n.parameters())
+        facts["name"] = run.name or (repo_id or folder.name).split("/")[-1]
+        specs = [prior.spec for prior in priors]
+        card = model_card(run, specs, repo_id=repo_id or "OWNER/NAME", **facts)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return compared
 
@@ -197,19 +184,20 @@ def _read_text(path: Path) -> str:
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
     """The whole README.md, from facts about the run, the specs of the priors, and what the template names besides."""
     tags = ["audiovq", "music", "audio", "vq-vae", "audio-tokenizer"]
-    metadata = huggingface_hub.ModelCardData(
-        license=run.license,
-        license_name=run.license_name,
-        library_name="audiovq",
-        pipeline_tag="text-to-audio" if specs else "audio-to-audio",
-        tags=[*tags, "music-generation"] if specs else tags,
-    )
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"listed": _listed, "quoted": _quoted}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    tags += ["music-generation"] if specs else []
+    licence: Any = {"license": run.license, "license_name": run.license_name}
+    task = "text-to-audio" if specs else "audio-to-audio"
+    metadata = huggingface_hub.ModelCardData(**licence, library_name="audiovq", pipeline_tag=task, tags=tags)
+    template = load_template(TEMPLATE, listed=_listed, quoted=_quoted)
     return template.render(run=run, specs=specs, metadata=metadata.to_yaml(), columns=COLUMNS, **facts)
+
+
+def load_template(path: Path, autoescape: bool = False, **filters: Any) -> jinja2.Template:
+    options: Any = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True)
+    loader, undefined = jinja2.FileSystemLoader(path.parent), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, undefined=undefined, autoescape=autoescape, **options)
+    environment.filters |= filters
+    return environment.get_template(path.name)
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.onnx_write import times, write_graph
+from audiovq.pretrained.onnx_write import TRY_OTHERS, times, write_graph
 from audiovq.tokenizer.decoders import IstftDecoder, ToneDecoder
 from audiovq.tokenizer.fronts import LEAST_MEL, LEAST_POWER, MelFront, StftFront
 from audiovq.tokenizer.vqvae import VQVAE
@@ -33,18 +33,14 @@ CHECKED_SECONDS = 3.0
 def rules(network: VQVAE) -> dict[str, Any]:
     """All that is needed to use the files: the JSON in their metadata."""
     c = network.config
-    left_out = (
-        "(levels are residual: leave out the finest first)"
-        if c.topology == "residual"
-        else "only if it is not the finest: that alone is decoded"
-    )
-    return {
-        **{name: getattr(c, name) for name in ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")},
-        "tokenizer_hash": tokenizer_hash(network),
-        "samples_multiple": c.hop_lengths[0],
-        "decode_period": network.period,
-        "encode_context": network.encoder_radius,
-        "decode_context": network.decoder_radius,
+    left_out = "only if it is not the finest: that alone is decoded"
+    if c.topology == "residual":
+        left_out = "(levels are residual: leave out the finest first)"
+    names = ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")
+    facts = {name: getattr(c, name) for name in names} | {"samples_multiple": c.hop_lengths[0]}
+    facts |= {"encode_context": network.encoder_radius, "decode_context": network.decoder_radius}
+    facts |= {"tokenizer_hash": tokenizer_hash(network), "decode_period": network.period}
+    return facts | {
         "padding": "Append zeros up to a multiple of samples_multiple; keep the first "
         "ceil(samples / hop_lengths[i]) codes of level i. To decode, append codes of -1 to "
         "n · hop_lengths[0] / hop_lengths[i] codes a level, and keep the first samples of the waveform. "
@@ -82,10 +78,8 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     decoded = decode.run(None, {name: level.numpy() for name, level in zip(names, codes, strict=True)})[0]
     error = float((network.decode(codes) - torch.from_numpy(decoded)).abs().max())
     if equal < 0.98 or error > 1e-3:
-        raise ValueError(
-            f"onnx: expected the results of torch, found {equal:.1%} of the codes equal and samples that "
-            f"differ by {error:.1g}; try other versions of onnxscript and onnxruntime"
-        )
+        found = f"{equal:.1%} of the codes equal and samples that differ by {error:.1g}"
+        raise ValueError(f"onnx: expected the results of torch, found {found}; {TRY_OTHERS}")
     return {"codes_equal": equal, "waveform_error": error}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import audiovq
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.onnx_write import times, write_graph
+from audiovq.pretrained.onnx_write import TRY_OTHERS, times, write_graph
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
 from audiovq.prior.prior import Prior
 from audiovq.prior.sampling_config import SamplingConfig
@@ -42,17 +42,11 @@ def export_generator(
     largest difference of a logit, before rounding (`int8`). ValueError if it is large, or without a graph."""
     folder.mkdir(parents=True, exist_ok=True)
     config, errors = network.config, []
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "audiovq": audiovq.__version__,
-        **{name: getattr(config, name) for name in ("sample_rate", "channels", "codebook_size")},
-        "hop_lengths": list(config.hop_lengths[: len(models)]),
-        "tokenizer_hash": tokenizer_hash(network),
-        "labels": models[0][0].spec.vocabularies,
-        "decoder": _write_decoder(folder, network, decoder, len(models)),
-        "priors": [],
-    }
+    facts: dict[str, Any] = {"format": FORMAT, "name": name, "audiovq": audiovq.__version__}
+    facts |= {name: getattr(config, name) for name in ("sample_rate", "channels", "codebook_size")}
+    facts |= {"hop_lengths": list(config.hop_lengths[: len(models)]), "tokenizer_hash": tokenizer_hash(network)}
+    facts["labels"] = models[0][0].spec.vocabularies
+    facts |= {"decoder": _write_decoder(folder, network, decoder, len(models)), "priors": []}
     for level, (prior, setting) in enumerate(models):
         say(f"onnx: writing prior {level}")
         found, error = _write_prior(folder, prior.cpu().eval(), level, int8)
@@ -62,8 +56,7 @@ def export_generator(
     facts["files"] = {n: {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
     (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     if (error := max(errors)) > MOST_DIFFERENCE:
-        advice = "try other versions of onnxscript and onnxruntime"
-        raise ValueError(f"onnx: expected the logits of torch, found a difference of {error:.1g}; {advice}")
+        raise ValueError(f"onnx: expected the logits of torch, found a difference of {error:.1g}; {TRY_OTHERS}")
     return {"logit_error": error}
 
 
@@ -89,15 +82,10 @@ def _write_prior(folder: Path, prior: Prior, level: int, int8: bool) -> tuple[di
     """Facts about the files of a prior, and the largest difference of a logit."""
     c, extra = prior.config.transformer, prior.config.extra_inputs
     graph, n_prefix = StepGraph(prior), prior.transformer.n_prefix
-    facts: dict[str, Any] = {
-        "file": f"prior-{level}.onnx",
-        "inputs": graph.conditions,
-        "labels": prior.config.label_names,
-        **{name: getattr(c, name) for name in ("n_layers", "kv_heads", "head_dim", "window")},
-        **{name: extra[name] for name in ("text_bytes", "infill_codes")},
-        "n_prefix": n_prefix,
-        "context_codes": prior.config.context_codes,
-    }
+    facts: dict[str, Any] = {"file": f"prior-{level}.onnx", "inputs": graph.conditions}
+    facts |= {"labels": prior.config.label_names, "n_prefix": n_prefix, "context_codes": prior.config.context_codes}
+    facts |= {name: getattr(c, name) for name in ("n_layers", "kv_heads", "head_dim", "window")}
+    facts |= {name: extra[name] for name in ("text_bytes", "infill_codes")}
     examples = example_inputs(prior, graph)
     batch, errors = torch.export.Dim("batch", min=1), []
     parts: list[Any] = [(facts["file"], graph, ["logits", "new"])]

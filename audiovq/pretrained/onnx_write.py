@@ -4,7 +4,6 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+TRY_OTHERS = "try other versions of onnxscript and onnxruntime"  # advice
+Inputs = dict[str, Tensor]  # examples, by name
 LEAST_HALVED, HIGHEST_HALF = 256, 65504  # numbers in a tensor; the largest in half precision
 
 
@@ -21,21 +22,15 @@ def times(factor: int, n: Any) -> Any:
 
 
 def write_graph(
-    path: Path,
-    graph: nn.Module,
-    inputs: Mapping[str, Tensor],
-    shapes: Any,
-    outputs: Sequence[str],
-    facts: Any,
-    int8: bool = False,
+    path: Path, graph: nn.Module, inputs: Inputs, shapes: Any, outputs: list[str], facts: Any, int8: bool = False
 ) -> Any:
     """Write a graph as an ONNX file, which says `facts` about itself as JSON, and load it with onnxruntime.
-    `inputs` are examples; `shapes` say which dimensions are free, see `torch.export.export`. With `int8` the file
+    `shapes` say which dimensions are free, see `torch.export.export`. With `int8` the file
     has 8-bit weights, and what is loaded is the graph before they were rounded."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about itself
-        names = {"input_names": list(inputs), "output_names": list(outputs)}
+        names = {"input_names": list(inputs), "output_names": outputs}
         options = {"dynamic_shapes": shapes, "dynamo": True, "verbose": False, **names}
         program = torch.onnx.export(graph.eval(), tuple(inputs.values()), **options)
     assert program is not None, "with dynamo=True and without a file, torch returns the program"

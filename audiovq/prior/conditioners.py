@@ -40,12 +40,9 @@ class Conditions:
 
     def only_where(self, keep: Tensor) -> "Conditions":
         """Drop labels, text and chroma, which guidance strengthens, where `keep` (bool [b]) is false."""
-        return dataclasses.replace(
-            self,
-            labels={name: index * keep.view(-1, *[1] * (index.ndim - 1)) for name, index in self.labels.items()},
-            text=None if self.text is None else self.text * keep[:, None],
-            chroma=None if self.chroma is None else self.chroma * keep[:, None],
-        )
+        labels = {name: index * keep.view(-1, *[1] * (index.ndim - 1)) for name, index in self.labels.items()}
+        text, chroma = (None if x is None else x * keep[:, None] for x in (self.text, self.chroma))
+        return dataclasses.replace(self, labels=labels, text=text, chroma=chroma)
 
 
 class Conditioner(nn.Module):

@@ -33,8 +33,7 @@ def extended(prior: Prior, config: PriorConfig, spec: PriorSpec) -> Prior:
     it predicts nearly what the old one predicts. A new value of a label starts as a copy of "unknown". A new
     conditioner adds nothing while its condition is unknown; a new label's values add little at first."""
     network = Prior(config, spec)
-    old = prior.state_dict()
-    n_known = len(prior.conditioners)
+    old, n_known = prior.state_dict(), len(prior.conditioners)
     for i, module in enumerate(network.conditioners):
         name = f"conditioners.{i}."
         if i >= n_known:

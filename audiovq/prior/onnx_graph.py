@@ -101,9 +101,8 @@ class StepGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attention to past codes and to this one, whose keys and values are not copied into one tensor."""
         c, (cos, sin) = layer.attention.config, rotation
-        heads = layer.attention.qkv(rms_norm(x, layer.attention_norm)).view(
-            -1, c.n_heads + 2 * c.kv_heads, 1, c.head_dim
-        )
+        qkv = layer.attention.qkv(rms_norm(x, layer.attention_norm))
+        heads = qkv.view(-1, c.n_heads + 2 * c.kv_heads, 1, c.head_dim)
         turning, value = heads.split([c.n_heads + c.kv_heads, c.kv_heads], dim=1)
         turned = turning * cos + turning.index_select(-1, self.swapped) * sin
         q, key = turned.split([c.n_heads, c.kv_heads], dim=1)  # [b, heads, 1, head_dim]

@@ -34,15 +34,10 @@ def describe(path: Path) -> dict[str, Any]:
 def describe_codes(path: Path) -> dict[str, Any]:
     codes = Codes.load(path)
     names = ("seconds", "sample_rate", "n_samples", "hop_lengths", "codebook_size", "source_sha256")
-    return {
-        "codes": str(path),
-        **{name: getattr(codes, name) for name in names},
-        "codes_a_level": [len(level) for level in codes.levels],
-        "coding": read_header(path).coding or "none",
-        "kbps_raw": codes.bits_per_second / 1000,
-        "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000,
-        "tokenizer": codes.tokenizer_hash,
-    }
+    facts = {"codes": str(path), **{name: getattr(codes, name) for name in names}}
+    facts |= {"codes_a_level": [len(level) for level in codes.levels], "coding": read_header(path).coding or "none"}
+    kbps = {"kbps_raw": codes.bits_per_second / 1000, "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000}
+    return {**facts, **kbps, "tokenizer": codes.tokenizer_hash}
 
 
 def describe_model(path: Path) -> dict[str, Any]:
@@ -53,14 +48,10 @@ def describe_model(path: Path) -> dict[str, Any]:
         return {"model": str(path), "config": read_json(path / checkpoint.CONFIG), "parameters": n_parameters}
     tokenizer = Tokenizer.from_pretrained(path)
     c, names = tokenizer.config, ("sample_rate", "channels", "hop_lengths", "code_rates", "codebook_size")
-    return {
-        "model": str(path),
-        "tokenizer": tokenizer.hash,
-        **{name: getattr(c, name) for name in names},
-        "codec": {key: value for key, value in (c.codec or {}).items() if key != "settings"},
-        "latency_seconds": tokenizer.latency_seconds,
-        "priors": [folder.name for folder in prior_folders(path)],
-    }
+    facts = {"model": str(path), "tokenizer": tokenizer.hash, **{name: getattr(c, name) for name in names}}
+    facts["codec"] = {key: value for key, value in (c.codec or {}).items() if key != "settings"}
+    priors = [folder.name for folder in prior_folders(path)]
+    return facts | {"latency_seconds": tokenizer.latency_seconds, "priors": priors}
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-
-from audiovq.pretrained.export import run_facts
+from audiovq.pretrained.export import load_template, run_facts
 from audiovq.report import provenance
 from audiovq.report.clips import choose, render
 from audiovq.report.contents import PARTS, Clip, Group, run_groups
@@ -80,23 +78,14 @@ def _write(out: Path, page: dict[str, Any], groups: list[Group], model: Path, ne
     style, script = (_joined(names) for names in (("player.css", "page.css"), SCRIPTS))
     digests = {kind: hashlib.sha256(text.encode()).digest() for kind, text in (("style", style), ("script", script))}
     sources = [f"{kind}-src 'sha256-{base64.b64encode(digest).decode()}'" for kind, digest in digests.items()]
-    html = _environment().get_template("page.html").render(
-        **page,
-        style=style,
-        script=script,
-        policy="; ".join(["default-src 'none'; media-src data:; img-src data:", *sources]),
-        clips=clips,
-        n_left_out=n_left_out,
-        sections=_sections(rendered),
-        sound_format=sound_format,
-        abx=_comparisons(rendered),
-        curves=stage_curves(model / "training"),
-        model=provenance.model_facts(model, network),
-        run=run_facts(model),
-        credits=provenance.credits_html(model),
-        versions=provenance.versions(),
-        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-    )  # fmt: skip
+    policy = "; ".join(["default-src 'none'; media-src data:; img-src data:", *sources])
+    page |= {"style": style, "script": script, "policy": policy, "sound_format": sound_format, "n_left_out": n_left_out}
+    page |= {"clips": clips, "sections": _sections(rendered), "abx": _comparisons(rendered)}
+    page |= {"model": provenance.model_facts(model, network), "run": run_facts(model)}
+    page |= {"credits": provenance.credits_html(model), "versions": provenance.versions()}
+    page["curves"] = stage_curves(model / "training")
+    page["written"] = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    html = load_template(TEMPLATE / "page.html", autoescape=True, clock=clock, signed=signed).render(page)
     check_output(out, [b"<!doctype html"])
     write_text(out, html.encode("utf-8", errors="replace").decode())  # file names may be no UTF-8
     return {"report": str(out), "bytes": out.stat().st_size, "clips": len(clips)}
@@ -106,15 +95,6 @@ def _joined(names: Sequence[str]) -> str:
     """Style sheets, or modules as one: the page is one file, so nothing is imported or exported."""
     text = "\n".join((TEMPLATE / name).read_text("utf-8") for name in names)
     return re.sub(r"^export |^import .*\n", "", text, flags=re.MULTILINE)
-
-
-def _environment() -> jinja2.Environment:
-    loader = jinja2.PackageLoader("audiovq.report", "template")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"clock": clock, "signed": signed}
-    return environment
 
 
 def clock(seconds: float) -> str:

@@ -34,13 +34,10 @@ def model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
     hashes = {"tokenizer": tokenizer_hash(network)}
     for folder in prior_folders(model):
         hashes[folder.name] = read_json(folder / SUMS).get(checkpoint.WEIGHTS, "") if (folder / SUMS).is_file() else ""
-    return {
-        "name": "the bundled model" if model.resolve() == bundled_model().resolve() else model.resolve().name,
-        "config": network.config,
-        "codes_per_second": sum(network.config.code_rates),
-        "kbps": sum(network.config.code_rates) * math.log2(network.config.codebook_size) / 1000,
-        "hashes": hashes,
-    }
+    c, is_bundled = network.config, model.resolve() == bundled_model().resolve()
+    name, rate = "the bundled model" if is_bundled else model.resolve().name, sum(c.code_rates)
+    kbps = rate * math.log2(c.codebook_size) / 1000
+    return {"name": name, "config": c, "codes_per_second": rate, "kbps": kbps, "hashes": hashes}
 
 
 def versions() -> dict[str, str]:

@@ -131,10 +131,8 @@ class DecodeState:
     def check_finite(self) -> None:
         """Raises ValueError if the prior has computed NaN or infinity."""
         if not self.sum.isfinite():
-            raise ValueError(
-                f"prior {self.prior.spec.level}: expected finite logits, found NaN or infinity; "
-                "choose precision fp32, or train the prior again"
-            )
+            advice = "choose precision fp32, or train the prior again"
+            raise ValueError(f"prior {self.prior.spec.level}: expected finite logits, found NaN or infinity; {advice}")
 
     def put(self, t: int, drawn: Tensor) -> None:
         """Set the codes of position t, int64 [rows], except where they are given."""
@@ -173,11 +171,9 @@ class DecodeState:
 def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
     """Whether all coarser codes are there that the next pass of a level needs."""
     spec, needed = states[level].prior.spec, states[level].n_needed()
-    return all(
-        other.finished or other.n_known * spec.hop_lengths[at] >= needed * spec.hop_lengths[level - 1]
-        for at, other in states.items()
-        if at < level
-    )
+    end = needed * spec.hop_lengths[level - 1]
+    coarser = [(other, spec.hop_lengths[at]) for at, other in states.items() if at < level]
+    return all(other.finished or other.n_known * hop >= end for other, hop in coarser)
 
 
 def coarser_at_rate_above(

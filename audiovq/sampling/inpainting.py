@@ -55,10 +55,8 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
     if n_given == 0:
         raise ValueError(f"prompt: expected at least {hops[0] / rate:.3f} s, found {prompt.seconds:.3f} s")
     if prompt.n_samples >= n_samples:
-        raise ValueError(
-            f"seconds: expected more than the prompt's {prompt.seconds:.3f} s (the piece begins with it), "
-            f"found {n_samples / rate:.3f} s"
-        )
+        expected = f"more than the prompt's {prompt.seconds:.3f} s (the piece begins with it)"
+        raise ValueError(f"seconds: expected {expected}, found {n_samples / rate:.3f} s")
     return _lay_out(prompt, 0, n_given, n_samples)
 
 

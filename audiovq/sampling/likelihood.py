@@ -17,8 +17,7 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     """log p(codes of the prior's level | coarser codes, conditions) in nats, summed over the codes, float64
     [items], at temperature 1, without top-k and top-p, block by block with the cache: any length at constant
     memory. Levels are int64 [items, n_codes] each; the request's items and seed are not used."""
-    level = prior.spec.level
-    device = prior.head.weight.device
+    level, device = prior.spec.level, prior.head.weight.device
     codes = levels[level].to(device)
     batch, n_codes = codes.shape
     previous = F.pad(codes, (1, 0), value=prior.spec.codebook_size)

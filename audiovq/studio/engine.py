@@ -46,6 +46,7 @@ class Engine:
         return {
             "name": self.name,
             "licence": self.licence,
+            "formats": list(get_args(SoundFormat)),
             **{name: getattr(self.tokenizer.config, name) for name in ("sample_rate", "channels", "codebook_size")},
             "levels": [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths],
             "labels": generator.labels,
@@ -53,7 +54,6 @@ class Engine:
             **{name: any(known[name] for known in inputs) for name in ("chroma", "notes")},
             "settings": {name: [setting[name] for setting in settings] for name in SamplingConfig.model_fields},
             "limits": {name: getattr(self.limits, name) for name in limits},
-            "formats": list(get_args(SoundFormat)),
         }
 
     def codes(self, project: Project, number: int | None) -> Codes:
@@ -63,10 +63,8 @@ class Engine:
         """A sound file of a version; a download has tags."""
         if export.levels is not None and export.levels > version.n_levels:
             raise Refused(f"levels: expected 1 to {version.n_levels}, found {export.levels}")
-        if not export.download:
-            return self.sounds.version(project, version.number, export)
         title = f"{project.name}: {version.title}"
-        tags = piece_tags(title, self.name, version.seed, version.labels, self.licence)
+        tags = piece_tags(title, self.name, version.seed, version.labels, self.licence) if export.download else {}
         return self.sounds.version(project, version.number, export, tags)
 
     def job(self, project: Project, request: JobRequest) -> Job:

@@ -80,11 +80,12 @@ class Queue:
             self._arrived.put(job)
         return job
 
-    def get(self, name: str) -> Job:
-        """Raises Refused for a job that does not exist or is forgotten."""
-        if name not in self._jobs:
+    def get(self, name: str, owner: str) -> Job:
+        """Raises Refused for a job that does not exist, is forgotten or somebody else's."""
+        job = self._jobs.get(name)
+        if job is None or job.owner != owner:
             raise Refused("there is no such job; it may have ended long ago", 404)
-        return self._jobs[name]
+        return job
 
     def of_project(self, project: str) -> list[Job]:
         """Also those that have ended, as long as they are remembered."""

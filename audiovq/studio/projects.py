@@ -93,16 +93,14 @@ class Project(Strict):
 
     def version(self, number: int | None) -> Version:
         """Raises Refused if there is no such version."""
-        for version in self.versions:
-            if version.number == number:
-                return version
+        if found := next((version for version in self.versions if version.number == number), None):
+            return found
         raise Refused(f"there is no version {number} in this project; it may have been deleted", 404)
 
     def recording(self, name: str | None) -> Recording:
         """Raises Refused if there is no such recording."""
-        for recording in self.recordings:
-            if recording.id == name:
-                return recording
+        if found := next((recording for recording in self.recordings if recording.id == name), None):
+            return found
         raise Refused("there is no such recording in this project", 404)
 
     def add(self, version: Version) -> None:
@@ -267,11 +265,8 @@ class Library:
             arriving = sum(map(_size, self.root.glob(f"{ARRIVING}*")))
             everything = (sum(size for size, _ in sizes) + arriving + n_bytes) / MB
         if mine > self.limits.quota_mb:
-            raise Refused(
-                f"your projects would have {mine:.1f} MB of at most {self.limits.quota_mb:g} MB; delete some of them "
-                "(the option --quota of audiovq studio allows more)",
-                413,
-            )
+            found = f"your projects would have {mine:.1f} MB of at most {self.limits.quota_mb:g} MB"
+            raise Refused(f"{found}; delete some of them (the option --quota of audiovq studio allows more)", 413)
         if everything > self.limits.total_mb:
             raise Refused("the disk space of this studio is used up; ask its owner for more", 413)
 

@@ -51,10 +51,9 @@ class Limits:
     def check_seconds(self, seconds: float) -> None:
         """Raises ValueError for a piece that is too long or has no length."""
         if not 0 < seconds <= self.max_seconds + 1e-6:
-            raise ValueError(
-                f"a piece must be above 0 s, and may be up to {self.max_seconds:g} s long here, and this would be "
-                f"{seconds:.1f} s (the option --max-seconds of audiovq studio allows more)"
-            )
+            rule = f"a piece must be above 0 s, and may be up to {self.max_seconds:g} s long here"
+            advice = "the option --max-seconds of audiovq studio allows more"
+            raise ValueError(f"{rule}, and this would be {seconds:.1f} s ({advice})")
 
 
 class Strict(BaseModel):

@@ -25,19 +25,10 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
+from audiovq.studio import requests as bodies
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
-from audiovq.studio.requests import (
-    MB,
-    Export,
-    JobRequest,
-    Limits,
-    NewPiece,
-    ProjectChange,
-    Refused,
-    VersionChange,
-    sentence,
-)
+from audiovq.studio.requests import MB, JobRequest, Limits, ProjectChange, Refused, sentence
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
 
 if TYPE_CHECKING:
@@ -203,7 +194,7 @@ def _add_versions(app: FastAPI, studio: Studio) -> None:
     place = "/api/projects/{project_id}/versions/{number}"
 
     @app.patch(place)
-    def change(number: int, new: VersionChange, project: Project = found) -> Json:
+    def change(number: int, new: bodies.VersionChange, project: Project = found) -> Json:
         with library.changing(project):
             version = project.version(number)
             for name, value in new.model_dump(exclude_none=True).items():
@@ -217,7 +208,7 @@ def _add_versions(app: FastAPI, studio: Studio) -> None:
         return studio.describe(project)
 
     @app.get(f"{place}/sound", response_class=FileResponse)
-    def sound(number: int, export: Annotated[Export, Query()], project: Project = found) -> FileResponse:
+    def sound(number: int, export: Annotated[bodies.Export, Query()], project: Project = found) -> FileResponse:
         """A version as it sounds."""
         version = project.version(number)
         path = studio.engine.sound(project, version, export)
@@ -250,15 +241,12 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         return queue.describe(queue.put(job))
 
     def mine(job_id: str, request: Request) -> Job:
-        job = queue.get(job_id)
-        if job.owner != request.state.visitor:
-            raise Refused("there is no such job; it may have ended long ago", 404)
-        return job
+        return queue.get(job_id, request.state.visitor)
 
     my_job = Depends(mine)
 
     @app.post("/api/pieces", status_code=202)
-    def piece(request: Request, new: NewPiece) -> Json:
+    def piece(request: Request, new: bodies.NewPiece) -> Json:
         """A new piece in a project of its own."""
         project = studio.new_project(request, new.name)
         job = studio.engine.job(project, JobRequest(kind="make", **new.model_dump(exclude={"name"})))
@@ -342,33 +330,18 @@ def open_studio(
         library = Library(projects, limits)
         studio = Studio(library, limits, access)
         stack.callback(studio.queue.close)
-        config = uvicorn.Config(
-            make_app(studio),
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_graceful_shutdown=1,
-            timeout_keep_alive=30,
-            limit_concurrency=500,
-            ws_max_size=LARGEST_BODY,
-        )
-        server = uvicorn.Server(config)
+        options: Json = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
+        options |= {"timeout_graceful_shutdown": 1, "timeout_keep_alive": 30, "limit_concurrency": 500}
+        server = uvicorn.Server(uvicorn.Config(make_app(studio), ws_max_size=LARGEST_BODY, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         studio.loading = ThreadPoolExecutor(1, "model").submit(load, library, limits, Path(sounds))
         try:
-            yield f"http://{_written(access.host)}:{listening.getsockname()[1]}", studio
+            host = "127.0.0.1" if access.host in ("0.0.0.0", "::") else access.host  # that a browser here opens
+            yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", studio
         finally:
             server.should_exit = True
             thread.join(timeout=5)
-
-
-def _written(host: str) -> str:
-    """As in an address that a browser on this machine opens."""
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int | None) -> socket.socket:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from audiovq.api.generator import Generator
 from audiovq.api.splice import keep_original
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.data import audio
-from audiovq.data.audio_writer import NO_TAGS, AudioWriter
+from audiovq.data.audio_writer import NO_TAGS, AudioWriter, Tags
 from audiovq.data.codes import Codes
 from audiovq.evaluation.loudness import normalized
 from audiovq.sampling.inpainting import CodeMask
@@ -24,6 +24,7 @@ from audiovq.studio.requests import MB, Export, Limits
 CACHE_MB, RECENT = 1000, 2
 JUDGED_SECONDS = 60.0  # of a recording
 UNLIKE = 1.25  # times the bits a second of the training music
+Sound = tuple[Tensor, int]  # float [channels, n], and its sample rate
 OnProgress = Callable[[float, str], object]  # the finished share from 0 to 1, and a description
 
 
@@ -33,10 +34,10 @@ class Sounds:
     def __init__(self, tokenizer: Tokenizer, library: Library, folder: Path):
         self.tokenizer, self.library, self.folder = tokenizer, library, folder
         self._lock = threading.Lock()  # one is decoded at a time
-        self._recent: dict[tuple[str, int], tuple[Tensor, int]] = {}  # waveforms that edits start from
+        self._recent: dict[tuple[str, int], Sound] = {}  # waveforms that edits start from
 
-    def version(self, project: Project, number: int, export: Export, tags: Mapping[str, str] = NO_TAGS) -> Path:
-        def waveform() -> tuple[Tensor, int]:
+    def version(self, project: Project, number: int, export: Export, tags: Tags = NO_TAGS) -> Path:
+        def waveform() -> Sound:
             if export.levels is None:
                 return self._waveform(project, number)
             codes = Codes.load(self.library.codes_path(project, number))
@@ -48,11 +49,11 @@ class Sounds:
         """The part of a recording that is used, as WAV, which every browser plays."""
         return self._file(f"{project.id} {recording.id}", Export(), lambda: self._original(project, recording))
 
-    def _original(self, project: Project, recording: Recording) -> tuple[Tensor, int]:
+    def _original(self, project: Project, recording: Recording) -> Sound:
         path = self.library.recording_path(project, recording)
         return audio.read_audio(path, channels=recording.channels, n_samples=recording.n_samples)
 
-    def _waveform(self, project: Project, number: int) -> tuple[Tensor, int]:
+    def _waveform(self, project: Project, number: int) -> Sound:
         """Float [channels, n] and its rate; of an edited recording in its own rate and channels."""
         key = (project.id, number)
         if key not in self._recent:
@@ -72,9 +73,7 @@ class Sounds:
                 del self._recent[next(iter(self._recent))]
         return self._recent[key]
 
-    def _file(
-        self, key: str, export: Export, waveform: Callable[[], tuple[Tensor, int]], tags: Mapping[str, str] = NO_TAGS
-    ) -> Path:
+    def _file(self, key: str, export: Export, waveform: Callable[[], Sound], tags: Tags = NO_TAGS) -> Path:
         digest = hashlib.sha256(f"{key} {export} {tags}".encode()).hexdigest()
         path = self.folder / f"{digest[:32]}.{export.format}"
         with self._lock:
@@ -174,7 +173,6 @@ def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) 
     [found] = generator.bits_per_second([generator.tokenizer.make_codes(levels, n_samples)])
     if found < UNLIKE * training_bits:
         return None
-    return (
-        f"This recording is unlike the music that the model learned from: it needs {found:.0f} bits a second, the "
-        f"training music {training_bits:.0f}. What the model adds may not fit it."
-    )
+    bits = f"it needs {found:.0f} bits a second, the training music {training_bits:.0f}"
+    problem = f"This recording is unlike the music that the model learned from: {bits}."
+    return f"{problem} What the model adds may not fit it."

@@ -34,11 +34,8 @@ def conv(dim_in: int, dim_out: int, kernel: tuple[int, int], stride: tuple[int, 
 
 def features_of(layers: Any, x: Tensor) -> list[Tensor]:
     """The output of each layer in turn, after its activation."""
-    features = []
-    for layer in layers:
-        x = F.leaky_relu(layer(x), 0.1)
-        features.append(x)
-    return features
+    outputs = itertools.accumulate(layers, lambda x, layer: F.leaky_relu(layer(x), 0.1), initial=x)
+    return list(outputs)[1:]
 
 
 class PatchDiscriminator(nn.Module):
@@ -65,19 +62,10 @@ class PatchDiscriminator(nn.Module):
         return outputs
 
 
-class ViewsConfig(BaseConfig):
-    """Base of the configs, which have `periods` or `windows`, samples."""
-
-    @property
-    def min_samples(self) -> int:
-        """The shortest waveform that fills each view."""
-        return max(getattr(self, "windows", None) or getattr(self, "periods", ()))
-
-
 class MultiPeriodDiscriminator(PatchDiscriminator):
     """Views with every p-th sample, for some prime numbers p (HiFi-GAN, arXiv:2010.05646, section 2.3)."""
 
-    class Config(ViewsConfig):
+    class Config(BaseConfig):
         kind: Literal["multi_period"] = "multi_period"
         periods: Widths = Field(default=(2, 3, 5, 7, 11), min_length=1)  # samples
         dims: Widths = Field(default=(32, 128, 512, 1024), min_length=1)  # width after each stride of 3
@@ -98,7 +86,7 @@ class MultiResolutionDiscriminator(nn.Module):
     (DAC, arXiv:2306.06546, section 3.3). `complex` gives real and imaginary parts, as in DAC, so that phase counts;
     `magnitude` does not, as in UnivNet."""
 
-    class Config(ViewsConfig):
+    class Config(BaseConfig):
         kind: Literal["multi_resolution"] = "multi_resolution"
         windows: tuple[Window, ...] = Field(default=(2048, 1024, 512), min_length=1)  # samples
         spectrum: Literal["complex", "magnitude"] = "complex"
@@ -113,10 +101,8 @@ class MultiResolutionDiscriminator(nn.Module):
                 raise ValueError(f"bands: expected rising numbers between 0 and 1, found {list(self.bands)}")
             widths = [b - a for a, b in itertools.pairwise(self.edges(min(self.windows)))]
             if min(widths) < 1:
-                raise ValueError(
-                    f"bands: expected a frequency in each, found bands of {widths} frequencies with a window "
-                    f"of {min(self.windows)}; use fewer bands or longer windows"
-                )
+                found = f"found bands of {widths} frequencies with a window of {min(self.windows)}"
+                raise ValueError(f"bands: expected a frequency in each, {found}; use fewer bands or longer windows")
             return self
 
         def edges(self, window: int) -> list[int]:
@@ -144,9 +130,8 @@ class MultiResolutionDiscriminator(nn.Module):
         for window, stacks, head in zip(self.config.windows, self.stacks, self.heads, strict=True):
             spectrum = self.spectrum(waveform, window)
             edges = itertools.pairwise(self.config.edges(window))
-            bands: list[list[Tensor]] = []
-            for stack, (low, high) in zip(stacks, edges, strict=True):  # type: ignore[arg-type]
-                bands.append(features_of(stack, spectrum[..., low:high]))
+            pairs = zip(stacks, edges, strict=True)  # type: ignore[arg-type]
+            bands = [features_of(stack, spectrum[..., low:high]) for stack, (low, high) in pairs]
             scores = head(torch.cat([features[-1] for features in bands], dim=-1))
             outputs.append(DiscriminatorOutput(scores, list(itertools.chain.from_iterable(bands))))
         return outputs
@@ -167,7 +152,7 @@ class MelDiscriminator(PatchDiscriminator):
     """Patches of logarithmic mel spectrograms (PatchGAN, arXiv:1611.07004, section 3.2.2). They show how sharp
     partials are, without phase, and cost little."""
 
-    class Config(ViewsConfig):
+    class Config(BaseConfig):
         kind: Literal["mel"] = "mel"
         windows: tuple[Window, ...] = Field(default=(4096,), min_length=1)  # samples; hops are a quarter
         n_mels: int = Field(default=256, ge=8, le=4096)  # bands, at most
@@ -213,8 +198,7 @@ class AdversarialConfig(BaseConfig):
 class Discriminators(nn.Module):
     def __init__(self, channels: int, config: AdversarialConfig, sample_rate: int):
         super().__init__()
-        each = [DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators]
-        self.each = nn.ModuleList(each)
+        self.each = nn.ModuleList(DISCRIMINATORS[c.kind](channels, c, sample_rate) for c in config.discriminators)
 
     def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
         """[b, channels, samples] -> one output per view."""

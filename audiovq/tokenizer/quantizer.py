@@ -200,10 +200,8 @@ class FSQuantizer(Quantizer):
         @model_validator(mode="after")
         def _check(self) -> "FSQuantizer.Config":
             if not self.levels or min(self.levels) < 2 or self.codebook_size > MAX_CODES:
-                raise ValueError(
-                    f"levels: expected numbers of at least 2 with a product of at most {MAX_CODES}, "
-                    f"found {list(self.levels)}"
-                )
+                expected = f"numbers of at least 2 with a product of at most {MAX_CODES}"
+                raise ValueError(f"levels: expected {expected}, found {list(self.levels)}")
             return self
 
         @property

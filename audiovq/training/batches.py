@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +25,7 @@ def step_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-@dataclass(frozen=True)
-class Microbatch:
+class Microbatch(NamedTuple):
     """Examples `first` … `first + n - 1` of a step's batch."""
 
     first: int
@@ -45,10 +44,9 @@ class BatchSplit:
 
     def __post_init__(self) -> None:
         if self.batch_size < self.world_size:
-            raise ValueError(
-                f"batch_size: expected at least one example for each of the {self.world_size} processes, "
-                f"found {self.batch_size}; use fewer (--gpus, --processes)"
-            )
+            expected = f"at least one example for each of the {self.world_size} processes"
+            found = f"{self.batch_size}; use fewer (--gpus, --processes)"
+            raise ValueError(f"batch_size: expected {expected}, found {found}")
 
     @property
     def n_microbatches(self) -> int:
@@ -69,18 +67,13 @@ def load_batches(
 ) -> Iterator[list[Any]]:
     """The batches of steps [start, end) on `device`: a list of this rank's micro-batches for each step."""
     indexes = (
-        list(range(step * split.batch_size + part.first, step * split.batch_size + part.first + part.n))
+        [step * split.batch_size + part.first + i for i in range(part.n)]
         for step in range(start, end)
         for part in split.microbatches()
     )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=indexes,
-        num_workers=min(workers, cpu_count()),  # torch warns of more; the batches are the same
-        pin_memory=device.type == "cuda",
-        worker_init_fn=signals.ignore_in_worker,
-    )
-    microbatches = iter(loader)
+    n_workers = min(workers, cpu_count())  # torch warns of more; the batches are the same
+    options: Any = {"pin_memory": device.type == "cuda", "worker_init_fn": signals.ignore_in_worker}
+    microbatches = iter(DataLoader(dataset, batch_sampler=indexes, num_workers=n_workers, **options))
     for _ in range(start, end):
         step = itertools.islice(microbatches, split.n_microbatches)
         yield [send_to_device(batch, device, non_blocking=True) for batch in step]

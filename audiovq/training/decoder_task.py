@@ -53,10 +53,8 @@ class DecoderTask(Task):
         first_step = config.discriminator_steps  # until then the discriminators train alone
         for_decoder = config.model_copy(update={"steps": config.steps - first_step})
         for_discriminators = config.model_copy(update={"learning_rate": config.discriminator_learning_rate})
-        return [
-            Part(self.tokenizer, for_decoder, first_step),
-            Part(self.discriminators, for_discriminators, suffix="_discriminators"),
-        ]
+        discriminators = Part(self.discriminators, for_discriminators, suffix="_discriminators")
+        return [Part(self.tokenizer, for_decoder, first_step), discriminators]
 
     def dataset(self, split: str) -> Dataset[Tensor]:
         """Other crops than the tokenizer was trained on, but the same held-out ones, for comparison."""

@@ -35,11 +35,6 @@ class StageFacts:
     against_collapse: str = ""  # advice
     against_overfitting: str = ""
 
-    @property
-    def warmed_up(self) -> int:
-        """The step after which outputs should be useful."""
-        return self.codes_from + max(self.training.warmup_steps, self.training.steps // 20)
-
     def lower_learning_rate(self, factor: float = 3) -> str:
         rate = self.training.learning_rate
         return f"set {self.recipe_key}.training.learning_rate to {rate / factor:.2g} (now {rate:g})"
@@ -82,25 +77,21 @@ def not_finite(facts: StageFacts, series: Series) -> Findings:
     """Skipped steps; the loop itself stops the training after several in a row."""
     for step, n in series["skipped_steps"]:
         if n > 0:
-            text = (
-                f"some losses or gradients are not finite, and these steps are skipped ({n:.0f} so far); "
-                f"if it happens more often, {facts.lower_learning_rate()}"
-            )
-            yield step, "training", text
+            text = f"some losses or gradients are not finite, and these steps are skipped ({n:.0f} so far)"
+            yield step, "training", f"{text}; if it happens more often, {facts.lower_learning_rate()}"
     for step, _ in series["not finite: valid_loss"]:
         yield step, "held out", f"the held-out loss is not finite; {facts.lower_learning_rate()}"
 
 
 def collapsed_codebook(facts: StageFacts, series: Series) -> Findings:
+    # The step after which outputs should be useful.
+    warmed_up = facts.codes_from + max(facts.training.warmup_steps, facts.training.steps // 20)
     for level, possible in enumerate(facts.most_codes):
         points, limit = series[f"perplexity_{level}"], max(1.5, COLLAPSED * possible)
-        since = wrong_since(points, lambda value, limit=limit: value < limit, after=facts.warmed_up)
+        since = wrong_since(points, lambda value, limit=limit: value < limit, after=warmed_up)
         if since is not None:
-            text = (
-                f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} "
-                f"possible; {facts.against_collapse or facts.lower_learning_rate()}"
-            )
-            yield since, f"level {level}", text
+            text = f"the codebook of level {level} has collapsed: perplexity {points[-1][1]:.1f} of {possible} possible"
+            yield since, f"level {level}", f"{text}; {facts.against_collapse or facts.lower_learning_rate()}"
 
 
 def overfitting(facts: StageFacts, series: Series) -> Findings:
@@ -118,12 +109,10 @@ def overfitting(facts: StageFacts, series: Series) -> Findings:
 
     then, now = training_loss(best_step), training_loss(held_out[-1][0])
     if now < then / RISE:
-        text = (
-            f"it overfits: the held-out {words} rises ({best:.3g} → {held_out[-1][1]:.3g}) while the training "
-            f"{words} falls ({then:.3g} → {now:.3g}); set {facts.recipe_key}.training.steps to {best_step} "
-            f"(now {facts.training.steps}){facts.against_overfitting}, or add music"
-        )
-        yield best_step, "", text
+        rise, fall = f"{best:.3g} → {held_out[-1][1]:.3g}", f"{then:.3g} → {now:.3g}"
+        text = f"it overfits: the held-out {words} rises ({rise}) while the training {words} falls ({fall}); set "
+        text += f"{facts.recipe_key}.training.steps to {best_step} (now {facts.training.steps})"
+        yield best_step, "", f"{text}{facts.against_overfitting}, or add music"
 
 
 CHECKS = (not_finite, collapsed_codebook, overfitting)

@@ -111,12 +111,9 @@ class Monitor:
         batches = [{dataset.name_of(i) for i in range(k * size, (k + 1) * size)} for k in range(done - n, done)]
         names = [name for name, _ in Counter(sorted(itertools.chain.from_iterable(batches))).most_common()]
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        advice = self.facts.lower_learning_rate(10)
-        return (
-            f"{self.title}: loss or gradients were not finite in the last {n} steps, up to step {done}, which "
-            f"were skipped. Their batches are from {shown}. Listen to these tracks, or try a lower learning_rate: "
-            f"{advice}, with another --out"
-        )
+        steps = f"loss or gradients were not finite in the last {n} steps, up to step {done}, which were skipped"
+        advice = f"Listen to these tracks, or try a lower learning_rate: {self.facts.lower_learning_rate(10)}"
+        return f"{self.title}: {steps}. Their batches are from {shown}. {advice}, with another --out"
 
     def close(self) -> None:
         for tracker in self.trackers:

@@ -68,11 +68,9 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrix: Tensor) -> Tensor:
     """About U Vᵀ of matrix = U S Vᵀ, float [rows, columns], by Newton-Schulz iterations."""
     if isinstance(matrix, DTensor):
-        found = orthogonal(matrix.full_tensor())
-        mesh = matrix.device_mesh
-        return DTensor.from_local(found, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(
-            placements=matrix.placements
-        )
+        found, mesh = orthogonal(matrix.full_tensor()), matrix.device_mesh
+        replicated = DTensor.from_local(found, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return replicated.redistribute(placements=matrix.placements)
     x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
     is_tall = x.shape[0] > x.shape[1]
     x = x.T if is_tall else x

@@ -120,10 +120,8 @@ class TokenizerTask(Task):
 def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: str, seed: int) -> WaveformCrops:
     """Crops of the tracks of a split, as the tokenizer is trained on."""
     tracks = scan.split(split) or scan.split("train")  # a single track is evaluated on itself
-    model = stage.model
-    crops = WaveformCrops(
-        Path(scan.folder), tracks, model.sample_rate, model.channels, stage.crop_samples, seed, data.cache_gigabytes
-    )
+    sizes = stage.model.sample_rate, stage.model.channels, stage.crop_samples
+    crops = WaveformCrops(Path(scan.folder), tracks, *sizes, seed, data.cache_gigabytes)
     if split == "train" and data.workers:
         crops.preload()
     return crops

@@ -25,11 +25,9 @@ MODEL_KEYS: dict[str, dict[str, str | None]] = {
 OLD_BANDS = ("margin", "n_mels", "frames_per_code", "decoder_dim")
 # Tensors in weights and checkpoints that networks no longer have: the training task counts its steps.
 OBSOLETE_TENSORS = {"n_steps", "tokenizer.n_steps"}
-REMOVED_KEYWORDS = {  # of `Generator`, and what to do instead
-    "journal": "repeat the call, which gives the same codes",
-    "segments": "leave it out, as if it were 1",
-    "parallel": "leave it out, as if it were 1",
-}
+# Of `Generator`, and what to do instead.
+REMOVED_KEYWORDS: dict[str, str] = dict.fromkeys(("segments", "parallel"), "leave it out, as if it were 1")
+REMOVED_KEYWORDS["journal"] = "repeat the call, which gives the same codes"
 OLD_SCAN_CACHE = "looks.jsonl"  # in a run's data folder; now scan_cache.jsonl
 
 T = TypeVar("T")
