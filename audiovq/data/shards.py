@@ -202,7 +202,7 @@ class ShardWriter:
             self.blocks[new] = facts["blocks"][old]
         start = self.lines.tell()
         self.lines.write((part / "tracks.jsonl").read_bytes())
-        rows = np.load(part / "tracks.npy").tolist()
+        rows = np.load(part / "tracks.npy", allow_pickle=False).tolist()
         self.rows += [[start + line, size, first + shard, *rest] for line, size, shard, *rest in rows]
 
     def finish(self) -> None:
