@@ -67,7 +67,10 @@ class Training:
         """Train; `task.network` has its final weights then. Raises `Interrupted` after a signal, with the
         state saved, and ValueError if the loss or gradients were not finite in several steps in a row."""
         with signals.deferred(), contextlib.closing(self.monitor):
-            self._run()
+            try:
+                self._run()
+            finally:  # after an error, too, what was saved is there
+                self.checkpoints.wait()
 
     def _run(self) -> None:
         config = self.config
