@@ -65,8 +65,7 @@ class Engine:
             raise Refused(f"levels: expected 1 to {version.n_levels}, found {export.levels}")
         if not export.download:
             return self.sounds.version(project, version.number, export)
-        title = f"{project.name}: {version.title}"
-        tags = piece_tags(title, self.name, version.seed, version.labels, self.licence)
+        tags = piece_tags(project.name, self.name, version.seed, version.labels, self.licence)
         return self.sounds.version(project, version.number, export, tags)
 
     def job(self, project: Project, request: JobRequest) -> Job:

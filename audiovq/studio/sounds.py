@@ -175,6 +175,6 @@ def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) 
     if found < UNLIKE * training_bits:
         return None
     return (
-        f"This recording is unlike the music that the model learned from: it needs {found:.0f} bits a second, the "
-        f"training music {training_bits:.0f}. What the model adds may not fit it."
+        f"This recording is unlike the music that the model learned from, and what the model adds may not fit it (it "
+        f"needs {found:.0f} bits a second, the training music {training_bits:.0f})."
     )
