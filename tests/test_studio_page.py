@@ -238,12 +238,13 @@ def test_a_spectrogram_is_of_the_sound_that_is_shown(page: Page) -> None:
             return buffer;
         });
         const canvas = document.createElement("canvas"), labels = document.createElement("div");
+        const context = canvas.getContext("2d", { willReadFrequently: true });
         canvas.style.cssText = "position: fixed; inset: 0; width: 1000px; height: 100px";
         document.body.append(canvas);
         const found = [];
         const draw = (buffer) => drawSpectrogram(canvas, buffer, [0, 20], true, labels);
         const bright = () => {
-            const { data } = canvas.getContext("2d").getImageData(0, 64, canvas.width, 1);
+            const { data } = context.getImageData(0, 64, canvas.width, 1);
             found.push(data.filter((value, i) => i % 4 === 0 && value > 80).length / canvas.width);
         };
         await draw(noise), bright();
@@ -521,7 +522,7 @@ def test_live_is_opened_at_once_and_left(browser: Browser, studio: Studio, compl
     page.wait_for_selector("#live:not([hidden])")
     assert page.is_hidden("#how")  # what belongs to pieces
     assert page.is_hidden("#to-live")
-    page.evaluate("WebSocket = class { close() {} }")  # a server that is slow to answer
+    page.evaluate("() => { WebSocket = class { readyState = 0; close() {} }; }")  # a server that does not answer yet
     page.click("#live-start")
     expect(page.locator("#live-facts")).to_have_text("Starting …")
     page.click("#live-start")
