@@ -83,7 +83,8 @@ const show = () => {
   if (!facts) return void ($("#live-facts").textContent = playing ? "Starting …" : IDLE);
   const { controls, latency, levels, buffer } = facts, all = model.levels.length;
   const after = Math.round(1000 * (latency + buffer + (context?.outputLatency ?? 0)));
-  $("#live-facts").textContent = `Seed ${controls.seed} · a change is heard after about ${after < 1000 ? `${after} ms` : `${tenths(after / 1000)} s`} · `
+  const time = after < 1000 ? `${after} ms` : `${tenths(after / 1000)} s`;
+  $("#live-facts").textContent = `Seed ${controls.seed} · a change is heard after about ${time} · `
     + `${pauses || "no"} ${pauses === 1 ? "pause" : "pauses"}`;
   const slow = $("#live-slow"), text = levels < all
     ? `This machine is too slow for full detail: it goes on with ${levels} of ${all} levels (“${details(all)[levels - 1]}”). `
