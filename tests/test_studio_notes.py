@@ -158,10 +158,14 @@ def test_piano_and_pads_by_mouse_hold_and_focus(browser: Browser, studio: Studio
 
 def test_chords_are_played_in_turn_and_wrong_ones_are_said(browser: Browser, studio: Studio) -> None:
     with playing(browser, studio) as (page, line):
+        page.click("#live-hold")
+        page.mouse.click(*key(page, "Dm"))
+        heard(page, line, [50, 53, 57])
         page.click("#live-chords")
         page.keyboard.type("Am F C G")
         page.keyboard.press("Enter")
-        heard(page, line, None, "Am F C G")
+        heard(page, line, None, "Am F C G")  # what was held has ended
+        page.click("#live-hold")
         page.mouse.move(*key(page, "E7"))
         page.mouse.down()
         heard(page, line, [52, 56, 59, 62])  # goes first while it is pressed

@@ -18,6 +18,8 @@ import soundfile
 from conftest import tones
 from playwright.sync_api import Browser, Page, expect
 
+from audiovq.data.codes import Codes
+
 pytest.importorskip("fastapi")
 SECONDS = 60_000  # milliseconds that a busy machine may take
 PLAYER = "document.querySelector('#player').player"
@@ -161,6 +163,11 @@ def test_make_listen_change_undo_and_export(page: Page, tmp_path: Path) -> None:
     assert page.is_visible("#redraw")  # the mark opens it
     start, end = (float(page.input_value(f"#redraw [name={name}]")) for name in ("start", "end"))
     assert (start, end) == (pytest.approx(2, abs=0.03), pytest.approx(3, abs=0.03))
+    page.click("[title='Remove the mark']")
+    page.click("#redraw .primary")  # there is no stretch to fill
+    assert [page.input_value(f"#redraw [name={name}]") for name in ("start", "end")] == ["", ""]
+    assert page.locator("#jobs article").count() == 0
+    drag(page, 0.5, 0.75)
     page.click("#redraw .primary")
     wait_for(page, 4, 4)
     page.keyboard.press("Control+z")
@@ -184,6 +191,69 @@ def test_make_listen_change_undo_and_export(page: Page, tmp_path: Path) -> None:
     page.reload()  # nothing is lost
     wait_for(page, 7, 9)
     assert page.input_value("#name") == "<b>My piece</b>"
+
+
+def test_a_piece_without_its_finest_levels(page: Page, tmp_path: Path) -> None:
+    """As from live music on a slow machine: it says so, and offers only what it has."""
+    make(page, 2)
+    page.get_by_role("tab", name="New details").click()
+    page.select_option("#rerender select", label="all but the finest sound")
+    page.click("#rerender .primary")
+    wait_for(page, 2, 2)
+    assert page.inner_text("#piece-title") == "New finest sound"
+    with page.expect_download() as found:
+        page.click("#codes-file")
+    found.value.save_as(tmp_path / "all.codes")
+    codes = Codes.load(tmp_path / "all.codes")
+    codes.levels = codes.levels[:1]
+    codes.save(tmp_path / "coarse.codes")
+    page.set_input_files("aside .upload", tmp_path / "coarse.codes")
+    wait_for(page, 3, 2)
+    expect(page.locator("#facts")).to_contain_text("no finer than “Coarse”")
+    assert page.locator("#rerender option:enabled").all_inner_texts() == ["the coarse outline"]
+    assert page.input_value("#rerender select") == "1"
+    page.click("#rerender .primary")
+    wait_for(page, 4, 2)
+    assert "no finer" not in page.inner_text("#facts")
+    assert page.locator("#rerender option:enabled").count() == 2
+
+
+def test_sliders_have_names_and_are_reset(page: Page) -> None:
+    page.click("#how summary")
+    slider = page.get_by_role("slider", name="Tame ↔ wild")
+    assert slider.count() == 3
+    assert page.get_by_role("slider", name="Genre: a hint ↔ a rule").count() == 3
+    slider.nth(1).fill("1.7")
+    page.click("#reset")
+    assert slider.nth(1).input_value() == "1"
+
+
+def test_a_spectrogram_is_of_the_sound_that_is_shown(page: Page) -> None:
+    """Another one that was begun meanwhile leaves no trace, and is not taken for whole."""
+    shares = page.evaluate("""async () => {
+        const { drawSpectrogram } = await import("./player/pictures.js");
+        const [noise, silence] = [0.3, 0].map((loud) => {
+            const buffer = new AudioBuffer({ length: 48000 * 20, sampleRate: 48000 });
+            buffer.copyToChannel(Float32Array.from({ length: buffer.length }, () => loud * (Math.random() - 0.5)), 0);
+            return buffer;
+        });
+        const canvas = document.createElement("canvas"), labels = document.createElement("div");
+        const context = canvas.getContext("2d", { willReadFrequently: true });
+        canvas.style.cssText = "position: fixed; inset: 0; width: 1000px; height: 100px";
+        document.body.append(canvas);
+        const found = [];
+        const draw = (buffer) => drawSpectrogram(canvas, buffer, [0, 20], true, labels);
+        const bright = () => {
+            const { data } = context.getImageData(0, 64, canvas.width, 1);
+            found.push(data.filter((value, i) => i % 4 === 0 && value > 80).length / canvas.width);
+        };
+        await draw(noise), bright();
+        draw(silence), bright();
+        await draw(noise), bright();
+        return found;
+    }""")
+    assert shares[0] > 0.9
+    assert shares[1:] == [0, pytest.approx(shares[0], abs=0.01)]
 
 
 def test_projects_are_listed_downloaded_imported_and_deleted(page: Page, tmp_path: Path) -> None:
@@ -442,6 +512,25 @@ def test_live_plays_and_every_control_acts(page: Page, live: Line) -> None:
     until(page, lambda: len(live.sound) > n)
     assert not page.is_visible("#notice")
     assert page.is_hidden("#live-notes")  # this model has none
+
+
+def test_live_is_opened_at_once_and_left(browser: Browser, studio: Studio, complaints: Complaints) -> None:
+    page = visit(browser, studio, complaints, viewport={"width": 360, "height": 800})
+    assert page.is_hidden("#to-start")  # a phone shows the other of the two
+    page.goto(f"{studio.url}#live")
+    page.reload()
+    page.wait_for_selector("#live:not([hidden])")
+    assert page.is_hidden("#how")  # what belongs to pieces
+    assert page.is_hidden("#to-live")
+    page.evaluate("() => { WebSocket = class { readyState = 0; close() {} }; }")  # a server that does not answer yet
+    page.click("#live-start")
+    expect(page.locator("#live-facts")).to_have_text("Starting …")
+    page.click("#live-start")
+    expect(page.locator("#live-facts")).to_contain_text("Music without end")
+    page.click("#to-start")
+    page.wait_for_selector("#start:not([hidden])")
+    assert page.is_visible("#how")
+    page.context.close()
 
 
 def test_what_was_played_is_kept(page: Page, live: Line) -> None:

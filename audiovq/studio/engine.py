@@ -63,8 +63,9 @@ class Engine:
         """A sound file of a version; a download has tags."""
         if export.levels is not None and export.levels > version.n_levels:
             raise Refused(f"levels: expected 1 to {version.n_levels}, found {export.levels}")
-        title = f"{project.name}: {version.title}"
-        tags = piece_tags(title, self.name, version.seed, version.labels, self.licence) if export.download else {}
+        if not export.download:
+            return self.sounds.version(project, version.number, export)
+        tags = piece_tags(project.name, self.name, version.seed, version.labels, self.licence)
         return self.sounds.version(project, version.number, export, tags)
 
     def job(self, project: Project, request: JobRequest) -> Job:

@@ -94,8 +94,9 @@ def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Co
         takes = [_gaps(generator, piece, percent / 100, rng) for rng in rngs]
         levels = [torch.stack(rows) for rows in zip(*takes, strict=True)]
         return f"varied by {percent:g} %", CodeMask(piece.n_samples, levels)
-    words = "" if request.keep_levels == 1 else f" from level {request.keep_levels}"
-    return f"new details{words}", generator.keep(piece, levels=request.keep_levels)
+    n_kept, n_levels = request.keep_levels, len(generator.hop_lengths)
+    words = f"new details below {n_kept} layers" if n_kept < n_levels - 1 else "new finest sound"
+    return "new details" if n_kept == 1 else words, generator.keep(piece, levels=n_kept)
 
 
 def _gaps(generator: Generator, piece: Codes, share: float, rng: random.Random) -> list[Tensor]:

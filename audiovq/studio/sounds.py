@@ -174,5 +174,5 @@ def unlikeness(generator: Generator, codes: Codes, training_bits: float | None) 
     if found < UNLIKE * training_bits:
         return None
     bits = f"it needs {found:.0f} bits a second, the training music {training_bits:.0f}"
-    problem = f"This recording is unlike the music that the model learned from: {bits}."
-    return f"{problem} What the model adds may not fit it."
+    problem = "This recording is unlike the music that the model learned from, and what the model adds may not fit it"
+    return f"{problem} ({bits})."

@@ -105,6 +105,8 @@ export const drawSpectrogram = async (canvas, buffer, [from, to], isDark, labels
   const task = (canvas.task = {}), key = `${from} ${to} ${isDark} ${canvas.getBoundingClientRect().width}`;
   if (canvas.shown?.buffer === buffer && canvas.shown.key === key) return;
   const context = resize(canvas, ROWS), { width } = canvas, rate = buffer.sampleRate, mono = monoOf(buffer);
+  if (canvas.shown?.buffer !== buffer) context.clearRect(0, 0, width, ROWS); // the picture of another sound
+  canvas.shown = { buffer }; // a part of it
   const n = Math.max(256, 2 ** Math.round(Math.log2(rate * 0.093))), transform = fft(n), colours = palette(isDark);
   const window = Float64Array.from({ length: n }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / n));
   const edges = Array.from({ length: ROWS + 1 }, (_, row) => (hertzOf((mel(rate / 2) * row) / ROWS) / rate) * n);

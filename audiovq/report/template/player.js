@@ -213,7 +213,7 @@ export class Player {
   async select(layer) {
     const { buffers } = this.transport;
     buffers[layer] ??= await this.load(layer);
-    if (buffers !== this.transport.buffers) return; // another piece is shown by now
+    if (!buffers[layer] || buffers !== this.transport.buffers) return; // not loaded, or another piece is shown by now
     this.transport.select(layer);
     this.draw();
     this.update();

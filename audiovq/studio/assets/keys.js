@@ -22,6 +22,11 @@ const show = () => {
     button.setAttribute("aria-pressed", notesOf(button).every((note) => notes.includes(note))));
   changed();
 };
+/** What goes on without being pressed ends. */
+export const letGo = () => {
+  latched = [];
+  show();
+};
 const hold = (source, notes) => {
   clearTimeout(held.get(source)?.timer);
   const ends = !held.size && latched.join() === notes.join(); // what goes on is pressed once more
@@ -98,8 +103,7 @@ export const fillNotes = (act) => {
   addEventListener("blur", () => [...held.keys()].forEach((source) => String(source).startsWith("midi") || release(source)));
   $("#live-hold").addEventListener("click", () => {
     $("#live-hold").setAttribute("aria-pressed", !isHolding());
-    latched = [];
-    show();
+    letGo();
   });
   [host.hidden, changed] = [false, act];
   show();

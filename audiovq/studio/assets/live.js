@@ -1,7 +1,7 @@
 // The live page: music without end, which the server makes as it is played, and everything that changes it meanwhile.
-import { make, silence } from "../player/player.js";
+import { make, silence, tenths } from "../player/player.js";
 import { drawWave } from "../player/pictures.js";
-import { fillNotes, playKey, playMidi, sounding } from "./keys.js";
+import { fillNotes, letGo, playKey, playMidi, sounding } from "./keys.js";
 import { json } from "./server.js";
 import { details, settingOf, slider } from "./settings.js";
 import { $, $$, attempt, complain, say } from "./words.js";
@@ -13,6 +13,7 @@ const PEAKS = 600, SAMPLES = 735; // of the picture, and those that one of them 
 let model, context = null, node, socket = null, keptIn = "", pauses = 0, facts = null;
 let changes = {}, timer = 0;
 const wanted = { seed: 0, labels: {} };
+const IDLE = $("#live-facts").textContent;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const wave = { low: new Float32Array(PEAKS), high: new Float32Array(PEAKS), peak: 0.8 };
 
@@ -79,10 +80,11 @@ const show = () => {
   const playing = context !== null, button = $("#live-start");
   button.textContent = playing ? "Stop" : "Start";
   button.setAttribute("aria-pressed", playing);
-  if (!facts) return;
+  if (!facts) return void ($("#live-facts").textContent = playing ? "Starting …" : IDLE);
   const { controls, latency, levels, buffer } = facts, all = model.levels.length;
   const after = Math.round(1000 * (latency + buffer + (context?.outputLatency ?? 0)));
-  $("#live-facts").textContent = `Seed ${controls.seed} · a change is heard after about ${after} ms · `
+  const time = after < 1000 ? `${after} ms` : `${tenths(after / 1000)} s`;
+  $("#live-facts").textContent = `Seed ${controls.seed} · a change is heard after about ${time} · `
     + `${pauses || "no"} ${pauses === 1 ? "pause" : "pauses"}`;
   const slow = $("#live-slow"), text = levels < all
     ? `This machine is too slow for full detail: it goes on with ${levels} of ${all} levels (“${details(all)[levels - 1]}”). `
@@ -215,6 +217,7 @@ const useMidi = attempt(async () => {
 export const fillLive = (found) => {
   model = found;
   for (const [name, values] of Object.entries(model.labels)) addLabel(name, values);
+  $("#live-numbers").hidden = !$("#live-labels button");
   if (model.notes) fillNotes(changeNotes);
   recommend();
   newSeed(0);
@@ -233,7 +236,7 @@ export const fillLive = (found) => {
   }));
   on("#live-chords", "change", attempt(() => {
     $("#live-chords").setCustomValidity("");
-    changeNotes();
+    letGo(); // for the chords to be heard
   }));
   on("#live-buffer", "change", () => tell({ buffer: bufferSeconds() }));
   document.addEventListener("themechange", () => drawWave($("#live-wave"), wave));

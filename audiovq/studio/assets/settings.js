@@ -6,7 +6,7 @@ const WILD = { // setting: what it says, its ends, lowest, highest, step
   temperature: ["Tame ↔ wild", 0.1, 2, 0.05],
   top_p: ["Only safe choices ↔ all", 0.05, 1, 0.01],
   top_k: ["Few choices ↔ all", 0, 10, 1], // a power of two; the highest is all
-  guidance: ["Labels: a hint ↔ a rule", 0, 5, 0.1],
+  guidance: [": a hint ↔ a rule", 0, 5, 0.1], // after what the model follows
 };
 
 /** The names of the levels in the player. */
@@ -21,6 +21,7 @@ const levelName = (i, n) => {
   if (i === n - 1) return "Full: the finest sound";
   return n === 3 ? "Medium: the shape of the sound" : `Medium ${i}`;
 };
+const capital = (words) => `${words[0].toUpperCase()}${words.slice(1)}`;
 const choices = (values, any) => [make("option", { value: "" }, any), ...values.map((value) => make("option", {}, value))];
 /** The value of a slider as the model takes it. */
 export const settingOf = ({ dataset, value, max }) => {
@@ -31,28 +32,33 @@ export const slider = (name, level, setting) => {
   const [words, low, high, step] = WILD[name], output = make("output");
   const value = name !== "top_k" ? setting : setting ? Math.round(Math.log2(setting)) : high;
   const input = make("input", { type: "range", min: Math.min(low, value), max: Math.max(high, value), step, value,
-    "data-setting": name, "data-level": level, oninput: () => (output.textContent = settingOf(input) || "all") });
+    "aria-label": words, "data-setting": name, "data-level": level,
+    oninput: () => (output.textContent = settingOf(input) || "all") });
   input.dispatchEvent(new Event("input"));
-  return make("label", {}, make("span", {}, words, output), input);
+  return make("label", { title: name.replace("_", "-") }, make("span", {}, words, output), input);
 };
 
 export const fillSettings = (model) => {
-  document.body.append($("#settings").content);
+  $("#make .big").after($("#settings").content);
   for (const [name, values] of Object.entries(model.labels))
-    $("#labels").append(make("label", {}, `${name[0].toUpperCase()}${name.slice(1)} `,
+    $("#labels").append(make("label", {}, `${capital(name)} `,
       make("select", { "data-label": name }, ...choices(values, "any"))));
   $("#chords-field").hidden = !model.notes;
   $("#text-field").hidden = !model.text_bytes;
   if (model.text_bytes) $("#text").maxLength = model.text_bytes;
   for (let n = 1; n <= model.limits.max_takes; n++) $("#takes-wanted").append(make("option", {}, String(n)));
   const n = model.levels.length;
-  model.guided = Object.keys(model.labels).length || model.text_bytes || model.chroma || model.notes;
-  if (model.notes) WILD.guidance[0] = "Labels, chords: a hint ↔ a rule";
+  const followed = [...Object.keys(model.labels), ...(model.text_bytes ? ["description"] : []),
+    ...(model.chroma || model.notes ? ["chords"] : [])];
+  model.guided = followed.length > 0;
+  if (model.guided) WILD.guidance[0] = capital(followed.join(", ")) + WILD.guidance[0];
   WILD.top_k[2] = Math.ceil(Math.log2(model.codebook_size));
   const names = Object.keys(WILD).filter((name) => name !== "guidance" || model.guided);
-  for (let level = 0; level < n; level++)
-    $("#sliders").append(make("fieldset", {}, make("legend", {}, levelName(level, n)),
-      ...names.map((name) => slider(name, level, model.settings[name][level]))));
+  const recommend = () => $("#sliders").replaceChildren(...model.levels.map((_, level) =>
+    make("fieldset", {}, make("legend", {}, levelName(level, n)),
+      ...names.map((name) => slider(name, level, model.settings[name][level])))));
+  recommend();
+  $("#reset").addEventListener("click", recommend);
   const kept = ["nothing", "the coarse outline", "all but the finest sound"];
   document.querySelectorAll("select[name=keep_levels]").forEach((select) => {
     const first = select.form.id === "rerender" ? 1 : 0;
@@ -64,6 +70,12 @@ export const fillSettings = (model) => {
   });
   if (n < 2) $("[aria-controls=rerender]").hidden = true;
 };
+
+/** A piece of fewer levels, as from a slow machine's live music, keeps at most those. */
+export const limitKept = (n_levels) => document.querySelectorAll("select[name=keep_levels]").forEach((select) => {
+  for (const option of select.options) option.hidden = option.disabled = option.value > n_levels;
+  if (select.value > n_levels) select.selectedIndex = 0;
+});
 
 /** What depends on the project: recordings whose chords can be followed. */
 export const showSettings = (model, project) => {

@@ -4,7 +4,7 @@ import { drawWave, peaksOf } from "../player/pictures.js";
 import { fillLive, stop as stopLive } from "./live.js";
 import { record } from "./recorder.js";
 import { follow, json, patiently, request, send } from "./server.js";
-import { chosen, details, fillSettings, showSettings } from "./settings.js";
+import { chosen, details, fillSettings, limitKept, showSettings } from "./settings.js";
 import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
 import { $, $$, ask, attempt, complain, say } from "./words.js";
 
@@ -16,9 +16,8 @@ const sounds = new Map(); // address → promise of its samples
 themeButton($("#theme"));
 const player = new Player($("#player"), { label: "the piece", marked: (mark) => {
   const form = $("#redraw");
-  if (!mark) return;
-  [form.start.value, form.end.value] = mark.map((at) => (Math.round(at * 100) / 100).toString());
-  if (form.hidden) $("[aria-controls=redraw]").click();
+  [form.start.value, form.end.value] = mark?.map((at) => (Math.round(at * 100) / 100).toString()) ?? ["", ""];
+  if (mark && form.hidden) $("[aria-controls=redraw]").click();
 } });
 
 // ---- sounds ----
@@ -40,7 +39,8 @@ const star = (on) => (on ? "★" : "☆");
 const view = (name) => {
   stopFollowing();
   for (const id of ["start", "project", "live"]) $(`#${id}`).hidden = id !== name;
-  $("#to-live").setAttribute("aria-current", name === "live" ? "page" : "false");
+  for (const [id, its] of [["to-start", "start"], ["to-live", "live"]])
+    $(`#${id}`).setAttribute("aria-current", name === its ? "page" : "false");
   $("footer").hidden = name === "live";
   if (name !== "live") stopLive();
   if (name === "project") return;
@@ -154,6 +154,9 @@ const showVersion = async (version) => {
   }
   const words = [...Object.values(version.labels ?? {}), version.text, version.chords].filter(Boolean);
   $("#facts").append(...words.map((text) => ` · ${text}`));
+  const names = details(model.levels.length).slice(0, version.n_levels);
+  if (names.length < model.levels.length) $("#facts").append(` · no finer than “${names.at(-1)}”`);
+  limitKept(version.n_levels);
   $("#star").hidden = false;
   $("#star").textContent = star(version.starred);
   $("#star").setAttribute("aria-pressed", version.starred);
@@ -165,11 +168,12 @@ const showVersion = async (version) => {
   if (shown === key) return;
   const before = shown;
   shown = key;
-  $("#piece").ariaBusy = "true";
-  const full = await soundOf(addressOf(version.number)) // the picture before stays until this is there
-    .finally(() => { if (shown === key) $("#piece").ariaBusy = "false"; });
+  const load = (address) => {
+    $("#piece").ariaBusy = "true";
+    return soundOf(address).finally(() => { if (shown === key) $("#piece").ariaBusy = "false"; });
+  };
+  const full = await load(addressOf(version.number)); // the picture before stays until this is there
   if (shown !== key) return;
-  const names = details(version.n_levels);
   const addresses = names.map((_, i) => `${addressOf(version.number)}?levels=${i + 1}`);
   if (version.recording) {
     names.unshift("Original");
@@ -177,7 +181,7 @@ const showVersion = async (version) => {
   }
   const buffers = [...addresses.slice(1).map(() => null), full];
   player.host.hidden = false;
-  player.show(buffers, { names, keep: before !== null, load: attempt((i) => soundOf(addresses[i])) });
+  player.show(buffers, { names, keep: before !== null, load: attempt((i) => load(addresses[i])) });
   $("#redraw").end.max = $("#redraw").start.max = version.seconds;
   const found = await json(`${here()}/versions/${version.number}/levels`);
   if (shown !== key) return;
