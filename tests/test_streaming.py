@@ -125,7 +125,7 @@ def decode_blocks(network: VQVAE, codes: list[Tensor], n_samples: int, chunk: in
 
 
 @pytest.mark.parametrize("front", FRONTS)
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", [kind for kind in DECODERS if kind != "tones"])
 @pytest.mark.parametrize("topology", ["residual", "independent"])
 @torch.inference_mode()
 def test_streaming_equals_whole(front: str, decoder: str, topology: str) -> None:

@@ -522,7 +522,9 @@ def test_live_is_opened_at_once_and_left(browser: Browser, studio: Studio, compl
     page.wait_for_selector("#live:not([hidden])")
     assert page.is_hidden("#how")  # what belongs to pieces
     assert page.is_hidden("#to-live")
-    page.evaluate("() => { WebSocket = class { readyState = 0; close() {} }; }")  # a server that does not answer yet
+    page.evaluate(
+        "() => { WebSocket = class { static OPEN = 1; readyState = 0; close() {} }; }"
+    )  # a server that does not answer yet
     page.click("#live-start")
     expect(page.locator("#live-facts")).to_have_text("Starting …")
     page.click("#live-start")
