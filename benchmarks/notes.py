@@ -88,7 +88,7 @@ def main() -> None:
     wanted: dict[str, list[np.ndarray]] = {"chords": []}
     for i in range(options.pieces):
         wanted["chords"].append(np.resize(chord_frames(PROGRESSIONS[i % len(PROGRESSIONS)], hop / rate), n_frames))
-    print("| pitch classes | heard of those asked for | asked for of those heard | by chance |\n|---|---|---|---|")
+    print("| pitch classes | recall | precision | recall by chance |\n|---|---|---|---|")
     if options.music:
         pairs = with_midi(options.music, options.pieces)
         wanted["MIDI files"] = [requested_frames(midi, rate, hop)[:n_frames] for _, midi in pairs]

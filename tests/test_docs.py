@@ -240,6 +240,7 @@ FOREIGN = {
     "--work",
     "--rounds",
     "--minutes",
+    "--music",
     "--seeds",
 }  # of other programs
 

@@ -82,7 +82,7 @@ def _text(tags: Any, key: str) -> str:
 
 class ScanCache:
     """One JSON line per file that could be read, with its name, size and time of change; none without a path. It reads the
-    caches of all processes, which are beside each other, and writes its own."""
+    caches of all processes in the same folder, and writes its own."""
 
     def __init__(self, path: Path | None):
         self.path, self.rows = path, {}

@@ -153,12 +153,15 @@ class ShardWriter:
 
     def __init__(self, folder: Path, index: ShardIndex):
         self.folder, self.index = folder, index
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
+        except OSError as error:
+            raise cannot_write(folder, error) from None
         dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
         self.dtypes = [dtype] * len(index.hop_lengths) + list(index.extras.values())
         self.parts: list[list[np.ndarray]] = [[] for _ in self.dtypes]  # of the current shard, a file each
         self.lengths = [0 for _ in index.hop_lengths]  # codes in the current shard, a level
-        self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
         self.rows: list[list[int]] = []
         self.blocks: dict[str, list[int]] = {}
 

@@ -164,6 +164,7 @@ def sample(
                 chosen = _best(generator, candidates, options)
                 pieces = ((item, codes) for item, codes in candidates.items() if item in chosen)
             for item, codes in pieces:
+                # The licence is read here, because that loads the hub's client, and --stream sounds before.
                 labels = {**({"item": str(item)} if item else {}), **options.labels}
                 tags = piece_tags(paths[item].stem, model, seed, labels, model_licence(folder))
                 _write(paths[item], generator.tokenizer, codes, given, options, tags)

@@ -177,9 +177,9 @@ class Allowance(TorchFunctionMode):
         ),
         torch.full: lambda size, *_, **__: size,
         torch.eye: lambda n, m=None, **_: (n, m or n),
-        torch.arange: lambda start, end=None, step=1, **_: (start if end is None else end - start) // step + 1,
+        torch.arange: lambda start=0, end=None, step=1, **_: (start if end is None else end - start) // step + 1,
         torch.linspace: lambda start, end, steps, **_: steps,
-        torch.hann_window: lambda n, *_, **__: n,
+        torch.hann_window: lambda window_length, *_, **__: window_length,
     }
 
     def __init__(self, n: int):

@@ -130,7 +130,8 @@ class ToneDecoder(IstftDecoder):
         return self.render(x)[0]
 
     def render(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[b, dim, time] -> waveform [b, channels, time * hop], log loudness [b, channels, steps, time]."""
+        """[b, dim + steps, time], the last with the log loudness that codes say -> waveform [b, channels, time * hop] and
+        log loudness [b, channels, steps, time]."""
         x, base = self.trunk(x[:, : self.n_mixed]), x[:, self.n_mixed :]
         with torch.autocast(x.device.type, enabled=False):
             loudness = self._loudness(x, base)
@@ -144,9 +145,8 @@ class ToneDecoder(IstftDecoder):
             unused = 0 * (self.head.weight.sum() + self.head.bias.sum())
             return rearrange(self._loudness(x, base), "b c t n -> b c n t") + unused
 
-    def _loudness(
-        self, x: Tensor, base: Tensor
-    ) -> Tensor:  # [b, time, dim], [b, steps, time] -> [b, channels, time, steps]
+    def _loudness(self, x: Tensor, base: Tensor) -> Tensor:
+        """[b, time, dim], [b, steps, time] -> [b, channels, time, steps]."""
         change = rearrange(self.tone_head(self.norm(x.float())), "b t (c n) -> b c t n", c=self.channels)
         return (change + rearrange(base, "b n t -> b 1 t n")).clamp(max=2.0)
 

@@ -45,7 +45,7 @@ class LossConfig(Config):
 
 class ToneLoss(nn.Module):
     """How far the loudness that a `ToneDecoder` gives its oscillators is from that of the music: ‖w (aᶜ - bᶜ)‖ / ‖w bᶜ‖ for
-    each item, with magnitudes b of `NoteSpectrogram` the power c and the weights w of `pitch.py`."""
+    each item, with magnitudes b of `NoteSpectrogram`, the power c = `POWER` and the weights w = `peak_weights`."""
 
     def __init__(self, sample_rate: int, hop_length: int, pitches: Tensor):
         super().__init__()

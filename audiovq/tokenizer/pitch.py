@@ -20,8 +20,8 @@ HIGHEST_OF_RATE = 0.25  # the highest of these notes, relative to the lower samp
 FILTER_BLOCKS = 16  # length of the filter in samples of the lower rate
 
 POWER = 0.4  # of the magnitudes that are coded and compared: quiet notes count, too
-VALLEY = 0.5  # weight of steps of pitch that are no peak, which are not heard
-BESIDE = 0.7  # of those beside a peak
+# Weights of steps of pitch that are no peak, for which oscillators make no sound; and of the neighbours of a peak.
+VALLEY_WEIGHT, NEIGHBOUR_WEIGHT = 0.5, 0.7
 
 
 def frequency(pitch: Tensor) -> Tensor:
@@ -137,8 +137,8 @@ class NoteSpectrogram(nn.Module):
 
 
 def peak_weights(magnitudes: Tensor) -> Tensor:
-    """[b, steps, time] -> weights: 1 for steps louder than both neighbours, less beside them, least elsewhere."""
+    """[b, steps, time] -> weights: 1 for peaks, less for their neighbours, least elsewhere."""
     below, above = F.pad(magnitudes, (0, 0, 1, 0))[:, :-1], F.pad(magnitudes, (0, 0, 0, 1))[:, 1:]
     peaks = ((magnitudes >= below) & (magnitudes > above)).to(magnitudes.dtype)
-    beside = BESIDE * F.max_pool2d(peaks, (3, 1), stride=1, padding=(1, 0))
-    return VALLEY + (1 - VALLEY) * torch.maximum(peaks, beside)
+    neighbours = NEIGHBOUR_WEIGHT * F.max_pool2d(peaks, (3, 1), stride=1, padding=(1, 0))
+    return VALLEY_WEIGHT + (1 - VALLEY_WEIGHT) * torch.maximum(peaks, neighbours)

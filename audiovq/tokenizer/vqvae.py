@@ -7,7 +7,7 @@ There are three topologies:
   arXiv:1906.00446). A hop may be repeated, as in `hop_lengths: [1024, 512, 512]`: several levels then have codes
   at one rate (residual vector quantization, SoundStream, arXiv:2107.03312, section III-C).
 - `independent`: one autoencoder per level, as in Jukebox (arXiv:2005.00341, section 3).
-- `bands`: one encoder and one decoder; each level has the codes of a band of frequencies (see `bands.py`).
+- `bands`: one encoder and one decoder; each level has the codes of some bands of frequencies (see `bands.py`).
 
 The way of the data within one autoencoder, with time = samples / hop:
 
@@ -124,7 +124,7 @@ class ResidualAutoencoder(nn.Module):
             self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, rate, causal)
         # Per level: into the space of the codebook, and back.
         if self.combiner is not None:
-            self.norms = self.projections_in = self.standardise = self.projections_out = [nn.Identity()] * n
+            self.norms = self.projections_in = self.standardise = [nn.Identity()] * n  # latents are the spectra
         else:
             self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
             self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
