@@ -61,6 +61,8 @@ class TokenizerStage(Config):
     from_pretrained: str | None = None
     model: VQVAEConfig = VQVAEConfig()
     losses: LossConfig = LossConfig()
+    # The music to train it with, by path below data.folder ("songs/*"); []: all.
+    only: tuple[str, ...] = ()
     crop_seconds: float = Field(default=0.68, gt=0, le=86400)
     # Step at which the codebooks start; before it latents are not quantized, so that they become useful.
     vq_start_step: int = Field(default=100, ge=0)

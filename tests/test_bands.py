@@ -1,6 +1,7 @@
 """Codes of frequency bands, magnitudes by pitch, and oscillators."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,20 @@ from torch import Tensor
 
 from audiovq.config import build
 from audiovq.data.audio import read_audio
+from audiovq.data.tracks import Scan, Track
+from audiovq.evaluation.code_statistics import code_statistics
+from audiovq.recipe import Recipe
 from audiovq.tokenizer.bands import BandsConfig
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import ToneLoss
 from audiovq.tokenizer.patches import PatchQuantizer
 from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, decimate, frequency, peak_weights, pitches
+from audiovq.tokenizer.quantizer_base import Quantized
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.tones import Oscillators
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
+from audiovq.training.decoder_task import DecoderTask
+from audiovq.training.tokenizer_task import code_metrics
 
 RATE = 16000
 CONFIG = {
@@ -274,6 +281,42 @@ def test_it_learns() -> None:
         optimizer.step()
         values.append(float(value.detach()))
     assert values[-1] < 0.7 * values[0]
+
+
+def test_a_code_has_the_bits_of_its_own_slot() -> None:
+    network = small_network()
+    config = network.config
+    assert (config.codebook_size, config.slots, config.bits_per_code) == (64, 4, 4.0)
+    # All 16 codes of each slot equally often: 4 bits a code, not the 6 of all slots together.
+    codes = (torch.arange(64).view(4, 16).T.flatten())[None]
+    levels = [Quantized(torch.zeros(1, 64, 1), codes, torch.zeros(1, 64, 1), {})] * 2
+    metrics = code_metrics(levels, config)
+    rate = RATE / 256
+    assert float(metrics["unigram_bits_per_second_0"]) == pytest.approx(4 * rate, rel=1e-5)
+    assert float(metrics["kl_bits_per_second"]) == pytest.approx(2 * 4 * rate, rel=1e-5)
+    found = code_statistics(np.bincount(codes[0], minlength=64), rate, config.slots)
+    assert found["unigram_bits_per_second"] == pytest.approx(4 * rate)
+    assert found["perplexity"] == pytest.approx(16)
+
+
+def test_tuning_the_decoder_keeps_its_tones_in_tune(tmp_path: Path) -> None:
+    tokenizer = {"model": CONFIG, "losses": {"tones": 10.0}, "crop_seconds": 1.024}
+    tuning = {"adversarial": {"discriminators": [{"kind": "mel", "windows": [512], "n_mels": 32, "dims": [4, 8]}]}}
+    recipe = build(Recipe, {"name": "bands", "tokenizer": tokenizer, "decoder_tuning": tuning}, "recipe")
+    network = small_network()
+    track = Track("a.wav", "", RATE, 1, 4 * RATE)
+    task = DecoderTask(recipe, Scan(tmp_path, [track], []), network).train()
+    music = chord(1.024)
+    loss, metrics = task(music)
+    expected = ToneLoss(RATE, 256, network.groups[0].decoder.pitches)
+    assert float(metrics["tones"]) == pytest.approx(float(expected(network(music).tones, music).detach()), rel=1e-5)
+    loss.backward()
+    assert network.groups[0].decoder.tone_head.weight.grad.abs().max() > 0
+    without = build(
+        Recipe, {"name": "bands", "tokenizer": tokenizer | {"losses": {}}, "decoder_tuning": tuning}, "recipe"
+    )
+    task = DecoderTask(without, Scan(tmp_path, [track], []), network).train()
+    assert "tones" not in task(music)[1]
 
 
 @pytest.mark.parametrize(("changed", "word"), [

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from audiovq.data import audio
 from audiovq.data.audio import read_audio
 from audiovq.data.notes import estimate_frames
 from audiovq.data.shards import Shards
-from audiovq.data.tracks import DataConfig, Scan, scan
+from audiovq.data.tracks import DataConfig, Scan, Track, scan
 from audiovq.evaluation.held_out import training_and_held_out_music
 from audiovq.pretrained import checkpoint
+from audiovq.training import tokenizer_task
 from audiovq.training.encode_stage import encode_data_set
 
 CPU = torch.device("cpu")
@@ -137,10 +139,29 @@ def test_only_selects_the_music_of_the_priors(tiny_recipe: Path, tmp_path: Path)
     )
 
 
-def test_patterns_without_matches_are_errors_before_training(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_only_selects_the_music_of_the_tokenizer_and_its_tuning(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    crops = tokenizer_task.WaveformCrops
+
+    def recorded(folder: Path, tracks: list[Track], *rest: Any) -> Any:
+        seen.append({track.path for track in tracks})
+        return crops(folder, tracks, *rest)
+
+    monkeypatch.setattr(tokenizer_task, "WaveformCrops", recorded)
+    only = ("--set", "tokenizer.only=['track-[13]*']", "--set", "decoder_tuning={training: {steps: 1, batch_size: 1}}")
+    stages = ("--stage", "tokenizer", "--stage", "decoder")
+    assert cli("train", tiny_recipe, "--out", tmp_path / "run", *only, *stages).exit_code == 0
+    trained = [paths for paths in seen if "sine.wav" not in paths]
+    assert {*map(frozenset, trained)} == {frozenset({"track-1.wav"}), frozenset({"track-3.wav"})}
+
+
+@pytest.mark.parametrize("key", ["codes.only", "tokenizer.only"])
+def test_patterns_without_matches_are_errors_before_training(tiny_recipe: Path, tmp_path: Path, key: str) -> None:
     for pattern, words in [("chorales/*", "no track of"), ("track-3.wav", "none of the 1 tracks")]:
-        result = cli("train", tiny_recipe, "--out", tmp_path / "run", "--set", f"codes.only=['{pattern}']")
-        assert_one_line_error(result, "codes.only", words)
+        result = cli("train", tiny_recipe, "--out", tmp_path / "run", "--set", f"{key}=['{pattern}']")
+        assert_one_line_error(result, key, words)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 

@@ -67,18 +67,18 @@ class Scan:
     def split(self, name: str) -> list[Track]:
         return [track for track in self.tracks if track.split == name]
 
-    def only(self, patterns: Sequence[str]) -> "Scan":
-        """The tracks whose path matches one of the shell patterns (`*` also matches `/`); all for no pattern.
+    def only(self, patterns: Sequence[str], key: str = "codes.only") -> "Scan":
+        """The tracks whose path matches one of the shell patterns (`*` also matches `/`), a recipe's `key`; all for none.
         Raises ValueError for a pattern that no track matches, or if no training track is left."""
         if not patterns:
             return self
         for pattern in patterns:
             if not any(fnmatchcase(track.path, pattern) for track in self.tracks):
                 found = f'no track of {self.folder} matches "{pattern}"'
-                raise ValueError(f'codes.only: {found}; expected such as "folder/*"')
+                raise ValueError(f'{key}: {found}; expected such as "folder/*"')
         matching = [t for t in self.tracks if any(fnmatchcase(t.path, pattern) for pattern in patterns)]
         if not any(track.split == "train" for track in matching):
-            raise ValueError(f"codes.only: none of the {len(matching)} tracks that match is a training track")
+            raise ValueError(f"{key}: none of the {len(matching)} tracks that match is a training track")
         return replace(self, tracks=matching)
 
     def report(self) -> dict[str, Any]:

@@ -27,9 +27,10 @@ def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
     return counted
 
 
-def code_statistics(counts: np.ndarray, code_rate: float) -> dict[str, float]:
-    """Figures of one level, of which `counts`, int64 [codebook_size], says how often each code occurs."""
-    bits = entropy_of_counts(counts)
+def code_statistics(counts: np.ndarray, code_rate: float, slots: int = 1) -> dict[str, float]:
+    """Figures of one level, of which `counts`, int64 [codebook_size], says how often each code occurs; a part of the
+    codebook for each of `VQVAEConfig.slots`."""
+    bits = max(0.0, entropy_of_counts(counts) - math.log2(slots))  # a code's slot is known
     entropy = {"unigram_bits_per_code": bits, "unigram_bits_per_second": bits * code_rate}
     return entropy | {"perplexity": 2**bits, "usage": float((counts > 0).mean())}
 

@@ -118,7 +118,9 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
     """Measure, write report.json and print one line for each prior."""
     split = "valid" if shards.index.tracks.of("valid") else "train"
     rates = [shards.index.sample_rate / hop for hop in shards.index.hop_lengths]
-    levels: list[dict[str, Any]] = list(map(code_statistics, level_counts(shards, split), rates))
+    slots = checkpoint.load_tokenizer(run / "tokenizer").config.slots
+    counts = level_counts(shards, split)
+    levels: list[dict[str, Any]] = [code_statistics(*level, slots) for level in zip(counts, rates, strict=True)]
     for level, folder in enumerate(prior_folders(run)):
         prior, _ = checkpoint.load_prior(folder)
         levels[level] |= held_out_bits(prior.to(device), shards, split)
@@ -144,7 +146,7 @@ def train_tokenizer(run: Run) -> None:
     if stage.from_pretrained is not None:
         network = pretrained_tokenizer(stage.from_pretrained)
     else:
-        task = TokenizerTask(stage, recipe.data, data, recipe.seed)
+        task = TokenizerTask(stage, recipe.data, data.only(stage.only, "tokenizer.only"), recipe.seed)
         run.train(task, stage.training)
         network = task.network
     if run.main:
@@ -176,7 +178,7 @@ def tune_decoder(run: Run) -> None:
     recipe, folder = run.recipe, run.folder / "tokenizer"
     data, network = run.files.scan(), checkpoint.load_tokenizer(folder)
     collectives.barrier()  # all ranks have read the tokenizer before rank 0 replaces it
-    task = DecoderTask(recipe, data, network)
+    task = DecoderTask(recipe, data.only(recipe.tokenizer.only, "tokenizer.only"), network)
     run.train(task, task.stage.training)
     if run.main:
         reconstruct_samples(run.folder / "samples" / "decoder", network, data, recipe.samples, run.device)

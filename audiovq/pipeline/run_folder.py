@@ -112,6 +112,7 @@ class RunFolder:
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
         result = scan(local_music(data.folder), data, cache_file=folder / "scan_cache.jsonl")
+        result.only(self.recipe.tokenizer.only, "tokenizer.only")
         result.only(self.recipe.codes.only)  # fails before the tokenizer is trained, not hours later
         result.save(folder)
         report = result.report()

@@ -1,6 +1,5 @@
 """The clips of a listening report, in groups that are compared with each other."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,5 +84,5 @@ def _rate(n: int, model: VQVAEConfig | None) -> str:
     if not n or model is None or n > model.n_levels:
         return ""
     codes_per_second = sum(model.code_rates[:n])
-    kbps = codes_per_second * math.log2(model.codebook_size) / 1000
+    kbps = codes_per_second * model.bits_per_code / 1000
     return f"{codes_per_second:.0f} codes/s, {kbps:.2f} kbps"

@@ -1,7 +1,6 @@
 """Where a model comes from: weights, versions and credits. Anything can be missing."""
 
 import importlib.metadata
-import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def model_facts(model: Path, network: VQVAE | None) -> dict[str, Any] | None:
         hashes[folder.name] = read_json(folder / SUMS).get(checkpoint.WEIGHTS, "") if (folder / SUMS).is_file() else ""
     c, is_bundled = network.config, model.resolve() == bundled_model().resolve()
     name, rate = "the bundled model" if is_bundled else model.resolve().name, sum(c.code_rates)
-    kbps = rate * math.log2(c.codebook_size) / 1000
+    kbps = rate * c.bits_per_code / 1000
     return {"name": name, "config": c, "codes_per_second": rate, "kbps": kbps, "hashes": hashes}
 
 

@@ -84,11 +84,20 @@ class VQVAEConfig(Config):
     @property
     def multiple(self) -> int:
         """Samples: waveforms are padded to whole codes of level 0, or whole patches."""
-        return self.hop_lengths[0] * (self.quantizer.slots if self.topology == "bands" else 1)
+        return self.hop_lengths[0] * self.slots
 
     @property
     def codebook_size(self) -> int:
         return self.quantizer.codebook_size
+
+    @property
+    def slots(self) -> int:
+        """Codes in a row that have parts of the codebook of their own, always the same ones."""
+        return self.quantizer.slots if self.topology == "bands" else 1
+
+    @property
+    def bits_per_code(self) -> float:
+        return math.log2(self.codebook_size / self.slots)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from audiovq.tokenizer.discriminators import DiscriminatorOutput, Discriminators
 from audiovq.tokenizer.losses import ReconstructionLoss
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.training.task import Part, Task
-from audiovq.training.tokenizer_task import TokenizerTask, waveform_crops
+from audiovq.training.tokenizer_task import TokenizerTask, tone_loss, waveform_crops
 
 
 class DecoderTask(Task):
@@ -41,6 +41,7 @@ class DecoderTask(Task):
         self.discriminators = Discriminators(model.channels, self.stage.adversarial, model.sample_rate)
         self.network = nn.ModuleDict({"tokenizer": tokenizer, "discriminators": self.discriminators})
         self.losses = ReconstructionLoss(recipe.tokenizer.losses, model.sample_rate)
+        self.tone_loss = tone_loss(tokenizer, recipe.tokenizer.losses)
         self.example_seconds = recipe.tokenizer.crop_samples / model.sample_rate
 
     def train(self, mode: bool = True) -> Any:
@@ -62,11 +63,14 @@ class DecoderTask(Task):
         return waveform_crops(self.recipe.tokenizer, self.recipe.data, self.scan, split, seed)
 
     def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # [b, channels, samples]
-        reconstructions = self.tokenizer(batch, drop_levels=self.training).reconstructions
+        output = self.tokenizer(batch, drop_levels=self.training)
+        reconstructions = output.reconstructions
         real = self.discriminators(batch)
         # Each loss reaches the weights of one network only, so that one backward pass serves both.
         for_discriminators = self.discriminator_loss(real, reconstructions)
         terms = self.decoder_terms(batch, real, reconstructions)
+        if self.tone_loss is not None:
+            terms["tones"] = self.tone_loss(output.tones, batch)
         for_decoder = self.decoder_loss(terms)
         terms["discriminator"] = for_discriminators
         metrics = {name: value.detach() for name, value in terms.items()}

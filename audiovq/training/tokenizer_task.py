@@ -15,7 +15,7 @@ from audiovq.recipe import TokenizerStage
 from audiovq.tokenizer.blocks import ConvNeXtBlock, DilatedBlock
 from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.decoders import ToneDecoder
-from audiovq.tokenizer.losses import ReconstructionLoss, ToneLoss
+from audiovq.tokenizer.losses import LossConfig, ReconstructionLoss, ToneLoss
 from audiovq.tokenizer.quantizer import Quantized
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.training.task import Task
@@ -31,7 +31,7 @@ class TokenizerTask(Task):
     Metrics, in addition to the terms of the loss:
         reconstruction: the weighted sum of the reconstruction terms.
         kl_bits_per_second: KL(q(codes | waveform) | uniform codes), the sum over levels. For deterministic
-            quantizers (ema, fsq) it is the raw bit rate, log2 codebook_size per code; for gumbel the divergence.
+            quantizers (ema, fsq) it is the raw bit rate, `bits_per_code` each; for gumbel the divergence.
         perplexity_i, usage_i: 2^H of level i's codes in the batch, and the fraction of the codebook in use.
         unigram_bits_per_second_i: H times the code rate: the bit rate of level i's codes at their entropy.
     Metrics of codes have no meaning before `vq_start_step`.
@@ -51,10 +51,7 @@ class TokenizerTask(Task):
         self.n_steps = nn.Buffer(torch.zeros((), dtype=torch.int64))  # without skipped steps
         self.example_seconds = stage.crop_samples / stage.model.sample_rate
         self.losses = ReconstructionLoss(stage.losses, stage.model.sample_rate)
-        decoder = self.network.groups[0].decoder
-        self.tone_loss = None
-        if isinstance(decoder, ToneDecoder) and stage.losses.tones:
-            self.tone_loss = ToneLoss(stage.model.sample_rate, decoder.hop_length, decoder.pitches)
+        self.tone_loss = tone_loss(self.network, stage.losses)
 
     def dataset(self, split: str) -> Dataset[Tensor]:
         return waveform_crops(self.stage, self.data, self.scan, split, self.seed + (split == "valid"))
@@ -117,6 +114,14 @@ class TokenizerTask(Task):
         return f"{super().describe(metrics)} perplexity {perplexities}"
 
 
+def tone_loss(network: VQVAE, losses: LossConfig) -> ToneLoss | None:
+    """The loss of the decoder's tones, if it has some and the loss has a weight."""
+    decoder = network.groups[0].decoder
+    if not isinstance(decoder, ToneDecoder) or not losses.tones:
+        return None
+    return ToneLoss(network.config.sample_rate, decoder.hop_length, decoder.pitches)
+
+
 def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: str, seed: int) -> WaveformCrops:
     """Crops of the tracks of a split, as the tokenizer is trained on."""
     tracks = scan.split(split) or scan.split("train")  # a single track is evaluated on itself
@@ -135,8 +140,8 @@ def code_metrics(levels: list[Quantized], config: VQVAEConfig) -> dict[str, Tens
     kl_bits_per_second = torch.zeros_like(perplexities[0])
     for i, (level, rate) in enumerate(zip(levels, config.code_rates, strict=True)):
         metrics[f"perplexity_{i}"], metrics[f"usage_{i}"] = perplexities[i], usages[i]
-        metrics[f"unigram_bits_per_second_{i}"] = perplexities[i].log2() * rate
-        kl_bits_per_second += level.losses.get("kl", math.log(config.codebook_size)) * rate / math.log(2)
+        metrics[f"unigram_bits_per_second_{i}"] = (perplexities[i] / config.slots).log2() * rate
+        kl_bits_per_second += level.losses.get("kl", config.bits_per_code * math.log(2)) * rate / math.log(2)
     return {"kl_bits_per_second": kl_bits_per_second, **metrics}
 
 
