@@ -207,7 +207,6 @@ def test_codebooks_follow_what_they_code() -> None:
     config = PatchQuantizer.Config(codes=4, bands=1, stages=1, dim=3, decay=0.9, revival_fraction=0)
     quantizer = PatchQuantizer(config).train()
     quantizer.embedding.copy_(torch.randn(1, 1, 4, 3))
-    quantizer.sums.copy_(quantizer.embedding)
     counts, sums = torch.ones(4), quantizer.embedding[0, 0].clone()
     for _ in range(3):
         x = torch.randn(2, 5, 3)

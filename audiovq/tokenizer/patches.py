@@ -50,8 +50,7 @@ class PatchQuantizer(Quantizer):
         super().__init__(config)
         shape = config.stages, config.bands, config.codes
         self.embedding = nn.Buffer(torch.zeros(*shape, config.dim))
-        self.counts = nn.Buffer(torch.ones(shape))
-        self.sums = nn.Buffer(self.embedding.clone())
+        self.counts = nn.Buffer(torch.ones(shape))  # a mean of counts; times the code vectors it is that of sums
 
     def normalise(self, x: Tensor) -> Tensor:
         return x.float()
@@ -106,12 +105,11 @@ class PatchQuantizer(Quantizer):
         left = rearrange(torch.cat(latents), "b t (band d) -> band (b t) d", band=c.bands)
         for stage, band in itertools.product(range(c.stages), range(c.bands)):
             x, number = left[band], numbers[stage, band].flatten()
-            counts, sums, book = self.counts[stage, band], self.sums[stage, band], self.embedding[stage, band]
+            counts, book = self.counts[stage, band], self.embedding[stage, band]
+            found = collectives.all_reduce_(torch.zeros_like(book).index_add_(0, number, x))
+            sums = torch.lerp(book * counts[:, None], found, 1 - c.decay)
             counts.lerp_(code_counts([number], c.codes), 1 - c.decay)
-            sums.lerp_(collectives.all_reduce_(torch.zeros_like(sums).index_add_(0, number, x)), 1 - c.decay)
             dead, candidates = dead_codes(counts, [x[None]], c.revival_fraction)
-            full = counts.mean()
             book.copy_(torch.where(dead[:, None], candidates, sums / counts.clamp(min=1e-6)[:, None]))
-            counts.copy_(torch.where(dead, full, counts))
-            sums.copy_(torch.where(dead[:, None], candidates * full, sums))
+            counts.copy_(torch.where(dead, counts.mean(), counts))
             left[band] = x - vectors[stage, band].flatten(0, 1)

@@ -56,6 +56,7 @@ NOT_MUSIC = ("voice", "speech", "sfx", "effect", "ambien", "sounds/", "guitar.og
 TIMBRES = {"piano": (0,), "organ": (19,), "harpsichord": (6,), "guitar": (24,), "strings": (48,), "choir": (52,), "flute": (73,), "many": (
     0, 4, 6, 9, 11, 12, 16, 19, 21, 22, 24, 25, 26, 28, 40, 41, 42, 45, 48, 52, 54, 56, 57, 60, 61, 64, 66, 68, 70, 71, 73, 75,
     79, 80, 81, 88, 89, 104, 106, 107)}  # fmt: skip
+TEMPI = ("slow", "medium", "fast")  # 72 to 82, 83 to 93 and 94 to 104 quarters a minute
 SOUND_FONT = "/usr/share/sounds/sf2/FluidR3_GM.sf2"
 
 
@@ -200,7 +201,8 @@ def render(chorale: Chorale, timbre: str, folder: Path) -> None:
     fade = np.linspace(1, 0, min(len(mono), SAMPLE_RATE // 2), dtype=np.float32)
     mono[-len(fade) :] *= fade
     soundfile.write(target, mono * (0.7 / np.abs(mono).max()), SAMPLE_RATE, subtype="PCM_16")
-    labels = {"timbre": timbre, "mode": chorale.mode, "tempo": str(tempo), "title": chorale.name, "artist": "J. S. Bach",
+    labels = {"timbre": timbre, "mode": chorale.mode, "tempo": TEMPI[(tempo - 72) // 11], "bpm": str(tempo),
+              "title": chorale.name, "artist": "J. S. Bach",
               "licence": "composition: public domain; sound font: MIT", "split": split_of(chorale.tune)}  # fmt: skip
     target.with_suffix(".json").write_text(json.dumps(labels, indent=1))
 
