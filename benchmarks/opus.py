@@ -1,14 +1,16 @@
-"""Opus at its lowest rates and a tokenizer, on the same music and with the same metrics.
+"""Opus at its lowest rates and tokenizers, on the same music and with the same metrics.
 
     python benchmarks/opus.py samples --seconds 10                        # the bundled model
-    python benchmarks/opus.py DIR --model runs/mine --kbps 6 12 24
+    python benchmarks/opus.py DIR --model default runs/mine --kbps 6 12 24 --notes
 
-For a fair comparison, both get the same excerpt (the middle of each track) at the tokenizer's sample rate and
+With --notes, a transcription judges which notes survive (extra `audiovq[notes]`).
+
+For a fair comparison, all get the same excerpt (the middle of each track) at the tokenizers' sample rate and
 channels, and their output is compared at that rate. Opus works at 48 kHz, so the excerpt is resampled for it and
 back. libopus runs in ffmpeg with constrained variable rate, 60 ms packets and its highest effort; its kbps are
 those of its packets, without container and headers. ffmpeg removes the encoder's delay; a rest of up to 20 ms is
-found by cross-correlation and removed, which can only help Opus. The tokenizer's kbps are raw: every code has
-log2(codebook size) bits.
+found by cross-correlation and removed, which can only help Opus. A tokenizer's kbps are raw: every code has the
+bits of a choice among all codes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import soundfile
@@ -24,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from audiovq import Tokenizer, api
+from audiovq import Tokenizer
 from audiovq.data import audio
 from audiovq.data.resampling import resample
 from audiovq.data.tracks import find_audio
-from audiovq.evaluation.metrics import compare
+from audiovq.evaluation.metrics import METRICS, Metric, compare
+from audiovq.evaluation.notes import NOTE_METRICS
 from audiovq.evaluation.tables import cell, mean_estimate
 from audiovq.utils.progress import track as progress
 
@@ -78,32 +82,39 @@ def excerpts(folder: Path, tokenizer: Tokenizer, seconds: float) -> list[Tensor]
     return found
 
 
-def judge(music: list[Tensor], tokenizer: Tokenizer, rates: list[float]) -> dict[str, list[dict[str, float]]]:
+def judge(
+    music: list[Tensor], tokenizers: dict[str, Tokenizer], rates: list[float], metrics: Mapping[str, Metric]
+) -> dict[str, list[dict[str, float]]]:
     """Metrics and kbps of each track, for each coder."""
-    sample_rate = tokenizer.sample_rate
+    sample_rate = next(iter(tokenizers.values())).sample_rate
     rows: dict[str, list[dict[str, float]]] = {}
     for source in progress(music, "judge", len(music)):
-        codes = tokenizer.encode(source, sample_rate)
         coded = {}
-        for k in range(1, len(codes.levels) + 1):
-            kbps = codes.bits_per_second * sum(map(len, codes.levels[:k])) / sum(map(len, codes.levels)) / 1000
-            coded[f"tokenizer, {k} of {len(codes.levels)} levels"] = tokenizer.decode(codes, k), kbps
+        for model, tokenizer in tokenizers.items():
+            codes, c = tokenizer.encode(source, sample_rate), tokenizer.config
+            for k in range(1, c.n_levels + 1):
+                kbps = sum(c.code_rates[:k]) * c.bits_per_code / 1000
+                coded[f"{model}, {k} of {c.n_levels} levels"] = tokenizer.decode(codes, k), kbps
         coded |= {f"Opus at {kbps:g} kbps": opus(source, sample_rate, kbps) for kbps in rates}
         for name, (waveform, kbps) in coded.items():
-            rows.setdefault(name, []).append({"kbps": kbps, **compare(waveform, source, sample_rate)})
+            rows.setdefault(name, []).append({"kbps": kbps, **compare(waveform, source, sample_rate, metrics)})
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", type=Path, default=api.bundled_model())
-    parser.add_argument("--kbps", type=float, nargs="+", default=[6, 8, 12, 16, 24])
+    parser.add_argument("--model", nargs="+", default=["default"], help="tokenizers of one sample rate")
+    parser.add_argument("--kbps", type=float, nargs="*", default=[6, 8, 12, 16, 24])
+    parser.add_argument("--notes", action="store_true", help="compare transcriptions, too")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each track, from its middle")
     arguments = parser.parse_args()
-    tokenizer = Tokenizer.from_pretrained(arguments.model)
+    tokenizers = {model: Tokenizer.from_pretrained(model) for model in arguments.model}
+    tokenizer, *others = tokenizers.values()
+    if any(other.sample_rate != tokenizer.sample_rate for other in others):
+        parser.error(f"--model: expected one sample rate, found {sorted({t.sample_rate for t in tokenizers.values()})}")
     music = excerpts(arguments.data, tokenizer, arguments.seconds)
-    rows = judge(music, tokenizer, arguments.kbps)
+    rows = judge(music, tokenizers, arguments.kbps, NOTE_METRICS if arguments.notes else METRICS)
     names = list(next(iter(rows.values()))[0])
     table = Table("", *(name.replace("_", " ") for name in names))
     table.title = f"{len(music)} excerpts at {tokenizer.sample_rate} Hz, mean ± 95 % confidence"
