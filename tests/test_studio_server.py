@@ -32,10 +32,7 @@ Url = str
 
 @contextlib.contextmanager
 def served(run: Path, projects: Path, access: Access | None = None) -> Iterator[Url]:
-    def load(library: Any, limits: Limits, sounds: Path) -> Engine:
-        return Engine(run, "tiny", library, limits, sounds)
-
-    with open_studio(load, projects, LIMITS, access) as (url, studio):
+    with open_studio(lambda: (run, "tiny"), Engine, projects, LIMITS, access) as (url, studio):
         studio.loading.result(60)
         yield url
 

@@ -27,6 +27,7 @@ from starlette.websockets import WebSocket
 
 from audiovq.studio import requests as bodies
 from audiovq.studio.jobs import Job, Queue
+from audiovq.studio.memory import Memory
 from audiovq.studio.projects import ARRIVING, Library, Project
 from audiovq.studio.requests import MB, JobRequest, Limits, ProjectChange, Refused, sentence
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
@@ -38,10 +39,12 @@ PACKAGE = Path(__file__).parent.parent
 TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".mp3": "audio/mpeg"}
 FIRST_PORT, N_PORTS = 7860, 40
 Json = dict[str, Any]
-Load = Callable[[Library, Limits, Path], "Engine"]
+Find = Callable[[], tuple[Path, str]]  # the folder and the name of the model
+Load = Callable[[Path, str, Library, Limits, Path], "Engine"]
 
 
 class Studio:
+    remembered: Future[Json | None]  # what the last start knew of the model, None if that was another
     loading: Future["Engine"]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
@@ -53,9 +56,32 @@ class Studio:
         """Waits for the model."""
         return self.loading.result()
 
+    def model(self, early: bool) -> Json:
+        """The model as it describes itself; `early`: as the last start knew it, until it is loaded."""
+        known = self.remembered.result() if early and not self.loading.done() else None
+        return known or self.engine.describe()
+
+    @property
+    def hash(self) -> str:
+        """Which projects are this model's."""
+        return self.model(early=True)["hash"]
+
+    def begin(self, find: Find, load: Load, sounds: Path) -> None:
+        """Find and load the model in a thread."""
+        thread, memory = ThreadPoolExecutor(1, "model"), Memory(self.library.root / "model.json")
+        finding = thread.submit(find)
+        self.remembered = thread.submit(lambda: memory.read(*finding.result(), self.limits))
+
+        def work() -> "Engine":
+            engine = load(*finding.result(), self.library, self.limits, sounds)
+            memory.write(engine.describe())
+            return engine
+
+        self.loading = thread.submit(work)
+
     def new_project(self, request: Request, name: str | None) -> Project:
         """A project of the visitor that is not in the library yet."""
-        return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.engine.hash)
+        return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.hash)
 
     def jobs(self, project: Project) -> list[Json]:
         return [self.queue.describe(job) for job in self.queue.of_project(project.id)]
@@ -128,7 +154,7 @@ def _found(studio: Studio) -> Any:
     """A dependency: the project of a path, if the visitor may see it."""
 
     def find(project_id: str, request: Request) -> Project:
-        return studio.library.get(project_id, request.state.visitor, studio.engine.hash)
+        return studio.library.get(project_id, request.state.visitor, studio.hash)
 
     return Depends(find)
 
@@ -137,13 +163,13 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
     library, found = studio.library, _found(studio)
 
     @app.get("/api/model")
-    def model() -> Json:
-        """The model and the limits of the studio; waits until it is loaded."""
-        return studio.engine.describe() | {"local": studio.access.is_local}
+    def model(early: bool = False) -> Json:
+        """The model and the limits of the studio; waits until it is loaded, or is `early`, see `Studio.model`."""
+        return studio.model(early) | {"local": studio.access.is_local}
 
     @app.get("/api/projects")
     def projects(request: Request) -> list[Json]:
-        return [project.summary for project in library.mine(request.state.visitor, studio.engine.hash)]
+        return [project.summary for project in library.mine(request.state.visitor, studio.hash)]
 
     @app.post("/api/projects", status_code=201)
     def create(request: Request, new: ProjectChange | None = None) -> Json:
@@ -319,10 +345,15 @@ def file_name(title: str, suffix: str) -> str:
 
 @contextlib.contextmanager
 def open_studio(
-    load: Load, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
+    find: Find,
+    load: Load,
+    projects: Path,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    port: int | None = None,
 ) -> Iterator[tuple[str, Studio]]:
     """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and the studio,
-    whose model `load` loads in a thread. ValueError if the port is taken, or the address is not this machine's."""
+    whose model is loaded in a thread. ValueError if the port is taken, or the address is not this machine's."""
     limits, access = limits or Limits(), access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
@@ -335,7 +366,7 @@ def open_studio(
         server = uvicorn.Server(uvicorn.Config(make_app(studio), ws_max_size=LARGEST_BODY, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        studio.loading = ThreadPoolExecutor(1, "model").submit(load, library, limits, Path(sounds))
+        studio.begin(find, load, Path(sounds))
         try:
             host = "127.0.0.1" if access.host in ("0.0.0.0", "::") else access.host  # that a browser here opens
             yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", studio

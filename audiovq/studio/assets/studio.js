@@ -376,9 +376,10 @@ addEventListener("keydown", (event) => {
 });
 
 const begin = attempt(async () => {
-  say("The model is loading; then you can make music and play.", true);
-  model = await patiently("api/model");
-  say("");
+  const waiting = "The model is loading; your music begins as soon as it is there.";
+  say(waiting, true);
+  model = await patiently("api/model?early=true");
+  const early = JSON.stringify(model);
   $("#model").textContent = `with ${model.name}`;
   $("#seconds").max = model.limits.max_seconds;
   $("#seconds").value = Math.min(20, model.limits.max_seconds);
@@ -395,5 +396,7 @@ const begin = attempt(async () => {
   $("#make .primary").disabled = false;
   $("#to-live").href = "#live";
   $("#to-live").removeAttribute("aria-disabled");
+  if (JSON.stringify(await patiently("api/model")) !== early) location.reload();
+  if ($("#status").textContent === waiting) say("");
 });
 begin();
