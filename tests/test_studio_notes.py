@@ -289,7 +289,7 @@ def test_pieces_follow_chords_and_recordings(browser: Browser, studio: Studio, t
 
 def test_play_live_waits_for_the_model(browser: Browser, studio: Studio) -> None:
     page, asked = browser.new_page(), list[Route]()
-    page.route("**/api/model", lambda route: asked.append(route))
+    page.route("**/api/model?early=true", lambda route: asked.append(route))
     page.goto(studio.url)
     until(page, lambda: asked)
     link = page.get_by_role("link", name="Play live")

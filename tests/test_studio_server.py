@@ -21,7 +21,6 @@ from websockets.sync.client import ClientConnection, connect
 
 from audiovq import Codes
 from audiovq.api import Generator
-from audiovq.studio.engine import Engine
 from audiovq.studio.requests import Limits
 from audiovq.studio.security import HEADERS, Access
 from audiovq.studio.server import file_name, open_studio
@@ -32,7 +31,7 @@ Url = str
 
 @contextlib.contextmanager
 def served(run: Path, projects: Path, access: Access | None = None) -> Iterator[Url]:
-    with open_studio(lambda: (run, "tiny"), Engine, projects, LIMITS, access) as (url, studio):
+    with open_studio(lambda: (run, "tiny"), projects, LIMITS, access) as (url, studio):
         studio.loading.result(60)
         yield url
 

@@ -3,7 +3,6 @@
 import time
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 from click import FloatRange, IntRange, argument, command, option
 
@@ -56,15 +55,10 @@ def studio(
         model = pick_model(run)
         return model, "the bundled model" if model == bundled_model() else run or str(model)
 
-    def load(*model: Any):  # torch is imported while the page is served already
-        from audiovq.studio.engine import Engine
-
-        return Engine(*model)
-
     place = projects or Path(platformdirs.user_data_dir("audiovq", appauthor=False)) / "projects"
     limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload, quota_mb=quota, total_mb=10 * quota)
     access = Access(host, password or None, [name.lower() for name in names])
-    with open_studio(find, load, place, limits, access, port) as (url, opened):
+    with open_studio(find, place, limits, access, port) as (url, opened):
         say(f"the studio is open: {url} (Ctrl-C closes it; projects are kept in {place})")
         if show:
             webbrowser.open(url)

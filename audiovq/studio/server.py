@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import importlib
+import json
 import os
 import re
 import secrets
@@ -25,12 +27,14 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
+import audiovq
+from audiovq.pretrained.locate import MODEL_FILES
 from audiovq.studio import requests as bodies
 from audiovq.studio.jobs import Job, Queue
-from audiovq.studio.memory import Memory
 from audiovq.studio.projects import ARRIVING, Library, Project
 from audiovq.studio.requests import MB, JobRequest, Limits, ProjectChange, Refused, sentence
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
+from audiovq.utils.files import write_text
 
 if TYPE_CHECKING:
     from audiovq.studio.engine import Engine
@@ -40,7 +44,6 @@ TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".mp3
 FIRST_PORT, N_PORTS = 7860, 40
 Json = dict[str, Any]
 Find = Callable[[], tuple[Path, str]]  # the folder and the name of the model
-Load = Callable[[Path, str, Library, Limits, Path], "Engine"]
 
 
 class Studio:
@@ -56,32 +59,38 @@ class Studio:
         """Waits for the model."""
         return self.loading.result()
 
-    def model(self, early: bool) -> Json:
+    def model(self, early: bool = True) -> Json:
         """The model as it describes itself; `early`: as the last start knew it, until it is loaded."""
         known = self.remembered.result() if early and not self.loading.done() else None
         return known or self.engine.describe()
 
-    @property
-    def hash(self) -> str:
-        """Which projects are this model's."""
-        return self.model(early=True)["hash"]
+    def begin(self, find: Find, sounds: Path) -> None:
+        """Find and load the model in a thread, and keep its description for the next start."""
+        memory, thread = self.library.root / "model.json", ThreadPoolExecutor(1, "model")
 
-    def begin(self, find: Find, load: Load, sounds: Path) -> None:
-        """Find and load the model in a thread."""
-        thread, memory = ThreadPoolExecutor(1, "model"), Memory(self.library.root / "model.json")
-        finding = thread.submit(find)
-        self.remembered = thread.submit(lambda: memory.read(*finding.result(), self.limits))
+        def recall() -> Json | None:
+            folder, name = self.place = find()
+            stats = [path.stat() for files in (*MODEL_FILES, "README.md") for path in sorted(folder.glob(files))]
+            facts = [(each.st_size, each.st_mtime_ns) for each in stats]
+            self.key = repr((folder.resolve(), name, facts, self.limits, audiovq.__version__))
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+                known = json.loads(memory.read_text("utf-8"))
+                return known["model"] if known["key"] == self.key else None
 
-        def work() -> "Engine":
-            engine = load(*finding.result(), self.library, self.limits, sounds)
-            memory.write(engine.describe())
+        def load() -> "Engine":
+            self.remembered.result()  # raises if there is no model
+            module = importlib.import_module("audiovq.studio.engine")  # and torch, while the page is served already
+            engine = module.Engine(*self.place, self.library, self.limits, sounds)
+            with contextlib.suppress(ValueError):  # a full disk
+                write_text(memory, json.dumps({"key": self.key, "model": engine.describe()}))
             return engine
 
-        self.loading = thread.submit(work)
+        self.remembered = thread.submit(recall)
+        self.loading = thread.submit(load)
 
     def new_project(self, request: Request, name: str | None) -> Project:
         """A project of the visitor that is not in the library yet."""
-        return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.hash)
+        return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.model()["hash"])
 
     def jobs(self, project: Project) -> list[Json]:
         return [self.queue.describe(job) for job in self.queue.of_project(project.id)]
@@ -154,7 +163,7 @@ def _found(studio: Studio) -> Any:
     """A dependency: the project of a path, if the visitor may see it."""
 
     def find(project_id: str, request: Request) -> Project:
-        return studio.library.get(project_id, request.state.visitor, studio.hash)
+        return studio.library.get(project_id, request.state.visitor, studio.model()["hash"])
 
     return Depends(find)
 
@@ -169,7 +178,7 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/api/projects")
     def projects(request: Request) -> list[Json]:
-        return [project.summary for project in library.mine(request.state.visitor, studio.hash)]
+        return [project.summary for project in library.mine(request.state.visitor, studio.model()["hash"])]
 
     @app.post("/api/projects", status_code=201)
     def create(request: Request, new: ProjectChange | None = None) -> Json:
@@ -345,15 +354,10 @@ def file_name(title: str, suffix: str) -> str:
 
 @contextlib.contextmanager
 def open_studio(
-    find: Find,
-    load: Load,
-    projects: Path,
-    limits: Limits | None = None,
-    access: Access | None = None,
-    port: int | None = None,
+    find: Find, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
 ) -> Iterator[tuple[str, Studio]]:
     """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and the studio,
-    whose model is loaded in a thread. ValueError if the port is taken, or the address is not this machine's."""
+    whose model is found and loaded in a thread. ValueError if the port is taken, or the address is not this machine's."""
     limits, access = limits or Limits(), access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
@@ -366,7 +370,7 @@ def open_studio(
         server = uvicorn.Server(uvicorn.Config(make_app(studio), ws_max_size=LARGEST_BODY, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        studio.begin(find, load, Path(sounds))
+        studio.begin(find, Path(sounds))
         try:
             host = "127.0.0.1" if access.host in ("0.0.0.0", "::") else access.host  # that a browser here opens
             yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", studio

@@ -4,7 +4,7 @@ import { drawWave, peaksOf } from "../player/pictures.js";
 import { fillLive, stop as stopLive } from "./live.js";
 import { record } from "./recorder.js";
 import { follow, json, patiently, request, send } from "./server.js";
-import { chosen, details, fillSettings, limitKept, showSettings } from "./settings.js";
+import { capital, chosen, details, fillSettings, forget, keep, limitKept, restore, showSettings } from "./settings.js";
 import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
 import { $, $$, ask, attempt, complain, say } from "./words.js";
 
@@ -51,6 +51,7 @@ const showStart = attempt(async () => {
   view("start");
   $("#make .big").after($("#how"));
   showSettings(model, null);
+  restore(model.hash);
   const found = await patiently("api/projects");
   if (project) return;
   $("#no-projects").hidden = found.length > 0;
@@ -69,12 +70,16 @@ $("#make").addEventListener("submit", attempt(async (event) => {
   const body = { name: $("#make").dataset.name, seconds: Number($("#seconds").value), ...how };
   const made = await json("api/pieces", { method: "POST", body });
   own.add(made.job.id);
+  keep(made.project.id);
   await openProject(made.project.id);
 }).bind(null));
 
 // ---- one project ----
-const createProject = async (name) =>
-  openProject((await json("api/projects", { method: "POST", body: { name } })).id);
+const createProject = async (name) => {
+  const { id } = await json("api/projects", { method: "POST", body: { name } });
+  keep(id);
+  await openProject(id);
+};
 const openProject = async (id) => {
   stopFollowing();
   project = await json(`api/projects/${id}`);
@@ -82,6 +87,8 @@ const openProject = async (id) => {
   [shown, redone] = [null, []];
   view("project");
   $("#settings-here").append($("#how"));
+  showSettings(model, project);
+  restore(id);
   await showProject(project);
   if (project?.id !== id) return; // another page was opened meanwhile
   stopFollowing = follow(id, { found: attempt(showChanges, false), closed: () => reopen(id) });
@@ -135,20 +142,29 @@ const nextVersion = () => {
   return redone.findLast((number) => children.some((each) => each.number === number)) ?? children.at(-1)?.number;
 };
 
+const showTitle = (version) => {
+  const field = $("#title"), number = String(version?.number);
+  $("#piece-title").textContent = version?.title ?? "Your music appears here";
+  $("#piece-title").classList.toggle("visually-hidden", version !== null);
+  field.hidden = $("#number").hidden = !version;
+  if (!version || (field === document.activeElement && field.dataset.number === number)) return;
+  [$("#number").textContent, field.value, field.dataset.number] = [number, capital(version.title), number];
+};
 const showVersion = async (version) => {
+  showTitle(version);
   if (!version) {
     [shown, player.host.hidden, $("#takes").hidden, $("#star").hidden] = [null, true, true, true];
-    const busy = project.jobs.some(isOpen);
-    $("#piece-title").textContent = busy ? "It is being made …" : "Your music appears here";
     for (const id of ["facts", "warning"]) $(`#${id}`).textContent = "";
-    if (!busy && player.transport.source) player.transport.pause();
+    if (player.transport.source && !project.jobs.some(isOpen)) player.transport.pause();
     return;
   }
   const takes = takesOf(project.versions, version), key = `${project.id}/${version.number}/${version.made_at}`;
-  $("#piece-title").textContent = version.title;
   $("#facts").replaceChildren(`${tenths(version.seconds)} s`);
   if (version.seed !== null) {
-    const again = () => { $("#seed").value = version.seed; };
+    const again = () => {
+      $("#seed").value = version.seed;
+      keep();
+    };
     const link = make("button", { type: "button", class: "link", onclick: again }, "use it again");
     $("#facts").append(` · seed ${version.seed} `, link);
   }
@@ -241,7 +257,6 @@ const showJob = async (job) => {
     const words = (job.message || "Working").replace(/^level (\d+).*/, step);
     $(".hint", card).textContent = job.state === "waiting" ? place : `${words}${left}`;
     $("progress", card).value = job.progress;
-    if (shown === null) $("#piece-title").textContent = "It is being made …";
     return;
   }
   card?.remove();
@@ -257,6 +272,12 @@ const showJob = async (job) => {
 // ---- controls of a project ----
 const on = (selector, event, work) => $(selector).addEventListener(event, attempt(work));
 on("#name", "change", async () => change({ name: $("#name").value.trim() || project.name }));
+on("#title", "change", async () => {
+  const { value, dataset: { number } } = $("#title"), title = value.trim();
+  $("#title").dataset.number = ""; // what is typed is done
+  if (!title) return showTitle(project.versions.find((each) => each.number === project.shown));
+  showProject(await json(`${here()}/versions/${number}`, { method: "PATCH", body: { title } }));
+});
 on("#star-project", "click", async () => change({ starred: !project.starred }));
 on("#star", "click", async () => {
   const version = project.versions.find((each) => each.number === project.shown);
@@ -266,6 +287,7 @@ on("#star", "click", async () => {
 on("#delete-project", "click", async () => {
   if (!(await ask(`Delete the project “${project.name}” with all its versions and recordings?`, "Delete it"))) return;
   await request(here(), { method: "DELETE" });
+  forget(project.id);
   location.hash = "";
 });
 on("#delete", "click", async () => {
@@ -278,7 +300,7 @@ const undo = async () => {
   if (!version?.parent) return;
   redone.push(version.number);
   await show(version.parent);
-  say(`Back at: ${$("#piece-title").textContent}`);
+  say(`Back at ${version.parent}: ${$("#piece-title").textContent}`);
 };
 const redo = async () => {
   const number = project && nextVersion();
