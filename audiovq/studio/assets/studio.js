@@ -38,6 +38,7 @@ const addressOf = (number) => `${here()}/versions/${number}/sound`;
 const star = (on) => (on ? "★" : "☆");
 const view = (name) => {
   stopFollowing();
+  if ($(`#${name}`).hidden) scrollTo(0, 0);
   for (const id of ["start", "project", "live"]) $(`#${id}`).hidden = id !== name;
   for (const [id, its] of [["to-start", "start"], ["to-live", "live"]])
     $(`#${id}`).setAttribute("aria-current", name === its ? "page" : "false");
@@ -110,6 +111,7 @@ const showChanges = async ({ jobs, changed_at }) =>
   project.changed_at === changed_at ? showJobs(jobs) : showProject(await json(here()));
 const showJobs = (jobs) => {
   project.jobs = jobs;
+  $("#begin").hidden = project.versions.length > 0 || jobs.some(isOpen);
   $$("#jobs > article").forEach((card) => jobs.some((job) => `job-${job.id}` === card.id) || card.remove());
   jobs.forEach(showJob);
 };
@@ -251,6 +253,7 @@ const showJob = async (job) => {
     $("#jobs").append(card);
   }
   if (open) {
+    $("#begin").hidden = true;
     const left = job.seconds_left > 0 ? ` · about ${Math.ceil(job.seconds_left)} s left` : "";
     const place = job.place === 1 ? "Next in the queue" : `Number ${job.place} in the queue`;
     const step = (_, level) => `Step ${Number(level) + 1} of ${model.levels.length}`;
@@ -295,6 +298,7 @@ on("#delete", "click", async () => {
   const words = n ? `Delete this version and the ${n === 1 ? "one" : n} made from it?` : "Delete this version?";
   if (await ask(words, "Delete")) showProject(await json(`${here()}/versions/${number}`, { method: "DELETE" }));
 });
+on("#begin", "click", async () => startJob({ kind: "make", seconds: Number($("#seconds").value), ...chosen() }));
 const undo = async () => {
   const version = project?.versions.find((each) => each.number === project.shown);
   if (!version?.parent) return;
