@@ -452,7 +452,7 @@ def test_work_goes_on_without_the_page_and_can_be_stopped(
     expect(other.locator("#jobs article")).to_have_count(0, timeout=SECONDS)
     expect(other.locator("#status")).to_contain_text("Stopped")
     other.click("#begin")  # an empty project can still be begun
-    assert other.is_hidden("#begin")
+    expect(other.locator("#begin")).to_be_hidden()
     assert other.inner_text("#piece-title") == "Your music appears here"
     assert other.evaluate("scrollY") == 0
     other.click("#jobs article button >> text=Stop")

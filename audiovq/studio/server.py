@@ -337,10 +337,8 @@ def _add_live(app: FastAPI, studio: Studio) -> None:
         """Make the last seconds of the visitor's music a version, by default in a new project."""
         library, engine, visitor = studio.library, studio.engine, request.state.visitor
         codes = engine.stage.codes(visitor, min(seconds, studio.limits.max_seconds))
-        if project:
-            place = library.get(project, visitor, engine.hash)
-        else:
-            place = library.create(studio.new_project(request, "Live"))
+        new = None if project else studio.new_project(request, "Live")
+        place = library.create(new) if new else library.get(project, visitor, engine.hash)
         engine.keep(place, codes)
         return studio.describe(place)
 
