@@ -35,7 +35,7 @@ Url = str
 
 @contextlib.contextmanager
 def served(run: Path, projects: Path, access: Access | None = None) -> Iterator[Url]:
-    with open_studio(lambda: (run, "tiny"), projects, LIMITS, access) as (url, studio):
+    with open_studio(run, "tiny", projects, LIMITS, access) as (url, studio):
         studio.loading.result(60)
         yield url
 
@@ -423,7 +423,7 @@ def test_the_next_start_knows_the_model_before_it_is_loaded(
     # The model is loaded as ever, but not before the test says so.
     slow = lambda name: load(name) if "audiovq" not in name or go.wait(60) else None  # noqa: E731
     monkeypatch.setattr(importlib, "import_module", slow)
-    with open_studio(lambda: (run, "tiny"), projects, LIMITS) as (url, studio), httpx.Client(base_url=url) as client:
+    with open_studio(run, "tiny", projects, LIMITS) as (url, studio), httpx.Client(base_url=url) as client:
         assert client.get("/api/model", params={"early": True}).json() == model
         assert [each["id"] for each in client.get("/api/projects").json()] == [project]
         assert client.get(f"/api/projects/{project}").json()["name"] == "kept"
@@ -439,8 +439,8 @@ def test_the_next_start_knows_the_model_before_it_is_loaded(
         known.unlink,
     ):
         change()
-        with open_studio(lambda: (run, "tiny"), projects, LIMITS) as (_, studio):
-            assert studio.remembered.result() is None
+        with open_studio(run, "tiny", projects, LIMITS) as (_, studio):
+            assert studio.known is None
             assert studio.model() == studio.engine.describe()
         assert json.loads(known.read_text())["model"]["hash"] == model["hash"]
 

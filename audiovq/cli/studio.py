@@ -51,14 +51,12 @@ def studio(
         if not is_loopback(host):
             say(f"everybody who can reach {host} can use this studio: there is no password")
 
-    def find() -> tuple[Path, str]:
-        model = pick_model(run)
-        return model, "the bundled model" if model == bundled_model() else run or str(model)
-
+    folder = pick_model(run)
+    name = "the bundled model" if folder == bundled_model() else run or str(folder)
     place = projects or Path(platformdirs.user_data_dir("audiovq", appauthor=False)) / "projects"
     limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload, quota_mb=quota, total_mb=10 * quota)
     access = Access(host, password or None, [name.lower() for name in names])
-    with open_studio(find, place, limits, access, port) as (url, opened):
+    with open_studio(folder, name, place, limits, access, port) as (url, opened):
         say(f"the studio is open: {url} (Ctrl-C closes it; projects are kept in {place})")
         if show:
             webbrowser.open(url)

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,11 +43,10 @@ PACKAGE = Path(__file__).parent.parent
 TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".mp3": "audio/mpeg"}
 FIRST_PORT, N_PORTS = 7860, 40
 Json = dict[str, Any]
-Find = Callable[[], tuple[Path, str]]  # the folder and the name of the model
 
 
 class Studio:
-    remembered: Future[Json | None]  # what the last start knew of the model, None if that was another
+    known: Json | None = None  # what the last start knew of the model, if it is still the same
     loading: Future["Engine"]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
@@ -61,32 +60,26 @@ class Studio:
 
     def model(self, early: bool = True) -> Json:
         """The model as it describes itself; `early`: as the last start knew it, until it is loaded."""
-        known = self.remembered.result() if early and not self.loading.done() else None
-        return known or self.engine.describe()
+        return (early and not self.loading.done() and self.known) or self.engine.describe()
 
-    def begin(self, find: Find, sounds: Path) -> None:
-        """Find and load the model in a thread, and keep its description for the next start."""
-        memory, thread = self.library.root / "model.json", ThreadPoolExecutor(1, "model")
+    def load(self, folder: Path, name: str, sounds: Path) -> None:
+        """Load a model in a thread, and keep its description for the next start."""
+        memory = self.library.root / "model.json"
+        stats = [path.stat() for files in (*MODEL_FILES, "README.md") for path in sorted(folder.glob(files))]
+        facts = [(each.st_size, each.st_mtime_ns) for each in stats]
+        key = repr((folder.resolve(), name, facts, self.limits, audiovq.__version__))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+            found = json.loads(memory.read_text("utf-8"))
+            self.known = found["model"] if found["key"] == key else None
 
-        def recall() -> Json | None:
-            folder, name = self.place = find()
-            stats = [path.stat() for files in (*MODEL_FILES, "README.md") for path in sorted(folder.glob(files))]
-            facts = [(each.st_size, each.st_mtime_ns) for each in stats]
-            self.key = repr((folder.resolve(), name, facts, self.limits, audiovq.__version__))
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-                known = json.loads(memory.read_text("utf-8"))
-                return known["model"] if known["key"] == self.key else None
-
-        def load() -> "Engine":
-            self.remembered.result()  # raises if there is no model
+        def work() -> "Engine":
             module = importlib.import_module("audiovq.studio.engine")  # and torch, while the page is served already
-            engine = module.Engine(*self.place, self.library, self.limits, sounds)
+            engine = module.Engine(folder, name, self.library, self.limits, sounds)
             with contextlib.suppress(ValueError):  # a full disk
-                write_text(memory, json.dumps({"key": self.key, "model": engine.describe()}))
+                write_text(memory, json.dumps({"key": key, "model": engine.describe()}))
             return engine
 
-        self.remembered = thread.submit(recall)
-        self.loading = thread.submit(load)
+        self.loading = ThreadPoolExecutor(1, "model").submit(work)
 
     def new_project(self, request: Request, name: str | None) -> Project:
         """A project of the visitor that is not in the library yet."""
@@ -352,11 +345,11 @@ def file_name(title: str, suffix: str) -> str:
 
 @contextlib.contextmanager
 def open_studio(
-    find: Find, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
+    folder: Path, name: str, projects: Path, limits: Limits, access: Access | None = None, port: int | None = None
 ) -> Iterator[tuple[str, Studio]]:
-    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and the studio,
-    whose model is found and loaded in a thread. ValueError if the port is taken, or the address is not this machine's."""
-    limits, access = limits or Limits(), access or Access("127.0.0.1")
+    """Serve a studio of a model, with the name that the user knows, within the block, at a port or the first free one
+    from 7860 on; gives its address and the studio. ValueError if the port is taken, or the address is not this machine's."""
+    access = access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
         sounds = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiovq-studio-"))
@@ -368,7 +361,7 @@ def open_studio(
         server = uvicorn.Server(uvicorn.Config(make_app(studio), ws_max_size=LARGEST_BODY, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        studio.begin(find, Path(sounds))
+        studio.load(folder, name, Path(sounds))
         try:
             host = "127.0.0.1" if access.host in ("0.0.0.0", "::") else access.host  # that a browser here opens
             yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", studio
