@@ -237,6 +237,10 @@ def test_versions_have_numbers_and_names(page: Page) -> None:
     assert [row.split("\n")[:2] for row in rows.all_inner_texts()] == [
         ["1", "New piece"], ["2", "0.5 s more"], ["3", "The <b>end</b>"]
     ]  # fmt: skip
+    for field, name in (("#title", "The <b>end</b>"), ("#name", page.input_value("#name"))):
+        page.fill(field, "not this")
+        page.press(field, "Escape")
+        assert page.input_value(field) == name
     page.fill("#title", " ")
     page.keyboard.press("Enter")
     expect(page.locator("#title")).to_have_value("The <b>end</b>")  # it has some name

@@ -348,7 +348,7 @@ def open_studio(
     folder: Path, name: str, projects: Path, limits: Limits, access: Access | None = None, port: int | None = None
 ) -> Iterator[tuple[str, Studio]]:
     """Serve a studio of a model, with the name that the user knows, within the block, at a port or the first free one
-    from 7860 on; gives its address and the studio. ValueError if the port is taken, or the address is not this machine's."""
+    from 7860 on; gives its address and the studio. ValueError if the port is taken, or the address not this machine's."""
     access = access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))

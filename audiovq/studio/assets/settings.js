@@ -85,15 +85,16 @@ const FIELDS = "#seconds, #how :is(input, select, textarea), #changes form :is(i
 const keyOf = ({ id, name, form, dataset: { label, setting, level } }) => [id, label, setting, level, name && form.id, name].join(" ");
 const fields = () => [...document.querySelectorAll(FIELDS)].map((field) => [keyOf(field), field]);
 const values = () => Object.fromEntries(fields().map(([key, { value }]) => [key, value]));
-let place = null, first;
+let place = null, first, storage = null;
+try { storage = localStorage; } catch { /* the browser may forbid it: then nothing is kept */ }
 /** Keeps what is set; by default where it was restored from. */
-export const keep = (at = place) => localStorage.setItem(`settings ${at}`, JSON.stringify(values()));
-export const forget = (at) => localStorage.removeItem(`settings ${at}`);
+export const keep = (at = place) => storage?.setItem(`settings ${at}`, JSON.stringify(values()));
+export const forget = (at) => storage?.removeItem(`settings ${at}`);
 /** Shows what was kept at a place, else what the page has at first; from now on it is kept there. */
 export const restore = (at) => {
   place = at;
   first ??= values();
-  const kept = { ...first, ...JSON.parse(localStorage.getItem(`settings ${at}`)) };
+  const kept = { ...first, ...JSON.parse(storage?.getItem(`settings ${at}`) ?? null) };
   for (const [key, field] of fields()) {
     const isGone = field.options && ![...field.options].some(({ value }) => value === kept[key]);
     field.value = (isGone ? first : kept)[key];

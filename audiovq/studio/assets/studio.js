@@ -31,6 +31,7 @@ const soundOf = (address) => {
   }
   return sounds.get(address);
 };
+const current = () => project.versions.find((each) => each.number === project.shown);
 const here = () => `api/projects/${project.id}`;
 const addressOf = (number) => `${here()}/versions/${number}/sound`;
 
@@ -124,7 +125,7 @@ const showProject = async (next) => {
   $("#star-project").textContent = star(project.starred);
   $("#star-project").setAttribute("aria-pressed", project.starred);
   $("#download-project").href = `${here()}/file`;
-  const { versions } = project, version = versions.find((each) => each.number === project.shown) ?? null;
+  const { versions } = project, version = current() ?? null;
   showSettings(model, project);
   showTree($("#tree"), versions, version?.number, show);
   $("#undo").disabled = !version?.parent;
@@ -275,15 +276,17 @@ const showJob = async (job) => {
 // ---- controls of a project ----
 const on = (selector, event, work) => $(selector).addEventListener(event, attempt(work));
 on("#name", "change", async () => change({ name: $("#name").value.trim() || project.name }));
+for (const [id, name] of [["#name", () => project.name], ["#title", () => capital(current().title)]])
+  $(id).addEventListener("keydown", ({ key, target }) => { if (key === "Escape") target.value = name(); });
 on("#title", "change", async () => {
   const { value, dataset: { number } } = $("#title"), title = value.trim();
   $("#title").dataset.number = ""; // what is typed is done
-  if (!title) return showTitle(project.versions.find((each) => each.number === project.shown));
+  if (!title) return showTitle(current());
   showProject(await json(`${here()}/versions/${number}`, { method: "PATCH", body: { title } }));
 });
 on("#star-project", "click", async () => change({ starred: !project.starred }));
 on("#star", "click", async () => {
-  const version = project.versions.find((each) => each.number === project.shown);
+  const version = current();
   const body = { starred: !version.starred };
   showProject(await json(`${here()}/versions/${version.number}`, { method: "PATCH", body }));
 });
@@ -300,7 +303,7 @@ on("#delete", "click", async () => {
 });
 on("#begin", "click", async () => startJob({ kind: "make", seconds: Number($("#seconds").value), ...chosen() }));
 const undo = async () => {
-  const version = project?.versions.find((each) => each.number === project.shown);
+  const version = project && current();
   if (!version?.parent) return;
   redone.push(version.number);
   await show(version.parent);
