@@ -15,9 +15,13 @@ from playwright.sync_api import Browser, Page, Route, expect
 from test_studio_page import SECONDS, Complaints, Line, Studio, until, visit, wait_for
 from tiny_generator import tiny_generator
 
+from audiovq import Generator
+from audiovq.data.notes import chord_frames
 from audiovq.studio.engine import Engine
+from audiovq.studio.live import Session
+from audiovq.studio.making import _change
 from audiovq.studio.projects import Library, Project
-from audiovq.studio.requests import JobRequest, Limits
+from audiovq.studio.requests import JobRequest, Limits, Turn
 
 KINDS: list[list[Any]] = [[{"kind": "label", "name": "genre"}, {"kind": "timing"}, {"kind": "notes"}], [], []]
 GENRES = ("folk", "jazz", "rock")
@@ -67,6 +71,11 @@ def heard(page: Page, line: Line, notes: list[int] | None, chords: str = "") -> 
         return (line.controls["notes"], line.controls["chords"], keys) == (notes, chords, notes or [])
 
     until(page, is_so)
+
+
+def lit(page: Page) -> str:
+    """The keys of the chord that sounds."""
+    return " ".join(page.locator("#piano .sounds").evaluate_all("(keys) => keys.map((key) => key.ariaLabel)"))
 
 
 def key(page: Page, name: str) -> tuple[float, float]:
@@ -169,14 +178,17 @@ def test_chords_are_played_in_turn_and_wrong_ones_are_said(browser: Browser, stu
         page.mouse.move(*key(page, "E7"))
         page.mouse.down()
         heard(page, line, [52, 56, 59, 62])  # goes first while it is pressed
+        until(page, lambda: lit(page) == "")
         page.mouse.up()
         heard(page, line, None, "Am F C G")
+        until(page, lambda: lit(page) in ("A3 C4 E4 A4", "F3 C4 F4 A4", "C3 C4 E4 G4", "G3 D4 G4 B4"))
         page.fill("#live-chords", "Am H")
         page.keyboard.press("Enter")
         expect(page.locator("#notice")).to_contain_text("chords: H: expected such as F#m")
         assert page.evaluate("!document.querySelector('#live-chords').validity.valid")
         heard(page, line, None, "Am F C G")  # nothing has changed
         page.click("#live-start")
+        assert lit(page) == ""
         page.click("#live-start")
         expect(page.locator("#notice")).to_contain_text("chords: H", timeout=SECONDS)  # nor does it start
         page.fill("#live-chords", "")
@@ -287,9 +299,31 @@ def test_pieces_follow_chords_and_recordings(browser: Browser, studio: Studio, t
         expect(page.locator("#projects li")).to_have_count(n + 1)  # the refused one has left none
 
 
-def test_play_live_waits_for_the_model(browser: Browser, studio: Studio) -> None:
+def test_the_page_is_usable_while_the_model_loads(browser: Browser, studio: Studio) -> None:
+    """By what the server knew of it before; when it turns out to be another, the page begins anew."""
     page, asked = browser.new_page(), list[Route]()
     page.route("**/api/model", lambda route: asked.append(route))
+    page.goto(studio.url)
+    page.wait_for_selector("#make .primary:enabled")
+    until(page, lambda: asked)
+    expect(page.locator("#status")).to_contain_text("The model is loading; your music begins as soon as it is there")
+    page.fill("#seconds", "1")
+    page.click("#make .primary")
+    wait_for(page, 1, 1)
+    asked[0].continue_()
+    expect(page.locator("#status")).not_to_contain_text("loading")
+    page.reload()
+    until(page, lambda: len(asked) == 2)
+    asked[1].fulfill(json={"name": "another"})
+    until(page, lambda: len(asked) == 3)
+    asked[2].continue_()
+    wait_for(page, 1, 1)
+    page.close()
+
+
+def test_play_live_waits_for_the_model(browser: Browser, studio: Studio) -> None:
+    page, asked = browser.new_page(), list[Route]()
+    page.route("**/api/model?early=true", lambda route: asked.append(route))
     page.goto(studio.url)
     until(page, lambda: asked)
     link = page.get_by_role("link", name="Play live")
@@ -302,6 +336,34 @@ def test_play_live_waits_for_the_model(browser: Browser, studio: Studio) -> None
     link.click()
     expect(page.locator("#live")).to_be_visible()
     page.close()
+
+
+def test_live_says_the_chord_of_the_code_that_was_drawn_last(model: Path) -> None:
+    generator = Generator.from_pretrained(model)
+    session = Session(generator, "", Turn(set={"chords": "Am:0.2 F:0.3"}, buffer=5))
+    once = chord_frames("Am:0.2 F:0.3", generator.hop_lengths[0] / generator.sample_rate).tolist()
+    n_drawn, found = [], []
+    for i in range(12):
+        session.update(Turn(restart=i == 8))
+        session.block()
+        n_drawn.append(len(session.live.frames))
+        found.append(session.facts["frame"])
+    assert n_drawn[8] < n_drawn[7]
+    assert found == [once[(n - 1) % len(once)] for n in n_drawn]
+    assert len(set(found)) == 2
+    session.update(Turn(set={"chords": ""}))
+    session.block()
+    assert session.facts["frame"] == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "title"), [(1, "new details"), (2, "new details after “Medium 1”"), (3, "new finest sound")]
+)
+def test_new_details_are_named_after_what_the_player_shows(n: int, title: str) -> None:
+    generator = tiny_generator([[], [], [], []], (512, 256, 128, 64))
+    piece = generator.tokenizer.encode(torch.zeros(1, 8000), 8000)
+    request = JobRequest(kind="rerender", version=1, keep_levels=n)
+    assert _change(generator, Limits(), request, piece, 0)[0] == title
 
 
 def test_jobs_follow_notes_as_python_does(model: Path, tmp_path: Path) -> None:

@@ -218,6 +218,79 @@ def test_a_piece_without_its_finest_levels(page: Page, tmp_path: Path) -> None:
     assert page.locator("#rerender option:enabled").count() == 2
 
 
+def test_versions_have_numbers_and_names(page: Page) -> None:
+    """Two of one kind are told apart, and can be renamed."""
+    make(page, 1)
+    page.fill("#extend [name=after]", "0.5")
+    for n in (2, 3):
+        page.click("#extend .primary")
+        wait_for(page, n, 1.5)
+        page.click("#undo")
+        expect(page.locator("#number")).to_have_text("1")
+    page.click("#tree li >> nth=2")
+    expect(page.locator("#number")).to_have_text("3")
+    assert page.input_value("#title") == "0.5 s more"
+    page.fill("#title", "  The <b>end</b> ")
+    page.keyboard.press("Enter")
+    rows = page.locator("#tree li")
+    expect(rows.nth(2)).to_contain_text("The <b>end</b>")
+    assert [row.split("\n")[:2] for row in rows.all_inner_texts()] == [
+        ["1", "New piece"], ["2", "0.5 s more"], ["3", "The <b>end</b>"]
+    ]  # fmt: skip
+    for field, name in (("#title", "The <b>end</b>"), ("#name", page.input_value("#name"))):
+        page.fill(field, "not this")
+        page.press(field, "Escape")
+        assert page.input_value(field) == name
+    page.fill("#title", " ")
+    page.keyboard.press("Enter")
+    expect(page.locator("#title")).to_have_value("The <b>end</b>")  # it has some name
+    page.fill("#title", "not this one")
+    page.click("#tree li >> nth=1")  # what was typed is of the version that it was typed for
+    expect(page.locator("#title")).to_have_value("0.5 s more")
+    assert [row.split("\n")[1] for row in rows.all_inner_texts()] == ["New piece", "0.5 s more", "Not this one"]
+
+
+def test_settings_stay_with_their_project(page: Page) -> None:
+    def shown() -> list[str]:
+        fields = ("#seed", "#labels select", "#takes-wanted", "#extend [name=after]")
+        slider = page.get_by_role("slider", name="Tame ↔ wild", include_hidden=True).nth(1)
+        return [*(page.input_value(field) for field in fields), slider.input_value()]
+
+    page.select_option("#labels select", "folk")
+    make(page, 1, seed=8)
+    assert shown() == ["8", "folk", "1", "5", "1"]
+    page.select_option("#labels select", "rock")
+    page.select_option("#takes-wanted", "2")
+    page.fill("#extend [name=after]", "0.7")
+    page.click("#how summary")
+    page.get_by_role("slider", name="Tame ↔ wild").nth(1).fill("1.7")
+    changed = ["8", "rock", "2", "0.7", "1.7"]
+    page.reload()
+    wait_for(page, 1, 1)
+    assert shown() == changed
+    address = page.url
+    page.click(".brand a")
+    page.wait_for_selector("#start:not([hidden])")
+    assert [page.input_value("#seconds"), *shown()] == ["1", "8", "folk", "1", "5", "1"]  # its own
+    page.fill("#seed", "9")
+    page.reload()
+    page.wait_for_selector("#make .primary:enabled")
+    assert shown()[:2] == ["9", "folk"]
+    page.goto(address)
+    wait_for(page, 1, 1)
+    assert shown() == changed
+    page.click("#how summary")
+    page.click("#reset")
+    page.reload()
+    wait_for(page, 1, 1)
+    assert shown() == [*changed[:4], "1"]
+    page.click("#delete-project")
+    page.click("#question .primary")
+    page.wait_for_selector("#start:not([hidden])")
+    kept = page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('settings'))")
+    assert len(kept) == 1  # that of the start page
+
+
 def test_sliders_have_names_and_are_reset(page: Page) -> None:
     page.click("#how summary")
     slider = page.get_by_role("slider", name="Tame ↔ wild")
@@ -382,6 +455,12 @@ def test_work_goes_on_without_the_page_and_can_be_stopped(
     other.click("#jobs article button >> text=Stop")
     expect(other.locator("#jobs article")).to_have_count(0, timeout=SECONDS)
     expect(other.locator("#status")).to_contain_text("Stopped")
+    other.click("#begin")  # an empty project can still be begun
+    expect(other.locator("#begin")).to_be_hidden()
+    assert other.inner_text("#piece-title") == "Your music appears here"
+    assert other.evaluate("scrollY") == 0
+    other.click("#jobs article button >> text=Stop")
+    expect(other.locator("#begin")).to_be_visible(timeout=SECONDS)
     other.context.close()
     page.reload()
     wait_for(page, 2, 20)

@@ -1,10 +1,14 @@
 """The studio's server as other programs, several people and attackers meet it: real requests over a real socket."""
 
 import contextlib
+import importlib
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +25,6 @@ from websockets.sync.client import ClientConnection, connect
 
 from audiovq import Codes
 from audiovq.api import Generator
-from audiovq.studio.engine import Engine
 from audiovq.studio.requests import Limits
 from audiovq.studio.security import HEADERS, Access
 from audiovq.studio.server import file_name, open_studio
@@ -32,10 +35,7 @@ Url = str
 
 @contextlib.contextmanager
 def served(run: Path, projects: Path, access: Access | None = None) -> Iterator[Url]:
-    def load(library: Any, limits: Limits, sounds: Path) -> Engine:
-        return Engine(run, "tiny", library, limits, sounds)
-
-    with open_studio(load, projects, LIMITS, access) as (url, studio):
+    with open_studio(run, "tiny", projects, LIMITS, access) as (url, studio):
         studio.loading.result(60)
         yield url
 
@@ -411,6 +411,38 @@ def test_others_need_a_password_or_an_explicit_permission(tmp_path: Path) -> Non
 
 def test_a_model_that_cannot_be_loaded_ends_the_command(tmp_path: Path) -> None:
     assert_one_line_error(cli("studio", tmp_path, "--projects", tmp_path / "projects"), "no trained prior there")
+
+
+def test_the_next_start_knows_the_model_before_it_is_loaded(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, projects, go, load = tmp_path / "run", tmp_path / "projects", threading.Event(), importlib.import_module
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("training", "codes", "data"))
+    with served(run, projects) as url, httpx.Client(base_url=url) as client:
+        model, project = client.get("/api/model").json(), create(client, "kept")
+    # The model is loaded as ever, but not before the test says so.
+    slow = lambda name: load(name) if "audiovq" not in name or go.wait(60) else None  # noqa: E731
+    monkeypatch.setattr(importlib, "import_module", slow)
+    with open_studio(run, "tiny", projects, LIMITS) as (url, studio), httpx.Client(base_url=url) as client:
+        assert client.get("/api/model", params={"early": True}).json() == model
+        assert [each["id"] for each in client.get("/api/projects").json()] == [project]
+        assert client.get(f"/api/projects/{project}").json()["name"] == "kept"
+        assert create(client)
+        assert not studio.loading.done()
+        go.set()
+        assert client.get("/api/model").json() == model
+    known = projects / "model.json"
+    for change in (
+        lambda: os.utime(run / "prior-1" / "model.safetensors", (0, 0)),
+        lambda: known.write_text("[]"),
+        lambda: known.write_text("{"),
+        known.unlink,
+    ):
+        change()
+        with open_studio(run, "tiny", projects, LIMITS) as (_, studio):
+            assert studio.known is None
+            assert studio.model() == studio.engine.describe()
+        assert json.loads(known.read_text())["model"]["hash"] == model["hash"]
 
 
 def test_the_command_serves_without_torch_and_survives_a_kill(tiny_run: Path, tmp_path: Path) -> None:

@@ -82,12 +82,12 @@ json_option = click.option("--json", "json_file", metavar="[FILE]", help=JSON_HE
 
 def pick_model(name: str | None, prior: bool = True) -> Path:
     """The folder of the requested model, or of the default model; prints which one that is."""
-    from audiovq import api
+    from audiovq.pretrained.locate import default_model, resolve_model
     from audiovq.utils.progress import say
 
     if name is not None:
-        return api.resolve_model(name)
-    folder, description = api.default_model(prior=prior)
+        return resolve_model(name)
+    folder, description = default_model(prior=prior)
     say(f"model: {description}")
     return folder
 

@@ -36,7 +36,7 @@ def studio(
     require("studio", "fastapi", "uvicorn", "websockets", "platformdirs", install="pip install 'audiovq[studio]'")
     import platformdirs
 
-    from audiovq.studio.projects import Library
+    from audiovq.pretrained.locate import bundled_model
     from audiovq.studio.requests import Limits
     from audiovq.studio.security import Access, is_loopback
     from audiovq.studio.server import open_studio
@@ -51,18 +51,12 @@ def studio(
         if not is_loopback(host):
             say(f"everybody who can reach {host} can use this studio: there is no password")
 
-    def load(library: Library, limits: Limits, sounds: Path):  # torch is imported while the page is served already
-        from audiovq import api
-        from audiovq.studio.engine import Engine
-
-        model = pick_model(run)
-        name = "the bundled model" if model == api.bundled_model() else run or str(model)
-        return Engine(model, name, library, limits, sounds)
-
+    folder = pick_model(run)
+    name = "the bundled model" if folder == bundled_model() else run or str(folder)
     place = projects or Path(platformdirs.user_data_dir("audiovq", appauthor=False)) / "projects"
     limits = Limits(max_seconds=max_seconds, max_upload_mb=max_upload, quota_mb=quota, total_mb=10 * quota)
     access = Access(host, password or None, [name.lower() for name in names])
-    with open_studio(load, place, limits, access, port) as (url, opened):
+    with open_studio(folder, name, place, limits, access, port) as (url, opened):
         say(f"the studio is open: {url} (Ctrl-C closes it; projects are kept in {place})")
         if show:
             webbrowser.open(url)

@@ -45,6 +45,7 @@ class Engine:
         limits = ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
         return {
             "name": self.name,
+            "hash": self.hash,
             "licence": self.licence,
             "formats": list(get_args(SoundFormat)),
             **{name: getattr(self.tokenizer.config, name) for name in ("sample_rate", "channels", "codebook_size")},

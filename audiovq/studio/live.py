@@ -49,8 +49,10 @@ class Session:
 
     @property
     def facts(self) -> Json:
-        live, buffer = self.live, self.n_wanted / self.live.sample_rate
-        return {"controls": live.controls, "latency": live.latency_seconds, "levels": live.n_levels, "buffer": buffer}
+        live, buffer, state = self.live, self.n_wanted / self.live.sample_rate, self.live.drawn.states[0]
+        facts = {"controls": live.controls, "latency": live.latency_seconds, "levels": live.n_levels, "buffer": buffer}
+        notes, at = state.request.notes, state.start + live.drawn.n_out - 1  # of the code that was drawn last
+        return facts | {"frame": 0 if notes is None else int(notes[at % len(notes)])}
 
     def end(self) -> None:
         with self.changed:

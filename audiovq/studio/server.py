@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import importlib
+import json
 import os
 import re
 import secrets
@@ -10,7 +12,7 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,11 +27,14 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
+import audiovq
+from audiovq.pretrained.locate import MODEL_FILES
 from audiovq.studio import requests as bodies
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
 from audiovq.studio.requests import MB, JobRequest, Limits, ProjectChange, Refused, sentence
 from audiovq.studio.security import LARGEST_BODY, Access, Guard, error
+from audiovq.utils.files import write_text
 
 if TYPE_CHECKING:
     from audiovq.studio.engine import Engine
@@ -38,10 +43,10 @@ PACKAGE = Path(__file__).parent.parent
 TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".mp3": "audio/mpeg"}
 FIRST_PORT, N_PORTS = 7860, 40
 Json = dict[str, Any]
-Load = Callable[[Library, Limits, Path], "Engine"]
 
 
 class Studio:
+    known: Json | None = None  # what the last start knew of the model, if it is still the same
     loading: Future["Engine"]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
@@ -53,9 +58,32 @@ class Studio:
         """Waits for the model."""
         return self.loading.result()
 
+    def model(self, early: bool = True) -> Json:
+        """The model as it describes itself; `early`: as the last start knew it, until it is loaded."""
+        return (early and not self.loading.done() and self.known) or self.engine.describe()
+
+    def load(self, folder: Path, name: str, sounds: Path) -> None:
+        """Load a model in a thread, and keep its description for the next start."""
+        memory = self.library.root / "model.json"
+        stats = [path.stat() for files in (*MODEL_FILES, "README.md") for path in sorted(folder.glob(files))]
+        facts = [(each.st_size, each.st_mtime_ns) for each in stats]
+        key = repr((folder.resolve(), name, facts, self.limits, audiovq.__version__))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+            found = json.loads(memory.read_text("utf-8"))
+            self.known = found["model"] if found["key"] == key else None
+
+        def work() -> "Engine":
+            module = importlib.import_module("audiovq.studio.engine")  # and torch, while the page is served already
+            engine = module.Engine(folder, name, self.library, self.limits, sounds)
+            with contextlib.suppress(ValueError):  # a full disk
+                write_text(memory, json.dumps({"key": key, "model": engine.describe()}))
+            return engine
+
+        self.loading = ThreadPoolExecutor(1, "model").submit(work)
+
     def new_project(self, request: Request, name: str | None) -> Project:
         """A project of the visitor that is not in the library yet."""
-        return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.engine.hash)
+        return Project(name=name or "Untitled", owner=request.state.visitor, tokenizer_hash=self.model()["hash"])
 
     def jobs(self, project: Project) -> list[Json]:
         return [self.queue.describe(job) for job in self.queue.of_project(project.id)]
@@ -128,7 +156,7 @@ def _found(studio: Studio) -> Any:
     """A dependency: the project of a path, if the visitor may see it."""
 
     def find(project_id: str, request: Request) -> Project:
-        return studio.library.get(project_id, request.state.visitor, studio.engine.hash)
+        return studio.library.get(project_id, request.state.visitor, studio.model()["hash"])
 
     return Depends(find)
 
@@ -137,13 +165,13 @@ def _add_projects(app: FastAPI, studio: Studio) -> None:
     library, found = studio.library, _found(studio)
 
     @app.get("/api/model")
-    def model() -> Json:
-        """The model and the limits of the studio; waits until it is loaded."""
-        return studio.engine.describe() | {"local": studio.access.is_local}
+    def model(early: bool = False) -> Json:
+        """The model and the limits of the studio; waits until it is loaded, or is `early`, see `Studio.model`."""
+        return studio.model(early) | {"local": studio.access.is_local}
 
     @app.get("/api/projects")
     def projects(request: Request) -> list[Json]:
-        return [project.summary for project in library.mine(request.state.visitor, studio.engine.hash)]
+        return [project.summary for project in library.mine(request.state.visitor, studio.model()["hash"])]
 
     @app.post("/api/projects", status_code=201)
     def create(request: Request, new: ProjectChange | None = None) -> Json:
@@ -302,10 +330,8 @@ def _add_live(app: FastAPI, studio: Studio) -> None:
         """Make the last seconds of the visitor's music a version, by default in a new project."""
         library, engine, visitor = studio.library, studio.engine, request.state.visitor
         codes = engine.stage.codes(visitor, min(seconds, studio.limits.max_seconds))
-        if project:
-            place = library.get(project, visitor, engine.hash)
-        else:
-            place = library.create(studio.new_project(request, "Live"))
+        new = None if project else studio.new_project(request, "Live")
+        place = library.create(new) if new else library.get(project, visitor, engine.hash)
         engine.keep(place, codes)
         return studio.describe(place)
 
@@ -319,11 +345,11 @@ def file_name(title: str, suffix: str) -> str:
 
 @contextlib.contextmanager
 def open_studio(
-    load: Load, projects: Path, limits: Limits | None = None, access: Access | None = None, port: int | None = None
+    folder: Path, name: str, projects: Path, limits: Limits, access: Access | None = None, port: int | None = None
 ) -> Iterator[tuple[str, Studio]]:
-    """Serve a studio within the block, at a port or the first free one from 7860 on; gives its address and the studio,
-    whose model `load` loads in a thread. ValueError if the port is taken, or the address is not this machine's."""
-    limits, access = limits or Limits(), access or Access("127.0.0.1")
+    """Serve a studio of a model, with the name that the user knows, within the block, at a port or the first free one
+    from 7860 on; gives its address and the studio. ValueError if the port is taken, or the address not this machine's."""
+    access = access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
         sounds = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiovq-studio-"))
@@ -335,7 +361,7 @@ def open_studio(
         server = uvicorn.Server(uvicorn.Config(make_app(studio), ws_max_size=LARGEST_BODY, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        studio.loading = ThreadPoolExecutor(1, "model").submit(load, library, limits, Path(sounds))
+        studio.load(folder, name, Path(sounds))
         try:
             host = "127.0.0.1" if access.host in ("0.0.0.0", "::") else access.host  # that a browser here opens
             yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", studio

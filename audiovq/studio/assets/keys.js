@@ -22,6 +22,9 @@ const show = () => {
     button.setAttribute("aria-pressed", notesOf(button).every((note) => notes.includes(note))));
   changed();
 };
+/** Shows a chord by its frame (`data/notes.py`): its bass in the first octave, its notes in the second. */
+export const light = (frame) => $$("#piano button").forEach((button, key) =>
+  button.classList.toggle("sounds", key < 12 ? frame >> 12 === key + 1 : Boolean((frame >> (key - 12)) & 1)));
 /** What goes on without being pressed ends. */
 export const letGo = () => {
   latched = [];

@@ -1,7 +1,7 @@
 // The live page: music without end, which the server makes as it is played, and everything that changes it meanwhile.
 import { make, silence, tenths } from "../player/player.js";
 import { drawWave } from "../player/pictures.js";
-import { fillNotes, letGo, playKey, playMidi, sounding } from "./keys.js";
+import { fillNotes, letGo, light, playKey, playMidi, sounding } from "./keys.js";
 import { json } from "./server.js";
 import { details, settingOf, slider } from "./settings.js";
 import { $, $$, attempt, complain, say } from "./words.js";
@@ -11,6 +11,7 @@ const FIRST_NOTE = 48; // the MIDI note of the first choice
 const PAUSE = 80, CHORD = 15; // milliseconds between two messages to the server, and those that the fingers of a chord take
 const PEAKS = 600, SAMPLES = 735; // of the picture, and those that one of them stands for
 let model, context = null, node, socket = null, keptIn = "", pauses = 0, facts = null;
+let received = 0, played = 0; // samples
 let changes = {}, timer = 0;
 const wanted = { seed: 0, labels: {} };
 const IDLE = $("#live-facts").textContent;
@@ -99,6 +100,8 @@ const receive = ({ data }) => {
     if (said.controls) {
       facts = said;
       node.port.postMessage({ wanted: Math.round(said.buffer * model.sample_rate) });
+      const mine = context, wait = said.latency + (received - played) / model.sample_rate + (mine.outputLatency || 0);
+      setTimeout(() => context === mine && light(said.controls.chords ? said.frame : 0), 1000 * wait); // when it is heard
     }
     const problem = said.error ?? said.ended;
     if (problem) complain(problem);
@@ -107,6 +110,7 @@ const receive = ({ data }) => {
     return show();
   }
   const samples = new Float32Array(data), n = samples.length / model.channels;
+  received += n;
   const block = Array.from({ length: model.channels }, (_, c) => samples.slice(c * n, (c + 1) * n));
   for (let i = 0; i < n; i += SAMPLES) {
     const part = block[0].subarray(i, i + SAMPLES);
@@ -122,7 +126,7 @@ const start = async () => {
   if (!window.isSecureContext)
     throw new Error("Browsers play live only over https, or on the machine that runs the studio.");
   silence();
-  [pauses, facts] = [0, null];
+  [pauses, facts, received, played] = [0, null, 0, 0];
   const mine = (context = new AudioContext({ sampleRate: model.sample_rate, latencyHint: "interactive" }));
   show();
   await mine.audioWorklet.addModule("assets/worklet.js");
@@ -135,6 +139,7 @@ const start = async () => {
   mine.fade = fade.gain;
   node.port.onmessage = ({ data }) => {
     tell(data);
+    played = data.played;
     if (data.underruns === pauses) return;
     pauses = data.underruns;
     show();
@@ -157,6 +162,7 @@ export const stop = () => {
   socket?.close();
   [context, socket] = [null, null];
   if (!old) return;
+  light(0);
   old.fade?.setTargetAtTime(0, old.currentTime, 0.01);
   setTimeout(() => old.close(), 100);
   show();

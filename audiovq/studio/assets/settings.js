@@ -21,7 +21,7 @@ const levelName = (i, n) => {
   if (i === n - 1) return "Full: the finest sound";
   return n === 3 ? "Medium: the shape of the sound" : `Medium ${i}`;
 };
-const capital = (words) => `${words[0].toUpperCase()}${words.slice(1)}`;
+export const capital = (words) => `${words[0].toUpperCase()}${words.slice(1)}`;
 const choices = (values, any) => [make("option", { value: "" }, any), ...values.map((value) => make("option", {}, value))];
 /** The value of a slider as the model takes it. */
 export const settingOf = ({ dataset, value, max }) => {
@@ -58,12 +58,15 @@ export const fillSettings = (model) => {
     make("fieldset", {}, make("legend", {}, levelName(level, n)),
       ...names.map((name) => slider(name, level, model.settings[name][level])))));
   recommend();
-  $("#reset").addEventListener("click", recommend);
+  $("#reset").addEventListener("click", () => {
+    recommend();
+    keep();
+  });
   const kept = ["nothing", "the coarse outline", "all but the finest sound"];
   document.querySelectorAll("select[name=keep_levels]").forEach((select) => {
     const first = select.form.id === "rerender" ? 1 : 0;
     for (let k = first; k < n; k++) {
-      const words = kept[k < 2 ? k : k === n - 1 ? 2 : 3] ?? `${k} of ${n} layers of detail`;
+      const words = kept[k < 2 ? k : k === n - 1 ? 2 : 3] ?? `what “${details(n)[k - 1]}” plays`;
       select.append(make("option", { value: k }, words));
     }
     select.closest("label").hidden = select.options.length < 2;
@@ -76,6 +79,29 @@ export const limitKept = (n_levels) => document.querySelectorAll("select[name=ke
   for (const option of select.options) option.hidden = option.disabled = option.value > n_levels;
   if (select.value > n_levels) select.selectedIndex = 0;
 });
+
+// What was set stays with its project when the page is reloaded, in the browser.
+const FIELDS = "#seconds, #how :is(input, select, textarea), #changes form :is(input, select):not([name=start], [name=end])";
+const keyOf = ({ id, name, form, dataset: { label, setting, level } }) => [id, label, setting, level, name && form.id, name].join(" ");
+const fields = () => [...document.querySelectorAll(FIELDS)].map((field) => [keyOf(field), field]);
+const values = () => Object.fromEntries(fields().map(([key, { value }]) => [key, value]));
+let place = null, first, storage = null;
+try { storage = localStorage; } catch { /* the browser may forbid it: then nothing is kept */ }
+/** Keeps what is set; by default where it was restored from. */
+export const keep = (at = place) => storage?.setItem(`settings ${at}`, JSON.stringify(values()));
+export const forget = (at) => storage?.removeItem(`settings ${at}`);
+/** Shows what was kept at a place, else what the page has at first; from now on it is kept there. */
+export const restore = (at) => {
+  place = at;
+  first ??= values();
+  const kept = { ...first, ...JSON.parse(storage?.getItem(`settings ${at}`) ?? null) };
+  for (const [key, field] of fields()) {
+    const isGone = field.options && ![...field.options].some(({ value }) => value === kept[key]);
+    field.value = (isGone ? first : kept)[key];
+    field.dispatchEvent(new Event("input"));
+  }
+};
+addEventListener("input", ({ target }) => place && target.matches(FIELDS) && keep());
 
 /** What depends on the project: recordings whose chords can be followed. */
 export const showSettings = (model, project) => {

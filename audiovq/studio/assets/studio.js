@@ -4,7 +4,7 @@ import { drawWave, peaksOf } from "../player/pictures.js";
 import { fillLive, stop as stopLive } from "./live.js";
 import { record } from "./recorder.js";
 import { follow, json, patiently, request, send } from "./server.js";
-import { chosen, details, fillSettings, limitKept, showSettings } from "./settings.js";
+import { capital, chosen, details, fillSettings, forget, keep, limitKept, restore, showSettings } from "./settings.js";
 import { madeFrom, recordingOf, showTree, takesOf } from "./tree.js";
 import { $, $$, ask, attempt, complain, say } from "./words.js";
 
@@ -31,6 +31,7 @@ const soundOf = (address) => {
   }
   return sounds.get(address);
 };
+const current = () => project.versions.find((each) => each.number === project.shown);
 const here = () => `api/projects/${project.id}`;
 const addressOf = (number) => `${here()}/versions/${number}/sound`;
 
@@ -38,6 +39,7 @@ const addressOf = (number) => `${here()}/versions/${number}/sound`;
 const star = (on) => (on ? "★" : "☆");
 const view = (name) => {
   stopFollowing();
+  if ($(`#${name}`).hidden) scrollTo(0, 0);
   for (const id of ["start", "project", "live"]) $(`#${id}`).hidden = id !== name;
   for (const [id, its] of [["to-start", "start"], ["to-live", "live"]])
     $(`#${id}`).setAttribute("aria-current", name === its ? "page" : "false");
@@ -51,6 +53,7 @@ const showStart = attempt(async () => {
   view("start");
   $("#make .big").after($("#how"));
   showSettings(model, null);
+  restore(model.hash);
   const found = await patiently("api/projects");
   if (project) return;
   $("#no-projects").hidden = found.length > 0;
@@ -69,12 +72,16 @@ $("#make").addEventListener("submit", attempt(async (event) => {
   const body = { name: $("#make").dataset.name, seconds: Number($("#seconds").value), ...how };
   const made = await json("api/pieces", { method: "POST", body });
   own.add(made.job.id);
+  keep(made.project.id);
   await openProject(made.project.id);
 }).bind(null));
 
 // ---- one project ----
-const createProject = async (name) =>
-  openProject((await json("api/projects", { method: "POST", body: { name } })).id);
+const createProject = async (name) => {
+  const { id } = await json("api/projects", { method: "POST", body: { name } });
+  keep(id);
+  await openProject(id);
+};
 const openProject = async (id) => {
   stopFollowing();
   project = await json(`api/projects/${id}`);
@@ -82,6 +89,8 @@ const openProject = async (id) => {
   [shown, redone] = [null, []];
   view("project");
   $("#settings-here").append($("#how"));
+  showSettings(model, project);
+  restore(id);
   await showProject(project);
   if (project?.id !== id) return; // another page was opened meanwhile
   stopFollowing = follow(id, { found: attempt(showChanges, false), closed: () => reopen(id) });
@@ -103,6 +112,7 @@ const showChanges = async ({ jobs, changed_at }) =>
   project.changed_at === changed_at ? showJobs(jobs) : showProject(await json(here()));
 const showJobs = (jobs) => {
   project.jobs = jobs;
+  $("#begin").hidden = project.versions.length > 0 || jobs.some(isOpen);
   $$("#jobs > article").forEach((card) => jobs.some((job) => `job-${job.id}` === card.id) || card.remove());
   jobs.forEach(showJob);
 };
@@ -115,7 +125,7 @@ const showProject = async (next) => {
   $("#star-project").textContent = star(project.starred);
   $("#star-project").setAttribute("aria-pressed", project.starred);
   $("#download-project").href = `${here()}/file`;
-  const { versions } = project, version = versions.find((each) => each.number === project.shown) ?? null;
+  const { versions } = project, version = current() ?? null;
   showSettings(model, project);
   showTree($("#tree"), versions, version?.number, show);
   $("#undo").disabled = !version?.parent;
@@ -135,20 +145,29 @@ const nextVersion = () => {
   return redone.findLast((number) => children.some((each) => each.number === number)) ?? children.at(-1)?.number;
 };
 
+const showTitle = (version) => {
+  const field = $("#title"), number = String(version?.number);
+  $("#piece-title").textContent = version?.title ?? "Your music appears here";
+  $("#piece-title").classList.toggle("visually-hidden", version !== null);
+  field.hidden = $("#number").hidden = !version;
+  if (!version || (field === document.activeElement && field.dataset.number === number)) return;
+  [$("#number").textContent, field.value, field.dataset.number] = [number, capital(version.title), number];
+};
 const showVersion = async (version) => {
+  showTitle(version);
   if (!version) {
     [shown, player.host.hidden, $("#takes").hidden, $("#star").hidden] = [null, true, true, true];
-    const busy = project.jobs.some(isOpen);
-    $("#piece-title").textContent = busy ? "It is being made …" : "Your music appears here";
     for (const id of ["facts", "warning"]) $(`#${id}`).textContent = "";
-    if (!busy && player.transport.source) player.transport.pause();
+    if (player.transport.source && !project.jobs.some(isOpen)) player.transport.pause();
     return;
   }
   const takes = takesOf(project.versions, version), key = `${project.id}/${version.number}/${version.made_at}`;
-  $("#piece-title").textContent = version.title;
   $("#facts").replaceChildren(`${tenths(version.seconds)} s`);
   if (version.seed !== null) {
-    const again = () => { $("#seed").value = version.seed; };
+    const again = () => {
+      $("#seed").value = version.seed;
+      keep();
+    };
     const link = make("button", { type: "button", class: "link", onclick: again }, "use it again");
     $("#facts").append(` · seed ${version.seed} `, link);
   }
@@ -235,13 +254,13 @@ const showJob = async (job) => {
     $("#jobs").append(card);
   }
   if (open) {
+    $("#begin").hidden = true;
     const left = job.seconds_left > 0 ? ` · about ${Math.ceil(job.seconds_left)} s left` : "";
     const place = job.place === 1 ? "Next in the queue" : `Number ${job.place} in the queue`;
     const step = (_, level) => `Step ${Number(level) + 1} of ${model.levels.length}`;
     const words = (job.message || "Working").replace(/^level (\d+).*/, step);
     $(".hint", card).textContent = job.state === "waiting" ? place : `${words}${left}`;
     $("progress", card).value = job.progress;
-    if (shown === null) $("#piece-title").textContent = "It is being made …";
     return;
   }
   card?.remove();
@@ -257,15 +276,24 @@ const showJob = async (job) => {
 // ---- controls of a project ----
 const on = (selector, event, work) => $(selector).addEventListener(event, attempt(work));
 on("#name", "change", async () => change({ name: $("#name").value.trim() || project.name }));
+for (const [id, name] of [["#name", () => project.name], ["#title", () => capital(current().title)]])
+  $(id).addEventListener("keydown", ({ key, target }) => { if (key === "Escape") target.value = name(); });
+on("#title", "change", async () => {
+  const { value, dataset: { number } } = $("#title"), title = value.trim();
+  $("#title").dataset.number = ""; // what is typed is done
+  if (!title) return showTitle(current());
+  showProject(await json(`${here()}/versions/${number}`, { method: "PATCH", body: { title } }));
+});
 on("#star-project", "click", async () => change({ starred: !project.starred }));
 on("#star", "click", async () => {
-  const version = project.versions.find((each) => each.number === project.shown);
+  const version = current();
   const body = { starred: !version.starred };
   showProject(await json(`${here()}/versions/${version.number}`, { method: "PATCH", body }));
 });
 on("#delete-project", "click", async () => {
   if (!(await ask(`Delete the project “${project.name}” with all its versions and recordings?`, "Delete it"))) return;
   await request(here(), { method: "DELETE" });
+  forget(project.id);
   location.hash = "";
 });
 on("#delete", "click", async () => {
@@ -273,12 +301,13 @@ on("#delete", "click", async () => {
   const words = n ? `Delete this version and the ${n === 1 ? "one" : n} made from it?` : "Delete this version?";
   if (await ask(words, "Delete")) showProject(await json(`${here()}/versions/${number}`, { method: "DELETE" }));
 });
+on("#begin", "click", async () => startJob({ kind: "make", seconds: Number($("#seconds").value), ...chosen() }));
 const undo = async () => {
-  const version = project?.versions.find((each) => each.number === project.shown);
+  const version = project && current();
   if (!version?.parent) return;
   redone.push(version.number);
   await show(version.parent);
-  say(`Back at: ${$("#piece-title").textContent}`);
+  say(`Back at ${version.parent}: ${$("#piece-title").textContent}`);
 };
 const redo = async () => {
   const number = project && nextVersion();
@@ -376,9 +405,10 @@ addEventListener("keydown", (event) => {
 });
 
 const begin = attempt(async () => {
-  say("The model is loading; then you can make music and play.", true);
-  model = await patiently("api/model");
-  say("");
+  const waiting = "The model is loading; your music begins as soon as it is there.";
+  say(waiting, true);
+  model = await patiently("api/model?early=true");
+  const early = JSON.stringify(model);
   $("#model").textContent = `with ${model.name}`;
   $("#seconds").max = model.limits.max_seconds;
   $("#seconds").value = Math.min(20, model.limits.max_seconds);
@@ -395,5 +425,7 @@ const begin = attempt(async () => {
   $("#make .primary").disabled = false;
   $("#to-live").href = "#live";
   $("#to-live").removeAttribute("aria-disabled");
+  if (JSON.stringify(await patiently("api/model")) !== early) location.reload();
+  if ($("#status").textContent === waiting) say("");
 });
 begin();

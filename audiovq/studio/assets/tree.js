@@ -1,5 +1,6 @@
 // The tree of versions: one line each, below the version that it was made from; arrow keys move, Enter shows.
 import { make, tenths } from "../player/player.js";
+import { capital } from "./settings.js";
 
 /** Depth first: [version, depth]. */
 const ordered = (versions, parent = null, depth = 0) =>
@@ -12,7 +13,7 @@ export const showTree = (list, versions, shown, choose) => {
     const item = make("li", { role: "treeitem", "aria-level": depth + 1, "aria-selected": version.number === shown,
       tabindex: version.number === shown ? 0 : -1, "data-number": version.number,
       onclick: () => choose(version.number) },
-    make("b", {}, `${version.starred ? "★ " : ""}${version.title}`), make("span", {}, `${tenths(version.seconds)} s`));
+    make("small", {}, String(version.number)), make("b", {}, `${version.starred ? "★ " : ""}${capital(version.title)}`), make("span", {}, `${tenths(version.seconds)} s`));
     item.style.setProperty("--depth", Math.min(depth, 8));
     return item;
   }));
