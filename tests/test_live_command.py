@@ -27,7 +27,7 @@ from audiovq.data.codes import Codes
 from audiovq.live.controls import Controls
 from audiovq.live.midi import midi_input
 from audiovq.live.osc import osc_server
-from audiovq.live.player import Player, null_device
+from audiovq.live.player import Player, null_device, write
 
 
 @pytest.fixture
@@ -84,6 +84,22 @@ def test_an_empty_buffer_is_a_pause_and_a_line(live: Live, monkeypatch: pytest.M
         gate.release(1000)
     assert "of music a second" in lines[0]
     assert len(lines) == 1
+
+
+def test_a_machine_that_is_too_slow_says_so_before_the_first_sound_and_on_a_pipe(
+    live: Live, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("audiovq.live.player.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(Live, "_block", lambda self: torch.zeros(1, 8).add(time.sleep(0.05) or 0.1))  # 1 ms of music
+    lines: list[str] = []
+    with Player(live, 60, lines.append) as player:
+        wait(lambda: lines)
+        assert player.underruns == 0
+    assert "of music a second" in lines[0]
+    write(live, "-", 0.004, lambda: False)
+    assert "of music a second" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="add --seconds"):
+        write(live, "x.wav", None, lambda: False)
 
 
 def test_an_error_while_playing_is_a_line(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

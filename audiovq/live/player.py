@@ -13,6 +13,9 @@ from audiovq.api import Live
 from audiovq.data.audio_writer import PIPE_BYTES, AudioWriter
 from audiovq.utils.progress import say
 
+SLOW_SECONDS = 1.0  # of work, after which it is known that a machine is too slow
+ADVICE = "try --block 1 or --buffer 1, end other programs, or use a smaller model"
+TOO_SLOW = "the sound pauses: this machine makes {:.2f} s of music a second; " + ADVICE
 REPORT_SECONDS = 10.0  # between two reports of a machine that is too slow
 NULL_SECONDS = 0.02  # of sound that the null device takes at once
 WRITE_SECONDS = 0.1  # of music that is written at once
@@ -87,11 +90,10 @@ class Player:
                 self.n_made += len(block)
                 with self.changed:
                     self.ready = np.concatenate([self.ready, block])
-                if self.underruns > reported and began >= next_report:
+                slow = self.seconds_of_work > SLOW_SECONDS and self.real_time_factor < 1  # perhaps no sound yet
+                if (slow or self.underruns > reported) and began >= next_report:
                     reported, next_report = self.underruns, began + REPORT_SECONDS
-                    advice = "try --buffer 1 or --block 1, end other programs, or use a smaller model"
-                    found = f"this machine makes {self.real_time_factor:.2f} s of music a second"
-                    self.report(f"the sound pauses: {found}; {advice}")
+                    self.report(TOO_SLOW.format(self.real_time_factor))
         except Exception as error:  # sound never ends with a traceback
             self.error = " ".join(f"{error}".split()) or type(error).__name__
         self.stopped.set()
@@ -138,9 +140,17 @@ def write(live: Live, out: str, seconds: float | None, ended: Callable[[], bool]
         raise ValueError(f"--out {out}: a file needs an end; add --seconds")
     n_samples = PIPE_BYTES if seconds is None else live.generator.n_samples(seconds)
     left = math.inf if seconds is None else n_samples
+    made = worked = 0.0
+    next_report = SLOW_SECONDS if out == "-" else math.inf  # a player may listen, but not to a file
     target = sys.stdout.buffer if out == "-" else out
     with AudioWriter(target, live.sample_rate, live.tokenizer.config.channels, n_samples) as file:
         while not ended() and left > 0:
             n = int(min(left, round(WRITE_SECONDS * live.sample_rate)))
-            file.write(live.read(n / live.sample_rate))
+            began = time.monotonic()
+            block = live.read(n / live.sample_rate)
+            made, worked = made + n / live.sample_rate, worked + time.monotonic() - began
+            if worked > max(made, next_report):
+                say(TOO_SLOW.format(made / worked))
+                next_report = worked + REPORT_SECONDS
+            file.write(block)
             left -= n
