@@ -18,13 +18,13 @@ from audiovq.data.audio import read_audio
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.locate import shared_files
 from audiovq.pretrained.onnx_files import (
-    ConvIstft,
     ConvMelFront,
-    ConvOscillators,
     ConvPitchSpectrogram,
     ConvStftFront,
     DecodeGraph,
     EncodeGraph,
+    inverse_stft,
+    oscillate,
     waves,
 )
 from audiovq.tokenizer.decoders import IstftDecoder
@@ -102,9 +102,9 @@ def test_convolutions_are_the_transforms() -> None:
         assert torch.allclose(found, expected, atol=1e-7 + 1e-6 * float(x.abs().max()), rtol=1e-4)
     loudness = torch.rand(2, 1, 70, len(steps))
     oscillators = Oscillators(steps, 1024, 44100)
-    assert torch.allclose(ConvOscillators(oscillators)(loudness), oscillators(loudness), atol=1e-4)
+    assert torch.allclose(oscillate(oscillators, loudness), oscillators(loudness), atol=1e-4)
     features = torch.randn(3, 16, 7)
-    assert torch.allclose(ConvIstft(decoder)(decoder.trunk(features)), decoder(features), atol=1e-5)
+    assert torch.allclose(inverse_stft(decoder, decoder.trunk(features)), decoder(features), atol=1e-5)
 
 
 @torch.no_grad()

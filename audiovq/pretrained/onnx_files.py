@@ -134,132 +134,90 @@ def overlap_add(frames: Tensor, kernels: Tensor, hop_length: int) -> Tensor:
     return total[..., start : total.shape[-1] - (n_fft - hop_length - start)]
 
 
-class ConvStftFront(nn.Module):
-    """`StftFront` with a strided convolution as its Fourier transform."""
+class Replacement(nn.Module):
+    """Gives what `part` of a network gives, with strided convolutions as its Fourier transforms."""
 
-    def __init__(self, front: StftFront):
+    def __init__(self, part: Any):
         super().__init__()
-        self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
-        self.hop_length, self.ahead = front.hop_length, front.ahead_samples
-        self.window = front.window
+        self.part = part
 
+
+class ConvStftFront(Replacement):
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        parts = transform(waveform, fourier_kernels(self.window), self.hop_length, self.ahead)
+        front = self.part
+        parts = transform(waveform, fourier_kernels(front.window), front.hop_length, front.ahead_samples)
         power = parts.square().sum(dim=0) + 1
         log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
         compressed = parts * power**-0.35 * LEAST_POWER**0.15
         features = torch.stack([log_magnitude, compressed[0], compressed[1]], dim=2)
-        return self.mix((rearrange(features, "b c part f t -> b (c part f) t") - self.mean) * self.scale)
+        return front.mix((rearrange(features, "b c part f t -> b (c part f) t") - front.mean) * front.scale)
 
 
-class ConvMelFront(nn.Module):
-    """`MelFront` with strided convolutions as its Fourier transforms."""
-
-    def __init__(self, front: MelFront):
-        super().__init__()
-        self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
-        self.hop_length, self.ahead, self.n_windows = front.hop_length, front.ahead, len(front.n_ffts)
-        for i in range(self.n_windows):
-            for name in (f"window_{i}", f"filters_{i}"):
-                self.register_buffer(name, front.get_buffer(name))
-
+class ConvMelFront(Replacement):
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        features = []
-        for i in range(self.n_windows):
-            kernels = fourier_kernels(self.get_buffer(f"window_{i}"))
-            parts = transform(waveform, kernels, self.hop_length, self.ahead[i])
+        features, front = [], self.part
+        for i, ahead in enumerate(front.ahead):
+            kernels = fourier_kernels(front.get_buffer(f"window_{i}"))
+            parts = transform(waveform, kernels, front.hop_length, ahead)
             magnitude = rearrange((parts.square().sum(dim=0) + 1).sqrt(), "b c f t -> b c t f")
-            mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
+            mel = (magnitude @ front.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
             scaled = mel / (2 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
             features.append(rearrange(scaled, "b c t m -> b (c m) t"))
-        return self.mix((torch.cat(features, dim=1) - self.mean) * self.scale)
+        return front.mix((torch.cat(features, dim=1) - front.mean) * front.scale)
 
 
-class ConvPitchSpectrogram(nn.Module):
-    """`PitchSpectrogram` with strided convolutions as its filters and Fourier transforms."""
-
-    def __init__(self, spectrogram: pitch.PitchSpectrogram):
-        super().__init__()
-        self.spectrogram = spectrogram
-
+class ConvPitchSpectrogram(Replacement):
     def forward(self, waveform: Tensor) -> Tensor:  # [b, samples] -> [b, steps, samples / hop]
-        steps, s = [], self.spectrogram
-        for i, (n_fft, factor) in enumerate(zip(s.n_ffts, s.factors, strict=True)):
-            low_pass, weights = s.get_buffer(f"low_pass_{i}"), s.get_buffer(f"weights_{i}")  # [bins, steps]
+        steps, part = [], self.part
+        for i, (n_fft, factor) in enumerate(zip(part.n_ffts, part.factors, strict=True)):
+            low_pass, weights = part.get_buffer(f"low_pass_{i}"), part.get_buffer(f"weights_{i}")  # [bins, steps]
             # As long as a multiple of the factor, so that no remainder makes the lengths of the graph complicated.
             filters = F.pad(low_pass, (0, factor - 1))[None, None]
             x = F.conv1d(waveform[:, None], filters, stride=factor, padding=len(low_pass) // 2)
-            kernels = fourier_kernels(s.get_buffer(f"window_{i}"), len(weights))
-            power = transform(x, kernels, s.hop_length // factor).square().sum(dim=0)[:, 0] * (n_fft * LEAST_POWER)
-            # Added as a bias, which is not left out.
-            least = torch.full((weights.shape[1],), pitch.LEAST_POWER)
+            kernels = fourier_kernels(part.get_buffer(f"window_{i}"), len(weights))
+            parts = transform(x, kernels, part.hop_length // factor)
+            power = parts.square().sum(dim=0)[:, 0] * (n_fft * LEAST_POWER)
+            least = torch.full((weights.shape[1],), pitch.LEAST_POWER)  # as a bias it is not left out
             steps.append(F.conv1d(power, weights.T[:, :, None], least).sqrt())
         return torch.cat(steps, dim=1)
 
 
-class ConvBandEncoder(nn.Module):
-    """`BandEncoder` with strided convolutions as its Fourier transforms."""
-
-    def __init__(self, encoder: BandEncoder):
-        super().__init__()
-        self.encoder, notes = encoder, encoder.notes
-        notes.long, notes.short = ConvPitchSpectrogram(notes.long), ConvPitchSpectrogram(notes.short)
-
+class ConvBandEncoder(Replacement):
     def forward(self, waveform: Tensor) -> list[Tensor]:
-        parts = transform(waveform, fourier_kernels(self.encoder.window), self.encoder.hop_length)
-        magnitudes = parts.square().sum(dim=0)[:, 0].sqrt() * LEAST_POWER**0.5
-        return self.encoder.patches(self.encoder.notes(waveform[:, 0])[1], rearrange(magnitudes, "b f t -> b t f"))
+        encoder = self.part
+        power = transform(waveform, fourier_kernels(encoder.window), encoder.hop_length).square().sum(dim=0)
+        magnitudes = rearrange(power.sqrt() * LEAST_POWER**0.5, "b 1 f t -> b t f")
+        return encoder.patches(encoder.notes(waveform[:, 0])[1], magnitudes)
 
 
-class ConvIstft(nn.Module):
+REPLACEMENTS: dict[type, type[Replacement]] = {
+    StftFront: ConvStftFront,
+    MelFront: ConvMelFront,
+    pitch.PitchSpectrogram: ConvPitchSpectrogram,
+    BandEncoder: ConvBandEncoder,
+}
+
+
+def inverse_stft(decoder: IstftDecoder, x: Tensor) -> Tensor:
     """`IstftDecoder.waveform` with a transposed convolution as inverse Fourier transform, window and overlap-add."""
-
-    def __init__(self, decoder: IstftDecoder):
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> [b, channels, t * hop]
-        n_fft, hop, window = self.decoder.n_fft, self.decoder.hop_length, self.decoder.window
-        cos, sin = waves(torch.arange(n_fft // 2 + 1), torch.arange(n_fft), n_fft)
-        weights = F.pad(torch.full((n_fft // 2 - 1, 1), 2.0), (0, 0, 1, 1), value=1.0)  # 2: for the conjugates, too
-        kernels = torch.cat([cos * weights, -sin * weights]) * (window / n_fft)
-        parts = [rearrange(part, "b c t f -> (b c) f t") for part in self.decoder.spectrum(x)]
-        summed = overlap_add(torch.cat(parts, dim=1), kernels[:, None], hop)
-        envelope = overlap_add(torch.ones_like(parts[0][:1, :1]), window.square()[None, None], hop)
-        return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=self.decoder.channels)
+    n_fft, hop, window = decoder.n_fft, decoder.hop_length, decoder.window
+    cos, sin = waves(torch.arange(n_fft // 2 + 1), torch.arange(n_fft), n_fft)
+    weights = F.pad(torch.full((n_fft // 2 - 1, 1), 2.0), (0, 0, 1, 1), value=1.0)  # 2: for the conjugates, too
+    kernels = torch.cat([cos * weights, -sin * weights]) * (window / n_fft)
+    parts = [rearrange(part, "b c t f -> (b c) f t") for part in decoder.spectrum(x)]
+    summed = overlap_add(torch.cat(parts, dim=1), kernels[:, None], hop)
+    envelope = overlap_add(torch.ones_like(parts[0][:1, :1]), window.square()[None, None], hop)
+    return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=decoder.channels)
 
 
-class Spectra(nn.Module):
-    """`IstftDecoder.waveform` up to the spectra of its frames: real and imaginary parts, [b, channels, 2, t, bins]. The
-    inverse Fourier transform as a convolution takes 32 · hop² bytes of kernels, which a fast one does not need."""
-
-    def __init__(self, decoder: IstftDecoder):
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, x: Tensor) -> Tensor:  # [b, t, dim] -> [b, channels, 2, t, bins]
-        return torch.stack(self.decoder.spectrum(x), dim=2)
-
-
-class ConvOscillators(nn.Module):
-    """`Oscillators` with a transposed convolution as the sum of its waves."""
-
-    def __init__(self, oscillators: Oscillators):
-        super().__init__()
-        self.oscillators = oscillators
-        self.cycles = nn.Buffer(oscillators.cycles)
-
-    def forward(self, loudness: Tensor) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
-        oscillators = self.oscillators
-        hop, n_window = oscillators.hop_length, oscillators.overlap * oscillators.hop_length
-        samples = torch.arange(n_window) - n_window // 2 + oscillators.period * hop  # positive
-        cos, sin = waves(self.cycles, samples, oscillators.period * hop)
-        kernels = torch.cat([cos, -sin]) * (torch.hann_window(n_window) * (2 / oscillators.overlap))
-        parts = rearrange(oscillators.parts(loudness), "b c t n -> (b c) n t")
-        return rearrange(overlap_add(parts, kernels[:, None], hop), "(b c) 1 n -> b c n", c=loudness.shape[1])
-
-
-CONV_FRONTS: dict[type, Any] = {StftFront: ConvStftFront, MelFront: ConvMelFront}
+def oscillate(oscillators: Oscillators, loudness: Tensor) -> Tensor:
+    """`Oscillators` with a transposed convolution as the sum of their waves."""
+    hop, period, n_window = oscillators.hop_length, oscillators.period, oscillators.overlap * oscillators.hop_length
+    samples = torch.arange(n_window) - n_window // 2 + period * hop  # above 0
+    cos, sin = waves(oscillators.cycles.long(), samples, period * hop)
+    kernels = torch.cat([cos, -sin]) * (torch.hann_window(n_window) * (2 / oscillators.overlap))
+    parts = rearrange(oscillators.parts(loudness), "b c t n -> (b c) n t")
+    return rearrange(overlap_add(parts, kernels[:, None], hop), "(b c) 1 n -> b c n", c=loudness.shape[1])
 
 
 class EncodeGraph(nn.Module):
@@ -268,50 +226,52 @@ class EncodeGraph(nn.Module):
     def __init__(self, network: VQVAE):
         super().__init__()
         self.network = copy.deepcopy(network).eval()
-        for autoencoder in self.network.groups:
-            if autoencoder.combiner is not None:
-                autoencoder.encoder = ConvBandEncoder(autoencoder.encoder)
-                continue
-            front = autoencoder.encoder.front
-            autoencoder.encoder.front = CONV_FRONTS.get(type(front), nn.Sequential)(front)
+        for name, part in reversed(list(self.network.named_modules())):  # what is within others first
+            if kind := REPLACEMENTS.get(type(part)):
+                self.network.set_submodule(name, kind(part))
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
-        results = self.network.quantize(waveform, self.network.quantizers())
+        quantizers = self.network.quantizers()
+        if self.network.config.topology == "bands":  # no level needs the vectors of another
+            levels = zip(quantizers, self.network.groups[0].features(waveform), strict=True)
+            return tuple(quantizer.encode(rearrange(x, "b d t -> b t d")) for quantizer, x in levels)
+        results = self.network.quantize(waveform, quantizers)
         return tuple(level.codes for _, levels, _ in results for level in levels)
 
 
 class DecodeGraph(nn.Module):
-    """Codes of all or the first levels, int64 [b, t · multiple / hops[i]] -> waveform [b, channels, t · multiple], or
-    with `spectra`, where the decoder ends in an inverse STFT, see `Spectra`, and a second result: the waveform of the
-    tones, if it has them. A code of -1 adds nothing: after the end of a track, and in finer levels that are left out.
-    With independent levels only the finest one is decoded."""
+    """Codes of all or the first levels, int64 [b, t · multiple / hops[i]] -> waveform [b, channels, t · multiple]. A
+    code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With independent levels
+    only the finest one is decoded.
+
+    With `spectra`, decoders that end in an inverse STFT give the spectra of its frames, [b, channels, 2, frames, bins]:
+    as a convolution it takes 32 · hop² bytes of kernels, which a fast one does not need. A second result is then the
+    waveform of the tones, if the decoder has them."""
 
     def __init__(self, network: VQVAE, n_levels: int | None = None, spectra: bool = False):
         super().__init__()
         self.network = copy.deepcopy(network).eval()
         self.n_levels, self.spectra = n_levels or network.config.n_levels, spectra
-        # The only autoencoder, or that of the finest level.
-        groups = self.network.level_groups()
-        self.autoencoder, self.levels = groups[self.n_levels - 1 if len(groups) > 1 else 0]
-        decoder, self.end, self.oscillators = self.autoencoder.decoder, None, None
-        if isinstance(decoder, IstftDecoder):
-            self.end = (Spectra if spectra else ConvIstft)(decoder)
-        if isinstance(decoder, ToneDecoder):
-            self.oscillators = ConvOscillators(decoder.oscillators)
 
     def forward(self, *codes: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        quantizers, autoencoder, residuals = self.network.quantizers(), self.autoencoder, []
-        for i in self.levels[: self.n_levels]:
-            level, bands = codes[i], autoencoder.combiner is not None
-            vectors = quantizers[i].embed(level if bands else level.clamp(min=0))
-            residual = autoencoder.residual(vectors, i - self.levels[0])
+        quantizers, groups = self.network.quantizers(), self.network.level_groups()
+        # The only autoencoder, or that of the finest level.
+        autoencoder, levels = groups[self.n_levels - 1 if len(groups) > 1 else 0]
+        residuals, bands = [], autoencoder.combiner is not None
+        for i in levels[: self.n_levels]:
+            vectors = quantizers[i].embed(codes[i] if bands else codes[i].clamp(min=0))
+            residual = autoencoder.residual(vectors, i - levels[0])
             # The vectors of patches are 0 where a code is -1.
-            residuals.append(residual if bands else residual * (level >= 0).to(residual.dtype)[:, None])
-        total, decoder = autoencoder.total(*residuals), autoencoder.decoder
-        if self.end is None:
+            residuals.append(residual if bands else residual * (codes[i] >= 0).to(residual.dtype)[:, None])
+        total, decoder, loudness = autoencoder.total(*residuals), autoencoder.decoder, None
+        if not isinstance(decoder, IstftDecoder):
             return decoder(total)
-        if self.oscillators is None:
-            return self.end(decoder.trunk(total))
-        features, loudness = decoder.features(total)
-        sound, tones = self.end(features), self.oscillators(loudness.exp())
+        if isinstance(decoder, ToneDecoder):
+            x, loudness = decoder.features(total)
+        else:
+            x = decoder.trunk(total)
+        sound = torch.stack(decoder.spectrum(x), dim=2) if self.spectra else inverse_stft(decoder, x)
+        if loudness is None:
+            return sound
+        tones = oscillate(decoder.oscillators, loudness.exp())
         return (sound, tones) if self.spectra else sound + tones

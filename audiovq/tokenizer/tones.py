@@ -26,13 +26,14 @@ class Oscillators(nn.Module):
     cos: Tensor
     sin: Tensor
     waves: Tensor
+    cycles: Tensor
 
     def __init__(self, pitches: Tensor, hop_length: int, sample_rate: int):
         super().__init__()
         self.hop_length, n_window = hop_length, self.overlap * hop_length
         grid = sample_rate / (hop_length * self.period)
         cycles = (frequency(pitches) / grid).round()  # in a period
-        self.cycles, hertz = cycles.long(), cycles * grid
+        hertz = cycles * grid
         # The golden ratio spreads the phases without a pattern, so that tones together do not click.
         phases = torch.arange(len(pitches), dtype=torch.float64) * (math.sqrt(5) - 1) / 2
         frames = torch.arange(self.period, dtype=torch.float64)[:, None]
@@ -41,7 +42,8 @@ class Oscillators(nn.Module):
         angles = 2 * math.pi * hertz[:, None] * time
         window = torch.hann_window(n_window, dtype=torch.float64) * 2 / self.overlap
         waves = torch.cat([angles.cos(), -angles.sin()]) * window
-        for name, buffer in (("cos", turns.cos()), ("sin", turns.sin()), ("waves", waves)):
+        buffers = {"cos": turns.cos(), "sin": turns.sin(), "waves": waves, "cycles": cycles}
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer.float(), persistent=False)
 
     def forward(self, loudness: Tensor) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
