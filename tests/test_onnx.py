@@ -78,7 +78,7 @@ def test_graphs_give_what_the_network_gives(kind: str) -> None:
         assert torch.allclose(graph(*alone), net.decode(codes[:1]), atol=1e-5)
 
 
-def test_the_fourier_basis_is_numpys() -> None:
+def test_waves_are_the_fourier_basis_of_numpy() -> None:
     cos, sin = waves(torch.arange(7), torch.arange(12), 12)
     assert np.allclose(cos - 1j * sin, np.fft.rfft(np.eye(12)).T, atol=1e-6)
 

@@ -263,15 +263,15 @@ class DecodeGraph(nn.Module):
             residual = autoencoder.residual(vectors, i - levels[0])
             # The vectors of patches are 0 where a code is -1.
             residuals.append(residual if bands else residual * (codes[i] >= 0).to(residual.dtype)[:, None])
-        total, decoder, loudness = autoencoder.total(*residuals), autoencoder.decoder, None
+        total, decoder, tones = autoencoder.total(*residuals), autoencoder.decoder, None
         if not isinstance(decoder, IstftDecoder):
             return decoder(total)
         if isinstance(decoder, ToneDecoder):
             x, loudness = decoder.features(total)
+            tones = oscillate(decoder.oscillators, loudness.exp())
         else:
             x = decoder.trunk(total)
         sound = torch.stack(decoder.spectrum(x), dim=2) if self.spectra else inverse_stft(decoder, x)
-        if loudness is None:
+        if tones is None:
             return sound
-        tones = oscillate(decoder.oscillators, loudness.exp())
         return (sound, tones) if self.spectra else sound + tones
