@@ -54,7 +54,7 @@ def tiny_generator(
             parameter.copy_(parameter.half())
         priors.append(prior)
     sampling = [SamplingConfig(top_p=0.95, guidance=2.0), SamplingConfig(top_k=5), SamplingConfig(temperature=0.8)]
-    return Generator(tokenizer, priors, sampling, "cpu")
+    return Generator(tokenizer, priors, sampling[: len(priors)], "cpu")
 
 
 def bands_generator() -> Generator:
@@ -63,9 +63,8 @@ def bands_generator() -> Generator:
 
 
 def export(folder: Path, generator: Generator, int8: bool = False) -> None:
-    network, priors = generator.tokenizer.network, generator.priors
-    models = list(zip(priors, generator.sampling, strict=False))
-    export_generator(folder, network, DecodeGraph(network, len(priors), spectra=True), models, "tiny", int8)
+    network, models = generator.tokenizer.network, list(zip(generator.priors, generator.sampling, strict=True))
+    export_generator(folder, network, DecodeGraph(network, len(models), spectra=True), models, "tiny", int8)
 
 
 def given_codes() -> list[np.ndarray]:
