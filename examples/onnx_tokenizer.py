@@ -36,10 +36,10 @@ class OnnxTokenizer:
 
     def decode(self, levels: list[np.ndarray], n_samples: int) -> np.ndarray:
         """Codes of all levels, or only of the first ones -> float32 [channels, n_samples]."""
-        n = -(-n_samples // self.hops[0])
+        multiple = self.rules["samples_multiple"]
         inputs = {}
         for i, hop in enumerate(self.hops):
-            codes = np.full((1, n * self.hops[0] // hop), -1, dtype=np.int64)
+            codes = np.full((1, -(-n_samples // multiple) * multiple // hop), -1, dtype=np.int64)
             if i < len(levels):
                 codes[0, : len(levels[i])] = levels[i]
             inputs[f"codes_{i}"] = codes

@@ -11,21 +11,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TRACK, assert_one_line_error, cli
+from test_bands import small_network
 
 from audiovq import Tokenizer
 from audiovq.data.audio import read_audio
 from audiovq.pretrained import checkpoint, onnx_files
 from audiovq.pretrained.locate import shared_files
 from audiovq.pretrained.onnx_files import (
-    ConvIstftDecoder,
     ConvMelFront,
+    ConvPitchSpectrogram,
     ConvStftFront,
     DecodeGraph,
     EncodeGraph,
-    fourier_basis,
+    inverse_stft,
+    oscillate,
+    waves,
 )
 from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.fronts import MelFront, StftFront
+from audiovq.tokenizer.pitch import PitchSpectrogram, pitches
+from audiovq.tokenizer.tones import Oscillators
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 
 KINDS = {
@@ -43,6 +48,8 @@ KINDS = {
 
 
 def network(kind: str) -> VQVAE:
+    if kind == "bands":
+        return small_network()
     settings = {
         "sample_rate": 8000, "hop_lengths": (64, 32), "dim": 16, "encoder": {"n_blocks": 1},
         "quantizer": {"kind": "ema", "codebook_size": 16, "codebook_dim": 4}, **KINDS[kind],
@@ -50,28 +57,30 @@ def network(kind: str) -> VQVAE:
     return VQVAE(VQVAEConfig.model_validate(settings)).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "bands"])
 @torch.no_grad()
 def test_graphs_give_what_the_network_gives(kind: str) -> None:
     net = network(kind)
-    waveform = 0.3 * torch.randn(2, net.config.channels, 64 * 5)
+    multiple = net.config.multiple
+    waveform = 0.3 * torch.randn(2, net.config.channels, multiple * 5)
     codes = net.encode(waveform)
     for a, b in zip(codes, EncodeGraph(net)(waveform), strict=True):
         assert torch.equal(a, b)
     graph = DecodeGraph(net)
     assert torch.allclose(graph(*codes), net.decode(codes), atol=1e-5)
-    cut = net.encode(waveform[..., :-40])  # as many codes as 280 samples need
-    full = [net.config.hop_lengths[0] // hop * 5 for hop in net.config.hop_lengths]
+    n = multiple * 35 // 8
+    cut = net.encode(waveform[..., :n])  # as many codes as these samples need
+    full = [multiple // hop * 5 for hop in net.config.hop_lengths]
     padded = [torch.nn.functional.pad(c, (0, n - c.shape[1]), value=-1) for c, n in zip(cut, full, strict=True)]
-    if net.config.topology == "residual":
-        assert torch.allclose(graph(*padded)[..., :280], net.decode(cut, 280), atol=1e-5)
+    if net.config.topology != "independent":
+        assert torch.allclose(graph(*padded)[..., :n], net.decode(cut, n), atol=1e-5)
         alone = [codes[0], *(torch.full_like(c, -1) for c in codes[1:])]
         assert torch.allclose(graph(*alone), net.decode(codes[:1]), atol=1e-5)
 
 
-def test_the_fourier_basis_is_numpys() -> None:
-    cos, sin = fourier_basis(12)
-    assert np.allclose(cos - 1j * sin, np.fft.rfft(np.eye(12)).T, atol=1e-12)
+def test_waves_are_the_fourier_basis_of_numpy() -> None:
+    cos, sin = waves(torch.arange(7), torch.arange(12), 12)
+    assert np.allclose(cos - 1j * sin, np.fft.rfft(np.eye(12)).T, atol=1e-6)
 
 
 @torch.no_grad()
@@ -85,8 +94,17 @@ def test_convolutions_are_the_transforms() -> None:
         long = x.repeat(1, 1, 4)
         assert torch.allclose(ConvMelFront(mel)(long), mel(long), atol=1e-4)
     decoder = IstftDecoder(16, 2, 8, IstftDecoder.Config(dim=16, n_blocks=1), 8000, causal=False).eval()
+    steps = pitches(28, 112, 5, 44100)  # at three sample rates
+    spectrogram, music = PitchSpectrogram(44100, 1024, steps), read_audio(TRACK, 44100)[0][:1, : 1024 * 64]
+    assert len(set(spectrogram.factors)) == 3
+    for x in (music, music * torch.logspace(0, -8, 1024 * 64), torch.zeros_like(music)):
+        found, expected = ConvPitchSpectrogram(spectrogram)(x), spectrogram(x)
+        assert torch.allclose(found, expected, atol=1e-7 + 1e-6 * float(x.abs().max()), rtol=1e-4)
+    loudness = torch.rand(2, 1, 70, len(steps))
+    oscillators = Oscillators(steps, 1024, 44100)
+    assert torch.allclose(oscillate(oscillators, loudness), oscillators(loudness), atol=1e-4)
     features = torch.randn(3, 16, 7)
-    assert torch.allclose(ConvIstftDecoder(decoder)(features), decoder(features), atol=1e-5)
+    assert torch.allclose(inverse_stft(decoder, decoder.trunk(features)), decoder(features), atol=1e-5)
 
 
 @torch.no_grad()
@@ -121,10 +139,11 @@ def test_no_command_loads_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_onnx
-@pytest.mark.parametrize("kind", ["stereo", "complex", "mel"])
+@pytest.mark.parametrize("kind", ["stereo", "complex", "mel", "bands"])
 def test_lengths_that_no_period_divides(kind: str, tmp_path: Path) -> None:
     net = network(kind)
     assert 3 * 8000 // 32 % 8 != 0  # frames of the test signal, and overlap
+    assert -(-3 * 16000 // 1024) * 4 % 64 != 0  # of bands: frames, and the period of the oscillators
     found = onnx_files.export_onnx(tmp_path, net)
     assert found["codes_equal"] > 0.995
     assert found["waveform_error"] < 1e-4
@@ -138,34 +157,47 @@ def test_onnx_files_on_a_real_track(tiny_run: Path, tmp_path: Path, monkeypatch:
     assert result.exit_code == 0, result.output
     assert "of the codes equal those of torch" in result.output
     assert "of the codes are equal" in (tmp_path / "shared" / "README.md").read_text()
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    from onnx_tokenizer import OnnxTokenizer  # pyright: ignore[reportMissingImports]
-
-    found = OnnxTokenizer(tmp_path / "shared" / "onnx")
     tokenizer = Tokenizer.from_pretrained(tiny_run, "cpu")
-    assert found.rules == json.loads(json.dumps(onnx_files.rules(tokenizer.network)))
-    assert (found.rules["samples_multiple"], found.rules["tokenizer_hash"]) == (256, tokenizer.hash)
-    waveform = read_audio(TRACK, 8000, 1)[0][:, 8000 : 8000 + 30001]
-    codes, levels = tokenizer.encode(waveform, 8000), found.encode(waveform.numpy())
-    assert [len(level) for level in levels] == [len(level) for level in codes.levels]
-    equal = np.mean(np.concatenate([a == b.numpy() for a, b in zip(levels, codes.levels, strict=True)]))
-    assert equal > 0.995
-    expected_codes = [level.numpy() for level in codes.levels]
-    for k in (1, 2, 3):
-        decoded = torch.from_numpy(found.decode(expected_codes[:k], 30001)).clamp(-1, 1)
-        assert torch.allclose(decoded, tokenizer.decode(codes, k), atol=1e-4)
-    # A piece by the rules of the metadata gives what the whole gives.
-    period, context = found.rules["decode_period"], found.rules["decode_context"]
-    before = -(-context // period) * period
-    start = -(-10000 // period) * period
-    first = start - before
-    piece = [level[first // hop :] for level, hop in zip(expected_codes, found.hops, strict=True)]
-    assert (
-        np.abs(found.decode(piece, 30001 - first)[:, before:] - found.decode(expected_codes, 30001)[:, start:]).max()
-        < 1e-4
-    )
+    check_on_a_track(tmp_path / "shared" / "onnx", tokenizer, 256, monkeypatch)
     (tmp_path / "shared" / "onnx" / "evil.py").write_text("")
     names = shared_files(tmp_path / "shared")
     assert {"onnx/encode.onnx", "onnx/decode.onnx"} <= set(names)
     assert "onnx/evil.py" not in names
     assert checkpoint.load_tokenizer(tmp_path / "shared" / "tokenizer").config == tokenizer.config
+
+
+@pytest.mark.slow
+@needs_onnx
+@torch.no_grad()
+def test_bands_on_a_real_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = small_network()
+    onnx_files.export_onnx(tmp_path, network)
+    check_on_a_track(tmp_path, Tokenizer(network), 1024, monkeypatch)
+
+
+def check_on_a_track(folder: Path, tokenizer: Tokenizer, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from onnx_tokenizer import OnnxTokenizer  # pyright: ignore[reportMissingImports]
+
+    found, rate = OnnxTokenizer(folder), tokenizer.config.sample_rate
+    assert found.rules == json.loads(json.dumps(onnx_files.rules(tokenizer.network)))
+    assert (found.rules["samples_multiple"], found.rules["tokenizer_hash"]) == (multiple, tokenizer.hash)
+    n_samples = 15 * rate // 4 + 1
+    waveform = read_audio(TRACK, rate, 1)[0][:, rate : rate + n_samples]
+    codes, levels = tokenizer.encode(waveform, rate), found.encode(waveform.numpy())
+    assert [len(level) for level in levels] == [len(level) for level in codes.levels]
+    equal = np.mean(np.concatenate([a == b.numpy() for a, b in zip(levels, codes.levels, strict=True)]))
+    assert equal > 0.995
+    expected_codes = [level.numpy() for level in codes.levels]
+    for k in range(1, len(levels) + 1):
+        decoded = torch.from_numpy(found.decode(expected_codes[:k], n_samples)).clamp(-1, 1)
+        assert torch.allclose(decoded, tokenizer.decode(codes, k), atol=1e-4)
+    # A piece by the rules of the metadata gives what the whole gives.
+    period, context = found.rules["decode_period"], found.rules["decode_context"]
+    before = -(-context // period) * period
+    start = before + -(-4000 // period) * period
+    assert start < n_samples
+    first = start - before
+    piece = [level[first // hop :] for level, hop in zip(expected_codes, found.hops, strict=True)]
+    whole, part = found.decode(expected_codes, n_samples), found.decode(piece, n_samples - first)
+    assert np.abs(part[:, before:] - whole[:, start:]).max() < 1e-4

@@ -11,12 +11,25 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, cli
 from test_onnx import needs_onnx
-from tiny_generator import CASES, CONDITIONERS, FOLDER, HOPS, RATE, SECONDS, SIZE, codes_by_torch, tiny_generator, write
+from tiny_generator import (
+    CASES,
+    CONDITIONERS,
+    FOLDER,
+    HOPS,
+    RATE,
+    SECONDS,
+    SIZE,
+    bands_generator,
+    codes_by_torch,
+    export,
+    tiny_generator,
+    write,
+)
 
 from audiovq import Generator
 from audiovq.pretrained.locate import shared_files
 from audiovq.pretrained.onnx_files import DecodeGraph
-from audiovq.pretrained.onnx_generator import example_inputs, export_generator
+from audiovq.pretrained.onnx_generator import example_inputs
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
 from audiovq.prior.prior import Prior, PriorConfig
@@ -134,6 +147,25 @@ def test_the_player_draws_what_torch_draws(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_onnx
+def test_a_model_of_bands_is_played(tmp_path: Path) -> None:
+    """Codes as torch draws them, and the sound of spectra and tones in blocks as of the whole."""
+    generator, seconds = bands_generator(), 6.3
+    export(tmp_path, generator)
+    facts = json.loads((tmp_path / "generator.json").read_text())["decoder"]
+    assert (facts["period"], facts["multiple"]) == (64 * 256, 1024)
+    codes = generator.sample_codes(seconds, seed=3, labels={"genre": "folk"}, precision="fp32")[0]
+    piece = Player(tmp_path).piece(seconds, 3, labels={"genre": "folk"}, keep_codes=True, block_seconds=1.1)
+    blocks = list(piece.blocks())
+    assert len(blocks) > 2
+    for found, expected in zip(piece.codes, codes.levels, strict=True):
+        assert np.array_equal(found, expected)
+    expected = generator.tokenizer.decode(codes).numpy()
+    assert np.abs(expected).max() > 0.01
+    assert np.abs(np.concatenate(blocks, axis=1) - expected).max() < 1e-4
+
+
+@pytest.mark.slow
+@needs_onnx
 def test_a_run_is_exported_for_the_player(tiny_run: Path, tmp_path: Path) -> None:
     result = cli("export", tiny_run, tmp_path / "shared", "--onnx", "--fp16")
     assert result.exit_code == 0, result.output
@@ -157,11 +189,7 @@ def test_a_run_is_exported_for_the_player(tiny_run: Path, tmp_path: Path) -> Non
 @torch.no_grad()
 def test_8_bit_priors_are_near_those_of_torch(generator: Generator, tmp_path: Path) -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    network = generator.tokenizer.network
-    decoder = DecodeGraph(network, spectra=True)
-    export_generator(
-        tmp_path, network, decoder, list(zip(generator.priors, generator.sampling, strict=True)), "tiny", int8=True
-    )
+    export(tmp_path, generator, int8=True)
     for level, prior in enumerate(generator.priors):
         path, graph = tmp_path / f"prior-{level}.onnx", StepGraph(prior)
         weights = onnx.load(path).graph.initializer

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from conftest import ROOT, assert_one_line_error, cli
 from playwright.sync_api import Browser, Page
+from tiny_generator import bands_generator, export as tiny_export
 
 from audiovq.web import export
 
@@ -309,6 +310,28 @@ def test_the_bundled_model_becomes_a_page(browser: Browser, folder: Path, tmp_pa
         pass
     for found, expected in zip(make(page), piece.codes, strict=True):
         assert np.array_equal(found, expected)
+    page.close()
+    server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_model_of_bands_sounds_as_by_torch(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    """In several blocks, from spectra and tones."""
+    copy, generator = shutil.copytree(folder, tmp_path / "page"), bands_generator()
+    shutil.rmtree(copy / "model")
+    tiny_export(copy / "model", generator)
+    server, page = serve(copy), browser.new_page(accept_downloads=True)
+    open_page(page, f"http://127.0.0.1:{server.server_address[1]}/", "#seconds=6.3&seed=1")
+    found = make(page)
+    codes = generator.sample_codes(6.3, seed=1, precision="fp32")[0]
+    for level, expected in zip(found, codes.levels, strict=True):
+        assert np.array_equal(level, expected)
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "music.wav")
+    waveform, expected = soundfile.read(tmp_path / "music.wav", dtype="float32")[0], generator.tokenizer.decode(codes)
+    assert len(waveform) == codes.n_samples
+    assert np.abs(waveform - expected[0].numpy()).max() < 1e-4
     page.close()
     server.shutdown()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from test_bands import small_network
 
 from audiovq import Generator, Tokenizer
 from audiovq.api.options import PieceOptions, level_settings, make_request
@@ -32,6 +33,7 @@ def tiny_generator(
     conditioners: list[list[Any]] = CONDITIONERS,
     hops: tuple[int, ...] = HOPS,
     genres: tuple[str, ...] = ("folk", "rock"),
+    network: VQVAE | None = None,
 ) -> Generator:
     torch.manual_seed(0)
     decoder, quantizer = (
@@ -39,10 +41,11 @@ def tiny_generator(
         {"kind": "ema", "codebook_size": SIZE, "codebook_dim": 4},
     )
     model = {"sample_rate": RATE, "hop_lengths": hops, "dim": 16, "encoder": {"n_blocks": 1}}
-    network = VQVAE(VQVAEConfig.model_validate(model | {"decoder": decoder, "quantizer": quantizer})).eval()
-    tokenizer, priors = Tokenizer(network), []
+    if network is None:
+        network = VQVAE(VQVAEConfig.model_validate(model | {"decoder": decoder, "quantizer": quantizer})).eval()
+    tokenizer, priors, rate, size = Tokenizer(network), [], network.config.sample_rate, network.config.codebook_size
     for level, kinds in enumerate(conditioners):
-        spec = PriorSpec(level, list(hops), RATE, SIZE, tokenizer.hash, {"genre": list(genres)})
+        spec = PriorSpec(level, list(hops), rate, size, tokenizer.hash, {"genre": list(genres)})
         transformer = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "context": 24, "attention_window": 12}
         config = {"transformer": transformer, "context_codes": 2, "conditioners": tuple(kinds)}
         prior = Prior(PriorConfig.model_validate(config), spec).eval().requires_grad_(False)
@@ -51,7 +54,17 @@ def tiny_generator(
             parameter.copy_(parameter.half())
         priors.append(prior)
     sampling = [SamplingConfig(top_p=0.95, guidance=2.0), SamplingConfig(top_k=5), SamplingConfig(temperature=0.8)]
-    return Generator(tokenizer, priors, sampling, "cpu")
+    return Generator(tokenizer, priors, sampling[: len(priors)], "cpu")
+
+
+def bands_generator() -> Generator:
+    """Of topology `bands`, with two levels."""
+    return tiny_generator(CONDITIONERS[:2], (256, 256), network=small_network())
+
+
+def export(folder: Path, generator: Generator, int8: bool = False) -> None:
+    network, models = generator.tokenizer.network, list(zip(generator.priors, generator.sampling, strict=True))
+    export_generator(folder, network, DecodeGraph(network, len(models), spectra=True), models, "tiny", int8)
 
 
 def given_codes() -> list[np.ndarray]:
@@ -99,9 +112,7 @@ def codes_by_torch(generator: Generator, options: dict[str, Any]) -> list[np.nda
 def write(folder: Path) -> Generator:
     """The exported generator, and `expected.npz`: the codes of each case, and the waveform of the first."""
     generator = tiny_generator()
-    network = generator.tokenizer.network
-    decoder = DecodeGraph(network, spectra=True)
-    export_generator(folder, network, decoder, list(zip(generator.priors, generator.sampling, strict=True)), "tiny")
+    export(folder, generator)
     expected: dict[str, np.ndarray] = {}
     for name, options in CASES.items():
         levels = codes_by_torch(generator, options)

@@ -21,8 +21,11 @@ from torch.nn import functional as F
 
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.onnx_write import TRY_OTHERS, times, write_graph
+from audiovq.tokenizer import pitch
+from audiovq.tokenizer.bands import BandEncoder
 from audiovq.tokenizer.decoders import IstftDecoder, ToneDecoder
 from audiovq.tokenizer.fronts import LEAST_MEL, LEAST_POWER, MelFront, StftFront
+from audiovq.tokenizer.tones import Oscillators
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.progress import say
 
@@ -33,17 +36,19 @@ CHECKED_SECONDS = 3.0
 def rules(network: VQVAE) -> dict[str, Any]:
     """All that is needed to use the files: the JSON in their metadata."""
     c = network.config
-    left_out = "only if it is not the finest: that alone is decoded"
-    if c.topology == "residual":
-        left_out = "(levels are residual: leave out the finest first)"
+    left_out = {
+        "residual": "(levels are residual: leave out the finest first)",
+        "independent": "only if it is not the finest: that alone is decoded",
+        "bands": "(levels are bands of frequencies, from low to high)",
+    }[c.topology]
     names = ("sample_rate", "channels", "hop_lengths", "codebook_size", "topology")
-    facts = {name: getattr(c, name) for name in names} | {"samples_multiple": c.hop_lengths[0]}
+    facts = {name: getattr(c, name) for name in names} | {"samples_multiple": c.multiple}
     facts |= {"encode_context": network.encoder_radius, "decode_context": network.decoder_radius}
     facts |= {"tokenizer_hash": tokenizer_hash(network), "decode_period": network.period}
     return facts | {
         "padding": "Append zeros up to a multiple of samples_multiple; keep the first "
         "ceil(samples / hop_lengths[i]) codes of level i. To decode, append codes of -1 to "
-        "n · hop_lengths[0] / hop_lengths[i] codes a level, and keep the first samples of the waveform. "
+        "n · samples_multiple / hop_lengths[i] codes a level, and keep the first samples of the waveform. "
         f"A level of -1 alone is left out {left_out}.",
         "pieces": "A piece of a long recording must begin at a multiple of decode_period samples and have "
         "encode_context (or decode_context) samples of its neighbours to either side, whose results are "
@@ -56,21 +61,21 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     """Write encode.onnx and decode.onnx, and compare them with torch: `codes_equal` is the share of equal codes
     (rounding decides some), `waveform_error` the largest difference of a sample. ValueError if it is large."""
     network = network.cpu().eval()
-    hops, c = network.config.hop_lengths, network.config
+    c, hops, multiple = network.config, network.config.hop_lengths, network.config.multiple
     names = [f"codes_{i}" for i in range(len(hops))]
     folder.mkdir(parents=True, exist_ok=True)
     batch, n, facts = torch.export.Dim("batch", min=1), torch.export.Dim("n", min=1), rules(network)
-    waveform = 0.1 * torch.randn(2, c.channels, 4 * hops[0])
+    waveform = 0.1 * torch.randn(2, c.channels, 4 * multiple)
     say("onnx: writing the encoder (about half a minute)")
-    shapes: Any = {"waveform": {0: batch, 2: times(hops[0], n)}}
+    shapes: Any = {"waveform": {0: batch, 2: times(multiple, n)}}
     encode = write_graph(folder / ENCODE, EncodeGraph(network), {"waveform": waveform}, shapes, names, facts)
     say("onnx: writing the decoder")
-    shapes = (tuple({0: batch, 1: times(hops[0] // hop, n)} for hop in hops),)
+    shapes = (tuple({0: batch, 1: times(multiple // hop, n)} for hop in hops),)
     codes = network.encode(waveform)
     inputs = dict(zip(names, codes, strict=True))
     decode = write_graph(folder / DECODE, DecodeGraph(network), inputs, shapes, ["waveform"], facts)
 
-    waveform = decaying_tone(c.sample_rate, c.channels, hops[0])
+    waveform = decaying_tone(c.sample_rate, c.channels, multiple)
     codes = network.encode(waveform)
     found = encode.run(None, {"waveform": waveform.numpy()})
     n_equal = sum(int((a.numpy() == b).sum()) for a, b in zip(codes, found, strict=True))
@@ -94,153 +99,179 @@ def decaying_tone(sample_rate: int, channels: int, multiple: int) -> Tensor:
 # --- the graphs -----------------------------------------------------------------------------------
 
 
-def fourier_basis(n_fft: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2π k n / n_fft for bin k and sample n, float64 [n_fft / 2 + 1, n_fft]."""
-    turns = torch.arange(n_fft // 2 + 1)[:, None] * torch.arange(n_fft) % n_fft  # exact in integers
-    angles = turns * (2 * math.pi / n_fft)
-    return angles.double().cos(), angles.double().sin()
+# Kernels are computed from these few numbers in the graph, once when it is loaded, because files with them would be
+# several times as large.
 
 
-def stft_kernels(window: Tensor) -> Tensor:
+def waves(cycles: Tensor, samples: Tensor, period: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each float32 [n, samples], of waves with a whole number of cycles in a period; both int64."""
+    angles = (cycles[:, None] * samples % period).float() * (2 * math.pi / period)  # exact up to here
+    return angles.cos(), angles.sin()
+
+
+def fourier_kernels(window: Tensor, n_bins: int | None = None) -> Tensor:
     """Kernels of a Fourier transform, float32 [2 · bins, 1, n_fft], in units in which `LEAST_POWER` is 1. onnxscript
     0.7 leaves out the addition of a number as small as 1e-9, which changes half of the codes of quiet music."""
-    cos, sin = fourier_basis(len(window))
-    scale = window.cpu().double() * (len(window) * LEAST_POWER) ** -0.5
-    return (torch.cat([cos, -sin]) * scale)[:, None].float()
+    n_fft = len(window)
+    cos, sin = waves(torch.arange(n_bins or n_fft // 2 + 1), torch.arange(n_fft), n_fft)
+    return (torch.cat([cos, -sin]) * (window * (n_fft * LEAST_POWER) ** -0.5))[:, None]
 
 
-def transform(waveform: Tensor, kernels: Tensor, hop_length: int, ahead: int) -> Tensor:
+def transform(waveform: Tensor, kernels: Tensor, hop_length: int, ahead: int | None = None) -> Tensor:
     """[b, channels, samples] -> real and imaginary parts [2, b, channels, bins, samples / hop]."""
     side = kernels.shape[-1] - hop_length
+    ahead = side - side // 2 if ahead is None else ahead
     padded = rearrange(F.pad(waveform, (side - ahead, ahead)), "b c n -> (b c) 1 n")
     parts = F.conv1d(padded, kernels, stride=hop_length)
     return rearrange(parts, "(b c) (part f) t -> part b c f t", c=waveform.shape[1], part=2)
 
 
-class ConvStftFront(nn.Module):
-    """`StftFront` with a strided convolution as its Fourier transform."""
+def overlap_add(frames: Tensor, kernels: Tensor, hop_length: int) -> Tensor:
+    """Sum frames of weighted kernels [n, 1, n_fft], as `blocks.overlap_add`: [b, n, time] -> [b, 1, time · hop]."""
+    n_fft = kernels.shape[-1]
+    start = (n_fft - hop_length) // 2
+    total = F.conv_transpose1d(frames, kernels, stride=hop_length)  # [b, 1, (time - 1) · hop + n_fft]
+    return total[..., start : total.shape[-1] - (n_fft - hop_length - start)]
 
-    def __init__(self, front: StftFront):
+
+class Replacement(nn.Module):
+    """Gives what `part` of a network gives, with strided convolutions as its Fourier transforms."""
+
+    def __init__(self, part: Any):
         super().__init__()
-        self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
-        self.hop_length, self.ahead = front.hop_length, front.ahead_samples
-        self.kernels = nn.Buffer(stft_kernels(front.window))
+        self.part = part
 
+
+class ConvStftFront(Replacement):
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        parts = transform(waveform, self.kernels, self.hop_length, self.ahead)
+        front = self.part
+        parts = transform(waveform, fourier_kernels(front.window), front.hop_length, front.ahead_samples)
         power = parts.square().sum(dim=0) + 1
         log_magnitude = power.log() / (4 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
         compressed = parts * power**-0.35 * LEAST_POWER**0.15
         features = torch.stack([log_magnitude, compressed[0], compressed[1]], dim=2)
-        return self.mix((rearrange(features, "b c part f t -> b (c part f) t") - self.mean) * self.scale)
+        return front.mix((rearrange(features, "b c part f t -> b (c part f) t") - front.mean) * front.scale)
 
 
-class ConvMelFront(nn.Module):
-    """`MelFront` with strided convolutions as its Fourier transforms."""
-
-    def __init__(self, front: MelFront):
-        super().__init__()
-        self.mix, self.mean, self.scale = front.mix, front.mean, front.scale
-        self.hop_length, self.ahead, self.n_windows = front.hop_length, front.ahead, len(front.n_ffts)
-        for i in range(self.n_windows):
-            self.register_buffer(f"kernels_{i}", stft_kernels(front.get_buffer(f"window_{i}")))
-            self.register_buffer(f"filters_{i}", front.get_buffer(f"filters_{i}"))
-
+class ConvMelFront(Replacement):
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
-        features = []
-        for i in range(self.n_windows):
-            parts = transform(waveform, self.get_buffer(f"kernels_{i}"), self.hop_length, self.ahead[i])
+        features, front = [], self.part
+        for i, ahead in enumerate(front.ahead):
+            kernels = fourier_kernels(front.get_buffer(f"window_{i}"))
+            parts = transform(waveform, kernels, front.hop_length, ahead)
             magnitude = rearrange((parts.square().sum(dim=0) + 1).sqrt(), "b c f t -> b c t f")
-            mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
+            mel = (magnitude @ front.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
             scaled = mel / (2 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)
             features.append(rearrange(scaled, "b c t m -> b (c m) t"))
-        return self.mix((torch.cat(features, dim=1) - self.mean) * self.scale)
+        return front.mix((torch.cat(features, dim=1) - front.mean) * front.scale)
 
 
-class ConvIstftDecoder(nn.Module):
-    """`IstftDecoder` with a transposed convolution as inverse Fourier transform, window and overlap-add."""
-
-    def __init__(self, decoder: IstftDecoder):
-        super().__init__()
-        self.decoder = decoder
-        window = decoder.window.cpu().double()
-        cos, sin = fourier_basis(decoder.n_fft)
-        weights = torch.full((decoder.n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
-        weights[0] = weights[-1] = 1  # the others count for their conjugates, too
-        kernels = torch.cat([cos * weights, -sin * weights]) * window / decoder.n_fft
-        self.kernels = nn.Buffer(kernels[:, None].float())  # [2 bins, 1, n_fft]
-        self.squares = nn.Buffer(window.square()[None, None].float())
-
-    def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, t * hop]
-        parts = [rearrange(part, "b c t f -> (b c) f t") for part in self.decoder.spectrum(self.decoder.trunk(x))]
-        summed = self._overlap_add(torch.cat(parts, dim=1), self.kernels)
-        envelope = self._overlap_add(torch.ones_like(x[:1, :1]), self.squares)
-        return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=self.decoder.channels)
-
-    def _overlap_add(self, frames: Tensor, kernels: Tensor) -> Tensor:  # [b, n, t] -> [b, 1, t * hop]
-        hop, n_fft = self.decoder.hop_length, self.decoder.n_fft
-        start = (n_fft - hop) // 2
-        total = F.conv_transpose1d(frames, kernels, stride=hop)  # [b, 1, (t - 1) * hop + n_fft]
-        return total[..., start : total.shape[-1] - (n_fft - hop - start)]
+class ConvPitchSpectrogram(Replacement):
+    def forward(self, waveform: Tensor) -> Tensor:  # [b, samples] -> [b, steps, samples / hop]
+        steps, part = [], self.part
+        for i, (n_fft, factor) in enumerate(zip(part.n_ffts, part.factors, strict=True)):
+            low_pass, weights = part.get_buffer(f"low_pass_{i}"), part.get_buffer(f"weights_{i}")  # [bins, steps]
+            # As long as a multiple of the factor, so that no remainder makes the lengths of the graph complicated.
+            filters = F.pad(low_pass, (0, factor - 1))[None, None]
+            x = F.conv1d(waveform[:, None], filters, stride=factor, padding=len(low_pass) // 2)
+            kernels = fourier_kernels(part.get_buffer(f"window_{i}"), len(weights))
+            parts = transform(x, kernels, part.hop_length // factor)
+            power = parts.square().sum(dim=0)[:, 0] * (n_fft * LEAST_POWER)
+            least = torch.full((weights.shape[1],), pitch.LEAST_POWER)  # as a bias it is not left out
+            steps.append(F.conv1d(power, weights.T[:, :, None], least).sqrt())
+        return torch.cat(steps, dim=1)
 
 
-CONV_FRONTS: dict[type, Any] = {StftFront: ConvStftFront, MelFront: ConvMelFront}
+class ConvBandEncoder(Replacement):
+    def forward(self, waveform: Tensor) -> list[Tensor]:
+        encoder = self.part
+        power = transform(waveform, fourier_kernels(encoder.window), encoder.hop_length).square().sum(dim=0)
+        magnitudes = rearrange(power.sqrt() * LEAST_POWER**0.5, "b 1 f t -> b t f")
+        return encoder.patches(encoder.notes(waveform[:, 0])[1], magnitudes)
 
 
-class SpectrumDecoder(nn.Module):
-    """`IstftDecoder` up to the spectra of its frames: real and imaginary parts, [b, channels, 2, t, bins]. The inverse
-    Fourier transform as a convolution takes 32 · hop² bytes of kernels, which a fast one does not need."""
-
-    def __init__(self, decoder: IstftDecoder):
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, x: Tensor) -> Tensor:  # [b, dim, t] -> [b, channels, 2, t, bins]
-        return torch.stack(self.decoder.spectrum(self.decoder.trunk(x)), dim=2)
+REPLACEMENTS: dict[type, type[Replacement]] = {
+    StftFront: ConvStftFront,
+    MelFront: ConvMelFront,
+    pitch.PitchSpectrogram: ConvPitchSpectrogram,
+    BandEncoder: ConvBandEncoder,
+}
 
 
-def _exportable(network: VQVAE) -> VQVAE:
-    if any(isinstance(group.decoder, ToneDecoder) or group.combiner is not None for group in network.groups):
-        raise ValueError("expected a tokenizer without topology bands and decoder tones, which have no ONNX graph yet")
-    return copy.deepcopy(network).eval()
+def inverse_stft(decoder: IstftDecoder, x: Tensor) -> Tensor:
+    """`IstftDecoder.waveform` with a transposed convolution as inverse Fourier transform, window and overlap-add."""
+    n_fft, hop, window = decoder.n_fft, decoder.hop_length, decoder.window
+    cos, sin = waves(torch.arange(n_fft // 2 + 1), torch.arange(n_fft), n_fft)
+    weights = F.pad(torch.full((n_fft // 2 - 1, 1), 2.0), (0, 0, 1, 1), value=1.0)  # 2: for the conjugates, too
+    kernels = torch.cat([cos * weights, -sin * weights]) * (window / n_fft)
+    parts = [rearrange(part, "b c t f -> (b c) f t") for part in decoder.spectrum(x)]
+    summed = overlap_add(torch.cat(parts, dim=1), kernels[:, None], hop)
+    envelope = overlap_add(torch.ones_like(parts[0][:1, :1]), window.square()[None, None], hop)
+    return rearrange(summed / envelope, "(b c) 1 n -> b c n", c=decoder.channels)
+
+
+def oscillate(oscillators: Oscillators, loudness: Tensor) -> Tensor:
+    """`Oscillators` with a transposed convolution as the sum of their waves."""
+    hop, period, n_window = oscillators.hop_length, oscillators.period, oscillators.overlap * oscillators.hop_length
+    samples = torch.arange(n_window) - n_window // 2 + period * hop  # above 0
+    cos, sin = waves(oscillators.cycles.long(), samples, period * hop)
+    kernels = torch.cat([cos, -sin]) * (torch.hann_window(n_window) * (2 / oscillators.overlap))
+    parts = rearrange(oscillators.parts(loudness), "b c t n -> (b c) n t")
+    return rearrange(overlap_add(parts, kernels[:, None], hop), "(b c) 1 n -> b c n", c=loudness.shape[1])
 
 
 class EncodeGraph(nn.Module):
-    """Waveform [b, channels, n · hops[0]] -> codes, int64 [b, n · hops[0] / hops[i]] per level."""
+    """Waveform [b, channels, n · multiple] -> codes, int64 [b, n · multiple / hops[i]] per level."""
 
     def __init__(self, network: VQVAE):
         super().__init__()
-        self.network = _exportable(network)
-        for autoencoder in self.network.groups:
-            front = autoencoder.encoder.front
-            autoencoder.encoder.front = CONV_FRONTS.get(type(front), nn.Sequential)(front)
+        self.network = copy.deepcopy(network).eval()
+        for name, part in reversed(list(self.network.named_modules())):  # what is within others first
+            if kind := REPLACEMENTS.get(type(part)):
+                self.network.set_submodule(name, kind(part))
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
-        results = self.network.quantize(waveform, self.network.quantizers())
+        quantizers = self.network.quantizers()
+        if self.network.config.topology == "bands":  # no level needs the vectors of another
+            levels = zip(quantizers, self.network.groups[0].features(waveform), strict=True)
+            return tuple(quantizer.encode(rearrange(x, "b d t -> b t d")) for quantizer, x in levels)
+        results = self.network.quantize(waveform, quantizers)
         return tuple(level.codes for _, levels, _ in results for level in levels)
 
 
 class DecodeGraph(nn.Module):
-    """Codes of all or the first levels, int64 [b, t · hops[0] / hops[i]] -> waveform [b, channels, t · hops[0]], or
-    with `spectra`, where the decoder ends in an inverse STFT, see `SpectrumDecoder`. A code of -1 adds nothing: after
-    the end of a track, and in finer levels that are left out. With independent levels only the finest one is
-    decoded."""
+    """Codes of all or the first levels, int64 [b, t · multiple / hops[i]] -> waveform [b, channels, t · multiple]. A
+    code of -1 adds nothing: after the end of a track, and in finer levels that are left out. With independent levels
+    only the finest one is decoded.
+
+    With `spectra`, decoders that end in an inverse STFT give the spectra of its frames, [b, channels, 2, frames, bins]:
+    as a convolution it takes 32 · hop² bytes of kernels, which a fast one does not need. A second result is then the
+    waveform of the tones, if the decoder has them."""
 
     def __init__(self, network: VQVAE, n_levels: int | None = None, spectra: bool = False):
         super().__init__()
-        self.network = _exportable(network)
-        self.n_levels = n_levels or network.config.n_levels
-        for autoencoder in self.network.groups:
-            if isinstance(autoencoder.decoder, IstftDecoder):
-                kind = SpectrumDecoder if spectra else ConvIstftDecoder
-                autoencoder.decoder = kind(autoencoder.decoder)
+        self.network = copy.deepcopy(network).eval()
+        self.n_levels, self.spectra = n_levels or network.config.n_levels, spectra
 
-    def forward(self, *codes: Tensor) -> Tensor:
+    def forward(self, *codes: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         quantizers, groups = self.network.quantizers(), self.network.level_groups()
         # The only autoencoder, or that of the finest level.
         autoencoder, levels = groups[self.n_levels - 1 if len(groups) > 1 else 0]
-        residuals = []
+        residuals, bands = [], autoencoder.combiner is not None
         for i in levels[: self.n_levels]:
-            residual = autoencoder.residual(quantizers[i].embed(codes[i].clamp(min=0)), i - levels[0])
-            residuals.append(residual * (codes[i] >= 0).to(residual.dtype)[:, None])
-        return autoencoder.decode(*residuals)
+            vectors = quantizers[i].embed(codes[i] if bands else codes[i].clamp(min=0))
+            residual = autoencoder.residual(vectors, i - levels[0])
+            # The vectors of patches are 0 where a code is -1.
+            residuals.append(residual if bands else residual * (codes[i] >= 0).to(residual.dtype)[:, None])
+        total, decoder, tones = autoencoder.total(*residuals), autoencoder.decoder, None
+        if not isinstance(decoder, IstftDecoder):
+            return decoder(total)
+        if isinstance(decoder, ToneDecoder):
+            x, loudness = decoder.features(total)
+            tones = oscillate(decoder.oscillators, loudness.exp())
+        else:
+            x = decoder.trunk(total)
+        sound = torch.stack(decoder.spectrum(x), dim=2) if self.spectra else inverse_stft(decoder, x)
+        if tones is None:
+            return sound
+        return (sound, tones) if self.spectra else sound + tones

@@ -84,9 +84,13 @@ class BandEncoder(nn.Module):
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
         with torch.autocast(waveform.device.type, enabled=False):
-            notes = self.notes(waveform[:, 0])[1] ** POWER
             spectrum = short_time_spectrum(waveform[:, 0], self.window, self.hop_length)
-            mels = (spectrum.abs() @ self.filters * 2 / self.window.sum() * len(self.window) ** 0.5) ** POWER
+            return self.patches(self.notes(waveform[:, 0])[1], spectrum.abs())
+
+    def patches(self, notes: Tensor, magnitudes: Tensor) -> list[Tensor]:
+        """Magnitudes of notes [b, steps, time] and of bins [b, time, bins] -> as `forward`."""
+        notes = notes**POWER
+        mels = (magnitudes @ self.filters * 2 / self.window.sum() * len(self.window) ** 0.5) ** POWER
         features = torch.cat([notes * peak_weights(notes), rearrange(mels, "b t mel -> b mel t")], dim=1)
         # The frames of a patch become features.
         shape = {"level": self.n_levels, "step": self.n_steps, "frame": self.frames}

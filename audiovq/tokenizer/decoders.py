@@ -132,23 +132,22 @@ class ToneDecoder(IstftDecoder):
     def render(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[b, dim + steps, time], the last with the log loudness that codes say -> waveform [b, channels, time * hop] and
         log loudness [b, channels, steps, time]."""
-        x, base = self.trunk(x[:, : self.n_mixed]), x[:, self.n_mixed :]
+        x, loudness = self.features(x)
         with torch.autocast(x.device.type, enabled=False):
-            loudness = self._loudness(x, base)
             return self.waveform(x) + self.oscillators(loudness.exp()), rearrange(loudness, "b c t n -> b c n t")
 
     def tones(self, x: Tensor) -> Tensor:
         """The second result of `render` alone, without making sound."""
+        # All weights take part, as DDP expects; those that only sound needs get gradients of 0.
+        unused = 0 * (self.head.weight.sum() + self.head.bias.sum())
+        return rearrange(self.features(x)[1], "b c t n -> b c n t") + unused
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `render`, up to the features after the blocks [b, time, dim], and log loudness [b, channels, time, steps]."""
         x, base = self.trunk(x[:, : self.n_mixed]), x[:, self.n_mixed :]
         with torch.autocast(x.device.type, enabled=False):
-            # All weights take part, as DDP expects; those that only sound needs get gradients of 0.
-            unused = 0 * (self.head.weight.sum() + self.head.bias.sum())
-            return rearrange(self._loudness(x, base), "b c t n -> b c n t") + unused
-
-    def _loudness(self, x: Tensor, base: Tensor) -> Tensor:
-        """[b, time, dim], [b, steps, time] -> [b, channels, time, steps]."""
-        change = rearrange(self.tone_head(self.norm(x.float())), "b t (c n) -> b c t n", c=self.channels)
-        return (change + rearrange(base, "b n t -> b 1 t n")).clamp(max=2.0)
+            change = rearrange(self.tone_head(self.norm(x.float())), "b t (c n) -> b c t n", c=self.channels)
+            return x, (change + rearrange(base, "b n t -> b 1 t n")).clamp(max=2.0)
 
 
 class ConvDecoder(nn.Module):

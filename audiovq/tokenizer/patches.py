@@ -66,14 +66,14 @@ class PatchQuantizer(Quantizer):
 
     def _search(self, x: Tensor, books: Tensor) -> Tensor:
         """Vectors [n, d] of a band, and its codes [stages, codes, d] -> [n, stages], by a beam search."""
-        left, found = x[:, None], x.new_zeros(len(x), 1, 0, dtype=torch.int64)  # [n, candidates, …]
+        left, found = x[:, None], list[Tensor]()  # [n, candidates, d], and the codes [n, candidates] of each stage
         for book in books:
             distances = left.square().sum(-1, keepdim=True) + book.square().sum(-1) - 2 * left @ book.T
             best = distances.flatten(1).topk(min(self.config.candidates, distances[0].numel()), largest=False).indices
-            candidate, code = best[..., None] // len(book), best % len(book)
-            left = left.take_along_dim(candidate, dim=1) - F.embedding(code, book)
-            found = torch.cat([found.take_along_dim(candidate, dim=1), code[..., None]], dim=2)
-        return found[:, 0]
+            candidate, code = best // len(book), best % len(book)
+            left = left.take_along_dim(candidate[..., None], dim=1) - F.embedding(code, book)
+            found = [*(codes.gather(1, candidate) for codes in found), code]
+        return torch.stack([codes[:, 0] for codes in found], dim=1)
 
     def _parts(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [b, n] -> as numbers in their slots, and their vectors: [stage, band, b, time] and [..., d]. A patch whose

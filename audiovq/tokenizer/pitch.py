@@ -131,7 +131,7 @@ class NoteSpectrogram(nn.Module):
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """[b, samples] -> float32 [b, steps, samples / hop] each: of long windows alone, and with onsets."""
         long, short = self.long(waveform), self.short(waveform)
-        short = F.pad(short, (0, 0, NEIGHBOURS // 2, NEIGHBOURS // 2)).unfold(1, NEIGHBOURS, 1).amax(dim=-1)
+        short = F.max_pool2d(short, (NEIGHBOURS, 1), stride=1, padding=(NEIGHBOURS // 2, 0))
         mean = F.avg_pool1d(short, SMOOTHING_FRAMES, 1, SMOOTHING_FRAMES // 2, count_include_pad=False)
         return long, long * (short / (mean + 1e-9)).clamp(0.03, 3.0)
 

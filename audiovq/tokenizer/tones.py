@@ -26,12 +26,14 @@ class Oscillators(nn.Module):
     cos: Tensor
     sin: Tensor
     waves: Tensor
+    cycles: Tensor
 
     def __init__(self, pitches: Tensor, hop_length: int, sample_rate: int):
         super().__init__()
         self.hop_length, n_window = hop_length, self.overlap * hop_length
         grid = sample_rate / (hop_length * self.period)
-        hertz = (frequency(pitches) / grid).round() * grid
+        cycles = (frequency(pitches) / grid).round()  # in a period
+        hertz = cycles * grid
         # The golden ratio spreads the phases without a pattern, so that tones together do not click.
         phases = torch.arange(len(pitches), dtype=torch.float64) * (math.sqrt(5) - 1) / 2
         frames = torch.arange(self.period, dtype=torch.float64)[:, None]
@@ -40,10 +42,16 @@ class Oscillators(nn.Module):
         angles = 2 * math.pi * hertz[:, None] * time
         window = torch.hann_window(n_window, dtype=torch.float64) * 2 / self.overlap
         waves = torch.cat([angles.cos(), -angles.sin()]) * window
-        for name, buffer in (("cos", turns.cos()), ("sin", turns.sin()), ("waves", waves)):
+        buffers = {"cos": turns.cos(), "sin": turns.sin(), "waves": waves, "cycles": cycles}
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer.float(), persistent=False)
 
     def forward(self, loudness: Tensor) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
+        # 3. Sum the sines within windows, and the windows.
+        return overlap_add(self.parts(loudness) @ self.waves, self.hop_length)
+
+    def parts(self, loudness: Tensor) -> Tensor:
+        """What to multiply `waves` by, [b, channels, time, 2 * steps]."""
         # 1. Only the steps that are louder than both neighbours sound.
         below, above = F.pad(loudness, (1, 0))[..., :-1], F.pad(loudness, (0, 1))[..., 1:]
         loudness = loudness * ((loudness >= below) & (loudness > above))
@@ -51,6 +59,4 @@ class Oscillators(nn.Module):
         n_frames = loudness.shape[2]
         repeats = (n_frames + self.period - 1) // self.period, 1
         cos, sin = self.cos.repeat(repeats)[:n_frames], self.sin.repeat(repeats)[:n_frames]
-        parts = torch.cat([loudness * cos, loudness * sin], dim=-1)  # [b, channels, time, 2 * steps]
-        # 3. Sum the sines within windows, and the windows.
-        return overlap_add(parts @ self.waves, self.hop_length)
+        return torch.cat([loudness * cos, loudness * sin], dim=-1)

@@ -13,7 +13,8 @@ class Decoder:
     def __init__(self, model: Model):
         self.session, self.facts, self.hops = model.decoder, model.facts["decoder"], model.hop_lengths
         self.period = self.facts["period"]
-        self.context = -(-self.facts["context"] // self.period) * self.period
+        self.multiple = self.facts.get("multiple", self.hops[0])  # samples of whole patches of codes
+        self.context, self.ahead = (-(-self.facts["context"] // n) * n for n in (self.period, self.multiple))
         if self.facts["result"] == "spectra":
             n_fft = self.facts["n_fft"]
             window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
@@ -27,7 +28,7 @@ class Decoder:
         start, step = 0, self.period
         while n_samples is None or start < n_samples:
             end = start + step if n_samples is None else min(start + step, n_samples)
-            low, high = max(0, start - self.context), end + self.context
+            low, high = max(0, start - self.context), end + self.ahead
             if n_samples is not None and high >= n_samples:  # the rest is no longer than the context
                 end = high = n_samples
             yield low, start, end, high
@@ -35,14 +36,13 @@ class Decoder:
 
     def decode(self, levels: list[np.ndarray], n_samples: int) -> np.ndarray:
         """Codes int64 [ceil(n_samples / hop)] per level, from a multiple of the period on -> float32 [channels, n_samples]."""
-        n_top = -(-n_samples // self.hops[0])
         inputs = {}
         for i, (level, hop) in enumerate(zip(levels, self.hops, strict=True)):
-            padded = np.full((1, n_top * self.hops[0] // hop), -1, np.int64)
+            padded = np.full((1, -(-n_samples // self.multiple) * self.multiple // hop), -1, np.int64)
             padded[0, : len(level)] = level
             inputs[f"codes_{i}"] = padded
-        found = np.asarray(self.session.run(None, inputs)[0])[0]
-        waveform = self._waveform(found) if self.facts["result"] == "spectra" else found
+        found, *tones = (np.asarray(result)[0] for result in self.session.run(None, inputs))
+        waveform = sum(tones, self._waveform(found) if self.facts["result"] == "spectra" else found)
         return waveform[:, :n_samples].clip(-1, 1)
 
     def _waveform(self, spectra: np.ndarray) -> np.ndarray:

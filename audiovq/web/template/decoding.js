@@ -37,7 +37,8 @@ export class Decoder {
   constructor(facts, run) {
     Object.assign(this, { run, facts: facts.decoder, hops: facts.hop_lengths, channels: facts.channels });
     this.period = this.facts.period;
-    this.context = Math.ceil(this.facts.context / this.period) * this.period;
+    this.multiple = this.facts.multiple ?? this.hops[0]; // samples of whole patches of codes
+    [this.context, this.ahead] = [this.period, this.multiple].map((n) => Math.ceil(this.facts.context / n) * n);
     if (this.facts.result === "spectra") {
       const n = this.facts.n_fft;
       this.window = Float32Array.from({ length: n }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / n));
@@ -48,7 +49,7 @@ export class Decoder {
   *chunks(nSamples, longest) {
     let start = 0, step = this.period;
     while (start < nSamples) {
-      let end = Math.min(start + step, nSamples), high = end + this.context;
+      let end = Math.min(start + step, nSamples), high = end + this.ahead;
       if (high >= nSamples) end = high = nSamples; // the rest is no longer than the context
       yield { low: Math.max(0, start - this.context), start, end, high };
       start = end;
@@ -57,9 +58,9 @@ export class Decoder {
   }
   /** The samples of a chunk: a Float32Array for each channel. */
   async decode(lines, { low, start, end, high }) {
-    const feeds = {}, tops = Math.ceil((high - low) / this.hops[0]);
+    const feeds = {}, { multiple } = this;
     this.hops.forEach((hop, i) => {
-      const n = (tops * this.hops[0]) / hop, first = low / hop, known = Math.ceil(high / hop);
+      const n = (Math.ceil((high - low) / multiple) * multiple) / hop, first = low / hop, known = Math.ceil(high / hop);
       const codes = BigInt64Array.from({ length: n }, (_, k) => BigInt(first + k < known ? lines[i].get(first + k) : -1));
       feeds[`codes_${i}`] = [codes, [1, n]];
     });
@@ -68,7 +69,9 @@ export class Decoder {
     return Array.from({ length: this.channels }, (_, channel) => {
       const part = found.subarray(channel * length, (channel + 1) * length);
       const whole = this.facts.result === "spectra" ? this.waveform(part) : part;
-      return whole.slice(start - low, end - low).map((x) => Math.min(1, Math.max(-1, x)));
+      const tones = results.tones?.subarray(channel * whole.length); // a second part of the sound
+      const wanted = whole.slice(start - low, end - low);
+      return wanted.map((x, i) => Math.min(1, Math.max(-1, tones ? x + tones[start - low + i] : x)));
     });
   }
   /** Real and imaginary parts of the frames' spectra [2, frames, bins] -> samples, by overlap-add. */
