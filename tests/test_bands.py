@@ -286,6 +286,8 @@ def test_a_code_has_the_bits_of_its_own_slot() -> None:
     network = small_network()
     config = network.config
     assert (config.codebook_size, config.slots, config.bits_per_code) == (64, 4, 4.0)
+    assert [config.highest_pitch(level) for level in range(2)] == [64, 88]
+    assert VQVAEConfig().highest_pitch(0) is None
     # All 16 codes of each slot equally often: 4 bits a code, not the 6 of all slots together.
     codes = (torch.arange(64).view(4, 16).T.flatten())[None]
     levels = [Quantized(torch.zeros(1, 64, 1), codes, torch.zeros(1, 64, 1), {})] * 2

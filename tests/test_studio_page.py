@@ -291,6 +291,12 @@ def test_settings_stay_with_their_project(page: Page) -> None:
     assert len(kept) == 1  # that of the start page
 
 
+def test_levels_of_bands_are_named_by_their_highest_notes(page: Page) -> None:
+    levels = "{levels: [{highest: 52}, {highest: 76}, {highest: 124}]}"
+    names = page.evaluate(f"async () => (await import('/assets/settings.js')).details({levels})")
+    assert names == ["Up to E3", "Up to E5", "All"]
+
+
 def test_sliders_have_names_and_are_reset(page: Page) -> None:
     page.click("#how summary")
     slider = page.get_by_role("slider", name="Tame ↔ wild")

@@ -95,6 +95,12 @@ class VQVAEConfig(Config):
         """Codes in a row that have parts of the codebook of their own, always the same ones."""
         return self.quantizer.slots if self.topology == "bands" else 1
 
+    def highest_pitch(self, level: int) -> float | None:
+        """MIDI pitch where the bands of a level end, of topology `bands`."""
+        if self.topology != "bands":
+            return None
+        return self.bands.low + (level + 1) * self.quantizer.bands * self.bands.semitones
+
     @property
     def bits_per_code(self) -> float:
         return math.log2(self.codebook_size / self.slots)

@@ -88,7 +88,7 @@ const show = () => {
   $("#live-facts").textContent = `Seed ${controls.seed} · a change is heard after about ${time} · `
     + `${pauses || "no"} ${pauses === 1 ? "pause" : "pauses"}`;
   const slow = $("#live-slow"), text = levels < all
-    ? `This machine is too slow for full detail: it goes on with ${levels} of ${all} levels (“${details(all)[levels - 1]}”). `
+    ? `This machine is too slow for full detail: it goes on with ${levels} of ${all} levels (“${details(model)[levels - 1]}”). `
       + "End other programs and start again for all of them."
     : pauses ? "The sound has paused: a larger buffer survives longer interruptions." : "";
   slow.hidden = !text;

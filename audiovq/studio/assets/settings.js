@@ -9,14 +9,19 @@ const WILD = { // setting: what it says, its ends, lowest, highest, step
   guidance: [": a hint ↔ a rule", 0, 5, 0.1], // after what the model follows
 };
 
-/** The names of the levels in the player. */
-export const details = (n) => Array.from({ length: n }, (_, i) => {
-  if (i === n - 1) return "Full detail";
+const NOTES = ["C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B"];
+const note = (midi) => `${NOTES[midi % 12]}${Math.floor(midi / 12) - 1}`;
+/** The names of the levels in the player. A level of bands of frequencies has a highest note. */
+export const details = ({ levels }) => levels.map(({ highest }, i) => {
+  if (i === levels.length - 1) return highest ? "All" : "Full detail";
+  if (highest) return `Up to ${note(highest)}`;
   if (i === 0) return "Coarse";
-  return n === 3 ? "Medium" : `Medium ${i}`;
+  return levels.length === 3 ? "Medium" : `Medium ${i}`;
 });
-const levelName = (i, n) => {
+const levelName = (i, { levels }) => {
+  const n = levels.length, below = levels[i - 1]?.highest;
   if (n === 1) return "The music";
+  if (levels[i].highest) return i === n - 1 ? `Above ${note(below)}` : i ? `${note(below)} to ${note(levels[i].highest)}` : details({ levels })[0];
   if (i === 0) return "Coarse: the composition";
   if (i === n - 1) return "Full: the finest sound";
   return n === 3 ? "Medium: the shape of the sound" : `Medium ${i}`;
@@ -55,7 +60,7 @@ export const fillSettings = (model) => {
   WILD.top_k[2] = Math.ceil(Math.log2(model.codebook_size));
   const names = Object.keys(WILD).filter((name) => name !== "guidance" || model.guided);
   const recommend = () => $("#sliders").replaceChildren(...model.levels.map((_, level) =>
-    make("fieldset", {}, make("legend", {}, levelName(level, n)),
+    make("fieldset", {}, make("legend", {}, levelName(level, model)),
       ...names.map((name) => slider(name, level, model.settings[name][level])))));
   recommend();
   $("#reset").addEventListener("click", () => {
@@ -66,7 +71,7 @@ export const fillSettings = (model) => {
   document.querySelectorAll("select[name=keep_levels]").forEach((select) => {
     const first = select.form.id === "rerender" ? 1 : 0;
     for (let k = first; k < n; k++) {
-      const words = kept[k < 2 ? k : k === n - 1 ? 2 : 3] ?? `what “${details(n)[k - 1]}” plays`;
+      const words = (model.levels[0].highest && k ? null : kept[k < 2 ? k : k === n - 1 ? 2 : 3]) ?? `what “${details(model)[k - 1]}” plays`;
       select.append(make("option", { value: k }, words));
     }
     select.closest("label").hidden = select.options.length < 2;

@@ -173,7 +173,7 @@ const showVersion = async (version) => {
   }
   const words = [...Object.values(version.labels ?? {}), version.text, version.chords].filter(Boolean);
   $("#facts").append(...words.map((text) => ` · ${text}`));
-  const names = details(model.levels.length).slice(0, version.n_levels);
+  const names = details(model).slice(0, version.n_levels);
   if (names.length < model.levels.length) $("#facts").append(` · no finer than “${names.at(-1)}”`);
   limitKept(version.n_levels);
   $("#star").hidden = false;
