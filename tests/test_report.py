@@ -218,6 +218,19 @@ def test_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
     assert "nothing to listen to yet" in (tmp_path / "new" / "report.html").read_text()
 
 
+def test_a_run_with_codes_and_without_priors(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    found = json.loads((run / "report.json").read_text())
+    for level in found["levels"]:
+        for name in ("bits_per_code", "bits_per_second", "n_codes"):
+            level.pop(name)
+    (tmp_path / "run" / "report.json").write_text(json.dumps(found))
+    for folder in (tmp_path / "run").glob("prior-*"):
+        shutil.rmtree(folder)
+    report_run(tmp_path / "run")
+    assert re.search(r"<dd>0 <small>of \d trained", (tmp_path / "run" / "report.html").read_text())
+
+
 @pytest.fixture
 def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     """The report, opened from disk; whatever it complains of or asks the network for fails the test."""
