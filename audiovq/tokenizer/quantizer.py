@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
-from audiovq.tokenizer.codebook import code_counts, dead_codes, mean_count, spherical_k_means
+from audiovq.tokenizer.codebook import mean_count, spherical_k_means, update_counts
 from audiovq.tokenizer.quantizer_base import MAX_CODES, Quantized, Quantizer
 
 
@@ -84,21 +84,18 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        # 1. Counts and sums of this step, of all levels and ranks, into the moving averages.
+        # 1. The sums of this step, of all levels and ranks, into the moving averages.
         x = torch.cat([rearrange(level, "b t d -> (b t) d") for level in latents])
         flat = torch.cat([level.flatten() for level in codes])
         sums = collectives.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
-        self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         # 2. Each code moves to the mean direction of its latents.
         has_latents = self.sums.norm(dim=-1, keepdim=True) > 1e-6
         means = torch.where(has_latents, self.normalise(self.sums), self.embedding)
-        # 3. A dead code moves to a latent of this batch, and is counted as one of average use.
-        dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
-        full = self.counts.mean()
-        self.embedding.copy_(torch.where(dead[:, None], candidates, means))
-        self.counts.copy_(torch.where(dead, full, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], candidates * full, self.sums))
+        # 3. Counts, too. A dead code moves to a latent of this batch, and is counted as one of average use.
+        dead, candidates = update_counts(self.counts, codes, latents, self.config)
+        self.embedding.copy_(torch.where(dead, candidates, means))
+        self.sums.copy_(torch.where(dead, candidates * self.counts[:, None], self.sums))
 
 
 def gumbel_like(logits: Tensor) -> Tensor:
@@ -182,10 +179,8 @@ class GumbelQuantizer(Quantizer):
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
         """Lower the temperature, and revive dead codes; the others learn by gradient."""
         self.n_steps += 1
-        self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
-        dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
-        self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
-        self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
+        dead, candidates = update_counts(self.counts, codes, latents, self.config)
+        self.embedding.copy_(torch.where(dead, candidates, self.embedding))
 
 
 class FSQuantizer(Quantizer):
