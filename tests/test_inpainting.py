@@ -12,7 +12,7 @@ from audiovq.api.splice import splice
 from audiovq.data.codes import Codes
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import SamplingConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.engine import PackedEngine
 from audiovq.sampling.generate import generate

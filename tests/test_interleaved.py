@@ -12,7 +12,7 @@ from test_sampling import HOPS, priors, request
 from torch.nn import functional as F
 
 from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import SamplingConfig
 from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import Request
 

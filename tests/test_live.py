@@ -19,7 +19,7 @@ from audiovq.data.notes import SILENCE, frame_of
 from audiovq.live.controls import Controls
 from audiovq.prior.conditioners import Conditions, LabelConditioner
 from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import Request

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from audiovq.prior.conditioners import Conditions
 from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import SamplingConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import Request

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked, with_rate
-from audiovq.api.shareable import Models, Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.flattening import Flattening, Pattern
 from audiovq.data.resampling import resample
 from audiovq.pretrained import checkpoint
+from audiovq.pretrained.export import Models, Shareable
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.tokenizer import streaming

@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 from audiovq import config as conf
 from audiovq.pretrained.published import build_codec, load_codec, weights
 from audiovq.prior.prior import Prior, PriorConfig
-from audiovq.prior.sampling_config import SamplingConfig
-from audiovq.prior.spec import PriorSpec
+from audiovq.prior.spec import PriorSpec, SamplingConfig
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
 from audiovq.utils.device import torch_defaults

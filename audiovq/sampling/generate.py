@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import SamplingConfig
 from audiovq.sampling.decode_state import DecodeState, can_go_on
 from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import next_code

@@ -13,7 +13,7 @@ from audiovq.api.generator import Generator
 from audiovq.data.audio import audio_info
 from audiovq.data.codes import Codes
 from audiovq.pretrained.tags import model_licence, piece_tags
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.spec import SamplingConfig
 from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
 from audiovq.studio.live import Stage
