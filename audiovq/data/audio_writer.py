@@ -14,7 +14,7 @@ from mutagen import id3
 from torch import Tensor
 
 from audiovq.data.resampling import Resampler
-from audiovq.utils.files import atomic_file, cannot_write, check_folder, check_output, utf8_path
+from audiovq.utils.files import atomic_file, check_folder, check_output, utf8_path, writing
 
 Target = Path | str | BinaryIO
 WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
@@ -95,21 +95,19 @@ def _file(
     path: Path, form: str, subtype: str, sample_rate: int, channels: int, tags: Tags
 ) -> Iterator[soundfile.SoundFile]:
     texts = {name: "".join(c for c in text if c.isprintable()) for name, text in tags.items()}
-    try:
-        with atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
-            place = folder / temporary.name  # without the suffix
-            with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form) as file:
-                for name, text in texts.items():
-                    if text and form != "MP3":
-                        setattr(file, name, text)
-                yield file
-            if form == "MP3" and any(texts.values()):  # libsndfile takes their texts for Latin-1
-                found = id3.ID3()
-                for name in ID3_FRAMES.keys() & texts.keys():
-                    found.add(ID3_FRAMES[name](encoding=id3.Encoding.UTF8, lang="eng", text=texts[name]))
-                found.save(place)
-    except soundfile.LibsndfileError as error:
-        raise cannot_write(path, error) from None
+    failures = writing(path, soundfile.LibsndfileError)
+    with failures, atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
+        place = folder / temporary.name  # without the suffix
+        with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form) as file:
+            for name, text in texts.items():
+                if text and form != "MP3":
+                    setattr(file, name, text)
+            yield file
+        if form == "MP3" and any(texts.values()):  # libsndfile takes their texts for Latin-1
+            found = id3.ID3()
+            for name in ID3_FRAMES.keys() & texts.keys():
+                found.add(ID3_FRAMES[name](encoding=id3.Encoding.UTF8, lang="eng", text=texts[name]))
+            found.save(place)
 
 
 class _Pipe:
