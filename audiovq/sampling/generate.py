@@ -61,7 +61,7 @@ def generate(
             continue
         for at in draw_levels(together, settings):
             signals.poll()
-            on_codes(at, together[at].final_codes)
+            on_codes(at, levels[at][:, : together[at].n_known])
         for at, state in together.items():
             state.check_finite()
             on_codes(at, levels[at])
