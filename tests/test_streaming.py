@@ -79,8 +79,7 @@ def test_resampling_in_blocks_equals_the_whole(old: int, new: int) -> None:
         for seed in range(2):
             resampler = Resampler(old, new)
             parts = [resampler.push(block) for block in random_blocks(waveform, seed, 9000)]
-            rest = resampler.finish()
-            streamed = torch.cat([*parts, rest] if rest is not None else parts, dim=-1)
+            streamed = torch.cat([*parts, *resampler.finish()], dim=-1)
             assert torch.equal(streamed, whole)
     assert torch.equal(resample(waveform[0], old, new), whole[0])
     assert torch.equal(resample(waveform[None], old, new), whole[None])

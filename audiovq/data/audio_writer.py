@@ -70,7 +70,7 @@ class AudioWriter(contextlib.ExitStack):
         return self
 
     def _finish(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is None and (rest := self.resampler.finish()) is not None:
+        for rest in self.resampler.finish() if kind is None else ():
             self._write(rest)
 
     def write(self, waveform: Tensor) -> None:
@@ -136,6 +136,13 @@ def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
     """Write [channels, samples] to a file; raises as `AudioWriter`."""
     with AudioWriter(path, sample_rate, waveform.shape[0], waveform.shape[1]) as file:
         file.write(waveform)
+
+
+def piece_tags(title: str, model: str, seed: int | None, labels: dict[str, str], licence: str | None) -> dict[str, str]:
+    """The tags of a generated piece; its comment has all that makes it again."""
+    facts = [model, *([] if seed is None else [f"seed {seed}"]), *(f"{name} {value}" for name, value in labels.items())]
+    comment = ", ".join(facts) + (f"; licence of the model: {licence}" if licence else "")
+    return {"title": title, "comment": comment, "software": "audiovq", "license": licence or ""}
 
 
 def check_writable(path: Path, inputs: Iterable[Path | str | None] = ()) -> None:

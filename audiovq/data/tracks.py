@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import PositiveInt, TypeAdapter
 
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
@@ -27,16 +27,15 @@ from audiovq.utils.progress import say, say_once, track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
 T = TypeVar("T")
-Positive = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class Track:
     path: str  # relative to the data folder
     sha256: str  # of the file
-    sample_rate: Positive
-    channels: Positive
-    samples: Positive  # as decoded, at its own rate
+    sample_rate: PositiveInt
+    channels: PositiveInt
+    samples: PositiveInt  # as decoded, at its own rate
     split: str = "train"
     labels: dict[str, str] = field(default_factory=dict)
     peak: float = 0.0

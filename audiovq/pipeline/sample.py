@@ -16,12 +16,12 @@ from torch import Tensor
 from audiovq.api import Generator, PieceOptions, Tokenizer
 from audiovq.api.splice import keep_original
 from audiovq.data import audio
-from audiovq.data.audio_writer import AudioWriter, check_writable
+from audiovq.data.audio_writer import AudioWriter, check_writable, piece_tags
 from audiovq.data.codes import Codes, check_codes_output
 from audiovq.data.notes import requested_frames
 from audiovq.distributed import collectives, launch
 from audiovq.evaluation.loudness import loudness, normalized
-from audiovq.pretrained.tags import model_licence, piece_tags
+from audiovq.pretrained.locate import model_licence
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.utils import signals

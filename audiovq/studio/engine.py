@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 from audiovq.api.generator import Generator
 from audiovq.data.audio import audio_info
+from audiovq.data.audio_writer import piece_tags
 from audiovq.data.codes import Codes
-from audiovq.pretrained.tags import model_licence, piece_tags
+from audiovq.pretrained.locate import model_licence
 from audiovq.prior.spec import SamplingConfig
 from audiovq.studio import sounds
 from audiovq.studio.jobs import Job

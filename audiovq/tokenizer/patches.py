@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
 from audiovq.tokenizer.codebook import update_counts
-from audiovq.tokenizer.quantizer_base import MAX_CODES, Quantized, Quantizer
+from audiovq.tokenizer.quantizer import MAX_CODES, Quantized, Quantizer
 
 
 class PatchQuantizer(Quantizer):
