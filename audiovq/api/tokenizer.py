@@ -70,8 +70,6 @@ class Tokenizer(Shareable):
         """How all levels become ids of a language model (`Codes.flatten`), and ids levels, which `decode` takes."""
         return Flattening(self.config.hop_lengths, self.config.codebook_size, pattern)
 
-    # --- audio to codes ---
-
     def stream(self, sample_rate: int | None = None, chunk_seconds: float = 0.0) -> ResamplingEncoder:
         """A streaming encoder. `push` blocks of any size, then `finish`; together they give what `encode` gives.
 
@@ -148,8 +146,6 @@ class Tokenizer(Shareable):
         network = self.network
         streams = StreamingEncoder(network, 0), StreamingDecoder(network, network.config.n_levels, 0)
         return sum(stream.latency_seconds for stream in streams)
-
-    # --- codes to audio ---
 
     def decoder_stream(
         self, n_levels: int | None = None, chunk_seconds: float = 0.0, ahead_seconds: float | None = None

@@ -140,9 +140,6 @@ def _save(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dtyp
         write_checksums(temporary)
 
 
-# --- checks of files from any source --------------------------------------------------------------
-
-
 def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: Path) -> ConfigT:
     """Build the part `key` of a config.json; ValueError if it is missing, wrong or has too large numbers."""
     part = content.get(key)

@@ -103,9 +103,6 @@ def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
     return CodeMask(codes.n_samples, levels, kept.source_start)
 
 
-# --- brought in -----------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def named_as_uploaded(path: Path, name: str) -> Iterator[None]:
     """Error messages have the name that the user knows instead of a path on this machine."""
