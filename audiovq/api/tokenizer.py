@@ -143,8 +143,7 @@ class Tokenizer(Shareable):
     @property
     def latency_seconds(self) -> float:
         """From a sound to the same sound decoded, by streams with the smallest chunks; little with `causal`."""
-        network = self.network
-        streams = StreamingEncoder(network, 0), StreamingDecoder(network, network.config.n_levels, 0)
+        streams = StreamingEncoder(self.network, 0), StreamingDecoder(self.network, self.config.n_levels, 0)
         return sum(stream.latency_seconds for stream in streams)
 
     def decoder_stream(

@@ -83,8 +83,7 @@ def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> 
             if code or messages:  # intact files print nothing
                 raise FFmpegError(f"truncated or damaged (ffmpeg: {messages[0] if messages else f'exit code {code}'})")
             if facts.format.split()[0] in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
-                found = f"the header says {facts.seconds:.2f} s, {seconds:.2f} s are there"
-                raise FFmpegError(f"truncated: {found}")
+                raise FFmpegError(f"truncated: the header says {facts.seconds:.2f} s, {seconds:.2f} s are there")
         finally:
             process.kill()
             process.stdout.close()

@@ -34,10 +34,11 @@ def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tens
     return collectives.broadcast_(centres.contiguous())
 
 
-def mean_count(latents: list[Tensor], size: int) -> Tensor:
-    """A scalar: how often each of `size` codes is chosen in this batch if all are chosen equally often."""
-    n = sum(level[..., 0].numel() for level in latents)
-    return collectives.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
+def start_codebook(vectors: Tensor, counts: Tensor, latents: list[Tensor], iterations: int) -> None:
+    """Code vectors [size, dim] by k-means; `counts` as if all were chosen equally often in this batch."""
+    vectors.copy_(spherical_k_means(latents, len(vectors), iterations))
+    n = torch.tensor(float(sum(level[..., 0].numel() for level in latents)), device=counts.device)
+    counts.copy_((collectives.all_reduce_(n) / len(vectors)).expand_as(counts))
 
 
 def update_counts(counts: Tensor, codes: list[Tensor], latents: list[Tensor], config: Any) -> tuple[Tensor, Tensor]:

@@ -68,8 +68,7 @@ class SpectralFront(nn.Module):
         mean, square = features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2))
         mean, square = collectives.mean_(torch.stack([mean, square]), len(waveform))
         self.mean.copy_(mean[:, None])
-        deviation = (square - mean.square()).clamp(min=0).sqrt()[:, None]
-        self.scale.copy_(1 / (deviation + 0.01))
+        self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
 
 
 def mel_filters(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:

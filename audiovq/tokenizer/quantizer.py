@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
-from audiovq.tokenizer.codebook import mean_count, spherical_k_means, update_counts
+from audiovq.tokenizer.codebook import start_codebook, update_counts
 
 MAX_CODES = 65536  # codes of a codebook: one fits into 16 bits
 
@@ -124,8 +124,7 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
-        self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        self.counts.copy_(mean_count(latents, self.codebook_size).expand_as(self.counts))
+        start_codebook(self.embedding, self.counts, latents, self.config.kmeans_iterations)
         self.sums.copy_(self.embedding * self.counts[:, None])
 
     @torch.no_grad()
@@ -218,8 +217,7 @@ class GumbelQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
-        self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        self.counts.copy_(mean_count(latents, self.codebook_size).expand_as(self.counts))
+        start_codebook(self.embedding, self.counts, latents, self.config.kmeans_iterations)
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
