@@ -17,8 +17,7 @@ from audiovq.data.codes import Codes
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.export import Models, Shareable
 from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
-from audiovq.prior.prior import Prior
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.engine import few_threads
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround

@@ -17,7 +17,7 @@ from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained.identity import prior_hash
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.prior import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.engine import few_threads
 from audiovq.sampling.guidance import Request

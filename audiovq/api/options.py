@@ -13,8 +13,7 @@ from audiovq.config import build, whole_number
 from audiovq.data import audio
 from audiovq.data.conditions import chroma_classes
 from audiovq.data.notes import chord_frames, requested_frames
-from audiovq.prior.prior import Prior
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.engine import precisions
 from audiovq.sampling.guidance import Request
 from audiovq.utils import compat

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from audiovq import config as conf
 from audiovq.pretrained.published import build_codec, load_codec, weights
-from audiovq.prior.prior import Prior, PriorConfig
-from audiovq.prior.spec import PriorSpec, SamplingConfig
+from audiovq.prior.prior import Prior, PriorConfig, SamplingConfig
+from audiovq.prior.spec import PriorSpec
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
 from audiovq.utils.device import torch_defaults

@@ -17,8 +17,8 @@ from audiovq.data.tracks import Scan, credits_files
 from audiovq.pretrained import checkpoint, onnx_files, onnx_generator
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import is_hub_name, prior_folders, push_folder, resolve_model, tokenizer_folder
-from audiovq.prior.prior import Prior
-from audiovq.prior.spec import PriorSpec, SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
+from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.environment import errors_as, require

@@ -1,11 +1,9 @@
-"""What is saved with a prior's weights: facts about the codes that it models, and settings for drawing them."""
+"""What a prior must know about the codes that it models."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
-
-from audiovq.config import Config
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,3 @@ class PriorSpec:
     def top_ratio(self) -> int:
         """Codes of this level per code of level 0. Chroma and notes have one frame per code of level 0."""
         return self.hop_lengths[0] // self.hop_length
-
-
-class SamplingConfig(Config):
-    """Recommended by the recipe, saved with the prior, and overridden by the options of a command."""
-
-    temperature: float = Field(default=1.0, ge=0)  # 0 takes the most likely code
-    top_k: int = Field(default=0, ge=0, le=1 << 16)  # draw from the k most likely codes; 0 is all
-    top_p: float = Field(default=1.0, gt=0, le=1)  # draw from the most likely codes with this probability
-    guidance: float = Field(default=1.0, ge=0)  # strength of labels, text, chroma and notes; 1 is as trained

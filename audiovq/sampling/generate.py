@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from audiovq.prior.prior import Prior
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.decode_state import DecodeState, can_go_on
 from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import next_code

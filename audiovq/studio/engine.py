@@ -14,7 +14,7 @@ from audiovq.data.audio import audio_info
 from audiovq.data.audio_writer import piece_tags
 from audiovq.data.codes import Codes
 from audiovq.pretrained.locate import model_licence
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.prior import SamplingConfig
 from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
 from audiovq.studio.live import Stage

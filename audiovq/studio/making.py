@@ -13,7 +13,7 @@ from torch import Tensor
 from audiovq.api.generator import Generator
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.data.codes import Codes
-from audiovq.prior.spec import SamplingConfig
+from audiovq.prior.prior import SamplingConfig
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.jobs import Job
 from audiovq.studio.projects import Kept
