@@ -83,8 +83,6 @@ def whole_number(value: Any, what: str) -> int:
     raise ValueError(f"{what}: expected a whole number, found {value!r:.40}")
 
 
-# --- YAML -----------------------------------------------------------------------------------------
-
 NUMBERS = {
     "int": r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F_]+)",
     "float": r"[-+]?(\d[\d_]*\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",

@@ -13,8 +13,7 @@ from audiovq import config as conf
 from audiovq.config import Config
 from audiovq.data.data_config import DataConfig
 from audiovq.data.storage import is_url
-from audiovq.prior.prior import PriorConfig
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import PriorConfig, SamplingConfig
 from audiovq.tokenizer.discriminators import AdversarialConfig
 from audiovq.tokenizer.losses import LossConfig
 from audiovq.tokenizer.vqvae import VQVAEConfig

@@ -19,7 +19,7 @@ from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statist
 from audiovq.tokenizer.losses import ToneLoss
 from audiovq.tokenizer.patches import PatchQuantizer
 from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, decimate, frequency, peak_weights, pitches
-from audiovq.tokenizer.quantizer_base import Quantized
+from audiovq.tokenizer.quantizer import Quantized
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.tones import Oscillators
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig

@@ -10,8 +10,7 @@ from torch import nn
 
 from audiovq.data.conditions import SILENT, chroma_classes
 from audiovq.prior.conditioners import CONDITIONERS, NO_GAP, Conditions
-from audiovq.prior.prior import Prior, PriorConfig, PriorSpec
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, PriorConfig, PriorSpec, SamplingConfig
 from audiovq.prior.transformer import Transformer, TransformerConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate

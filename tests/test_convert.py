@@ -30,7 +30,7 @@ from audiovq.data.tracks import DataConfig, scan
 from audiovq.pipeline.samples import reconstruct_samples
 from audiovq.pretrained import checkpoint
 from audiovq.recipe import SamplesConfig, load_recipe
-from audiovq.report.contents import _reconstructions
+from audiovq.report.clips import _reconstructions
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import file_sha256
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from audiovq.api.splice import splice
 from audiovq.data.codes import Codes
 from audiovq.prior.conditioners import Conditions
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.engine import PackedEngine
 from audiovq.sampling.generate import generate

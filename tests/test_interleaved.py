@@ -11,8 +11,7 @@ from test_inpainting import holes
 from test_sampling import HOPS, priors, request
 from torch.nn import functional as F
 
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import Request
 

@@ -18,8 +18,7 @@ from audiovq.api import Generator, Live
 from audiovq.data.notes import SILENCE, frame_of
 from audiovq.live.controls import Controls
 from audiovq.prior.conditioners import Conditions, LabelConditioner
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import Request

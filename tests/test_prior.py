@@ -11,7 +11,7 @@ from audiovq.prior.conditioners import CONDITIONERS, Conditions
 from audiovq.prior.kv_cache import window_mask
 from audiovq.prior.prior import Prior, PriorConfig
 from audiovq.prior.spec import PriorSpec
-from audiovq.prior.transformer import Transformer, TransformerConfig, rotary, rotate
+from audiovq.prior.transformer import Transformer, TransformerConfig, rotate
 
 CONFIG = TransformerConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, context=64, attention_window=12)
 HOPS = [256, 128, 32]
@@ -45,10 +45,11 @@ def test_window_mask_equals_its_definition() -> None:
 
 def test_rotary_makes_attention_depend_on_distance_alone() -> None:
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    angles = Transformer(TransformerConfig(dim=16, n_layers=1, n_heads=1)).angles
 
     def score(i: int, j: int) -> float:
-        a = rotate(q, *rotary(torch.tensor([i]), 16))
-        return float((a * rotate(k, *rotary(torch.tensor([j]), 16))).sum())
+        a = rotate(q, *angles(torch.tensor([i])))
+        return float((a * rotate(k, *angles(torch.tensor([j])))).sum())
 
     assert score(7, 3) == pytest.approx(score(1007, 1003), abs=1e-3)
     assert abs(score(7, 3) - score(70, 3)) > 1e-2

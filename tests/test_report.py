@@ -26,8 +26,7 @@ from audiovq import Tokenizer
 from audiovq.data.tracks import find_audio
 from audiovq.pretrained.export import without_local_paths
 from audiovq.recipe import load_recipe, load_saved_recipe
-from audiovq.report.clips import MAX_CLIPS, choose, render
-from audiovq.report.contents import Clip, Group
+from audiovq.report.clips import MAX_CLIPS, Clip, Group, choose, render
 from audiovq.report.curves import MAX_POINTS, stage_curves, thin
 from audiovq.report.page import report_pieces, report_run, try_report
 from audiovq.training.logs import read_steps

@@ -9,8 +9,7 @@ from test_prior import make
 from torch.nn import functional as F
 
 from audiovq.prior.conditioners import Conditions
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.decode_state import coarser_at_rate_above
 from audiovq.sampling.generate import generate
 from audiovq.sampling.guidance import Request

@@ -43,7 +43,7 @@ def test_windows_depend_on_the_total_alone_and_cover_everything_once() -> None:
         for seed in range(3):
             streamed = Windows(step, context)
             found = [w for block in random_blocks(x, seed, 200) for w in streamed.push([block])]
-            found += [last] if (last := streamed.finish()) else []
+            found += streamed.finish()
             assert [(w.low, w.start, w.end, w.sequences[0].tolist()) for w in found] == [
                 (w.low, w.start, w.end, w.sequences[0].tolist()) for w in whole
             ]
@@ -79,8 +79,7 @@ def test_resampling_in_blocks_equals_the_whole(old: int, new: int) -> None:
         for seed in range(2):
             resampler = Resampler(old, new)
             parts = [resampler.push(block) for block in random_blocks(waveform, seed, 9000)]
-            rest = resampler.finish()
-            streamed = torch.cat([*parts, rest] if rest is not None else parts, dim=-1)
+            streamed = torch.cat([*parts, *resampler.finish()], dim=-1)
             assert torch.equal(streamed, whole)
     assert torch.equal(resample(waveform[0], old, new), whole[0])
     assert torch.equal(resample(waveform[None], old, new), whole[None])

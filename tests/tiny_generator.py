@@ -13,8 +13,7 @@ from audiovq import Generator, Tokenizer
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.pretrained.onnx_files import DecodeGraph
 from audiovq.pretrained.onnx_generator import export_generator
-from audiovq.prior.prior import Prior, PriorConfig
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, PriorConfig, SamplingConfig
 from audiovq.prior.spec import PriorSpec
 from audiovq.sampling.generate import generate
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig

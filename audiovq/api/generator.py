@@ -11,14 +11,13 @@ from torch import Tensor
 
 from audiovq.api.live import Live
 from audiovq.api.options import PieceOptions, level_settings, make_request
-from audiovq.api.shareable import Models, Shareable
 from audiovq.api.tokenizer import Tokenizer
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained import checkpoint
+from audiovq.pretrained.export import Models, Shareable
 from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.engine import few_threads
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
 from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround

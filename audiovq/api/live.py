@@ -17,7 +17,7 @@ from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.config import whole_number
 from audiovq.data.codes import Codes
 from audiovq.pretrained.identity import prior_hash
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import SamplingConfig
 from audiovq.sampling.endless import EndlessCodes
 from audiovq.sampling.engine import few_threads
 from audiovq.sampling.guidance import Request
@@ -90,8 +90,6 @@ class Live:
         if facts:
             self._restore(facts, tensors)
 
-    # --- controls ---
-
     def set(self, **controls: Any) -> None:
         """Change something from the next code on: the first that `codes` does not have yet.
 
@@ -159,8 +157,6 @@ class Live:
         """The controls as they are."""
         return {"seed": self.seed, **{name: getattr(self.options, name) for name in CONTROLS[:-1]}}
 
-    # --- sound ---
-
     @property
     def latency_seconds(self) -> float:
         """The longest time, in seconds of music, from a change until codes sound that were drawn after it: what the
@@ -211,8 +207,6 @@ class Live:
                     waveform = self.decoder.push(levels).cpu()
                     if waveform.shape[-1]:
                         return waveform
-
-    # --- what was played, and the state ---
 
     def codes(self, last_seconds: float | None = None) -> Codes:
         """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept. They reach

@@ -13,8 +13,7 @@ from audiovq.config import build, whole_number
 from audiovq.data import audio
 from audiovq.data.conditions import chroma_classes
 from audiovq.data.notes import chord_frames, requested_frames
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.engine import precisions
 from audiovq.sampling.guidance import Request
 from audiovq.utils import compat
@@ -90,7 +89,12 @@ def make_request(priors: Sequence[Prior], n_samples: int, seed: int, options: Pi
         raise ValueError("text: this model was trained without texts; expected a prior with a text conditioner")
     if n_bytes > longest:
         raise ValueError(f"text: expected at most {longest} bytes in UTF-8, found {n_bytes}")
-    chroma = _reference_chroma(priors, options.chroma) if options.chroma else None
+    chroma, spec = None, priors[0].spec
+    if options.chroma:  # pitch classes of the recording, one per code of level 0: int64 [n_frames]
+        if not any(prior.config.extra_inputs["chroma"] for prior in priors):
+            raise ValueError("chroma: this model was trained without; expected a prior with a chroma conditioner")
+        waveform, rate = audio.read_audio(options.chroma, spec.sample_rate)
+        chroma = torch.from_numpy(chroma_classes(waveform, rate, spec.hop_lengths[0])).long()
     precision = compat.current_precision(options.precision, precisions(priors[0].head.weight.device))
     return Request(n_samples, [], seed, labels, options.text, chroma, precision, _notes(priors, n_samples, options))
 
@@ -113,15 +117,6 @@ def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, A
         mixture = [float(shares.get(value, 0)) for value in values]
         indexes[name] = mixture if isinstance(given, Mapping) else values.index(str(given)) + 1  # 0 is unknown
     return indexes
-
-
-def _reference_chroma(priors: Sequence[Prior], path: str | Path) -> Tensor:
-    """The pitch classes of a recording, one per code of level 0: int64 [n_frames]."""
-    if not any(prior.config.extra_inputs["chroma"] for prior in priors):
-        raise ValueError("chroma: this model was trained without; expected a prior with a chroma conditioner")
-    spec = priors[0].spec
-    waveform, rate = audio.read_audio(path, spec.sample_rate)
-    return torch.from_numpy(chroma_classes(waveform, rate, spec.hop_lengths[0])).long()
 
 
 def _notes(priors: Sequence[Prior], n_samples: int, options: PieceOptions) -> Tensor | None:

@@ -114,7 +114,6 @@ class ResamplingEncoder:
     @torch_defaults()
     def finish(self) -> list[Tensor]:
         """The rest; ceil(n_samples / hop_length) codes per level in all."""
-        rest = self.resampler.finish()
-        levels = [self._encode(rest)] if rest is not None else []
+        levels = [self._encode(rest) for rest in self.resampler.finish()]
         levels.append([level.cpu() for level in self.encoder.finish()])
         return [torch.cat(level) for level in zip(*levels, strict=True)]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from audiovq.api.resampling_encoder import ResamplingEncoder, Waveform, checked, with_rate
-from audiovq.api.shareable import Models, Shareable
 from audiovq.data import audio
 from audiovq.data.audio_writer import AudioWriter
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.flattening import Flattening, Pattern
 from audiovq.data.resampling import resample
 from audiovq.pretrained import checkpoint
+from audiovq.pretrained.export import Models, Shareable
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import resolve_model, tokenizer_folder
 from audiovq.tokenizer import streaming
@@ -69,8 +69,6 @@ class Tokenizer(Shareable):
     def flattening(self, pattern: Pattern = "interleave") -> Flattening:
         """How all levels become ids of a language model (`Codes.flatten`), and ids levels, which `decode` takes."""
         return Flattening(self.config.hop_lengths, self.config.codebook_size, pattern)
-
-    # --- audio to codes ---
 
     def stream(self, sample_rate: int | None = None, chunk_seconds: float = 0.0) -> ResamplingEncoder:
         """A streaming encoder. `push` blocks of any size, then `finish`; together they give what `encode` gives.
@@ -145,11 +143,8 @@ class Tokenizer(Shareable):
     @property
     def latency_seconds(self) -> float:
         """From a sound to the same sound decoded, by streams with the smallest chunks; little with `causal`."""
-        network = self.network
-        streams = StreamingEncoder(network, 0), StreamingDecoder(network, network.config.n_levels, 0)
+        streams = StreamingEncoder(self.network, 0), StreamingDecoder(self.network, self.config.n_levels, 0)
         return sum(stream.latency_seconds for stream in streams)
-
-    # --- codes to audio ---
 
     def decoder_stream(
         self, n_levels: int | None = None, chunk_seconds: float = 0.0, ahead_seconds: float | None = None

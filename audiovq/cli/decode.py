@@ -4,14 +4,12 @@ from click import Choice, argument, command, option
 
 from audiovq.cli.options import FILE, convert, json_option, model_option
 
-FORMAT = Choice(["wav", "flac"])
-
 
 @command()
 @argument("source", type=FILE, metavar="CODES")
 @option("-o", "--out", type=FILE, required=True, metavar="FILE", help="Sound file to write; or a folder.")
 @option("--levels", type=int, help="Decode only the first levels.")
-@option("--format", "suffix", type=FORMAT, default="wav", help="Format of the files in a folder.")
+@option("--format", "suffix", type=Choice(["wav", "flac"]), default="wav", help="Format of the files in a folder.")
 @model_option
 @json_option
 def decode(source: str, out: str, levels: int | None, suffix: str, model: str | None, json_file: str | None) -> None:

@@ -178,9 +178,7 @@ def stream_audio(
         yield resampler.push(downmix(waveform, channels or waveform.shape[0]))
     if empty:
         raise ValueError(f"{path}: holds no samples")
-    rest = resampler.finish()
-    if rest is not None:
-        yield rest
+    yield from resampler.finish()
 
 
 def read_audio(

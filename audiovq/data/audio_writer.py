@@ -14,7 +14,7 @@ from mutagen import id3
 from torch import Tensor
 
 from audiovq.data.resampling import Resampler
-from audiovq.utils.files import atomic_file, cannot_write, check_folder, check_output, utf8_path
+from audiovq.utils.files import atomic_file, check_folder, check_output, utf8_path, writing
 
 Target = Path | str | BinaryIO
 WAV_BYTES = (1 << 32) - 4096  # the sizes in a WAV file are 32-bit numbers
@@ -70,7 +70,7 @@ class AudioWriter(contextlib.ExitStack):
         return self
 
     def _finish(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is None and (rest := self.resampler.finish()) is not None:
+        for rest in self.resampler.finish() if kind is None else ():
             self._write(rest)
 
     def write(self, waveform: Tensor) -> None:
@@ -95,21 +95,19 @@ def _file(
     path: Path, form: str, subtype: str, sample_rate: int, channels: int, tags: Tags
 ) -> Iterator[soundfile.SoundFile]:
     texts = {name: "".join(c for c in text if c.isprintable()) for name, text in tags.items()}
-    try:
-        with atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
-            place = folder / temporary.name  # without the suffix
-            with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form) as file:
-                for name, text in texts.items():
-                    if text and form != "MP3":
-                        setattr(file, name, text)
-                yield file
-            if form == "MP3" and any(texts.values()):  # libsndfile takes their texts for Latin-1
-                found = id3.ID3()
-                for name in ID3_FRAMES.keys() & texts.keys():
-                    found.add(ID3_FRAMES[name](encoding=id3.Encoding.UTF8, lang="eng", text=texts[name]))
-                found.save(place)
-    except soundfile.LibsndfileError as error:
-        raise cannot_write(path, error) from None
+    failures = writing(path, soundfile.LibsndfileError)
+    with failures, atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
+        place = folder / temporary.name  # without the suffix
+        with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form) as file:
+            for name, text in texts.items():
+                if text and form != "MP3":
+                    setattr(file, name, text)
+            yield file
+        if form == "MP3" and any(texts.values()):  # libsndfile takes their texts for Latin-1
+            found = id3.ID3()
+            for name in ID3_FRAMES.keys() & texts.keys():
+                found.add(ID3_FRAMES[name](encoding=id3.Encoding.UTF8, lang="eng", text=texts[name]))
+            found.save(place)
 
 
 class _Pipe:
@@ -138,6 +136,13 @@ def write_audio(path: Path | str, waveform: Tensor, sample_rate: int) -> None:
     """Write [channels, samples] to a file; raises as `AudioWriter`."""
     with AudioWriter(path, sample_rate, waveform.shape[0], waveform.shape[1]) as file:
         file.write(waveform)
+
+
+def piece_tags(title: str, model: str, seed: int | None, labels: dict[str, str], licence: str | None) -> dict[str, str]:
+    """The tags of a generated piece; its comment has all that makes it again."""
+    facts = [model, *([] if seed is None else [f"seed {seed}"]), *(f"{name} {value}" for name, value in labels.items())]
+    comment = ", ".join(facts) + (f"; licence of the model: {licence}" if licence else "")
+    return {"title": title, "comment": comment, "software": "audiovq", "license": licence or ""}
 
 
 def check_writable(path: Path, inputs: Iterable[Path | str | None] = ()) -> None:

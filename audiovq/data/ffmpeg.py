@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -77,19 +77,14 @@ def blocks(path: Path, start: int, n_samples: int | None, block_frames: int) -> 
                 end += len(data) // frame
                 yield block.reshape(-1, facts.channels).copy()  # writable
             seconds = np.inf if n_samples and end == start + n_samples else end / facts.sample_rate
-            _check_end(process.wait(), errors, seconds, facts)
+            code = process.wait()
+            errors.seek(0)
+            messages = errors.read().decode(errors="replace").strip().splitlines()
+            if code or messages:  # intact files print nothing
+                raise FFmpegError(f"truncated or damaged (ffmpeg: {messages[0] if messages else f'exit code {code}'})")
+            if facts.format.split()[0] in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
+                raise FFmpegError(f"truncated: the header says {facts.seconds:.2f} s, {seconds:.2f} s are there")
         finally:
             process.kill()
             process.stdout.close()
             process.wait()
-
-
-def _check_end(code: int, errors: IO[bytes], seconds: float, facts: AudioInfo) -> None:
-    """Raises FFmpegError if the end is missing, or if ffmpeg printed anything: intact files print nothing."""
-    errors.seek(0)
-    messages = errors.read().decode(errors="replace").strip().splitlines()
-    if code or messages:
-        reason = messages[0] if messages else f"exit code {code}"
-        raise FFmpegError(f"truncated or damaged (ffmpeg: {reason})")
-    if facts.format.split()[0] in _WITH_LENGTH and seconds < facts.seconds - _SLACK_SECONDS:
-        raise FFmpegError(f"truncated: the header says {facts.seconds:.2f} s, {seconds:.2f} s are there")

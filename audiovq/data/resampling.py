@@ -47,12 +47,10 @@ class Resampler:
         self.silence = waveform.new_zeros(*waveform.shape[:-1], self.old // self.new + 2)
         return self._resample(waveform)
 
-    def finish(self) -> Tensor | None:
-        """The rest, or None if there is none."""
+    def finish(self) -> list[Tensor]:
+        """The rest, if there is one."""
         missing = -(-self.n_old * self.new // self.old) - self.n_new
-        if not missing:
-            return None
-        return self._resample(self.silence, last=True)[..., :missing]
+        return [self._resample(self.silence, last=True)[..., :missing]] if missing else []
 
     def _resample(self, waveform: Tensor, last: bool = False) -> Tensor:
         frames = waveform.detach().flatten(0, -2).T if waveform.ndim > 1 else waveform.detach()[:, None]
@@ -78,5 +76,4 @@ def _latency(old: int, new: int) -> int:
 def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """float32 [..., samples] -> [..., ceil(samples · to_rate / from_rate)], on the waveform's device."""
     resampler = Resampler(from_rate, to_rate)
-    parts = [resampler.push(waveform), resampler.finish()]
-    return torch.cat([part for part in parts if part is not None], dim=-1)
+    return torch.cat([resampler.push(waveform), *resampler.finish()], dim=-1)

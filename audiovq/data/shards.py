@@ -8,6 +8,7 @@ tracks.npy                  int64, one row per track: where its line and its cod
 index.json                  format and tokenizer, size and CRC-32 of every file (of a shard, of each block); written last
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,7 +30,7 @@ from audiovq.data.conditions import SILENT
 from audiovq.data.notes import N_FRAMES
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.environment import errors_as
-from audiovq.utils.files import cannot_write, json_line, parse_line, write_text
+from audiovq.utils.files import json_line, parse_line, write_text, writing
 from audiovq.utils.progress import track as progress
 
 FORMAT = "audiovq-shards-2"
@@ -153,11 +154,9 @@ class ShardWriter:
 
     def __init__(self, folder: Path, index: ShardIndex):
         self.folder, self.index = folder, index
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
-        except OSError as error:
-            raise cannot_write(folder, error) from None
         dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
         self.dtypes = [dtype] * len(index.hop_lengths) + list(index.extras.values())
         self.parts: list[list[np.ndarray]] = [[] for _ in self.dtypes]  # of the current shard, a file each
@@ -171,13 +170,11 @@ class ShardWriter:
         assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
         values += extras
         line = json_line({key: getattr(track, key) for key in LINE})
-        try:
+        with writing(self.folder):
             if self.lengths[-1] and self.lengths[-1] + len(values[n_levels - 1]) > SHARD_CODES:
                 self._write_shard()
             start = self.lines.tell()
             self.lines.write(line)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from None
         for parts, value, dtype in zip(self.parts, values, self.dtypes, strict=True):
             parts.append(value.astype(dtype))
         row = [start, len(line), self.index.n_shards, SPLITS.index(track.split), codes.n_samples]
@@ -209,7 +206,7 @@ class ShardWriter:
         self.rows += [[start + line, size, first + shard, *rest] for line, size, shard, *rest in rows]
 
     def finish(self) -> None:
-        try:
+        with writing(self.folder):
             if self.parts[0]:
                 self._write_shard()
             self.lines.close()
@@ -222,8 +219,6 @@ class ShardWriter:
             content["blocks"] = self.blocks
             content["crc32"]["index.json"] = _index_crc32(content)
             write_text(self.folder / "index.json", json.dumps(content))
-        except OSError as error:
-            raise cannot_write(self.folder, error) from None
 
 
 class Shards:
@@ -239,24 +234,23 @@ class Shards:
         self.local = Path(folder)
         if storage.is_url(folder):
             self.local = Path(pooch.os_cache("audiovq")) / "codes" / hashlib.sha256(content).hexdigest()[:32]
-        try:
+        with self._reading("index.json"):
             found = json.loads(content)
             file = conf.build(_IndexFile, found, "index")
-        except (ValueError, RecursionError) as error:
-            raise self._damaged("index.json", error) from None
         self.sizes, self.blocks = file.sizes, file.blocks
         self._verified: set[tuple[str, int]] = set()
         layout = file.tokenizer_hash, file.sample_rate, list(file.hop_lengths), file.codebook_size
         self.index = ShardIndex(*layout, file.chroma, file.n_shards, file.notes)
         if tokenizer_hash is not None and file.tokenizer_hash != tokenizer_hash:
-            found = f"found codes of {file.tokenizer_hash[:12]}; delete the folder and run the codes stage again"
-            raise ValueError(f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, {found}")
+            other = f"found codes of {file.tokenizer_hash[:12]}; delete the folder and run the codes stage again"
+            raise ValueError(f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, {other}")
         names = self.index.names
         shown = progress(names, "download codes", len(names)) if storage.is_url(folder) else names
         self._arrays = {name: self._open(name) for name in shown}
         self.index.tracks = self._read_tracks(file)
-        if "index.json" in file.crc32 and file.crc32["index.json"] != _index_crc32(found):
-            raise self._damaged("index.json", "its checksum is wrong")
+        with self._reading("index.json"):
+            if "index.json" in file.crc32 and file.crc32["index.json"] != _index_crc32(found):
+                raise ValueError("its checksum is wrong")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker process opens its own; pickling a mapped array would copy it."""
@@ -272,7 +266,7 @@ class Shards:
         return path
 
     def _open(self, name: str) -> np.ndarray:
-        try:
+        with self._reading(name):
             path, size = self._path(name), self.sizes.get(name)
             if size is not None and path.stat().st_size != size:
                 raise ValueError(f"expected {size} bytes, found {path.stat().st_size}")
@@ -280,29 +274,25 @@ class Shards:
             if array.ndim != 1 or array.dtype not in (np.uint8, np.uint16, np.int32):
                 raise ValueError(f"expected one row of whole numbers, found {array.dtype} {list(array.shape)}")
             return array
-        except (OSError, EOFError, ValueError) as error:
-            raise self._damaged(name, error) from None
 
     def _read_tracks(self, file: _IndexFile) -> TrackTable:
         """The table of tracks, whose codes are all within their shards."""
-        name, n_levels = "index.json", len(file.hop_lengths)
-        try:
+        name, n_levels, contents = "index.json", len(file.hop_lengths), []
+        for name in TABLES if file.tracks is None else ():  # mapped, because those of millions of tracks are large
+            with self._reading(name):
+                path = self._path(name)
+                contents.append(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8))
+                if zlib.crc32(contents[-1].data) != file.crc32.get(name):
+                    raise ValueError("its checksum is wrong")
+        with self._reading(name):
             if file.tracks is not None:  # the first format
                 table = table_of([checked_track(**track) for track in file.tracks], n_levels)
             else:
-                contents = []
-                for name in TABLES:  # mapped, because the tables of millions of tracks are large
-                    path = self._path(name)
-                    contents.append(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8))
-                    if zlib.crc32(contents[-1].data) != file.crc32.get(name):
-                        raise ValueError("its checksum is wrong")
-                table = TrackTable(contents[0], _mapped(self._path(TABLES[1])))
+                table = TrackTable(contents[0], _mapped(self._path(name)))
                 if len(table) != file.n_tracks:
                     raise ValueError(f"expected {file.n_tracks} tracks, found {len(table)}")
             self._check_places(table.columns, len(table.lines), n_levels)
-        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(name, error) from None
-        return table
+            return table
 
     def _check_places(self, columns: np.ndarray, n_bytes: int, n_levels: int) -> None:
         """Raises ValueError if a track's line or codes are outside of their files."""
@@ -330,26 +320,27 @@ class Shards:
         for i in range((first + start) // BLOCK_CODES, -(-(first + end) // BLOCK_CODES) if name in self.blocks else 0):
             if (name, i) not in self._verified:
                 found = zlib.crc32(array[i * BLOCK_CODES : (i + 1) * BLOCK_CODES].tobytes())
-                if self.blocks[name][i : i + 1] != (found,):
-                    raise self._damaged(name, "its checksum is wrong")
+                with self._reading(name):
+                    if self.blocks[name][i : i + 1] != (found,):
+                        raise ValueError("its checksum is wrong")
                 self._verified.add((name, i))
         return array[first + start : first + end]
 
-    def _damaged(self, name: str, reason: object) -> ValueError:
+    def _reading(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Errors as a ValueError that says what to do."""
         again = f"delete {self.local} to download it again"
         advice = again if storage.is_url(self.folder) else "delete its folder and run the codes stage again"
-        return ValueError(f"{self.folder}/{name}: shard missing or damaged ({reason}); {advice}")
+        kinds = (OSError, EOFError, KeyError, TypeError, ValueError, RecursionError)
+        return errors_as(f"{self.folder}/{name}: shard missing or damaged", *kinds, advice=f"; {advice}")
 
     def codes(self, track: ShardTrack, level: int, start: int = 0, end: int | None = None) -> np.ndarray:
         """Codes [start, end) of one level of a track, as int64; ValueError for damaged ones."""
         length = track.lengths[level]
         end = max(start, length if end is None else min(end, length))
         codes = self._read(track, f"level-{level}", level, start, end).astype(np.int64)
-        try:
+        with self._reading(f"shard-{track.shard:05d}-level-{level}.npy"):
             check_range(codes, self.index.codebook_size, track.path)
-        except ValueError as error:
-            raise self._damaged(f"shard-{track.shard:05d}-level-{level}.npy", error) from None
-        return codes
+            return codes
 
     def frames(self, track: ShardTrack, kind: str) -> np.ndarray:
         """Chroma or notes of a track, [n_top_codes]; raises as `codes`."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import PositiveInt, TypeAdapter
 
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
@@ -27,16 +27,15 @@ from audiovq.utils.progress import say, say_once, track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
 T = TypeVar("T")
-Positive = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class Track:
     path: str  # relative to the data folder
     sha256: str  # of the file
-    sample_rate: Positive
-    channels: Positive
-    samples: Positive  # as decoded, at its own rate
+    sample_rate: PositiveInt
+    channels: PositiveInt
+    samples: PositiveInt  # as decoded, at its own rate
     split: str = "train"
     labels: dict[str, str] = field(default_factory=dict)
     peak: float = 0.0
@@ -260,7 +259,9 @@ def _check_file(
             raise ValueError("silent: never above -60 dBFS")
         labels = found.tags | manifest.get(name, {}) | _labels_of_files(path)
         split = labels.pop("split", "")
-        _check_text(labels)
+        for label, text in labels.items():  # JSON can hold half of a surrogate pair, and files cannot
+            if any("\ud800" <= character <= "\udfff" for character in f"{label}{text}"):
+                raise ValueError(f"label {label!a}: expected Unicode text, found {text!a:.80}")
         if split not in {"", "train", "valid"}:
             raise ValueError(f"split: expected train or valid, found {split!r:.40}")
     except (ValueError, OSError) as error:
@@ -311,15 +312,6 @@ def _as_labels(content: Any, source: str) -> dict[str, str]:
             expected = "expected text, a number or a list of them, found nested values; it is left out"
             say_once(f"label {str(name)!a:.80}: {expected}")
     return {name: value for name, value in labels.items() if value}
-
-
-def _check_text(labels: dict[str, str]) -> None:
-    """Raises ValueError for half of a surrogate pair, which JSON can hold and files cannot."""
-    for name, value in labels.items():
-        try:
-            f"{name}{value}".encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"label {name!a}: expected Unicode text, found {value!a:.80}") from None
 
 
 def _read_manifest(

@@ -120,25 +120,21 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         rank = culprit(codes)
-        if codes[rank] in STOPPED:
-            raise Interrupted(codes[rank] - 128) from None
-        raise ValueError(_failure(rank, n, codes[rank])) from None
+        code, process = codes[rank], f"process {rank} of {n}"
+        if code in STOPPED:
+            raise Interrupted(code - 128) from None
+        if code < 0:  # a signal
+            causes = {signal.SIGKILL: "memory ran out", signal.SIGABRT: "a GPU or another process did not answer"}
+            number = signal.Signals(-code)
+            cause = f"perhaps because of this: {causes.get(number, 'a fault in a driver or library')}"
+            raise ValueError(f"{process} was ended by {number.name}, {cause}; the same command resumes") from None
+        resumes = "" if code == 2 else "; the same command resumes from what is saved"  # 2 is a mistake of the user
+        raise ValueError(f"{process} failed with exit code {code}; its message is above{resumes}") from None
 
 
 def culprit(codes: Mapping[int, int]) -> int:
     """The rank that a signal ended, else that failed, by exit codes. Others come last: the launcher stops them."""
     return min(codes, key=lambda r: (codes[r] == -signal.SIGTERM, codes[r] in STOPPED, codes[r] > 0, r))
-
-
-def _failure(rank: int, n: int, code: int) -> str:
-    """The message for a failed process; a negative exit code is a signal, and 2 is a mistake of the user."""
-    if code < 0:
-        causes = {signal.SIGKILL: "memory ran out", signal.SIGABRT: "a GPU or another process did not answer"}
-        number = signal.Signals(-code)
-        cause = causes.get(number, "a fault in a driver or library")
-        return f"process {rank} of {n} was ended by {number.name}, perhaps because of this: {cause}; the same command resumes"
-    message = f"process {rank} of {n} failed with exit code {code}; its message is above"
-    return message if code == 2 else f"{message}; the same command resumes from what is saved"
 
 
 def join_slurm_step(environment: MutableMapping[str, str]) -> None:

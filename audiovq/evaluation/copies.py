@@ -50,9 +50,13 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
         raise ValueError(f"{shards.folder}: no training tracks among the codes")
     reports: list[dict[str, Any]] = [{"seconds": piece.seconds, "runs": []} for piece in pieces]
     n_levels = len(pieces[0].levels)
+    held_out = index.tracks.of("valid")
     for name, depth in (("top", 1), ("all", n_levels))[:n_levels]:
         symbols = [symbols_of([level.numpy() for level in piece.levels[:depth]], index) for piece in pieces]
-        stretches = _held_out_stretches(shards, depth, len(symbols[0]))
+        n, step = len(symbols[0]), max(1, len(symbols[0]) // 2)
+        n_stretches = np.maximum(0, (held_out.lengths(0) - n) // step + 1)  # in each track
+        places = spread(n_stretches, MAX_STRETCHES)
+        stretches = [_symbols(shards, held_out[i], depth)[k * step : k * step + n] for i, k in places]
         tracks = (_symbols(shards, track, depth) for track in progress(training, "search for copies", len(training)))
         searched = [piece[changes(piece)] for piece in (*symbols, *stretches)]  # held symbols count once
         found = longest_runs(searched, (track[changes(track)] for track in tracks))
@@ -77,14 +81,6 @@ def copy_reports(pieces: Sequence[Codes], shards: Shards) -> list[dict[str, Any]
 
 def _symbols(shards: Shards, track: ShardTrack, depth: int) -> np.ndarray:
     return symbols_of([shards.codes(track, level) for level in range(depth)], shards.index)
-
-
-def _held_out_stretches(shards: Shards, depth: int, n: int) -> list[np.ndarray]:
-    """At most MAX_STRETCHES stretches of `n` symbols, evenly spread over the held-out tracks."""
-    held_out, step = shards.index.tracks.of("valid"), max(1, n // 2)
-    n_stretches = np.maximum(0, (held_out.lengths(0) - n) // step + 1)  # in each track
-    places = spread(n_stretches, MAX_STRETCHES)
-    return [_symbols(shards, held_out[track], depth)[k * step : k * step + n] for track, k in places]
 
 
 def symbols_of(levels: Sequence[np.ndarray], index: ShardIndex) -> np.ndarray:

@@ -66,25 +66,24 @@ class Run:
                 say(f"{self.folder}: finished, nothing to do")
                 return
             with only_writer(self.folder) if self.main else contextlib.nullcontext():
-                self._go(stages)
+                was_there = (self.folder / "recipe.yaml").is_file()
+                files.open()
+                missing = [
+                    stage for stage in stages if not files.is_done(stage)
+                ]  # another writer may have worked on it
+                if was_there and missing:
+                    say(f"{self.folder}: goes on with {missing[0]}")
+                if "priors" in missing:
+                    self._say_missing_labels()
+                self.trackers = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)
+                for stage in missing:
+                    began = time.monotonic()
+                    STAGES[stage](self)
+                    say(f"{stage}: done in {time.monotonic() - began:.0f} s")
+                    self.report()
+                if not missing:  # the run was interrupted between its last stage and the report
+                    self.report()
             collectives.barrier()  # launchers take a process that ends early for a failed one
-
-    def _go(self, stages: tuple[str, ...]) -> None:
-        files, was_there = self.files, (self.folder / "recipe.yaml").is_file()
-        files.open()
-        missing = [stage for stage in stages if not files.is_done(stage)]
-        if was_there and missing:
-            say(f"{self.folder}: goes on with {missing[0]}")
-        if "priors" in missing:
-            self._say_missing_labels()
-        self.trackers = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)
-        for stage in missing:
-            began = time.monotonic()
-            STAGES[stage](self)
-            say(f"{stage}: done in {time.monotonic() - began:.0f} s")
-            self.report()
-        if not missing:  # the run was interrupted between its last stage and the report
-            self.report()
 
     def _say_missing_labels(self) -> None:
         """One line for labels that the priors are to learn and no training track has."""

@@ -16,12 +16,12 @@ from torch import Tensor
 from audiovq.api import Generator, PieceOptions, Tokenizer
 from audiovq.api.splice import keep_original
 from audiovq.data import audio
-from audiovq.data.audio_writer import AudioWriter, check_writable
+from audiovq.data.audio_writer import AudioWriter, check_writable, piece_tags
 from audiovq.data.codes import Codes, check_codes_output
 from audiovq.data.notes import requested_frames
 from audiovq.distributed import collectives, launch
 from audiovq.evaluation.loudness import loudness, normalized
-from audiovq.pretrained.tags import model_licence, piece_tags
+from audiovq.pretrained.locate import model_licence
 from audiovq.sampling.generate import CodesCallback, ignore_codes
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.utils import signals
@@ -71,16 +71,13 @@ class SampleOptions(PieceOptions):
         is_recording = self.source is not None and Path(self.source).suffix != ".codes"
         return is_recording and not self.stream and not self.codes_only
 
-    @property
-    def stretch(self) -> bool:
-        return self.start is not None or self.end is not None
-
     def check(self) -> None:
         for problem in self._problems():
             raise ValueError(problem)
 
     def _problems(self) -> Iterator[str]:
-        change = self.stretch or self.before or self.after or self.keep_levels is not None
+        amounts = (self.start, self.end, self.keep_levels)
+        change = self.before or self.after or any(amount is not None for amount in amounts)
         if self.best and self.best > self.num:
             yield f"--best: expected 1 to {self.num} (of --num), found {self.best}"
         if change and not self.source:
@@ -228,7 +225,8 @@ def _given(generator: Generator, options: SampleOptions) -> CodeMask | None:
     piece = read_piece(generator.tokenizer, options.source)
     start, end = options.start or 0.0, piece.seconds if options.end is None else options.end
     kept = {"before": options.before, "after": options.after, "levels": options.keep_levels}
-    return generator.keep(piece, stretch=(start, end) if options.stretch else None, **kept)
+    is_stretch = options.start is not None or options.end is not None
+    return generator.keep(piece, stretch=(start, end) if is_stretch else None, **kept)
 
 
 def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions) -> list[int]:

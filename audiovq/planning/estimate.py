@@ -138,19 +138,6 @@ def prior_of(recipe: Recipe, level: int) -> Prior:
         return Prior(stage.model, spec)
 
 
-def count_prior(network: Prior) -> Pass:
-    """One window of a prior's training; the inputs are as in `CodeWindows`."""
-    config, spec = network.config, network.spec
-    n, extra = config.transformer.context, config.extra_inputs
-    lengths: dict[str, tuple[int, ...]] = dict.fromkeys(("position", "n_samples", "gap_end"), ())
-    lengths |= {"codes": (n,), "previous": (n,), "labels": (len(spec.vocabularies),)}
-    lengths |= {"coarser": (spec.level, -(-n // spec.ratio) + 2 * config.context_codes)}
-    lengths |= {"text": (extra["text_bytes"],), "right": (extra["infill_codes"],)}
-    lengths |= {"chroma": (-(-n // spec.top_ratio) + 1,)}
-    batch = {name: torch.zeros((1, *shape), dtype=torch.int64, device="meta") for name, shape in lengths.items()}
-    return count_pass(network, lambda: network.loss(batch), scores=n)
-
-
 def make_plan(
     recipe: Recipe, seconds: float, stages: Sequence[str] = STAGES, device: Device | None = None, n_devices: int = 1
 ) -> dict[str, Any]:
@@ -219,7 +206,16 @@ class Planner(NamedTuple):
 
     def prior(self, level: int) -> dict[str, Any]:
         stage, network = self.recipe.prior(level), prior_of(self.recipe, level)
-        one, c = count_prior(network), network.config.transformer
+        config, spec, c = network.config, network.spec, network.config.transformer
+        # One window of its training; the inputs are as in `CodeWindows`.
+        n, extra = c.context, config.extra_inputs
+        lengths: dict[str, tuple[int, ...]] = dict.fromkeys(("position", "n_samples", "gap_end"), ())
+        lengths |= {"codes": (n,), "previous": (n,), "labels": (len(spec.vocabularies),)}
+        lengths |= {"coarser": (spec.level, -(-n // spec.ratio) + 2 * config.context_codes)}
+        lengths |= {"text": (extra["text_bytes"],), "right": (extra["infill_codes"],)}
+        lengths |= {"chroma": (-(-n // spec.top_ratio) + 1,)}
+        batch = {name: torch.zeros((1, *shape), dtype=torch.int64, device="meta") for name, shape in lengths.items()}
+        one = count_pass(network, lambda: network.loss(batch), scores=n)
         if stage.training.activation_checkpointing:  # the inputs of all layers, and the rest of one layer
             one = Pass(one.flops * 4 / 3, one.activations / c.n_layers + 4 * c.n_layers * c.context * c.dim)
         key = self.recipe.prior_key(level)

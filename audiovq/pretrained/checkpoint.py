@@ -17,8 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from audiovq import config as conf
 from audiovq.pretrained.published import build_codec, load_codec, weights
-from audiovq.prior.prior import Prior, PriorConfig
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, PriorConfig, SamplingConfig
 from audiovq.prior.spec import PriorSpec
 from audiovq.tokenizer.vqvae import VQVAE, VQVAEConfig
 from audiovq.utils import compat
@@ -139,9 +138,6 @@ def _save(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dtyp
         with utf8_path(temporary) as place:
             safetensors.torch.save_file(state, place / WEIGHTS)
         write_checksums(temporary)
-
-
-# --- checks of files from any source --------------------------------------------------------------
 
 
 def build_config(kind: type[ConfigT], content: dict[str, Any], key: str, path: Path) -> ConfigT:

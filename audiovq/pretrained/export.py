@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -15,9 +16,8 @@ from audiovq import config as conf
 from audiovq.data.tracks import Scan, credits_files
 from audiovq.pretrained import checkpoint, onnx_files, onnx_generator
 from audiovq.pretrained.identity import tokenizer_hash
-from audiovq.pretrained.locate import is_hub_name, prior_folders, resolve_model, tokenizer_folder
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.pretrained.locate import is_hub_name, prior_folders, push_folder, resolve_model, tokenizer_folder
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.prior.spec import PriorSpec
 from audiovq.recipe import Recipe, load_saved_recipe
 from audiovq.tokenizer.vqvae import VQVAE
@@ -31,6 +31,7 @@ COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")
 LICENCE = ("license", "license_name", "license_text")  # facts of `RunFacts`
 # Labels of tracks that are listed in the card, with the names that they may have.
 LISTED_LABELS = {"licence": ("license", "licence", "copyright"), "artist": ("artist", "author", "composer")}
+Models = tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]
 
 
 @dataclass
@@ -127,6 +128,26 @@ def save_pretrained(
         card = model_card(run, specs, repo_id=repo_id or "OWNER/NAME", **facts)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return compared
+
+
+class Shareable:
+    """Adds `save_pretrained` and `push_to_hub` to a class that defines `_models`."""
+
+    def _models(self) -> Models:
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Write a folder to share: weights, configs and a model card (that of `audiovq export` has more). Half
+        precision makes it another tokenizer with codes of its own. ValueError if the folder is not empty."""
+        save_pretrained(folder, *self._models(), half=half)
+
+    def push_to_hub(self, repo_id: str, *, half: bool = False, **options: Any) -> list[str]:
+        """Send the model to the Hugging Face hub; gives one line per file, and one with the address. For `half`
+        see `save_pretrained`, for the options (private, revision, token, dry_run) see `push_folder`."""
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            save_pretrained(folder, *self._models(), half=half, repo_id=repo_id)
+            return push_folder(folder, repo_id, **options)
 
 
 def export_generator(folder: Path, model: Path, network: VQVAE, name: str, int8: bool = False) -> dict[str, float]:

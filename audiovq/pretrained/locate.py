@@ -1,10 +1,12 @@
 """Finds the folder of a model: a run, an exported folder, the bundled model, or one on the Hugging Face hub."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.utils import filter_repo_objects
+from yaml import YAMLError
 
 from audiovq import config as conf
 from audiovq.utils.environment import errors_as
@@ -82,6 +84,14 @@ def prior_folders(folder: Path) -> list[Path]:
     while (folder / f"prior-{len(found)}" / CONFIG).is_file():
         found.append(folder / f"prior-{len(found)}")
     return found
+
+
+def model_licence(folder: Path) -> str | None:
+    """The licence in the card of a model; None if there is none."""
+    card = None
+    with contextlib.suppress(OSError, ValueError, YAMLError):
+        card = huggingface_hub.metadata_load(folder / "README.md")
+    return card.get("license_name") or card.get("license") if card else None
 
 
 def check_priors(folder: Path) -> None:

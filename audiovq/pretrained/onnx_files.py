@@ -75,7 +75,10 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     inputs = dict(zip(names, codes, strict=True))
     decode = write_graph(folder / DECODE, DecodeGraph(network), inputs, shapes, ["waveform"], facts)
 
-    waveform = decaying_tone(c.sample_rate, c.channels, multiple)
+    # Compare by a rising tone that decays into silence, [1, channels, samples].
+    time = torch.arange(-(-int(CHECKED_SECONDS * c.sample_rate) // multiple) * multiple) / c.sample_rate
+    tone = torch.sin(2 * math.pi * (110 + 200 * time) * time) * torch.exp(-2 * time)
+    waveform = (0.5 * tone * (time < 0.85 * CHECKED_SECONDS)).expand(1, c.channels, -1).contiguous()
     codes = network.encode(waveform)
     found = encode.run(None, {"waveform": waveform.numpy()})
     n_equal = sum(int((a.numpy() == b).sum()) for a, b in zip(codes, found, strict=True))
@@ -88,19 +91,8 @@ def export_onnx(folder: Path, network: VQVAE) -> dict[str, float]:
     return {"codes_equal": equal, "waveform_error": error}
 
 
-def decaying_tone(sample_rate: int, channels: int, multiple: int) -> Tensor:
-    """A signal to compare with: a rising tone that decays into silence, float [1, channels, samples]."""
-    n = -(-int(CHECKED_SECONDS * sample_rate) // multiple) * multiple
-    time = torch.arange(n) / sample_rate
-    tone = torch.sin(2 * math.pi * (110 + 200 * time) * time) * torch.exp(-2 * time)
-    return (0.5 * tone * (time < 0.85 * CHECKED_SECONDS)).expand(1, channels, -1).contiguous()
-
-
-# --- the graphs -----------------------------------------------------------------------------------
-
-
-# Kernels are computed from these few numbers in the graph, once when it is loaded, because files with them would be
-# several times as large.
+# --- The graphs. Kernels are computed from these few numbers in the graph, once when it is loaded, because files with
+# them would be several times as large.
 
 
 def waves(cycles: Tensor, samples: Tensor, period: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,7 @@ import audiovq
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.onnx_write import TRY_OTHERS, times, write_graph
 from audiovq.prior.onnx_graph import PrefixGraph, StepGraph
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.tokenizer.decoders import IstftDecoder, ToneDecoder
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import file_sha256

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiovq import config as conf
-from audiovq.pretrained.locate import CODEC_PREFIX, codec_place
-from audiovq.pretrained.tags import model_licence
+from audiovq.pretrained.locate import CODEC_PREFIX, codec_place, model_licence
 from audiovq.tokenizer.input_checks import check_codes, check_waveform
 from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import CONFIG, WEIGHTS

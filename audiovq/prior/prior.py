@@ -53,6 +53,15 @@ class PriorConfig(Config):
         return sizes | {kind: self.conditioner(kind) is not None for kind in ("chroma", "notes")}
 
 
+class SamplingConfig(Config):
+    """Recommended by the recipe, saved with the prior, and overridden by the options of a command."""
+
+    temperature: float = Field(default=1.0, ge=0)  # 0 takes the most likely code
+    top_k: int = Field(default=0, ge=0, le=1 << 16)  # draw from the k most likely codes; 0 is all
+    top_p: float = Field(default=1.0, gt=0, le=1)  # draw from the most likely codes with this probability
+    guidance: float = Field(default=1.0, ge=0)  # strength of labels, text, chroma and notes; 1 is as trained
+
+
 class UpsamplerConditioner(nn.Module):
     """Codes of all coarser levels, int64 [b, n_coarser, t + 2 · context_codes], at the rate of the next
     coarser level -> one vector for each code of this level, [b, t · ratio, dim]. The `context_codes` at both

@@ -16,15 +16,6 @@ from audiovq.prior.kv_cache import KVCache, Prefix, window_mask
 Angles = tuple[Tensor, Tensor]  # cosine and sine of each position, [t, head_dim / 2]
 
 
-def rotary(positions: Tensor, head_dim: int, n_fixed: int = 0) -> Angles:
-    """Angles of rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2), of which the `n_fixed`
-    slowest pairs of dimensions do not rotate (p-RoPE, arXiv:2410.06205)."""
-    frequencies = 10000 ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
-    frequencies[head_dim // 2 - n_fixed :] = 0
-    angles = positions.float()[:, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the two halves of each head [b, h, t, head_dim] against each other by the position's angles."""
     a, b = x.chunk(2, dim=-1)
@@ -132,8 +123,13 @@ class Transformer(nn.Module):
         return KVCache(torch.zeros(shape, device=weight.device, dtype=dtype or weight.dtype), c.window)
 
     def angles(self, positions: Tensor) -> Angles:
-        """The rotation of queries and keys at `positions` [t]."""
-        return rotary(positions, self.config.head_dim, self.n_fixed)
+        """The rotation of queries and keys at `positions` [t] (RoFormer, arXiv:2104.09864, section 3.2); the `n_fixed`
+        slowest pairs of dimensions do not rotate (p-RoPE, arXiv:2410.06205)."""
+        dim = self.config.head_dim
+        frequencies = 10000 ** (-torch.arange(0, dim, 2, device=positions.device).float() / dim)
+        frequencies[dim // 2 - self.n_fixed :] = 0
+        angles = positions.float()[:, None] * frequencies
+        return angles.cos(), angles.sin()
 
     def read_prefix(self, tokens: Tensor) -> Prefix:
         """Keys and values of prefix tokens [b, n_prefix, dim], which attend to each other and to no code."""

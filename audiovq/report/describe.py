@@ -26,18 +26,14 @@ def describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:  # safetensors begin with the length of a header in eight bytes, then JSON
         is_safetensors = file.read(9)[8:9] == b"{"
     if path.suffix.lower() not in audio.SUFFIXES and is_safetensors:
-        return describe_codes(path)
+        codes = Codes.load(path)
+        names = ("seconds", "sample_rate", "n_samples", "hop_lengths", "codebook_size", "source_sha256")
+        found = {"codes": str(path), **{name: getattr(codes, name) for name in names}}
+        found |= {"codes_a_level": [len(level) for level in codes.levels], "coding": read_header(path).coding or "none"}
+        kbps = {"kbps_raw": codes.bits_per_second / 1000, "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000}
+        return {**found, **kbps, "tokenizer": codes.tokenizer_hash}
     facts = audio.audio_info(path)
     return {"audio": str(path), **vars(facts), "seconds": facts.seconds, "tags": read_tags(path, facts)}
-
-
-def describe_codes(path: Path) -> dict[str, Any]:
-    codes = Codes.load(path)
-    names = ("seconds", "sample_rate", "n_samples", "hop_lengths", "codebook_size", "source_sha256")
-    facts = {"codes": str(path), **{name: getattr(codes, name) for name in names}}
-    facts |= {"codes_a_level": [len(level) for level in codes.levels], "coding": read_header(path).coding or "none"}
-    kbps = {"kbps_raw": codes.bits_per_second / 1000, "kbps_file": 8 * path.stat().st_size / codes.seconds / 1000}
-    return {**facts, **kbps, "tokenizer": codes.tokenizer_hash}
 
 
 def describe_model(path: Path) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 from audiovq.pretrained.export import load_template, run_facts
 from audiovq.report import provenance
-from audiovq.report.clips import choose, render
-from audiovq.report.contents import PARTS, Clip, Group, run_groups
+from audiovq.report.clips import PARTS, Clip, Group, choose, render, run_groups
 from audiovq.report.curves import stage_curves
 from audiovq.tokenizer.vqvae import VQVAE
 from audiovq.utils.files import check_output, write_text

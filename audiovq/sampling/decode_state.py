@@ -75,17 +75,6 @@ class DecodeState:
         """Codes from the first on that will not change: those done, and after the last drawn one all."""
         return self.n_codes if self.finished else self.n_done
 
-    @property
-    def final_codes(self) -> Tensor:
-        """int64 [items, n_known]."""
-        return self.codes[:, 1 : self.n_known + 1]
-
-    def n_needed(self) -> int:
-        """How many codes, at the rate of the next coarser level, the next pass needs of each coarser one."""
-        ratio = self.prior.spec.ratio
-        stop = min((self.n_done // self.block + 1) * self.block, len(self.is_given))
-        return min(-(-stop // ratio) + self.prior.config.context_codes, -(-self.n_codes // ratio))
-
     def stretches(self) -> Iterator[Stretch]:
         """What is left for the network, in order: given codes in one pass per block, the others one by one."""
         n = len(self.is_given)
@@ -170,7 +159,10 @@ class DecodeState:
 
 def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
     """Whether all coarser codes are there that the next pass of a level needs."""
-    spec, needed = states[level].prior.spec, states[level].n_needed()
+    state, spec = states[level], states[level].prior.spec
+    stop = min((state.n_done // state.block + 1) * state.block, len(state.is_given))
+    # How many codes, at the rate of the next coarser level, it needs of each coarser one.
+    needed = min(-(-stop // spec.ratio) + state.prior.config.context_codes, -(-state.n_codes // spec.ratio))
     end = needed * spec.hop_lengths[level - 1]
     coarser = [(other, spec.hop_lengths[at]) for at, other in states.items() if at < level]
     return all(other.finished or other.n_known * hop >= end for other, hop in coarser)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.decode_state import DecodeState
 from audiovq.sampling.generate import draw_levels
 from audiovq.sampling.guidance import Request

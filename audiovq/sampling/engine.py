@@ -205,22 +205,19 @@ class GraphEngine:
         self.context = torch.zeros(batch, 1, dim, dtype=dtype, device=weight.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         if weight.is_cuda:
-            self._capture()
-
-    @torch.inference_mode()
-    def _capture(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):  # libraries initialize before the capture
-                self._forward()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.logits = self._forward()
-        self.graph = graph
-        self.cache.length = 0  # what the steps above wrote is masked
-        self.cache.position.zero_()
+            with torch.inference_mode():
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    for _ in range(3):  # libraries initialize before the capture
+                        self._forward()
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self.logits = self._forward()
+                self.graph = graph
+                self.cache.length = 0  # what the steps above wrote is masked
+                self.cache.position.zero_()
 
     def _forward(self) -> Tensor:
         return self.prior(self.previous, self.context, self.cache)[:, 0].float()

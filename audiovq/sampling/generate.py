@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from audiovq.prior.prior import Prior
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.decode_state import DecodeState, can_go_on
 from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import next_code
@@ -61,7 +60,7 @@ def generate(
             continue
         for at in draw_levels(together, settings):
             signals.poll()
-            on_codes(at, together[at].final_codes)
+            on_codes(at, levels[at][:, : together[at].n_known])
         for at, state in together.items():
             state.check_finite()
             on_codes(at, levels[at])

@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 from audiovq.api.generator import Generator
 from audiovq.data.audio import audio_info
+from audiovq.data.audio_writer import piece_tags
 from audiovq.data.codes import Codes
-from audiovq.pretrained.tags import model_licence, piece_tags
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.pretrained.locate import model_licence
+from audiovq.prior.prior import SamplingConfig
 from audiovq.studio import sounds
 from audiovq.studio.jobs import Job
 from audiovq.studio.live import Stage

@@ -13,7 +13,7 @@ from torch import Tensor
 from audiovq.api.generator import Generator
 from audiovq.api.options import PieceOptions, level_settings, make_request
 from audiovq.data.codes import Codes
-from audiovq.prior.sampling_config import SamplingConfig
+from audiovq.prior.prior import SamplingConfig
 from audiovq.sampling.inpainting import CodeMask
 from audiovq.studio.jobs import Job
 from audiovq.studio.projects import Kept
@@ -90,22 +90,17 @@ def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Co
         percent = request.percent
         if not 0 < percent <= 100:
             raise ValueError(f"how much to vary must be above 0 and up to 100 %; found {percent:g} %")
-        rngs = [random.Random(f"{seed} {i}") for i in range(request.takes)]
-        takes = [_gaps(generator, piece, percent / 100, rng) for rng in rngs]
+        starts = [i * CELL_SECONDS for i in range(max(1, round(piece.seconds / CELL_SECONDS)))]
+        cells, takes = list(zip(starts, [*starts[1:], piece.seconds], strict=True)), list[list[Tensor]]()
+        for i in range(request.takes):
+            chosen = random.Random(f"{seed} {i}").sample(cells, max(1, round(percent / 100 * len(cells))))
+            masks = [generator.keep(piece, stretch=stretch).levels for stretch in chosen]
+            takes.append([functools.reduce(torch.minimum, rows) for rows in zip(*masks, strict=True)])
         levels = [torch.stack(rows) for rows in zip(*takes, strict=True)]
         return f"varied by {percent:g} %", CodeMask(piece.n_samples, levels)
     n_kept, n_levels = request.keep_levels, len(generator.hop_lengths)
     words = f"new details after “Medium {n_kept - 1}”" if n_kept < n_levels - 1 else "new finest sound"
     return "new details" if n_kept == 1 else words, generator.keep(piece, levels=n_kept)
-
-
-def _gaps(generator: Generator, piece: Codes, share: float, rng: random.Random) -> list[Tensor]:
-    """The levels of a piece, -1 where codes are to be drawn."""
-    starts = [i * CELL_SECONDS for i in range(max(1, round(piece.seconds / CELL_SECONDS)))]
-    ends = [*starts[1:], piece.seconds]
-    chosen = rng.sample(list(zip(starts, ends, strict=True)), max(1, round(share * len(starts))))
-    masks = [generator.keep(piece, stretch=stretch).levels for stretch in chosen]
-    return [functools.reduce(torch.minimum, levels) for levels in zip(*masks, strict=True)]
 
 
 def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes]:

@@ -130,11 +130,6 @@ class Project(Strict):
         seconds = max((version.seconds for version in self.versions), default=0.0)
         return facts | {"n_versions": len(self.versions), "seconds": seconds}
 
-    @property
-    def public(self) -> dict[str, Any]:
-        """All that its owner may see."""
-        return self.model_dump(mode="json", exclude={"owner", "format", "next_number"})
-
 
 def parse(content: bytes, name: str) -> Project:
     """A project from what `project.json` has. Raises ValueError in one sentence."""

@@ -89,8 +89,10 @@ class Studio:
         return [self.queue.describe(job) for job in self.queue.of_project(project.id)]
 
     def describe(self, project: Project) -> Json:
+        """All that its owner may see."""
         with self.library.lock:
-            return project.public | {"jobs": self.jobs(project)}
+            facts = project.model_dump(mode="json", exclude={"owner", "format", "next_number"})
+            return facts | {"jobs": self.jobs(project)}
 
     @contextlib.asynccontextmanager
     async def upload(self, request: Request, most_mb: float) -> AsyncIterator[Path]:

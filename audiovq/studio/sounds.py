@@ -85,16 +85,13 @@ class Sounds:
                     sound = normalized(sound, rate, export.lufs)
                 with AudioWriter(path, rate, sound.shape[0], tags=tags, bits=int(export.bits)) as file:
                     file.write(sound)
-                self._evict(path)
+                files = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
+                size = sum(other.stat().st_size for other in files)
+                for other in files:
+                    if size > CACHE_MB * MB and other != path:
+                        size -= other.stat().st_size
+                        other.unlink()
         return path
-
-    def _evict(self, newest: Path) -> None:
-        files = sorted(self.folder.glob("*.*"), key=lambda path: path.stat().st_mtime)
-        size = sum(path.stat().st_size for path in files)
-        for path in files:
-            if size > CACHE_MB * MB and path != newest:
-                size -= path.stat().st_size
-                path.unlink()
 
 
 def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
@@ -104,9 +101,6 @@ def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
         for level, hop in zip(levels, codes.hop_lengths, strict=False):
             level[start // hop : -(-end // hop)] = 0
     return CodeMask(codes.n_samples, levels, kept.source_start)
-
-
-# --- brought in -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

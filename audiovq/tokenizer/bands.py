@@ -61,9 +61,6 @@ def check_bands(model: Any) -> None:
 class BandEncoder(nn.Module):
     """Waveform [b, 1, samples] -> patches of each level's bands [b, bands · dim, samples / patch], from low to high."""
 
-    filters: Tensor
-    window: Tensor
-
     def __init__(self, patch: int, config: BandsConfig, n_levels: int, bands_a_level: int, sample_rate: int):
         super().__init__()
         n_bands = n_levels * bands_a_level - 1
@@ -78,8 +75,8 @@ class BandEncoder(nn.Module):
         self.hop_length = patch // config.frames
         self.notes = NoteSpectrogram(sample_rate, self.hop_length, steps)
         n_fft = max(2 * self.hop_length, 2 ** (sample_rate // 40).bit_length())
-        self.register_buffer("filters", mel_filters(n_fft, config.n_steps, sample_rate), persistent=False)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.filters = nn.Buffer(mel_filters(n_fft, config.n_steps, sample_rate), persistent=False)
+        self.window = nn.Buffer(torch.hann_window(n_fft), persistent=False)
         self.radius_samples = max(self.notes.radius_samples, n_fft) + patch
 
     def forward(self, waveform: Tensor) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """How codebooks start and stay in use: k-means, usage counts, revival; all pooled over levels and ranks."""
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -32,21 +34,21 @@ def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tens
     return collectives.broadcast_(centres.contiguous())
 
 
-def mean_count(latents: list[Tensor], size: int) -> Tensor:
-    """A scalar: how often each of `size` codes is chosen in this batch if all are chosen equally often."""
-    n = sum(level[..., 0].numel() for level in latents)
-    return collectives.all_reduce_(torch.tensor(float(n), device=latents[0].device)) / size
+def start_codebook(vectors: Tensor, counts: Tensor, latents: list[Tensor], iterations: int) -> None:
+    """Code vectors [size, dim] by k-means; `counts` as if all were chosen equally often in this batch."""
+    vectors.copy_(spherical_k_means(latents, len(vectors), iterations))
+    n = torch.tensor(float(sum(level[..., 0].numel() for level in latents)), device=counts.device)
+    counts.copy_((collectives.all_reduce_(n) / len(vectors)).expand_as(counts))
 
 
-def code_counts(codes: list[Tensor], size: int) -> Tensor:
-    """float32 [size]: how often each code is chosen in this batch."""
-    flat = torch.cat([level.flatten() for level in codes])
-    return collectives.all_reduce_(torch.bincount(flat, minlength=size).float())
-
-
-def dead_codes(counts: Tensor, latents: list[Tensor], fraction: float) -> tuple[Tensor, Tensor]:
-    """Find the codes that are used less than `fraction` of the mean, bool [size], and draw a latent for every
-    code, [size, dim], though only dead ones take theirs: no rank takes a branch alone."""
+def update_counts(counts: Tensor, codes: list[Tensor], latents: list[Tensor], config: Any) -> tuple[Tensor, Tensor]:
+    """Move the averages `counts`, float32 [size], towards how often each code is chosen in this batch. Codes that are
+    used less than `revival_fraction` of the mean are dead: bool [size, 1]. They count as of average use from here on.
+    A latent is drawn for every code, [size, dim], though only dead ones take theirs: no rank takes a branch alone."""
+    found = torch.bincount(torch.cat([level.flatten() for level in codes]), minlength=len(counts))
+    counts.lerp_(collectives.all_reduce_(found.float()), 1 - config.decay)
     pool = collectives.Pool([rearrange(level, "b t d -> (b t) d") for level in latents])
     drawn = torch.randint(2**31, (len(counts),), generator=rng.generator(), device=counts.device)
-    return counts < fraction * counts.mean(), pool.rows(drawn % pool.size)
+    dead = counts < config.revival_fraction * counts.mean()
+    counts.copy_(torch.where(dead, counts.mean(), counts))
+    return dead[:, None], pool.rows(drawn % pool.size)

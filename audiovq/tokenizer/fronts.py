@@ -51,12 +51,9 @@ class ConvFront(nn.Module):
 class SpectralFront(nn.Module):
     """Base of the fronts with fixed features, standardised on the first batch, mixed by a 1×1 convolution."""
 
-    least = 0.01  # added to each deviation
-
     def __init__(self, n_features: int, dim: int):
         super().__init__()
-        if dim:
-            self.mix = nn.Conv1d(n_features, dim, kernel_size=1)
+        self.mix = nn.Conv1d(n_features, dim, kernel_size=1)
         self.mean = nn.Buffer(torch.zeros(n_features, 1))
         self.scale = nn.Buffer(torch.ones(n_features, 1))
 
@@ -71,7 +68,7 @@ class SpectralFront(nn.Module):
         mean, square = features.mean(dim=(0, 2)), features.square().mean(dim=(0, 2))
         mean, square = collectives.mean_(torch.stack([mean, square]), len(waveform))
         self.mean.copy_(mean[:, None])
-        self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + self.least))
+        self.scale.copy_(1 / ((square - mean.square()).clamp(min=0).sqrt()[:, None] + 0.01))
 
 
 def mel_filters(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:

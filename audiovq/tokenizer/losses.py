@@ -143,17 +143,14 @@ class ReconstructionLoss(nn.Module):
             squares = [torch.stack([(a - b).square().sum(), b.square().sum()]) for a, b in linear]
             sums["squares"] = torch.stack(squares, dim=1)
         if c.spectral_convergence > 0:
-            ratios = [self._convergence(a, b) for a, b in linear]  # [n · channels] each
+            powers = [[x.clamp(min=LOG_FLOOR).flatten(1) ** c.compression for x in pair] for pair in linear]
+            ratios = [(a - b).norm(dim=1) / b.norm(dim=1) for a, b in powers]  # [n · channels] each
             sums["spectral_convergence"] = n * torch.stack(ratios).mean()
         if c.waveform_l1 > 0:
             sums["waveform_l1"] = n * (x - y).abs().mean()
         if c.waveform_l2 > 0:
             sums["waveform_l2"] = n * (x - y).square().mean()
         return sums
-
-    def _convergence(self, a: Tensor, b: Tensor) -> Tensor:  # two magnitudes -> [n · channels]
-        a, b = (x.clamp(min=LOG_FLOOR) ** self.config.compression for x in (a, b))
-        return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
 
     def weighted(self, terms: dict[str, Tensor], step: int | None = None) -> Tensor:
         """The weighted sum of terms, or of the quantizers' losses, with the weights of a step if given."""

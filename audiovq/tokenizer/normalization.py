@@ -45,18 +45,14 @@ class ZCAWhitening(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [b, time, dim] -> the same
         with torch.autocast(x.device.type, enabled=False):
             if self.training:
-                self._update(x.detach())
+                flat = rearrange(x.detach(), "b t d -> (b t) d")
+                found = collectives.mean_(flat.T @ flat / len(flat), len(x))  # [dim, dim]
+                # eigh fails on a NaN; the training loop skips such a step afterwards.
+                found = torch.where(found.isfinite().all(), found, self.correlation)
+                self.correlation.lerp_(found, self.momentum)
+                variances, directions = torch.linalg.eigh(self.correlation)
+                self.matrix.copy_(directions * variances.clamp(min=self.LEAST).rsqrt() @ directions.T)
             return x @ self.matrix
-
-    @torch.no_grad()
-    def _update(self, x: Tensor) -> None:
-        flat = rearrange(x, "b t d -> (b t) d")
-        found = collectives.mean_(flat.T @ flat / len(flat), len(x))  # [dim, dim]
-        # eigh fails on a NaN; the training loop skips such a step afterwards.
-        found = torch.where(found.isfinite().all(), found, self.correlation)
-        self.correlation.lerp_(found, self.momentum)
-        variances, directions = torch.linalg.eigh(self.correlation)
-        self.matrix.copy_(directions * variances.clamp(min=self.LEAST).rsqrt() @ directions.T)
 
 
 def latent_norm(dim: int, whiten: bool) -> nn.Module:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
-from audiovq.tokenizer.codebook import code_counts, dead_codes
-from audiovq.tokenizer.quantizer_base import MAX_CODES, Quantized, Quantizer
+from audiovq.tokenizer.codebook import update_counts
+from audiovq.tokenizer.quantizer import MAX_CODES, Quantized, Quantizer
 
 
 class PatchQuantizer(Quantizer):
@@ -108,8 +108,6 @@ class PatchQuantizer(Quantizer):
             counts, book = self.counts[stage, band], self.embedding[stage, band]
             found = collectives.all_reduce_(torch.zeros_like(book).index_add_(0, number, x))
             sums = torch.lerp(book * counts[:, None], found, 1 - c.decay)
-            counts.lerp_(code_counts([number], c.codes), 1 - c.decay)
-            dead, candidates = dead_codes(counts, [x[None]], c.revival_fraction)
-            book.copy_(torch.where(dead[:, None], candidates, sums / counts.clamp(min=1e-6)[:, None]))
-            counts.copy_(torch.where(dead, counts.mean(), counts))
+            dead, candidates = update_counts(counts, [number], [x[None]], c)
+            book.copy_(torch.where(dead, candidates, sums / counts.clamp(min=1e-6)[:, None]))
             left[band] = x - vectors[stage, band].flatten(0, 1)

@@ -1,7 +1,8 @@
 """Quantizers: latent vectors ↔ integer codes. A new one is a class and a line in `QUANTIZERS`."""
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -11,8 +12,53 @@ from torch.nn import functional as F
 
 from audiovq.config import Config as BaseConfig
 from audiovq.distributed import collectives
-from audiovq.tokenizer.codebook import code_counts, dead_codes, mean_count, spherical_k_means
-from audiovq.tokenizer.quantizer_base import MAX_CODES, Quantized, Quantizer
+from audiovq.tokenizer.codebook import start_codebook, update_counts
+
+MAX_CODES = 65536  # codes of a codebook: one fits into 16 bits
+
+
+@dataclass
+class Quantized:
+    vectors: Tensor  # float32 [b, time, codebook_dim]: what the decoder gets, with a gradient to the latents
+    codes: Tensor  # int64 [b, time]
+    latents: Tensor  # float32 [b, time, codebook_dim]: what was quantized
+    losses: dict[str, Tensor]  # unweighted scalars by name
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers. Vectors are float [..., codebook_dim], codes int64 [...] in [0, codebook_size).
+    Everything is computed in float32 even under autocast: in bfloat16 other codes would be nearest."""
+
+    Config: Any  # has `kind`, `codebook_size`, `codebook_dim`
+    loss_names: tuple[str, ...] = ()  # keys of `Quantized.losses`
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.codebook_size: int = config.codebook_size
+        self.codebook_dim: int = config.codebook_dim
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Any vectors -> latents, where code vectors are: here on the unit sphere."""
+        return F.normalize(x.float(), dim=-1)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Latents -> codes. `encode(embed(codes))` gives `codes`."""
+        raise NotImplementedError
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes -> code vectors."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Quantized:
+        """Any vectors [b, time, codebook_dim] -> codes and code vectors, with gradients and losses."""
+        raise NotImplementedError
+
+    def initialise(self, latents: list[Tensor]) -> None:
+        """Start the codebook, once, from a batch of latents [b, time, codebook_dim] per level."""
+
+    def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
+        """Update the codebook, once per training step, with the latents and codes of all its levels."""
 
 
 def straight_through(latents: Tensor, nearest: Tensor) -> Tensor:
@@ -78,27 +124,23 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
-        self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        self.counts.copy_(mean_count(latents, self.codebook_size).expand_as(self.counts))
+        start_codebook(self.embedding, self.counts, latents, self.config.kmeans_iterations)
         self.sums.copy_(self.embedding * self.counts[:, None])
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
-        # 1. Counts and sums of this step, of all levels and ranks, into the moving averages.
+        # 1. The sums of this step, of all levels and ranks, into the moving averages.
         x = torch.cat([rearrange(level, "b t d -> (b t) d") for level in latents])
         flat = torch.cat([level.flatten() for level in codes])
         sums = collectives.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
-        self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         # 2. Each code moves to the mean direction of its latents.
         has_latents = self.sums.norm(dim=-1, keepdim=True) > 1e-6
         means = torch.where(has_latents, self.normalise(self.sums), self.embedding)
-        # 3. A dead code moves to a latent of this batch, and is counted as one of average use.
-        dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
-        full = self.counts.mean()
-        self.embedding.copy_(torch.where(dead[:, None], candidates, means))
-        self.counts.copy_(torch.where(dead, full, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], candidates * full, self.sums))
+        # 3. Counts, too. A dead code moves to a latent of this batch, and is counted as one of average use.
+        dead, candidates = update_counts(self.counts, codes, latents, self.config)
+        self.embedding.copy_(torch.where(dead, candidates, means))
+        self.sums.copy_(torch.where(dead, candidates * self.counts[:, None], self.sums))
 
 
 def gumbel_like(logits: Tensor) -> Tensor:
@@ -175,17 +217,14 @@ class GumbelQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialise(self, latents: list[Tensor]) -> None:
-        self.embedding.copy_(spherical_k_means(latents, self.codebook_size, self.config.kmeans_iterations))
-        self.counts.copy_(mean_count(latents, self.codebook_size).expand_as(self.counts))
+        start_codebook(self.embedding, self.counts, latents, self.config.kmeans_iterations)
 
     @torch.no_grad()
     def update(self, latents: list[Tensor], codes: list[Tensor]) -> None:
         """Lower the temperature, and revive dead codes; the others learn by gradient."""
         self.n_steps += 1
-        self.counts.lerp_(code_counts(codes, self.codebook_size), 1 - self.config.decay)
-        dead, candidates = dead_codes(self.counts, latents, self.config.revival_fraction)
-        self.embedding.copy_(torch.where(dead[:, None], candidates, self.embedding))
-        self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
+        dead, candidates = update_counts(self.counts, codes, latents, self.config)
+        self.embedding.copy_(torch.where(dead, candidates, self.embedding))
 
 
 class FSQuantizer(Quantizer):

@@ -33,13 +33,12 @@ class StreamingEncoder:
     @torch_defaults()
     def push(self, waveform: Tensor) -> list[Tensor]:
         """float [channels, any n] -> int64 [codes that are certain now] per level, perhaps none."""
-        return self._codes(list(self.windows.push([waveform.to(self.device)])))
+        return self._codes(self.windows.push([waveform.to(self.device)]))
 
     @torch_defaults()
     def finish(self) -> list[Tensor]:
         """The rest, int64 [n] per level; ceil(samples / hop_length) codes in all."""
-        last = self.windows.finish()
-        return self._codes([last] if last else [])
+        return self._codes(self.windows.finish())
 
     def _codes(self, windows: list[Window]) -> list[Tensor]:
         if not windows:
@@ -71,7 +70,7 @@ class StreamingDecoder:
         if len(levels) != self.n_levels:
             raise ValueError(f"codes: expected {self.n_levels} levels, found {len(levels)}")
         self.caller_device = levels[0].device
-        return self._waveform(list(self.windows.push([level.to(self.device) for level in levels])))
+        return self._waveform(self.windows.push([level.to(self.device) for level in levels]))
 
     @torch_defaults()
     def finish(self, n_samples: int | None = None) -> Tensor:
@@ -83,8 +82,7 @@ class StreamingDecoder:
         expected = [-(-n_samples // hop) for hop in hops]
         if counts != expected:
             raise ValueError(f"codes: expected {expected} per level for {n_samples} samples, found {counts}")
-        last = self.windows.finish(n_samples)
-        return self._waveform([last] if last else [])
+        return self._waveform(self.windows.finish(n_samples))
 
     def _waveform(self, windows: list[Window]) -> Tensor:
         if not windows:

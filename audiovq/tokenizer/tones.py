@@ -23,28 +23,23 @@ class Oscillators(nn.Module):
 
     period = 64
     overlap = 4  # frames in the window in which a loudness counts
-    cos: Tensor
-    sin: Tensor
-    waves: Tensor
-    cycles: Tensor
 
     def __init__(self, pitches: Tensor, hop_length: int, sample_rate: int):
         super().__init__()
         self.hop_length, n_window = hop_length, self.overlap * hop_length
         grid = sample_rate / (hop_length * self.period)
-        cycles = (frequency(pitches) / grid).round()  # in a period
+        cycles = (frequency(pitches) / grid).round()
+        self.cycles = nn.Buffer(cycles.float(), persistent=False)  # in a period
         hertz = cycles * grid
         # The golden ratio spreads the phases without a pattern, so that tones together do not click.
         phases = torch.arange(len(pitches), dtype=torch.float64) * (math.sqrt(5) - 1) / 2
         frames = torch.arange(self.period, dtype=torch.float64)[:, None]
         turns = 2 * math.pi * (frames * hertz * hop_length / sample_rate + phases)  # [period, steps]
+        self.cos, self.sin = (nn.Buffer(x.float(), persistent=False) for x in (turns.cos(), turns.sin()))
         time = (torch.arange(n_window, dtype=torch.float64) - n_window / 2) / sample_rate
         angles = 2 * math.pi * hertz[:, None] * time
         window = torch.hann_window(n_window, dtype=torch.float64) * 2 / self.overlap
-        waves = torch.cat([angles.cos(), -angles.sin()]) * window
-        buffers = {"cos": turns.cos(), "sin": turns.sin(), "waves": waves, "cycles": cycles}
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer.float(), persistent=False)
+        self.waves = nn.Buffer((torch.cat([angles.cos(), -angles.sin()]) * window).float(), persistent=False)
 
     def forward(self, loudness: Tensor) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
         # 3. Sum the sines within windows, and the windows.

@@ -79,7 +79,7 @@ class Checkpoints:
 
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         target, every = self.folder / f"step-{step:08d}", self.config.keep_every_steps
-        write_whole(target, tensors, facts)
+        write_tensors(target, tensors, facts)
         others = sorted((path for path in self.folder.glob("step-*") if path != target), reverse=True)
         for old in others[self.config.keep_checkpoints - 1 :]:
             if not every or int(old.name.removeprefix("step-")) % every:
@@ -137,7 +137,9 @@ class BestWeights:
         if not self.config.patience or not loss < self.loss:
             return
         self.step, self.loss = step, loss
-        write_tensors(self.folder, network.state_dict(), {"step": step, "loss": loss})
+        complete = whole_tensors(network.state_dict())
+        if collectives.rank() == 0:
+            write_tensors(self.folder, complete, {"step": step, "loss": loss})
 
     def exhausted(self, step: int) -> bool:
         n_worse = (step - self.step) // self.config.evaluate_steps
@@ -157,15 +159,8 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and facts to a folder, atomically and with checksums. All ranks call it, and rank 0 writes."""
-    complete = whole_tensors(tensors)
-    if collectives.rank() == 0:
-        write_whole(folder, complete, facts)
-
-
-def write_whole(folder: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """As `write_tensors`, of tensors in main memory, on one process."""
+def write_tensors(folder: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write whole tensors in main memory and facts to a folder, atomically and with checksums."""
     with atomic_folder(folder) as temporary:
         with utf8_path(temporary) as place:
             safetensors.torch.save_file(tensors, place / "state.safetensors")

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from audiovq.data import audio
 from audiovq.data.codes import Codes, LevelBuffers
 from audiovq.data.conditions import chroma_classes
-from audiovq.data.notes import Note, estimate_frames, midi_of_track, note_frames
+from audiovq.data.notes import estimate_frames, midi_of_track, note_frames
 from audiovq.data.shards import ShardIndex, ShardWriter
 from audiovq.data.tracks import Scan, Track, check_relative, check_unchanged
 from audiovq.distributed import collectives
@@ -98,15 +97,13 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
         if index.extras:
             waveform, _ = audio.read_audio(source, config.sample_rate, config.channels)
             path.parent.mkdir(parents=True, exist_ok=True)
-            for kind in index.extras:
-                frames = _frames(kind, waveform, config.sample_rate, hops[0], shift, midi)
+            for kind in index.extras:  # one number for each code of level 0
+                if kind == "notes" and midi is not None:
+                    n, seconds = -(-(waveform.shape[-1] - shift) // hops[0]), hops[0] / config.sample_rate
+                    frames = note_frames(midi, seconds, n, shift / config.sample_rate)
+                else:
+                    estimate = chroma_classes if kind == "chroma" else estimate_frames
+                    frames = estimate(waveform[:, shift:], config.sample_rate, hops[0])
                 np.save(path.with_suffix(f".{kind}.npy"), frames)
         layout = config.sample_rate, hops, config.codebook_size, config.channels
         Codes(levels.levels(), n_samples - shift, *layout, index.tokenizer_hash, track.sha256).save(path)
-
-
-def _frames(kind: str, waveform: Tensor, rate: int, hop: int, shift: int, midi: list[Note] | None) -> np.ndarray:
-    """Chroma or notes of a track from the sample `shift` on, one for each code of level 0."""
-    if kind == "chroma" or midi is None:
-        return (chroma_classes if kind == "chroma" else estimate_frames)(waveform[:, shift:], rate, hop)
-    return note_frames(midi, hop / rate, -(-(waveform.shape[-1] - shift) // hop), shift / rate)

@@ -5,7 +5,7 @@ the context is the same as from the whole; with less after it (`ahead`) windows 
 depend on the sizes of the blocks, so the results have the same bits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -47,21 +47,20 @@ class Windows:
         """The time up to which each sequence is known."""
         return [n * hop for n, hop in zip(self.counts, self.hops, strict=True)]
 
-    def push(self, blocks: Sequence[Tensor]) -> Iterator[Window]:
+    def push(self, blocks: Sequence[Tensor]) -> list[Window]:
         """Add the next block [..., any n] of each sequence; gives the windows that are complete."""
         for i, block in enumerate(blocks):
             self.parts[i].append(block)
             self.counts[i] += block.shape[-1]
-        return self._complete(min(self._ends()))
-
-    def _complete(self, known: int) -> Iterator[Window]:
+        complete, known = list[Window](), min(self._ends())
         while self.start + self.step + self.ahead <= known:
-            yield self._window(self.start + self.step, self.start + self.step + self.ahead)
+            complete.append(self._window(self.start + self.step, self.start + self.step + self.ahead))
+        return complete
 
-    def finish(self, end: int | None = None) -> Window | None:
-        """The last window, up to time `end` (default: the shortest sequence's); None if nothing is left."""
+    def finish(self, end: int | None = None) -> list[Window]:
+        """The last window, up to time `end` (default: the shortest sequence's); none if nothing is left."""
         end = min(self._ends()) if end is None else end
-        return self._window(end, max(self._ends())) if end > self.start else None
+        return [self._window(end, max(self._ends()))] if end > self.start else []
 
     def _window(self, end: int, high: int) -> Window:
         sequences = [parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1) for parts in self.parts]
@@ -87,9 +86,7 @@ def in_microbatches(function: Callable[..., Any], microbatch_size: int | None, *
 
 def cut(windows: Windows, sequences: Sequence[Tensor], end: int | None = None) -> list[Window]:
     """All windows of whole sequences, up to time `end`."""
-    found = list(windows.push(sequences))
-    last = windows.finish(end)
-    return [*found, last] if last else found
+    return [*windows.push(sequences), *windows.finish(end)]
 
 
 def compute_in_batches(

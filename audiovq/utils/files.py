@@ -30,13 +30,12 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     place = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
     shutil.rmtree(place, ignore_errors=True)
     try:
-        place.mkdir()
-        temporary = place / "file"
-        yield temporary
-        _complete(temporary, flush)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from None
+        with writing(path):
+            place.mkdir()
+            temporary = place / "file"
+            yield temporary
+            _complete(temporary, flush)
+            temporary.replace(path)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -47,18 +46,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob("*"):
-            _complete(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        _complete(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(folder, error) from None
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in temporary.rglob("*"):
+                _complete(path)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+            _complete(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -76,13 +74,17 @@ def _complete(path: Path, flush: bool = True) -> None:
             os.close(descriptor)
 
 
-def cannot_write(path: Path, error: Exception) -> ValueError:
-    """The message for a file or folder that cannot be written."""
-    reason = getattr(error, "strerror", None) or str(error)
-    if "System error" in reason:  # all that libsndfile says
-        reason = "the system reports an error, such as a full disk"
-    advice = "free some space, or choose another place with --out"
-    return ValueError(f"{path}: cannot be written ({reason}); {advice}")
+@contextlib.contextmanager
+def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of the system, of safetensors and of these `kinds` as a ValueError: a file or folder cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError, *kinds) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if "System error" in reason:  # all that libsndfile says
+            reason = "the system reports an error, such as a full disk"
+        advice = "free some space, or choose another place with --out"
+        raise ValueError(f"{path}: cannot be written ({reason}); {advice}") from None
 
 
 def check_folder(folder: Path) -> None:

@@ -49,7 +49,11 @@ def export_page(source: str, folder: Path, int8: bool = False, **options: Any) -
         if not compared:
             advice = "run `audiovq train` to its end, or choose another model"
             raise ValueError(f"{source}: no trained prior there; {advice}")
-        shutil.copyfile(_card(source, model, options), temporary / "model" / "about.txt")  # browsers show text
+        # The card of an exported model, which knows where its music came from, or a new one.
+        own = resolve_model(source) / "README.md"
+        is_known = own.is_file() and not own.with_name("recipe.yaml").is_file() and not options.get("credits")
+        card = own if is_known else model / "README.md"
+        shutil.copyfile(card, temporary / "model" / "about.txt")  # browsers show text
         write_page(temporary)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return [
@@ -57,13 +61,6 @@ def export_page(source: str, folder: Path, int8: bool = False, **options: Any) -
         f"onnx: logits of the priors within {compared['logit_error']:.1g}",
         f"to try it: python -m http.server --directory {folder}, then http://localhost:8000",
     ]
-
-
-def _card(source: str, model: Path, options: dict[str, Any]) -> Path:
-    """The model card: that of an exported model, which knows where its music came from, or a new one."""
-    place = resolve_model(source)
-    has_own = (place / "README.md").is_file() and not (place / "recipe.yaml").is_file()
-    return place / "README.md" if has_own and not options.get("credits") else model / "README.md"
 
 
 def write_page(folder: Path) -> None:
