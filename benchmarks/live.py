@@ -31,7 +31,7 @@ from audiovq.api import Generator
 from audiovq.live.player import Player, null_device
 
 WINDOW = 1024  # samples that are compared
-LONGEST = 4.0  # seconds after a change
+ALONE, LONGEST = 1.0, 4.0  # seconds after a change, before its twin is made, and in which it must be heard
 
 
 class Recorder(Player):
@@ -62,8 +62,9 @@ def latencies(generator: Generator, n: int, block: float, buffer: float) -> tupl
             time.sleep(0.4 + 0.6 * random.random())
             live.set(**change)
             (at, began), rate = player.marks[-1], player.rate
+            time.sleep(ALONE)  # the twin takes as much computing as the music
             twin.read(at / rate)
-            ratios, end = np.zeros(0), time.monotonic() + LONGEST
+            ratios, end = np.zeros(0), time.monotonic() + LONGEST - ALONE
             while not (ratios > 0.5).any() and time.monotonic() < end:
                 time.sleep(0.2)
                 sound = np.concatenate(player.heard)[at:, 0]
