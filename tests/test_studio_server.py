@@ -98,7 +98,7 @@ def refused(answer: httpx.Response, status: int, words: str) -> None:
 def test_a_piece_from_a_request_to_its_sound(client: httpx.Client, tiny_run: Path, tmp_path: Path) -> None:
     model = client.get("/api/model").json()
     assert (model["name"], model["sample_rate"], model["local"]) == ("tiny", 8000, True)
-    assert model["levels"][0] == {"hop_length": 256, "code_rate": 31.25}
+    assert model["levels"][0] == {"hop_length": 256, "code_rate": 31.25, "highest": None}
     assert model["labels"] == {"genre": ["folk", "rock"]}
     assert model["settings"]["temperature"] == [1.0, 1.0, 1.0]
     assert model["limits"] == {

@@ -212,12 +212,18 @@ def oscillate(oscillators: Oscillators, loudness: Tensor) -> Tensor:
     return rearrange(overlap_add(parts, kernels[:, None], hop), "(b c) 1 n -> b c n", c=loudness.shape[1])
 
 
+def _changeable(network: VQVAE) -> VQVAE:
+    """A copy; ValueError for a published codec, which has no `groups`."""
+    assert network.groups
+    return copy.deepcopy(network).eval()
+
+
 class EncodeGraph(nn.Module):
     """Waveform [b, channels, n · multiple] -> codes, int64 [b, n · multiple / hops[i]] per level."""
 
     def __init__(self, network: VQVAE):
         super().__init__()
-        self.network = copy.deepcopy(network).eval()
+        self.network = _changeable(network)
         for name, part in reversed(list(self.network.named_modules())):  # what is within others first
             if kind := REPLACEMENTS.get(type(part)):
                 self.network.set_submodule(name, kind(part))
@@ -242,7 +248,7 @@ class DecodeGraph(nn.Module):
 
     def __init__(self, network: VQVAE, n_levels: int | None = None, spectra: bool = False):
         super().__init__()
-        self.network = copy.deepcopy(network).eval()
+        self.network = _changeable(network)
         self.n_levels, self.spectra = n_levels or network.config.n_levels, spectra
 
     def forward(self, *codes: Tensor) -> Tensor | tuple[Tensor, Tensor]:
