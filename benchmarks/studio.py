@@ -27,7 +27,6 @@ import numpy as np
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
-from audiovq import api
 from audiovq.api import Generator
 
 TICK, PLAYED, WINDOW = 0.02, 3.0, 1024  # seconds between two reports, and after a switch; samples that are compared
@@ -36,7 +35,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?")
+    parser.add_argument("model", nargs="?", default="default")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--changes", type=int, default=10)
@@ -58,7 +57,7 @@ def start(arguments: argparse.Namespace, projects: str, chromium: str | None, n_
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS) if chromium else None
         page = browser.new_page() if browser else None
         command = [sys.executable, "-m", "audiovq", "studio", "--projects", projects]
-        command += [arguments.model] if arguments.model else []
+        command.append(arguments.model)
         began = time.time()
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ended(process) as output:
             url = next(word for line in output for word in line.split() if word.startswith("http"))
@@ -102,7 +101,7 @@ def make(client: httpx.Client, seconds: float) -> dict[str, float]:
 
 def live(url: str, arguments: argparse.Namespace) -> None:
     """Print latency and pauses of the websocket."""
-    generator = Generator.from_pretrained(arguments.model or api.bundled_model())
+    generator = Generator.from_pretrained(arguments.model)
     label, values = next(iter(generator.labels.items()), ("", []))
     latencies, pauses = [], 0
     for i in range(arguments.changes):
