@@ -31,7 +31,7 @@ from audiovq.api import Generator
 from audiovq.live.player import Player, null_device
 
 WINDOW = 1024  # samples that are compared
-ALONE, LONGEST = 1.0, 4.0  # seconds after a change, before its twin is made, and in which it must be heard
+ALONE, LONGEST = 1.0, 4.0  # seconds after a change until its twin is made, and until the sound must differ
 
 
 class Recorder(Player):

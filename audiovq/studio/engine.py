@@ -43,8 +43,6 @@ class Engine:
         generator = self.generator
         inputs = [prior.config.extra_inputs for prior in generator.priors]
         rate, settings = generator.sample_rate, [setting.model_dump() for setting in generator.sampling]
-        levels = [{"hop_length": hop, "code_rate": rate / hop} for hop in generator.hop_lengths]
-        levels = [facts | {"highest": self.tokenizer.config.highest_pitch(i)} for i, facts in enumerate(levels)]
         limits = ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
         return {
             "name": self.name,
@@ -52,7 +50,10 @@ class Engine:
             "licence": self.licence,
             "formats": list(get_args(SoundFormat)),
             **{name: getattr(self.tokenizer.config, name) for name in ("sample_rate", "channels", "codebook_size")},
-            "levels": levels,
+            "levels": [
+                {"hop_length": hop, "code_rate": rate / hop, "highest": self.tokenizer.config.highest_pitch(i)}
+                for i, hop in enumerate(generator.hop_lengths)
+            ],
             "labels": generator.labels,
             "text_bytes": max(known["text_bytes"] for known in inputs),
             **{name: any(known[name] for known in inputs) for name in ("chroma", "notes")},

@@ -99,8 +99,10 @@ def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Co
         levels = [torch.stack(rows) for rows in zip(*takes, strict=True)]
         return f"varied by {percent:g} %", CodeMask(piece.n_samples, levels)
     n_kept, n_levels = request.keep_levels, len(generator.hop_lengths)
-    words = f"new details after “Medium {n_kept - 1}”" if n_kept < n_levels - 1 else "new finest sound"
-    return "new details" if n_kept == 1 else words, generator.keep(piece, levels=n_kept)
+    words = "new details"
+    if n_kept > 1 and generator.tokenizer.config.topology != "bands":  # whose levels the page names by notes
+        words = f"new details after “Medium {n_kept - 1}”" if n_kept < n_levels - 1 else "new finest sound"
+    return words, generator.keep(piece, levels=n_kept)
 
 
 def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes]:

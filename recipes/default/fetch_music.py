@@ -53,7 +53,8 @@ NOT_MUSIC = ("voice", "speech", "sfx", "effect", "ambien", "sounds/", "guitar.og
 
 # General MIDI programs, one folder per timbre; in `many`, each voice of a chorale has a random one. The harp of
 # samples/chorales is not among them, so that it shows how well the tokenizer generalises to other instruments.
-TIMBRES = {"piano": (0,), "organ": (19,), "harpsichord": (6,), "guitar": (24,), "strings": (48,), "choir": (52,), "flute": (73,), "many": (
+TIMBRES = {"piano": (0,), "organ": (19,), "harpsichord": (6,), "guitar": (24,), "strings": (48,), "choir": (52,),
+    "flute": (73,), "many": (
     0, 4, 6, 9, 11, 12, 16, 19, 21, 22, 24, 25, 26, 28, 40, 41, 42, 45, 48, 52, 54, 56, 57, 60, 61, 64, 66, 68, 70, 71, 73, 75,
     79, 80, 81, 88, 89, 104, 106, 107)}  # fmt: skip
 TEMPI = ("slow", "medium", "fast")  # 72 to 82, 83 to 93 and 94 to 104 quarters a minute

@@ -3,7 +3,7 @@ import { make } from "../player/player.js";
 import { $, $$ } from "./words.js";
 
 const FIRST = 48, OCTAVES = 2; // from C3 on, as MIDI notes
-const NAMES = ["C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B"];
+export const NAMES = ["C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B"];
 const ROW = [..."AWSEDFTGYHUJ"].map((letter) => `Key${letter}`); // places on the keyboard; the next, K, keeps
 const SHIFTS = ["KeyZ", "KeyX"]; // to the lower and the higher octave
 const PADS = { C: [48, 52, 55], Dm: [50, 53, 57], Em: [52, 55, 59], F: [53, 57, 60], G: [55, 59, 62], Am: [57, 60, 64],

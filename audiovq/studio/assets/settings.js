@@ -1,5 +1,6 @@
 // What governs new music: labels, seed, takes, and how wild it is, from coarse to fine.
 import { make } from "../player/player.js";
+import { NAMES } from "./keys.js";
 import { $ } from "./words.js";
 
 const WILD = { // setting: what it says, its ends, lowest, highest, step
@@ -9,8 +10,7 @@ const WILD = { // setting: what it says, its ends, lowest, highest, step
   guidance: [": a hint ↔ a rule", 0, 5, 0.1], // after what the model follows
 };
 
-const NOTES = ["C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B"];
-const note = (midi) => `${NOTES[midi % 12]}${Math.floor(midi / 12) - 1}`;
+const note = (midi) => `${NAMES[midi % 12]}${Math.floor(midi / 12) - 1}`;
 /** The names of the levels in the player. A level of bands of frequencies has a highest note. */
 export const details = ({ levels }) => levels.map(({ highest }, i) => {
   if (i === levels.length - 1) return highest ? "All" : "Full detail";
@@ -19,9 +19,10 @@ export const details = ({ levels }) => levels.map(({ highest }, i) => {
   return levels.length === 3 ? "Medium" : `Medium ${i}`;
 });
 const levelName = (i, { levels }) => {
-  const n = levels.length, below = levels[i - 1]?.highest;
+  const n = levels.length, { highest } = levels[i];
   if (n === 1) return "The music";
-  if (levels[i].highest) return i === n - 1 ? `Above ${note(below)}` : i ? `${note(below)} to ${note(levels[i].highest)}` : details({ levels })[0];
+  if (highest && i === 0) return `Up to ${note(highest)}`;
+  if (highest) return i < n - 1 ? `${note(levels[i - 1].highest)} to ${note(highest)}` : `Above ${note(levels[i - 1].highest)}`;
   if (i === 0) return "Coarse: the composition";
   if (i === n - 1) return "Full: the finest sound";
   return n === 3 ? "Medium: the shape of the sound" : `Medium ${i}`;
@@ -67,11 +68,12 @@ export const fillSettings = (model) => {
     recommend();
     keep();
   });
-  const kept = ["nothing", "the coarse outline", "all but the finest sound"];
+  const isBands = Boolean(model.levels[0].highest);
+  const kept = ["nothing", ...(isBands ? [] : ["the coarse outline", "all but the finest sound"])];
   document.querySelectorAll("select[name=keep_levels]").forEach((select) => {
     const first = select.form.id === "rerender" ? 1 : 0;
     for (let k = first; k < n; k++) {
-      const words = (model.levels[0].highest && k ? null : kept[k < 2 ? k : k === n - 1 ? 2 : 3]) ?? `what “${details(model)[k - 1]}” plays`;
+      const words = kept[k < 2 ? k : k === n - 1 ? 2 : 3] ?? `what “${details(model)[k - 1]}” plays`;
       select.append(make("option", { value: k }, words));
     }
     select.closest("label").hidden = select.options.length < 2;
