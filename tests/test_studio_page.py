@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_make_listen_change_undo_and_export(page: Page, tmp_path: Path) -> None:
     make(page, 2.5, seed=3, takes=2)
     assert page.inner_text("#player .time") == "0:00 / 0:02.5"
     assert "2.5 s · seed 3" in page.inner_text("#facts")
-    assert page.locator("#takes button").count() == 2
+    expect(page.locator("#takes button")).to_have_count(2)
     page.click("#player .play")
     wait(page, f"{PLAYER}.transport.position > 0.1")
     page.click("#takes button >> nth=1")  # goes on at the same place
@@ -166,7 +167,7 @@ def test_make_listen_change_undo_and_export(page: Page, tmp_path: Path) -> None:
     page.click("[title='Remove the mark']")
     page.click("#redraw .primary")  # there is no stretch to fill
     assert [page.input_value(f"#redraw [name={name}]") for name in ("start", "end")] == ["", ""]
-    assert page.locator("#jobs article").count() == 0
+    expect(page.locator("#jobs article")).to_have_count(0)
     drag(page, 0.5, 0.75)
     page.click("#redraw .primary")
     wait_for(page, 4, 4)
@@ -190,7 +191,7 @@ def test_make_listen_change_undo_and_export(page: Page, tmp_path: Path) -> None:
     wait(page, "document.title.includes('<b>My piece</b>')")
     page.reload()  # nothing is lost
     wait_for(page, 7, 9)
-    assert page.input_value("#name") == "<b>My piece</b>"
+    expect(page.locator("#name")).to_have_value("<b>My piece</b>")
 
 
 def test_a_piece_without_its_finest_levels(page: Page, tmp_path: Path) -> None:
@@ -210,12 +211,12 @@ def test_a_piece_without_its_finest_levels(page: Page, tmp_path: Path) -> None:
     page.set_input_files("aside .upload", tmp_path / "coarse.codes")
     wait_for(page, 3, 2)
     expect(page.locator("#facts")).to_contain_text("no finer than “Coarse”")
-    assert page.locator("#rerender option:enabled").all_inner_texts() == ["the coarse outline"]
-    assert page.input_value("#rerender select") == "1"
+    expect(page.locator("#rerender option:enabled")).to_have_text(["the coarse outline"])
+    expect(page.locator("#rerender select")).to_have_value("1")
     page.click("#rerender .primary")
     wait_for(page, 4, 2)
     assert "no finer" not in page.inner_text("#facts")
-    assert page.locator("#rerender option:enabled").count() == 2
+    expect(page.locator("#rerender option:enabled")).to_have_count(2)
 
 
 def test_versions_have_numbers_and_names(page: Page) -> None:
@@ -229,25 +230,24 @@ def test_versions_have_numbers_and_names(page: Page) -> None:
         expect(page.locator("#number")).to_have_text("1")
     page.click("#tree li >> nth=2")
     expect(page.locator("#number")).to_have_text("3")
-    assert page.input_value("#title") == "0.5 s more"
+    expect(page.locator("#title")).to_have_value("0.5 s more")
     page.fill("#title", "  The <b>end</b> ")
     page.keyboard.press("Enter")
     rows = page.locator("#tree li")
     expect(rows.nth(2)).to_contain_text("The <b>end</b>")
-    assert [row.split("\n")[:2] for row in rows.all_inner_texts()] == [
-        ["1", "New piece"], ["2", "0.5 s more"], ["3", "The <b>end</b>"]
-    ]  # fmt: skip
+    expect(rows.locator("small")).to_have_text(["1", "2", "3"])
+    expect(rows.locator("b")).to_have_text(["New piece", "0.5 s more", "The <b>end</b>"])
     for field, name in (("#title", "The <b>end</b>"), ("#name", page.input_value("#name"))):
         page.fill(field, "not this")
         page.press(field, "Escape")
-        assert page.input_value(field) == name
+        expect(page.locator(field)).to_have_value(name)
     page.fill("#title", " ")
     page.keyboard.press("Enter")
     expect(page.locator("#title")).to_have_value("The <b>end</b>")  # it has some name
     page.fill("#title", "not this one")
     page.click("#tree li >> nth=1")  # what was typed is of the version that it was typed for
     expect(page.locator("#title")).to_have_value("0.5 s more")
-    assert [row.split("\n")[1] for row in rows.all_inner_texts()] == ["New piece", "0.5 s more", "Not this one"]
+    expect(rows.locator("b")).to_have_text(["New piece", "0.5 s more", "Not this one"])
 
 
 def test_settings_stay_with_their_project(page: Page) -> None:
@@ -300,8 +300,8 @@ def test_levels_of_bands_are_named_by_their_highest_notes(page: Page) -> None:
 def test_sliders_have_names_and_are_reset(page: Page) -> None:
     page.click("#how summary")
     slider = page.get_by_role("slider", name="Tame ↔ wild")
-    assert slider.count() == 3
-    assert page.get_by_role("slider", name="Genre: a hint ↔ a rule").count() == 3
+    expect(slider).to_have_count(3)
+    expect(page.get_by_role("slider", name="Genre: a hint ↔ a rule")).to_have_count(3)
     slider.nth(1).fill("1.7")
     page.click("#reset")
     assert slider.nth(1).input_value() == "1"
@@ -347,17 +347,17 @@ def test_projects_are_listed_downloaded_imported_and_deleted(page: Page, tmp_pat
     page.click("#delete-project")
     page.click("#question .primary")
     page.wait_for_selector("#start:not([hidden])")
-    assert page.locator("#projects a", has_text="Kept").count() == 0
+    expect(page.locator("#projects a", has_text="Kept")).to_have_count(0)
     page.set_input_files("#start .upload", tmp_path / "kept.zip")
     wait_for(page, 1, 1.2)
     page.click(".brand a")
     entry = page.locator("#projects a", has_text="★ Kept")
-    assert f"1 version · 0:01.2 · {time.strftime('%b')}" in entry.inner_text()
+    expect(entry).to_contain_text(f"1 version · 0:01.2 · {time.strftime('%b')}")
     entry.click()
     wait_for(page, 1, 1.2)
     page.click("#delete")
     page.click("#question button >> nth=0")  # keep it
-    assert page.locator("#tree li").count() == 1
+    expect(page.locator("#tree li")).to_have_count(1)
     page.click("#delete")
     page.click("#question .primary")
     expect(page.locator("#tree li")).to_have_count(0)
@@ -372,7 +372,7 @@ def test_recordings_from_files_and_the_microphone(page: Page, tmp_path: Path) ->
     expect(page.locator("#notice")).to_contain_text("large.wav: a recording may have up to 0.5 MB")
     page.set_input_files("#start .upload", tmp_path / "tune.wav")
     wait_for(page, 1, 2)
-    assert page.input_value("#name") == "tune"
+    expect(page.locator("#name")).to_have_value("tune")
     page.click("#player .layers >> text=Original")
     wait(page, f"{PLAYER}.transport.buffer.sampleRate === 16000")
     page.set_input_files("aside .upload", tmp_path / "broken.wav")
@@ -581,7 +581,7 @@ def test_live_plays_and_every_control_acts(page: Page, live: Line) -> None:
     expect(page.locator("#live-facts")).to_contain_text("Seed 77")
     page.click("#live-reset")
     until(page, lambda: live.controls["temperature"] is None)
-    assert page.input_value("#live-knobs [data-setting=temperature]") == "1"
+    expect(page.locator("#live-knobs [data-setting=temperature]")).to_have_value("1")
     page.click("#live-again")
     until(page, lambda: live.sent[-1].get("played", 0) and {"restart": True} in live.sent)
     assert any(turn.get("buffer") == 0.4 for turn in live.sent[1:])
@@ -631,7 +631,7 @@ def test_what_was_played_is_kept(page: Page, live: Line) -> None:
     page.wait_for_selector("#project:not([hidden])")
     expect(page.locator("#tree li")).to_have_count(2)
     wait(page, f"{PLAYER}.transport.seconds > 1")
-    assert page.input_value("#name") == "Live"
+    expect(page.locator("#name")).to_have_value("Live")
 
 
 def test_a_second_page_is_told_and_leaving_ends_the_music(
@@ -684,10 +684,15 @@ def test_live_by_keys_and_midi(page: Page, complaints: Complaints) -> None:
 
 
 def test_a_pause_is_counted_and_said(page: Page, live: Line) -> None:
-    expect(page.locator("#live-facts")).to_contain_text("no pauses")
+    def pauses() -> int:
+        found = re.search(r"(no|\d+) pause", page.locator("#live-facts").inner_text())
+        return -1 if found is None else 0 if found[1] == "no" else int(found[1])
+
     until(page, lambda: played(live) > 4000)
+    before = pauses()  # 0, unless this machine is busy
+    assert before >= 0
     page.evaluate("WebSocket.prototype.send = () => {}")  # nothing is heard of what was played: no more comes
-    expect(page.locator("#live-facts")).to_contain_text("1 pause", timeout=SECONDS)
+    until(page, lambda: pauses() > before)
     expect(page.locator("#live-slow")).to_contain_text("a larger buffer")
 
 
