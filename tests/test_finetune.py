@@ -121,10 +121,10 @@ def test_contradictions_to_the_pretrained_model_are_errors(finetune_recipe: Path
 def test_the_finetune_recipe_adopts_the_bundled_model() -> None:
     recipe = adopt_pretrained(load_recipe("finetune"))
     assert recipe.tokenizer.model == checkpoint.load_tokenizer(api.bundled_model() / "tokenizer").config
-    assert len(recipe.priors) == 3
+    assert len(recipe.priors) == 4
     assert [(c.kind, c.name) for c in recipe.priors[2].model.conditioners] == [("label", "timbre"), ("label", "genre")]
     silent = [[(c.kind, c.dropout) for c in prior.model.conditioners if c.kind == "timing"] for prior in recipe.priors]
-    assert silent == [[("timing", 1.0)], [], []]  # where there is none, none is added to be silent
+    assert silent == [[("timing", 1.0)], [("timing", 1.0)], [], []]  # where there is none, none is added to be silent
     assert recipe.priors[0].model.transformer.dim == 192
     assert recipe.priors[0].model.transformer.dropout == 0.2
     assert adopt_pretrained(recipe) == recipe
