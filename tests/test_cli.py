@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -178,8 +177,8 @@ def test_a_read_only_folder(tiny_run: Path, tmp_path: Path) -> None:
 SMALL = (
     "tokenizer.training.steps=3", "tokenizer.training.batch_size=2", "tokenizer.training.evaluate_steps=3",
     "tokenizer.training.evaluate_batches=1", "tokenizer.crop_seconds=0.25", "tokenizer.model.dim=16", "tokenizer.vq_start_step=1",
-    "tokenizer.losses.mel_windows=[512, 1024]", "samples.seconds=0.3", "samples.n=1", "data.workers=0", "codes.shifts=1", "codes.only=[]",
-    "precision=fp32",
+    "tokenizer.losses.mel_windows=[512, 1024]", "samples.seconds=0.3", "samples.n=1", "data.workers=0", "codes.shifts=1",
+    "codes.only=[]", "tokenizer.only=[]", "precision=fp32",
 )  # fmt: skip
 
 
