@@ -118,9 +118,11 @@ def test_srun_and_accelerate_launch(tiny_recipe: Path, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     assert [task.wait(200) for task in tasks] == [0, 0]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]  # fmt: skip
     subprocess.run([*accelerate, *command, str(tmp_path / "accelerate")], env=environment(), check=True, timeout=200)
+    for name in ("srun", "accelerate"):  # each has had two processes
+        assert (tmp_path / name / "data" / "scan_cache-1.jsonl").is_file()
     assert losses(tmp_path / "srun") == pytest.approx(losses(tmp_path / "accelerate"), rel=1e-4)  # threads may differ
 
 
