@@ -40,16 +40,16 @@ from audiovq.utils.progress import say
 
 
 class Run:
-    """A recipe, its folder and the devices; with `pages`, report.html is written after each stage. With
-    several processes, all of them call every method."""
+    """A recipe, its folder and the devices; with `pages`, report.html is written after each stage, with `profile` a
+    trace of a few steps. With several processes, all of them call every method."""
 
-    def __init__(self, recipe: Recipe, folder: Path, pages: bool = True):
+    def __init__(self, recipe: Recipe, folder: Path, pages: bool = True, profile: bool = False):
         self.recipe, self.folder, self.pages = adopt_pretrained(recipe), folder, pages
         self.files = RunFolder(folder, self.recipe)
         self.accelerator = Accelerator(mixed_precision="bf16" if use_bf16(recipe) else "no")
         self.device: torch.device = self.accelerator.device
         self.main = collectives.rank() == 0
-        self.trackers = TrackerConfig(folder, (), recipe.name)
+        self.trackers = TrackerConfig(folder, installed_trackers(recipe.trackers), recipe.name, profile)
 
     def go(self, stages: tuple[str, ...] = ()) -> None:
         """Train the stages that are not done, all or those named; ValueError for wrong settings."""
@@ -65,17 +65,15 @@ class Run:
                 files.open()
                 say(f"{self.folder}: finished, nothing to do")
                 return
-            with only_writer(self.folder) if self.main else contextlib.nullcontext():
+            with only_writer(self.folder):
                 was_there = (self.folder / "recipe.yaml").is_file()
                 files.open()
-                missing = [
-                    stage for stage in stages if not files.is_done(stage)
-                ]  # another writer may have worked on it
+                # Another writer may have worked on it.
+                missing = [stage for stage in stages if not files.is_done(stage)]
                 if was_there and missing:
                     say(f"{self.folder}: goes on with {missing[0]}")
                 if "priors" in missing:
                     self._say_missing_labels()
-                self.trackers = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)
                 for stage in missing:
                     began = time.monotonic()
                     STAGES[stage](self)
