@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan
 from audiovq.distributed import collectives, launch, rng
+from audiovq.evaluation.code_statistics import held_out_bits
+from audiovq.pretrained import checkpoint
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.devices import whole_network
 from audiovq.training.loop import Training
@@ -112,6 +114,13 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
         collectives.barrier()
         prior(recipe, run, folder / "stopped", **SHARDED)
         prior(recipe, run, folder / "one-to-two", **SHARDED)
+        (folder / f"bits-{rank}.json").write_text(json.dumps(bits(run)))
+
+
+def bits(run: Path) -> list[dict[str, float]]:
+    """Of the held-out codes, all of them and three windows; by two processes each its share."""
+    shards, model = Shards(run / "codes"), checkpoint.load_prior(run / "prior-1")[0]
+    return [held_out_bits(model, shards, "valid"), held_out_bits(model, shards, "valid", 3)]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +167,14 @@ def assert_close(a: Path, b: Path) -> None:
 ])  # fmt: skip
 def test_two_processes_learn_what_one_learns(found: Path, one: str, other: str) -> None:
     assert_close(found / one, found / other)
+
+
+def test_held_out_bits_are_those_of_one_process(found: Path, tiny_run: Path) -> None:
+    one, two = bits(tiny_run), json.loads((found / "bits-0.json").read_text())
+    assert two == json.loads((found / "bits-1.json").read_text())
+    assert [found["n_codes"] for found in two] == [found["n_codes"] for found in one]
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tokenizer-two", "prior-two"])

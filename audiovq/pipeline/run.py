@@ -101,7 +101,7 @@ class Run:
 
     def report(self) -> None:
         """report.json, if there are codes, and report.html. All ranks call it."""
-        if self.files.is_done("codes") and self.main:
+        if self.files.is_done("codes"):
             write_results(self.folder, self.files.open_codes(), self.device)
         self.write_page()
         collectives.barrier()  # the others wait there as long as it takes
@@ -112,15 +112,16 @@ class Run:
 
 
 def write_results(run: Path, shards: Shards, device: torch.device) -> None:
-    """Measure, write report.json and print one line for each prior."""
+    """Measure, write report.json and print one line for each prior. All ranks call it."""
     split = "valid" if shards.index.tracks.of("valid") else "train"
     rates = [shards.index.sample_rate / hop for hop in shards.index.hop_lengths]
-    slots = checkpoint.load_tokenizer(run / "tokenizer").config.slots
-    counts = level_counts(shards, split)
+    bits = [held_out_bits(checkpoint.load_prior(prior)[0].to(device), shards, split) for prior in prior_folders(run)]
+    if collectives.rank():
+        return
+    slots, counts = checkpoint.load_tokenizer(run / "tokenizer").config.slots, level_counts(shards, split)
     levels: list[dict[str, Any]] = [code_statistics(*level, slots) for level in zip(counts, rates, strict=True)]
-    for level, folder in enumerate(prior_folders(run)):
-        prior, _ = checkpoint.load_prior(folder)
-        levels[level] |= held_out_bits(prior.to(device), shards, split)
+    for level, found in zip(levels, bits, strict=False):
+        level |= found
     write_text(run / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
     tracks = "held-out tracks" if split == "valid" else "the training tracks (none is held out)"
     for i, level in enumerate(level for level in levels if "bits_per_second" in level):
