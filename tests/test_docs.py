@@ -242,6 +242,7 @@ FOREIGN = {
     "--minutes",
     "--music",
     "--seeds",
+    "--max-restarts",
 }  # of other programs
 
 
