@@ -13,6 +13,7 @@ from torch import Tensor
 from audiovq import api
 from audiovq.config import build
 from audiovq.data.audio import read_audio
+from audiovq.data.codes import Codes
 from audiovq.data.tracks import Scan, Track
 from audiovq.evaluation.code_statistics import code_statistics
 from audiovq.recipe import Recipe
@@ -175,6 +176,18 @@ def test_codes_and_waveforms_have_the_lengths_of_the_contract() -> None:
         assert [list(level.shape) for level in codes] == [[1, -(-n_samples // 256)]] * 2
         for n_levels in (1, 2):
             assert network.decode(codes[:n_levels], n_samples).shape == (1, 1, n_samples)
+
+
+def test_the_rate_of_codes_is_that_of_what_they_choose_from(tmp_path: Path) -> None:
+    tokenizer = api.Tokenizer(small_network())
+    codes, c = tokenizer.encode(chord(2.0)[0], RATE), tokenizer.config
+    assert c.slots > 1
+    assert codes.bits_per_second == pytest.approx(sum(c.code_rates) * math.log2(c.codebook_size / c.slots), rel=0.05)
+    for compress in (False, True):
+        codes.save(tmp_path / "x.codes", compress)
+        loaded = Codes.load(tmp_path / "x.codes")
+        assert loaded.bits_per_second == codes.bits_per_second
+        assert all(torch.equal(a, b) for a, b in zip(loaded.levels, codes.levels, strict=True))
 
 
 def test_a_band_has_its_own_pitches_and_peaks_weigh_most() -> None:

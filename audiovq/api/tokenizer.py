@@ -59,7 +59,7 @@ class Tokenizer(Shareable):
         """`Codes` of this tokenizer from whole numbers [ceil(n_samples / hop_length)] per level, coarse to fine;
         without `n_samples` as long as the codes last. Raises ValueError for other levels."""
         c = self.config
-        facts = (c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.hash, source_sha256)
+        facts = (c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.hash, source_sha256, c.slots)
         codes = Codes(list(levels), 1 if n_samples is None else n_samples, *facts)
         if n_samples is None:
             found = zip(codes.levels, c.hop_lengths, strict=False)

@@ -44,6 +44,7 @@ class Header(Layout):
     n_samples: int = Field(ge=1, le=1 << 48)
     channels: int = Field(ge=1, le=16)
     source_sha256: str = ""
+    slots: int = Field(default=1, ge=1, le=1 << 16)
     coding: Literal["range-1"] | None = None  # of a compressed file, as are the next two
     n_levels: int = Field(default=1, ge=1, le=64)
     checksum: str = ""  # see `_checksum`; "" in uncompressed files of version 0.1
@@ -62,6 +63,7 @@ class Codes:
     channels: int
     tokenizer_hash: str
     source_sha256: str = ""
+    slots: int = 1  # parts of the codebook that take turns, see `VQVAEConfig.slots`
 
     def __post_init__(self) -> None:
         self.levels = [_whole_numbers(level, f"codes of level {i}") for i, level in enumerate(self.levels)]
@@ -75,8 +77,9 @@ class Codes:
 
     @property
     def bits_per_second(self) -> float:
-        """Uncompressed: log2(codebook_size) bits per code."""
-        return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
+        """Uncompressed: log2(codebook_size / slots) bits per code."""
+        bits = float(np.log2(self.codebook_size / self.slots))
+        return sum(len(level) for level in self.levels) * bits / self.seconds
 
     def flattening(self, pattern: Pattern = "interleave") -> Flattening:
         """The vocabulary of `flatten`, and the way back from ids to levels."""
@@ -132,7 +135,8 @@ class Codes:
         return codes
 
     def _facts(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "levels"}
+        facts = {key: value for key, value in vars(self).items() if key != "levels"}
+        return facts if self.slots > 1 else {key: value for key, value in facts.items() if key != "slots"}
 
     def lengths(self, n_levels: int) -> list[int]:
         """The number of codes of each of the first levels."""
