@@ -49,8 +49,7 @@ class Tokenizer(Shareable):
     def from_pretrained(cls, source: str | Path, device: Device = None, **hub: str | None) -> "Tokenizer":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such tokenizer, or damaged files."""
-        folder = tokenizer_folder(resolve_model(source, **hub))
-        return cls(checkpoint.load_tokenizer(folder), device)
+        return cls(checkpoint.load_tokenizer(tokenizer_folder(resolve_model(source, **hub))), device)
 
     def _models(self) -> Models:
         return self.network, (), ()

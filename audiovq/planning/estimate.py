@@ -242,8 +242,7 @@ class Planner(NamedTuple):
         memory["averages"] = 4 * n_weights if config.ema_decay else 0
         if isinstance(config, PriorTrainingConfig) and config.sharded:
             memory = {name: n_bytes / self.n_devices for name, n_bytes in memory.items()}
-        usable = USABLE * self.device.memory
-        size_that_fits = int((usable - sum(memory.values())) // one.activations)
+        size_that_fits = int((USABLE * self.device.memory - sum(memory.values())) // one.activations)
         memory["activations"] = size * one.activations
         step_seconds = share * one.flops / self.device.flops
         evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps

@@ -41,10 +41,8 @@ class StreamingEncoder:
         return self._codes(self.windows.finish())
 
     def _codes(self, windows: list[Window]) -> list[Tensor]:
-        if not windows:
-            empty = torch.zeros(0, dtype=torch.int64, device=self.device)
-            return [empty for _ in self.network.config.hop_lengths]
-        parts = [encode_windows(self.network, [window])[0] for window in windows]
+        parts = [[torch.zeros(0, dtype=torch.int64, device=self.device)] * self.network.config.n_levels]
+        parts += [encode_windows(self.network, [window])[0] for window in windows]
         return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
@@ -85,9 +83,8 @@ class StreamingDecoder:
         return self._waveform(self.windows.finish(n_samples))
 
     def _waveform(self, windows: list[Window]) -> Tensor:
-        if not windows:
-            return torch.zeros(self.network.config.channels, 0, device=self.caller_device)
-        parts = [decode_windows(self.network, [window])[0] for window in windows]
+        parts = [torch.zeros(self.network.config.channels, 0, device=self.device)]
+        parts += [decode_windows(self.network, [window])[0] for window in windows]
         return torch.cat(parts, dim=-1).clamp(-1, 1).to(self.caller_device)
 
 

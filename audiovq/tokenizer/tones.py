@@ -41,9 +41,8 @@ class Oscillators(nn.Module):
         window = torch.hann_window(n_window, dtype=torch.float64) * 2 / self.overlap
         self.waves = nn.Buffer((torch.cat([angles.cos(), -angles.sin()]) * window).float(), persistent=False)
 
-    def forward(
-        self, loudness: Tensor, first: int = 0
-    ) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
+    def forward(self, loudness: Tensor, first: int = 0) -> Tensor:
+        """[b, channels, time, steps] -> [b, channels, time * hop]."""
         # 3. Sum the sines within windows, and the windows.
         return overlap_add(self.parts(loudness, first) @ self.waves, self.hop_length)
 

@@ -73,8 +73,7 @@ class DecoderTask(Task):
             terms["tones"] = self.tone_loss(output.tones, batch)
         for_decoder = self.decoder_loss(terms)
         terms["discriminator"] = for_discriminators
-        metrics = {name: value.detach() for name, value in terms.items()}
-        return for_decoder + for_discriminators, metrics
+        return for_decoder + for_discriminators, {name: value.detach() for name, value in terms.items()}
 
     def discriminator_loss(self, real: list[DiscriminatorOutput], reconstructions: list[Tensor]) -> Tensor:
         """The loss of the discriminators: music against each reconstruction [b, channels, samples]."""
