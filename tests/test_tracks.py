@@ -20,7 +20,7 @@ from test_audio import encoded, needs_ffmpeg
 
 from audiovq.data import tracks as tracks_module
 from audiovq.data.scan_cache import scan_file
-from audiovq.data.tracks import DataConfig, Scan, find_audio, scan, scan_share
+from audiovq.data.tracks import DataConfig, Scan, find_audio, scan
 from audiovq.utils.files import read_jsonl
 
 
@@ -333,8 +333,8 @@ def test_split_is_by_track_and_depends_on_names_alone(tmp_path: Path) -> None:
     for i in range(10):
         soundfile.write(tmp_path / f"{i}.wav", tones(1, 8000, seed=i), 8000)
     first = scan(tmp_path, DataConfig(valid_fraction=0.2))
-    assert len(first.split("valid")) == 2
-    assert len(first.split("train")) == 8
+    assert len(first.tracks.of("valid")) == 2
+    assert len(first.tracks.of("train")) == 8
     again = scan(tmp_path, DataConfig(valid_fraction=0.2))
     assert first.tracks == again.tracks
     moved = tmp_path / "elsewhere"
@@ -357,9 +357,9 @@ def test_a_split_in_the_labels_is_kept(tmp_path: Path) -> None:
     (tmp_path / "2.json").write_text('{"split": "valid"}')
     (tmp_path / "3.json").write_text('{"split": "test"}')
     found = scan(tmp_path, DataConfig(valid_fraction=0.25))
-    assert [t.path for t in found.split("valid")] == ["2.wav"]
+    assert [t.path for t in found.tracks.of("valid")] == ["2.wav"]
     assert found.rejected[0].reason == "split: expected train or valid, found 'test'"
-    assert "split" not in found.split("valid")[0].labels
+    assert "split" not in found.tracks.of("valid")[0].labels
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

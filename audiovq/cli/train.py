@@ -46,7 +46,8 @@ def train(
     with launch.processes():
         run = Run(with_music(loaded, folder), folder, page)
         missing = [stage for stage in wanted if not run.files.is_done(stage)]
-        announce_duration(run.files, missing, collectives.world_size())
+        if run.main:  # the others need not look through the music
+            announce_duration(run.files, missing, collectives.world_size())
         run.go(wanted)
         if json_file and run.main:
             options.write_json(json_file, describe_run(run.folder))

@@ -13,7 +13,8 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -27,17 +28,17 @@ from audiovq.config import Config
 from audiovq.data import storage
 from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.conditions import SILENT
+from audiovq.data.music import SPLITS, TABLES, Table, crc32, mapped
 from audiovq.data.notes import N_FRAMES
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.environment import errors_as
-from audiovq.utils.files import json_line, parse_line, write_text, writing
+from audiovq.utils.files import json_line, write_text, writing
 from audiovq.utils.progress import track as progress
 
 FORMAT = "audiovq-shards-2"
 SHARD_CODES = 1 << 25  # codes a level in one shard file, at most (a track is never split)
 BLOCK_CODES = 1 << 19  # codes that share a checksum, which is verified when the first of them is read
-TABLES = ("tracks.jsonl", "tracks.npy")
-LINE, SPLITS = ("path", "sha256", "split", "labels"), ("train", "valid")
+LINE = ("path", "sha256", "split", "labels")
 # Columns of tracks.npy before the first code of each level and the number of codes of each level: the line's
 # place and size in tracks.jsonl, the shard, the split, the number of samples.
 N_COLUMNS = 5
@@ -57,40 +58,18 @@ class ShardTrack(Config):
     lengths: Places  # codes, a level
 
 
-class TrackTable(Sequence[ShardTrack]):
-    """The tracks of tracks.jsonl and tracks.npy, int64 [n_tracks, N_COLUMNS + 2 · n_levels], or some `rows`
-    of them. Both stay on the disk; a track is built, and checked, on access."""
+class TrackTable(Table[ShardTrack]):
+    """The number is the shard. `columns` are [n_tracks, N_COLUMNS + 2 · n_levels]."""
 
-    def __init__(self, lines: np.ndarray, columns: np.ndarray, rows: np.ndarray | None = None):
-        self.lines, self.columns = lines, columns
-        self.rows = np.arange(len(columns)) if rows is None else rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> ShardTrack:  # type: ignore[override] - no slices
-        start, n_bytes, shard, split, n_samples, *places = self.columns[self.rows[i]].tolist()
-        facts = parse_line(self.lines[start : start + n_bytes].tobytes()) or {}
+    def build(self, facts: dict[str, Any], numbers: list[int]) -> ShardTrack:
+        shard, _, n_samples, *places = numbers
         half = len(places) // 2
         where = {"shard": shard, "offsets": places[:half], "lengths": places[half:]}
-        return checked_track(**facts | {"n_samples": n_samples, "split": SPLITS[split], **where})
-
-    def of(self, split: str | None) -> "TrackTable":
-        """The tracks of one split; all for None."""
-        if split is None:
-            return self
-        mine = self.columns[self.rows, 3] == SPLITS.index(split)
-        return TrackTable(self.lines, self.columns, self.rows[mine])
-
-    def labels(self) -> Iterator[dict[str, str]]:
-        """The labels of each track; much faster than building all tracks."""
-        for start, n_bytes in self.columns[self.rows, :2].tolist():
-            yield (parse_line(self.lines[start : start + n_bytes].tobytes()) or {}).get("labels", {})
+        return checked_track(**facts | {"n_samples": n_samples, **where})
 
     def lengths(self, level: int) -> np.ndarray:
         """The number of codes of each track at a level, int64 [n_tracks]."""
-        n_levels = (self.columns.shape[1] - N_COLUMNS) // 2
-        return self.columns[self.rows, N_COLUMNS + n_levels + level]
+        return self.column((N_COLUMNS + self.columns.shape[1]) // 2 + level)
 
 
 def checked_track(**facts: Any) -> ShardTrack:
@@ -161,7 +140,7 @@ class ShardWriter:
         self.dtypes = [dtype] * len(index.hop_lengths) + list(index.extras.values())
         self.parts: list[list[np.ndarray]] = [[] for _ in self.dtypes]  # of the current shard, a file each
         self.lengths = [0 for _ in index.hop_lengths]  # codes in the current shard, a level
-        self.rows: list[list[int]] = []
+        self.rows = array("q")  # of tracks.npy
         self.blocks: dict[str, list[int]] = {}
 
     def add(self, track: Track, codes: Codes, *extras: np.ndarray) -> None:
@@ -179,7 +158,7 @@ class ShardWriter:
             parts.append(value.astype(dtype))
         row = [start, len(line), self.index.n_shards, SPLITS.index(track.split), codes.n_samples]
         lengths = [len(level) for level in codes.levels]
-        self.rows.append([*row, *self.lengths, *lengths])
+        self.rows.extend([*row, *self.lengths, *lengths])
         self.lengths = [a + b for a, b in zip(self.lengths, lengths, strict=True)]
 
     def _write_shard(self) -> None:
@@ -201,21 +180,24 @@ class ShardWriter:
             (part / old).rename(self.folder / new)
             self.blocks[new] = facts["blocks"][old]
         start = self.lines.tell()
-        self.lines.write((part / "tracks.jsonl").read_bytes())
-        rows = np.load(part / "tracks.npy", allow_pickle=False).tolist()
-        self.rows += [[start + line, size, first + shard, *rest] for line, size, shard, *rest in rows]
+        self.lines.write(mapped(part / "tracks.jsonl").data)
+        rows = np.load(part / "tracks.npy", allow_pickle=False)
+        rows[:, [0, 2]] += start, first
+        self.rows.frombytes(rows.tobytes())
 
-    def finish(self) -> None:
+    def finish(self, order: np.ndarray | None = None) -> None:
+        """Write the rest; the tracks are listed in this `order`, default that in which they were added."""
         with writing(self.folder):
             if self.parts[0]:
                 self._write_shard()
             self.lines.close()
             n_columns = N_COLUMNS + 2 * len(self.index.hop_lengths)
-            np.save(self.folder / "tracks.npy", np.array(self.rows, dtype=np.int64).reshape(-1, n_columns))
+            rows = np.array(self.rows, dtype=np.int64).reshape(-1, n_columns)
+            np.save(self.folder / "tracks.npy", rows if order is None else rows[order])
             content = {key: value for key, value in vars(self.index).items() if key != "tracks"}
-            content |= {"format": FORMAT, "n_tracks": len(self.rows)}
+            content |= {"format": FORMAT, "n_tracks": len(rows)}
             content["sizes"] = {n: (self.folder / n).stat().st_size for n in [*self.index.names, *TABLES]}
-            content["crc32"] = {n: zlib.crc32((self.folder / n).read_bytes()) for n in TABLES}
+            content["crc32"] = {n: crc32(self.folder / n) for n in TABLES}
             content["blocks"] = self.blocks
             content["crc32"]["index.json"] = _index_crc32(content)
             write_text(self.folder / "index.json", json.dumps(content))
@@ -281,7 +263,7 @@ class Shards:
         for name in TABLES if file.tracks is None else ():  # mapped, because those of millions of tracks are large
             with self._reading(name):
                 path = self._path(name)
-                contents.append(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8))
+                contents.append(mapped(path))
                 if zlib.crc32(contents[-1].data) != file.crc32.get(name):
                     raise ValueError("its checksum is wrong")
         with self._reading(name):
@@ -301,7 +283,7 @@ class Shards:
             raise ValueError(f"expected int64 [tracks, {n_columns}], found {found}")
         start, size, shard, split, n_samples = columns[:, :N_COLUMNS].T
         offsets, lengths = columns[:, N_COLUMNS : N_COLUMNS + n_levels], columns[:, N_COLUMNS + n_levels :]
-        fits = (start >= 0) & (size >= 0) & (start <= n_bytes - size) & (split >= 0) & (split < len(SPLITS))
+        fits = (start >= 0) & (size >= 0) & (start <= n_bytes - size) & (split >= 0) & (split < len(SPLITS) - 1)
         fits &= (lengths == -(-n_samples[:, None] // np.array(self.index.hop_lengths))).all(axis=1)
         fits &= (n_samples > 0) & (shard >= 0) & (shard < self.index.n_shards)
         fits &= (offsets >= 0).all(axis=1) & (lengths >= 0).all(axis=1)

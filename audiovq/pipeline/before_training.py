@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiovq.config import recipe_folders
+from audiovq.data.music import Scan
 from audiovq.data.sources import local_music
 from audiovq.data.tracks import check_music_folder, find_audio
 from audiovq.pipeline.run_folder import RunFolder
@@ -56,7 +57,7 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
     recipe = files.recipe
     try:
         if (files.path / "data" / "tracks.jsonl").is_file():
-            seconds = sum(track.seconds for track in files.scan().only(recipe.codes.only).tracks)
+            seconds = float(Scan.load(files.path / "data").only(recipe.codes.only).tracks.seconds.sum())
         else:
             seconds = music_seconds(recipe)
     except ValueError:

@@ -87,15 +87,15 @@ class Run:
 
     def _say_missing_labels(self) -> None:
         """One line for labels that the priors are to learn and no training track has."""
-        codes = self.recipe.codes.path
-        tracks = Scan.load(self.folder / "data").split("train") if not codes else ()
         names = {name for stage in self.recipe.priors if not stage.from_pretrained for name in stage.model.label_names}
-        found = self.files.open_codes().index.tracks.of("train").labels() if codes else (t.labels for t in tracks)
-        for labels in found:
+        codes = self.recipe.codes.path
+        tracks = self.files.open_codes().index.tracks if codes else Scan.load(self.folder / "data").tracks
+        for labels in tracks.of("train").labels():
             names -= labels.keys()
-        if names:
-            missing = " or ".join(sorted(names))
-            say(f"labels: no training track has a {missing}, so the priors cannot learn what it means")
+            if not names:
+                return
+        missing = " or ".join(sorted(names))
+        say(f"labels: no training track has a {missing}, so the priors cannot learn what it means")
 
     def train(self, task: Task, config: TrainingConfig) -> None:
         folder, workers = self.folder / "training" / task.title, self.recipe.data.workers

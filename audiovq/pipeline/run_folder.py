@@ -18,10 +18,12 @@ import os
 import shlex
 from pathlib import Path
 
+import torch
+
 from audiovq.data.shards import Shards
 from audiovq.data.sources import local_music
 from audiovq.data.storage import is_url
-from audiovq.data.tracks import Scan, check_music_folder, scan, scan_share
+from audiovq.data.tracks import Scan, check_music_folder, scan
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
@@ -74,15 +76,13 @@ class RunFolder:
     def open(self) -> None:
         """Scan the music and save the recipe; ValueError for no music, or if there is a run of another recipe."""
         path = self.path / "recipe.yaml"
-        is_main, n_ranks = collectives.rank() == 0, collectives.world_size()
-        if n_ranks > 1 and not (self.recipe.codes.path or collectives.from_rank_0(path.exists())):
-            cache = self.path / "data" / f"scan_cache-{collectives.rank()}.jsonl"
-            if (music := self.recipe.data.folder) and not is_url(music):
-                scan_share(Path(music), cache, collectives.rank(), n_ranks)
-            collectives.barrier()
-        if is_main and not path.exists():
+        is_main, is_new = collectives.rank() == 0, not collectives.from_rank_0(path.exists())
+        if is_new and not self.recipe.codes.path:
+            self._scan()
+        if is_main and is_new:
             # The recipe comes last: a folder without usable music stays free for another recipe.
-            self.open_codes() if self.recipe.codes.path else self._scan()
+            if self.recipe.codes.path:
+                self.open_codes()
             write_text(path, self.recipe.to_yaml())
         collectives.barrier()
         saved = load_saved_recipe(path)
@@ -111,26 +111,33 @@ class RunFolder:
         folder, data = self.path / "data", self.recipe.data
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
-        result = scan(local_music(data.folder), data, cache_file=folder / "scan_cache.jsonl")
+        cache = f"scan_cache-{collectives.rank()}.jsonl" if collectives.world_size() > 1 else "scan_cache.jsonl"
+        result = scan(local_music(data.folder), data, folder / cache)
+        if collectives.rank() > 0:
+            return
         result.only(self.recipe.tokenizer.only, "tokenizer.only")
         result.only(self.recipe.codes.only)  # fails before the tokenizer is trained, not hours later
         result.save(folder)
-        report = result.report()
-        tracks = f"{report['train_tracks']} training and {report['valid_tracks']} held-out tracks"
-        see = f" (see {folder / 'quarantine.jsonl'})" if report["quarantined"] else ""
-        say(f"data: {tracks}, {report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside{see}")
+        tracks = f"{len(result.tracks.of('train'))} training and {len(result.tracks.of('valid'))} held-out tracks"
+        minutes, n_aside = result.tracks.seconds.sum() / 60, len(result.rejected)
+        see = f" (see {folder / 'quarantine.jsonl'})" if n_aside else ""
+        say(f"data: {tracks}, {minutes:.1f} minutes; {n_aside} files set aside{see}")
 
     def scan(self) -> Scan:
-        """The tracks as they were when the run began. Raises ValueError if some are not there any more."""
+        """The tracks as they were when the run began. Raises ValueError if some are not there any more. All ranks call it,
+        and each looks for its share of the files."""
         found = Scan.load(self.path / "data")
         if (place := self.recipe.data.folder) and (copy := local_music(place)) != Path(place):
             found.folder = copy  # the cache of this machine, made again if it is gone
-        missing = [track.path for track in found.tracks if not (found.folder / track.path).is_file()]
-        if missing:
+        share, n = slice(collectives.rank(), None, collectives.world_size()), len(found.tracks)
+        gone = torch.zeros(n, dtype=torch.uint8)
+        paths = (found.folder / facts["path"] for facts in found.tracks.take(share).facts())
+        gone[share] = torch.tensor([not path.is_file() for path in paths], dtype=torch.uint8)
+        if missing := collectives.all_reduce_(gone).nonzero().flatten().tolist():
             advice = "put them back, name the folder that has them with --data"
             advice += ", or choose another --out to train without them"
-            lost = f"{len(missing)} of the {len(found.tracks)} tracks with which this run began are missing"
-            raise ValueError(f"{found.folder}: {lost}, the first: {missing[0]}; {advice}")
+            lost = f"{len(missing)} of the {n} tracks with which this run began are missing"
+            raise ValueError(f"{found.folder}: {lost}, the first: {found.tracks[missing[0]].path}; {advice}")
         return found
 
     def _move(self, folder: str) -> None:
