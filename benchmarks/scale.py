@@ -194,14 +194,14 @@ def resumed_scan(folder: Path, options: argparse.Namespace) -> None:
 def long_audio(seconds: float, seed: int) -> np.ndarray:
     """Stereo [samples, 2]: a chord and noise, so that lossless files have about the size of those of music."""
     random, t = np.random.default_rng(seed), np.arange(int(seconds * RATE)) / RATE
-    chord = sum(np.sin(2 * np.pi * f * t) for f in random.uniform(100, 2000, 6)) / 10
+    chord = np.sum([np.sin(2 * np.pi * f * t) for f in random.uniform(100, 2000, 6)], axis=0) / 10
     return (chord[:, None] + random.normal(0, 0.02, (len(t), 2))).clip(-1, 1)
 
 
 def measure_share(folder: Path, rank: int, n: int) -> dict[str, float]:
     """Seconds of scan and of encoding on one of `n` processes, without start and loading of the model."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{n}", rank=rank, world_size=n)
-    network, place, rows = Tokenizer.from_pretrained(device="cpu").network, folder / f"on-{n}", {}
+    network, place, rows = Tokenizer.from_pretrained("default", device="cpu").network, folder / f"on-{n}", {}
     dist.barrier()
     clock = Clock()
     music = scan(folder / "long", DataConfig(), place / "data" / f"scan_cache-{rank}.jsonl")
@@ -251,7 +251,7 @@ def shares(folder: Path, options: argparse.Namespace) -> None:
 
 
 def encoding_rate(device: torch.device) -> float:
-    tokenizer = Tokenizer.from_pretrained(device=device)
+    tokenizer = Tokenizer.from_pretrained("default", device=device)
     waveform = torch.from_numpy(long_audio(LONG_SECONDS, 0).T).float()
     tokenizer.encode(waveform, RATE)
     clock = Clock()
