@@ -93,9 +93,10 @@ class Run:
         for labels in tracks.of("train").labels():
             names -= labels.keys()
             if not names:
-                return
-        missing = " or ".join(sorted(names))
-        say(f"labels: no training track has a {missing}, so the priors cannot learn what it means")
+                break
+        if names:
+            missing = " or ".join(sorted(names))
+            say(f"labels: no training track has a {missing}, so the priors cannot learn what it means")
 
     def train(self, task: Task, config: TrainingConfig) -> None:
         folder, workers = self.folder / "training" / task.title, self.recipe.data.workers

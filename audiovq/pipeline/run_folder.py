@@ -1,7 +1,7 @@
 """The folder of a run: which stages are done, the saved recipe, the scanned music and the codes.
 
 run/recipe.yaml              the complete recipe
-run/data/                    scan_cache.jsonl, tracks.jsonl, quarantine.jsonl, report.json
+run/data/                    scan_cache.jsonl, tracks.jsonl and .npy, quarantine.jsonl, report.json
 run/tokenizer/               a model folder: config.json, model.safetensors; with a tuned decoder, if any
 run/codes/                   shards; absent if the recipe has the codes of another run
 run/prior-0/ …               a model folder for each level, coarse to fine
