@@ -62,7 +62,8 @@ class Memory:
         return float(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
     def rows(self, what: str) -> dict[str, float]:
-        return {f"{what}, memory of its own, MB": self.now() - self.before, "    its peak": self.most - self.before}
+        now = self.now()
+        return {f"{what}, memory of its own, MB": now - self.before, "    its peak": max(now, self.most) - self.before}
 
 
 class Clock:

@@ -90,23 +90,24 @@ def credits_files(music: Path) -> list[Path]:
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
     """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
-    ValueError if none is left. A `cache_file` keeps the results for later scans. All ranks call it, with a cache each in
-    one folder: rank 0 lists the files, every rank looks at its share of them, and rank 0 gets the tracks."""
+    ValueError if none is left. A `cache_file` keeps the results for later scans. With one, all ranks call it, with a file each
+    in one folder: rank 0 lists the music, every rank looks at its share of it, and rank 0 gets the tracks."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
-    rank, n_ranks = collectives.rank(), collectives.world_size()
+    rank, n_ranks = (collectives.rank(), collectives.world_size()) if cache_file else (0, 1)
+    barrier = collectives.barrier if n_ranks > 1 else lambda: None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        place = cache_file.parent / ".scan" if cache_file and n_ranks > 1 else Path(temporary)
+        place = cache_file.parent / ".scan" if cache_file and n_ranks > 1 else Path(temporary)  # all ranks see it
         if rank == 0:
             place.mkdir(parents=True, exist_ok=True)
             write_jsonl(place / "files.jsonl", _list_files(folder, config))
-        collectives.barrier()
+        barrier()
         check = partial(_check_file, folder=folder, config=config, cache=ScanCache(cache_file))
         with (place / "files.jsonl").open("rb") as lines, (place / f"{rank}.jsonl").open("wb") as share:
             n_files = sum(1 for _ in lines)
             lines.seek(0)
             mine = itertools.islice(lines, rank, None, n_ranks)
             share.writelines(json_line(vars(result)) for result in _in_threads(check, mine, -(-n_files // n_ranks)))
-        collectives.barrier()
+        barrier()
         rejected: list[Rejected] = []
         if rank > 0:
             return Scan(folder, table_of([]), rejected)

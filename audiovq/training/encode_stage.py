@@ -63,7 +63,7 @@ def encode_data_set(
             writer.add(track, Codes.load(path), *(np.load(file, allow_pickle=False) for file in beside))
             added.append(number)
     writer.finish()
-    np.save(parts[rank] / "numbers.npy", np.array(added, dtype=np.int64))
+    (parts[rank] / "numbers").write_bytes(added.tobytes())
     collectives.barrier()
     if rank == 0:
         with atomic_folder(folder) as temporary:
@@ -71,7 +71,9 @@ def encode_data_set(
             for part in parts:
                 whole.take(part)
             # The tracks are in the order of the scan, whatever the number of ranks.
-            whole.finish(np.argsort(np.concatenate([np.load(part / "numbers.npy") for part in parts]), kind="stable"))
+            whole.finish(
+                np.argsort(np.concatenate([np.fromfile(part / "numbers", np.int64) for part in parts]), kind="stable")
+            )
         shutil.rmtree(finished, ignore_errors=True)
     collectives.barrier()
 
