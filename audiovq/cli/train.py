@@ -46,8 +46,7 @@ def train(
     with launch.processes():
         run = Run(with_music(loaded, folder), folder, page)
         missing = [stage for stage in wanted if not run.files.is_done(stage)]
-        if run.main:  # the others need not look through the music
-            announce_duration(run.files, missing, collectives.world_size())
+        announce_duration(run.files, missing, collectives.world_size())
         run.go(wanted)
         if json_file and run.main:
             options.write_json(json_file, describe_run(run.folder))
