@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiovq.config import recipe_folders
-from audiovq.data.music import Scan
 from audiovq.data.sources import local_music
 from audiovq.data.tracks import check_music_folder, find_audio
 from audiovq.distributed import collectives
@@ -60,8 +59,8 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
     recipe = files.recipe
     seconds = 0.0  # rank 0 looks through the music
     with contextlib.suppress(ValueError):  # the scan at the beginning of the training says what is wrong
-        if collectives.rank() == 0 and (files.path / "data" / "tracks.jsonl").is_file():
-            seconds = float(Scan.load(files.path / "data").only(recipe.codes.only).tracks.seconds.sum())
+        if collectives.from_rank_0((files.path / "data" / "tracks.jsonl").is_file()):
+            seconds = float(files.scan().only(recipe.codes.only).tracks.seconds.sum())
         elif collectives.rank() == 0:
             seconds = music_seconds(recipe)
     collectives.barrier()
