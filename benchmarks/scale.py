@@ -312,7 +312,7 @@ def crops(folder: Path, options: argparse.Namespace) -> None:
         (folder / suffix).mkdir()
         for i in range(4):
             kind: dict[str, Any] = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
-            soundfile.write(folder / suffix / f"{i}.{suffix}", long_audio(180, i), rate, **kind)
+            soundfile.write(folder / suffix / f"{i}.{suffix}", long_audio(60, i), rate, **kind)
         found = result_of(child("crops", folder / suffix))["crops"]
         fed = ", ".join(f"{found * options.cores * step:.0f} in {step} s" for step in (0.1, 0.25, 1.0))
         print(
