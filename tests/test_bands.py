@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 from conftest import TRACK
 from torch import Tensor
 
+from audiovq import api
 from audiovq.config import build
 from audiovq.data.audio import read_audio
 from audiovq.data.music import Scan, Track, table_of
@@ -18,7 +20,16 @@ from audiovq.tokenizer.bands import BandsConfig
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.losses import ToneLoss
 from audiovq.tokenizer.patches import PatchQuantizer
-from audiovq.tokenizer.pitch import NoteSpectrogram, PitchSpectrogram, decimate, frequency, peak_weights, pitches
+from audiovq.tokenizer.pitch import (
+    FACTORS,
+    NoteSpectrogram,
+    PitchSpectrogram,
+    decimate,
+    frequency,
+    low_pass,
+    peak_weights,
+    pitches,
+)
 from audiovq.tokenizer.quantizer import Quantized
 from audiovq.tokenizer.streaming import StreamingDecoder, StreamingEncoder
 from audiovq.tokenizer.tones import Oscillators
@@ -132,11 +143,26 @@ def test_a_blurred_note_is_one_sine() -> None:
     assert torch.equal(bank(blurred), bank(alone))
 
 
-def test_a_chunk_at_the_period_is_the_whole() -> None:
+@pytest.mark.parametrize("start", [128, 37])
+def test_a_chunk_is_what_it_is_in_the_whole(start: int) -> None:
     bank = Oscillators(pitches(40, 76, 3, RATE), 256, RATE)
     loudness = torch.rand(1, 1, 256, 108)
-    whole, part = bank(loudness), bank(loudness[:, :, 128:])
-    assert torch.allclose(whole[..., 132 * 256 :], part[..., 4 * 256 :], atol=1e-5)
+    whole, part = bank(loudness), bank(loudness[:, :, start:], start % bank.period)
+    assert torch.allclose(whole[..., (start + 4) * 256 :], part[..., 4 * 256 :], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_codes_may_be_decoded_from_any_code_of_level_0_on() -> None:
+    for network in (small_network(), api.Tokenizer.from_pretrained("default").network):
+        hops, grid = network.config.hop_lengths, network.grid
+        codes = [torch.randint(network.config.codebook_size, (1, 60 * grid // hop)) for hop in hops]
+        whole, start = network.decode(codes, 60 * grid), 7 * grid
+        assert start % network.period  # where chunks of one batch do not begin
+        rest = [level[:, start // hop :] for level, hop in zip(codes, hops, strict=True)]
+        part, reach = network.decode(rest, 53 * grid, start % network.period), network.decoder_radius
+        assert torch.allclose(whole[..., start + reach :], part[..., reach:], atol=1e-5)
+        wrong = network.decode(rest, 53 * grid)
+        assert (whole[..., start + reach :] - wrong[..., reach:]).abs().max() > 0.01
 
 
 # --- the network --------------------------------------------------------------------------------------------------
@@ -343,9 +369,16 @@ def test_bands_above_the_sample_rate_are_named() -> None:
 
 @pytest.mark.parametrize("factor", [8, 32])
 def test_decimation_is_a_filter_and_every_nth_sample(factor: int) -> None:
-    x, low_pass = torch.randn(2, 1, 2000), torch.randn(16 * factor + 1)
-    full = torch.nn.functional.conv1d(x, low_pass[None, None], padding=8 * factor)
-    torch.testing.assert_close(decimate(x, low_pass, factor), full[..., ::factor], rtol=1e-4, atol=1e-4)
+    x, taps = torch.randn(2, 1, 2000), torch.randn(16 * factor + 1)
+    full = torch.nn.functional.conv1d(x, taps[None, None], padding=8 * factor)
+    torch.testing.assert_close(decimate(x, taps, factor), full[..., ::factor], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_low_pass_is_that_of_scipy(factor: int) -> None:
+    expected = scipy.signal.firwin(16 * factor + 1, 0.5, window="blackman", fs=factor)
+    assert torch.equal(low_pass(factor).float(), torch.from_numpy(expected).float())
+    assert low_pass(1).tolist() == [1.0]
 
 
 def test_low_notes_at_a_lower_sample_rate_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from audiovq.distributed import collectives
+from audiovq.distributed import collectives, launch
 from audiovq.tokenizer.data_init import Bypass, initialise_codebooks, initialise_statistics
 from audiovq.tokenizer.decoders import IstftDecoder
 from audiovq.tokenizer.encoder import EncoderConfig
@@ -145,6 +145,39 @@ def slow_or_hung(rank: int, folder: str, hangs: bool) -> None:
     if rank == 0:
         (Path(folder) / "met").write_text(met)
     os._exit(0)
+
+
+def killed(rank: int, folder: str) -> None:
+    """Rank 1 of three is killed while the others wait for it."""
+    ranks = {"RANK": str(rank), "WORLD_SIZE": "3"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": folder.split("-")[-1], **ranks}
+    try:
+        with launch.processes():
+            assert collectives.largest(rank, -rank, rank == 1) == [2, 0, 1]
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            collectives.all_reduce_(torch.zeros(1))
+    except ValueError as error:
+        (Path(folder) / f"met-{rank}").write_text(str(error))
+
+
+def test_a_killed_process_is_named_by_another(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        folder = tmp_path / f"port-{probe.getsockname()[1]}"
+    folder.mkdir()
+    context = torch.multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=killed, args=(rank, str(folder))) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(100)
+    assert ranks[1].exitcode == -signal.SIGKILL
+    expected = (
+        f"process 1 on {socket.gethostname()} has ended, or its machine or network has: perhaps because memory ran"
+    )
+    for rank in (0, 2):
+        assert (folder / f"met-{rank}").read_text().startswith(f"process {rank}: {expected}")
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -243,6 +243,7 @@ FOREIGN = {
     "--minutes",
     "--music",
     "--seeds",
+    "--max-restarts",
 }  # of other programs
 
 

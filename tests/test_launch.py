@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, cli
 
 from audiovq.data.shards import Shards
-from audiovq.distributed.launch import culprit
+from audiovq.distributed.launch import culprit, record_collectives
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.training.checkpoints import newest
@@ -118,9 +118,11 @@ def test_srun_and_accelerate_launch(tiny_recipe: Path, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     assert [task.wait(200) for task in tasks] == [0, 0]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]  # fmt: skip
     subprocess.run([*accelerate, *command, str(tmp_path / "accelerate")], env=environment(), check=True, timeout=200)
+    for name in ("srun", "accelerate"):  # each has had two processes
+        assert (tmp_path / name / "data" / "scan_cache-1.jsonl").is_file()
     assert losses(tmp_path / "srun") == pytest.approx(losses(tmp_path / "accelerate"), rel=1e-4)  # threads may differ
 
 
@@ -133,6 +135,35 @@ def test_a_failed_process_is_one_line_of_the_launcher(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert re.fullmatch("audiovq: process [01] of 2 failed with exit code 2; its message is above", last)
+
+
+@pytest.mark.parametrize(("code", "restarts", "again"), [
+    (0, 0, False), (2, 0, False), (143, 99, True), (137, 0, True), (137, 4, True), (137, 5, False),
+])  # fmt: skip
+def test_a_slurm_job_is_requeued_if_that_helps(tmp_path: Path, code: int, restarts: int, again: bool) -> None:
+    """The job script with commands of Slurm that only note their words."""
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\nexit {code}\n')
+        (tmp_path / name).chmod(0o755)
+    job = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3"}
+    words = ["bash", str(ROOT / "recipes" / "train.sbatch"), "music", "--out", "x"]
+    found = subprocess.run(words, env={**job, "SLURM_RESTART_COUNT": str(restarts)}, capture_output=True, text=True)
+    expected = ["srun --kill-on-bad-exit=1 audiovq train music --out x", *(["scontrol requeue 7"] * again)]
+    assert found.stdout.splitlines() == expected
+    assert found.returncode == code
+
+
+def test_nccl_records_what_was_exchanged_unless_the_user_says_otherwise() -> None:
+    mine: dict[str, str] = {}
+    record_collectives(Path("/run"), mine)
+    assert mine == {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": "/run/nccl-rank-",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    }
+    users = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "7", "TORCH_FR_DUMP_TEMP_FILE": "/x", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    record_collectives(Path("/run"), both := dict(users))
+    assert both == {**users, "TORCH_FR_BUFFER_SIZE": "7"}
 
 
 def test_the_process_that_failed_is_named_and_not_those_that_the_launcher_stopped() -> None:
@@ -173,4 +204,4 @@ def test_a_killed_and_a_hung_process_are_named_within_the_limit(
     if number == signal.SIGKILL:
         assert "audiovq: process 1 of 2 was ended by SIGKILL, perhaps because of this: memory ran out" in errors
     else:
-        assert "audiovq: process 0: process 1 has not answered for 0.1 minutes" in errors
+        assert f"audiovq: process 0: process 1 on {socket.gethostname()} has not answered for 0.1 minutes" in errors

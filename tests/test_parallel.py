@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from audiovq.data.shards import Shards
 from audiovq.data.tracks import Scan
 from audiovq.distributed import collectives, launch, rng
+from audiovq.evaluation.code_statistics import held_out_bits
+from audiovq.pretrained import checkpoint
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.devices import whole_network
 from audiovq.training.loop import Training
@@ -69,14 +71,22 @@ def prior(
     return save(folder, whole_network(task))
 
 
-def tokenizer(recipe: Path, run: Path, folder: Path, **training: Any) -> dict[str, torch.Tensor]:
+def tokenizer(recipe: Path, run: Path, folder: Path, killed: bool = False, **training: Any) -> dict[str, torch.Tensor]:
     stage = load_recipe(str(recipe), overrides=SETTINGS)
     stage = stage.tokenizer.model_copy(
         update={"training": TrainingConfig(**{**BASE, "learning_rate": 1e-4, **training})}
     )
     data = load_recipe(str(recipe)).data
     task = TokenizerTask(stage, data, Scan.load(run / "data"), seed=0)
-    Training(task, folder, stage.training, Accelerator()).run()
+    work = Training(task, folder, stage.training, Accelerator())
+    if killed:  # after the checkpoint of step `STOP`
+        for step, batch in enumerate(work.batches("train", 0, STOP)):
+            work.monitor.log_step(step + 1, work.step(step, batch), work.guard)
+        work.evaluate(STOP)
+        work.checkpoints.save(STOP)
+        work.checkpoints.wait()
+        return {}
+    work.run()
     return save(folder, task.network)
 
 
@@ -93,6 +103,7 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
                    "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
     with launch.processes():
         tokenizer(recipe, run, folder / "tokenizer-two", device_batch_size=1, ema_decay=0.5)
+        tokenizer(recipe, run, folder / "tokenizer-one-to-two", device_batch_size=1, ema_decay=0.5)
         prior(recipe, run, folder / "prior-two", device_batch_size=1)
         prior(recipe, run, folder / "sharded", **SHARDED)
         prior(recipe, run, folder / "muon-sharded", optimizer="muon", **SHARDED)
@@ -103,6 +114,13 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
         collectives.barrier()
         prior(recipe, run, folder / "stopped", **SHARDED)
         prior(recipe, run, folder / "one-to-two", **SHARDED)
+        (folder / f"bits-{rank}.json").write_text(json.dumps(bits(run)))
+
+
+def bits(run: Path) -> list[dict[str, float]]:
+    """Of the held-out codes, all of them and three windows; by two processes each its share."""
+    shards, model = Shards(run / "codes"), checkpoint.load_prior(run / "prior-1")[0]
+    return [held_out_bits(model, shards, "valid"), held_out_bits(model, shards, "valid", 3)]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +133,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_run:
     (folder / "port").write_text(str(store.port))
     del store
     tokenizer(tiny_recipe, tiny_run, folder / "tokenizer-one", ema_decay=0.5)
+    tokenizer(tiny_recipe, tiny_run, folder / "tokenizer-one-to-two", killed=True, ema_decay=0.5)
     prior(tiny_recipe, tiny_run, folder / "prior-one")
     prior(tiny_recipe, tiny_run, folder / "averaged-one", ema_decay=0.5)
     prior(tiny_recipe, tiny_run, folder / "best-one", ema_decay=0.5, patience=9)
@@ -143,11 +162,19 @@ def assert_close(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [
-    ("tokenizer-one", "tokenizer-two"), ("prior-one", "prior-two"), ("averaged-one", "sharded"), ("muon-one", "muon-sharded"),
+    ("tokenizer-one", "tokenizer-two"), ("tokenizer-one", "tokenizer-one-to-two"), ("prior-one", "prior-two"), ("averaged-one", "sharded"), ("muon-one", "muon-sharded"),
     ("best-one", "best-sharded"), ("averaged-one", "two-to-one"), ("averaged-one", "one-to-two"),
 ])  # fmt: skip
 def test_two_processes_learn_what_one_learns(found: Path, one: str, other: str) -> None:
     assert_close(found / one, found / other)
+
+
+def test_held_out_bits_are_those_of_one_process(found: Path, tiny_run: Path) -> None:
+    one, two = bits(tiny_run), json.loads((found / "bits-0.json").read_text())
+    assert two == json.loads((found / "bits-1.json").read_text())
+    assert [found["n_codes"] for found in two] == [found["n_codes"] for found in one]
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tokenizer-two", "prior-two"])

@@ -205,7 +205,8 @@ def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert_one_line_error(cli("report", tmp_path), "recipe.yaml")
     assert_one_line_error(cli("report", run, "--out", tmp_path / "none" / "x.html"), "cannot be written", "--out")
     (tmp_path / "x.wav").write_text("no sound")
-    assert try_report(lambda: report_pieces(tmp_path / "x.html", run, {"x": tmp_path / "x.wav"})) is None
+    network = Tokenizer.from_pretrained(run).network
+    assert try_report(lambda: report_pieces(tmp_path / "x.html", run, network, {"x": tmp_path / "x.wav"})) is None
     assert not list(tmp_path.glob("*.html"))
     assert "no listening report" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -60,7 +61,7 @@ def test_a_second_training_waits_and_names_the_first(tmp_path: Path, monkeypatch
 def test_a_requeued_job_begins_when_the_old_one_has_closed(tmp_path: Path) -> None:
     process = hold(tmp_path, 2)
     with only_writer(tmp_path):
-        assert process.wait(1) == 0
+        assert process.wait(30) == 0
 
 
 def test_the_number_of_a_dead_process_that_another_one_has_now(tmp_path: Path) -> None:
@@ -115,6 +116,70 @@ def test_a_writer_whose_lock_was_taken_over_ends(tmp_path: Path) -> None:
     (tmp_path / ".lock").unlink()
     elsewhere(tmp_path)
     assert process.wait(20) == 2
+
+
+WRITE = """
+import json, os, pathlib, signal, sys, time
+from audiovq.distributed import collectives, launch
+from audiovq.pipeline import run_lock
+from audiovq.utils import files
+run_lock.RENEW_SECONDS, run = 3.0, pathlib.Path(sys.argv[1])
+with launch.processes(), run_lock.only_writer(run):
+    files.write_text(run / f"before-{collectives.rank()}", "")
+    if sys.argv[2] == "folder":
+        with files.atomic_folder(run / "late") as temporary:
+            (temporary / "part").write_text("")
+            print("ready", flush=True)
+            sys.stdin.readline()
+    else:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        files.append_jsonl(run / "late", {}) if sys.argv[2] == "line" else files.write_text(run / "late", "")
+"""
+
+
+def writer(run: Path, kind: str, **variables: str) -> subprocess.Popen[str]:
+    """A process that holds the run, alone or as one of several ranks, and writes when it is told to."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **variables}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", WRITE, str(run), kind], text=True, env=environment, **pipes)
+
+
+def assert_writes_nothing(process: subprocess.Popen[str], run: Path, owner: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    _, errors = process.communicate("now\n", timeout=100)
+    assert process.returncode == 2, errors
+    assert f"{owner} has taken over this run" in errors
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"} == before
+    assert not (run / "late").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "line"])
+def test_a_writer_that_lost_its_lock_writes_nothing(tmp_path: Path, kind: str) -> None:
+    process = writer(tmp_path, kind)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)  # as a suspended machine
+    (tmp_path / ".lock").unlink()
+    elsewhere(tmp_path)
+    process.send_signal(signal.SIGCONT)
+    assert_writes_nothing(process, tmp_path, "process 1 on node7")
+
+
+def test_a_rank_that_outlives_its_training_writes_nothing(tmp_path: Path) -> None:
+    """Rank 0, which has the lock of both, is killed, and another training takes over."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    zero, one = (writer(tmp_path, "file", RANK=str(rank), **place) for rank in range(2))
+    for process in (zero, one):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    zero.kill()
+    zero.communicate()
+    with only_writer(tmp_path):
+        assert_writes_nothing(one, tmp_path, f"process {os.getpid()} on {socket.gethostname()}")
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,53 @@ def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPat
     assert lines == [
         "trackers: tensorboard is not installed, so metrics go to metrics.jsonl only; pip install tensorboard adds it"
     ]
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_speed_is_logged_and_three_steps_are_traced(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Of the tokenizer with 8 steps of 2 · 0.256 s of audio, in pairs."""
+    options = ["--stage", "tokenizer", "--profile", "--set", "trackers=[tensorboard]"]
+    for value in ("steps=8", "log_steps=2", "evaluate_steps=8"):
+        options += ["--set", f"tokenizer.training.{value}"]
+    run, folder = tmp_path / "run", tmp_path / "run" / "training" / "tokenizer"
+    result = cli("train", tiny_recipe, "--out", run, *options)
+    assert result.exit_code == 0, result.output
+    assert f"tokenizer: a trace of 3 steps goes to {folder}/trace-0" in result.output
+    (trace,) = folder.glob("trace-0.*.json")
+    events = json.loads(trace.read_text())["traceEvents"]
+    names = {event["name"] for event in events}
+    assert {name for name in names if name.startswith("ProfilerStep")} == {f"ProfilerStep#{i}" for i in (2, 3, 4)}
+    assert "aten::convolution" in names
+    speeds = rows(folder / "speed.jsonl")
+    assert [row["step"] for row in speeds] == [2, 4, 6, 8]
+    for row in speeds:
+        assert row.keys() == {"step", "step_seconds", "audio_seconds_per_second", "data_wait"}  # no GPU
+        assert row["step_seconds"] * row["audio_seconds_per_second"] == pytest.approx(0.512)
+        assert 0 < row["data_wait"] < 1
+    shown = points(run / "metrics" / "tensorboard" / "tokenizer", "step_seconds")
+    assert shown == [(row["step"], pytest.approx(row["step_seconds"], rel=1e-6)) for row in speeds]
+    assert not any("step_seconds" in row for row in rows(folder / "metrics.jsonl"))  # which is the same in each run
+
+
+def test_the_wait_for_data_is_what_the_data_takes(tiny_recipe: Path, music: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    task = TokenizerTask(recipe.tokenizer, recipe.data, scan(music, recipe.data), 0)
+    training = Training(task, tmp_path, recipe.tokenizer.training, Accelerator())
+    batches = training.batches
+
+    def slow(split: str, *span: int) -> Iterator[list[Any]]:
+        for batch in batches(split, *span):
+            time.sleep(0.2 if split == "train" else 0)
+            yield batch
+
+    training.batches = slow  # type: ignore[method-assign]
+    training.run()
+    waits = [row["data_wait"] * row["step_seconds"] for row in rows(tmp_path / "speed.jsonl")]
+    assert len(waits) == 4
+    assert min(waits) >= 0.2
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -183,8 +183,9 @@ class Live:
     @torch_defaults()
     def _begin(self) -> None:
         assert self.wanted is not None
-        self.drawn = EndlessCodes(self.generator.priors[: self.n_levels], *self.wanted)
         self.decoder = self.tokenizer.decoder_stream(self.n_levels, *self.blocks)
+        block = self.decoder.windows.step // self.top_hop  # the decoder waits for that anyway
+        self.drawn = EndlessCodes(self.generator.priors[: self.n_levels], *self.wanted, block)
         self.ready = torch.zeros(self.tokenizer.config.channels, 0)
         self.wanted, self.restarts = None, False
         self.frames.clear()

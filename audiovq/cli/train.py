@@ -22,10 +22,11 @@ STAGE_HELP = "Only this stage: tokenizer, decoder, codes or priors (repeatable).
 @option("--gpus", type=IntRange(min=1), help="Use this many GPUs; default all.")
 @option("--processes", type=IntRange(min=1), help="Use this many processes on the CPU, and no GPU.")
 @options.report_option
+@option("--profile", is_flag=True, help="Record the time of everything in a few steps of each stage.")
 @options.json_option
 def train(
     recipe: str, data: str | None, codes: str | None, out: str | None, overrides: tuple[str, ...],
-    stages: tuple[str, ...], gpus: int | None, processes: int | None, page: bool, json_file: str | None,
+    stages: tuple[str, ...], gpus: int | None, processes: int | None, page: bool, profile: bool, json_file: str | None,
 ) -> None:  # fmt: skip
     """Train all stages of RECIPE (a file or a name). After an interruption the same command resumes the run."""
     from audiovq.distributed import collectives, launch
@@ -43,8 +44,8 @@ def train(
     limit = (batches[key], f"{key} is {batches[key]}") if key else None
     if launch.run_on_several(sys.argv[1:], gpus, processes, limit):
         return
-    with launch.processes():
-        run = Run(with_music(loaded, folder), folder, page)
+    with launch.processes(folder):
+        run = Run(with_music(loaded, folder), folder, page, profile)
         missing = [stage for stage in wanted if not run.files.is_done(stage)]
         announce_duration(run.files, missing, collectives.world_size())
         run.go(wanted)

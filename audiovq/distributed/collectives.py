@@ -4,6 +4,7 @@ a flag without waiting for their GPUs."""
 
 import contextlib
 import datetime
+import socket
 import threading
 import time
 from typing import Any
@@ -69,9 +70,12 @@ def from_rank_0(number: int) -> int:
     return int(broadcast_(torch.tensor(number))) if is_distributed() else number
 
 
-def any_rank(*flags: bool) -> list[bool]:
-    """Each flag is true on all ranks if it is true on one; used to stop or save together."""
-    return (all_reduce_(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
+def largest(*numbers: float) -> list[float]:
+    """The maximum of each number, or flag, over all ranks; used to stop or save together."""
+    found = torch.tensor(numbers, dtype=torch.float64)
+    if is_distributed():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.tolist()
 
 
 class Heartbeat:
@@ -79,18 +83,22 @@ class Heartbeat:
 
     def __init__(self, limit: datetime.timedelta):
         self.store, self.limit = distributed_c10d._get_default_store(), limit.total_seconds()
+        self.store.set(f"alive/{dist.get_rank()}", f"0 {socket.gethostname()}")
         self.group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WORK)
         self.ended = threading.Event()
-        self.store.set(f"alive/{dist.get_rank()}", "0")
         self.thread = threading.Thread(target=self._go_on, daemon=True)
         self.thread.start()
 
     def _go_on(self) -> None:
         n = 0
         with contextlib.suppress(RuntimeError, ValueError):  # the process with the store, or all, have ended
-            while not self.ended.wait(min(5.0, self.limit / 5)):
+            while not self.ended.wait(min(1.0, self.limit / 5)):
                 n += 1
-                self.store.set(f"alive/{dist.get_rank()}", str(n))
+                self.store.set(f"alive/{dist.get_rank()}", f"{n} {socket.gethostname()}")
+
+    def signs(self) -> list[bytes]:
+        """What each process showed last: a number that grows, and the name of its machine."""
+        return self.store.multi_get([f"alive/{other}" for other in range(dist.get_world_size())])
 
     def wait_for_all(self) -> None:
         """Raises RuntimeError if another process ends or hangs meanwhile."""
@@ -104,8 +112,7 @@ class Heartbeat:
             if time.monotonic() < looked + min(5.0, self.limit / 5):
                 continue
             looked = time.monotonic()
-            signs = self.store.multi_get([f"alive/{other}" for other in range(dist.get_world_size())])
-            for other, sign in enumerate(signs):
+            for other, sign in enumerate(self.signs()):
                 if sign != seen.get(other, (None, 0))[0]:
                     seen[other] = sign, looked
                 elif looked > seen[other][1] + self.limit:
@@ -113,21 +120,21 @@ class Heartbeat:
         work.wait()
 
 
-_heartbeat: list[Heartbeat] = []
+heartbeats: list[Heartbeat] = []
 
 
 def start(limit: datetime.timedelta) -> None:
     """Join the other processes; a collective that waits longer than `limit` for one raises RuntimeError."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
-    _heartbeat[:] = [Heartbeat(limit)]
+    heartbeats[:] = [Heartbeat(limit)]
 
 
 def stop() -> None:
     """Leave the other processes."""
-    for heartbeat in _heartbeat:
+    for heartbeat in heartbeats:
         heartbeat.ended.set()
         heartbeat.thread.join(timeout=10)  # a thread that still uses the store when Python ends aborts the process
-    _heartbeat.clear()
+    heartbeats.clear()
     dist.destroy_process_group()
 
 
@@ -136,8 +143,8 @@ def barrier() -> None:
     RuntimeError if another one has ended, or has shown no sign of life for the limit of `start`."""
     if not is_distributed():
         return
-    if _heartbeat:
-        _heartbeat[0].wait_for_all()
+    if heartbeats:
+        heartbeats[0].wait_for_all()
     else:
         dist.all_reduce(torch.zeros(()))  # in main memory: gloo raises an error if another rank has exited
 

@@ -11,19 +11,19 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from audiovq.distributed import collectives
+from audiovq.utils import signals
 from audiovq.utils.environment import cpu_count
 from audiovq.utils.progress import console, say
-from audiovq.utils.signals import Interrupted
 
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit codes after a signal to stop
 SAY_SECONDS = 5.0  # within which processes that wait for the same one find out
@@ -32,45 +32,63 @@ TIMEOUT = datetime.timedelta(minutes=float(os.environ.get("AUDIOVQ_TIMEOUT_MINUT
 
 
 @contextlib.contextmanager
-def processes() -> Iterator[None]:
+def processes(folder: Path = Path()) -> Iterator[None]:
     """Within `with`, this process is one of those that a launcher or srun started. Each takes its own GPU if
-    there are any, and only rank 0 prints. On a single process this does nothing."""
+    there are any, and only rank 0 prints. If GPUs wait for each other in vain, torch writes what they exchanged
+    to `folder`. On a single process this does nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        record_collectives(folder, os.environ)
     collectives.start(TIMEOUT)
     console.quiet = dist.get_rank() > 0
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        say(
+            "torchrun: restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment; else they meet old addresses"
+        )
     try:
         yield
     except RuntimeError as error:
-        if "by peer" in str(error):  # the launcher, too, says why
-            reason = "another process stopped; its message, or that of the launcher or scheduler, says why"
-            raise ValueError(f"process {dist.get_rank()}: {reason}; the same command resumes") from error
-        if "Timed out" in str(error) or "timeout" in str(error).lower():
-            problem = f"{_silent()} has not answered for {TIMEOUT.total_seconds() / 60:g} minutes"
+        if "by peer" in str(error):
+            problem = f"{_culprits()} has ended, or its machine or network has"
+            reason = "perhaps because memory ran out; its message, or that of the launcher or scheduler, says why"
+        elif "Timed out" in str(error) or "timeout" in str(error).lower():
+            problem = f"{_culprits()} has not answered for {TIMEOUT.total_seconds() / 60:g} minutes"
             reason = "it hangs, perhaps in a disk or network that does not answer, or was suspended"
-            raise ValueError(f"process {dist.get_rank()}: {problem}: {reason}; the same command resumes") from error
-        raise
+        else:
+            raise
+        raise ValueError(f"process {dist.get_rank()}: {problem}: {reason}; the same command resumes") from error
     finally:
         console.quiet = False
         collectives.stop()
 
 
-def _silent() -> str:
-    """The processes that do not say, soon after this one, that they, too, have waited too long."""
-    others = set(range(dist.get_world_size())) - {dist.get_rank()}
+def record_collectives(folder: Path, given: MutableMapping[str, str]) -> None:
+    """Turn on NCCL's flight recorder, unless the user has set its variables by their present or earlier names."""
+    prefix = f"{folder.absolute()}/nccl-rank-"
+    given.setdefault("TORCH_FR_BUFFER_SIZE", given.get("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"))
+    given.setdefault("TORCH_FR_DUMP_TEMP_FILE", given.get("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", prefix))
+    given.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+
+
+@signals.deferred()  # the launcher may already stop this process
+def _culprits() -> str:
+    """The processes that do not say, soon after this one, that they, too, met an error: those of them that show
+    no sign of life, if there are any."""
     try:
-        store = distributed_c10d._get_default_store()
-        store.set(f"waited/{dist.get_rank()}", "")
-        end = time.monotonic() + SAY_SECONDS
-        while others and time.monotonic() < end:
-            time.sleep(0.2)
-            others = {rank for rank in others if not store.check([f"waited/{rank}"])}
-    except RuntimeError:  # the process with the store has ended
-        others = set()
-    return f"process {', '.join(map(str, sorted(others)))}" if others else "another process"
+        heartbeat = collectives.heartbeats[0]
+        before = heartbeat.signs()
+        heartbeat.store.set(f"met/{dist.get_rank()}", "")
+        time.sleep(SAY_SECONDS)
+        signs = heartbeat.signs()
+        others = [rank for rank in range(len(signs)) if not heartbeat.store.check([f"met/{rank}"])]
+    except RuntimeError:  # the store has ended; it is on the machine of process 0
+        return f"process 0 on {os.environ.get('MASTER_ADDR')}"
+    others = [rank for rank in others if signs[rank] == before[rank]] or others
+    names = ", ".join(f"{rank} on {signs[rank].split()[1].decode()}" for rank in others)
+    return f"process {names}" if others else "another process"
 
 
 def run_on_several(
@@ -116,13 +134,13 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "audiovq", *arguments)
     except SignalException as stop:  # the launcher passed it on and waited up to 30 seconds
-        raise Interrupted(stop.sigval) from None
+        raise signals.Interrupted(stop.sigval) from None
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         rank = culprit(codes)
         code, process = codes[rank], f"process {rank} of {n}"
         if code in STOPPED:
-            raise Interrupted(code - 128) from None
+            raise signals.Interrupted(code - 128) from None
         if code < 0:  # a signal
             causes = {signal.SIGKILL: "memory ran out", signal.SIGABRT: "a GPU or another process did not answer"}
             number = signal.Signals(-code)

@@ -9,6 +9,7 @@ from torch.utils.data import default_collate
 
 from audiovq.data.datasets import CodeWindows
 from audiovq.data.shards import Shards
+from audiovq.distributed import collectives
 from audiovq.prior.prior import Prior
 from audiovq.utils import signals
 from audiovq.utils.progress import ProgressBar, track as progress
@@ -46,13 +47,13 @@ def held_out_bits(
     prior: Prior, shards: Shards, split: str = "valid", max_windows: int = MAX_WINDOWS
 ) -> dict[str, float]:
     """bits_per_code, bits_per_second and n_codes of the tracks of a split, in windows of the prior's context,
-    which begin without a past; at most `max_windows`, evenly spread."""
+    which begin without a past; at most `max_windows`, evenly spread. Each process computes its share."""
     c, spec = prior.config, prior.spec
     level, context = spec.level, c.transformer.context // spec.ratio * spec.ratio
     inputs = {"seed": 0, **c.extra_inputs}
     data = CodeWindows(shards, split, level, context, c.context_codes, spec.vocabularies, **inputs)
     n_windows = -(-data.tracks.lengths(level) // context)
-    windows = list(spread(n_windows, max_windows))
+    windows = list(spread(n_windows, max_windows))[collectives.rank() :: collectives.world_size()]
     nll, n_codes = 0.0, 0
     device = prior.head.weight.device
     with ProgressBar(f"held-out bits, level {level}", len(windows)) as bar:
@@ -63,8 +64,9 @@ def held_out_bits(
             nll, n_codes = nll + float(part), n_codes + int(count)
             bar.advance(len(some))
             signals.poll()
+    nll, n_codes = collectives.all_reduce_(torch.tensor([nll, n_codes], dtype=torch.float64)).tolist()
     bits = nll / n_codes / math.log(2)
-    return {"bits_per_code": bits, "bits_per_second": bits * spec.code_rate, "n_codes": n_codes}
+    return {"bits_per_code": bits, "bits_per_second": bits * spec.code_rate, "n_codes": int(n_codes)}
 
 
 def spread(counts: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:

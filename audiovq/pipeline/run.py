@@ -40,16 +40,16 @@ from audiovq.utils.progress import say
 
 
 class Run:
-    """A recipe, its folder and the devices; with `pages`, report.html is written after each stage. With
-    several processes, all of them call every method."""
+    """A recipe, its folder and the devices; with `pages`, report.html is written after each stage, with `profile` a
+    trace of a few steps. With several processes, all of them call every method."""
 
-    def __init__(self, recipe: Recipe, folder: Path, pages: bool = True):
+    def __init__(self, recipe: Recipe, folder: Path, pages: bool = True, profile: bool = False):
         self.recipe, self.folder, self.pages = adopt_pretrained(recipe), folder, pages
         self.files = RunFolder(folder, self.recipe)
         self.accelerator = Accelerator(mixed_precision="bf16" if use_bf16(recipe) else "no")
         self.device: torch.device = self.accelerator.device
         self.main = collectives.rank() == 0
-        self.trackers = TrackerConfig(folder, (), recipe.name)
+        self.trackers = TrackerConfig(folder, installed_trackers(recipe.trackers), recipe.name, profile)
 
     def go(self, stages: tuple[str, ...] = ()) -> None:
         """Train the stages that are not done, all or those named; ValueError for wrong settings."""
@@ -65,17 +65,15 @@ class Run:
                 files.open()
                 say(f"{self.folder}: finished, nothing to do")
                 return
-            with only_writer(self.folder) if self.main else contextlib.nullcontext():
+            with only_writer(self.folder):
                 was_there = (self.folder / "recipe.yaml").is_file()
                 files.open()
-                missing = [
-                    stage for stage in stages if not files.is_done(stage)
-                ]  # another writer may have worked on it
+                # Another writer may have worked on it.
+                missing = [stage for stage in stages if not files.is_done(stage)]
                 if was_there and missing:
                     say(f"{self.folder}: goes on with {missing[0]}")
                 if "priors" in missing:
                     self._say_missing_labels()
-                self.trackers = TrackerConfig(self.folder, installed_trackers(self.recipe.trackers), self.recipe.name)
                 for stage in missing:
                     began = time.monotonic()
                     STAGES[stage](self)
@@ -104,7 +102,7 @@ class Run:
 
     def report(self) -> None:
         """report.json, if there are codes, and report.html. All ranks call it."""
-        if self.files.is_done("codes") and self.main:
+        if self.files.is_done("codes"):
             write_results(self.folder, self.files.open_codes(), self.device)
         self.write_page()
         collectives.barrier()  # the others wait there as long as it takes
@@ -115,15 +113,16 @@ class Run:
 
 
 def write_results(run: Path, shards: Shards, device: torch.device) -> None:
-    """Measure, write report.json and print one line for each prior."""
+    """Measure, write report.json and print one line for each prior. All ranks call it."""
     split = "valid" if shards.index.tracks.of("valid") else "train"
     rates = [shards.index.sample_rate / hop for hop in shards.index.hop_lengths]
-    slots = checkpoint.load_tokenizer(run / "tokenizer").config.slots
-    counts = level_counts(shards, split)
+    bits = [held_out_bits(checkpoint.load_prior(prior)[0].to(device), shards, split) for prior in prior_folders(run)]
+    if collectives.rank():
+        return
+    slots, counts = checkpoint.load_tokenizer(run / "tokenizer").config.slots, level_counts(shards, split)
     levels: list[dict[str, Any]] = [code_statistics(*level, slots) for level in zip(counts, rates, strict=True)]
-    for level, folder in enumerate(prior_folders(run)):
-        prior, _ = checkpoint.load_prior(folder)
-        levels[level] |= held_out_bits(prior.to(device), shards, split)
+    for level, found in zip(levels, bits, strict=False):
+        level |= found
     write_text(run / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
     tracks = "held-out tracks" if split == "valid" else "the training tracks (none is held out)"
     for i, level in enumerate(level for level in levels if "bits_per_second" in level):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
+from audiovq.distributed import collectives
 from audiovq.utils import signals
-from audiovq.utils.files import check_folder
-from audiovq.utils.progress import say
+from audiovq.utils.files import check_folder, fences
+from audiovq.utils.progress import console, say
 
 RENEW_SECONDS = 5.0
 STALE_SECONDS = 60.0  # without a renewal, as seen from another machine
@@ -22,34 +23,48 @@ POLL_SECONDS = 0.5
 
 @contextlib.contextmanager
 def only_writer(run: Path) -> Iterator[None]:
-    """Within `with`, no other process trains this run. Raises ValueError if one does, and does not end."""
-    check_folder(run)
+    """Within `with`, no other training writes into this run. All ranks call it, and rank 0 takes their lock. Raises
+    ValueError if another training has it, and does not end. A process whose lock was taken over, because it was
+    suspended or left behind, or its disk was away, ends before it writes."""
     path = run / ".lock"
 
     def end(_: object) -> None:
-        """Another machine has the lock now: this process was suspended, or its disk was away."""
+        console.quiet = False  # any rank says this
         say(f"{run}: {_writer(lock)} has taken over this run")
         os._exit(2)
 
-    if _is_empty(path):  # left by a machine that lost its power; filelock never takes it over
-        time.sleep(POLL_SECONDS)  # unless it is being written
-        if _is_empty(path):
-            path.unlink(missing_ok=True)
+    def check() -> None:
+        for pause in (POLL_SECONDS, RENEW_SECONDS, 0.0):  # a shared disk may show the lock late
+            with contextlib.suppress(OSError):
+                if mark in path.read_text():
+                    return
+            time.sleep(pause)
+        end(None)
+
     lock = SoftFileLease(path, lease_duration=STALE_SECONDS, heartbeat_interval=RENEW_SECONDS, on_compromise=end)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"{run}: waits for {_writer(lock)}, which trains this run")
+    if collectives.rank() == 0:
+        check_folder(run)
+        if _is_empty(path):  # left by a machine that lost its power; filelock never takes it over
+            time.sleep(POLL_SECONDS)  # unless it is being written
+            if _is_empty(path):
+                path.unlink(missing_ok=True)
         try:
-            is_stopped = lambda: signals.received() is not None  # noqa: E731
-            lock.acquire(WAIT_SECONDS, poll_interval=POLL_SECONDS, cancel_check=is_stopped)
+            lock.acquire(timeout=0)
         except Timeout:
-            signals.poll()
-            advice = "wait for its end, stop it, or choose another --out"
-            raise ValueError(f"{run}: {_writer(lock)} trains this run; {advice}") from None
+            say(f"{run}: waits for {_writer(lock)}, which trains this run")
+            try:
+                is_stopped = lambda: signals.received() is not None  # noqa: E731
+                lock.acquire(WAIT_SECONDS, poll_interval=POLL_SECONDS, cancel_check=is_stopped)
+            except Timeout:
+                signals.poll()
+                advice = "wait for its end, stop it, or choose another --out"
+                raise ValueError(f"{run}: {_writer(lock)} trains this run; {advice}") from None
+    mark = f"token={collectives.from_rank_0(int((lock.token or '0')[:15], 16)):015x}"  # its first digits
+    fences.append(check)
     try:
         yield
     finally:
+        fences.remove(check)
         lock.release()
 
 

@@ -115,6 +115,7 @@ class Sampled:
     seconds: float  # of each piece
     files: dict[int, Path]  # of each item
     first_new_second: float  # where the first new code is
+    tokenizer: Tokenizer
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def sample(
         if first:
             first_new = given.first_new_sample(generator.hop_lengths) / rate if given else 0.0
             options = dataclasses.replace(options, notes=notes)
-            finished(Sampled(options, folder, n_samples / rate, files, first_new))
+            finished(Sampled(options, folder, n_samples / rate, files, first_new, generator.tokenizer))
 
 
 def _check_outputs(options: SampleOptions, target: Path, paths: Iterable[Path]) -> None:

@@ -187,6 +187,8 @@ class Allowance(TorchFunctionMode):
             self.left -= int(np.prod(self.SIZES[func](*args, **(kwargs or {})), dtype=float))
             if self.left < 0:
                 raise ValueError("more numbers than there is room for")
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]  # the values of the file come instead
         return func(*args, **(kwargs or {}))
 
 

@@ -63,7 +63,11 @@ class PublishedCodec(nn.Module):
         levels = zip(self.own_encode(waveform), self.config.hop_lengths, strict=False)
         return [level[:, : -(-waveform.shape[-1] // hop)] for level, hop in levels]
 
-    def decode(self, codes: list[Tensor], n_samples: int) -> Tensor:
+    @property
+    def grid(self) -> int:
+        return self.period
+
+    def decode(self, codes: list[Tensor], n_samples: int, start: int = 0) -> Tensor:
         """As `VQVAE.decode`; a codec whose sound ends some samples before its last code has zeros there."""
         check_codes(codes, self.config.hop_lengths, self.config.codebook_size, n_samples)
         waveform = self.own_decode(codes)

@@ -2,6 +2,7 @@
 are generated from coarse to fine (VQ-VAE-2, arXiv:1906.00446, section 3.2; Jukebox, arXiv:2005.00341, section 4). A
 prior sees the codes of all coarser levels, a few of them ahead of its own time, and a window of its own."""
 
+import functools
 from typing import Any
 
 import torch
@@ -103,6 +104,10 @@ class Prior(nn.Module):
         self.transformer = Transformer(config.transformer, n_prefix)  # type: ignore[arg-type]
         self.head = nn.Linear(dim, spec.codebook_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
+
+    @functools.cached_property
+    def n_weights(self) -> int:
+        return sum(p.numel() for p in self.parameters())
 
     def context(self, coarser: Tensor, conditions: Conditions, n_codes: int) -> Tensor:
         """Everything known besides the level's own codes, [1 or b, n_codes, dim], to add to their embeddings.

@@ -38,6 +38,7 @@ def report_run(run: Path, out: Path | None = None) -> dict[str, Any]:
 def report_pieces(
     out: Path,
     model: Path,
+    network: VQVAE,
     pieces: Mapping[str, Path],
     settings: Mapping[str, str] | None = None,
     source: Path | None = None,
@@ -47,22 +48,21 @@ def report_pieces(
     """Write a page for generated pieces, audio files by name, with the provenance of their model; as `report_run`.
 
     Args:
+        network: the model's tokenizer.
         settings: how they were made, by name.
         source: a recording that was continued or changed; it is the first clip.
         start: second of the pieces where excerpts of long ones begin.
         comparable: the pieces are the source except for what was drawn anew, so a blind test can compare them.
     """
-    network = provenance.load_tokenizer(model)
     clips = [Clip(name, path, start=start) for name, path in pieces.items()]
     if source:
-        rate = network.config.sample_rate if network else None  # the pieces have no higher frequencies
+        rate = network.config.sample_rate  # the pieces have no higher frequencies
         clips.insert(0, Clip("Source", source, start=start if comparable else 0.0, sample_rate=rate))
     group = Group("", "pieces", clips, source=comparable and source is not None)
     settings = dict(settings or {})
     tiles = [(name.capitalize(), settings.pop(name), "") for name in ("length", "seed") if name in settings]
-    if network:
-        channels = "mono" if network.config.channels == 1 else "stereo"
-        tiles.append(("Sound", f"{network.config.sample_rate / 1000:g} kHz", channels))
+    channels = "mono" if network.config.channels == 1 else "stereo"
+    tiles.append(("Sound", f"{network.config.sample_rate / 1000:g} kHz", channels))
     page = {"title": out.stem, "kind": "pieces", "settings": settings, "tiles": tiles}
     return _write(out, page, [group], model, network)
 

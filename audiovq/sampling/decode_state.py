@@ -33,8 +33,8 @@ class DecodeState:
     Args:
         coarser: int64 [items, n_codes] per coarser level. They may be views of codes that are still drawn.
         given: int64 [items, n_codes], -1 where a code is to be drawn.
-        endless: the piece has no end: timing stands still in the middle of `request.n_samples`, see `move`. A block is
-            one code of level 0 long, so that no level is drawn further ahead than necessary.
+        endless: codes of level 0 in a block of a piece without end, whose timing stands still in the middle of
+            `request.n_samples`, see `move`; 0 for one with an end.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class DecodeState:
         given: Tensor,
         request: Request,
         guidance: float = 1.0,
-        endless: bool = False,
+        endless: int = 0,
     ):
         spec = prior.spec
-        self.prior, self.request, self.coarser, self.endless = prior, request, list(coarser), endless
+        self.prior, self.request, self.coarser, self.endless = prior, request, list(coarser), endless > 0
         self.start = 0  # the piece's position of the first of these codes
         self.given, (self.n_items, self.n_codes) = given, given.shape
         is_given = (given >= 0).all(dim=0).tolist()
         self.is_given = is_given[: max((t + 1 for t, found in enumerate(is_given) if not found), default=0)]
-        self.block = spec.top_ratio if endless else -(-BLOCK // spec.ratio) * spec.ratio
+        self.block = endless * spec.top_ratio if endless else -(-BLOCK // spec.ratio) * spec.ratio
         self.guided = GuidedPrior(prior, self.conditions(request), guidance)
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.cache = self.engine.cache

@@ -15,10 +15,12 @@ from audiovq.sampling.guidance import Request
 
 class EndlessCodes:
     """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`. Only
-    timing differs: it stands still from the middle of a piece of `request.n_samples` on."""
+    timing differs: it stands still from the middle of a piece of `request.n_samples` on. So many codes of level 0 make a
+    `block`: their context is computed at once, and finer levels wait for whole blocks."""
 
-    def __init__(self, priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request):
-        self.keep = max(prior.config.context_codes for prior in priors) + 1  # codes of level 0 before the next one
+    def __init__(self, priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request, block: int = 1):
+        self.block = block
+        self.keep = max(prior.config.context_codes for prior in priors) + block  # codes of level 0 before the next one
         self.n_codes = 64 + 4 * sum(self.keep + prior.config.context_codes + 2 for prior in priors)  # of level 0
         self.per_top = [prior.spec.top_ratio for prior in priors]
         self.n_out = 0  # codes of level 0 in the buffer that `read` has given
@@ -26,7 +28,7 @@ class EndlessCodes:
         for prior, setting, n in zip(priors, settings, self.per_top, strict=True):
             coarser = [state.codes[:, 1:] for state in self.states]
             given = torch.full((1, self.n_codes * n), -1, device=prior.head.weight.device)
-            state = DecodeState(prior, coarser, given, request, setting.guidance, endless=True)
+            state = DecodeState(prior, coarser, given, request, setting.guidance, block)
             self.states.append(state)
         self.change(settings, request)
 
@@ -62,7 +64,7 @@ class EndlessCodes:
 
     def _move(self) -> None:
         slowest = min(state.n_done // n for state, n in zip(self.states, self.per_top, strict=True))
-        distance = min(slowest, self.n_out) - self.keep
+        distance = (min(slowest, self.n_out) - self.keep) // self.block * self.block
         for state, n in zip(self.states, self.per_top, strict=True):
             state.move(distance * n)
         self.n_out -= distance

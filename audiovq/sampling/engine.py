@@ -260,7 +260,7 @@ def new_engine(prior: Prior, batch: int, precision: str = "auto") -> Engine:
 def few_threads(priors: Sequence[Prior]) -> Iterator[None]:
     """One thread while small networks sample on the CPU: the matrices of a step are too small to share. The
     number of threads must not depend on the batch, because it can change the last bits of a product."""
-    largest = max(sum(p.numel() for p in prior.parameters()) for prior in priors)
+    largest = max(prior.n_weights for prior in priors)
     if largest >= SMALL_NETWORK or priors[0].head.weight.device.type != "cpu":
         yield
         return

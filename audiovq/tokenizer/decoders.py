@@ -20,7 +20,7 @@ class IstftDecoder(nn.Module):
 
     Differs from Vocos: phases are relative to a steady sine at the frequency of each bin, so that constant codes hold a
     note, and other pitches need no codes for their phase. Each bin starts with a random phase, as equal ones would add
-    up to clicks. The reference repeats every `overlap` frames: chunks begin at multiples of it (`period`).
+    up to clicks. The reference repeats every `overlap` frames (`period`), and `first` is the chunk's first of these.
 
     With `spectrum: complex` the network gives real and imaginary parts, without the reference. The waveform
     is then linear in the last layer's output, and learned much sooner. For codecs, not for generation.
@@ -71,35 +71,35 @@ class IstftDecoder(nn.Module):
             mean = collectives.mean_(magnitude.log().mean(dim=(0, 2)), len(waveform))  # [channels, bins]
             self._biases()[0].copy_(mean)
 
-    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
-        return self.waveform(self.trunk(x))
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
+        return self.waveform(self.trunk(x), first)
 
     def trunk(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, time, config.dim]
         return rearrange(self.stack(self.enter(x)), "b c t -> b t c")
 
-    def waveform(self, x: Tensor) -> Tensor:
+    def waveform(self, x: Tensor, first: int = 0) -> Tensor:
         """Features after the blocks, [b, time, dim] -> [b, channels, time * hop]."""
         with torch.autocast(x.device.type, enabled=False):
-            real, imaginary = self.spectrum(x)
+            real, imaginary = self.spectrum(x, first)
             frames = torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft)  # [b, c, time, n_fft]
             envelope = overlap_add(self.window.square().expand(1, 1, frames.shape[2], -1), self.hop_length)
             return overlap_add(frames * self.window, self.hop_length) / envelope
 
-    def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spectrum(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """[b, time, dim] -> real and imaginary parts of the frames' spectra, each [b, channels, time, bins].
         The head and the spectra are in float32, because complex numbers have no bfloat16."""
         x = self.head(self.norm(x.float()))
-        first, second = rearrange(x, "b t (c part f) -> part b c t f", c=self.channels, part=2)
+        a, b = rearrange(x, "b t (c part f) -> part b c t f", c=self.channels, part=2)
         if not self.polar:
-            return first * self.n_fft**0.5, second * self.n_fft**0.5
-        magnitude = torch.exp(first.clamp(max=math.log(1e3)))
-        phase = second + self._steady_phase(second.shape[2], second.device)
+            return a * self.n_fft**0.5, b * self.n_fft**0.5
+        magnitude = torch.exp(a.clamp(max=math.log(1e3)))
+        phase = b + self._steady_phase(b.shape[2], b.device, first)
         return magnitude * phase.cos(), magnitude * phase.sin()  # torch.polar takes three times as long
 
-    def _steady_phase(self, n_frames: int, device: torch.device) -> Tensor:
-        """Phase [time, bins] at the start of each frame, of sines at the bins' frequencies from frame 0 on."""
+    def _steady_phase(self, n_frames: int, device: torch.device, first: int) -> Tensor:
+        """Phase [time, bins] at the start of each frame, of sines at the bins' frequencies from frame -first on."""
         turns = torch.arange(self.overlap, device=device)
-        period = (turns[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
+        period = ((turns + first)[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
         n_bins = self.n_fft // 2 + 1
         over = self.overlap - 1  # rounds up without negative numbers, which ONNX divides differently
         repeats = (n_frames + over) // self.overlap, (n_bins + over) // self.overlap
@@ -126,15 +126,16 @@ class ToneDecoder(IstftDecoder):
         self.period = math.lcm(self.period, self.oscillators.period)
         self.radius = max(self.radius, 3 + self.stack.radius + self.oscillators.overlap)
 
-    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
-        return self.render(x)[0]
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
+        return self.render(x, first)[0]
 
-    def render(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def render(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """[b, dim + steps, time], the last with the log loudness that codes say -> waveform [b, channels, time * hop] and
         log loudness [b, channels, steps, time]."""
         x, loudness = self.features(x)
         with torch.autocast(x.device.type, enabled=False):
-            return self.waveform(x) + self.oscillators(loudness.exp()), rearrange(loudness, "b c t n -> b c n t")
+            sound = self.waveform(x, first) + self.oscillators(loudness.exp(), first)
+            return sound, rearrange(loudness, "b c t n -> b c n t")
 
     def tones(self, x: Tensor) -> Tensor:
         """The second result of `render` alone, without making sound."""
@@ -180,7 +181,7 @@ class ConvDecoder(nn.Module):
     def initialise(self, waveform: Tensor) -> None:
         """Nothing is taken from the music."""
 
-    def forward(self, x: Tensor) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:  # [b, dim, time] -> [b, channels, time * hop]
         return self.layers(x)
 
 

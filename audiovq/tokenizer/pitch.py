@@ -2,12 +2,11 @@
 
 import math
 
-import numpy as np
-import scipy
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.signal.windows import blackman
 
 # Window lengths in seconds, each up to a MIDI pitch: low notes lie close together, so they need long windows.
 WINDOWS = ((60, 0.37), (84, 0.19), (128, 0.093))
@@ -35,13 +34,23 @@ def pitches(low: float, high: float, per_semitone: int, sample_rate: int) -> Ten
     return found[frequency(found) < 0.45 * sample_rate]
 
 
-def decimate(waveform: Tensor, low_pass: Tensor, factor: int) -> Tensor:
+def low_pass(factor: int) -> Tensor:
+    """A filter that keeps what a sample rate lower by this factor can have: float64 [FILTER_BLOCKS · factor + 1]."""
+    if factor == 1:
+        return torch.ones(1, dtype=torch.float64)
+    n = FILTER_BLOCKS * factor + 1
+    taps = torch.sinc((torch.arange(n, dtype=torch.float64) - n // 2) / factor)
+    taps *= blackman(n, dtype=torch.float64)
+    return taps / taps.sum()
+
+
+def decimate(waveform: Tensor, taps: Tensor, factor: int) -> Tensor:
     """[..., samples] -> [..., samples / factor]: every factor-th sample after a filter [blocks · factor + 1]."""
     if factor == 1:
         return waveform
     # A convolution of blocks of `factor` samples: many channels and few taps, which is fast.
-    n_blocks = len(low_pass) // factor
-    kernel = F.pad(low_pass, (0, factor - 1)).view(1, n_blocks + 1, factor).transpose(1, 2)  # [1, factor, taps]
+    n_blocks = len(taps) // factor
+    kernel = F.pad(taps, (0, factor - 1)).view(1, n_blocks + 1, factor).transpose(1, 2)  # [1, factor, taps]
     flat = F.pad(waveform.reshape(-1, waveform.shape[-1]), (n_blocks // 2 * factor, (n_blocks // 2 + 1) * factor))
     blocks = flat[:, : flat.shape[1] // factor * factor].view(len(flat), -1, factor).transpose(1, 2)
     decimated = F.conv1d(blocks, kernel)[:, 0, : -(-waveform.shape[-1] // factor)]
@@ -91,9 +100,7 @@ class PitchSpectrogram(nn.Module):
             i = len(self.n_ffts)
             self.n_ffts.append(n_fft)
             self.factors.append(factor)
-            n_taps = FILTER_BLOCKS * factor + 1
-            low_pass = scipy.signal.firwin(n_taps, 0.5, window="blackman", fs=factor) if factor > 1 else np.ones(1)
-            self.register_buffer(f"low_pass_{i}", torch.from_numpy(low_pass).float(), persistent=False)
+            self.register_buffer(f"low_pass_{i}", low_pass(factor).float(), persistent=False)
             self.register_buffer(f"weights_{i}", (weights[:n_bins] / power).float(), persistent=False)
             self.register_buffer(f"window_{i}", window.float(), persistent=False)
         reach = [(n_fft + FILTER_BLOCKS) * d for n_fft, d in zip(self.n_ffts, self.factors, strict=True)]

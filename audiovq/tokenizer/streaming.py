@@ -99,12 +99,14 @@ def encoder_windows(network: VQVAE, chunk_samples: int) -> Windows:
 
 
 def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int, ahead_samples: int | None = None) -> Windows:
-    """Windows on the codes [n] of the first levels; they start at multiples of the decoder's period."""
+    """Windows on the codes [n] of the first levels; they start at multiples of the decoder's period, except for those
+    that see less than they depend on, which are decoded one by one."""
     period, hops = network.period, network.config.hop_lengths[:n_levels]
     step, context = max(1, round(chunk_samples / hops[0])) * hops[0], -(-network.decoder_radius // hops[0]) * hops[0]
     ahead = -(-network.decoder_ahead // hops[0]) * hops[0]
     if ahead_samples is not None and ahead_samples < ahead:
         ahead = round(ahead_samples / hops[0]) * hops[0]
+        period = network.grid
         # At least twice as far back, whose end matters much less than that ahead.
         context = min(context, (1 + 2 * ahead // period) * period)
     return Windows(step, context, hops, ahead, period)
@@ -122,5 +124,6 @@ def decode_windows(network: VQVAE, windows: Sequence[Window]) -> list[Tensor]:
     levels = [torch.stack(level) for level in zip(*(window.sequences for window in windows), strict=True)]
     # At the end of a track the finer levels may be shorter than the last code of level 0.
     ends = [level.shape[-1] * hop for level, hop in zip(levels, network.config.hop_lengths, strict=False)]
-    waveforms = network.decode(levels, min(ends))  # [windows, channels, samples]
+    start = windows[0].low % network.period  # of all
+    waveforms = network.decode(levels, min(ends), start)  # [windows, channels, samples]
     return [window.part(waveforms[i], 1) for i, window in enumerate(windows)]

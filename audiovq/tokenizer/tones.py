@@ -17,8 +17,8 @@ class Oscillators(nn.Module):
     blurs over several steps is still one steady sine, and its phase need not be coded.
 
     Attributes:
-        period: frames, after which all sines are where they began; so a chunk that begins at a multiple of it gives
-            what the whole gives. Frequencies are rounded for it, by at most sample_rate / (2 · hop · period) Hz.
+        period: frames, after which all sines are where they began; `first` is where in it a chunk
+            begins. Frequencies are rounded for it, by at most sample_rate / (2 · hop · period) Hz.
     """
 
     period = 64
@@ -41,17 +41,19 @@ class Oscillators(nn.Module):
         window = torch.hann_window(n_window, dtype=torch.float64) * 2 / self.overlap
         self.waves = nn.Buffer((torch.cat([angles.cos(), -angles.sin()]) * window).float(), persistent=False)
 
-    def forward(self, loudness: Tensor) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
+    def forward(
+        self, loudness: Tensor, first: int = 0
+    ) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
         # 3. Sum the sines within windows, and the windows.
-        return overlap_add(self.parts(loudness) @ self.waves, self.hop_length)
+        return overlap_add(self.parts(loudness, first) @ self.waves, self.hop_length)
 
-    def parts(self, loudness: Tensor) -> Tensor:
+    def parts(self, loudness: Tensor, first: int = 0) -> Tensor:
         """What to multiply `waves` by, [b, channels, time, 2 * steps]."""
         # 1. Only the steps that are louder than both neighbours sound.
         below, above = F.pad(loudness, (1, 0))[..., :-1], F.pad(loudness, (0, 1))[..., 1:]
         loudness = loudness * ((loudness >= below) & (loudness > above))
         # 2. Real and imaginary parts: every sine goes on from frame to frame.
-        n_frames = loudness.shape[2]
-        repeats = (n_frames + self.period - 1) // self.period, 1
-        cos, sin = self.cos.repeat(repeats)[:n_frames], self.sin.repeat(repeats)[:n_frames]
+        end = first + loudness.shape[2]
+        repeats = (end + self.period - 1) // self.period, 1
+        cos, sin = self.cos.repeat(repeats)[first:end], self.sin.repeat(repeats)[first:end]
         return torch.cat([loudness * cos, loudness * sin], dim=-1)

@@ -195,9 +195,9 @@ class ResidualAutoencoder(nn.Module):
         components = vectors * vectors.shape[-1] ** 0.5  # of vectors of about unit length, brought to about 1
         return rearrange(self.projections_out[i](components), "b t d -> b d t")
 
-    def decode(self, *residuals: Tensor) -> Tensor:
+    def decode(self, *residuals: Tensor, first: int = 0) -> Tensor:
         """Residuals [b, dim, time] of the first k levels -> waveform; the other levels add nothing."""
-        return self.decoder(self.total(*residuals))
+        return self.decoder(self.total(*residuals), first)
 
     def total(self, *residuals: Tensor) -> Tensor:
         """What the decoder gets, [b, dim, time] at its rate."""
@@ -248,7 +248,9 @@ class VQVAE(nn.Module):
         # As far as they look ahead.
         self.encoder_ahead: int = max(autoencoder.encoder_ahead for autoencoder in self.groups)
         self.decoder_ahead: int = max(autoencoder.decoder_ahead for autoencoder in self.groups)
-        # Samples; a chunk that is decoded alone must begin at a multiple of it in the track.
+        # Samples: where a chunk may begin; and after how many the decoder's reference phases repeat, so that chunks which
+        # begin at multiples of it can be decoded in one batch.
+        self.grid = config.multiple
         self.encoder_period = config.multiple if config.topology == "bands" else 1
         self.period = math.lcm(config.multiple, *(autoencoder.period for autoencoder in self.groups))
 
@@ -327,12 +329,13 @@ class VQVAE(nn.Module):
         codes = [level.codes for _, levels, _ in results for level in levels]
         return [level[:, : -(-samples // hop)] for level, hop in zip(codes, hops, strict=True)]
 
-    def decode(self, codes: list[Tensor], n_samples: int | None = None) -> Tensor:
+    def decode(self, codes: list[Tensor], n_samples: int | None = None, start: int = 0) -> Tensor:
         """Codes of the first k levels -> waveform; with fewer than all levels it is a coarser rendering.
 
         Args:
             codes: int64 [batch, ceil(n_samples / hop)] per level.
             n_samples: length of the result; default: that of the coarsest level's codes.
+            start: sample of a longer piece at which these codes begin, below `period`; a multiple of the longest hop.
         Returns:
             float [batch, channels, n_samples].
         Raises:
@@ -352,4 +355,5 @@ class VQVAE(nn.Module):
             # The coarsest level may reach further than a finer one, which adds nothing there.
             n_missing = 0 if self.config.topology == "bands" else length // hops[i] - residual.shape[-1]
             residuals.append(F.pad(residual, (0, n_missing)))
-        return autoencoder.decode(*residuals)[..., :n_samples]
+        finest = hops[levels[-1]]
+        return autoencoder.decode(*residuals, first=start // finest)[..., :n_samples]

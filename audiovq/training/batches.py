@@ -108,7 +108,7 @@ def evaluate(
     task.eval()
     try:
         for batch in batches:
-            if collectives.any_rank(signals.received() is not None)[0]:
+            if collectives.largest(signals.received() is not None)[0]:
                 return None
             weights = microbatch_weights(task, batch, split, accelerator.device)
             for weight, examples in zip(weights, batch, strict=True):

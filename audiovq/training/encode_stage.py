@@ -1,6 +1,7 @@
 """Encodes the music of a data set into shards of codes, between the stages that train."""
 
 import shutil
+import time
 from array import array
 from collections.abc import Collection
 from functools import partial
@@ -55,7 +56,8 @@ def encode_data_set(
         if not all(path.exists() for path in (first, *(first.with_suffix(f".{kind}.npy") for kind in index.extras))):
             check_unchanged(scan.folder / track.path, track.stamp, track.sha256)
             _encode_track(scan.folder / track.path, track, paths(track), network, index)
-    parts = [finished / f"part-{i}" for i in range(n_ranks)]
+    group = collectives.from_rank_0(time.time_ns())  # earlier processes that still live have other folders
+    parts = [finished / f"part-{group}-{i}" for i in range(n_ranks)]
     writer, added = ShardWriter(parts[rank], make_index()), array("q")
     for number, track in zip(numbers, progress(mine, "shards", len(mine)), strict=True):
         for path in filter(Path.exists, paths(track)):

@@ -81,7 +81,7 @@ class Training:
             self.evaluate(self.start)
         end = self.start if self.best.exhausted(self.start) else config.steps
         with self.monitor.progress_bar() as bar:
-            batches = self.batches("train", self.start, end, self.workers)
+            batches = self.monitor.timed(self.batches("train", self.start, end, self.workers))
             for step, batch in enumerate(batches, self.start):
                 sums = self.step(step, batch)
                 done = step + 1
@@ -90,7 +90,7 @@ class Training:
                 bar.advance(1, self.monitor.log_step(done, sums, self.guard) if is_logged else None)
                 self.must_evaluate = self.is_due(config.evaluate_steps, done) and not self.evaluate(done)
                 # Ranks agree on when to save and when to stop.
-                stopped, is_late = collectives.any_rank(signals.received() is not None, self.checkpoints.due)
+                stopped, is_late = collectives.largest(signals.received() is not None, self.checkpoints.due)
                 finished = done == config.steps or self.best.exhausted(done)
                 if stopped or is_late or finished:
                     skipped = self.guard.counts.tolist()

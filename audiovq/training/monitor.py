@@ -1,18 +1,24 @@
 """Reports on a training while it runs: metrics.jsonl, trackers, health checks, and lines on the terminal."""
 
+import contextlib
 import hashlib
 import importlib.util
 import itertools
 import math
 import os
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
+from torch.profiler import profile, schedule, tensorboard_trace_handler
 
+from audiovq.distributed import collectives
 from audiovq.recipe import TrainingConfig
 from audiovq.training.batches import sum_over_ranks
 from audiovq.training.health import StageFacts, Watch
@@ -29,6 +35,7 @@ class TrackerConfig:
     folder: Path  # of the run
     names: tuple[str, ...] = ()
     project: str = "audiovq"
+    profile: bool = False  # write a trace of a few steps
 
     def start(self, stage: str) -> list[GeneralTracker]:
         """The trackers of one stage; only rank 0 logs. A stage that continues gets the same ones again."""
@@ -62,6 +69,13 @@ class Monitor:
     ):
         self.task, self.parts, self.title, self.config, self.start = task, parts, task.title, config, start
         self.metrics_log = StepLog(folder / "metrics.jsonl", start)
+        self.speed_log = StepLog(folder / "speed.jsonl", start)
+        self.done, self.began, self.waited = start, time.monotonic(), 0.0
+        self.trace = None
+        if trackers.profile:
+            save = tensorboard_trace_handler(str(folder), name := f"trace-{collectives.rank()}")
+            self.trace = profile(schedule=schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=save)
+            say(f"{self.title}: a trace of 3 steps goes to {folder}/{name}.….json; https://ui.perfetto.dev shows it")
         self.health_log = StepLog(trackers.folder / HEALTH, start, task.title)
         self.trackers = trackers.start(task.title)
         adversarial, facts = len(parts) > 1, task.health_facts()
@@ -77,13 +91,24 @@ class Monitor:
         seconds = self.task.example_seconds * self.config.batch_size
         return ProgressBar(self.title, self.config.steps, self.start, "audio-s" if seconds else "", seconds)
 
+    def timed(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        """The same batches; notes how long the training waits for them, and traces a few steps if asked to."""
+        with self.trace or contextlib.nullcontext():
+            began = time.monotonic()
+            for batch in batches:
+                self.waited += time.monotonic() - began
+                yield batch
+                if self.trace:
+                    self.trace.step()
+                began = time.monotonic()
+
     def log_step(self, done: int, sums: dict[str, Tensor], guard: NonFiniteGuard) -> str:
         """Log the metrics after `done` steps, of whose means each rank has a share; all ranks call it.
         Returns a line for the progress bar. Raises ValueError if too many steps in a row were skipped."""
         metrics = sum_over_ranks(sums)  # waits until the device has finished the step
         skipped, in_a_row = guard.counts.tolist()
         rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
-        self._write(done, metrics | rates | {"skipped_steps": skipped})
+        self._write(done, metrics | rates | {"skipped_steps": skipped}, self._log_speed(done))
         if in_a_row >= PATIENCE:
             raise ValueError(self._nonfinite_message(done, in_a_row))
         return self.task.describe(metrics)
@@ -93,13 +118,25 @@ class Monitor:
         tracks = "held out" if self.task.has_held_out else "training tracks (none is held out)"
         say(f"{self.title}: step {done}, {tracks}: {self.task.describe(metrics)}")
 
-    def _write(self, done: int, metrics: dict[str, float]) -> None:
+    def _log_speed(self, done: int) -> dict[str, float]:
+        """Log the speed since the last call, evaluations and checkpoints included, of the slowest rank."""
+        memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        now = time.monotonic()
+        seconds, waited, memory = collectives.largest(now - self.began, self.waited, memory)
+        step, audio = seconds / (done - self.done), self.task.example_seconds * self.config.batch_size
+        row = {"step_seconds": step, "audio_seconds_per_second": audio / step, "data_wait": waited / seconds}
+        row |= {"peak_memory_gb": memory} if memory else {}
+        self.speed_log.write({"step": done, **row})
+        self.done, self.began, self.waited = done, now, 0.0
+        return row
+
+    def _write(self, done: int, metrics: dict[str, float], speed: dict[str, float] | None = None) -> None:
         # JSON has no infinities.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.metrics_log.write({"step": done, **finite})
         if done > self.metrics_log.last_step:  # a resumed run repeats steps that trackers already have
             for tracker in self.trackers:
-                tracker.log(metrics, step=done)
+                tracker.log(metrics | (speed or {}), step=done)
         for finding in self.watch.update(done, metrics):
             self.health_log.write(finding)
             say(f"health: {finding['message']}")

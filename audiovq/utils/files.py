@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"  # the files of a model's folder
 MAX_NAME_BYTES = 255
+fences: list[
+    Callable[[], object]
+] = []  # called before anything appears or grows; one ends a process that may not write
 
 
 @contextlib.contextmanager
@@ -28,9 +31,9 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
     killed. At the end it is flushed to the disk (if `flush`) and renamed. ValueError if it cannot be written.
     """
     place = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")  # any name is fine
-    shutil.rmtree(place, ignore_errors=True)
     try:
         with writing(path):
+            shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             temporary = place / "file"
             yield temporary
@@ -44,9 +47,9 @@ def atomic_file(path: Path, flush: bool = True) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Write a folder so that it appears whole or not at all; it replaces one of that name. As `atomic_file`."""
     temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
         with writing(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
             temporary.mkdir(parents=True)
             yield temporary
             for path in temporary.rglob("*"):
@@ -63,6 +66,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def _complete(path: Path, flush: bool = True) -> None:
     """Give a file its folder's permissions (safetensors lets only its owner read it), and flush it to the disk."""
+    for fence in fences:
+        fence()
     is_file = path.is_file()
     if is_file:
         path.chmod(path.parent.stat().st_mode & 0o666)
@@ -78,6 +83,8 @@ def _complete(path: Path, flush: bool = True) -> None:
 def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Errors of the system, of safetensors and of these `kinds` as a ValueError: a file or folder cannot be written."""
     try:
+        for fence in fences:
+            fence()
         yield
     except (OSError, SafetensorError, *kinds) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -202,5 +209,5 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("ab", buffering=0) as file:
+    with writing(path), path.open("ab", buffering=0) as file:
         file.write(json_line(row))
