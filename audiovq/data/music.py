@@ -42,6 +42,19 @@ class Table(Sequence[T]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table) and list(self) == list(other)
 
+    @classmethod
+    def write(cls: type[S], rows: Iterable[tuple[Any, ...]], n_columns: int, path: Path | None = None) -> S:
+        """The table of facts and numbers, one row a track, whose lines are written to a file, default a temporary one."""
+        columns = array("q")
+        with path.open("w+b") if path else tempfile.TemporaryFile() as file:
+            for facts, *numbers in rows:
+                line = json_line(facts)
+                columns.extend((file.tell(), len(line), *numbers))
+                file.write(line)
+            file.flush()
+            lines = np.memmap(file, np.uint8, "r") if columns else np.zeros(0, np.uint8)
+        return cls(lines, np.array(columns, dtype=np.int64).reshape(-1, n_columns))
+
     def build(self, facts: dict[str, Any], numbers: list[int]) -> T:
         """A track from its line and its other columns; ValueError if it cannot be one."""
         raise NotImplementedError
@@ -117,15 +130,8 @@ class MusicTable(Table[Track]):
 
 def table_of(tracks: Iterable[Track], path: Path | None = None) -> MusicTable:
     """The table of tracks, whose lines are written to a file, default a temporary one."""
-    columns = array("q")
-    with path.open("w+b") if path else tempfile.TemporaryFile() as file:
-        for track in tracks:
-            line = json_line(vars(track))
-            columns.extend((file.tell(), len(line), track.sample_rate, SPLITS.index(track.split), track.samples))
-            file.write(line)
-        file.flush()
-        lines = np.memmap(file, np.uint8, "r") if columns else np.zeros(0, np.uint8)
-    return MusicTable(lines, np.array(columns, dtype=np.int64).reshape(-1, 5))
+    rows = ((vars(track), track.sample_rate, SPLITS.index(track.split), track.samples) for track in tracks)
+    return MusicTable.write(rows, 5, path)
 
 
 @dataclass

@@ -14,7 +14,6 @@ import hashlib
 import json
 import zlib
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -57,6 +56,11 @@ class ShardTrack(Config):
     offsets: Places  # first code within the shard's file, a level
     lengths: Places  # codes, a level
 
+    def row(self) -> tuple[Any, ...]:
+        """As `Table.write` takes it."""
+        facts, split = self.model_dump(include=set(LINE)), SPLITS.index(self.split)
+        return facts, self.shard, split, self.n_samples, *self.offsets, *self.lengths
+
 
 class TrackTable(Table[ShardTrack]):
     """The number is the shard. `columns` are [n_tracks, N_COLUMNS + 2 · n_levels]."""
@@ -79,17 +83,6 @@ def checked_track(**facts: Any) -> ShardTrack:
     return track
 
 
-def table_of(tracks: Sequence[ShardTrack], n_levels: int) -> TrackTable:
-    lines, columns = bytearray(), []
-    for track in tracks:
-        line = json_line({key: getattr(track, key) for key in LINE})
-        place = [len(lines), len(line), track.shard, SPLITS.index(track.split), track.n_samples]
-        columns.append([*place, *track.offsets, *track.lengths])
-        lines += line
-    table = np.array(columns, dtype=np.int64).reshape(-1, N_COLUMNS + 2 * n_levels)
-    return TrackTable(np.frombuffer(bytes(lines), np.uint8), table)
-
-
 @dataclass
 class ShardIndex:
     """What all tracks have in common, and the tracks."""
@@ -101,7 +94,7 @@ class ShardIndex:
     chroma: bool = False  # whether the shards also have pitch classes, see `data/conditions.py`
     n_shards: int = 0
     notes: bool = False  # whether the shards also have notes, see `data/notes.py`
-    tracks: TrackTable = field(default_factory=lambda: table_of([], 0))
+    tracks: TrackTable = field(init=False, repr=False, compare=False)  # of shards that are read
 
     @property
     def extras(self) -> dict[str, type]:
@@ -132,38 +125,37 @@ class ShardWriter:
     """Appends tracks to shards; index.json is written last. ValueError if the folder cannot be written."""
 
     def __init__(self, folder: Path, index: ShardIndex):
-        self.folder, self.index = folder, index
+        self.folder, self.index = folder, dataclasses.replace(index)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
         dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
         self.dtypes = [dtype] * len(index.hop_lengths) + list(index.extras.values())
         self.parts: list[list[np.ndarray]] = [[] for _ in self.dtypes]  # of the current shard, a file each
-        self.lengths = [0 for _ in index.hop_lengths]  # codes in the current shard, a level
+        self.lengths = np.zeros(len(index.hop_lengths), dtype=np.int64)  # codes in the current shard, a level
         self.rows = array("q")  # of tracks.npy
         self.blocks: dict[str, list[int]] = {}
 
     def add(self, track: Track, codes: Codes, *extras: np.ndarray) -> None:
         """Append a track, with its `ShardIndex.extras`, each [n_top_codes]."""
-        values, n_levels = [level.numpy() for level in codes.levels], len(codes.levels)
-        assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
-        values += extras
+        values = [level.numpy() for level in codes.levels]
+        lengths = [len(value) for value in values]
+        assert all(len(extra) == lengths[0] for extra in extras), "expected one frame per top code"
         line = json_line({key: getattr(track, key) for key in LINE})
         with writing(self.folder):
-            if self.lengths[-1] and self.lengths[-1] + len(values[n_levels - 1]) > SHARD_CODES:
+            if self.lengths[-1] and self.lengths[-1] + lengths[-1] > SHARD_CODES:
                 self._write_shard()
             start = self.lines.tell()
             self.lines.write(line)
-        for parts, value, dtype in zip(self.parts, values, self.dtypes, strict=True):
+        for parts, value, dtype in zip(self.parts, [*values, *extras], self.dtypes, strict=True):
             parts.append(value.astype(dtype))
         row = [start, len(line), self.index.n_shards, SPLITS.index(track.split), codes.n_samples]
-        lengths = [len(level) for level in codes.levels]
-        self.rows.extend([*row, *self.lengths, *lengths])
-        self.lengths = [a + b for a, b in zip(self.lengths, lengths, strict=True)]
+        self.rows.extend([*row, *self.lengths.tolist(), *lengths])
+        self.lengths += lengths
 
     def _write_shard(self) -> None:
         self.index.n_shards += 1
-        self.lengths = [0 for _ in self.lengths]
+        self.lengths[:] = 0
         for name, parts in zip(self.index.names[-len(self.parts) :], self.parts, strict=True):
             codes = np.concatenate(parts)
             np.save(self.folder / name, codes)
@@ -194,11 +186,9 @@ class ShardWriter:
             n_columns = N_COLUMNS + 2 * len(self.index.hop_lengths)
             rows = np.array(self.rows, dtype=np.int64).reshape(-1, n_columns)
             np.save(self.folder / "tracks.npy", rows if order is None else rows[order])
-            content = {key: value for key, value in vars(self.index).items() if key != "tracks"}
-            content |= {"format": FORMAT, "n_tracks": len(rows)}
+            content = {**vars(self.index), "format": FORMAT, "n_tracks": len(rows), "blocks": self.blocks}
             content["sizes"] = {n: (self.folder / n).stat().st_size for n in [*self.index.names, *TABLES]}
             content["crc32"] = {n: crc32(self.folder / n) for n in TABLES}
-            content["blocks"] = self.blocks
             content["crc32"]["index.json"] = _index_crc32(content)
             write_text(self.folder / "index.json", json.dumps(content))
 
@@ -259,25 +249,25 @@ class Shards:
 
     def _read_tracks(self, file: _IndexFile) -> TrackTable:
         """The table of tracks, whose codes are all within their shards."""
-        name, n_levels, contents = "index.json", len(file.hop_lengths), []
-        for name in TABLES if file.tracks is None else ():  # mapped, because those of millions of tracks are large
+        name = "index.json"
+        for name in TABLES if file.tracks is None else ():
             with self._reading(name):
-                path = self._path(name)
-                contents.append(mapped(path))
-                if zlib.crc32(contents[-1].data) != file.crc32.get(name):
+                if crc32(self._path(name)) != file.crc32.get(name):
                     raise ValueError("its checksum is wrong")
         with self._reading(name):
             if file.tracks is not None:  # the first format
-                table = table_of([checked_track(**track) for track in file.tracks], n_levels)
-            else:
-                table = TrackTable(contents[0], _mapped(self._path(name)))
+                rows = (checked_track(**track).row() for track in file.tracks)
+                table = TrackTable.write(rows, N_COLUMNS + 2 * len(file.hop_lengths))
+            else:  # mapped, because the tables of millions of tracks are large
+                table = TrackTable(mapped(self._path(TABLES[0])), _mapped(self._path(name)))
                 if len(table) != file.n_tracks:
                     raise ValueError(f"expected {file.n_tracks} tracks, found {len(table)}")
-            self._check_places(table.columns, len(table.lines), n_levels)
+            self._check_places(table.columns, len(table.lines))
             return table
 
-    def _check_places(self, columns: np.ndarray, n_bytes: int, n_levels: int) -> None:
+    def _check_places(self, columns: np.ndarray, n_bytes: int) -> None:
         """Raises ValueError if a track's line or codes are outside of their files."""
+        n_levels = len(self.index.hop_lengths)
         n_columns, found = N_COLUMNS + 2 * n_levels, f"{columns.dtype} {list(columns.shape)}"
         if columns.ndim != 2 or columns.shape[1] != n_columns or columns.dtype != np.int64:
             raise ValueError(f"expected int64 [tracks, {n_columns}], found {found}")

@@ -4,7 +4,6 @@ import shutil
 import time
 from array import array
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,8 @@ def encode_data_set(
     rank, n_ranks = collectives.rank(), collectives.world_size()
     hops, identity = list(config.hop_lengths), tokenizer_hash(network)
     layout = identity, config.sample_rate, hops, config.codebook_size
-    make_index = partial(ShardIndex, *layout, "chroma" in extras, notes="notes" in extras)
-    index, finished = make_index(), folder.with_name(f".{folder.name}.tracks")
+    index = ShardIndex(*layout, "chroma" in extras, notes="notes" in extras)
+    finished = folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:
         n = shifts if track.split == "train" else 1
@@ -58,7 +57,7 @@ def encode_data_set(
             _encode_track(scan.folder / track.path, track, paths(track), network, index)
     group = collectives.from_rank_0(time.time_ns())  # earlier processes that still live have other folders
     parts = [finished / f"part-{group}-{i}" for i in range(n_ranks)]
-    writer, added = ShardWriter(parts[rank], make_index()), array("q")
+    writer, added = ShardWriter(parts[rank], index), array("q")
     for number, track in zip(numbers, progress(mine, "shards", len(mine)), strict=True):
         for path in filter(Path.exists, paths(track)):
             beside = [path.with_suffix(f".{kind}.npy") for kind in index.extras]
