@@ -438,7 +438,7 @@ def test_the_scan_cache_of_an_earlier_version_is_read(folder: Path, tmp_path: Pa
 
 
 def test_a_full_disk_stops_the_scan_and_sets_nothing_aside(folder: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ValueError, match="No space left"):
         scan(folder, DataConfig(), Path("/dev/full"))
 
 

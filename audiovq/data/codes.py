@@ -163,7 +163,7 @@ def check_range(codes: Any, codebook_size: int, what: str) -> None:
         raise ValueError(f"{what}: expected codes from 0 to {codebook_size - 1}, found {least} to {most}")
 
 
-def _decompress(header: Header, data: np.ndarray, size: int) -> list[np.ndarray]:
+def _decompress(header: Header, data: np.ndarray, size: int) -> list[Any]:
     """The codes of a compressed file of `size` bytes; ValueError if it names more than that can hold."""
     lengths = [-(-header.n_samples // hop) for hop in header.hop_lengths[: header.n_levels]]
     most = min(LARGEST_CODES, (1 << 16) + CODES_PER_BYTE * size)

@@ -1,5 +1,6 @@
 """Training examples: waveform crops and code windows. Example i is a function of (seed, i) alone."""
 
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +16,26 @@ from audiovq.data.tracks import check_unchanged, file_stamp
 from audiovq.utils.progress import track as progress
 
 
+@dataclass(eq=False, repr=False)
 class WaveformCrops(Dataset[Tensor]):
     """Random crops [channels, crop_samples] of a list of tracks; every moment of the music is equally likely. A data
     set that fits into `cache_gigabytes`, by its length, is decoded once; of a larger one crops are read."""
 
-    def __init__(
-        self,
-        folder: Path,
-        tracks: MusicTable,
-        sample_rate: int,
-        channels: int,
-        crop_samples: int,
-        seed: int,
-        cache_gigabytes: float,
-    ):
-        if not tracks:
-            raise ValueError(f"{folder}: no tracks to take crops from")
-        self.folder, self.sample_rate, self.channels = folder, sample_rate, channels
-        self.crop_samples, self.seed = crop_samples, seed
-        self.tracks, seconds = tracks, tracks.seconds
+    folder: Path
+    tracks: MusicTable
+    sample_rate: int
+    channels: int
+    crop_samples: int
+    seed: int
+    cache_gigabytes: float
+
+    def __post_init__(self) -> None:
+        if not self.tracks:
+            raise ValueError(f"{self.folder}: no tracks to take crops from")
+        seconds = self.tracks.seconds
         self.stamps: dict[int, list[int]] = {}  # of files that were compared, because they have another one now
         self.ends = np.cumsum(seconds) / seconds.sum()
-        self.fits = seconds.sum() * sample_rate * channels * 4 <= cache_gigabytes * 2**30
+        self.fits = seconds.sum() * self.sample_rate * self.channels * 4 <= self.cache_gigabytes * 2**30
         self.cache: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -87,6 +86,7 @@ def pick(ends: np.ndarray, random: np.random.Generator) -> int:
     return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
 
 
+@dataclass(eq=False, repr=False)
 class CodeWindows(Dataset[dict[str, Tensor]]):
     """Random windows of one level's codes, with the coarser levels' codes around them.
 
@@ -109,32 +109,29 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
             the codes after the gap do not count, the others up to a window later.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        split: str,
-        level: int,
-        context: int,
-        context_codes: int,
-        vocabularies: dict[str, list[str]],
-        seed: int,
-        *,
-        text_bytes: int = 0,
-        chroma: bool = False,
-        notes: bool = False,
-        infill_codes: int = 0,
-        infill_rate: float = 0.0,
-    ):
-        self.shards, self.level, self.seed = shards, level, seed
-        self.context, self.context_codes = context, context_codes
-        self.text_bytes, self.frames = text_bytes, "chroma" if chroma else "notes" if notes else ""
-        self.infill_codes, self.infill_rate = infill_codes, infill_rate
+    shards: Shards
+    split: str
+    level: int
+    context: int
+    context_codes: int
+    vocabularies: dict[str, list[str]]
+    seed: int
+    _: KW_ONLY
+    text_bytes: int = 0
+    chroma: bool = False
+    notes: bool = False
+    infill_codes: int = 0
+    infill_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        shards, level = self.shards, self.level
+        self.frames = "chroma" if self.chroma else "notes" if self.notes else ""
         if self.frames and self.frames not in shards.index.extras:
             raise ValueError(f"{shards.folder}: no {self.frames}; delete the folder and run the codes stage again")
-        self.tracks = shards.index.tracks.of(split)
+        self.tracks = shards.index.tracks.of(self.split)
         if not self.tracks:
-            raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
-        named = vocabularies.items()
+            raise ValueError(f"{shards.folder}: no {self.split} tracks among the codes")
+        named = self.vocabularies.items()
         self.label_indices = {name: {value: i + 1 for i, value in enumerate(values)} for name, values in named}
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
@@ -214,7 +211,6 @@ def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
     """The sorted values of each label in the training tracks. (Their indices start at 1; 0 is unknown.)"""
     values: dict[str, set[str]] = {name: set() for name in names}
     for labels in shards.index.tracks.of("train").labels() if names else ():
-        for name in names:
-            if name in labels:
-                values[name].add(labels[name])
+        for name in values.keys() & labels.keys():
+            values[name].add(labels[name])
     return {name: sorted(found) for name, found in values.items()}

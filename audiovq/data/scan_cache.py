@@ -84,23 +84,22 @@ def _text(tags: Any, key: str) -> str:
 
 
 class ScanCache:
-    """One JSON line per file that could be read, with its name, size and time of change; none without a path. It reads the
-    caches of all processes in the same folder, and writes its own. Lines stay on the disk; only their places are held."""
+    """One JSON line per file that could be read, with its name, size and time of change. It reads the caches of all
+    processes in the same folder, and writes its own. Lines stay on the disk; only their places are held."""
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path):
         self.path, self.files = path, list[np.ndarray]()
         found = array("q")  # hash of a line up to the name, file, begin and end
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for place in (path.with_name(OLD_SCAN_CACHE), *sorted(path.parent.glob("scan_cache*.jsonl"))):
-                if place.is_file():
-                    end = 0
-                    for line in place.open("rb"):
-                        start, end = end, end + len(line)
-                        found.extend((hash(line[: line.find(b', "stamp": ')]), len(self.files), start, end))
-                    self.files.append(mapped(place))
-        places = np.array(found, dtype=np.int64).reshape(-1, 4)
-        self.places = places[np.argsort(places[:, 0], kind="stable")]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        places = path.with_name(OLD_SCAN_CACHE), *sorted(path.parent.glob("scan_cache*.jsonl"))
+        for place in filter(Path.is_file, places):
+            end = 0
+            for line in place.open("rb"):
+                start, end = end, end + len(line)
+                found.extend((hash(line[: line.find(b', "stamp": ')]), len(self.files), start, end))
+            self.files.append(mapped(place))
+        rows = np.array(found, dtype=np.int64).reshape(-1, 4)
+        self.places = rows[np.argsort(rows[:, 0], kind="stable")]
 
     def find(self, name: str, stamp: list[int]) -> ScannedFile | None:
         """The result for a file, if it had the same stamp then."""
@@ -115,5 +114,4 @@ class ScanCache:
 
     def add(self, name: str, stamp: list[int], found: ScannedFile) -> None:
         """Write a new result; `stamp` was read before the file was."""
-        if self.path is not None:
-            append_jsonl(self.path, {"path": name, "stamp": stamp, **asdict(found)})
+        append_jsonl(self.path, {"path": name, "stamp": stamp, **asdict(found)})

@@ -166,11 +166,11 @@ class ShardWriter:
     def take(self, part: Path) -> None:
         """Move the shards of another writer, which has finished in the folder `part`, here, and append its tracks."""
         facts = json.loads((part / "index.json").read_text())
-        names = dataclasses.replace(self.index, n_shards=facts["n_shards"]).names
-        first, self.index.n_shards = self.index.n_shards, self.index.n_shards + facts["n_shards"]
-        for old, new in zip(names, self.index.names[len(self.index.names) - len(names) :], strict=True):
+        first, n_files = self.index.n_shards, len(self.index.names)
+        self.index.n_shards += facts["n_shards"]
+        for (old, sums), new in zip(facts["blocks"].items(), self.index.names[n_files:], strict=True):
             (part / old).rename(self.folder / new)
-            self.blocks[new] = facts["blocks"][old]
+            self.blocks[new] = sums
         start = self.lines.tell()
         self.lines.write(mapped(part / "tracks.jsonl").data)
         rows = np.load(part / "tracks.npy", allow_pickle=False)
@@ -183,8 +183,7 @@ class ShardWriter:
             if self.parts[0]:
                 self._write_shard()
             self.lines.close()
-            n_columns = N_COLUMNS + 2 * len(self.index.hop_lengths)
-            rows = np.array(self.rows, dtype=np.int64).reshape(-1, n_columns)
+            rows = np.array(self.rows, dtype=np.int64).reshape(-1, N_COLUMNS + 2 * len(self.lengths))
             np.save(self.folder / "tracks.npy", rows if order is None else rows[order])
             content = {**vars(self.index), "format": FORMAT, "n_tracks": len(rows), "blocks": self.blocks}
             content["sizes"] = {n: (self.folder / n).stat().st_size for n in [*self.index.names, *TABLES]}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from audiovq.utils.files import file_sha256, json_line, parse_line, read_jsonl, 
 from audiovq.utils.progress import say, say_once, track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
-T = TypeVar("T")
+Result = Track | Rejected
 
 
 def check_relative(path: str) -> None:
@@ -53,14 +53,10 @@ def find_audio(
     """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
     Linked folders belong to it, each folder once. Unreadable folders are added to `unreadable`, or printed."""
     check_music_folder(folder)
-    left_out: list[Rejected] = []
-
-    def cannot_list(error: OSError) -> None:
-        left_out.append(Rejected(os.path.relpath(error.filename, folder), f"cannot be read ({error.strerror})"))
-
+    left_out, failures = list[Rejected](), list[OSError]()
     found, seen, tops = [], set[str](), [str(folder)]
     while tops:  # links come after all folders
-        for place, folders, names in os.walk(tops.pop(0), onerror=cannot_list):
+        for place, folders, names in os.walk(tops.pop(0), onerror=failures.append):
             real = os.path.realpath(place)
             is_new = real not in seen
             seen.add(real)
@@ -71,6 +67,8 @@ def find_audio(
             tops += [f"{place}/{name}" for name in folders if os.path.islink(f"{place}/{name}")]
             paths = [Path(place, name) for name in names if is_new and not name.startswith(".")]
             found += [path for path in paths if path.suffix.lower() in suffixes]
+    for error in failures:
+        left_out.append(Rejected(os.path.relpath(error.filename, folder), f"cannot be read ({error.strerror})"))
     if unreadable is not None:
         unreadable += left_out
     else:
@@ -90,24 +88,24 @@ def credits_files(music: Path) -> list[Path]:
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
     """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
-    ValueError if none is left. A `cache_file` keeps the results for later scans. With one, all ranks call it, with a file each
-    in one folder: rank 0 lists the music, every rank looks at its share of it, and rank 0 gets the tracks."""
+    ValueError if none is left. A `cache_file` keeps the results for later scans. All ranks call it. With a file each in
+    one folder, rank 0 lists the music, every rank looks at its share of it, and rank 0 gets the tracks."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rank, n_ranks = (collectives.rank(), collectives.world_size()) if cache_file else (0, 1)
-    barrier = collectives.barrier if n_ranks > 1 else lambda: None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         place = cache_file.parent / ".scan" if cache_file and n_ranks > 1 else Path(temporary)  # all ranks see it
         if rank == 0:
             place.mkdir(parents=True, exist_ok=True)
             write_jsonl(place / "files.jsonl", _list_files(folder, config))
-        barrier()
-        check = partial(_check_file, folder=folder, config=config, cache=ScanCache(cache_file))
+        collectives.barrier()
+        cache = ScanCache(cache_file or Path(temporary) / "scan_cache.jsonl")
+        check = partial(_check_file, folder=folder, config=config, cache=cache)
         with (place / "files.jsonl").open("rb") as lines, (place / f"{rank}.jsonl").open("wb") as share:
             n_files = sum(1 for _ in lines)
             lines.seek(0)
             mine = itertools.islice(lines, rank, None, n_ranks)
             share.writelines(json_line(vars(result)) for result in _in_threads(check, mine, -(-n_files // n_ranks)))
-        barrier()
+        collectives.barrier()
         rejected: list[Rejected] = []
         if rank > 0:
             return Scan(folder, table_of([]), rejected)
@@ -148,7 +146,7 @@ def _joined(shares: Sequence[Path], rejected: list[Rejected]) -> Iterator[Track]
                 yield Track(**facts)
 
 
-def _in_threads(check: Callable[[bytes], T], lines: Iterator[bytes], n: int) -> Iterator[T]:
+def _in_threads(check: Callable[[bytes], Result], lines: Iterator[bytes], n: int) -> Iterator[Result]:
     """The results in order. Threads run in parallel, because decoding, hashing and arithmetic release the interpreter's
     lock; as many as this process has cores, which may be fewer than the machine has."""
     pool = ThreadPoolExecutor(max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -166,7 +164,7 @@ def _rejected(name: str, path: Path, error: Exception) -> Rejected:
     return Rejected(name, str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: "))
 
 
-def _check_file(line: bytes, folder: Path, config: DataConfig, cache: ScanCache) -> Track | Rejected:
+def _check_file(line: bytes, folder: Path, config: DataConfig, cache: ScanCache) -> Result:
     """The track of a line of `_list_files`, from the cache or else into it; or the reason against it."""
     row = parse_line(line) or {}
     if "reason" in row:
@@ -198,10 +196,9 @@ def _check_file(line: bytes, folder: Path, config: DataConfig, cache: ScanCache)
             raise ValueError(f"split: expected train or valid, found {split!r:.40}")
     except (ValueError, OSError) as error:
         return _rejected(name, path, error)
-    shared = ("sha256", "sample_rate", "channels", "samples", "peak", "audio_sha256")
-    facts: dict[str, Any] = {key: getattr(found, key) for key in shared}
-    facts |= {"silent_fraction": found.silent / found.samples, "clipped_fraction": found.clipped / found.samples}
-    return Track(name, split=split, labels=labels, stamp=stamp, **facts)
+    facts = found.sha256, found.sample_rate, found.channels, found.samples, split, labels
+    levels = found.peak, found.silent / found.samples, found.clipped / found.samples
+    return Track(name, *facts, *levels, found.audio_sha256, stamp)
 
 
 def file_stamp(path: Path) -> list[int]:

@@ -200,7 +200,7 @@ def train_priors(run: Run) -> None:
     run.files.require("codes", "priors")
     recipe = run.recipe
     shards = run.files.open_codes(api.Tokenizer.from_pretrained(run.folder, run.device).hash)
-    n_done = run.files.n_priors
+    n_done = collectives.from_rank_0(len(prior_folders(run.folder)))
     for level in range(recipe.n_priors):
         if level >= n_done:
             train_prior(run, level, shards)

@@ -39,29 +39,21 @@ class RunFolder:
         self.path, self.recipe = path, recipe
 
     def is_done(self, stage: str) -> bool:
-        return bool(collectives.from_rank_0(self._is_done(stage)))
-
-    def _is_done(self, stage: str) -> bool:
-        recipe, tokenizer = self.recipe, self.path / "tokenizer"
-        has_tokenizer = (tokenizer / checkpoint.CONFIG).is_file()
-        if stage == "tokenizer":
-            return has_tokenizer
-        if stage == "decoder":
-            is_wanted = recipe.decoder_tuning is not None and not recipe.codes.path
-            return not is_wanted or (has_tokenizer and checkpoint.tuning_steps(tokenizer) > 0)
-        if stage == "codes":
-            return bool(recipe.codes.path) or (self.path / "codes" / "index.json").is_file()
-        n = recipe.n_priors
-        return n == 0 or (len(prior_folders(self.path)) == n and self.has_prior_samples(n - 1))
+        recipe, tokenizer, n = self.recipe, self.path / "tokenizer", self.recipe.n_priors
+        has_tokenizer, has_codes = (tokenizer / checkpoint.CONFIG).is_file(), bool(recipe.codes.path)
+        is_tuning = recipe.decoder_tuning is not None and not has_codes
+        done = {
+            "tokenizer": has_tokenizer,
+            "decoder": not is_tuning or (has_tokenizer and checkpoint.tuning_steps(tokenizer) > 0),
+            "codes": has_codes or (self.path / "codes" / "index.json").is_file(),
+            "priors": n == 0 or (len(prior_folders(self.path)) == n and self.has_prior_samples(n - 1)),
+        }
+        return bool(collectives.from_rank_0(done[stage]))
 
     def require(self, earlier: str, stage: str) -> None:
         """Raises ValueError if a stage that `stage` builds on is not done."""
         if not self.is_done(earlier):
             raise ValueError(f"{self.path}: stage {stage} needs stage {earlier}; run that first")
-
-    @property
-    def n_priors(self) -> int:
-        return collectives.from_rank_0(len(prior_folders(self.path)))
 
     def has_prior_samples(self, level: int) -> bool:
         return (self.path / "samples" / f"prior-{level}" / f"item-{self.recipe.samples.n - 1}.wav").is_file()
@@ -77,34 +69,29 @@ class RunFolder:
         """Scan the music and save the recipe; ValueError for no music, or if there is a run of another recipe."""
         path = self.path / "recipe.yaml"
         is_main, is_new = collectives.rank() == 0, not collectives.from_rank_0(path.exists())
-        if is_new and not self.recipe.codes.path:
-            self._scan()
-        if is_main and is_new:
-            # The recipe comes last: a folder without usable music stays free for another recipe.
-            if self.recipe.codes.path:
-                self.open_codes()
+        if is_new:
+            (self.open_codes if self.recipe.codes.path else self._scan)()
+        if is_main and is_new:  # the recipe comes last: a folder without usable music stays free for another one
             write_text(path, self.recipe.to_yaml())
         collectives.barrier()
         saved = load_saved_recipe(path)
-        is_added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
-        if is_added:  # decoder tuning may be added to a finished run, because codes stay the same
-            saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
+        before, now = saved.model_dump(), self.recipe.model_dump()
         # The recipe's file may have another name, and the same music another place.
-        data = saved.data.model_copy(update={"folder": self.recipe.data.folder})
-        same = saved.model_copy(update={"name": self.recipe.name, "data": data})
+        before["name"], before["data"]["folder"] = now["name"], now["data"]["folder"]
+        if saved.decoder_tuning is None:  # it may be added to a finished run, because codes stay the same
+            before["decoder_tuning"] = now["decoder_tuning"]
         old, new = saved.codes.path, self.recipe.codes.path
         if old and new and not is_url(old) and not Path(old).exists():  # the tokenizer's hash is compared later
-            same = same.model_copy(update={"codes": saved.codes.model_copy(update={"path": new})})
-        difference = first_difference(same.model_dump(), self.recipe.model_dump(), ignored=RESUME_MUTABLE)
-        if difference:
+            before["codes"]["path"] = new
+        if difference := first_difference(before, now, ignored=RESUME_MUTABLE):
             key, _, old = difference.partition(" → ")[0].partition(": ")
             again = f"go on with this one by --set {shlex.quote(f'{key}={old}')}"
             advice = f"choose another --out for a new run, or {again}"
             raise ValueError(f"{self.path}: holds a run of another recipe ({difference}); {advice}")
-        if data.folder != saved.data.folder and not self.recipe.codes.path:
-            self._move(data.folder)
+        if (folder := self.recipe.data.folder) != saved.data.folder and not new:
+            self._move(folder)
         collectives.barrier()
-        if is_main and (is_added or saved != self.recipe):
+        if is_main and saved != self.recipe:
             write_text(path, self.recipe.to_yaml())
 
     def _scan(self) -> None:
@@ -131,8 +118,8 @@ class RunFolder:
             found.folder = copy  # the cache of this machine, made again if it is gone
         share, n = slice(collectives.rank(), None, collectives.world_size()), len(found.tracks)
         gone = torch.zeros(n, dtype=torch.uint8)
-        paths = (found.folder / facts["path"] for facts in found.tracks.take(share).facts())
-        gone[share] = torch.tensor([not path.is_file() for path in paths], dtype=torch.uint8)
+        names = (facts["path"] for facts in found.tracks.take(share).facts())
+        gone[share] = torch.tensor([not (found.folder / name).is_file() for name in names], dtype=torch.uint8)
         if missing := collectives.all_reduce_(gone).nonzero().flatten().tolist():
             advice = "put them back, name the folder that has them with --data"
             advice += ", or choose another --out to train without them"
