@@ -118,7 +118,7 @@ class Codes:
         header = read_header(path)
         with _opened(path) as file:
             if header.coding:
-                levels = _decompress(header, file.get_tensor("compressed").numpy(), path.stat().st_size)
+                levels = _decompress(header, file, path.stat().st_size)
             else:
                 levels = [file.get_tensor(f"level.{i}") for i in range(len(file.keys()))]
             codes = Codes(levels, **header.model_dump(exclude={"coding", "n_levels", "checksum"}))
@@ -163,13 +163,14 @@ def check_range(codes: Any, codebook_size: int, what: str) -> None:
         raise ValueError(f"{what}: expected codes from 0 to {codebook_size - 1}, found {least} to {most}")
 
 
-def _decompress(header: Header, data: np.ndarray, size: int) -> list[Any]:
+def _decompress(header: Header, file: Any, size: int) -> list[Any]:
     """The codes of a compressed file of `size` bytes; ValueError if it names more than that can hold."""
     lengths = [-(-header.n_samples // hop) for hop in header.hop_lengths[: header.n_levels]]
     most = min(LARGEST_CODES, (1 << 16) + CODES_PER_BYTE * size)
     if len(lengths) != header.n_levels or sum(lengths) > most:
         found = f"{header.n_levels} levels of {lengths}"
         raise ValueError(f"expected {len(lengths)} levels with at most {most} codes, found {found}")
+    data = file.get_tensor("compressed").numpy()
     with errors_as("the compressed data cannot be decoded", AssertionError, TypeError, ValueError):
         return entropy.decompress(data, lengths, header.hop_lengths, header.codebook_size)
 
