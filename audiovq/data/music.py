@@ -44,7 +44,7 @@ class Table(Sequence[T]):
 
     @classmethod
     def write(cls: type[S], rows: Iterable[tuple[Any, ...]], n_columns: int, path: Path | None = None) -> S:
-        """The table of facts and numbers, one row a track, whose lines are written to a file, default a temporary one."""
+        """The table of `rows` of facts and numbers. Its lines are written to a file, default a temporary one."""
         columns = array("q")
         with path.open("w+b") if path else tempfile.TemporaryFile() as file:
             for facts, *numbers in rows:

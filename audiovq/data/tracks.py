@@ -88,8 +88,8 @@ def credits_files(music: Path) -> list[Path]:
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
     """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
-    ValueError if none is left. A `cache_file` keeps the results for later scans. All ranks call it. With a file each in
-    one folder, rank 0 lists the music, every rank looks at its share of it, and rank 0 gets the tracks."""
+    ValueError if none is left. A `cache_file` keeps the results for later scans. All ranks call it. With a file
+    each in one folder, rank 0 lists the music, every rank looks at its share of it, and rank 0 gets the tracks."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
     rank, n_ranks = (collectives.rank(), collectives.world_size()) if cache_file else (0, 1)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:

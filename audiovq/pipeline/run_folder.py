@@ -71,7 +71,7 @@ class RunFolder:
         is_main, is_new = collectives.rank() == 0, not collectives.from_rank_0(path.exists())
         if is_new:
             (self.open_codes if self.recipe.codes.path else self._scan)()
-        if is_main and is_new:  # the recipe comes last: a folder without usable music stays free for another one
+        if is_main and is_new:  # the recipe comes last: a folder without usable music stays free
             write_text(path, self.recipe.to_yaml())
         collectives.barrier()
         saved = load_saved_recipe(path)
