@@ -14,7 +14,7 @@ from audiovq import api
 from audiovq.config import build
 from audiovq.data.audio import read_audio
 from audiovq.data.codes import Codes
-from audiovq.data.tracks import Scan, Track
+from audiovq.data.music import Scan, Track, table_of
 from audiovq.evaluation.code_statistics import code_statistics
 from audiovq.recipe import Recipe
 from audiovq.tokenizer.bands import BandsConfig
@@ -345,7 +345,7 @@ def test_tuning_the_decoder_keeps_its_tones_in_tune(tmp_path: Path) -> None:
     recipe = build(Recipe, {"name": "bands", "tokenizer": tokenizer, "decoder_tuning": tuning}, "recipe")
     network = small_network()
     track = Track("a.wav", "", RATE, 1, 4 * RATE)
-    task = DecoderTask(recipe, Scan(tmp_path, [track], []), network).train()
+    task = DecoderTask(recipe, Scan(tmp_path, table_of([track]), []), network).train()
     music = chord(1.024)
     loss, metrics = task(music)
     expected = ToneLoss(RATE, 256, network.groups[0].decoder.pitches)
@@ -355,7 +355,7 @@ def test_tuning_the_decoder_keeps_its_tones_in_tune(tmp_path: Path) -> None:
     without = build(
         Recipe, {"name": "bands", "tokenizer": tokenizer | {"losses": {}}, "decoder_tuning": tuning}, "recipe"
     )
-    task = DecoderTask(without, Scan(tmp_path, [track], []), network).train()
+    task = DecoderTask(without, Scan(tmp_path, table_of([track]), []), network).train()
     assert "tones" not in task(music)[1]
 
 

@@ -94,7 +94,7 @@ class Sounds:
 
 def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
     """A mask that has the given stretches of `kept`."""
-    levels = [torch.full((n,), -1) for n in codes.lengths(len(codes.levels))]
+    levels = [torch.full_like(level, -1) for level in codes.levels]
     for start, end in kept.stretches:
         for level, hop in zip(levels, codes.hop_lengths, strict=False):
             level[start // hop : -(-end // hop)] = 0

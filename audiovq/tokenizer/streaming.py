@@ -121,6 +121,5 @@ def decode_windows(network: VQVAE, windows: Sequence[Window]) -> list[Tensor]:
     levels = [torch.stack(level) for level in zip(*(window.sequences for window in windows), strict=True)]
     # At the end of a track the finer levels may be shorter than the last code of level 0.
     ends = [level.shape[-1] * hop for level, hop in zip(levels, network.config.hop_lengths, strict=False)]
-    start = windows[0].low % network.period  # of all
-    waveforms = network.decode(levels, min(ends), start)  # [windows, channels, samples]
+    waveforms = network.decode(levels, min(ends), windows[0].low % network.period)  # [windows, channels, samples]
     return [window.part(waveforms[i], 1) for i, window in enumerate(windows)]

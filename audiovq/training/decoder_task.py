@@ -30,7 +30,7 @@ class DecoderTask(Task):
         super().__init__()
         assert recipe.decoder_tuning is not None, "without decoder_tuning there is nothing to do"
         torch.manual_seed(recipe.seed)
-        self.has_held_out = bool(scan.split("valid"))
+        self.has_held_out = bool(scan.tracks.of("valid"))
         self.title, self.recipe_key = "decoder", "decoder_tuning"
         self.recipe, self.stage, self.scan, self.seed = recipe, recipe.decoder_tuning, scan, recipe.seed
         model = tokenizer.config
