@@ -102,8 +102,7 @@ def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int, ahead_sam
     step, context = max(1, round(chunk_samples / hops[0])) * hops[0], -(-network.decoder_radius // hops[0]) * hops[0]
     ahead = -(-network.decoder_ahead // hops[0]) * hops[0]
     if ahead_samples is not None and ahead_samples < ahead:
-        ahead = round(ahead_samples / hops[0]) * hops[0]
-        period = network.grid
+        ahead, period = round(ahead_samples / hops[0]) * hops[0], network.grid
         # At least twice as far back, whose end matters much less than that ahead.
         context = min(context, (1 + 2 * ahead // period) * period)
     return Windows(step, context, hops, ahead, period)

@@ -17,8 +17,8 @@ class Oscillators(nn.Module):
     blurs over several steps is still one steady sine, and its phase need not be coded.
 
     Attributes:
-        period: frames, after which all sines are where they began; `first` is where in it a chunk
-            begins. Frequencies are rounded for it, by at most sample_rate / (2 · hop · period) Hz.
+        period: frames, after which all sines are where they began; a chunk begins at the `first` frame of it.
+            Frequencies are rounded for it, by at most sample_rate / (2 · hop · period) Hz.
     """
 
     period = 64
