@@ -18,7 +18,7 @@ from pydantic import PositiveInt, TypeAdapter
 from audiovq.utils.files import atomic_file, json_line, parse_line, read_jsonl, write_jsonl, write_text
 
 TABLES, SPLITS = ("tracks.jsonl", "tracks.npy"), ("train", "valid", "")  # "": a split that is not chosen yet
-SPLIT, SAMPLES = 3, 4  # columns of tables
+NUMBER, SPLIT, SAMPLES = 2, 3, 4  # columns of tables
 T = TypeVar("T")
 S = TypeVar("S", bound="Table[Any]")
 
@@ -118,14 +118,14 @@ class Rejected:
 
 
 class MusicTable(Table[Track]):
-    """The number is the sample rate."""
+    """The number of a track is its sample rate."""
 
     def build(self, facts: dict[str, Any], numbers: list[int]) -> Track:
         return TRACK.validate_python(facts)
 
     @property
     def seconds(self) -> np.ndarray:
-        return self.column(SAMPLES) / self.column(2)
+        return self.column(SAMPLES) / self.column(NUMBER)
 
 
 def table_of(tracks: Iterable[Track], path: Path | None = None) -> MusicTable:
@@ -166,7 +166,7 @@ class Scan:
             "hours": float(self.tracks.seconds.sum()) / 3600,
             "train_tracks": len(self.tracks.of("train")),
             "valid_tracks": len(self.tracks.of("valid")),
-            "sample_rates": Counter(map(str, self.tracks.column(2).tolist())),
+            "sample_rates": Counter(map(str, self.tracks.column(NUMBER).tolist())),
             "mostly_silent": [t["path"] for t in self.tracks.facts() if t["silent_fraction"] > 0.5],
             "clipped": [t["path"] for t in self.tracks.facts() if t["clipped_fraction"] > 1e-3],
             "duplicates": [r.path for r in self.rejected if r.reason.startswith("same audio")],

@@ -63,7 +63,7 @@ class ShardTrack(Config):
 
 
 class TrackTable(Table[ShardTrack]):
-    """The number is the shard. `columns` are [n_tracks, N_COLUMNS + 2 · n_levels]."""
+    """The number of a track is its shard. `columns` are [n_tracks, N_COLUMNS + 2 · n_levels]."""
 
     def build(self, facts: dict[str, Any], numbers: list[int]) -> ShardTrack:
         shard, _, n_samples, *places = numbers

@@ -43,12 +43,12 @@ class RunFolder:
         has_tokenizer, has_codes = (tokenizer / checkpoint.CONFIG).is_file(), bool(recipe.codes.path)
         is_tuning = recipe.decoder_tuning is not None and not has_codes
         done = {
-            "tokenizer": has_tokenizer,
-            "decoder": not is_tuning or (has_tokenizer and checkpoint.tuning_steps(tokenizer) > 0),
-            "codes": has_codes or (self.path / "codes" / "index.json").is_file(),
-            "priors": n == 0 or (len(prior_folders(self.path)) == n and self.has_prior_samples(n - 1)),
+            "tokenizer": lambda: has_tokenizer,
+            "decoder": lambda: not is_tuning or (has_tokenizer and checkpoint.tuning_steps(tokenizer) > 0),
+            "codes": lambda: has_codes or (self.path / "codes" / "index.json").is_file(),
+            "priors": lambda: n == 0 or (len(prior_folders(self.path)) == n and self.has_prior_samples(n - 1)),
         }
-        return bool(collectives.from_rank_0(done[stage]))
+        return bool(collectives.from_rank_0(done[stage]()))
 
     def require(self, earlier: str, stage: str) -> None:
         """Raises ValueError if a stage that `stage` builds on is not done."""
