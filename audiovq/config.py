@@ -125,7 +125,6 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text; ValueError if it is not valid, has a key twice, or more than a recipe can need."""
-    loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -136,9 +135,6 @@ def parse_yaml(text: str, source: str) -> Any:
         place = f" line {mark.line + 1}" if mark else ""
         reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", None) or error
         raise ValueError(f"{source}{place}: not valid YAML ({' '.join(str(reason).split())})") from None
-    finally:
-        if loader:
-            loader.dispose()
 
 
 def _check_size(node: Any) -> None:
@@ -165,8 +161,7 @@ def to_yaml(mapping: dict[str, Any]) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file from any source; ValueError for more than 16 MB, no JSON, or infinite numbers."""
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise ValueError(f"expected at most {MAX_JSON_BYTES} bytes, found {size}")
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:

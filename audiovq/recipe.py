@@ -273,10 +273,8 @@ def load_recipe(name: str, data: str | None = None, overrides: Sequence[str] = (
 def _resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
     """Make the paths in a recipe's mapping absolute, in place; a `~` at the beginning is the home folder."""
     for section, key in (("data", "folder"), ("codes", "path")):
-        settings = mapping.get(section)
-        if not isinstance(settings, dict):
-            continue
-        place = settings.get(key)
+        settings: Any = mapping.get(section)
+        place = settings.get(key) if isinstance(settings, dict) else None
         if isinstance(place, str) and place and not is_url(place):
             settings[key] = os.path.normpath(folder / os.path.expanduser(place))
 

@@ -62,7 +62,7 @@ def judge(out: Path) -> bool:
     data = Scan.load(out / "data")
     rate = 0
     tracks = []
-    for track in data.split("train"):
+    for track in data.tracks.of("train"):
         config = json.loads((out / "tokenizer" / "config.json").read_text())["model"]
         waveform, rate = read_audio(data.folder / track.path, config["sample_rate"], config["channels"])
         tracks.append(music_statistics(waveform, rate))

@@ -13,7 +13,8 @@ from torch import Tensor
 from audiovq import api
 from audiovq.config import build
 from audiovq.data.audio import read_audio
-from audiovq.data.tracks import Scan, Track
+from audiovq.data.codes import Codes
+from audiovq.data.music import Scan, Track, table_of
 from audiovq.evaluation.code_statistics import code_statistics
 from audiovq.recipe import Recipe
 from audiovq.tokenizer.bands import BandsConfig
@@ -177,6 +178,18 @@ def test_codes_and_waveforms_have_the_lengths_of_the_contract() -> None:
             assert network.decode(codes[:n_levels], n_samples).shape == (1, 1, n_samples)
 
 
+def test_the_rate_of_codes_is_that_of_what_they_choose_from(tmp_path: Path) -> None:
+    tokenizer = api.Tokenizer(small_network())
+    codes, c = tokenizer.encode(chord(2.0)[0], RATE), tokenizer.config
+    assert c.slots > 1
+    assert codes.bits_per_second == pytest.approx(sum(c.code_rates) * math.log2(c.codebook_size / c.slots), rel=0.05)
+    for compress in (False, True):
+        codes.save(tmp_path / "x.codes", compress)
+        loaded = Codes.load(tmp_path / "x.codes")
+        assert loaded.bits_per_second == codes.bits_per_second
+        assert all(torch.equal(a, b) for a, b in zip(loaded.levels, codes.levels, strict=True))
+
+
 def test_a_band_has_its_own_pitches_and_peaks_weigh_most() -> None:
     encoder = small_network().groups[0].encoder
     low, high = (sine(float(frequency(torch.tensor(pitch))), 2.048)[None, None] for pitch in (46.0, 70.0))
@@ -332,7 +345,7 @@ def test_tuning_the_decoder_keeps_its_tones_in_tune(tmp_path: Path) -> None:
     recipe = build(Recipe, {"name": "bands", "tokenizer": tokenizer, "decoder_tuning": tuning}, "recipe")
     network = small_network()
     track = Track("a.wav", "", RATE, 1, 4 * RATE)
-    task = DecoderTask(recipe, Scan(tmp_path, [track], []), network).train()
+    task = DecoderTask(recipe, Scan(tmp_path, table_of([track]), []), network).train()
     music = chord(1.024)
     loss, metrics = task(music)
     expected = ToneLoss(RATE, 256, network.groups[0].decoder.pitches)
@@ -342,7 +355,7 @@ def test_tuning_the_decoder_keeps_its_tones_in_tune(tmp_path: Path) -> None:
     without = build(
         Recipe, {"name": "bands", "tokenizer": tokenizer | {"losses": {}}, "decoder_tuning": tuning}, "recipe"
     )
-    task = DecoderTask(without, Scan(tmp_path, [track], []), network).train()
+    task = DecoderTask(without, Scan(tmp_path, table_of([track]), []), network).train()
     assert "tones" not in task(music)[1]
 
 

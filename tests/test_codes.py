@@ -13,6 +13,7 @@ from conftest import tones
 
 from audiovq.data.codes import Codes
 from audiovq.data.datasets import CodeWindows, WaveformCrops, vocabularies
+from audiovq.data.music import table_of
 from audiovq.data.shards import ShardIndex, Shards, ShardWriter
 from audiovq.data.tracks import DataConfig, Track, scan
 
@@ -177,9 +178,9 @@ def test_a_track_that_was_replaced_after_the_scan_is_named(tmp_path: Path, gigab
     soundfile.write(path, tones(1, 8000, seed=1), 8000)
     track = scan(tmp_path, DataConfig()).tracks[0]
     os.utime(path, (1, 1))  # a copy of the same file
-    crops = WaveformCrops(tmp_path, [track], 8000, 1, 2000, 0, gigabytes)
+    crops = WaveformCrops(tmp_path, table_of([track]), 8000, 1, 2000, 0, gigabytes)
     assert crops[0].shape == (1, 2000)
-    old = WaveformCrops(tmp_path, [replace(track, stamp=[])], 8000, 1, 2000, 0, gigabytes)  # of version 0.1
+    old = WaveformCrops(tmp_path, table_of([replace(track, stamp=[])]), 8000, 1, 2000, 0, gigabytes)  # of version 0.1
     soundfile.write(path, tones(1, 8000, seed=2), 8000)
     crops.cache.clear()
     with pytest.raises(ValueError, match=r"a\.wav: another recording than when the run began"):

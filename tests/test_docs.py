@@ -238,6 +238,7 @@ FOREIGN = {
     "--precision",
     "--test",
     "--work",
+    "--tracks",
     "--rounds",
     "--minutes",
     "--music",

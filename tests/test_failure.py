@@ -119,7 +119,7 @@ def assert_same(run: Path, other: Path) -> None:
 
 
 def test_a_rank_killed_in_each_stage(cluster: Cluster, unkilled: Path, tiny_recipe: Path, tmp_path: Path) -> None:
-    """SIGKILL, as if memory ran out, once in each stage, in turn on both nodes; nobody gives a command again."""
+    """SIGKILL, as if memory ran out, once in each stage, in turn on both nodes; no command is given again."""
     deaths = "scan:1:SIGKILL tokenizer:0:SIGKILL codes:1:SIGKILL prior-1:0:SIGKILL"
     words = run_words(tiny_recipe, tmp_path / "run")
     nodes = [cluster.torchrun(i, words, DEATHS=deaths, DEATHS_FOLDER=str(tmp_path)) for i in (1, 2)]

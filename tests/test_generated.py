@@ -111,7 +111,7 @@ def test_excerpts_are_spread_evenly_and_short_tracks_left_out(model: Path, longe
     assert len(excerpts(music, 100, 4.0, tokenizer)) == 6  # two fit into each track
     assert len(excerpts(music, 2, 60.0, tokenizer)) == 2  # whole tracks, all of 9 s
     with pytest.raises(ValueError, match=r"at least 2\.98 s"):
-        excerpts(Scan(longer_music, music.tracks[:1], []), 1, 4.0, tokenizer)
+        excerpts(Scan(longer_music, music.tracks.take(slice(1)), []), 1, 4.0, tokenizer)
 
 
 def test_labels_are_drawn_as_often_as_the_training_tracks_have_them(
@@ -125,7 +125,7 @@ def test_labels_are_drawn_as_often_as_the_training_tracks_have_them(
 
     monkeypatch.setattr(api.Generator, "sample", sample_and_note)
     music = scan_folder(str(longer_music))
-    train = Scan(longer_music, music.split("train"), [])
+    train = Scan(longer_music, music.tracks.of("train"), [])
     assert [track.labels["genre"] for track in train.tracks] == ["rock", "folk", "rock"]
     found = generate_pieces(generator, train, 6, 0.5, seed=0)
     assert drawn == {"folk": 2, "rock": 4}

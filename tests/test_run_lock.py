@@ -139,7 +139,7 @@ with launch.processes(), run_lock.only_writer(run):
 
 
 def writer(run: Path, kind: str, **variables: str) -> subprocess.Popen[str]:
-    """A process that holds the run, alone or as one of several ranks, and writes when it is told to."""
+    """A process that holds the run, alone or as one of several ranks, and writes on request."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **variables}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen([sys.executable, "-c", WRITE, str(run), kind], text=True, env=environment, **pipes)

@@ -297,12 +297,14 @@ def test_codes_in_shards_are_in_range(tiny_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_names_places_outside_writes_nothing_there(tiny_run: Path, tmp_path: Path) -> None:
-    from audiovq.data.tracks import Scan
+    from audiovq.data.music import Scan, table_of
     from audiovq.training.encode_stage import encode_data_set
 
     network = checkpoint.load_tokenizer(tiny_run / "tokenizer")
     scan = Scan.load(tiny_run / "data")
     evil = [type(track)(**{**vars(track), "sha256": "../../../evil"}) for track in scan.tracks]
     with pytest.raises(ValueError, match="expected one within the music folder"):
-        encode_data_set(tmp_path / "a" / "codes", Scan(scan.folder, evil, []), network, 1, torch.device("cpu"))
+        encode_data_set(
+            tmp_path / "a" / "codes", Scan(scan.folder, table_of(evil), []), network, 1, torch.device("cpu")
+        )
     assert not list(tmp_path.rglob("*evil*"))

@@ -440,15 +440,13 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     (tmp_path / "half.wav").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.mp3").write_text("no music at all")
     (tmp_path / "empty.wav").write_bytes(b"")
-    (tmp_path / "large.wav").write_bytes(bytes(600_000))
     (tmp_path / "text.codes").write_text("{}")
     soundfile.write(tmp_path / "odd.wav", tune, 999)
     other = Codes([torch.zeros(10, dtype=torch.int64)], 8000, 8000, [800], 16, 1, "f" * 64)
     other.save(tmp_path / "other.codes")
     words = {
         "half.wav": "truncated", "text.mp3": "not audio that can be read", "empty.wav": "empty file",
-        "large.wav": "0.6 MB; files may have up to 0.5 MB", "text.codes": "not a codes file", "odd.wav": "found 999$",
-        "other.codes": "another model",
+        "text.codes": "not a codes file", "odd.wav": "found 999$", "other.codes": "another model",
     }  # fmt: skip
     return {name: (tmp_path / name, text) for name, text in words.items()}
 

@@ -1,16 +1,23 @@
 """Scanning a folder: what is used, what is set aside and why, labels and split."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torch.distributed as dist
 from conftest import SAMPLES, tones
 from mutagen.aiff import AIFF
 from mutagen.flac import FLAC, VCFLACDict
@@ -18,10 +25,11 @@ from mutagen.id3 import TCON, TIT2, TPE1
 from mutagen.wave import WAVE
 from test_audio import encoded, needs_ffmpeg
 
-from audiovq.data import tracks as tracks_module
+from audiovq.data import music, tracks as tracks_module
+from audiovq.data.datasets import WaveformCrops, pick
+from audiovq.data.music import TRACK, Scan, Track, table_of
 from audiovq.data.scan_cache import scan_file
-from audiovq.data.tracks import DataConfig, Scan, find_audio, scan, scan_share
-from audiovq.utils.files import read_jsonl
+from audiovq.data.tracks import DataConfig, find_audio, scan
 
 
 @pytest.fixture
@@ -333,8 +341,8 @@ def test_split_is_by_track_and_depends_on_names_alone(tmp_path: Path) -> None:
     for i in range(10):
         soundfile.write(tmp_path / f"{i}.wav", tones(1, 8000, seed=i), 8000)
     first = scan(tmp_path, DataConfig(valid_fraction=0.2))
-    assert len(first.split("valid")) == 2
-    assert len(first.split("train")) == 8
+    assert len(first.tracks.of("valid")) == 2
+    assert len(first.tracks.of("train")) == 8
     again = scan(tmp_path, DataConfig(valid_fraction=0.2))
     assert first.tracks == again.tracks
     moved = tmp_path / "elsewhere"
@@ -357,9 +365,9 @@ def test_a_split_in_the_labels_is_kept(tmp_path: Path) -> None:
     (tmp_path / "2.json").write_text('{"split": "valid"}')
     (tmp_path / "3.json").write_text('{"split": "test"}')
     found = scan(tmp_path, DataConfig(valid_fraction=0.25))
-    assert [t.path for t in found.split("valid")] == ["2.wav"]
+    assert [t.path for t in found.tracks.of("valid")] == ["2.wav"]
     assert found.rejected[0].reason == "split: expected train or valid, found 'test'"
-    assert "split" not in found.split("valid")[0].labels
+    assert "split" not in found.tracks.of("valid")[0].labels
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
@@ -430,26 +438,83 @@ def test_the_scan_cache_of_an_earlier_version_is_read(folder: Path, tmp_path: Pa
 
 
 def test_a_full_disk_stops_the_scan_and_sets_nothing_aside(folder: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ValueError, match="No space left"):
         scan(folder, DataConfig(), Path("/dev/full"))
 
 
-@pytest.mark.parametrize("n_ranks", [2, 3])
-def test_shares_of_several_processes_are_the_scan_of_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ranks: int
-) -> None:
-    whole, paths = scan(folder, DataConfig()), [tmp_path / f"scan_cache-{rank}.jsonl" for rank in range(n_ranks)]
-    for rank, path in enumerate(paths):
-        scan_share(folder, path, rank, n_ranks)
-    rows = [[row["path"] for row in read_jsonl(path)] for path in paths if path.exists()]
-    assert min(map(len, rows)) > 0
-    assert len({name for mine in rows for name in mine}) == sum(map(len, rows))  # each file once
-    decoded: list[str] = []
-    real = scan_file
-    monkeypatch.setattr(tracks_module, "scan_file", lambda path: decoded.append(path.name) or real(path))
-    assert scan(folder, DataConfig(), tmp_path / "scan_cache.jsonl") == whole
-    scan_share(folder, paths[1], 0, n_ranks)  # as after another number of processes: all is known
-    assert {*decoded}.isdisjoint({Path(name).name for mine in rows for name in mine})
+def scan_on_rank(rank: int, n_ranks: int, place: str) -> None:
+    """One of several processes. Each notes what it lists and decodes; the second scan has the caches of the first."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/meet-{n_ranks}", rank=rank, world_size=n_ranks)
+    notes = Path(place) / f"notes-{n_ranks}-{rank}"
+
+    def noted(function: Any) -> Any:
+        def note(path: Path, *rest: Any) -> Any:
+            with notes.open("a") as file:
+                file.write(f"{function.__name__} {Path(path).name}\n")
+            return function(path, *rest)
+
+        return note
+
+    for name in ("scan_file", "find_audio", "file_stamp"):
+        setattr(tracks_module, name, noted(getattr(tracks_module, name)))
+    cache = Path(place) / "data" / f"scan_cache-{rank}.jsonl"
+    found = scan(Path(place) / "music", DataConfig(valid_fraction=0.5, manifest="list.jsonl"), cache)
+    if rank == 0:
+        found.save(Path(place) / f"found-{n_ranks}")
+    dist.destroy_process_group()
+
+
+def test_several_processes_scan_as_one_and_look_at_each_file_once(folder: Path, tmp_path_factory: Any) -> None:
+    place = tmp_path_factory.mktemp("run")
+    (folder / "list.jsonl").write_text('{"path": "good.wav", "mood": "calm"}\n{"path": "none.wav"}\n')
+    shutil.copytree(folder, place / "music")
+    whole = scan(place / "music", DataConfig(valid_fraction=0.5, manifest="list.jsonl"))
+    assert whole.rejected[0].path == "list.jsonl line 2"
+    files = Counter(path.name for path in find_audio(folder))
+    for n_ranks in (2, 3):  # then another number of processes, for which the good files are known
+        torch.multiprocessing.spawn(scan_on_rank, (n_ranks, str(place)), nprocs=n_ranks)  # type: ignore[attr-defined]
+        assert Scan.load(place / f"found-{n_ranks}") == whole
+        notes = [(place / f"notes-{n_ranks}-{rank}").read_text().splitlines() for rank in range(n_ranks)]
+        assert [sum(line.startswith("find_audio") for line in lines) for lines in notes] == [1, *[0] * (n_ranks - 1)]
+        looked = [{line.split()[1] for line in lines if line.startswith("file_stamp")} for lines in notes]
+        assert sum(map(len, looked)) == len(set.union(*looked)) == len(files)  # by one process each
+        decoded = Counter(line.split()[1] for line in itertools.chain(*notes) if line.startswith("scan_file"))
+        assert decoded == (
+            files if n_ranks == 2 else dict.fromkeys(("text.wav", "empty.flac", "nan.wav", "cut.flac"), 1)
+        )
+    assert not (place / "data" / ".scan").exists()
+
+
+def test_many_tracks_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 tracks: opening them builds none, needs little memory, and gives the values of each."""
+    n, split = 20_000, lambda i: "valid" if i % 10 == 0 else "train"
+    tracks = (
+        Track(f"{i % 7}/{i}.wav", f"{i:064x}", 8000, 1, 8000 + i, split(i), {"genre": f"g{i % 3}"}, stamp=[i, 2 * i])
+        for i in range(n)
+    )
+    Scan(tmp_path, table_of(tracks), []).save(tmp_path / "data")
+    built: list[object] = []
+    validate = TRACK.validate_python
+    monkeypatch.setattr(music, "TRACK", SimpleNamespace(validate_python=lambda x: built.append(x) or validate(x)))
+    tracemalloc.start()
+    found = Scan.load(tmp_path / "data")
+    train = found.only(["[0-3]/*"]).tracks.of("train")
+    crops = WaveformCrops(tmp_path, train, 8000, 1, 100, 0, cache_gigabytes=0.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not built
+    assert peak < 100 * n  # bytes: an object of a track alone has more than a thousand
+    expected = [i for i in range(n) if i % 7 < 4 and i % 10]
+    assert train.column(4).tolist() == [8000 + i for i in expected]
+    assert train.seconds.sum() == pytest.approx(sum((8000 + i) / 8000 for i in expected))
+    assert Counter(labels["genre"] for labels in train.labels()) == Counter(f"g{i % 3}" for i in expected)
+    track, i = train[1234], expected[1234]
+    assert (track.path, track.sha256, track.stamp) == (f"{i % 7}/{i}.wav", f"{i:064x}", [i, 2 * i])
+    assert crops.name_of(3) == train[pick(crops.ends, np.random.default_rng([0, 3]))].path
+    assert len(built) == 3
+    (tmp_path / "data" / "tracks.npy").unlink()  # as of version 0.1
+    assert list(Scan.load(tmp_path / "data").tracks.facts()) == list(found.tracks.facts())
 
 
 def test_a_scan_that_lost_a_line_is_not_used(folder: Path, tmp_path: Path) -> None:

@@ -82,14 +82,9 @@ class Decoding:
         return {"seconds": codes.seconds, "samples": codes.n_samples, "summary": summary}
 
 
-def convert_file(kind: Encoding | Decoding, source: Path, target: Path) -> Facts:
-    """Convert one file. Raises ValueError for a source or a target that cannot be used."""
-    kind.check(source, target)
-    return _convert(kind, source, target, kind.title)
-
-
-def _convert(kind: Encoding | Decoding, source: Path, target: Path, title: str) -> Facts:
-    with ProgressBar(f"{title}, s", int(kind.seconds(source)), unit="audio-s") as bar:
+def convert_file(kind: Encoding | Decoding, source: Path, target: Path, place: str = "") -> Facts:
+    """Convert a file that `kind.check` has accepted; its `place` among others is in the progress bar."""
+    with ProgressBar(f"{kind.title}{place}, s", int(kind.seconds(source)), unit="audio-s") as bar:
         return {"file": str(target), "source": str(source), **kind.convert(source, target, bar.advance)}
 
 
@@ -106,7 +101,7 @@ def convert_folder(kind: Encoding | Decoding, folder: Path, out: Path) -> Facts:
             if kind.is_done(source, target):
                 n_done += 1
             else:
-                files.append(_convert(kind, source, target, f"{kind.title} {i} of {len(sources)}"))
+                files.append(convert_file(kind, source, target, f" {i} of {len(sources)}"))
         except (ValueError, OSError) as error:
             set_aside.append(" ".join(str(error).split()))
             say(f"set aside: {set_aside[-1]}")

@@ -108,8 +108,7 @@ class Generator(Shareable):
         Raises:
             ValueError: an impossible length, label or setting.
         """
-        n = whole_number(n, "n")
-        if n < 1:
+        if (n := whole_number(n, "n")) < 1:
             raise ValueError(f"n: expected at least 1, found {n}")
         if (seconds is None) == (given is None):
             raise ValueError("seconds: expected a length, or given codes (which have one), not both")

@@ -64,8 +64,7 @@ def level_settings(recommended: Sequence[SamplingConfig], options: PieceOptions)
     value that is out of range, or neither one value nor one per level."""
     settings, n_levels = [setting.model_dump() for setting in recommended], len(recommended)
     for name in SamplingConfig.model_fields:
-        value = getattr(options, name)
-        if value is None:
+        if (value := getattr(options, name)) is None:
             continue
         values = np.atleast_1d(value).tolist()  # Python's numbers, whatever kind was given
         if len(values) not in (1, n_levels):

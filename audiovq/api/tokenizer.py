@@ -49,8 +49,7 @@ class Tokenizer(Shareable):
     def from_pretrained(cls, source: str | Path, device: Device = None, **hub: str | None) -> "Tokenizer":
         """Load from a run, an exported folder or a hub id (for `revision` and `token` see `resolve_model`).
         Raises ValueError for no such tokenizer, or damaged files."""
-        folder = tokenizer_folder(resolve_model(source, **hub))
-        return cls(checkpoint.load_tokenizer(folder), device)
+        return cls(checkpoint.load_tokenizer(tokenizer_folder(resolve_model(source, **hub))), device)
 
     def _models(self) -> Models:
         return self.network, (), ()
@@ -59,7 +58,7 @@ class Tokenizer(Shareable):
         """`Codes` of this tokenizer from whole numbers [ceil(n_samples / hop_length)] per level, coarse to fine;
         without `n_samples` as long as the codes last. Raises ValueError for other levels."""
         c = self.config
-        facts = (c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.hash, source_sha256)
+        facts = (c.sample_rate, list(c.hop_lengths), c.codebook_size, c.channels, self.hash, source_sha256, c.slots)
         codes = Codes(list(levels), 1 if n_samples is None else n_samples, *facts)
         if n_samples is None:
             found = zip(codes.levels, c.hop_lengths, strict=False)

@@ -111,14 +111,12 @@ def _decode(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarra
         for block in _soundfile_blocks(path, start, n_samples):
             done += len(block)
             yield block
-        return
-    except NotReadable as error:
-        reason = error
-    rest = None if n_samples is None else n_samples - done
-    try:
-        yield from ffmpeg.blocks(path, start + done, rest, BLOCK_FRAMES)
-    except ffmpeg.FFmpegError as error:
-        raise ValueError(f"{reason}; {error}") from None
+    except NotReadable as reason:
+        rest = None if n_samples is None else n_samples - done
+        try:
+            yield from ffmpeg.blocks(path, start + done, rest, BLOCK_FRAMES)
+        except ffmpeg.FFmpegError as error:
+            raise ValueError(f"{reason}; {error}") from None
 
 
 def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarray]:

@@ -44,6 +44,7 @@ class Header(Layout):
     n_samples: int = Field(ge=1, le=1 << 48)
     channels: int = Field(ge=1, le=16)
     source_sha256: str = ""
+    slots: int = Field(default=1, ge=1, le=1 << 16)
     coding: Literal["range-1"] | None = None  # of a compressed file, as are the next two
     n_levels: int = Field(default=1, ge=1, le=64)
     checksum: str = ""  # see `_checksum`; "" in uncompressed files of version 0.1
@@ -62,6 +63,7 @@ class Codes:
     channels: int
     tokenizer_hash: str
     source_sha256: str = ""
+    slots: int = 1  # parts of the codebook that take turns, see `VQVAEConfig.slots`
 
     def __post_init__(self) -> None:
         self.levels = [_whole_numbers(level, f"codes of level {i}") for i, level in enumerate(self.levels)]
@@ -75,8 +77,9 @@ class Codes:
 
     @property
     def bits_per_second(self) -> float:
-        """Uncompressed: log2(codebook_size) bits per code."""
-        return sum(len(level) for level in self.levels) * float(np.log2(self.codebook_size)) / self.seconds
+        """Uncompressed: log2(codebook_size / slots) bits per code."""
+        bits = float(np.log2(self.codebook_size / self.slots))
+        return sum(len(level) for level in self.levels) * bits / self.seconds
 
     def flattening(self, pattern: Pattern = "interleave") -> Flattening:
         """The vocabulary of `flatten`, and the way back from ids to levels."""
@@ -98,11 +101,11 @@ class Codes:
         """Write a safetensors file atomically, with the header in its metadata under `audiovq`. With
         `compress` it is smaller, but slow to write and read (see `data.entropy`)."""
         path = Path(path)
-        levels = [level.numpy() for level in self.levels]
-        header = self._facts() | {"format": FORMAT, "checksum": _checksum(levels, self._facts())}
+        header = self._facts() | {"format": FORMAT, "checksum": _checksum(self.levels, self._facts())}
         dtype = torch.int16 if self.codebook_size <= 32768 else torch.int32
         tensors = {f"level.{i}": level.to(dtype).contiguous() for i, level in enumerate(self.levels)}
         if compress:
+            levels = [level.numpy() for level in self.levels]
             data = entropy.compress(levels, self.hop_lengths, self.codebook_size)
             header |= {"coding": entropy.CODING, "n_levels": len(levels)}
             tensors = {"compressed": torch.from_numpy(data.copy())}
@@ -116,27 +119,22 @@ class Codes:
         """Read a codes file. Raises ValueError for another or a damaged file."""
         path = Path(path)
         header = read_header(path)
-        codes = Codes(levels=[], **header.model_dump(exclude={"coding", "n_levels", "checksum"}))
         with _opened(path) as file:
             if header.coding:
-                codes.levels = _decompress(codes, header, file, path.stat().st_size)
+                levels = _decompress(header, file, path.stat().st_size)
             else:
                 levels = [file.get_tensor(f"level.{i}") for i in range(len(file.keys()))]
-                codes.levels = [_whole_numbers(level, f"level {i}") for i, level in enumerate(levels)]
+            codes = Codes(levels, **header.model_dump(exclude={"coding", "n_levels", "checksum"}))
         codes.check(codes.hop_lengths, codes.codebook_size, f"{path}")
-        levels = [level.numpy() for level in codes.levels]
         # Version 0.1 wrote the checksum of the codes alone.
-        known = ("", _checksum(levels, codes._facts()), _checksum(levels))
+        known = ("", _checksum(codes.levels, codes._facts()), _checksum(codes.levels))
         if header.checksum not in known[1 if header.coding else 0 :]:
             raise ValueError(f"{path}: damaged (its checksum is wrong); copy it or encode the audio again")
         return codes
 
     def _facts(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "levels"}
-
-    def lengths(self, n_levels: int) -> list[int]:
-        """The number of codes of each of the first levels."""
-        return [-(-self.n_samples // hop) for hop in self.hop_lengths[:n_levels]]
+        left_out = ("levels",) if self.slots > 1 else ("levels", "slots")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
     def check(self, hop_lengths: Sequence[int], codebook_size: int, what: str) -> None:
         """Raises ValueError for no levels, other lengths than these hops give, or codes outside the codebook."""
@@ -169,23 +167,23 @@ def check_range(codes: Any, codebook_size: int, what: str) -> None:
         raise ValueError(f"{what}: expected codes from 0 to {codebook_size - 1}, found {least} to {most}")
 
 
-def _decompress(codes: Codes, header: Header, file: Any, size: int) -> list[Tensor]:
+def _decompress(header: Header, file: Any, size: int) -> list[Any]:
     """The codes of a compressed file of `size` bytes; ValueError if it names more than that can hold."""
-    lengths, most = codes.lengths(header.n_levels), min(LARGEST_CODES, (1 << 16) + CODES_PER_BYTE * size)
+    lengths = [-(-header.n_samples // hop) for hop in header.hop_lengths[: header.n_levels]]
+    most = min(LARGEST_CODES, (1 << 16) + CODES_PER_BYTE * size)
     if len(lengths) != header.n_levels or sum(lengths) > most:
         found = f"{header.n_levels} levels of {lengths}"
         raise ValueError(f"expected {len(lengths)} levels with at most {most} codes, found {found}")
     data = file.get_tensor("compressed").numpy()
     with errors_as("the compressed data cannot be decoded", AssertionError, TypeError, ValueError):
-        levels = entropy.decompress(data, lengths, codes.hop_lengths, codes.codebook_size)
-    return [torch.from_numpy(level) for level in levels]
+        return entropy.decompress(data, lengths, header.hop_lengths, header.codebook_size)
 
 
-def _checksum(levels: list[np.ndarray], facts: dict[str, Any] | None = None) -> str:
+def _checksum(levels: list[Tensor], facts: dict[str, Any] | None = None) -> str:
     """Checksum of the codes and the header: it finds damage, and arithmetic that differs between machines."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode() if facts else b"")
     for level in levels:
-        digest.update(level.astype("<i4").tobytes())
+        digest.update(level.numpy().astype("<i4").tobytes())
     return digest.hexdigest()[:16]
 
 

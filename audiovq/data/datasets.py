@@ -1,6 +1,6 @@
 """Training examples: waveform crops and code windows. Example i is a function of (seed, i) alone."""
 
-import os
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +10,32 @@ from torch.utils.data import Dataset
 
 from audiovq.data import audio
 from audiovq.data.conditions import text_bytes, track_text
+from audiovq.data.music import MusicTable, Track
 from audiovq.data.shards import Shards, ShardTrack
-from audiovq.data.tracks import Track, check_unchanged, file_stamp
+from audiovq.data.tracks import check_unchanged, file_stamp
 from audiovq.utils.progress import track as progress
 
 
+@dataclass(eq=False, repr=False)
 class WaveformCrops(Dataset[Tensor]):
     """Random crops [channels, crop_samples] of a list of tracks; every moment of the music is equally likely. A data
     set that fits into `cache_gigabytes`, by its length, is decoded once; of a larger one crops are read."""
 
-    def __init__(
-        self,
-        folder: Path,
-        tracks: list[Track],
-        sample_rate: int,
-        channels: int,
-        crop_samples: int,
-        seed: int,
-        cache_gigabytes: float,
-    ):
-        if not tracks:
-            raise ValueError(f"{folder}: no tracks to take crops from")
-        self.folder, self.sample_rate, self.channels = folder, sample_rate, channels
-        self.crop_samples, self.seed = crop_samples, seed
-        # Arrays and not objects, because worker processes share the memory of arrays.
-        self.paths = np.array([os.fsencode(track.path) for track in tracks])
-        self.rates = np.array([track.sample_rate for track in tracks])
-        self.lengths = np.array([track.samples for track in tracks])
-        self.stamps = np.array([track.stamp or [0, 0] for track in tracks])
-        self.sums = np.array([track.sha256 for track in tracks])
-        seconds = self.lengths / self.rates
+    folder: Path
+    tracks: MusicTable
+    sample_rate: int
+    channels: int
+    crop_samples: int
+    seed: int
+    cache_gigabytes: float
+
+    def __post_init__(self) -> None:
+        if not self.tracks:
+            raise ValueError(f"{self.folder}: no tracks to take crops from")
+        seconds = self.tracks.seconds
+        self.stamps: dict[int, list[int]] = {}  # of files that were compared, because they have another one now
         self.ends = np.cumsum(seconds) / seconds.sum()
-        self.fits = seconds.sum() * sample_rate * channels * 4 <= cache_gigabytes * 2**30
+        self.fits = seconds.sum() * self.sample_rate * self.channels * 4 <= self.cache_gigabytes * 2**30
         self.cache: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -50,13 +44,12 @@ class WaveformCrops(Dataset[Tensor]):
     def preload(self) -> None:
         """Decode all tracks now, if they fit into memory, so that worker processes share one copy."""
         if self.fits:
-            for track in progress(range(len(self.paths)), "decode", len(self.paths)):
+            for track in progress(range(len(self.tracks)), "decode", len(self.tracks)):
                 self._decoded(track)
 
     def name_of(self, index: int) -> str:
         """Path of the track that an example is from."""
-        track = pick(self.ends, np.random.default_rng([self.seed, index]))
-        return str(self._path(track).relative_to(self.folder))
+        return self.tracks[pick(self.ends, np.random.default_rng([self.seed, index]))].path
 
     def __getitem__(self, index: int) -> Tensor:
         random = np.random.default_rng([self.seed, index])
@@ -66,28 +59,26 @@ class WaveformCrops(Dataset[Tensor]):
             start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
             waveform = waveform[:, start:]
         else:
-            wanted = -(-self.crop_samples * int(self.rates[track]) // self.sample_rate)
-            start = int(position * max(0, int(self.lengths[track]) - wanted + 1))
-            path = self._unchanged(track)
+            path, source = self._unchanged(track)
+            wanted = -(-self.crop_samples * source.sample_rate // self.sample_rate)
+            start = int(position * max(0, source.samples - wanted + 1))
             waveform, _ = audio.read_audio(path, self.sample_rate, self.channels, start, wanted)
         waveform = waveform[:, : self.crop_samples]
         return torch.nn.functional.pad(waveform, (0, self.crop_samples - waveform.shape[-1]))
 
-    def _path(self, track: int) -> Path:
-        return self.folder / os.fsdecode(bytes(self.paths[track]))
+    def _decoded(self, i: int) -> Tensor:
+        if i not in self.cache:
+            self.cache[i], _ = audio.read_audio(self._unchanged(i)[0], self.sample_rate, self.channels)
+        return self.cache[i]
 
-    def _decoded(self, track: int) -> Tensor:
-        if track not in self.cache:
-            self.cache[track], _ = audio.read_audio(self._unchanged(track), self.sample_rate, self.channels)
-        return self.cache[track]
-
-    def _unchanged(self, track: int) -> Path:
-        """The path of a track; ValueError if it is another file than was scanned."""
-        path, stamp = self._path(track), self.stamps[track]
-        if stamp.any():
-            check_unchanged(path, stamp.tolist(), str(self.sums[track]))
-            self.stamps[track] = file_stamp(path)  # a copy of the file is compared once
-        return path
+    def _unchanged(self, i: int) -> tuple[Path, Track]:
+        """A track and its file; ValueError if that is another one than was scanned."""
+        track = self.tracks[i]
+        path, stamp = self.folder / track.path, self.stamps.get(i, track.stamp)
+        if any(stamp) and file_stamp(path) != stamp:
+            check_unchanged(path, stamp, track.sha256)
+            self.stamps[i] = file_stamp(path)  # a copy of the file is compared once
+        return path, track
 
 
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
@@ -95,6 +86,7 @@ def pick(ends: np.ndarray, random: np.random.Generator) -> int:
     return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
 
 
+@dataclass(eq=False, repr=False)
 class CodeWindows(Dataset[dict[str, Tensor]]):
     """Random windows of one level's codes, with the coarser levels' codes around them.
 
@@ -117,32 +109,29 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
             the codes after the gap do not count, the others up to a window later.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        split: str,
-        level: int,
-        context: int,
-        context_codes: int,
-        vocabularies: dict[str, list[str]],
-        seed: int,
-        *,
-        text_bytes: int = 0,
-        chroma: bool = False,
-        notes: bool = False,
-        infill_codes: int = 0,
-        infill_rate: float = 0.0,
-    ):
-        self.shards, self.level, self.seed = shards, level, seed
-        self.context, self.context_codes = context, context_codes
-        self.text_bytes, self.frames = text_bytes, "chroma" if chroma else "notes" if notes else ""
-        self.infill_codes, self.infill_rate = infill_codes, infill_rate
+    shards: Shards
+    split: str
+    level: int
+    context: int
+    context_codes: int
+    vocabularies: dict[str, list[str]]
+    seed: int
+    _: KW_ONLY
+    text_bytes: int = 0
+    chroma: bool = False
+    notes: bool = False
+    infill_codes: int = 0
+    infill_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        shards, level = self.shards, self.level
+        self.frames = "chroma" if self.chroma else "notes" if self.notes else ""
         if self.frames and self.frames not in shards.index.extras:
             raise ValueError(f"{shards.folder}: no {self.frames}; delete the folder and run the codes stage again")
-        self.tracks = shards.index.tracks.of(split)
+        self.tracks = shards.index.tracks.of(self.split)
         if not self.tracks:
-            raise ValueError(f"{shards.folder}: no {split} tracks among the codes")
-        named = vocabularies.items()
+            raise ValueError(f"{shards.folder}: no {self.split} tracks among the codes")
+        named = self.vocabularies.items()
         self.label_indices = {name: {value: i + 1 for i, value in enumerate(values)} for name, values in named}
         hops = shards.index.hop_lengths
         self.ratio = hops[level - 1] // hops[level] if level else 1
@@ -222,7 +211,6 @@ def vocabularies(shards: Shards, names: list[str]) -> dict[str, list[str]]:
     """The sorted values of each label in the training tracks. (Their indices start at 1; 0 is unknown.)"""
     values: dict[str, set[str]] = {name: set() for name in names}
     for labels in shards.index.tracks.of("train").labels() if names else ():
-        for name in names:
-            if name in labels:
-                values[name].add(labels[name])
+        for name in values.keys() & labels.keys():
+            values[name].add(labels[name])
     return {name: sorted(found) for name, found in values.items()}

@@ -1,6 +1,8 @@
 """Scans audio files, and caches the results: a later scan decodes only files that are new or changed."""
 
+import contextlib
 import hashlib
+from array import array
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +13,9 @@ from pydantic import Field, TypeAdapter
 
 from audiovq.data import audio
 from audiovq.data.ffmpeg import AudioInfo
+from audiovq.data.music import mapped
 from audiovq.utils.compat import OLD_SCAN_CACHE
-from audiovq.utils.files import append_jsonl, file_sha256, read_jsonl
+from audiovq.utils.files import append_jsonl, file_sha256, json_line, parse_line
 
 # Labels, and their names in tags: of most files, in ID3 (MP3, WAV, AIFF) and in ASF (WMA).
 TAGS = {
@@ -81,27 +84,34 @@ def _text(tags: Any, key: str) -> str:
 
 
 class ScanCache:
-    """One JSON line per file that could be read, with its name, size and time of change; none without a path. It reads the
-    caches of all processes in the same folder, and writes its own."""
+    """One JSON line per file that could be read, with its name, size and time of change. It reads the caches of all
+    processes in the same folder, and writes its own. Lines stay on the disk; only their places are held."""
 
-    def __init__(self, path: Path | None):
-        self.path, self.rows = path, {}
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for place in (path.with_name(OLD_SCAN_CACHE), *sorted(path.parent.glob("scan_cache*.jsonl"))):
-                self.rows |= {str(row.pop("path", None)): row for row in read_jsonl(place, skip_damaged=True)}
+    def __init__(self, path: Path):
+        self.path, self.files = path, list[np.ndarray]()
+        found = array("q")  # hash of a line up to the name, file, begin and end
+        path.parent.mkdir(parents=True, exist_ok=True)
+        places = path.with_name(OLD_SCAN_CACHE), *sorted(path.parent.glob("scan_cache*.jsonl"))
+        for place in filter(Path.is_file, places):
+            end = 0
+            for line in place.open("rb"):
+                start, end = end, end + len(line)
+                found.extend((hash(line[: line.find(b', "stamp": ')]), len(self.files), start, end))
+            self.files.append(mapped(place))
+        rows = np.array(found, dtype=np.int64).reshape(-1, 4)
+        self.places = rows[np.argsort(rows[:, 0], kind="stable")]
 
     def find(self, name: str, stamp: list[int]) -> ScannedFile | None:
         """The result for a file, if it had the same stamp then."""
-        row = self.rows.get(name, {})
-        if row.pop("stamp", None) != stamp:
-            return None
-        try:
-            return SCANNED_FILE.validate_python(row)
-        except ValueError:  # damaged, or written by another version
-            return None
+        key = hash(json_line({"path": name})[: -len(b"}\n")])
+        first, last = (np.searchsorted(self.places[:, 0], key, side) for side in ("left", "right"))
+        for file, start, end in self.places[first:last, 1:].tolist():
+            row = parse_line(self.files[file][start:end].tobytes()) or {}
+            if (row.pop("path", None), row.pop("stamp", None)) == (name, stamp):
+                with contextlib.suppress(ValueError):  # damaged, or written by another version
+                    return SCANNED_FILE.validate_python(row)
+        return None
 
     def add(self, name: str, stamp: list[int], found: ScannedFile) -> None:
         """Write a new result; `stamp` was read before the file was."""
-        if self.path is not None:
-            append_jsonl(self.path, {"path": name, "stamp": stamp, **asdict(found)})
+        append_jsonl(self.path, {"path": name, "stamp": stamp, **asdict(found)})

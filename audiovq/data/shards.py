@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -27,17 +27,17 @@ from audiovq.config import Config
 from audiovq.data import storage
 from audiovq.data.codes import Codes, Layout, check_range
 from audiovq.data.conditions import SILENT
+from audiovq.data.music import SPLITS, TABLES, Table, crc32, mapped
 from audiovq.data.notes import N_FRAMES
 from audiovq.data.tracks import Track, check_relative
 from audiovq.utils.environment import errors_as
-from audiovq.utils.files import json_line, parse_line, write_text, writing
+from audiovq.utils.files import json_line, write_text, writing
 from audiovq.utils.progress import track as progress
 
 FORMAT = "audiovq-shards-2"
 SHARD_CODES = 1 << 25  # codes a level in one shard file, at most (a track is never split)
 BLOCK_CODES = 1 << 19  # codes that share a checksum, which is verified when the first of them is read
-TABLES = ("tracks.jsonl", "tracks.npy")
-LINE, SPLITS = ("path", "sha256", "split", "labels"), ("train", "valid")
+LINE = ("path", "sha256", "split", "labels")
 # Columns of tracks.npy before the first code of each level and the number of codes of each level: the line's
 # place and size in tracks.jsonl, the shard, the split, the number of samples.
 N_COLUMNS = 5
@@ -56,41 +56,24 @@ class ShardTrack(Config):
     offsets: Places  # first code within the shard's file, a level
     lengths: Places  # codes, a level
 
+    def row(self) -> tuple[Any, ...]:
+        """As `Table.write` takes it."""
+        facts, split = self.model_dump(include=set(LINE)), SPLITS.index(self.split)
+        return facts, self.shard, split, self.n_samples, *self.offsets, *self.lengths
 
-class TrackTable(Sequence[ShardTrack]):
-    """The tracks of tracks.jsonl and tracks.npy, int64 [n_tracks, N_COLUMNS + 2 · n_levels], or some `rows`
-    of them. Both stay on the disk; a track is built, and checked, on access."""
 
-    def __init__(self, lines: np.ndarray, columns: np.ndarray, rows: np.ndarray | None = None):
-        self.lines, self.columns = lines, columns
-        self.rows = np.arange(len(columns)) if rows is None else rows
+class TrackTable(Table[ShardTrack]):
+    """The number of a track is its shard. `columns` are [n_tracks, N_COLUMNS + 2 · n_levels]."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> ShardTrack:  # type: ignore[override] - no slices
-        start, n_bytes, shard, split, n_samples, *places = self.columns[self.rows[i]].tolist()
-        facts = parse_line(self.lines[start : start + n_bytes].tobytes()) or {}
+    def build(self, facts: dict[str, Any], numbers: list[int]) -> ShardTrack:
+        shard, _, n_samples, *places = numbers
         half = len(places) // 2
         where = {"shard": shard, "offsets": places[:half], "lengths": places[half:]}
-        return checked_track(**facts | {"n_samples": n_samples, "split": SPLITS[split], **where})
-
-    def of(self, split: str | None) -> "TrackTable":
-        """The tracks of one split; all for None."""
-        if split is None:
-            return self
-        mine = self.columns[self.rows, 3] == SPLITS.index(split)
-        return TrackTable(self.lines, self.columns, self.rows[mine])
-
-    def labels(self) -> Iterator[dict[str, str]]:
-        """The labels of each track; much faster than building all tracks."""
-        for start, n_bytes in self.columns[self.rows, :2].tolist():
-            yield (parse_line(self.lines[start : start + n_bytes].tobytes()) or {}).get("labels", {})
+        return checked_track(**facts | {"n_samples": n_samples, **where})
 
     def lengths(self, level: int) -> np.ndarray:
         """The number of codes of each track at a level, int64 [n_tracks]."""
-        n_levels = (self.columns.shape[1] - N_COLUMNS) // 2
-        return self.columns[self.rows, N_COLUMNS + n_levels + level]
+        return self.column((N_COLUMNS + self.columns.shape[1]) // 2 + level)
 
 
 def checked_track(**facts: Any) -> ShardTrack:
@@ -98,17 +81,6 @@ def checked_track(**facts: Any) -> ShardTrack:
     track = conf.build(ShardTrack, facts, "a track")
     check_relative(track.path)
     return track
-
-
-def table_of(tracks: Sequence[ShardTrack], n_levels: int) -> TrackTable:
-    lines, columns = bytearray(), []
-    for track in tracks:
-        line = json_line({key: getattr(track, key) for key in LINE})
-        place = [len(lines), len(line), track.shard, SPLITS.index(track.split), track.n_samples]
-        columns.append([*place, *track.offsets, *track.lengths])
-        lines += line
-    table = np.array(columns, dtype=np.int64).reshape(-1, N_COLUMNS + 2 * n_levels)
-    return TrackTable(np.frombuffer(bytes(lines), np.uint8), table)
 
 
 @dataclass
@@ -122,7 +94,7 @@ class ShardIndex:
     chroma: bool = False  # whether the shards also have pitch classes, see `data/conditions.py`
     n_shards: int = 0
     notes: bool = False  # whether the shards also have notes, see `data/notes.py`
-    tracks: TrackTable = field(default_factory=lambda: table_of([], 0))
+    tracks: TrackTable = field(init=False, repr=False, compare=False)  # of shards that are read
 
     @property
     def extras(self) -> dict[str, type]:
@@ -153,38 +125,37 @@ class ShardWriter:
     """Appends tracks to shards; index.json is written last. ValueError if the folder cannot be written."""
 
     def __init__(self, folder: Path, index: ShardIndex):
-        self.folder, self.index = folder, index
+        self.folder, self.index = folder, dataclasses.replace(index)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.lines: IO[bytes] = (folder / "tracks.jsonl").open("wb")
         dtype = np.uint16 if index.codebook_size <= 65536 else np.int32
         self.dtypes = [dtype] * len(index.hop_lengths) + list(index.extras.values())
         self.parts: list[list[np.ndarray]] = [[] for _ in self.dtypes]  # of the current shard, a file each
-        self.lengths = [0 for _ in index.hop_lengths]  # codes in the current shard, a level
-        self.rows: list[list[int]] = []
+        self.lengths = np.zeros(len(index.hop_lengths), dtype=np.int64)  # codes in the current shard, a level
+        self.rows = array("q")  # of tracks.npy
         self.blocks: dict[str, list[int]] = {}
 
     def add(self, track: Track, codes: Codes, *extras: np.ndarray) -> None:
         """Append a track, with its `ShardIndex.extras`, each [n_top_codes]."""
-        values, n_levels = [level.numpy() for level in codes.levels], len(codes.levels)
-        assert all(len(extra) == len(values[0]) for extra in extras), "expected one frame per top code"
-        values += extras
+        values = [level.numpy() for level in codes.levels]
+        lengths = [len(value) for value in values]
+        assert all(len(extra) == lengths[0] for extra in extras), "expected one frame per top code"
         line = json_line({key: getattr(track, key) for key in LINE})
         with writing(self.folder):
-            if self.lengths[-1] and self.lengths[-1] + len(values[n_levels - 1]) > SHARD_CODES:
+            if self.lengths[-1] and self.lengths[-1] + lengths[-1] > SHARD_CODES:
                 self._write_shard()
             start = self.lines.tell()
             self.lines.write(line)
-        for parts, value, dtype in zip(self.parts, values, self.dtypes, strict=True):
+        for parts, value, dtype in zip(self.parts, [*values, *extras], self.dtypes, strict=True):
             parts.append(value.astype(dtype))
         row = [start, len(line), self.index.n_shards, SPLITS.index(track.split), codes.n_samples]
-        lengths = [len(level) for level in codes.levels]
-        self.rows.append([*row, *self.lengths, *lengths])
-        self.lengths = [a + b for a, b in zip(self.lengths, lengths, strict=True)]
+        self.rows.extend([*row, *self.lengths.tolist(), *lengths])
+        self.lengths += lengths
 
     def _write_shard(self) -> None:
         self.index.n_shards += 1
-        self.lengths = [0 for _ in self.lengths]
+        self.lengths[:] = 0
         for name, parts in zip(self.index.names[-len(self.parts) :], self.parts, strict=True):
             codes = np.concatenate(parts)
             np.save(self.folder / name, codes)
@@ -195,28 +166,28 @@ class ShardWriter:
     def take(self, part: Path) -> None:
         """Move the shards of another writer, which has finished in the folder `part`, here, and append its tracks."""
         facts = json.loads((part / "index.json").read_text())
-        names = dataclasses.replace(self.index, n_shards=facts["n_shards"]).names
-        first, self.index.n_shards = self.index.n_shards, self.index.n_shards + facts["n_shards"]
-        for old, new in zip(names, self.index.names[len(self.index.names) - len(names) :], strict=True):
+        first, n_files = self.index.n_shards, len(self.index.names)
+        self.index.n_shards += facts["n_shards"]
+        for (old, sums), new in zip(facts["blocks"].items(), self.index.names[n_files:], strict=True):
             (part / old).rename(self.folder / new)
-            self.blocks[new] = facts["blocks"][old]
+            self.blocks[new] = sums
         start = self.lines.tell()
-        self.lines.write((part / "tracks.jsonl").read_bytes())
-        rows = np.load(part / "tracks.npy", allow_pickle=False).tolist()
-        self.rows += [[start + line, size, first + shard, *rest] for line, size, shard, *rest in rows]
+        self.lines.write(mapped(part / "tracks.jsonl").data)
+        rows = np.load(part / "tracks.npy", allow_pickle=False)
+        rows[:, [0, 2]] += start, first
+        self.rows.frombytes(rows.tobytes())
 
-    def finish(self) -> None:
+    def finish(self, order: np.ndarray | None = None) -> None:
+        """Write the rest; the tracks are listed in this `order`, default that in which they were added."""
         with writing(self.folder):
             if self.parts[0]:
                 self._write_shard()
             self.lines.close()
-            n_columns = N_COLUMNS + 2 * len(self.index.hop_lengths)
-            np.save(self.folder / "tracks.npy", np.array(self.rows, dtype=np.int64).reshape(-1, n_columns))
-            content = {key: value for key, value in vars(self.index).items() if key != "tracks"}
-            content |= {"format": FORMAT, "n_tracks": len(self.rows)}
+            rows = np.array(self.rows, dtype=np.int64).reshape(-1, N_COLUMNS + 2 * len(self.lengths))
+            np.save(self.folder / "tracks.npy", rows if order is None else rows[order])
+            content = {**vars(self.index), "format": FORMAT, "n_tracks": len(rows), "blocks": self.blocks}
             content["sizes"] = {n: (self.folder / n).stat().st_size for n in [*self.index.names, *TABLES]}
-            content["crc32"] = {n: zlib.crc32((self.folder / n).read_bytes()) for n in TABLES}
-            content["blocks"] = self.blocks
+            content["crc32"] = {n: crc32(self.folder / n) for n in TABLES}
             content["crc32"]["index.json"] = _index_crc32(content)
             write_text(self.folder / "index.json", json.dumps(content))
 
@@ -277,31 +248,31 @@ class Shards:
 
     def _read_tracks(self, file: _IndexFile) -> TrackTable:
         """The table of tracks, whose codes are all within their shards."""
-        name, n_levels, contents = "index.json", len(file.hop_lengths), []
-        for name in TABLES if file.tracks is None else ():  # mapped, because those of millions of tracks are large
+        name = "index.json"
+        for name in TABLES if file.tracks is None else ():
             with self._reading(name):
-                path = self._path(name)
-                contents.append(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8))
-                if zlib.crc32(contents[-1].data) != file.crc32.get(name):
+                if crc32(self._path(name)) != file.crc32.get(name):
                     raise ValueError("its checksum is wrong")
         with self._reading(name):
             if file.tracks is not None:  # the first format
-                table = table_of([checked_track(**track) for track in file.tracks], n_levels)
-            else:
-                table = TrackTable(contents[0], _mapped(self._path(name)))
+                rows = (checked_track(**track).row() for track in file.tracks)
+                table = TrackTable.write(rows, N_COLUMNS + 2 * len(file.hop_lengths))
+            else:  # mapped, because the tables of millions of tracks are large
+                table = TrackTable(mapped(self._path(TABLES[0])), _mapped(self._path(name)))
                 if len(table) != file.n_tracks:
                     raise ValueError(f"expected {file.n_tracks} tracks, found {len(table)}")
-            self._check_places(table.columns, len(table.lines), n_levels)
+            self._check_places(table.columns, len(table.lines))
             return table
 
-    def _check_places(self, columns: np.ndarray, n_bytes: int, n_levels: int) -> None:
+    def _check_places(self, columns: np.ndarray, n_bytes: int) -> None:
         """Raises ValueError if a track's line or codes are outside of their files."""
+        n_levels = len(self.index.hop_lengths)
         n_columns, found = N_COLUMNS + 2 * n_levels, f"{columns.dtype} {list(columns.shape)}"
         if columns.ndim != 2 or columns.shape[1] != n_columns or columns.dtype != np.int64:
             raise ValueError(f"expected int64 [tracks, {n_columns}], found {found}")
         start, size, shard, split, n_samples = columns[:, :N_COLUMNS].T
         offsets, lengths = columns[:, N_COLUMNS : N_COLUMNS + n_levels], columns[:, N_COLUMNS + n_levels :]
-        fits = (start >= 0) & (size >= 0) & (start <= n_bytes - size) & (split >= 0) & (split < len(SPLITS))
+        fits = (start >= 0) & (size >= 0) & (start <= n_bytes - size) & (split >= 0) & (split < len(SPLITS) - 1)
         fits &= (lengths == -(-n_samples[:, None] // np.array(self.index.hop_lengths))).all(axis=1)
         fits &= (n_samples > 0) & (shard >= 0) & (shard < self.index.n_shards)
         fits &= (offsets >= 0).all(axis=1) & (lengths >= 0).all(axis=1)

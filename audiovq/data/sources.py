@@ -65,6 +65,7 @@ class Files:
             with tarfile.open(copy) as tar, atomic_folder(target) as folder:
                 for member in tar:
                     if member.isfile() and _is_wanted(member.name):
+                        check_relative(member.name)
                         tar.extract(member, folder, filter="data")
 
 
@@ -147,9 +148,7 @@ def local_music(place: str) -> Path:
 
 
 def _is_wanted(name: str) -> bool:
-    """Whether a file is music or belongs to it; ValueError for a name that leads out of its folder."""
+    """Whether a file is music or belongs to it, and is not hidden."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") and part not in (".", "..") for part in path.parts)
-    if wanted := path.suffix.lower() in WANTED and not hidden:
-        check_relative(name)
-    return wanted
+    return path.suffix.lower() in WANTED and not hidden

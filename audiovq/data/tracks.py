@@ -1,123 +1,36 @@
 """A folder of music -> tracks that are checked, labelled and split, and a list of rejected files."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import posixpath
+import shutil
+import tempfile
 import unicodedata
-from collections import Counter, defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import PositiveInt, TypeAdapter
+import numpy as np
 
 from audiovq.data import audio
 from audiovq.data.data_config import DataConfig
-from audiovq.data.scan_cache import SILENCE, ScanCache, ScannedFile, scan_file
+from audiovq.data.music import SPLIT, SPLITS, MusicTable, Rejected, Scan, Track, table_of
+from audiovq.data.scan_cache import SILENCE, ScanCache, scan_file
+from audiovq.distributed import collectives
 from audiovq.utils import signals
 from audiovq.utils.environment import cpu_count, errors_as
-from audiovq.utils.files import file_sha256, parse_line, read_jsonl, write_jsonl, write_text
+from audiovq.utils.files import file_sha256, json_line, parse_line, read_jsonl, write_jsonl
 from audiovq.utils.progress import say, say_once, track as progress
 
 LABEL_BYTES = 1 << 20  # of a file of labels, and of a line of a manifest
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Track:
-    path: str  # relative to the data folder
-    sha256: str  # of the file
-    sample_rate: PositiveInt
-    channels: PositiveInt
-    samples: PositiveInt  # as decoded, at its own rate
-    split: str = "train"
-    labels: dict[str, str] = field(default_factory=dict)
-    peak: float = 0.0
-    silent_fraction: float = 0.0
-    clipped_fraction: float = 0.0
-    audio_sha256: str = ""  # of the decoded samples: finds copies whose tags or container differ
-    stamp: list[int] = field(default_factory=list)  # of the file when it was scanned, see `file_stamp`
-
-    @property
-    def seconds(self) -> float:
-        return self.samples / self.sample_rate
-
-
-@dataclass(frozen=True)
-class Rejected:
-    path: str
-    reason: str
-
-
-@dataclass
-class Scan:
-    """The tracks of a folder. It is saved in the run, so that a resumed run has the same tracks."""
-
-    folder: Path
-    tracks: list[Track]
-    rejected: list[Rejected]
-
-    def split(self, name: str) -> list[Track]:
-        return [track for track in self.tracks if track.split == name]
-
-    def only(self, patterns: Sequence[str], key: str = "codes.only") -> "Scan":
-        """The tracks whose path matches one of the shell patterns (`*` also matches `/`), a recipe's `key`; all for none.
-        Raises ValueError for a pattern that no track matches, or if no training track is left."""
-        if not patterns:
-            return self
-        for pattern in patterns:
-            if not any(fnmatchcase(track.path, pattern) for track in self.tracks):
-                found = f'no track of {self.folder} matches "{pattern}"'
-                raise ValueError(f'{key}: {found}; expected such as "folder/*"')
-        matching = [t for t in self.tracks if any(fnmatchcase(t.path, pattern) for pattern in patterns)]
-        if not any(track.split == "train" for track in matching):
-            raise ValueError(f"{key}: none of the {len(matching)} tracks that match is a training track")
-        return replace(self, tracks=matching)
-
-    def report(self) -> dict[str, Any]:
-        """Hours, rates, silence, clipping and duplicates, for report.json."""
-        return {
-            "tracks": len(self.tracks),
-            "hours": sum(track.seconds for track in self.tracks) / 3600,
-            "train_tracks": len(self.split("train")),
-            "valid_tracks": len(self.split("valid")),
-            "sample_rates": Counter(str(track.sample_rate) for track in self.tracks),
-            "mostly_silent": [t.path for t in self.tracks if t.silent_fraction > 0.5],
-            "clipped": [t.path for t in self.tracks if t.clipped_fraction > 1e-3],
-            "duplicates": [r.path for r in self.rejected if r.reason.startswith("same audio")],
-            "quarantined": len(self.rejected),
-        }
-
-    def save(self, folder: Path) -> None:
-        """Write quarantine.jsonl, report.json and, because it marks a complete scan, tracks.jsonl last."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_jsonl(folder / "quarantine.jsonl", map(vars, self.rejected))
-        report = {"folder": str(self.folder), **self.report()}
-        write_text(folder / "report.json", json.dumps(report, indent=2))
-        write_jsonl(folder / "tracks.jsonl", map(vars, self.tracks))
-
-    @staticmethod
-    def load(folder: Path) -> "Scan":
-        """Raises ValueError if a file is missing or damaged."""
-        try:
-            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            tracks = TypeAdapter(list[Track]).validate_python(read_jsonl(folder / "tracks.jsonl"))
-            rejected = TypeAdapter(list[Rejected]).validate_python(read_jsonl(folder / "quarantine.jsonl"))
-            expected, found = (report["tracks"], report["quarantined"]), (len(tracks), len(rejected))
-            if found != expected:
-                raise ValueError(f"tracks.jsonl, quarantine.jsonl: expected {expected} lines, found {found}")
-            return Scan(Path(report["folder"]), tracks, rejected)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            advice = "delete recipe.yaml in the run folder and run the same command again"
-            advice += ", which scans the music anew and keeps the rest"
-            raise ValueError(f"{folder}: missing or damaged ({reason}); {advice}") from None
+Result = Track | Rejected
 
 
 def check_relative(path: str) -> None:
@@ -140,14 +53,10 @@ def find_audio(
     """All audio files below a folder, by suffix, in a stable order; without hidden ones and samples of runs.
     Linked folders belong to it, each folder once. Unreadable folders are added to `unreadable`, or printed."""
     check_music_folder(folder)
-    left_out: list[Rejected] = []
-
-    def cannot_list(error: OSError) -> None:
-        left_out.append(Rejected(os.path.relpath(error.filename, folder), f"cannot be read ({error.strerror})"))
-
+    left_out, failures = list[Rejected](), list[OSError]()
     found, seen, tops = [], set[str](), [str(folder)]
     while tops:  # links come after all folders
-        for place, folders, names in os.walk(tops.pop(0), onerror=cannot_list):
+        for place, folders, names in os.walk(tops.pop(0), onerror=failures.append):
             real = os.path.realpath(place)
             is_new = real not in seen
             seen.add(real)
@@ -158,6 +67,8 @@ def find_audio(
             tops += [f"{place}/{name}" for name in folders if os.path.islink(f"{place}/{name}")]
             paths = [Path(place, name) for name in names if is_new and not name.startswith(".")]
             found += [path for path in paths if path.suffix.lower() in suffixes]
+    for error in failures:
+        left_out.append(Rejected(os.path.relpath(error.filename, folder), f"cannot be read ({error.strerror})"))
     if unreadable is not None:
         unreadable += left_out
     else:
@@ -177,87 +88,106 @@ def credits_files(music: Path) -> list[Path]:
 
 def scan(folder: Path, config: DataConfig, cache_file: Path | None = None) -> Scan:
     """Decode every file once, in bounded memory and on all cores, and sort out those that cannot be used;
-    ValueError if none is left. A `cache_file` keeps the results for later scans."""
+    ValueError if none is left. A `cache_file` keeps the results for later scans. All ranks call it. With a file
+    each in one folder, rank 0 lists the music, every rank looks at its share of it, and rank 0 gets the tracks."""
     folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a link to itself
+    rank, n_ranks = (collectives.rank(), collectives.world_size()) if cache_file else (0, 1)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        place = cache_file.parent / ".scan" if cache_file and n_ranks > 1 else Path(temporary)  # all ranks see it
+        if rank == 0:
+            place.mkdir(parents=True, exist_ok=True)
+            write_jsonl(place / "files.jsonl", _list_files(folder, config))
+        collectives.barrier()
+        cache = ScanCache(cache_file or Path(temporary) / "scan_cache.jsonl")
+        check = partial(_check_file, folder=folder, config=config, cache=cache)
+        with (place / "files.jsonl").open("rb") as lines, (place / f"{rank}.jsonl").open("wb") as share:
+            n_files = sum(1 for _ in lines)
+            lines.seek(0)
+            mine = itertools.islice(lines, rank, None, n_ranks)
+            share.writelines(json_line(vars(result)) for result in _in_threads(check, mine, -(-n_files // n_ranks)))
+        collectives.barrier()
+        rejected: list[Rejected] = []
+        if rank > 0:
+            return Scan(folder, table_of([]), rejected)
+        found = table_of(_joined([place / f"{i}.jsonl" for i in range(n_ranks)], rejected), place / "tracks.jsonl")
+        if not found:
+            is_file = ["labels" in row for row in read_jsonl(place / "files.jsonl")]
+            first = ": ".join(vars(rejected[is_file.index(True)]).values())
+            raise ValueError(f"{folder}: none of {sum(is_file)} files can be used; the first: {first}")
+        shutil.rmtree(place)
+    return Scan(folder, _split(found, config.valid_fraction), rejected)
+
+
+def _list_files(folder: Path, config: DataConfig) -> Iterator[dict[str, str]]:
+    """What is left out, with the reason, and then each file, with its labels in the manifest."""
     rejected: list[Rejected] = []
     names = [path.relative_to(folder).as_posix() for path in find_audio(folder, rejected)]
     if not names:
         suffixes = ", ".join(sorted(audio.SUFFIXES))
         raise ValueError(f"{folder}: no audio found; expected files ending in {suffixes}")
     manifest = _read_manifest(folder, config.manifest, names, rejected)
-    n_other, tracks = len(rejected), list[Track]()
+    yield from map(vars, rejected)
+    for name in names:  # labels may have characters that files cannot, which are found later
+        yield {"path": name, "labels": json.dumps(manifest.get(name, {}))}
+
+
+def _joined(shares: Sequence[Path], rejected: list[Rejected]) -> Iterator[Track]:
+    """The tracks of all ranks, in the order of the files. What is no track, or a copy of one, is added to `rejected`."""
     names_of_audio: dict[str, str] = {}
-    cache = ScanCache(cache_file)
-    check = partial(_check_file, folder=folder, config=config, manifest=manifest, cache=cache)
-    for result in _in_threads(check, names):
-        if isinstance(result, Track) and result.audio_sha256 in names_of_audio:
-            result = Rejected(result.path, f"same audio as {names_of_audio[result.audio_sha256]}")
-        if isinstance(result, Rejected):
-            rejected.append(result)
-        else:
-            names_of_audio[result.audio_sha256] = result.path
-            tracks.append(result)
-    if not tracks:
-        first = f"{rejected[n_other].path}: {rejected[n_other].reason}"
-        raise ValueError(f"{folder}: none of {len(names)} files can be used; the first: {first}")
-    return Scan(folder, _split(tracks, config.valid_fraction), rejected)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb")) for path in shares]
+        for line in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*files))):
+            facts = parse_line(line) or {}
+            if "reason" in facts:
+                rejected.append(Rejected(**facts))
+            elif (first := names_of_audio.setdefault(facts["audio_sha256"], facts["path"])) != facts["path"]:
+                rejected.append(Rejected(facts["path"], f"same audio as {first}"))
+            else:
+                yield Track(**facts)
 
 
-def scan_share(folder: Path, cache_file: Path, rank: int, n_ranks: int) -> None:
-    """Decode every n-th file into the cache of this process, so that `scan` on one process only reads caches."""
-    folder = Path(os.path.realpath(folder))
-    names = [path.relative_to(folder).as_posix() for path in find_audio(folder, [])][rank::n_ranks]
-    deque(_in_threads(partial(_scanned, folder=folder, cache=ScanCache(cache_file)), names), maxlen=0)
-
-
-def _in_threads(check: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+def _in_threads(check: Callable[[bytes], Result], lines: Iterator[bytes], n: int) -> Iterator[Result]:
     """The results in order. Threads run in parallel, because decoding, hashing and arithmetic release the interpreter's
     lock; as many as this process has cores, which may be fewer than the machine has."""
     pool = ThreadPoolExecutor(max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    blocks = iter(lambda: list(itertools.islice(lines, 1000)), [])  # few of millions wait at a time
+    results = itertools.chain.from_iterable(pool.map(check, block) for block in blocks)
     try:
-        for result in progress(pool.map(check, names), "scan", len(names)):
+        for result in progress(results, "scan", n):
             signals.poll()
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _scanned(name: str, folder: Path, cache: ScanCache) -> tuple[list[int], ScannedFile] | Rejected:
-    """A file's stamp and content, from the cache or else into it; or the reason against it."""
-    path = folder / name
-    try:
-        # A file of the same size and time of change is taken to be unchanged.
-        stamp = file_stamp(path)
-        if (known := cache.find(name, stamp)) is not None:
-            return stamp, known
-        found = scan_file(path)
-        if file_stamp(path) != stamp:
-            raise ValueError("changed while it was read; start again when it is complete")
-    except (ValueError, OSError) as error:
-        return _rejected(name, path, error)
-    cache.add(name, stamp, found)
-    return stamp, found
-
-
 def _rejected(name: str, path: Path, error: Exception) -> Rejected:
     return Rejected(name, str(getattr(error, "strerror", None) or error).removeprefix(f"{path}: "))
 
 
-def _check_file(
-    name: str, folder: Path, config: DataConfig, manifest: dict[str, dict[str, str]], cache: ScanCache
-) -> Track | Rejected:
-    """A file's track, or the reason against it."""
-    result = _scanned(name, folder, cache)
-    if isinstance(result, Rejected):
-        return result
-    path, (stamp, found) = folder / name, result
+def _check_file(line: bytes, folder: Path, config: DataConfig, cache: ScanCache) -> Result:
+    """The track of a line of `_list_files`, from the cache or else into it; or the reason against it."""
+    row = parse_line(line) or {}
+    if "reason" in row:
+        return Rejected(**row)
+    name, path = row["path"], folder / row["path"]
+    try:
+        # A file of the same size and time of change is taken to be unchanged.
+        stamp = file_stamp(path)
+        known = cache.find(name, stamp)
+        found = known or scan_file(path)
+        if not known and file_stamp(path) != stamp:
+            raise ValueError("changed while it was read; start again when it is complete")
+    except (ValueError, OSError) as error:
+        return _rejected(name, path, error)
+    if not known:
+        cache.add(name, stamp, found)
     try:
         seconds = found.samples / found.sample_rate
         if seconds < config.min_seconds:
             raise ValueError(f"too short: expected at least {config.min_seconds:g} s, found {seconds:.3f} s")
         if found.peak < SILENCE:
             raise ValueError("silent: never above -60 dBFS")
-        labels = found.tags | manifest.get(name, {}) | _labels_of_files(path)
+        labels = found.tags | json.loads(row["labels"]) | _labels_of_files(path)
         split = labels.pop("split", "")
         for label, text in labels.items():  # JSON can hold half of a surrogate pair, and files cannot
             if any("\ud800" <= character <= "\udfff" for character in f"{label}{text}"):
@@ -266,10 +196,9 @@ def _check_file(
             raise ValueError(f"split: expected train or valid, found {split!r:.40}")
     except (ValueError, OSError) as error:
         return _rejected(name, path, error)
-    shared = ("sha256", "sample_rate", "channels", "samples", "peak", "audio_sha256")
-    facts: dict[str, Any] = {key: getattr(found, key) for key in shared}
-    facts |= {"silent_fraction": found.silent / found.samples, "clipped_fraction": found.clipped / found.samples}
-    return Track(name, split=split, labels=labels, stamp=stamp, **facts)
+    facts = found.sha256, found.sample_rate, found.channels, found.samples, split, labels
+    levels = found.peak, found.silent / found.samples, found.clipped / found.samples
+    return Track(name, *facts, *levels, found.audio_sha256, stamp)
 
 
 def file_stamp(path: Path) -> list[int]:
@@ -349,11 +278,12 @@ def _similar(path: str, folder: Path) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(path)).casefold()
 
 
-def _split(tracks: list[Track], valid_fraction: float) -> list[Track]:
+def _split(tracks: MusicTable, valid_fraction: float) -> MusicTable:
     """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It
     depends on the paths alone, and not on their order, the machine or the run."""
-    free = [track for track in tracks if not track.split]
-    free.sort(key=lambda track: hashlib.sha256(os.fsencode(track.path)).hexdigest())
-    missing = math.ceil(valid_fraction * len(tracks)) - sum(t.split == "valid" for t in tracks)
-    held_out = {t.path for t in free[: max(0, min(missing, len(free) - 1))]}
-    return [replace(t, split=t.split or ("valid" if t.path in held_out else "train")) for t in tracks]
+    order = np.argsort([hashlib.sha256(os.fsencode(facts["path"])).hexdigest() for facts in tracks.facts()])
+    free, splits = order[tracks.column(SPLIT)[order] == SPLITS.index("")], tracks.columns[:, SPLIT]
+    missing = math.ceil(valid_fraction * len(tracks)) - len(tracks.of("valid"))
+    splits[free] = SPLITS.index("train")
+    splits[free[: max(0, min(missing, len(free) - 1))]] = SPLITS.index("valid")
+    return tracks

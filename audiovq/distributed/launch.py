@@ -44,10 +44,9 @@ def processes(folder: Path = Path()) -> Iterator[None]:
         record_collectives(folder, os.environ)
     collectives.start(TIMEOUT)
     console.quiet = dist.get_rank() > 0
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
-        say(
-            "torchrun: restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment; else they meet old addresses"
-        )
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        say("torchrun: restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, else they meet old addresses")
     try:
         yield
     except RuntimeError as error:

@@ -108,7 +108,6 @@ class MusicEmbedding:
     >>> vectors = embed(waveform, sample_rate)  # float32 [windows, 200]
     """
 
-    dim = DIM
     window_seconds = PATCH_SAMPLES / SAMPLE_RATE
 
     def __init__(self, device: str | torch.device | None = None):

@@ -128,8 +128,7 @@ def compare_sets(
         frechet: the distance of each set from the held-out music with `ci95`; few windows raise it.
         statistics: the mean of `music_statistics`, and with `notes` `harmony`, over the tracks of each set, with `ci95`.
     """
-    empty = [name for name, pieces in sets.items() if not pieces]
-    if empty:
+    if empty := [name for name, pieces in sets.items() if not pieces]:
         raise ValueError(f"expected at least one piece of each set, found none of: {', '.join(empty)}")
     windows = {}
     for name, group in sets.items():

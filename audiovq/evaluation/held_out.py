@@ -40,7 +40,7 @@ def _run_music(folder: Path, model: str) -> Scan:
 
 
 def _part(music: Scan, split: str, model: str) -> Scan:
-    tracks = music.split(split)
+    tracks = music.tracks.of(split)
     if not tracks and split == "valid":
         raise ValueError(f"{model}: no track is held out; name a folder of music: audiovq eval {model} DATA")
     return dataclasses.replace(music, tracks=tracks)

@@ -1,5 +1,7 @@
 """Before a training begins: the music of a recipe that names none, and a message if it takes long."""
 
+import contextlib
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -8,6 +10,7 @@ from pathlib import Path
 from audiovq.config import recipe_folders
 from audiovq.data.sources import local_music
 from audiovq.data.tracks import check_music_folder, find_audio
+from audiovq.distributed import collectives
 from audiovq.pipeline.run_folder import RunFolder
 from audiovq.planning.estimate import make_plan, music_seconds
 from audiovq.recipe import Recipe, load_saved_recipe
@@ -54,13 +57,15 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
     if not stages:
         return
     recipe = files.recipe
-    try:
-        if (files.path / "data" / "tracks.jsonl").is_file():
-            seconds = sum(track.seconds for track in files.scan().only(recipe.codes.only).tracks)
-        else:
+    seconds = 0.0  # rank 0 looks through the music
+    with contextlib.suppress(ValueError):  # the scan at the beginning of the training says what is wrong
+        if collectives.from_rank_0((files.path / "data" / "tracks.jsonl").is_file()):
+            seconds = float(files.scan().only(recipe.codes.only).tracks.seconds.sum())
+        elif collectives.rank() == 0:
             seconds = music_seconds(recipe)
-    except ValueError:
-        return  # the scan at the beginning of the training says what is wrong
+    collectives.barrier()
+    if not (seconds := collectives.from_rank_0(math.ceil(seconds))):
+        return
     plan = make_plan(recipe, seconds, stages, n_devices=n_devices)
     for stage in plan["stages"]:
         if stage.get("too_large"):

@@ -85,12 +85,13 @@ class Run:
 
     def _say_missing_labels(self) -> None:
         """One line for labels that the priors are to learn and no training track has."""
-        codes = self.recipe.codes.path
-        tracks = Scan.load(self.folder / "data").split("train") if not codes else ()
         names = {name for stage in self.recipe.priors if not stage.from_pretrained for name in stage.model.label_names}
-        found = self.files.open_codes().index.tracks.of("train").labels() if codes else (t.labels for t in tracks)
-        for labels in found:
+        codes = self.recipe.codes.path
+        tracks = self.files.open_codes().index.tracks if codes else Scan.load(self.folder / "data").tracks
+        for labels in tracks.of("train").labels():
             names -= labels.keys()
+            if not names:
+                break
         if names:
             missing = " or ".join(sorted(names))
             say(f"labels: no training track has a {missing}, so the priors cannot learn what it means")
@@ -199,7 +200,7 @@ def train_priors(run: Run) -> None:
     run.files.require("codes", "priors")
     recipe = run.recipe
     shards = run.files.open_codes(api.Tokenizer.from_pretrained(run.folder, run.device).hash)
-    n_done = run.files.n_priors
+    n_done = collectives.from_rank_0(len(prior_folders(run.folder)))
     for level in range(recipe.n_priors):
         if level >= n_done:
             train_prior(run, level, shards)

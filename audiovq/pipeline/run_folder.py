@@ -1,7 +1,7 @@
 """The folder of a run: which stages are done, the saved recipe, the scanned music and the codes.
 
 run/recipe.yaml              the complete recipe
-run/data/                    scan_cache.jsonl, tracks.jsonl, quarantine.jsonl, report.json
+run/data/                    scan_cache.jsonl, tracks.jsonl and .npy, quarantine.jsonl, report.json
 run/tokenizer/               a model folder: config.json, model.safetensors; with a tuned decoder, if any
 run/codes/                   shards; absent if the recipe has the codes of another run
 run/prior-0/ …               a model folder for each level, coarse to fine
@@ -18,10 +18,12 @@ import os
 import shlex
 from pathlib import Path
 
+import torch
+
 from audiovq.data.shards import Shards
 from audiovq.data.sources import local_music
 from audiovq.data.storage import is_url
-from audiovq.data.tracks import Scan, check_music_folder, scan, scan_share
+from audiovq.data.tracks import Scan, check_music_folder, scan
 from audiovq.distributed import collectives
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.locate import prior_folders
@@ -37,29 +39,21 @@ class RunFolder:
         self.path, self.recipe = path, recipe
 
     def is_done(self, stage: str) -> bool:
-        return bool(collectives.from_rank_0(self._is_done(stage)))
-
-    def _is_done(self, stage: str) -> bool:
-        recipe, tokenizer = self.recipe, self.path / "tokenizer"
-        has_tokenizer = (tokenizer / checkpoint.CONFIG).is_file()
-        if stage == "tokenizer":
-            return has_tokenizer
-        if stage == "decoder":
-            is_wanted = recipe.decoder_tuning is not None and not recipe.codes.path
-            return not is_wanted or (has_tokenizer and checkpoint.tuning_steps(tokenizer) > 0)
-        if stage == "codes":
-            return bool(recipe.codes.path) or (self.path / "codes" / "index.json").is_file()
-        n = recipe.n_priors
-        return n == 0 or (len(prior_folders(self.path)) == n and self.has_prior_samples(n - 1))
+        recipe, tokenizer, n = self.recipe, self.path / "tokenizer", self.recipe.n_priors
+        has_tokenizer, has_codes = (tokenizer / checkpoint.CONFIG).is_file(), bool(recipe.codes.path)
+        is_tuning = recipe.decoder_tuning is not None and not has_codes
+        done = {
+            "tokenizer": lambda: has_tokenizer,
+            "decoder": lambda: not is_tuning or (has_tokenizer and checkpoint.tuning_steps(tokenizer) > 0),
+            "codes": lambda: has_codes or (self.path / "codes" / "index.json").is_file(),
+            "priors": lambda: n == 0 or (len(prior_folders(self.path)) == n and self.has_prior_samples(n - 1)),
+        }
+        return bool(collectives.from_rank_0(done[stage]()))
 
     def require(self, earlier: str, stage: str) -> None:
         """Raises ValueError if a stage that `stage` builds on is not done."""
         if not self.is_done(earlier):
             raise ValueError(f"{self.path}: stage {stage} needs stage {earlier}; run that first")
-
-    @property
-    def n_priors(self) -> int:
-        return collectives.from_rank_0(len(prior_folders(self.path)))
 
     def has_prior_samples(self, level: int) -> bool:
         return (self.path / "samples" / f"prior-{level}" / f"item-{self.recipe.samples.n - 1}.wav").is_file()
@@ -74,63 +68,63 @@ class RunFolder:
     def open(self) -> None:
         """Scan the music and save the recipe; ValueError for no music, or if there is a run of another recipe."""
         path = self.path / "recipe.yaml"
-        is_main, n_ranks = collectives.rank() == 0, collectives.world_size()
-        if n_ranks > 1 and not (self.recipe.codes.path or collectives.from_rank_0(path.exists())):
-            cache = self.path / "data" / f"scan_cache-{collectives.rank()}.jsonl"
-            if (music := self.recipe.data.folder) and not is_url(music):
-                scan_share(Path(music), cache, collectives.rank(), n_ranks)
-            collectives.barrier()
-        if is_main and not path.exists():
-            # The recipe comes last: a folder without usable music stays free for another recipe.
-            self.open_codes() if self.recipe.codes.path else self._scan()
+        is_main, is_new = collectives.rank() == 0, not collectives.from_rank_0(path.exists())
+        if is_new:
+            (self.open_codes if self.recipe.codes.path else self._scan)()
+        if is_main and is_new:  # the recipe comes last: a folder without usable music stays free
             write_text(path, self.recipe.to_yaml())
         collectives.barrier()
         saved = load_saved_recipe(path)
-        is_added = saved.decoder_tuning is None and self.recipe.decoder_tuning is not None
-        if is_added:  # decoder tuning may be added to a finished run, because codes stay the same
-            saved = saved.model_copy(update={"decoder_tuning": self.recipe.decoder_tuning})
+        before, now = saved.model_dump(), self.recipe.model_dump()
         # The recipe's file may have another name, and the same music another place.
-        data = saved.data.model_copy(update={"folder": self.recipe.data.folder})
-        same = saved.model_copy(update={"name": self.recipe.name, "data": data})
+        before["name"], before["data"]["folder"] = now["name"], now["data"]["folder"]
+        if saved.decoder_tuning is None:  # it may be added to a finished run, because codes stay the same
+            before["decoder_tuning"] = now["decoder_tuning"]
         old, new = saved.codes.path, self.recipe.codes.path
         if old and new and not is_url(old) and not Path(old).exists():  # the tokenizer's hash is compared later
-            same = same.model_copy(update={"codes": saved.codes.model_copy(update={"path": new})})
-        difference = first_difference(same.model_dump(), self.recipe.model_dump(), ignored=RESUME_MUTABLE)
-        if difference:
+            before["codes"]["path"] = new
+        if difference := first_difference(before, now, ignored=RESUME_MUTABLE):
             key, _, old = difference.partition(" → ")[0].partition(": ")
             again = f"go on with this one by --set {shlex.quote(f'{key}={old}')}"
             advice = f"choose another --out for a new run, or {again}"
             raise ValueError(f"{self.path}: holds a run of another recipe ({difference}); {advice}")
-        if data.folder != saved.data.folder and not self.recipe.codes.path:
-            self._move(data.folder)
+        if (folder := self.recipe.data.folder) != saved.data.folder and not new:
+            self._move(folder)
         collectives.barrier()
-        if is_main and (is_added or saved != self.recipe):
+        if is_main and saved != self.recipe:
             write_text(path, self.recipe.to_yaml())
 
     def _scan(self) -> None:
         folder, data = self.path / "data", self.recipe.data
         if not data.folder:
             raise ValueError(f"{self.recipe.name}: no music folder; give one with --data DIR")
-        result = scan(local_music(data.folder), data, cache_file=folder / "scan_cache.jsonl")
+        cache = f"scan_cache-{collectives.rank()}.jsonl" if collectives.world_size() > 1 else "scan_cache.jsonl"
+        result = scan(local_music(data.folder), data, folder / cache)
+        if collectives.rank() > 0:
+            return
         result.only(self.recipe.tokenizer.only, "tokenizer.only")
         result.only(self.recipe.codes.only)  # fails before the tokenizer is trained, not hours later
         result.save(folder)
-        report = result.report()
-        tracks = f"{report['train_tracks']} training and {report['valid_tracks']} held-out tracks"
-        see = f" (see {folder / 'quarantine.jsonl'})" if report["quarantined"] else ""
-        say(f"data: {tracks}, {report['hours'] * 60:.1f} minutes; {report['quarantined']} files set aside{see}")
+        tracks = f"{len(result.tracks.of('train'))} training and {len(result.tracks.of('valid'))} held-out tracks"
+        minutes, n_aside = result.tracks.seconds.sum() / 60, len(result.rejected)
+        see = f" (see {folder / 'quarantine.jsonl'})" if n_aside else ""
+        say(f"data: {tracks}, {minutes:.1f} minutes; {n_aside} files set aside{see}")
 
     def scan(self) -> Scan:
-        """The tracks as they were when the run began. Raises ValueError if some are not there any more."""
+        """The tracks as they were when the run began. Raises ValueError if some are not there any more. All ranks call it,
+        and each looks for its share of the files."""
         found = Scan.load(self.path / "data")
         if (place := self.recipe.data.folder) and (copy := local_music(place)) != Path(place):
             found.folder = copy  # the cache of this machine, made again if it is gone
-        missing = [track.path for track in found.tracks if not (found.folder / track.path).is_file()]
-        if missing:
+        share, n = slice(collectives.rank(), None, collectives.world_size()), len(found.tracks)
+        gone = torch.zeros(n, dtype=torch.uint8)
+        names = (facts["path"] for facts in found.tracks.take(share).facts())
+        gone[share] = torch.tensor([not (found.folder / name).is_file() for name in names], dtype=torch.uint8)
+        if missing := collectives.all_reduce_(gone).nonzero().flatten().tolist():
             advice = "put them back, name the folder that has them with --data"
             advice += ", or choose another --out to train without them"
-            lost = f"{len(missing)} of the {len(found.tracks)} tracks with which this run began are missing"
-            raise ValueError(f"{found.folder}: {lost}, the first: {missing[0]}; {advice}")
+            lost = f"{len(missing)} of the {n} tracks with which this run began are missing"
+            raise ValueError(f"{found.folder}: {lost}, the first: {found.tracks[missing[0]].path}; {advice}")
         return found
 
     def _move(self, folder: str) -> None:

@@ -28,7 +28,6 @@ def write_page(sampled: Sampled) -> str | None:
         found[name.replace("_", "-")] = None if value in (1, "auto") else value
     texts = {name: ", ".join(f"{x:g}" for x in v) if isinstance(v, list) else v for name, v in found.items()}
     settings = {name: str(text) for name, text in texts.items() if text not in (None, "")}
-    network = sampled.tokenizer.network
-    arguments = path, sampled.model, network, pieces, settings, recording, start, same_length
+    arguments = path, sampled.model, sampled.tokenizer.network, pieces, settings, recording, start, same_length
     facts = try_report(lambda: report_pieces(*arguments))
     return facts["report"] if facts else None

@@ -17,7 +17,7 @@ from audiovq.utils.files import output_name
 def reconstruct_samples(folder: Path, network: VQVAE, data: Scan, config: SamplesConfig, device: torch.device) -> None:
     """The beginning of a few held-out tracks, and their reconstructions from the first 1, 2, … levels."""
     tokenizer = api.Tokenizer(network, device)
-    tracks = (data.split("valid") or data.split("train"))[: config.n]
+    tracks = (data.tracks.of("valid") or data.tracks.of("train")).take(slice(config.n))
     stems = Counter(Path(track.path).stem for track in tracks)
     for i, track in enumerate(tracks):
         n, rate = int(config.seconds * track.sample_rate), tokenizer.sample_rate

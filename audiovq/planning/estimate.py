@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from audiovq.data.audio import audio_info
+from audiovq.data.music import SAMPLES, Scan, table_of
 from audiovq.data.shards import Shards
 from audiovq.data.sources import local_music
-from audiovq.data.tracks import Scan, find_audio
+from audiovq.data.tracks import find_audio
 from audiovq.pretrained.checkpoint import Allowance
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorTrainingConfig, Recipe, TrainingConfig, longest_window
@@ -42,7 +43,7 @@ MAX_HEADERS = 200  # files whose length is read
 # Weights of a prior for each code of its level in the music. Recipe quickstart has 200 to 300, and stops early.
 # With far more, a prior learns the music by heart before it learns what other music has in common with it.
 FITTING_WEIGHTS, TOO_MANY_WEIGHTS = 300, 1000
-NO_TRACKS = Scan(Path(), [], [])
+NO_TRACKS = Scan(Path(), table_of([]), [])
 
 
 class Device(NamedTuple):
@@ -82,7 +83,7 @@ def music_seconds(recipe: Recipe) -> float:
     """How much music the priors are trained on, by the index of the codes or headers of files; ValueError if none."""
     if recipe.codes.path:
         index = Shards(recipe.codes.path).index
-        return sum(track.n_samples for track in index.tracks) / index.sample_rate
+        return float(index.tracks.column(SAMPLES).sum()) / index.sample_rate
     if not recipe.data.folder:
         raise ValueError(f"{recipe.name}: no music folder; give one with --data DIR")
     folder, patterns = local_music(recipe.data.folder), recipe.codes.only or ("*",)
@@ -242,8 +243,7 @@ class Planner(NamedTuple):
         memory["averages"] = 4 * n_weights if config.ema_decay else 0
         if isinstance(config, PriorTrainingConfig) and config.sharded:
             memory = {name: n_bytes / self.n_devices for name, n_bytes in memory.items()}
-        usable = USABLE * self.device.memory
-        size_that_fits = int((usable - sum(memory.values())) // one.activations)
+        size_that_fits = int((USABLE * self.device.memory - sum(memory.values())) // one.activations)
         memory["activations"] = size * one.activations
         step_seconds = share * one.flops / self.device.flops
         evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps

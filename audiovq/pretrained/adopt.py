@@ -90,6 +90,5 @@ def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorSta
 
 def _check_same(place: str, settings: dict[str, Any], pretrained: dict[str, Any]) -> None:
     """Raises ValueError if a setting of the recipe differs from the pretrained model's."""
-    difference = first_difference(pretrained, conf.merge(pretrained, settings), place)
-    if difference is not None:
+    if difference := first_difference(pretrained, conf.merge(pretrained, settings), place):
         raise ValueError(f"{difference}: expected the setting of the pretrained model, or none")

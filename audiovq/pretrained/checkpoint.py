@@ -155,8 +155,7 @@ def prior_spec(content: dict[str, Any], labels: Sequence[str], path: Path) -> Pr
     if spec.level >= len(hops) or any(a < b or a % b for a, b in itertools.pairwise(hops)):
         expected = f"a level below {len(hops)} and hop_lengths that never rise, each divisible by the next"
         raise ValueError(f"{path}: spec: expected {expected}, found level {spec.level} of {hops}")
-    missing = [name for name in labels if name not in spec.vocabularies]
-    if missing:
+    if missing := [name for name in labels if name not in spec.vocabularies]:
         raise ValueError(f"{path}: spec.vocabularies: expected one of each label, found none of {', '.join(missing)}")
     return spec
 

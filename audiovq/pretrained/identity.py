@@ -41,9 +41,6 @@ TOKENIZER: dict[str, Any] = {
     "causal": False,
 }
 CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1
-# Settings that do not change the codes: tuning changes the decoder, and dropout works in training alone. A published
-# codec has an identity of its own.
-WITHOUT_EFFECT = {"decoder", "level_dropout", "codec"}
 
 
 def canonical_tokenizer(config: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ class PublishedCodec(nn.Module):
         quantizer, channels = {"kind": "ema", "codebook_size": c.codebook_size}, getattr(c, "audio_channels", 1)
         self.settings = {"sample_rate": c.sampling_rate, "channels": channels, "hop_lengths": hops[:n_levels]}
         self.settings |= {"codec": facts, "quantizer": quantizer}
-        self.period = self.encoder_period = self.block
+        self.grid = self.period = self.encoder_period = self.block
         causal, spans = getattr(c, "use_causal_conv", False), (span(codec.encoder), span(codec.decoder, hops[-1]))
         encoder, decoder = spans if causal else (n // 2 + self.block for n in spans)
         self.encoder_radius, self.decoder_radius = encoder + memory, decoder + memory
@@ -62,10 +62,6 @@ class PublishedCodec(nn.Module):
         check_waveform(waveform, self.config.channels, 1)
         levels = zip(self.own_encode(waveform), self.config.hop_lengths, strict=False)
         return [level[:, : -(-waveform.shape[-1] // hop)] for level, hop in levels]
-
-    @property
-    def grid(self) -> int:
-        return self.period
 
     def decode(self, codes: list[Tensor], n_samples: int, start: int = 0) -> Tensor:
         """As `VQVAE.decode`; a codec whose sound ends some samples before its last code has zeros there."""
@@ -135,7 +131,8 @@ class Snac(PublishedCodec):
         for module in list[Any](codec.decoder.modules()):
             rate //= getattr(module, "stride", (1,))[0]
             if type(module).__name__ == "NoiseBlock":
-                self.period, noise = n, torch.randn(n // rate, generator=torch.Generator().manual_seed(rate))
+                self.grid = self.period = n
+                noise = torch.randn(n // rate, generator=torch.Generator().manual_seed(rate))
                 module.forward = lambda x, f=module.linear, z=noise: (
                     x + f(x) * z[torch.arange(x.shape[-1]) % len(z)].to(x)
                 )

@@ -138,9 +138,8 @@ class TextConditioner(Conditioner):
 
     def prefix(self, conditions: Conditions) -> Tensor:
         batch, device = conditions.position.shape[0], conditions.position.device
-        text = conditions.text
-        if text is None:
-            text = torch.zeros(batch, self.n_prefix, dtype=torch.int64, device=device)
+        empty = torch.zeros(batch, 0, dtype=torch.int64, device=device)
+        text = empty if conditions.text is None else conditions.text
         text = nn.functional.pad(text, (0, self.n_prefix - text.shape[1])) * self.keep(batch, device)[:, None]
         return self.embedding(text) + self.positions
 
@@ -161,8 +160,7 @@ class ChromaConditioner(Conditioner):
     def frames(self, conditions: Conditions, n_codes: int) -> Tensor:
         """The frame of each code, int64 [b, n_codes], or [b, 1] if all are unknown."""
         batch, device = conditions.position.shape[0], conditions.position.device
-        chroma = conditions.chroma
-        if chroma is None:
+        if (chroma := conditions.chroma) is None:
             return torch.zeros(batch, 1, dtype=torch.int64, device=device)
         ahead = torch.arange(n_codes, device=device) + conditions.position[:, None] % self.codes_per_frame
         return chroma.gather(1, ahead // self.codes_per_frame) * self.keep(batch, device)[:, None]

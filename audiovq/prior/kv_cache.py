@@ -6,11 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def window_mask(n_new: int, n_past: int, window: int, device: torch.device) -> Tensor:
-    """What new positions attend to, bool [n_new, n_past + n_new]: themselves and `window - 1` before."""
+def window_mask(n_new: int, n_past: int, window: int, device: torch.device, n_prefix: int = 0) -> Tensor:
+    """What new positions attend to, bool [n_new, n_prefix + n_past + n_new]: the prefix, themselves, and
+    `window - 1` before."""
     query = torch.arange(n_past, n_past + n_new, device=device)[:, None]
     key = torch.arange(n_past + n_new, device=device)[None]
-    return (key <= query) & (key > query - window)
+    return F.pad((key <= query) & (key > query - window), (n_prefix, 0), value=True)
 
 
 class Prefix:
@@ -52,10 +53,7 @@ class KVCache:
 
     def mask(self, n: int) -> Tensor | None:
         """What the next n codes attend to, of what `extend` returns; None is all of it."""
-        if n == 1:
-            return None
-        mask = window_mask(n, self.n_past, self.window, self.keys.device)
-        return F.pad(mask, (self.n_prefix, 0), value=True)
+        return None if n == 1 else window_mask(n, self.n_past, self.window, self.keys.device, self.n_prefix)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, kv_heads, t, head_dim] and return what the new positions may attend to: the prefix,

@@ -73,8 +73,7 @@ class StepGraph(nn.Module):
         """What `Prior.context` gives for one code, [b, dim]."""
         batch, position = given["previous"].shape[0], given["position"]
         rows = {name: given[name].expand(batch) for name in ("n_samples", "timing_end", "gap_end") if name in given}
-        names = self.prior.config.label_names
-        labels = {name: given["labels"][:, i] for i, name in enumerate(names)}
+        labels = {name: given["labels"][:, i] for i, name in enumerate(self.prior.config.label_names)}
         chroma = next((given[name][:, None] for name in ("chroma", "notes") if name in given), None)
         n_samples = rows.pop("n_samples", position)  # read by timing alone
         conditions = Conditions(labels, n_samples, position.expand(batch), chroma=chroma, **rows)
@@ -112,8 +111,7 @@ class StepGraph(nn.Module):
         own = q @ key.transpose(2, 3)
         weights = torch.cat([past, own], dim=-1).softmax(dim=-1)
         past, own = weights.split([keys.shape[2], 1], dim=-1)
-        y = past @ values + own * value
-        return y.flatten(1), key, value
+        return (past @ values + own * value).flatten(1), key, value
 
 
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
@@ -136,7 +134,6 @@ class PrefixGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         given = dict(zip(self.names, inputs, strict=True))
         position = torch.zeros_like(inputs[0][:, 0])
-        conditions = Conditions({}, position, position, gap_end=position, **given)
-        prefix = self.prior.prefix(conditions)
+        prefix = self.prior.prefix(Conditions({}, position, position, gap_end=position, **given))
         assert prefix is not None
         return torch.stack([torch.stack(layer) for layer in prefix.layers])

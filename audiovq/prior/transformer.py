@@ -151,9 +151,8 @@ class Transformer(nn.Module):
         if cache is not None:
             positions, mask = cache.positions(t), None if causal else cache.mask(t)
         else:
-            positions, mask = torch.arange(t, device=x.device), None
-            if t > 1 and not causal:
-                mask = F.pad(window_mask(t, 0, window, x.device), (self.n_prefix, 0), value=True)
+            positions = torch.arange(t, device=x.device)
+            mask = None if causal or t == 1 else window_mask(t, 0, window, x.device, self.n_prefix)
         if self.training and prefix is not None and prefix.output is not None:
             # Sharded weights are gathered in the backward pass only for layers whose output is used.
             # Nothing else uses the output of the prefix's last layer.

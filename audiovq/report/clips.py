@@ -65,8 +65,7 @@ def run_groups(run: Path, model: VQVAEConfig | None) -> list[Group]:
 def _reconstructions(folder: Path, model: VQVAEConfig | None) -> list[Group]:
     tracks: dict[str, dict[int, Path]] = {}  # by number of levels; 0 is the source
     for path in sorted(folder.glob("*.wav")):
-        match = RECONSTRUCTION.fullmatch(path.name)
-        if match:
+        if match := RECONSTRUCTION.fullmatch(path.name):
             tracks.setdefault(match["track"], {})[int(match["levels"] or 0)] = path
     groups = []
     for track, paths in tracks.items():

@@ -83,8 +83,7 @@ class GuidedPrior:
     def context(self, window: Tensor, start: int, end: int) -> Tensor:
         """`Prior.context` of codes [start, end) of each row, with the window that `coarser_at_rate_above` gives."""
         prior, conditions, spec = self.prior, self.conditions, self.prior.spec
-        position = conditions.position + start
-        chroma = conditions.chroma
+        position, chroma = conditions.position + start, conditions.chroma
         if chroma is not None:
             frames = torch.arange((end - start) // spec.top_ratio + 2, device=position.device)
             frames = position[:, None] // spec.top_ratio + frames
@@ -95,8 +94,7 @@ class GuidedPrior:
 
     def write_prefix(self, cache: KVCache) -> None:
         """Put text and the codes after a gap into a cache of `n_rows`, if the prior has such conditioners."""
-        prefix = self.prior.prefix(self.conditions)
-        if prefix is not None:
+        if (prefix := self.prior.prefix(self.conditions)) is not None:
             cache.write_prefix(prefix)
 
     def set_gap(self, codes: Tensor, gap_end: int | None) -> None:

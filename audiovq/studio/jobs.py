@@ -127,8 +127,7 @@ class Queue:
                 if job.is_finished:  # stopped while it waited
                     continue
                 job.state, job.began = "running", time.monotonic()
-            state = self._finish(job)
-            if state != "done":
+            if (state := self._finish(job)) != "done":
                 job.discard()
             with self._lock:
                 job.state = state

@@ -61,8 +61,7 @@ def make_plan(
 
 
 def _options(generator: Generator, request: JobRequest, reference: Path | None) -> PieceOptions:
-    unknown = request.settings.keys() - SamplingConfig.model_fields.keys()
-    if unknown:
+    if unknown := request.settings.keys() - SamplingConfig.model_fields.keys():
         known = ", ".join(SamplingConfig.model_fields)
         raise ValueError(f"settings: expected {known}; found {min(unknown)}")
     settings: dict[str, Any] = dict(request.settings)
@@ -107,8 +106,6 @@ def _change(generator: Generator, limits: Limits, request: JobRequest, piece: Co
 
 def draw(generator: Generator, plan: Plan, n_takes: int, job: Job) -> list[Codes]:
     """The codes of all takes; raises Stopped if the user stopped the job."""
-    if plan.mask:
-        plan.mask.check(generator.hop_lengths, n_takes)
     n_codes = [-(-plan.n_samples // hop_length) for hop_length in generator.hop_lengths]
 
     def on_codes(level: int, codes: Tensor) -> None:

@@ -74,8 +74,7 @@ class Access:
     def enter(self, client: str, password: str) -> tuple[str | None, str]:
         """A new session, or None and what to say. After each failure a client waits twice as long as before."""
         count, until = self.failures.get(client, (0, 0.0))
-        wait = until - time.monotonic()
-        if wait > 0:
+        if (wait := until - time.monotonic()) > 0:
             return None, f"Too many wrong passwords. Try again in {wait:.0f} s."
         if hmac.compare_digest(password.encode(), (self.password or "").encode()):
             self.failures.pop(client, None)

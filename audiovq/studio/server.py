@@ -355,8 +355,7 @@ def open_studio(
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
         sounds = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiovq-studio-"))
-        library = Library(projects, limits)
-        studio = Studio(library, limits, access)
+        studio = Studio(Library(projects, limits), limits, access)
         stack.callback(studio.queue.close)
         options: Json = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
         options |= {"timeout_graceful_shutdown": 1, "timeout_keep_alive": 30, "limit_concurrency": 500}

@@ -37,13 +37,8 @@ class Sounds:
         self._recent: dict[tuple[str, int], Sound] = {}  # waveforms that edits start from
 
     def version(self, project: Project, number: int, export: Export, tags: Tags = NO_TAGS) -> Path:
-        def waveform() -> Sound:
-            if export.levels is None:
-                return self._waveform(project, number)
-            codes = Codes.load(self.library.codes_path(project, number))
-            return self.tokenizer.decode(codes, export.levels), self.tokenizer.sample_rate
-
-        return self._file(f"{project.id} {number}", export, waveform, tags)
+        key = f"{project.id} {number}"
+        return self._file(key, export, lambda: self._waveform(project, number, export.levels), tags)
 
     def recording(self, project: Project, recording: Recording) -> Path:
         """The part of a recording that is used, as WAV, which every browser plays."""
@@ -53,21 +48,24 @@ class Sounds:
         path = self.library.recording_path(project, recording)
         return audio.read_audio(path, channels=recording.channels, n_samples=recording.n_samples)
 
-    def _waveform(self, project: Project, number: int) -> Sound:
-        """Float [channels, n] and its rate; of an edited recording in its own rate and channels."""
+    def _waveform(self, project: Project, number: int, n_levels: int | None = None) -> Sound:
+        """Float [channels, n] and its rate; of an edited recording in its own rate and channels, unless only
+        the first `n_levels` are decoded."""
+        if n_levels is not None:
+            codes = Codes.load(self.library.codes_path(project, number))
+            return self.tokenizer.decode(codes, n_levels), codes.sample_rate
         key = (project.id, number)
         if key not in self._recent:
             version = project.version(number)
             if version.kind == "recording" and version.recording:
                 found = self._original(project, project.recording(version.recording))
             else:
-                codes, rate = Codes.load(self.library.codes_path(project, number)), self.tokenizer.sample_rate
+                codes = Codes.load(self.library.codes_path(project, number))
+                found = self.tokenizer.decode(codes), codes.sample_rate
                 if version.kept and version.parent is not None:
                     source, rate = self._waveform(project, version.parent)
-                    mask, decoded = kept_mask(version.kept, codes), [self.tokenizer.decode(codes)]
-                    found = keep_original(decoded, codes.sample_rate, source, rate, mask, codes.hop_lengths), rate
-                else:
-                    found = self.tokenizer.decode(codes), rate
+                    mask = kept_mask(version.kept, codes)
+                    found = keep_original([found[0]], found[1], source, rate, mask, codes.hop_lengths), rate
             self._recent[key] = found
             while len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
@@ -96,7 +94,7 @@ class Sounds:
 
 def kept_mask(kept: Kept, codes: Codes) -> CodeMask:
     """A mask that has the given stretches of `kept`."""
-    levels = [torch.full((n,), -1) for n in codes.lengths(len(codes.levels))]
+    levels = [torch.full_like(level, -1) for level in codes.levels]
     for start, end in kept.stretches:
         for level, hop in zip(levels, codes.hop_lengths, strict=False):
             level[start // hop : -(-end // hop)] = 0
@@ -135,9 +133,6 @@ def read_recording(
     path: Path, name: str, tokenizer: Tokenizer, limits: Limits, on_progress: OnProgress
 ) -> tuple[Codes, Recording]:
     """Encode an audio file, whose name ends in the id of the recording; ValueError if it cannot be used."""
-    size = path.stat().st_size / MB
-    if size > limits.max_upload_mb:
-        raise ValueError(f"{name}: {size:.1f} MB; files may have up to {limits.max_upload_mb:g} MB here")
     done = 0.0
     with named_as_uploaded(path, name):
         info = audio.audio_info(path)

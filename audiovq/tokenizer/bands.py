@@ -43,10 +43,9 @@ def check_bands(model: Any) -> None:
     if not {"bands", "patches", "tones"} & set(found):
         return
     if found != ("bands", "patches", "tones") or model.channels > 1 or len(set(model.hop_lengths)) > 1:
-        raise ValueError(
-            "topology bands, quantizer patches and decoder tones: expected all three, 1 channel, and equal hop_lengths; "
-            f"found topology {', '.join(found)}, {model.channels} and {list(model.hop_lengths)}"
-        )
+        expected = "expected all three, 1 channel, and equal hop_lengths"
+        parts = f"topology {', '.join(found)}, {model.channels} and {list(model.hop_lengths)}"
+        raise ValueError(f"topology bands, quantizer patches and decoder tones: {expected}; found {parts}")
     c = model.bands
     highest = c.low + (model.n_levels * model.quantizer.bands - 1) * c.semitones
     expected = {"low": c.low, "high": highest, "per_semitone": c.per_semitone, "dim": c.n_steps * c.frames}
@@ -67,10 +66,9 @@ class BandEncoder(nn.Module):
         highest = config.low + n_bands * config.semitones
         steps = pitches(config.low, highest, config.per_semitone, sample_rate)
         if len(steps) < n_bands * config.n_steps:
-            raise ValueError(
-                f"bands: expected pitches below 0.45 of the sample rate of {sample_rate} Hz, found up to {highest:g}; "
-                "use fewer levels or fewer semitones"
-            )
+            expected = f"pitches below 0.45 of the sample rate of {sample_rate} Hz"
+            advice = "use fewer levels or fewer semitones"
+            raise ValueError(f"bands: expected {expected}, found up to {highest:g}; {advice}")
         self.n_steps, self.frames, self.n_levels = config.n_steps, config.frames, n_levels
         self.hop_length = patch // config.frames
         self.notes = NoteSpectrogram(sample_rate, self.hop_length, steps)
@@ -91,9 +89,8 @@ class BandEncoder(nn.Module):
         features = torch.cat([notes * peak_weights(notes), rearrange(mels, "b t mel -> b mel t")], dim=1)
         # The frames of a patch become features.
         shape = {"level": self.n_levels, "step": self.n_steps, "frame": self.frames}
-        return list(
-            rearrange(features, "b (level band step) (t frame) -> level b (band step frame) t", **shape).unbind()
-        )
+        pattern = "b (level band step) (t frame) -> level b (band step frame) t"
+        return list(rearrange(features, pattern, **shape).unbind())
 
 
 class BandCombiner(nn.Module):
@@ -108,8 +105,7 @@ class BandCombiner(nn.Module):
 
     def forward(self, *levels: Tensor) -> Tensor:
         missing = [torch.zeros_like(levels[0])] * (self.n_levels - len(levels))
-        powers = rearrange(
-            torch.cat([*levels, *missing], dim=1), "b (step frame) t -> b step (t frame)", frame=self.frames
-        )
+        patches = torch.cat([*levels, *missing], dim=1)
+        powers = rearrange(patches, "b (step frame) t -> b step (t frame)", frame=self.frames)
         loudness = (powers.clamp(min=0) ** (1 / POWER) + LEAST).log()
         return torch.cat([self.mix(loudness / 4 + 1.5), loudness[:, : -self.n_mels]], dim=1)

@@ -96,12 +96,10 @@ class Upsample(nn.ConvTranspose1d):
 
 def factor_strides(hop_length: int, max_stride: int) -> list[int]:
     """Split a hop into strides of at most `max_stride`, if its prime factors allow it: 256, 8 -> [8, 8, 4]."""
-    primes, rest, p = [], hop_length, 2
+    primes, rest = [], hop_length
     while rest > 1:
-        while rest % p == 0:
-            primes.append(p)
-            rest //= p
-        p += 1
+        primes.append(next(p for p in range(2, rest + 1) if rest % p == 0))
+        rest //= primes[-1]
     strides: list[int] = []
     for prime in sorted(primes, reverse=True):
         if strides and strides[-1] * prime <= max_stride:

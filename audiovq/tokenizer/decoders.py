@@ -36,10 +36,8 @@ class IstftDecoder(nn.Module):
     def __init__(self, dim: int, channels: int, hop_length: int, config: Config, sample_rate: int, causal: bool):
         super().__init__()
         if config.overlap % 2 or hop_length % 2:
-            raise ValueError(
-                f"istft decoder: expected an even overlap and finest hop, found {config.overlap} and "
-                f"{hop_length}; use the conv decoder for odd hops"
-            )
+            found = f"found {config.overlap} and {hop_length}; use the conv decoder for odd hops"
+            raise ValueError(f"istft decoder: expected an even overlap and finest hop, {found}")
         self.channels, self.hop_length, self.overlap = channels, hop_length, config.overlap
         self.n_fft, self.polar = hop_length * config.overlap, config.spectrum == "polar"
         self.enter = Conv1d(dim, config.dim, kernel_size=7, causal=causal)

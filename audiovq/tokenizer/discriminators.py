@@ -34,8 +34,7 @@ def conv(dim_in: int, dim_out: int, kernel: tuple[int, int], stride: tuple[int, 
 
 def features_of(layers: Any, x: Tensor) -> list[Tensor]:
     """The output of each layer in turn, after its activation."""
-    outputs = itertools.accumulate(layers, lambda x, layer: F.leaky_relu(layer(x), 0.1), initial=x)
-    return list(outputs)[1:]
+    return list(itertools.accumulate(layers, lambda x, layer: F.leaky_relu(layer(x), 0.1), initial=x))[1:]
 
 
 class PatchDiscriminator(nn.Module):

@@ -130,10 +130,8 @@ class ReconstructionLoss(nn.Module):
         """Each term's sum over items; `stft` has two parts: logarithms, and `squares` [2, windows]."""
         c, n, sums = self.config, len(x), {}
         # Magnitudes of reconstruction and target by window size, [n · channels, bins, frames] each.
-        spectra = {}
-        for n_fft in self.windows:
-            window = self.get_buffer(f"window_{n_fft}")
-            spectra[n_fft] = stft_magnitude(x, window), stft_magnitude(y, window)
+        windows = {n_fft: self.get_buffer(f"window_{n_fft}") for n_fft in self.windows}
+        spectra = {n_fft: (stft_magnitude(x, w), stft_magnitude(y, w)) for n_fft, w in windows.items()}
         linear = [spectra[n_fft] for n_fft in self.linear_windows]
         if c.mel > 0:
             bands = [map(mel.bands, spectra[mel.n_fft]) for mel in self.mels]

@@ -103,8 +103,8 @@ class PitchSpectrogram(nn.Module):
             self.register_buffer(f"low_pass_{i}", low_pass(factor).float(), persistent=False)
             self.register_buffer(f"weights_{i}", (weights[:n_bins] / power).float(), persistent=False)
             self.register_buffer(f"window_{i}", window.float(), persistent=False)
-        reach = [(n_fft + FILTER_BLOCKS) * d for n_fft, d in zip(self.n_ffts, self.factors, strict=True)]
-        self.radius_samples = max(reach)
+        lengths = zip(self.n_ffts, self.factors, strict=True)
+        self.radius_samples = max((n_fft + FILTER_BLOCKS) * factor for n_fft, factor in lengths)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> float32 [..., steps, samples / hop]
         magnitudes = []

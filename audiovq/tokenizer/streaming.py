@@ -41,10 +41,8 @@ class StreamingEncoder:
         return self._codes(self.windows.finish())
 
     def _codes(self, windows: list[Window]) -> list[Tensor]:
-        if not windows:
-            empty = torch.zeros(0, dtype=torch.int64, device=self.device)
-            return [empty for _ in self.network.config.hop_lengths]
-        parts = [encode_windows(self.network, [window])[0] for window in windows]
+        parts = [[torch.zeros(0, dtype=torch.int64, device=self.device)] * self.network.config.n_levels]
+        parts += [encode_windows(self.network, [window])[0] for window in windows]
         return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
@@ -85,9 +83,8 @@ class StreamingDecoder:
         return self._waveform(self.windows.finish(n_samples))
 
     def _waveform(self, windows: list[Window]) -> Tensor:
-        if not windows:
-            return torch.zeros(self.network.config.channels, 0, device=self.caller_device)
-        parts = [decode_windows(self.network, [window])[0] for window in windows]
+        parts = [torch.zeros(self.network.config.channels, 0, device=self.device)]
+        parts += [decode_windows(self.network, [window])[0] for window in windows]
         return torch.cat(parts, dim=-1).clamp(-1, 1).to(self.caller_device)
 
 
@@ -105,8 +102,7 @@ def decoder_windows(network: VQVAE, n_levels: int, chunk_samples: int, ahead_sam
     step, context = max(1, round(chunk_samples / hops[0])) * hops[0], -(-network.decoder_radius // hops[0]) * hops[0]
     ahead = -(-network.decoder_ahead // hops[0]) * hops[0]
     if ahead_samples is not None and ahead_samples < ahead:
-        ahead = round(ahead_samples / hops[0]) * hops[0]
-        period = network.grid
+        ahead, period = round(ahead_samples / hops[0]) * hops[0], network.grid
         # At least twice as far back, whose end matters much less than that ahead.
         context = min(context, (1 + 2 * ahead // period) * period)
     return Windows(step, context, hops, ahead, period)
@@ -124,6 +120,5 @@ def decode_windows(network: VQVAE, windows: Sequence[Window]) -> list[Tensor]:
     levels = [torch.stack(level) for level in zip(*(window.sequences for window in windows), strict=True)]
     # At the end of a track the finer levels may be shorter than the last code of level 0.
     ends = [level.shape[-1] * hop for level, hop in zip(levels, network.config.hop_lengths, strict=False)]
-    start = windows[0].low % network.period  # of all
-    waveforms = network.decode(levels, min(ends), start)  # [windows, channels, samples]
+    waveforms = network.decode(levels, min(ends), windows[0].low % network.period)  # [windows, channels, samples]
     return [window.part(waveforms[i], 1) for i, window in enumerate(windows)]

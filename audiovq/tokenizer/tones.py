@@ -17,8 +17,8 @@ class Oscillators(nn.Module):
     blurs over several steps is still one steady sine, and its phase need not be coded.
 
     Attributes:
-        period: frames, after which all sines are where they began; `first` is where in it a chunk
-            begins. Frequencies are rounded for it, by at most sample_rate / (2 · hop · period) Hz.
+        period: frames, after which all sines are where they began; a chunk begins at the `first` frame of it.
+            Frequencies are rounded for it, by at most sample_rate / (2 · hop · period) Hz.
     """
 
     period = 64
@@ -41,9 +41,8 @@ class Oscillators(nn.Module):
         window = torch.hann_window(n_window, dtype=torch.float64) * 2 / self.overlap
         self.waves = nn.Buffer((torch.cat([angles.cos(), -angles.sin()]) * window).float(), persistent=False)
 
-    def forward(
-        self, loudness: Tensor, first: int = 0
-    ) -> Tensor:  # [b, channels, time, steps] -> [b, channels, time * hop]
+    def forward(self, loudness: Tensor, first: int = 0) -> Tensor:
+        """[b, channels, time, steps] -> [b, channels, time * hop]."""
         # 3. Sum the sines within windows, and the windows.
         return overlap_add(self.parts(loudness, first) @ self.waves, self.hop_length)
 

@@ -129,27 +129,25 @@ class ResidualAutoencoder(nn.Module):
         super().__init__()
         dim, codebook_dim, whiten = config.dim, config.quantizer.codebook_dim, config.whiten_latents
         n, finest = len(hop_lengths), hop_lengths[-1]
-        self.combiner = None
+        rate, causal, self.combiner = config.sample_rate, config.causal, None
         if config.topology == "bands":
-            self.encoder = BandEncoder(config.multiple, config.bands, n, config.quantizer.bands, config.sample_rate)
+            self.encoder = BandEncoder(config.multiple, config.bands, n, config.quantizer.bands, rate)
             self.combiner = BandCombiner(dim, config.bands, n, config.quantizer.bands)
+            # The latents are the spectra.
+            self.norms = self.projections_in = self.standardise = [nn.Identity()] * n
             finest = self.encoder.hop_length
         else:
-            rate, causal = config.sample_rate, config.causal
             self.encoder = Encoder(config.channels, hop_lengths, dim, config.encoder, rate, causal)
-        # Per level: into the space of the codebook, and back.
-        if self.combiner is not None:
-            self.norms = self.projections_in = self.standardise = [nn.Identity()] * n  # latents are the spectra
-        else:
+            # Per level: into the space of the codebook, and back.
             self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in hop_lengths)
             self.projections_in = nn.ModuleList(nn.Linear(dim, codebook_dim) for _ in hop_lengths)
             self.standardise = nn.ModuleList(latent_norm(codebook_dim, whiten) for _ in hop_lengths)
             self.projections_out = nn.ModuleList(nn.Linear(codebook_dim, dim) for _ in hop_lengths)
         # From each level's rate to the next finer one's.
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
-        self.ups = nn.ModuleList(Upsample(dim, dim, r, config.causal) if r > 1 else nn.Identity() for r in ratios)
-        kind, rate = DECODERS[config.decoder.kind], config.sample_rate
-        self.decoder = kind(dim, config.channels, finest, config.decoder, rate, config.causal)
+        self.ups = nn.ModuleList(Upsample(dim, dim, r, causal) if r > 1 else nn.Identity() for r in ratios)
+        kind = DECODERS[config.decoder.kind]
+        self.decoder = kind(dim, config.channels, finest, config.decoder, rate, causal)
         # Receptive fields to one side, in samples: of a code, and of a decoded sample.
         ups_radius = sum(hop for ratio, hop in zip(ratios, hop_lengths, strict=False) if ratio > 1)
         combiner_radius = self.combiner.radius * finest if self.combiner else 0
@@ -157,7 +155,7 @@ class ResidualAutoencoder(nn.Module):
         self.decoder_radius = self.decoder.radius * finest + ups_radius + combiner_radius
         # As far as they look ahead: back and ahead alike, or hardly ahead and twice as far back.
         self.encoder_ahead, self.decoder_ahead = self.encoder_radius, self.decoder_radius
-        if config.causal:
+        if causal:
             self.encoder_ahead, self.decoder_ahead = self.encoder.front.ahead_samples, self.decoder.ahead * finest
             self.encoder_radius, self.decoder_radius = 2 * self.encoder_radius, 2 * self.decoder_radius
         self.period = self.decoder.period * finest  # samples
@@ -195,12 +193,9 @@ class ResidualAutoencoder(nn.Module):
         components = vectors * vectors.shape[-1] ** 0.5  # of vectors of about unit length, brought to about 1
         return rearrange(self.projections_out[i](components), "b t d -> b d t")
 
-    def decode(self, *residuals: Tensor, first: int = 0) -> Tensor:
-        """Residuals [b, dim, time] of the first k levels -> waveform; the other levels add nothing."""
-        return self.decoder(self.total(*residuals), first)
-
     def total(self, *residuals: Tensor) -> Tensor:
-        """What the decoder gets, [b, dim, time] at its rate."""
+        """Residuals [b, dim, time] of the first k levels -> what the decoder gets, [b, dim, time] at its
+        rate; the other levels add nothing."""
         if self.combiner is not None:
             return self.combiner(*residuals)
         total = residuals[0]
@@ -211,7 +206,7 @@ class ResidualAutoencoder(nn.Module):
         return total
 
     def render(self, *residuals: Tensor, only_tones: bool = False) -> tuple[Tensor | None, Tensor | None]:
-        """As `decode`, with the loudness of the tones if the decoder gives it, or that alone."""
+        """As `total` -> waveform, and the loudness of the tones if the decoder gives it; or that alone."""
         total = self.total(*residuals)
         if only_tones:
             return None, self.decoder.tones(total)
@@ -231,7 +226,6 @@ class VQVAE(nn.Module):
 
     groups: Any  # nn.ModuleList of ResidualAutoencoder: one (residual), or one per level (independent)
     codebooks: Any  # nn.ModuleList of Quantizer: one (shared), or one per level
-    encoder_period = 1  # samples; as `period`, for a chunk that is encoded
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
@@ -242,14 +236,13 @@ class VQVAE(nn.Module):
         n_codebooks = 1 if config.shared_codebook else config.n_levels
         kind = ALL_QUANTIZERS[config.quantizer.kind]
         self.codebooks = nn.ModuleList(kind(config.quantizer) for _ in range(n_codebooks))
-        # Receptive fields of a code and of a decoded sample to one side, in samples.
+        # Receptive fields of a code and of a decoded sample to one side, and ahead of them, in samples.
         self.encoder_radius: int = max(autoencoder.encoder_radius for autoencoder in self.groups)
         self.decoder_radius: int = max(autoencoder.decoder_radius for autoencoder in self.groups)
-        # As far as they look ahead.
         self.encoder_ahead: int = max(autoencoder.encoder_ahead for autoencoder in self.groups)
         self.decoder_ahead: int = max(autoencoder.decoder_ahead for autoencoder in self.groups)
-        # Samples: where a chunk may begin; and after how many the decoder's reference phases repeat, so that chunks which
-        # begin at multiples of it can be decoded in one batch.
+        # Samples: where a chunk may begin, also one to encode; and after how many the decoder's reference
+        # phases repeat, so that chunks which begin at multiples of it can be decoded in one batch.
         self.grid = config.multiple
         self.encoder_period = config.multiple if config.topology == "bands" else 1
         self.period = math.lcm(config.multiple, *(autoencoder.period for autoencoder in self.groups))
@@ -355,5 +348,4 @@ class VQVAE(nn.Module):
             # The coarsest level may reach further than a finer one, which adds nothing there.
             n_missing = 0 if self.config.topology == "bands" else length // hops[i] - residual.shape[-1]
             residuals.append(F.pad(residual, (0, n_missing)))
-        finest = hops[levels[-1]]
-        return autoencoder.decode(*residuals, first=start // finest)[..., :n_samples]
+        return autoencoder.decoder(autoencoder.total(*residuals), start // hops[levels[-1]])[..., :n_samples]

@@ -102,9 +102,9 @@ class Checkpoints:
         tensors = self.tensors()
         saved = compat.without_obsolete(saved, tensors)
         if tensors.keys() != saved.keys():
+            found, advice = min(tensors.keys() ^ saved.keys()), "delete the folder to train from the start"
             raise ValueError(
-                f"{folder}: expected the weights of this recipe's network, found others "
-                f"({min(tensors.keys() ^ saved.keys())}); delete the folder to train from the start"
+                f"{folder}: expected the weights of this recipe's network, found others ({found}); {advice}"
             )
         read_tensors(folder, tensors)
         return json.loads((folder / "state.json").read_text())

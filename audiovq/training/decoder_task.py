@@ -30,7 +30,7 @@ class DecoderTask(Task):
         super().__init__()
         assert recipe.decoder_tuning is not None, "without decoder_tuning there is nothing to do"
         torch.manual_seed(recipe.seed)
-        self.has_held_out = bool(scan.split("valid"))
+        self.has_held_out = bool(scan.tracks.of("valid"))
         self.title, self.recipe_key = "decoder", "decoder_tuning"
         self.recipe, self.stage, self.scan, self.seed = recipe, recipe.decoder_tuning, scan, recipe.seed
         model = tokenizer.config
@@ -73,8 +73,7 @@ class DecoderTask(Task):
             terms["tones"] = self.tone_loss(output.tones, batch)
         for_decoder = self.decoder_loss(terms)
         terms["discriminator"] = for_discriminators
-        metrics = {name: value.detach() for name, value in terms.items()}
-        return for_decoder + for_discriminators, metrics
+        return for_decoder + for_discriminators, {name: value.detach() for name, value in terms.items()}
 
     def discriminator_loss(self, real: list[DiscriminatorOutput], reconstructions: list[Tensor]) -> Tensor:
         """The loss of the discriminators: music against each reconstruction [b, channels, samples]."""

@@ -2,8 +2,8 @@
 
 import shutil
 import time
+from array import array
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,34 +36,35 @@ def encode_data_set(
     rank, n_ranks = collectives.rank(), collectives.world_size()
     hops, identity = list(config.hop_lengths), tokenizer_hash(network)
     layout = identity, config.sample_rate, hops, config.codebook_size
-    make_index = partial(ShardIndex, *layout, "chroma" in extras, notes="notes" in extras)
-    index, finished = make_index(), folder.with_name(f".{folder.name}.tracks")
+    index = ShardIndex(*layout, "chroma" in extras, notes="notes" in extras)
+    finished = folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:
         n = shifts if track.split == "train" else 1
         place = finished / identity / track.sha256[:2]  # folders of millions of files are slow
         return [place / f"{track.sha256}-{shift}.codes" for shift in range(n)]
 
-    for track in scan.tracks:
+    # With several ranks, the longest tracks come first, so that ranks end at about the same time.
+    n = len(scan.tracks)
+    numbers = (np.argsort(-scan.tracks.seconds, kind="stable") if n_ranks > 1 else np.arange(n))[rank::n_ranks]
+    mine = scan.tracks.take(numbers)
+    for track in progress(mine, "encode", len(mine)):
         check_relative(track.path)
         check_relative(track.sha256)
-    # With several ranks, the longest tracks come first, so that ranks end at about the same time.
-    by_length = sorted(scan.tracks, key=lambda track: -track.seconds) if n_ranks > 1 else scan.tracks
-    shares = [by_length[i::n_ranks] for i in range(n_ranks)]
-    mine = shares[rank]
-    for track in progress(mine, "encode", len(mine)):
         first = paths(track)[0]  # it is saved last
         if not all(path.exists() for path in (first, *(first.with_suffix(f".{kind}.npy") for kind in index.extras))):
             check_unchanged(scan.folder / track.path, track.stamp, track.sha256)
             _encode_track(scan.folder / track.path, track, paths(track), network, index)
     group = collectives.from_rank_0(time.time_ns())  # earlier processes that still live have other folders
     parts = [finished / f"part-{group}-{i}" for i in range(n_ranks)]
-    writer = ShardWriter(parts[rank], make_index())
-    for track in progress(mine, "shards", len(mine)):
+    writer, added = ShardWriter(parts[rank], index), array("q")
+    for number, track in zip(numbers, progress(mine, "shards", len(mine)), strict=True):
         for path in filter(Path.exists, paths(track)):
             beside = [path.with_suffix(f".{kind}.npy") for kind in index.extras]
             writer.add(track, Codes.load(path), *(np.load(file, allow_pickle=False) for file in beside))
+            added.append(number)
     writer.finish()
+    (parts[rank] / "numbers").write_bytes(added.tobytes())
     collectives.barrier()
     if rank == 0:
         with atomic_folder(folder) as temporary:
@@ -71,10 +72,9 @@ def encode_data_set(
             for part in parts:
                 whole.take(part)
             # The tracks are in the order of the scan, whatever the number of ranks.
-            place = {track.path: i for i, track in enumerate(scan.tracks)}
-            order = [place[t.path] for share in shares for t in share for path in paths(t) if path.exists()]
-            whole.rows = [whole.rows[i] for i in sorted(range(len(order)), key=order.__getitem__)]
-            whole.finish()
+            whole.finish(
+                np.argsort(np.concatenate([np.fromfile(part / "numbers", np.int64) for part in parts]), kind="stable")
+            )
         shutil.rmtree(finished, ignore_errors=True)
     collectives.barrier()
 

@@ -44,7 +44,7 @@ class TokenizerTask(Task):
     def __init__(self, stage: TokenizerStage, data: DataConfig, scan: Scan, seed: int):
         super().__init__()
         torch.manual_seed(seed)
-        self.has_held_out = bool(scan.split("valid"))
+        self.has_held_out = bool(scan.tracks.of("valid"))
         self.title = self.recipe_key = "tokenizer"
         self.stage, self.data, self.scan, self.seed = stage, data, scan, seed
         self.network = VQVAE(stage.model)
@@ -124,7 +124,7 @@ def tone_loss(network: VQVAE, losses: LossConfig) -> ToneLoss | None:
 
 def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: str, seed: int) -> WaveformCrops:
     """Crops of the tracks of a split, as the tokenizer is trained on."""
-    tracks = scan.split(split) or scan.split("train")  # a single track is evaluated on itself
+    tracks = scan.tracks.of(split) or scan.tracks.of("train")  # a single track is evaluated on itself
     sizes = stage.model.sample_rate, stage.model.channels, stage.crop_samples
     crops = WaveformCrops(Path(scan.folder), tracks, *sizes, seed, data.cache_gigabytes)
     if split == "train" and data.workers:

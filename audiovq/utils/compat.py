@@ -112,8 +112,7 @@ def current_recipe(mapping: dict[str, Any], source: str, quiet: bool = False) ->
 def current_key(path: str) -> str:
     """The current name of a dotted key, as in `--set priors.0.model.halo=2`; prints a line if it is old."""
     for old, new in RECIPE_KEYS.items():
-        match = re.fullmatch(re.escape(old).replace(r"\*", r"(\d+)"), path)
-        if match:
+        if match := re.fullmatch(re.escape(old).replace(r"\*", r"(\d+)"), path):
             found = new.replace("*", match.group(1)) if match.groups() else new
             say(f"--set {path}: the key is now called {found}; the old name still works")
             return found

@@ -15,9 +15,7 @@ from safetensors import SafetensorError
 
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "sha256.json"  # the files of a model's folder
 MAX_NAME_BYTES = 255
-fences: list[
-    Callable[[], object]
-] = []  # called before anything appears or grows; one ends a process that may not write
+fences: list[Callable[[], object]] = []  # called before anything appears or grows; one may end the process
 
 
 @contextlib.contextmanager
@@ -194,8 +192,7 @@ def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
         return []
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        row = parse_line(line)
-        if row is not None:
+        if (row := parse_line(line)) is not None:
             rows.append(row)
         elif line.strip() and not skip_damaged:
             found = line[:40].decode(errors="replace")
