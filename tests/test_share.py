@@ -148,7 +148,7 @@ def test_credits_beside_the_music_are_found(tiny_run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "text, licence",
+    ("text", "licence"),
     [
         ("---\nlicense: mit\n---\n\n# A: model\n", "mit"),
         ("---\nlicense: other\nlicense_name: see-model-card\n---\n", "see-model-card"),
