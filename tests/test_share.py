@@ -21,7 +21,7 @@ from hub_server import TOKEN, Hub, serve
 from audiovq import Generator, Tokenizer
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.export import find_credits, without_local_paths
-from audiovq.pretrained.locate import MODEL_FILES, resolve_model
+from audiovq.pretrained.locate import MODEL_FILES, model_licence, resolve_model
 from audiovq.recipe import load_recipe, load_saved_recipe
 from audiovq.utils.files import SUMS
 
@@ -145,6 +145,24 @@ def test_credits_beside_the_music_are_found(tiny_run: Path, tmp_path: Path) -> N
     named = recipe.model_copy(update={"data": recipe.data.model_copy(update={"credits": "none.txt"})})
     with pytest.raises(ValueError, match=r"none\.txt: expected a text file with credits"):
         find_credits(music, named)
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("---\nlicense: mit\n---\n\n# A: model\n", "mit"),
+        ("---\nlicense: other\nlicense_name: see-model-card\n---\n", "see-model-card"),
+        ("---\ntags: [music]\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("# A model\n\nlicense: mit\n", None),
+        ("", None),
+    ],
+)
+def test_the_licence_of_a_card(tmp_path: Path, text: str, licence: str | None) -> None:
+    (tmp_path / "README.md").write_text(text)
+    assert model_licence(tmp_path) == licence
+    (tmp_path / "README.md").unlink()
+    assert model_licence(tmp_path) is None
 
 
 def test_a_full_folder_and_no_model_are_one_line(tiny_run: Path, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
+import yaml
 from huggingface_hub.utils import filter_repo_objects
-from yaml import YAMLError
 
 from audiovq import config as conf
 from audiovq.utils.environment import errors_as
@@ -89,9 +89,9 @@ def prior_folders(folder: Path) -> list[Path]:
 def model_licence(folder: Path) -> str | None:
     """The licence in the card of a model; None if there is none."""
     card = None
-    with contextlib.suppress(OSError, ValueError, YAMLError):
-        card = huggingface_hub.metadata_load(folder / "README.md")
-    return card.get("license_name") or card.get("license") if card else None
+    with contextlib.suppress(OSError, ValueError, IndexError, yaml.YAMLError):
+        card = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    return card.get("license_name") or card.get("license") if isinstance(card, dict) else None
 
 
 def check_priors(folder: Path) -> None:
