@@ -47,10 +47,6 @@ class WaveformCrops(Dataset[Tensor]):
             for track in progress(range(len(self.tracks)), "decode", len(self.tracks)):
                 self._decoded(track)
 
-    def name_of(self, index: int) -> str:
-        """Path of the track that an example is from."""
-        return self.tracks[pick(self.ends, np.random.default_rng([self.seed, index]))].path
-
     def __getitem__(self, index: int) -> Tensor:
         random = np.random.default_rng([self.seed, index])
         track, position = pick(self.ends, random), random.random()
@@ -84,6 +80,11 @@ class WaveformCrops(Dataset[Tensor]):
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
     """A random track, as often as it is long; `ends` [n_tracks] are the shares of all music up to there."""
     return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
+
+
+def name_of(data: "WaveformCrops | CodeWindows", index: int) -> str:
+    """Path of the track that an example is from."""
+    return data.tracks[pick(data.ends, np.random.default_rng([data.seed, index]))].path
 
 
 @dataclass(eq=False, repr=False)
@@ -140,10 +141,6 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return 2**62
-
-    def name_of(self, index: int) -> str:
-        """Path of the track that an example is from."""
-        return self.tracks[pick(self.ends, np.random.default_rng([self.seed, index]))].path
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, index])

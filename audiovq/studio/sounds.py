@@ -135,8 +135,7 @@ def read_recording(
     """Encode an audio file, whose name ends in the id of the recording; ValueError if it cannot be used."""
     done = 0.0
     with named_as_uploaded(path, name):
-        info = audio.audio_info(path)
-        seconds = min(limits.max_seconds, info.seconds)
+        seconds = min(limits.max_seconds, audio.audio_info(path).seconds)
 
         def advance(block_seconds: float) -> None:
             nonlocal done
