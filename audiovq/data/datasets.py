@@ -52,8 +52,7 @@ class WaveformCrops(Dataset[Tensor]):
         track, position = pick(self.ends, random), random.random()
         if self.fits:
             waveform = self._decoded(track)
-            start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
-            waveform = waveform[:, start:]
+            waveform = waveform[:, int(position * max(0, waveform.shape[-1] - self.crop_samples + 1)) :]
         else:
             path, source = self._unchanged(track)
             wanted = -(-self.crop_samples * source.sample_rate // self.sample_rate)

@@ -206,7 +206,8 @@ class Shards:
         if storage.is_url(folder):
             self.local = Path(pooch.os_cache("audiovq")) / "codes" / hashlib.sha256(content).hexdigest()[:32]
         with self._reading("index.json"):
-            file = conf.build(_IndexFile, json.loads(content), "index")
+            found = json.loads(content)
+            file = conf.build(_IndexFile, found, "index")
         self.sizes, self.blocks = file.sizes, file.blocks
         self._verified: set[tuple[str, int]] = set()
         layout = file.tokenizer_hash, file.sample_rate, list(file.hop_lengths), file.codebook_size

@@ -135,7 +135,8 @@ def read_recording(
     """Encode an audio file, whose name ends in the id of the recording; ValueError if it cannot be used."""
     done = 0.0
     with named_as_uploaded(path, name):
-        seconds = min(limits.max_seconds, audio.audio_info(path).seconds)
+        info = audio.audio_info(path)
+        seconds = min(limits.max_seconds, info.seconds)
 
         def advance(block_seconds: float) -> None:
             nonlocal done
