@@ -49,9 +49,12 @@ class TrainingConfig(Config):
 
 
 class PriorTrainingConfig(TrainingConfig):
-    """How a prior is trained; the last two keys are for priors that are too large for a device."""
+    """How a prior is trained; the last three keys are for priors that are too large for a device."""
 
     sharded: bool = False  # shard weights, gradients and moments over the devices (FSDP2)
+    shard_devices: int = Field(
+        default=0, ge=0
+    )  # how many devices, such as those of a node, share one copy (HSDP); 0: all
     activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory
 
 
@@ -290,7 +293,7 @@ def codes_place(run: Path) -> Path | str:
 
 # Keys that may change when a run is resumed, perhaps on another machine: they do not change its results.
 RESUME_MUTABLE = {
-    *("device_batch_size", "compile", "sharded", "activation_checkpointing"),
+    *("device_batch_size", "compile", "sharded", "shard_devices", "activation_checkpointing"),
     *("checkpoint_seconds", "keep_checkpoints", "keep_every_steps", "workers", "trackers"),
 }
 

@@ -372,6 +372,29 @@ def test_what_only_ffmpeg_knows_has_ffmpegs_own_samples(tmp_path: Path, name: st
 
 @needs_ffmpeg
 @pytest.mark.parametrize(("name", "options"), [
+    ("a.m4a", ("-c:a", "aac", "-movflags", "+faststart")), ("a.wv", ("-c:a", "wavpack")), ("a.webm", ("-c:a", "copy")),
+])  # fmt: skip
+def test_a_part_far_into_a_file_is_at_its_place(tmp_path: Path, name: str, options: tuple[str, ...]) -> None:
+    """Where ffmpeg seeks, it does not decode what is before the part."""
+    path = tmp_path / name
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-y", "-stream_loop", "9", "-i", TRACK, "-t", "40", *options, path], check=True
+    )
+    expected = by_ffmpeg(path)
+    for start in (0, 48000, 48000 * 2 - 1, 48000 * 30 + 17):
+        part = read_audio(path, start=start, n_samples=30000)[0]
+        # AAC draws noise, whose place is not exact.
+        assert float((part - expected[:, start : start + 30000]).abs().max()) < 1e-3
+        assert float((part - expected[:, start + 1 : start + 30001]).abs().max()) > 0.005
+    end, whole = expected.shape[1], read_audio(path, start=48000 * 39)[0]
+    assert whole.shape[1] == end - 48000 * 39
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(ValueError, match=r"truncated|damaged"):
+        read_audio(path, start=48000 * 38, n_samples=30000)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("name", "options"), [
     ("a.m4a", ("-c:a", "aac", "-movflags", "+faststart")), ("a.aac", ("-c:a", "aac")), ("a.webm", ("-c:a", "copy")),
 ])  # fmt: skip
 def test_what_only_ffmpeg_knows_is_refused_if_truncated(tmp_path: Path, name: str, options: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from conftest import cli
 from torch.utils.data import Dataset
 
+from audiovq.data.datasets import name_of
 from audiovq.data.tracks import scan
 from audiovq.recipe import TrainingConfig, load_recipe
 from audiovq.training.checkpoints import newest
@@ -234,7 +235,7 @@ def test_several_skipped_steps_stop_the_training_and_name_the_tracks(
     tiny_recipe: Path, music: Path, tmp_path: Path
 ) -> None:
     training = broken(tiny_recipe, music, tmp_path, set(range(2, 99)), n=20)
-    names = {training.task.dataset("train").name_of(i) for i in range(4, 2 * (2 + PATIENCE))}  # type: ignore[attr-defined]
+    names = {name_of(training.task.dataset("train"), i) for i in range(4, 2 * (2 + PATIENCE))}  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=f"not finite in the last {PATIENCE} steps, up to step {2 + PATIENCE}"
     ) as error:

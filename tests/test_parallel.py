@@ -34,7 +34,8 @@ SETTINGS = (
 STEPS, STOP = 6, 3
 BASE = {"steps": STEPS, "batch_size": 3, "log_steps": 1, "evaluate_steps": 3, "evaluate_batches": 2, "warmup_steps": 2,
         "checkpoint_seconds": 1e6, "learning_rate": 3e-3}  # fmt: skip
-SHARDED = {"sharded": True, "activation_checkpointing": True, "device_batch_size": 1, "ema_decay": 0.5}
+BATCH_OF_FOUR: dict[str, Any] = {"batch_size": 4}
+SHARDED: dict[str, Any] = {"sharded": True, "activation_checkpointing": True, "device_batch_size": 1, "ema_decay": 0.5}
 
 
 class Stopping(PriorTask):
@@ -49,7 +50,7 @@ class Stopping(PriorTask):
             signal.raise_signal(signal.SIGTERM)
         if self.training:
             self.calls += 1
-            n_portions = 2 if collectives.world_size() > 1 else 3
+            n_portions = {1: 3, 2: 2, 4: 1}[collectives.world_size()]
             if self.calls == n_portions * (STOP - 1) + 1 and collectives.rank() == self.stop_rank:
                 signal.raise_signal(signal.SIGTERM)
         return super().forward(batch)
@@ -115,6 +116,20 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
         prior(recipe, run, folder / "stopped", **SHARDED)
         prior(recipe, run, folder / "one-to-two", **SHARDED)
         (folder / f"bits-{rank}.json").write_text(json.dumps(bits(run)))
+
+
+def hybrid(rank: int, recipe: Path, run: Path, folder: Path) -> None:
+    """One of four processes, of which each two have a copy of the weights."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip
+    with launch.processes():
+        prior(recipe, run, folder / "hybrid", **BATCH_OF_FOUR, **SHARDED, shard_devices=2)
+        prior(recipe, run, folder / "muon-hybrid", **BATCH_OF_FOUR, **SHARDED, shard_devices=2, optimizer="muon")
+        prior(recipe, run, folder / "hybrid-stopped", stop_rank=3, **BATCH_OF_FOUR, **SHARDED, shard_devices=2)
+        prior(recipe, run, folder / "hybrid-stopped", **BATCH_OF_FOUR, **SHARDED)
+        with pytest.raises(ValueError, match="shard_devices: expected a divisor of the 4 devices, found 3"):
+            prior(recipe, run, folder / "uneven", **BATCH_OF_FOUR, **SHARDED, shard_devices=3)
 
 
 def bits(run: Path) -> list[dict[str, float]]:
@@ -245,6 +260,19 @@ def test_bfloat16_copied_or_shared_out(found: Path, tiny_recipe: Path, tiny_run:
             key = "loss" if "loss" in full else "valid_loss"
             assert low[key] != full[key]
             assert low[key] == pytest.approx(full[key], rel=0.01)
+
+
+@pytest.mark.slow
+def test_copies_of_shards_learn_what_one_process_learns(
+    found: Path, tiny_recipe: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "port").write_text(str(int((found / "port").read_text()) + 2))
+    prior(tiny_recipe, tiny_run, tmp_path / "averaged-one", ema_decay=0.5, **BATCH_OF_FOUR)
+    prior(tiny_recipe, tiny_run, tmp_path / "muon-one", ema_decay=0.5, optimizer="muon", **BATCH_OF_FOUR)
+    torch.multiprocessing.spawn(hybrid, (tiny_recipe, tiny_run, tmp_path), nprocs=4)  # type: ignore[attr-defined]
+    assert_close(tmp_path / "averaged-one", tmp_path / "hybrid")
+    assert_close(tmp_path / "muon-one", tmp_path / "muon-hybrid")
+    assert_close(tmp_path / "averaged-one", tmp_path / "hybrid-stopped")  # which goes on with one copy of four shards
 
 
 @pytest.mark.slow

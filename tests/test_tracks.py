@@ -26,7 +26,7 @@ from mutagen.wave import WAVE
 from test_audio import encoded, needs_ffmpeg
 
 from audiovq.data import music, tracks as tracks_module
-from audiovq.data.datasets import WaveformCrops, pick
+from audiovq.data.datasets import WaveformCrops, name_of, pick
 from audiovq.data.music import TRACK, Scan, Track, table_of
 from audiovq.data.scan_cache import scan_file
 from audiovq.data.tracks import DataConfig, find_audio, scan
@@ -511,7 +511,7 @@ def test_many_tracks_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Counter(labels["genre"] for labels in train.labels()) == Counter(f"g{i % 3}" for i in expected)
     track, i = train[1234], expected[1234]
     assert (track.path, track.sha256, track.stamp) == (f"{i % 7}/{i}.wav", f"{i:064x}", [i, 2 * i])
-    assert crops.name_of(3) == train[pick(crops.ends, np.random.default_rng([0, 3]))].path
+    assert name_of(crops, 3) == train[pick(crops.ends, np.random.default_rng([0, 3]))].path
     assert len(built) == 3
     (tmp_path / "data" / "tracks.npy").unlink()  # as of version 0.1
     assert list(Scan.load(tmp_path / "data").tracks.facts()) == list(found.tracks.facts())

@@ -81,10 +81,7 @@ def audio_info(path: Path) -> AudioInfo:
             info = ffmpeg.probe(path)
         except ffmpeg.FFmpegError as error:
             raise ValueError(f"{reason}; {error}") from None
-    try:
-        check_rate(info.sample_rate)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    check_rate(info.sample_rate, f"{path}: sample rate")
     return info
 
 

@@ -111,8 +111,7 @@ class Codes:
             tensors = {"compressed": torch.from_numpy(data.copy())}
         check_folder(path.parent)
         with atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
-            place = folder / temporary.name
-            safetensors.torch.save_file(tensors, place, metadata={"audiovq": json.dumps(header)})
+            safetensors.torch.save_file(tensors, folder / temporary.name, metadata={"audiovq": json.dumps(header)})
 
     @staticmethod
     def load(path: Path | str) -> "Codes":

@@ -47,17 +47,12 @@ class WaveformCrops(Dataset[Tensor]):
             for track in progress(range(len(self.tracks)), "decode", len(self.tracks)):
                 self._decoded(track)
 
-    def name_of(self, index: int) -> str:
-        """Path of the track that an example is from."""
-        return self.tracks[pick(self.ends, np.random.default_rng([self.seed, index]))].path
-
     def __getitem__(self, index: int) -> Tensor:
         random = np.random.default_rng([self.seed, index])
         track, position = pick(self.ends, random), random.random()
         if self.fits:
             waveform = self._decoded(track)
-            start = int(position * max(0, waveform.shape[-1] - self.crop_samples + 1))
-            waveform = waveform[:, start:]
+            waveform = waveform[:, int(position * max(0, waveform.shape[-1] - self.crop_samples + 1)) :]
         else:
             path, source = self._unchanged(track)
             wanted = -(-self.crop_samples * source.sample_rate // self.sample_rate)
@@ -84,6 +79,11 @@ class WaveformCrops(Dataset[Tensor]):
 def pick(ends: np.ndarray, random: np.random.Generator) -> int:
     """A random track, as often as it is long; `ends` [n_tracks] are the shares of all music up to there."""
     return min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
+
+
+def name_of(data: "WaveformCrops | CodeWindows", index: int) -> str:
+    """Path of the track that an example is from."""
+    return data.tracks[pick(data.ends, np.random.default_rng([data.seed, index]))].path
 
 
 @dataclass(eq=False, repr=False)
@@ -140,10 +140,6 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return 2**62
-
-    def name_of(self, index: int) -> str:
-        """Path of the track that an example is from."""
-        return self.tracks[pick(self.ends, np.random.default_rng([self.seed, index]))].path
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, index])

@@ -14,12 +14,12 @@ from audiovq.config import whole_number
 RATES = (1000, 768_000)  # Hz
 
 
-def check_rate(rate: float) -> int:
+def check_rate(rate: float, name: str = "sample rate") -> int:
     """The sample rate as an integer; ValueError for one that audio does not have."""
     with contextlib.suppress(ValueError):
         if RATES[0] <= (found := whole_number(rate, "sample rate")) <= RATES[1]:
             return found
-    raise ValueError(f"sample rate: expected a whole number from {RATES[0]} to {RATES[1]} Hz, found {rate!r:.40}")
+    raise ValueError(f"{name}: expected a whole number from {RATES[0]} to {RATES[1]} Hz, found {rate!r:.40}")
 
 
 class Resampler:

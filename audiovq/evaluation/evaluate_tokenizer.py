@@ -48,8 +48,7 @@ def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[st
 def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstruction]:
     """Encode and decode each track; one is in memory at a time."""
     for track in music.tracks:
-        path = music.folder / track.path
-        source, rate = audio.read_audio(path, tokenizer.sample_rate, tokenizer.config.channels)
+        source, rate = audio.read_audio(music.folder / track.path, tokenizer.sample_rate, tokenizer.config.channels)
         codes = tokenizer.encode(source, rate)
         prefixes = [tokenizer.decode(codes, n_levels) for n_levels in range(1, len(codes.levels) + 1)]
         yield Reconstruction(track.path, source, prefixes, codes)

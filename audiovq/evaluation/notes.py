@@ -40,8 +40,7 @@ def _transcriber() -> tuple[Any, Any, Any]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             inference = importlib.import_module("basic_pitch.inference")
-            package = importlib.import_module("basic_pitch")
-            weights = Path(package.ICASSP_2022_MODEL_PATH).parent / "nmp.onnx"
+            weights = Path(importlib.import_module("basic_pitch").ICASSP_2022_MODEL_PATH).parent / "nmp.onnx"
             model = inference.Model(weights)
     finally:
         logging.disable(before)

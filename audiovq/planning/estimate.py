@@ -242,7 +242,8 @@ class Planner(NamedTuple):
         memory |= {"gradients": 4 * n_weights, "moments": (4 if config.optimizer == "muon" else 8) * n_weights}
         memory["averages"] = 4 * n_weights if config.ema_decay else 0
         if isinstance(config, PriorTrainingConfig) and config.sharded:
-            memory = {name: n_bytes / self.n_devices for name, n_bytes in memory.items()}
+            n_shards = min(config.shard_devices or self.n_devices, self.n_devices)
+            memory = {name: n_bytes / n_shards for name, n_bytes in memory.items()}
         size_that_fits = int((USABLE * self.device.memory - sum(memory.values())) // one.activations)
         memory["activations"] = size * one.activations
         step_seconds = share * one.flops / self.device.flops

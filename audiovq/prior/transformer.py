@@ -65,8 +65,7 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         self.config, self.layer = config, layer
-        width = (config.n_heads + 2 * config.kv_heads) * config.head_dim
-        self.qkv = nn.Linear(config.dim, width, bias=False)
+        self.qkv = nn.Linear(config.dim, (config.n_heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, causal: bool, cache: Any) -> Tensor:

@@ -146,8 +146,7 @@ class ResidualAutoencoder(nn.Module):
         # From each level's rate to the next finer one's.
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
         self.ups = nn.ModuleList(Upsample(dim, dim, r, causal) if r > 1 else nn.Identity() for r in ratios)
-        kind = DECODERS[config.decoder.kind]
-        self.decoder = kind(dim, config.channels, finest, config.decoder, rate, causal)
+        self.decoder = DECODERS[config.decoder.kind](dim, config.channels, finest, config.decoder, rate, causal)
         # Receptive fields to one side, in samples: of a code, and of a decoded sample.
         ups_radius = sum(hop for ratio, hop in zip(ratios, hop_lengths, strict=False) if ratio > 1)
         combiner_radius = self.combiner.radius * finest if self.combiner else 0

@@ -142,8 +142,7 @@ class BestWeights:
             write_tensors(self.folder, complete, {"step": step, "loss": loss})
 
     def exhausted(self, step: int) -> bool:
-        n_worse = (step - self.step) // self.config.evaluate_steps
-        return 0 < self.config.patience <= n_worse and self.loss < math.inf
+        return 0 < self.config.patience <= (step - self.step) // self.config.evaluate_steps and self.loss < math.inf
 
     def restore(self, network: nn.Module) -> None:
         """At the end, on all ranks: load the best weights into the network."""

@@ -34,15 +34,19 @@ def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bo
     if not collectives.is_distributed():
         return task.to(device)
     if isinstance(config, PriorTrainingConfig) and config.sharded:
-        return _shard(task, blocks, device, bf16)
+        return _shard(task, blocks, device, bf16, config.shard_devices or collectives.world_size())
     ids = [device] if device.type == "cuda" else None
     # No broadcast of buffers: what changes them is already reduced over the ranks.
     return DistributedDataParallel(task.to(device), ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def _shard(task: nn.Module, blocks: list[nn.Module], device: torch.device, bf16: bool) -> nn.Module:
-    """Shard block by block, so that a device never holds all weights at once."""
-    mesh = init_device_mesh(device.type, (collectives.world_size(),))
+def _shard(task: nn.Module, blocks: list[nn.Module], device: torch.device, bf16: bool, n: int) -> nn.Module:
+    """Shard block by block, so that a device never holds all weights at once; each `n` devices have a copy."""
+    n_copies, rest = divmod(collectives.world_size(), n)
+    if rest or not n_copies:
+        raise ValueError(f"shard_devices: expected a divisor of the {collectives.world_size()} devices, found {n}")
+    mesh = init_device_mesh(device.type, (n_copies, n), mesh_dim_names=("copies", "shards"))
+    mesh = mesh if n_copies > 1 else mesh["shards"]
     # Inputs are left to autocast, because positions must not be rounded.
     policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
     # The task is resharded after its forward pass, too: averages and checkpoints need the shards.

@@ -18,6 +18,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 
+from audiovq.data.datasets import name_of
 from audiovq.distributed import collectives
 from audiovq.recipe import TrainingConfig
 from audiovq.training.batches import sum_over_ranks
@@ -145,7 +146,7 @@ class Monitor:
         """Names the tracks of the last `n` batches; those that are in most of these batches come first."""
         dataset: Any = self.task.dataset("train")
         size = self.config.batch_size
-        batches = [{dataset.name_of(i) for i in range(k * size, (k + 1) * size)} for k in range(done - n, done)]
+        batches = [{name_of(dataset, i) for i in range(k * size, (k + 1) * size)} for k in range(done - n, done)]
         names = [name for name, _ in Counter(sorted(itertools.chain.from_iterable(batches))).most_common()]
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         steps = f"loss or gradients were not finite in the last {n} steps, up to step {done}, which were skipped"

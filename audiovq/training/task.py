@@ -61,7 +61,7 @@ class Task(nn.Module):
         return {}
 
     def dataset(self, split: str) -> Dataset[Any]:
-        """An endless data set: index i is always the same example. `name_of(i)` names its track."""
+        """An endless data set: index i is always the same example."""
         raise NotImplementedError
 
     def weight(self, batch: Any) -> Tensor | float:
