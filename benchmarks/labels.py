@@ -2,8 +2,9 @@
 
     python benchmarks/labels.py runs/mine --label timbre
 
-Logistic regression on musicnn's embedding learns the values of a label from excerpts of the run's training tracks. The
-table has the share that it gets right: of held-out tracks, of their reconstructions, and of new pieces, `--pieces` a value.
+Logistic regression learns the values of a label from excerpts of the run's training tracks: on the means and deviations of
+mel-frequency cepstral coefficients, or on musicnn's embedding (--features). The table has the share that it gets right: of
+held-out tracks, of their reconstructions, and of new pieces, `--pieces` a value.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import collections
 import dataclasses
 from pathlib import Path
 
+import librosa
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -31,6 +33,13 @@ def with_value(music: Scan, label: str, value: str) -> Scan:
     return dataclasses.replace(music, tracks=music.tracks.take(chosen))
 
 
+def cepstral_statistics(waveform: Tensor, rate: int) -> np.ndarray:
+    """Means and deviations of 19 coefficients (all but that of the level), and of their changes, float [57]."""
+    mono = waveform.mean(dim=0).numpy()
+    found = librosa.feature.mfcc(y=mono, sr=rate, n_mfcc=20, n_fft=4096, hop_length=2048)[1:]
+    return np.concatenate([found.mean(axis=1), found.std(axis=1), np.diff(found, axis=1).std(axis=1)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -38,15 +47,18 @@ def main() -> None:
     parser.add_argument("--tracks", type=int, default=40, help="training tracks a value")
     parser.add_argument("--pieces", type=int, default=10, help="generated pieces and held-out tracks a value")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--features", choices=("mfcc", "musicnn"), default="mfcc")
     parser.add_argument("--guidance", type=float, help="default: the model's")
     options = parser.parse_args()
     generator = Generator.from_pretrained(options.run)
     tokenizer, values = generator.tokenizer, generator.labels[options.label]
     training, held_out = training_and_held_out_music(options.run, str(options.run), None)
-    embed = MusicEmbedding(generator.device)
+    embed = MusicEmbedding(generator.device) if options.features == "musicnn" else None
 
     def features(waves: list[Tensor]) -> list[np.ndarray]:
-        return [embed(wave, tokenizer.sample_rate).mean(axis=0) for wave in waves]
+        if embed:
+            return [embed(wave, tokenizer.sample_rate).mean(axis=0) for wave in waves]
+        return [cepstral_statistics(wave, tokenizer.sample_rate) for wave in waves]
 
     x, y = [], []
     for value in values:

@@ -224,6 +224,10 @@ OPTIONS = {
     for option in [*p.opts, *p.secondary_opts]
 }
 FOREIGN = {
+    "--prior-music",
+    "--codec",
+    "--features",
+    "--guidance",
     "--nproc-per-node",
     "--other",
     "--logdir",
