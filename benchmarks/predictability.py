@@ -53,7 +53,7 @@ def choose_music(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     found = scan(folder, DataConfig(folder=str(folder), valid_fraction=0.2))
     chosen = []
     for split, most in (("train", TRAIN_SECONDS), ("valid", VALID_SECONDS)):
-        tracks, parts, seconds = found.split(split), [], 0.0
+        tracks, parts, seconds = found.tracks.of(split), [], 0.0
         for i in np.random.default_rng(0).permutation(len(tracks)):
             track = tracks[int(i)]
             n = min(track.samples, int(MOST_OF_A_TRACK * track.sample_rate))
