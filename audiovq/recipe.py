@@ -52,9 +52,8 @@ class PriorTrainingConfig(TrainingConfig):
     """How a prior is trained; the last three keys are for priors that are too large for a device."""
 
     sharded: bool = False  # shard weights, gradients and moments over the devices (FSDP2)
-    shard_devices: int = Field(
-        default=0, ge=0
-    )  # how many devices, such as those of a node, share one copy (HSDP); 0: all
+    # With sharded: how many devices, such as those of a node, share one copy of the weights (HSDP); 0: all.
+    shard_devices: int = Field(default=0, ge=0)
     activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory
 
 

@@ -145,7 +145,8 @@ class Broken(Dataset[torch.Tensor]):
     """A data set in which the examples of some steps are NaN."""
 
     def __init__(self, inner: Any, steps: set[int], batch_size: int):
-        self.inner, self.steps, self.batch_size, self.name_of = inner, steps, batch_size, inner.name_of
+        self.inner, self.steps, self.batch_size = inner, steps, batch_size
+        self.tracks, self.ends, self.seed = inner.tracks, inner.ends, inner.seed  # for `name_of`
 
     def __getitem__(self, index: int) -> torch.Tensor:
         example = self.inner[index]

@@ -119,7 +119,7 @@ def work(rank: int, recipe: Path, run: Path, folder: Path) -> None:
 
 
 def hybrid(rank: int, recipe: Path, run: Path, folder: Path) -> None:
-    """One of four processes, of which each two have a copy of the weights."""
+    """One of four processes, of which every two share one copy of the weights."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": (folder / "port").read_text()}  # fmt: skip

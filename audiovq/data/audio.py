@@ -143,8 +143,7 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
             kind = ValueError if lossless else NotReadable  # ffmpeg cannot help with damaged lossless data
             raise kind(f"{path}: truncated or damaged ({_reason(error)})") from None
         if file.format != "MP3" and done < wanted:
-            found = start + done
-            raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {found} are there")
+            raise ValueError(f"{path}: truncated: the header says {file.frames} samples, {start + done} are there")
 
 
 def downmix(waveform: Tensor, channels: int) -> Tensor:

@@ -17,7 +17,7 @@ SURE_SCORE = 26  # ffprobe's confidence, of 100; below it knows the file's name 
 ONLY_FILES = ("-protocol_whitelist", "file")  # a playlist under another name reaches no server
 # Containers whose header has the length; for others ffprobe estimates it from the bit rate.
 _WITH_LENGTH = {"MOV", "MATROSKA", "ASF", "FLAC", "WAV", "AIFF", "CAF", "W64", "APE", "WV"}
-_SEEKABLE = {"MOV", "WV"}  # a second after a seek to a whole second they are exact
+_SEEKABLE = {"MOV", "WV"}  # ffmpeg seeks exactly in them, by whole seconds; its decoders need a second of run-in
 _SLACK_SECONDS = 0.5  # by which the length in a header may be too long: padding, times in milliseconds
 
 
@@ -45,7 +45,7 @@ def probe(path: Path) -> AudioInfo:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def _probe(path: Path, *stamp: int) -> AudioInfo:
+def _probe(path: Path, *stamp: int) -> AudioInfo:  # a file that has changed has another stamp
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         raise FFmpegError("if it plays elsewhere, install ffmpeg, which reads more kinds")
     command = [
