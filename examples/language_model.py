@@ -40,14 +40,16 @@ def train(data: CodeDataset, steps: int, folder: Path) -> Any:
     return trainer
 
 
-class OnlyItsLevel(LogitsProcessor):
-    """Allows at each place only the ids of its level."""
+class OnlyItsPlace(LogitsProcessor):
+    """Allows at each place only the ids of its level, and in the bundled tokenizer of its slot: four codes in a row take
+    turns, each with a quarter of the codebook."""
 
-    def __init__(self, ids: Flattening):
-        self.first, self.size = ids.offsets.tolist(), ids.codebook_size
+    def __init__(self, ids: Flattening, slots: int):
+        self.first, self.size, self.slots = ids.offsets.tolist(), ids.codebook_size // slots, slots
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        first = self.first[(input_ids.shape[1] - 1) % len(self.first)]
+        frame, place = divmod(input_ids.shape[1] - 1, len(self.first))
+        first = self.first[place] + frame % self.slots * self.size
         allowed = torch.full_like(scores, float("-inf"))
         allowed[:, first : first + self.size] = scores[:, first : first + self.size]
         return allowed
@@ -60,7 +62,7 @@ def generate(tokenizer: Tokenizer, model: Any, n_frames: int, seed: int = 0) -> 
     start = torch.tensor([[ids.bos_token_id]], device=model.device)
     made = model.generate(
         start, attention_mask=torch.ones_like(start), do_sample=True, max_new_tokens=n_frames * len(ids.levels),
-        logits_processor=LogitsProcessorList([OnlyItsLevel(ids)]),
+        logits_processor=LogitsProcessorList([OnlyItsPlace(ids, tokenizer.config.slots)]),
     )  # fmt: skip
     return tokenizer.decode(ids.unflatten(made[0]))
 

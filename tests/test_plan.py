@@ -90,8 +90,8 @@ def test_a_large_prior_for_five_minutes_is_far_too_large_and_a_fitting_one_is_na
     plan = make_plan(load_recipe("music", data=str(ROOT / "samples" / "recordings")), 300, ("priors",), FAR)
     line = stage(plan, "prior-0")["size"]
     assert stage(plan, "prior-0")["too_large"]
-    assert "6,460 codes of music, 43,581.4 weights for each: far too large" in line
-    assert "a size that fits: priors.0.model.transformer: {dim: 192, n_layers: 4, n_heads: 4}" in line
+    assert "12,920 codes of music, 22,115.4 weights for each: far too large" in line
+    assert "a size that fits: priors.0.model.transformer: {dim: 256, n_layers: 4, n_heads: 4}" in line
     assert f"    {line}" in plan_lines(plan)
     fitting = ("priors=[{model: {transformer: {dim: 192, n_layers: 4, n_heads: 4}}}]",)
     for fits in (

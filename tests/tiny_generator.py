@@ -44,7 +44,8 @@ def tiny_generator(
         network = VQVAE(VQVAEConfig.model_validate(model | {"decoder": decoder, "quantizer": quantizer})).eval()
     tokenizer, priors, rate, size = Tokenizer(network), [], network.config.sample_rate, network.config.codebook_size
     for level, kinds in enumerate(conditioners):
-        spec = PriorSpec(level, list(hops), rate, size, tokenizer.hash, {"genre": list(genres)})
+        labels, slots = {"genre": list(genres)}, network.config.slots
+        spec = PriorSpec(level, list(hops), rate, size, tokenizer.hash, labels, slots)
         transformer = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "context": 24, "attention_window": 12}
         config = {"transformer": transformer, "context_codes": 2, "conditioners": tuple(kinds)}
         prior = Prior(PriorConfig.model_validate(config), spec).eval().requires_grad_(False)

@@ -230,10 +230,12 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
             expected, found = (each[:12] for each in (tokenizer.hash, spec.tokenizer_hash))
             problem = f"expected one trained on codes of tokenizer {expected}, found one for {found}"
             raise ValueError(f"prior {level}: {problem}; train the priors again")
-        expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size)
-        found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size)
+        expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size, c.slots)
+        found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size, spec.slots)
         if found != expected:
-            raise ValueError(f"prior {level}: expected level, hop_lengths, rate and codes {expected}, found {found}")
+            raise ValueError(
+                f"prior {level}: expected level, hop_lengths, rate, codes and slots {expected}, found {found}"
+            )
         for name in known.keys() & spec.vocabularies.keys():
             if known[name] != spec.vocabularies[name]:
                 raise ValueError(f"prior {level}: expected the values of label {name} that prior 0 has, found others")

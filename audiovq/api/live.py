@@ -72,7 +72,9 @@ class Live:
         self.generator, self.tokenizer, self.sample_rate = generator, generator.tokenizer, generator.sample_rate
         self.piece_samples, self.blocks = generator.n_samples(piece_seconds), [block_seconds, ahead_seconds]
         self.top_hop = generator.hop_lengths[0]
-        self.frames: deque[Tensor] = deque(maxlen=-(-generator.n_samples(keep_seconds) // self.top_hop))
+        self.slots = self.tokenizer.config.slots
+        kept = -(-generator.n_samples(keep_seconds) // self.top_hop) + self.slots - 1
+        self.frames: deque[Tensor] = deque(maxlen=kept)  # of codes of level 0, and all finer ones at that time
         self.seed, self.options = whole_number(seed, "seed"), PieceOptions(precision=precision)
         self.n_levels = len(generator.priors)
         self.wanted: tuple[list[SamplingConfig], Request] | None = None  # what the next code must have
@@ -210,14 +212,15 @@ class Live:
                         return waveform
 
     def codes(self, last_seconds: float | None = None) -> Codes:
-        """The codes that were drawn last, rounded up to whole codes of level 0; default all that are kept. They reach
+        """The codes that were drawn last, rounded up to whole codes of level 0 or patches; default all that are kept. They reach
         beyond what `read` has given by what the decoder looks ahead. All of them, decoded by `decoder_stream` in the
         same blocks, give the same samples to the bit. ValueError if nothing was drawn yet."""
         with self.reading:
-            frames = list(self.frames)
-        if last_seconds is not None:
-            frames = frames[-(-self.generator.n_samples(last_seconds) // self.top_hop) * -1 :]
-        if not frames:
+            frames, end = list(self.frames), self.drawn.states[0].start + self.drawn.n_out
+        wanted = self.generator.n_samples(last_seconds) if last_seconds is not None else len(frames) * self.top_hop
+        first, oldest = end - -(-wanted // self.top_hop), end - len(frames)
+        first = max(first // self.slots, -(-oldest // self.slots)) * self.slots
+        if not (frames := frames[first - oldest :]):
             raise ValueError("codes: expected music that was played, found none yet; read some first")
         parts = torch.stack(frames).long().split(self.drawn.per_top, dim=1)
         return self.tokenizer.make_codes([part.flatten() for part in parts], len(frames) * self.top_hop)

@@ -204,7 +204,8 @@ class Tokenizer(Shareable):
             expected, found = (each[:12] for each in (self.hash, codes.tokenizer_hash))
             found = f"those of another ({found}); use the model that made them (--model), or encode the audio again"
             raise ValueError(f"codes: expected those of this tokenizer ({expected}), found {found}")
-        codes.check(self.config.hop_lengths, self.config.codebook_size, "piece")  # a file's header may claim others
+        c = self.config
+        codes.check(c.hop_lengths, c.codebook_size, c.slots, "piece")  # a file's header may claim others
 
     def _levels(self, codes: Levels, n_levels: int | None) -> tuple[Codes, list[Tensor]]:
         """The codes, also those given as mere levels, and the levels to decode; raises as `check_codes`."""

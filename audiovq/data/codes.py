@@ -36,6 +36,7 @@ class Layout(Config):
     sample_rate: int = Field(ge=1, le=384000)
     hop_lengths: tuple[Annotated[int, Field(ge=1, le=1 << 16)], ...] = Field(min_length=1, max_length=64)
     codebook_size: int = Field(ge=2, le=1 << 16)
+    slots: int = Field(default=1, ge=1, le=1 << 16)
 
 
 class Header(Layout):
@@ -44,7 +45,6 @@ class Header(Layout):
     n_samples: int = Field(ge=1, le=1 << 48)
     channels: int = Field(ge=1, le=16)
     source_sha256: str = ""
-    slots: int = Field(default=1, ge=1, le=1 << 16)
     coding: Literal["range-1"] | None = None  # of a compressed file, as are the next two
     n_levels: int = Field(default=1, ge=1, le=64)
     checksum: str = ""  # see `_checksum`; "" in uncompressed files of version 0.1
@@ -80,6 +80,11 @@ class Codes:
         """Uncompressed: log2(codebook_size / slots) bits per code."""
         bits = float(np.log2(self.codebook_size / self.slots))
         return sum(len(level) for level in self.levels) * bits / self.seconds
+
+    @property
+    def multiple(self) -> int:
+        """Samples: pieces are cut and joined at multiples of a code of level 0, or of a patch of `slots` codes."""
+        return self.hop_lengths[0] * self.slots
 
     def flattening(self, pattern: Pattern = "interleave") -> Flattening:
         """The vocabulary of `flatten`, and the way back from ids to levels."""
@@ -124,7 +129,7 @@ class Codes:
             else:
                 levels = [file.get_tensor(f"level.{i}") for i in range(len(file.keys()))]
             codes = Codes(levels, **header.model_dump(exclude={"coding", "n_levels", "checksum"}))
-        codes.check(codes.hop_lengths, codes.codebook_size, f"{path}")
+        codes.check(codes.hop_lengths, codes.codebook_size, codes.slots, f"{path}")
         # Version 0.1 wrote the checksum of the codes alone.
         known = ("", _checksum(codes.levels, codes._facts()), _checksum(codes.levels))
         if header.checksum not in known[1 if header.coding else 0 :]:
@@ -135,13 +140,18 @@ class Codes:
         left_out = ("levels",) if self.slots > 1 else ("levels", "slots")
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
-    def check(self, hop_lengths: Sequence[int], codebook_size: int, what: str) -> None:
-        """Raises ValueError for no levels, other lengths than these hops give, or codes outside the codebook."""
+    def check(self, hop_lengths: Sequence[int], codebook_size: int, slots: int, what: str) -> None:
+        """Raises ValueError for no levels, other lengths than these hops give, codes outside the codebook or in other
+        slots than their own."""
         expected = [-(-self.n_samples // hop) for hop in hop_lengths[: len(self.levels)]]
         if (found := [len(level) for level in self.levels]) != expected or not found:
             raise ValueError(f"{what}: expected {expected} codes a level for {self.n_samples} samples, found {found}")
         for i, level in enumerate(self.levels):
             check_range(level, codebook_size, f"{what}: codes of level {i}")
+            if wrong := (level * slots // codebook_size != torch.arange(len(level)) % slots).nonzero().tolist():
+                t, n = wrong[0][0], codebook_size // slots
+                expected = f"expected {t % slots * n} to {t % slots * n + n - 1}, found {int(level[t])}"
+                raise ValueError(f"{what}: code {t} of level {i}: {expected}; cut codes at multiples of {slots}")
 
 
 class LevelBuffers:

@@ -94,6 +94,7 @@ class ShardIndex:
     chroma: bool = False  # whether the shards also have pitch classes, see `data/conditions.py`
     n_shards: int = 0
     notes: bool = False  # whether the shards also have notes, see `data/notes.py`
+    slots: int = 1  # see `VQVAEConfig.slots`
     tracks: TrackTable = field(init=False, repr=False, compare=False)  # of shards that are read
 
     @property
@@ -211,7 +212,7 @@ class Shards:
         self.sizes, self.blocks = file.sizes, file.blocks
         self._verified: set[tuple[str, int]] = set()
         layout = file.tokenizer_hash, file.sample_rate, list(file.hop_lengths), file.codebook_size
-        self.index = ShardIndex(*layout, file.chroma, file.n_shards, file.notes)
+        self.index = ShardIndex(*layout, file.chroma, file.n_shards, file.notes, file.slots)
         if tokenizer_hash is not None and file.tokenizer_hash != tokenizer_hash:
             other = f"found codes of {file.tokenizer_hash[:12]}; delete the folder and run the codes stage again"
             raise ValueError(f"{folder}: expected codes of tokenizer {tokenizer_hash[:12]}, {other}")

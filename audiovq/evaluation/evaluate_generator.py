@@ -112,9 +112,10 @@ def generate_pieces(generator: Generator, training: Scan, n: int, seconds: float
 
 
 def shuffle_codes(codes: Codes, seed: int) -> Codes:
-    """The same codes in random order, each level by itself: as many of each, but no melody."""
-    random = torch.Generator().manual_seed(seed)
-    levels = [level[torch.randperm(len(level), generator=random)] for level in codes.levels]
+    """The same codes in random order, each level, and slot, by itself: as many of each, but no melody."""
+    random, levels = torch.Generator().manual_seed(seed), [level.clone() for level in codes.levels]
+    for part in (level[slot :: codes.slots] for level in levels for slot in range(codes.slots)):
+        part.copy_(part[torch.randperm(len(part), generator=random)])
     return dataclasses.replace(codes, levels=levels)
 
 

@@ -41,7 +41,7 @@ def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[st
     tokenizer = Tokenizer.from_pretrained(folder)
     music = held_out_music(folder, model, data)
     tracks = progress(reconstructions(tokenizer, music), "evaluate", len(music.tracks))
-    report = evaluate_tracks(tracks, NOTE_METRICS if notes else METRICS, tokenizer.config.slots)
+    report = evaluate_tracks(tracks, NOTE_METRICS if notes else METRICS)
     return {"model": model, "tokenizer": tokenizer.hash, **report}
 
 
@@ -54,8 +54,8 @@ def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstructio
         yield Reconstruction(track.path, source, prefixes, codes)
 
 
-def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metric] = METRICS, slots: int = 1) -> Row:
-    """Compare reconstructions with their sources; `slots` as in `VQVAEConfig`.
+def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metric] = METRICS) -> Row:
+    """Compare reconstructions with their sources.
 
     Returns:
         tracks: a row of metrics for each track and prefix of levels.
@@ -80,8 +80,8 @@ def evaluate_tracks(tracks: Iterable[Reconstruction], metrics: Mapping[str, Metr
     for level, (counted, hop_length) in enumerate(zip(counts, codes.hop_lengths, strict=True)):
         rate = codes.sample_rate / hop_length
         facts = {"level": level, "codes_per_second": rate, "n_codes": int(counted.sum())}
-        levels.append(facts | code_statistics(counted, rate, slots))
-    summary, bits_a_code = [], math.log2(codes.codebook_size / slots)
+        levels.append(facts | code_statistics(counted, rate, codes.slots))
+    summary, bits_a_code = [], math.log2(codes.codebook_size / codes.slots)
     for n_levels in range(1, len(levels) + 1):
         group = [row for row in rows if row["levels"] == n_levels]
         size = {"levels": n_levels, "n_tracks": len(group), "seconds": sum(row["seconds"] for row in group)}

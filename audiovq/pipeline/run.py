@@ -119,8 +119,8 @@ def write_results(run: Path, shards: Shards, device: torch.device) -> None:
     bits = [held_out_bits(checkpoint.load_prior(prior)[0].to(device), shards, split) for prior in prior_folders(run)]
     if collectives.rank():
         return
-    slots, counts = checkpoint.load_tokenizer(run / "tokenizer").config.slots, level_counts(shards, split)
-    levels: list[dict[str, Any]] = [code_statistics(*level, slots) for level in zip(counts, rates, strict=True)]
+    counted = zip(level_counts(shards, split), rates, strict=True)
+    levels: list[dict[str, Any]] = [code_statistics(*level, shards.index.slots) for level in counted]
     for level, found in zip(levels, bits, strict=False):
         level |= found
     write_text(run / "report.json", json.dumps({"split": split, "levels": levels}, indent=2))
@@ -214,7 +214,7 @@ def train_priors(run: Run) -> None:
 
 def train_prior(run: Run, level: int, shards: Shards) -> None:
     stage, source = run.recipe.prior(level), run.recipe.prior(level).from_pretrained
-    start = pretrained_prior(source, level, shards.index.tokenizer_hash) if source else None
+    start = pretrained_prior(source, level, shards.index.tokenizer_hash)[0] if source else None
     task = PriorTask(stage, shards, level, run.recipe.seed, start)
     task.recipe_key = run.recipe.prior_key(level)
     say(f"prior-{level}: the {'next' if level else 'first'} of {run.recipe.n_priors} priors, coarse to fine")

@@ -134,7 +134,7 @@ def prior_of(recipe: Recipe, level: int) -> Prior:
     """The network of a prior without values, and without labels, whose values are in the music."""
     model, stage = recipe.tokenizer.model, recipe.prior(level)
     labels: dict[str, list[str]] = {name: [] for name in stage.model.label_names}
-    spec = PriorSpec(level, list(model.hop_lengths), model.sample_rate, model.codebook_size, "", labels)
+    spec = PriorSpec(level, list(model.hop_lengths), model.sample_rate, model.codebook_size, "", labels, model.slots)
     with torch.device("meta"):
         return Prior(stage.model, spec)
 

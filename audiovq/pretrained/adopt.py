@@ -6,7 +6,7 @@ from audiovq import config as conf
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.pretrained.locate import prior_folders, resolve_model, tokenizer_folder
-from audiovq.prior.prior import Prior, PriorConfig
+from audiovq.prior.prior import Prior, PriorConfig, SamplingConfig
 from audiovq.recipe import PriorStage, Recipe, first_difference
 from audiovq.tokenizer.vqvae import VQVAE
 
@@ -19,18 +19,18 @@ def pretrained_tokenizer(source: str) -> VQVAE:
     return checkpoint.load_tokenizer(tokenizer_folder(resolve_model(source)))
 
 
-def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> Prior:
-    """The prior of a level; ValueError if there is none, or one for other codes."""
+def pretrained_prior(source: str, level: int, tokenizer_hash: str) -> tuple[Prior, SamplingConfig]:
+    """The prior of a level and its settings; ValueError if there is none, or one for other codes."""
     folders = prior_folders(resolve_model(source))
     if level >= len(folders):
         found = f"found {len(folders)} priors"
         raise ValueError(f"priors: from_pretrained: expected a prior for level {level} in {source}, {found}")
-    prior, _ = checkpoint.load_prior(folders[level])
+    prior, sampling = checkpoint.load_prior(folders[level])
     if prior.spec.tokenizer_hash != tokenizer_hash:
         expected, found = tokenizer_hash[:12], f"found one of {prior.spec.tokenizer_hash[:12]} in {source}"
         problem = f"expected a prior of tokenizer {expected}, {found}"
         raise ValueError(f"priors: from_pretrained: {problem}; take tokenizer and priors from the same model")
-    return prior
+    return prior, sampling
 
 
 def adopt_pretrained(recipe: Recipe) -> Recipe:
@@ -57,11 +57,12 @@ def adopt_pretrained(recipe: Recipe) -> Recipe:
 
 
 def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorStage:
-    """The stage with the model settings of its pretrained prior, if it has one."""
+    """The stage with the settings of its pretrained prior, if it has one."""
     if stage.from_pretrained is None:
         return stage
     place = f"priors.{level}.model"
-    pretrained = pretrained_prior(stage.from_pretrained, level, tokenizer_hash).config.model_dump()
+    prior, sampling = pretrained_prior(stage.from_pretrained, level, tokenizer_hash)
+    pretrained = prior.config.model_dump()
     settings = stage.model.model_dump(exclude_unset=True)
     wanted = settings.pop("conditioners", ())
     # Training settings replace those of the pretrained prior; all other settings must be the same.
@@ -85,7 +86,8 @@ def _adopt_prior(stage: PriorStage, level: int, tokenizer_hash: str) -> PriorSta
         else:
             merged[key] = dict(settings)
     pretrained["conditioners"] = list(merged.values())
-    return stage.model_copy(update={"model": conf.build(PriorConfig, pretrained, place)})
+    sampling = sampling.model_copy(update=stage.sampling.model_dump(exclude_unset=True))
+    return stage.model_copy(update={"model": conf.build(PriorConfig, pretrained, place), "sampling": sampling})
 
 
 def _check_same(place: str, settings: dict[str, Any], pretrained: dict[str, Any]) -> None:

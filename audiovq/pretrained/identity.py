@@ -15,31 +15,17 @@ if TYPE_CHECKING:
 
 # The components of a tokenizer's config: their keys in the order of version 0.1, by canonical name, with its defaults. A
 # setting that is added later goes to the end, with the value that leaves the behaviour unchanged.
-FRONTS: dict[str, dict[str, Any]] = {
-    "conv": {"block": "convnext", "base_dim": 64, "max_stride": 8, "n_blocks": 1},
-    "stft": {"overlap": 4},
-    "mel": {"overlaps": [2, 8], "n_mels": 512},
-}
+FRONTS: dict[str, dict[str, Any]] = {"stft": {"overlap": 4}, "mel": {"overlaps": [2, 8], "n_mels": 512}}
+FRONTS["conv"] = {"block": "convnext", "base_dim": 64, "max_stride": 8, "n_blocks": 1}
 _CODEBOOK: dict[str, Any] = {"codebook_size": 1024, "codebook_dim": 16}
 _TEMPERATURE = {"temperature_start": 1.0, "temperature_end": 0.0625, "temperature_steps": 1000, "scale": 30.0}
 _USAGE = {"decay": 0.99, "revival_fraction": 0.03, "kmeans_iterations": 10}
-QUANTIZERS: dict[str, dict[str, Any]] = {
-    "ema": _CODEBOOK | {"gradient": "straight_through"} | _USAGE,
-    "gumbel": _CODEBOOK | _TEMPERATURE | _USAGE,
-    "fsq": {"levels": [8, 5, 5, 5]},
-}
+QUANTIZERS = {"gumbel": _CODEBOOK | _TEMPERATURE | _USAGE, "fsq": {"levels": [8, 5, 5, 5]}}
+QUANTIZERS["ema"] = _CODEBOOK | {"gradient": "straight_through"} | _USAGE
 ENCODER: dict[str, Any] = {"block": "convnext", "n_blocks": 4}
-TOKENIZER: dict[str, Any] = {
-    "sample_rate": 24000,
-    "channels": 1,
-    "hop_lengths": [1024, 512, 256],
-    "topology": "residual",
-    "shared_codebook": True,
-    "dim": 256,
-    "decorrelate": False,
-    "bands": {"low": 28.0, "semitones": 12, "per_semitone": 5, "frames": 4},
-    "causal": False,
-}
+TOKENIZER: dict[str, Any] = {"sample_rate": 24000, "channels": 1, "hop_lengths": [1024, 512, 256]}
+TOKENIZER |= {"topology": "residual", "shared_codebook": True, "dim": 256, "decorrelate": False}
+TOKENIZER |= {"bands": {"low": 28.0, "semitones": 12, "per_semitone": 5, "frames": 4}, "causal": False}
 CANONICAL_NAMES = {"whiten_latents": "decorrelate"}  # current name: name of version 0.1
 
 
@@ -88,7 +74,8 @@ def tokenizer_hash(network: "VQVAE") -> str:
 
 def prior_hash(network: "Prior") -> str:
     """Identity of a prior: SHA-256 of its spec and of its weights."""
-    return _sha256(json.dumps(vars(network.spec)), network.state_dict())
+    facts = {name: value for name, value in vars(network.spec).items() if (name, value) != ("slots", 1)}  # it is newer
+    return _sha256(json.dumps(facts), network.state_dict())
 
 
 def _sha256(facts: str, tensors: dict[str, Tensor]) -> str:

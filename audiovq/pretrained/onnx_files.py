@@ -182,12 +182,8 @@ class ConvBandEncoder(Replacement):
         return encoder.patches(encoder.notes(waveform[:, 0])[1], magnitudes)
 
 
-REPLACEMENTS: dict[type, type[Replacement]] = {
-    StftFront: ConvStftFront,
-    MelFront: ConvMelFront,
-    pitch.PitchSpectrogram: ConvPitchSpectrogram,
-    BandEncoder: ConvBandEncoder,
-}
+REPLACEMENTS: dict[type, type[Replacement]] = {StftFront: ConvStftFront, MelFront: ConvMelFront}
+REPLACEMENTS |= {pitch.PitchSpectrogram: ConvPitchSpectrogram, BandEncoder: ConvBandEncoder}
 
 
 def inverse_stft(decoder: IstftDecoder, x: Tensor) -> Tensor:

@@ -233,11 +233,5 @@ class InfillConditioner(Conditioner):
         return self.embedding(right) + self._distance(-torch.arange(self.n_prefix, device=device))
 
 
-CONDITIONERS = {
-    "label": LabelConditioner,
-    "timing": TimingConditioner,
-    "text": TextConditioner,
-    "chroma": ChromaConditioner,
-    "notes": NotesConditioner,
-    "infill": InfillConditioner,
-}
+CONDITIONERS = {"label": LabelConditioner, "timing": TimingConditioner, "text": TextConditioner}
+CONDITIONERS |= {"chroma": ChromaConditioner, "notes": NotesConditioner, "infill": InfillConditioner}

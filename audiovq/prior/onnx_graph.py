@@ -65,7 +65,7 @@ class StepGraph(nn.Module):
             gate, up = layer.gate_up(rms_norm(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate) * up, layer.down.weight.T)
             new += own
-        logits = self.prior.head(rms_norm(x, transformer.norm))
+        logits = self.prior.possible(self.prior.head(rms_norm(x, transformer.norm)), given["position"])
         c = transformer.config
         return logits, torch.cat(new, dim=1).view(-1, c.n_layers, 2, c.kv_heads, c.head_dim)
 

@@ -104,6 +104,8 @@ class Prior(nn.Module):
         self.transformer = Transformer(config.transformer, n_prefix)  # type: ignore[arg-type]
         self.head = nn.Linear(dim, spec.codebook_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
+        other = torch.arange(spec.codebook_size) * spec.slots // spec.codebook_size != torch.arange(spec.slots)[:, None]
+        self.other_slots = nn.Buffer(-1e9 * other, persistent=False)  # [slots, codebook_size], to add to logits
 
     @functools.cached_property
     def n_weights(self) -> int:
@@ -142,6 +144,10 @@ class Prior(nn.Module):
         x = self.dropout(self.embedding(previous) + context)
         return self.head(self.transformer(x, cache, prefix))
 
+    def possible(self, logits: Tensor, position: Tensor) -> Tensor:
+        """Logits [..., codebook_size] without the codes of other slots than that of a position in the track, [...]."""
+        return logits + self.other_slots[position % self.spec.slots] if self.spec.slots > 1 else logits
+
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in nats, summed, and the number of codes, over a batch of `CodeWindows`."""
         labels = dict(zip(self.spec.vocabularies, batch["labels"].T, strict=True))
@@ -152,7 +158,9 @@ class Prior(nn.Module):
             conditions = conditions.only_where(random >= self.config.unconditional_rate)
         context = self.context(batch["coarser"], conditions, batch["codes"].shape[1])
         logits = self(batch["previous"], context, prefix=self.prefix(conditions))  # [b, t, codebook_size]
-        logits, targets, outside = logits.float(), self.targets(batch), self.spec.codebook_size
+        targets, outside = self.targets(batch), self.spec.codebook_size
+        position = batch["position"][:, None] + torch.arange(targets.shape[1], device=targets.device)
+        logits = self.possible(logits.float(), position)
         nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=outside, reduction="sum")
         return nll, (targets != outside).sum()
 

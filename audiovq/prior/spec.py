@@ -19,6 +19,7 @@ class PriorSpec:
     tokenizer_hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     # The values of each label; index 0 of its embedding is "unknown".
     vocabularies: dict[str, Annotated[list[str], Field(max_length=1 << 20)]]
+    slots: Annotated[int, Field(ge=1, le=1 << 16)] = 1  # parts of the codebook that take turns, see `VQVAEConfig.slots`
 
     @property
     def hop_length(self) -> int:

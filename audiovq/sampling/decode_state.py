@@ -115,7 +115,7 @@ class DecodeState:
             self.overwritten.append(self.cache.both[..., self.cache.slot, :].clone())
         logits = self.guided.combine(self.engine.step(self.guided.rows(self.codes[:, t]), context))
         self.sum += logits.sum()
-        return logits
+        return self.prior.possible(logits, self.guided.conditions.position[:1] + t)
 
     def check_finite(self) -> None:
         """Raises ValueError if the prior has computed NaN or infinity."""

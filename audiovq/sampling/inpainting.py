@@ -48,12 +48,12 @@ class CodeMask:
 
 
 def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
-    """A piece of `n_samples` that starts with the whole codes of level 0 of `prompt`. Raises ValueError for a
-    prompt shorter than one code of level 0, or as long as the piece."""
-    hops, rate = prompt.hop_lengths, prompt.sample_rate
-    n_given = prompt.n_samples // hops[0] * hops[0]
+    """A piece of `n_samples` that starts with the whole codes of level 0 of `prompt`, or whole patches. Raises ValueError
+    for a prompt shorter than one of them, or as long as the piece."""
+    multiple, rate = prompt.multiple, prompt.sample_rate
+    n_given = prompt.n_samples // multiple * multiple
     if n_given == 0:
-        raise ValueError(f"prompt: expected at least {hops[0] / rate:.3f} s, found {prompt.seconds:.3f} s")
+        raise ValueError(f"prompt: expected at least {multiple / rate:.3f} s, found {prompt.seconds:.3f} s")
     if prompt.n_samples >= n_samples:
         expected = f"more than the prompt's {prompt.seconds:.3f} s (the piece begins with it)"
         raise ValueError(f"seconds: expected {expected}, found {n_samples / rate:.3f} s")
@@ -61,9 +61,9 @@ def begin_with(prompt: Codes, n_samples: int) -> CodeMask:
 
 
 def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeMask:
-    """New music before and after a piece. The length before is rounded up to whole codes of level 0; with music
-    after, an incomplete last one is drawn anew. ValueError for negative or no seconds, or too short a piece."""
-    top, rate = piece.hop_lengths[0], piece.sample_rate
+    """New music before and after a piece. The length before is rounded up to whole codes of level 0 or patches; with
+    music after, an incomplete last one is drawn anew. ValueError for negative or no seconds, or too short a piece."""
+    top, rate = piece.multiple, piece.sample_rate
     if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds < math.inf:
         found = f"found {before_seconds:g} and {after_seconds:g}"
         raise ValueError(f"before, after: expected seconds of new music, none negative and one above 0, {found}")
@@ -75,14 +75,14 @@ def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeM
 
 
 def redraw(piece: Codes, start_seconds: float, end_seconds: float, keep_levels: int = 0) -> CodeMask:
-    """A stretch is drawn anew, rounded outward to whole codes of level 0; there only the first `keep_levels`
-    stay. ValueError for a stretch that is empty or not within the piece, or wrong levels."""
+    """A stretch is drawn anew, rounded outward to whole codes of level 0 or patches; there only the first
+    `keep_levels` stay. ValueError for a stretch that is empty or not within the piece, or wrong levels."""
     if not 0 <= start_seconds < end_seconds <= piece.seconds:
         expected, found = f"within the piece of {piece.seconds:g} s", f"{start_seconds:g} to {end_seconds:g} s"
         raise ValueError(f"the stretch must begin before it ends, {expected}; found {found}")
     if not 0 <= keep_levels <= len(piece.levels):
         raise ValueError(f"keep-levels: expected 0 to {len(piece.levels)}, found {keep_levels}")
-    top, rate = piece.hop_lengths[0], piece.sample_rate
+    top, rate = piece.multiple, piece.sample_rate
     start = math.floor(start_seconds * rate / top) * top
     end = min(math.ceil(end_seconds * rate / top) * top, piece.n_samples)
     mask = _lay_out(piece, 0, piece.n_samples, piece.n_samples)

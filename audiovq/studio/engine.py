@@ -23,7 +23,6 @@ from audiovq.studio.projects import LARGEST_PROJECT_FILE, Library, Project, Vers
 from audiovq.studio.requests import MB, Export, JobRequest, Limits, Refused, SoundFormat
 
 LEVEL_ROW = re.compile(r"^\| (\d+) \|[^|]*\|[^|]*\| ([0-9.]+) \|")  # bits per second in the table of a model card
-
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # what zipfile raises
 
 
@@ -44,22 +43,17 @@ class Engine:
         inputs = [prior.config.extra_inputs for prior in generator.priors]
         rate, settings = generator.sample_rate, [setting.model_dump() for setting in generator.sampling]
         limits = ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
-        return {
-            "name": self.name,
-            "hash": self.hash,
-            "licence": self.licence,
-            "formats": list(get_args(SoundFormat)),
-            **{name: getattr(self.tokenizer.config, name) for name in ("sample_rate", "channels", "codebook_size")},
-            "levels": [
-                {"hop_length": hop, "code_rate": rate / hop, "highest": self.tokenizer.config.highest_pitch(i)}
-                for i, hop in enumerate(generator.hop_lengths)
-            ],
-            "labels": generator.labels,
-            "text_bytes": max(known["text_bytes"] for known in inputs),
-            **{name: any(known[name] for known in inputs) for name in ("chroma", "notes")},
-            "settings": {name: [setting[name] for setting in settings] for name in SamplingConfig.model_fields},
-            "limits": {name: getattr(self.limits, name) for name in limits},
-        }
+        facts: dict[str, Any] = {name: getattr(self, name) for name in ("name", "hash", "licence")}
+        facts |= {name: getattr(self.tokenizer.config, name) for name in ("sample_rate", "channels", "codebook_size")}
+        facts["levels"] = [
+            {"hop_length": hop, "code_rate": rate / hop, "highest": self.tokenizer.config.highest_pitch(i)}
+            for i, hop in enumerate(generator.hop_lengths)
+        ]
+        facts |= {name: any(known[name] for known in inputs) for name in ("chroma", "notes")}
+        facts |= {"labels": generator.labels, "text_bytes": max(known["text_bytes"] for known in inputs)}
+        facts["settings"] = {name: [setting[name] for setting in settings] for name in SamplingConfig.model_fields}
+        facts["limits"] = {name: getattr(self.limits, name) for name in limits}
+        return facts | {"formats": list(get_args(SoundFormat))}
 
     def codes(self, project: Project, number: int | None) -> Codes:
         return Codes.load(self.library.codes_path(project, project.version(number).number))

@@ -169,11 +169,8 @@ class MelDiscriminator(PatchDiscriminator):
             return [(x + LOG_FLOOR).log10() / 2 + 1.5 for x in bands]  # silence is -1, loud about 1
 
 
-DISCRIMINATORS = {
-    "multi_period": MultiPeriodDiscriminator,
-    "multi_resolution": MultiResolutionDiscriminator,
-    "mel": MelDiscriminator,
-}
+DISCRIMINATORS = {"multi_period": MultiPeriodDiscriminator, "multi_resolution": MultiResolutionDiscriminator}
+DISCRIMINATORS |= {"mel": MelDiscriminator}
 DEFAULT = (MultiPeriodDiscriminator.Config(), MultiResolutionDiscriminator.Config())
 
 

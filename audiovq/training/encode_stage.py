@@ -30,13 +30,13 @@ def encode_data_set(
     """Encode every track into shards, with the `extras` chroma or notes. All ranks call it, and each encodes its share and
     writes the shards of it. The folder appears when it is complete; until then an interrupted stage continues with the next
     track, on any number of ranks.
-    Training tracks are encoded `shifts` times, each time without a further part of a top-level code at the beginning:
+    Training tracks are encoded `shifts` times, each time without a further part of a code of level 0, or of a patch, at the beginning:
     more codes of the same music mean less overfitting."""
     config = network.to(device).eval().config
     rank, n_ranks = collectives.rank(), collectives.world_size()
     hops, identity = list(config.hop_lengths), tokenizer_hash(network)
     layout = identity, config.sample_rate, hops, config.codebook_size
-    index = ShardIndex(*layout, "chroma" in extras, notes="notes" in extras)
+    index = ShardIndex(*layout, "chroma" in extras, notes="notes" in extras, slots=config.slots)
     finished = folder.with_name(f".{folder.name}.tracks")
 
     def paths(track: Track) -> list[Path]:
@@ -83,7 +83,9 @@ def encode_data_set(
 def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE, index: ShardIndex) -> None:
     """Encode a track once for each path, in one pass over it. A shift that leaves nothing gets no file."""
     config, hops = network.config, index.hop_lengths
-    shifts = [i * hops[0] // len(paths) for i in range(len(paths))]  # samples that are left out at the beginning
+    shifts = [
+        i * config.multiple // len(paths) for i in range(len(paths))
+    ]  # samples that are left out at the beginning
     encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in paths]
     buffers = [LevelBuffers(config.n_levels) for _ in paths]
     midi, n_samples = midi_of_track(source, track.seconds) if index.notes else None, 0
@@ -108,4 +110,4 @@ def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE,
                     frames = estimate(waveform[:, shift:], config.sample_rate, hops[0])
                 np.save(path.with_suffix(f".{kind}.npy"), frames)
         layout = config.sample_rate, hops, config.codebook_size, config.channels
-        Codes(levels.levels(), n_samples - shift, *layout, index.tokenizer_hash, track.sha256).save(path)
+        Codes(levels.levels(), n_samples - shift, *layout, index.tokenizer_hash, track.sha256, config.slots).save(path)

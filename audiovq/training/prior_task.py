@@ -32,7 +32,7 @@ class PriorTask(Task):
         labels = vocabularies(shards, stage.model.label_names)
         labels = extend_vocabularies(start.spec.vocabularies, labels) if start else labels
         layout = index.hop_lengths, index.sample_rate, index.codebook_size, index.tokenizer_hash
-        self.spec = PriorSpec(level, *layout, labels)
+        self.spec = PriorSpec(level, *layout, labels, index.slots)
         self.network = self.build()
         self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
