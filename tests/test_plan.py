@@ -118,7 +118,7 @@ def test_sharded_weights_muon_and_checkpointing_take_less_memory() -> None:
 
 
 def test_what_does_not_fit_gets_a_smaller_micro_batch(recipe: Recipe) -> None:
-    many = load_recipe("quickstart", overrides=("priors.0.training.batch_size=64", "tokenizer.from_pretrained=null"))
+    many = load_recipe("scratch", overrides=("priors.0.training.batch_size=64",))
     whole = stage(make_plan(many, 60, ("priors",), FAR), "prior-1")
     tight = make_plan(many, 60, ("priors",), Device("small", whole["memory_bytes"] / 3, 1e12))
     found = stage(tight, "prior-1")

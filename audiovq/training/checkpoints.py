@@ -126,8 +126,7 @@ class BestWeights:
     step is read from the folder. A resumed run repeats evaluations, and ends at the same step."""
 
     def __init__(self, folder: Path, config: TrainingConfig, title: str):
-        self.folder, self.config, self.title = folder, config, title
-        self.step, self.loss = 0, math.inf
+        self.folder, self.config, self.title, self.step, self.loss = folder, config, title, 0, math.inf
         if config.patience and is_whole(folder):
             state = json.loads((folder / "state.json").read_text())
             self.step, self.loss = state["step"], state["loss"]
@@ -150,7 +149,8 @@ class BestWeights:
         if self.config.patience and self.loss < math.inf:
             read_tensors(self.folder, network.state_dict())
             if collectives.rank() == 0:
-                say(f"{self.title}: takes the weights of step {self.step}, which have the lowest held-out loss")
+                same = "" if self.step else "; to keep what it learned from your music, set training.patience to 0"
+                say(f"{self.title}: takes the weights of step {self.step}, which have the lowest held-out loss{same}")
 
 
 def newest(folder: Path) -> Path | None:
