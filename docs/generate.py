@@ -180,12 +180,11 @@ def recipe_table() -> str:
         if tokenizer.from_pretrained:
             plans.append(f"| `{path.stem}` | those of `{tokenizer.from_pretrained}` | | | | |")
             continue
-        bits = (model.codebook_size - 1).bit_length() if model.codebook_size & (model.codebook_size - 1) == 0 else None
         rate = sum(model.code_rates)
         plans.append(
             f"| `{path.stem}` | {model.sample_rate} | {', '.join(map(str, model.hop_lengths))} ({model.topology}) | "
             f"{' + '.join(f'{r:.4g}' for r in model.code_rates)} = {rate:.4g} | {model.codebook_size} | "
-            f"{rate * bits:.0f} |" if bits else ""
+            f"{rate * model.bits_per_code:.0f} |"
         )  # fmt: skip
     texts = [f"## {path.stem}\n\n```yaml\n{path.read_text().rstrip()}\n```" for path in recipe_files()]
     return "\n".join(rows) + "\n\n## Rate plans\n\n" + "\n".join(plans) + "\n\n" + "\n\n".join(texts)

@@ -153,7 +153,7 @@ def test_batches_of_all_stages_are_compared_with_the_processes(tiny_recipe: Path
 
 def test_only_stages_that_are_trained_limit_the_processes(tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = load_recipe("finetune")
-    assert recipe.batch_sizes(STAGES) == {"priors.0.training.batch_size": 8}
+    assert recipe.batch_sizes(STAGES) == {"priors.0.training.batch_size": 4}
     assert load_recipe("finetune", overrides=("priors.0.training.batch_size=16",)).batch_sizes(("priors",)) == {
         "priors.0.training.batch_size": 16
     }

@@ -69,7 +69,7 @@ def test_tables_of_recipes_and_samples_are_those_of_the_files(generate: ModuleTy
     table = generate.recipe_table()
     for path in generate.recipe_files():
         assert f"| [`{path.stem}`](#{path.stem}) |" in table
-    assert "| `scratch` | 16000 | 1024, 512, 256 (residual) | 15.62 + 31.25 + 62.5 = 109.4 | 1024 | 1094 |" in table
+    assert "| `scratch` | 16000 | 512, 512, 512 (bands) | 31.25 + 31.25 + 31.25 = 93.75 | 256 | 562 |" in table
     assert "| `quickstart` | those of `default` | | | | |" in table
     samples = generate.sample_table()
     assert samples.count(".opus`") == len(list((ROOT / "samples").rglob("*.opus")))

@@ -141,15 +141,15 @@ class Codes:
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     def check(self, hop_lengths: Sequence[int], codebook_size: int, slots: int, what: str) -> None:
-        """Raises ValueError for no levels, other lengths than these hops give, codes outside the codebook or in other
-        slots than their own."""
+        """Raises ValueError for no levels, other lengths than these hops give, or codes outside their slot."""
         expected = [-(-self.n_samples // hop) for hop in hop_lengths[: len(self.levels)]]
         if (found := [len(level) for level in self.levels]) != expected or not found:
             raise ValueError(f"{what}: expected {expected} codes a level for {self.n_samples} samples, found {found}")
         for i, level in enumerate(self.levels):
             check_range(level, codebook_size, f"{what}: codes of level {i}")
-            if wrong := (level * slots // codebook_size != torch.arange(len(level)) % slots).nonzero().tolist():
-                t, n = wrong[0][0], codebook_size // slots
+            places = torch.arange(len(level), device=level.device) % slots
+            if wrong := (level * slots // codebook_size != places).nonzero()[:1].flatten().tolist():
+                t, n = wrong[0], codebook_size // slots
                 expected = f"expected {t % slots * n} to {t % slots * n + n - 1}, found {int(level[t])}"
                 raise ValueError(f"{what}: code {t} of level {i}: {expected}; cut codes at multiples of {slots}")
 
