@@ -3,6 +3,7 @@ that torchrun, `accelerate launch` or this launcher started has the environment 
 
 import contextlib
 import datetime
+import importlib
 import logging
 import os
 import re
@@ -16,9 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from audiovq.distributed import collectives
 from audiovq.utils import signals
@@ -129,12 +127,15 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
     # The launcher's own reports are long; the errors below are one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     meeting: Any = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
+    elastic = importlib.import_module(
+        "torch.distributed.launcher.api"
+    )  # not at the top: it takes a seventh of a second
+    config = elastic.LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
     try:
-        elastic_launch(config, sys.executable)("-m", "audiovq", *arguments)
-    except SignalException as stop:  # the launcher passed it on and waited up to 30 seconds
+        elastic.elastic_launch(config, sys.executable)("-m", "audiovq", *arguments)
+    except elastic.SignalException as stop:  # the launcher passed it on and waited up to 30 seconds
         raise signals.Interrupted(stop.sigval) from None
-    except ChildFailedError as error:
+    except elastic.ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         rank = culprit(codes)
         code, process = codes[rank], f"process {rank} of {n}"

@@ -29,7 +29,7 @@ from audiovq.utils.files import check_folder, check_output
 from audiovq.utils.progress import console, say
 
 SECONDS = 20.0
-STREAM_SECONDS = 2.0  # of audio that is decoded at once for --stream
+STREAM_SECONDS = 0.25, 2.0  # of audio that is decoded at once for --stream: at first, and at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,16 +258,21 @@ class LiveDecoder:
     """Decodes one piece while it is drawn, as a callback; `write` takes the waveform, float [channels, any n]."""
 
     def __init__(self, tokenizer: Tokenizer, n_samples: int, n_levels: int, write: Callable[[Tensor], object]):
-        self.n_samples, self.write = n_samples, write
+        self.n_samples, self.write, self.longest = n_samples, write, STREAM_SECONDS[1] * tokenizer.sample_rate
         self.lengths = [-(-n_samples // hop) for hop in tokenizer.config.hop_lengths[:n_levels]]
-        self.decoder = tokenizer.decoder_stream(n_levels, STREAM_SECONDS)
-        self.counts = [0] * n_levels  # codes of each level so far
+        self.decoder, self.counts = (
+            tokenizer.decoder_stream(n_levels, STREAM_SECONDS[0]),
+            [0] * n_levels,
+        )  # codes so far
 
     def __call__(self, level: int, codes: Tensor) -> None:
         blocks = [codes[0, :0] for _ in self.lengths]
         blocks[level] = codes[0, self.counts[level] :]
         self.counts[level] = codes.shape[1]
-        self.write(self.decoder.push(blocks))
+        if (block := self.decoder.push(blocks)).shape[-1]:
+            self.write(block)
+            if 2 * self.decoder.windows.step <= self.longest:
+                self.decoder.windows.step *= 2  # more at once takes less computing
         if self.counts == self.lengths:
             self.write(self.decoder.finish(self.n_samples))
 

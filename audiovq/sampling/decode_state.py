@@ -16,6 +16,7 @@ from audiovq.sampling.guidance import GuidedPrior, Request, gap_end_after, piece
 from audiovq.sampling.next_code import gumbel_noise
 
 BLOCK = 256  # codes whose context and noise are computed at once; the largest pass through a network
+SHORT_BLOCK = 16  # of several levels together: each is a block ahead of the next finer one, so that sound begins early
 
 
 class Stretch(NamedTuple):
@@ -33,26 +34,22 @@ class DecodeState:
     Args:
         coarser: int64 [items, n_codes] per coarser level. They may be views of codes that are still drawn.
         given: int64 [items, n_codes], -1 where a code is to be drawn.
+        block: codes whose context is computed at once; default `BLOCK`.
         endless: codes of level 0 in a block of a piece without end, whose timing stands still in the middle of
             `request.n_samples`, see `move`; 0 for one with an end.
     """
 
     def __init__(
-        self,
-        prior: Prior,
-        coarser: Sequence[Tensor],
-        given: Tensor,
-        request: Request,
-        guidance: float = 1.0,
-        endless: int = 0,
-    ):
+        self, prior: Prior, coarser: Sequence[Tensor], given: Tensor, request: Request, guidance: float = 1.0,
+        block: int | None = None, endless: int = 0,
+    ):  # fmt: skip
         spec = prior.spec
         self.prior, self.request, self.coarser, self.endless = prior, request, list(coarser), endless > 0
         self.start = 0  # the piece's position of the first of these codes
         self.given, (self.n_items, self.n_codes) = given, given.shape
         is_given = (given >= 0).all(dim=0).tolist()
         self.is_given = is_given[: max((t + 1 for t, found in enumerate(is_given) if not found), default=0)]
-        self.block = endless * spec.top_ratio if endless else -(-BLOCK // spec.ratio) * spec.ratio
+        self.block = endless * spec.top_ratio if endless else -(-(block or BLOCK) // spec.ratio) * spec.ratio
         self.guided = GuidedPrior(prior, self.conditions(request), guidance)
         self.engine = new_engine(prior, self.guided.n_rows, request.precision)
         self.cache = self.engine.cache
@@ -164,8 +161,8 @@ def can_go_on(level: int, states: Mapping[int, DecodeState]) -> bool:
     # How many codes, at the rate of the next coarser level, it needs of each coarser one.
     needed = min(-(-stop // spec.ratio) + state.prior.config.context_codes, -(-state.n_codes // spec.ratio))
     end = needed * spec.hop_lengths[level - 1]
-    coarser = [(other, spec.hop_lengths[at]) for at, other in states.items() if at < level]
-    return all(other.finished or other.n_known * hop >= end for other, hop in coarser)
+    coarser = [(at, other) for at, other in states.items() if at < level and not other.finished]
+    return all(other.n_known * spec.hop_lengths[at] >= end for at, other in coarser)
 
 
 def coarser_at_rate_above(

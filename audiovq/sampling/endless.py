@@ -28,7 +28,7 @@ class EndlessCodes:
         for prior, setting, n in zip(priors, settings, self.per_top, strict=True):
             coarser = [state.codes[:, 1:] for state in self.states]
             given = torch.full((1, self.n_codes * n), -1, device=prior.head.weight.device)
-            self.states.append(DecodeState(prior, coarser, given, request, setting.guidance, block))
+            self.states.append(DecodeState(prior, coarser, given, request, setting.guidance, endless=block))
         self.change(settings, request)
 
     def change(self, settings: Sequence[SamplingConfig], request: Request) -> None:

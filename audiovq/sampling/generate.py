@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from audiovq.prior.prior import Prior, SamplingConfig
-from audiovq.sampling.decode_state import DecodeState, can_go_on
+from audiovq.sampling.decode_state import SHORT_BLOCK, DecodeState, can_go_on
 from audiovq.sampling.guidance import Request
 from audiovq.sampling.next_code import next_code
 from audiovq.utils import signals
@@ -48,13 +48,13 @@ def generate(
     together: dict[int, DecodeState] = {}  # the levels at work
     for level, prior in enumerate(priors):
         shape = len(request.items), -(-request.n_samples // prior.spec.hop_length)
-        mask = given[level] if given else torch.full((1, shape[1]), -1)
-        mask = mask.to(prior.head.weight.device).expand(shape)
+        mask = (given[level] if given else torch.full((1, shape[1]), -1)).to(prior.head.weight.device).expand(shape)
         if bool((mask >= 0).all()):
             levels.append(mask)
             on_codes(level, mask)
         else:
-            together[level] = DecodeState(prior, levels, mask, request, settings[level].guidance)
+            block = SHORT_BLOCK if in_time_order else None
+            together[level] = DecodeState(prior, levels, mask, request, settings[level].guidance, block)
             levels.append(together[level].codes[:, 1:])
         if in_time_order and level + 1 < len(priors):
             continue

@@ -33,14 +33,9 @@ class Checkpoints:
     memory, and written in the background. All ranks call every method."""
 
     def __init__(
-        self,
-        folder: Path,
-        network: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        averages: Averages,
-        config: TrainingConfig,
-        task: nn.Module | None = None,
-    ):
+        self, folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], averages: Averages,
+        config: TrainingConfig, task: nn.Module | None = None,
+    ):  # fmt: skip
         self.folder, self.network, self.optimizers, self.averages = folder, network, optimizers, averages
         self.config, self.task = config, task or nn.Module()
         self.saved_at, self.stall = time.monotonic(), 0.0  # seconds that the last one held up the training
