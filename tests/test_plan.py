@@ -112,6 +112,8 @@ def test_sharded_weights_muon_and_checkpointing_take_less_memory() -> None:
     plain, eight = parts(), parts(8, sharded=True, batch_size=8)
     assert eight["moments"] == plain["moments"] / 8
     assert parts(8, sharded=True, shard_devices=4, batch_size=8)["moments"] == plain["moments"] / 4
+    with pytest.raises(ValueError, match="shard_devices: expected a divisor of the 8 devices, found 3"):
+        parts(8, sharded=True, shard_devices=3, batch_size=8)
     assert parts(optimizer="muon")["moments"] == plain["moments"] / 2
     assert parts(activation_checkpointing=True)["activations"] < plain["activations"]
     assert parts(device_batch_size=1)["activations"] < plain["activations"]

@@ -243,6 +243,8 @@ class Planner(NamedTuple):
         memory["averages"] = 4 * n_weights if config.ema_decay else 0
         if isinstance(config, PriorTrainingConfig) and config.sharded:
             n_shards = min(config.shard_devices or self.n_devices, self.n_devices)
+            if self.n_devices % n_shards:
+                raise ValueError(f"shard_devices: expected a divisor of the {self.n_devices} devices, found {n_shards}")
             memory = {name: n_bytes / n_shards for name, n_bytes in memory.items()}
         size_that_fits = int((USABLE * self.device.memory - sum(memory.values())) // one.activations)
         memory["activations"] = size * one.activations
