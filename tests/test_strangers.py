@@ -180,7 +180,7 @@ def test_priors_that_contradict_their_tokenizer_or_each_other_are_refused(model:
     change_config(model / "prior-1", lambda c: c["spec"].update(sample_rate=16000))
     refuse(
         lambda: Generator.from_pretrained(model),
-        "prior 1: expected level, hop_lengths, rate, codes and slots (1, [256, 128, 64], 8000",
+        "prior 1: expected level, hops, rate, codes and slots (1, [256, 128, 64], 8000",
     )
     change_config(
         model / "prior-1", lambda c: c["spec"].update(sample_rate=8000, vocabularies={"genre": ["rock", "folk"]})

@@ -233,9 +233,7 @@ def _check_fit(priors: Sequence[Prior], tokenizer: Tokenizer) -> None:
         expected = (level, list(c.hop_lengths), c.sample_rate, c.codebook_size, c.slots)
         found = (spec.level, list(spec.hop_lengths), spec.sample_rate, spec.codebook_size, spec.slots)
         if found != expected:
-            raise ValueError(
-                f"prior {level}: expected level, hop_lengths, rate, codes and slots {expected}, found {found}"
-            )
+            raise ValueError(f"prior {level}: expected level, hops, rate, codes and slots {expected}, found {found}")
         for name in known.keys() & spec.vocabularies.keys():
             if known[name] != spec.vocabularies[name]:
                 raise ValueError(f"prior {level}: expected the values of label {name} that prior 0 has, found others")

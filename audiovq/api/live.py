@@ -212,9 +212,9 @@ class Live:
                         return waveform
 
     def codes(self, last_seconds: float | None = None) -> Codes:
-        """The codes that were drawn last, rounded up to whole codes of level 0 or patches; default all that are kept. They reach
-        beyond what `read` has given by what the decoder looks ahead. All of them, decoded by `decoder_stream` in the
-        same blocks, give the same samples to the bit. ValueError if nothing was drawn yet."""
+        """The codes that were drawn last, rounded up to whole codes of level 0 or patches; default all that are kept.
+        They reach beyond what `read` has given by what the decoder looks ahead. All of them, decoded by
+        `decoder_stream` in the same blocks, give the same samples to the bit. ValueError if nothing was drawn yet."""
         with self.reading:
             frames, end = list(self.frames), self.drawn.states[0].start + self.drawn.n_out
         wanted = self.generator.n_samples(last_seconds) if last_seconds is not None else len(frames) * self.top_hop

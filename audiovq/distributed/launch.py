@@ -127,9 +127,7 @@ def _launch(n: int, arguments: Sequence[str]) -> None:
     # The launcher's own reports are long; the errors below are one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     meeting: Any = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    elastic = importlib.import_module(
-        "torch.distributed.launcher.api"
-    )  # not at the top: it takes a seventh of a second
+    elastic = importlib.import_module("torch.distributed.launcher.api")  # not at the top: it takes 0.15 s to load
     config = elastic.LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, max_restarts=0, **meeting)
     try:
         elastic.elastic_launch(config, sys.executable)("-m", "audiovq", *arguments)
