@@ -56,6 +56,13 @@ class PriorTrainingConfig(TrainingConfig):
     shard_devices: int = Field(default=0, ge=0)
     activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory
 
+    def devices_per_copy(self, n_devices: int) -> int:
+        """Of so many devices, how many share one copy of the weights; ValueError if that does not divide them."""
+        n = self.shard_devices or n_devices
+        if n_devices % n:
+            raise ValueError(f"shard_devices: expected a divisor of the {n_devices} devices, found {n}")
+        return n
+
 
 class TokenizerStage(Config):
     # Use the tokenizer of `default` (the bundled model), a run, folder, hub id, or published codec (hf:…); null: train one.

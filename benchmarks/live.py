@@ -5,7 +5,7 @@ python benchmarks/live.py [MODEL] [--changes 20] [--minutes 1] [--block 0.1] [--
 A change is another value of a label, or another seed if the model has no label. Its latency is the time from `set` until
 the sound that a player gives in real time differs from a twin's without the change: by a tenth of its loudness (root
 mean square of 23 ms), and by half. The buffer is in it. What is above `latency_seconds` and the buffer is the music's own:
-a held note sounds on. A change takes three seconds and more, a thousand about an hour.
+a held note sounds on. A change takes three seconds and more.
 """
 
 from __future__ import annotations

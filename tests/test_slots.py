@@ -146,9 +146,7 @@ def test_codes_in_other_slots_are_refused(generator: Generator, tmp_path: Path) 
     with pytest.raises(ValueError, match=rf"cut\.codes: {message}"):
         Codes.load(tmp_path / "cut.codes")
     with pytest.raises(ValueError, match="cut codes at multiples of 4"):
-        generator.tokenizer.decode(
-            dataclasses.replace(cut, slots=1)
-        )  # what the codes say about themselves is no excuse
+        generator.tokenizer.decode(dataclasses.replace(cut, slots=1))  # the tokenizer's slots count
 
 
 def test_a_shift_is_a_part_of_a_patch_and_shards_know_the_slots(tmp_path: Path) -> None:

@@ -260,10 +260,8 @@ class LiveDecoder:
     def __init__(self, tokenizer: Tokenizer, n_samples: int, n_levels: int, write: Callable[[Tensor], object]):
         self.n_samples, self.write, self.longest = n_samples, write, STREAM_SECONDS[1] * tokenizer.sample_rate
         self.lengths = [-(-n_samples // hop) for hop in tokenizer.config.hop_lengths[:n_levels]]
-        self.decoder, self.counts = (
-            tokenizer.decoder_stream(n_levels, STREAM_SECONDS[0]),
-            [0] * n_levels,
-        )  # codes so far
+        self.decoder = tokenizer.decoder_stream(n_levels, STREAM_SECONDS[0])
+        self.counts = [0] * n_levels  # codes of each level so far
 
     def __call__(self, level: int, codes: Tensor) -> None:
         blocks = [codes[0, :0] for _ in self.lengths]

@@ -241,10 +241,8 @@ class Planner(NamedTuple):
         memory: dict[str, float] = {"weights": sum(x.nbytes for x in network.state_dict().values())}
         memory |= {"gradients": 4 * n_weights, "moments": (4 if config.optimizer == "muon" else 8) * n_weights}
         memory["averages"] = 4 * n_weights if config.ema_decay else 0
-        if isinstance(config, PriorTrainingConfig) and config.sharded:
-            n_shards = min(config.shard_devices or self.n_devices, self.n_devices)
-            if self.n_devices % n_shards:
-                raise ValueError(f"shard_devices: expected a divisor of the {self.n_devices} devices, found {n_shards}")
+        if isinstance(config, PriorTrainingConfig) and config.sharded and self.n_devices > 1:
+            n_shards = config.devices_per_copy(self.n_devices)
             memory = {name: n_bytes / n_shards for name, n_bytes in memory.items()}
         size_that_fits = int((USABLE * self.device.memory - sum(memory.values())) // one.activations)
         memory["activations"] = size * one.activations

@@ -73,8 +73,8 @@ def tokenizer_hash(network: "VQVAE") -> str:
 
 
 def prior_hash(network: "Prior") -> str:
-    """Identity of a prior: SHA-256 of its spec and of its weights."""
-    facts = {name: value for name, value in vars(network.spec).items() if (name, value) != ("slots", 1)}  # it is newer
+    """Identity of a prior: SHA-256 of its spec, without the `slots` that earlier specs do not have, and its weights."""
+    facts = {name: value for name, value in vars(network.spec).items() if (name, value) != ("slots", 1)}
     return _sha256(json.dumps(facts), network.state_dict())
 
 

@@ -34,7 +34,7 @@ def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bo
     if not collectives.is_distributed():
         return task.to(device)
     if isinstance(config, PriorTrainingConfig) and config.sharded:
-        return _shard(task, blocks, device, bf16, config.shard_devices or collectives.world_size())
+        return _shard(task, blocks, device, bf16, config.devices_per_copy(collectives.world_size()))
     ids = [device] if device.type == "cuda" else None
     # No broadcast of buffers: what changes them is already reduced over the ranks.
     return DistributedDataParallel(task.to(device), ids, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -42,9 +42,7 @@ def distribute(task: Any, config: TrainingConfig, device: torch.device, bf16: bo
 
 def _shard(task: nn.Module, blocks: list[nn.Module], device: torch.device, bf16: bool, n: int) -> nn.Module:
     """Shard block by block, so that a device never holds all weights at once; each `n` devices have a copy."""
-    n_copies, rest = divmod(collectives.world_size(), n)
-    if rest or not n_copies:
-        raise ValueError(f"shard_devices: expected a divisor of the {collectives.world_size()} devices, found {n}")
+    n_copies = collectives.world_size() // n
     mesh = init_device_mesh(device.type, (n_copies, n), mesh_dim_names=("copies", "shards"))
     mesh = mesh if n_copies > 1 else mesh["shards"]
     # Inputs are left to autocast, because positions must not be rounded.
