@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from audiovq.data.audio import read_audio
 from audiovq.data.codes import Codes
 from audiovq.data.music import Scan, Track, table_of
 from audiovq.evaluation.code_statistics import code_statistics
+from audiovq.pretrained.identity import tokenizer_hash
 from audiovq.recipe import Recipe
 from audiovq.tokenizer.bands import BandsConfig
 from audiovq.tokenizer.data_init import initialise_codebooks, initialise_statistics
@@ -58,10 +60,12 @@ def chord(seconds: float) -> Tensor:
     return (wave + 0.01 * torch.randn(len(wave), generator=torch.Generator().manual_seed(0)))[None, None]
 
 
-def small_network(steps: int = 8) -> VQVAE:
+def small_network(steps: int = 8, rate_weight: float = 0.0) -> VQVAE:
     """Codebooks that have seen music, and a network that was not trained."""
     torch.manual_seed(0)
-    network = VQVAE(build(VQVAEConfig, CONFIG, "model"))
+    quantizer: Any = CONFIG["quantizer"]
+    config = CONFIG | {"quantizer": quantizer | {"rate_weight": rate_weight}}
+    network = VQVAE(build(VQVAEConfig, config, "model"))
     music = chord(4.096)[..., : PATCH * 64]
     initialise_statistics(network, music)
     initialise_codebooks(network, music)
@@ -228,6 +232,38 @@ def test_codes_are_of_their_slots_and_the_nearest_by_a_search_of_all() -> None:
         assert torch.allclose(quantizer.embed(codes)[..., band * 6 : band * 6 + 6], sums[best])
     near, far = ((q.embed(q.encode(latents)) - latents).norm() for q in (quantizer, greedy))
     assert float(near) < float(far)
+
+
+def test_bits_have_a_price_in_squared_distance() -> None:
+    """The search of all minimises squared distance + weight · -log2 p, but not in training."""
+    torch.manual_seed(0)
+    weight, x = 0.7, torch.randn(1, 40, 6)
+    settings = {"kind": "patches", "codes": 8, "bands": 1, "stages": 2, "dim": 6, "candidates": 64}
+    quantizer, plain = (PatchQuantizer(PatchQuantizer.Config(**settings, rate_weight=w)) for w in (weight, 0))
+    books, counts = torch.randn(2, 1, 8, 6), torch.rand(2, 1, 8)
+    for q in (quantizer, plain):
+        q.embedding.copy_(books)
+        q.counts.copy_(counts)
+    counts = counts[:, 0].double()
+    bits = -(counts / counts.sum(dim=1, keepdim=True)).log2()
+    sums, prices = (books[0, 0][:, None] + books[1, 0]).flatten(0, 1), (bits[0][:, None] + bits[1]).flatten()  # of 64
+    costs = (x[0][:, None] - sums).double().square().sum(dim=-1) + weight * prices
+    best = costs.argmin(dim=1)
+    codes = quantizer.eval().encode(x).view(40, 2) - torch.tensor([0, 8])
+    assert torch.equal(codes, torch.stack([best // 8, best % 8], dim=1))
+    nearest = plain.eval().encode(x)
+    assert not torch.equal(nearest, quantizer.encode(x))
+    assert torch.equal(nearest, quantizer.train().encode(x))
+
+
+def test_shares_of_use_are_part_of_a_tokenizer_that_prices_bits() -> None:
+    plain, priced = small_network(), small_network(rate_weight=0.1)
+    before = tokenizer_hash(plain), tokenizer_hash(priced)
+    assert before[0] != before[1]
+    for network in (plain, priced):
+        network.codebooks[0].get_buffer("counts")[0, 0, 0] += 3
+    assert tokenizer_hash(plain) == before[0]  # else training statistics
+    assert tokenizer_hash(priced) != before[1]
 
 
 def test_a_patch_without_its_last_codes_has_the_first_ones() -> None:

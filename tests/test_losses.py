@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiovq.evaluation.code_statistics import entropy_of_counts
+from audiovq.evaluation.code_statistics import code_statistics
 from audiovq.tokenizer.losses import LossConfig, MelSpectrogram, ReconstructionLoss, stft_magnitude
 from audiovq.tokenizer.quantizer import FSQuantizer, Quantized
 from audiovq.tokenizer.vqvae import VQVAEConfig
@@ -104,8 +104,8 @@ def test_no_mel_band_is_empty() -> None:
 
 def test_entropy_and_perplexity_of_known_frequencies() -> None:
     codes = np.array([0] * 50 + [1] * 25 + [2] * 25)
-    assert entropy_of_counts(np.bincount(codes, minlength=8)) == pytest.approx(1.5)
-    assert entropy_of_counts(np.zeros(8, dtype=np.int64)) == 0
+    assert code_statistics(np.bincount(codes, minlength=8), 2.0)["unigram_bits_per_second"] == pytest.approx(3.0)
+    assert code_statistics(np.zeros(8, dtype=np.int64), 2.0)["unigram_bits_per_second"] == 0
     perplexities, usages = codebook_use([torch.from_numpy(codes), torch.zeros(2, 5, dtype=torch.int64)], 8)
     assert perplexities.tolist() == pytest.approx([2**1.5, 1.0], rel=1e-5)
     assert usages.tolist() == [3 / 8, 1 / 8]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import scipy.stats
 import torch
 from torch.utils.data import default_collate
 
@@ -31,15 +32,10 @@ def level_counts(shards: Shards, split: str | None = None) -> list[np.ndarray]:
 def code_statistics(counts: np.ndarray, code_rate: float, slots: int = 1) -> dict[str, float]:
     """Figures of one level, of which `counts`, int64 [codebook_size], says how often each code occurs; a part of the
     codebook for each of `VQVAEConfig.slots`."""
-    bits = max(0.0, entropy_of_counts(counts) - math.log2(slots))  # a code's slot is known
-    entropy = {"unigram_bits_per_code": bits, "unigram_bits_per_second": bits * code_rate}
-    return entropy | {"perplexity": 2**bits, "usage": float((counts > 0).mean())}
-
-
-def entropy_of_counts(counts: np.ndarray) -> float:
-    """Entropy in bits per code; 0 if there are no codes."""
-    p = counts[counts > 0] / max(1, counts.sum())
-    return float(-(p * np.log2(p)).sum()) if len(p) else 0.0
+    entropy = scipy.stats.entropy(counts, base=2) if counts.any() else 0.0
+    bits = max(0.0, float(entropy) - math.log2(slots))  # a code's slot is known
+    rates = {"unigram_bits_per_code": bits, "unigram_bits_per_second": bits * code_rate}
+    return rates | {"perplexity": 2**bits, "usage": float((counts > 0).mean())}
 
 
 @torch.inference_mode()

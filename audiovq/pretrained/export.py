@@ -199,7 +199,7 @@ def find_credits(music: Path, recipe: Recipe) -> str:
 
 def _read_text(path: Path) -> str:
     with errors_as(f"{path}: expected a text file with credits", OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")[:LONGEST_CREDITS]
 
 
 def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
@@ -209,7 +209,7 @@ def model_card(run: RunFacts, specs: Sequence[PriorSpec], **facts: Any) -> str:
     licence: Any = {"license": run.license, "license_name": run.license_name}
     task = "text-to-audio" if specs else "audio-to-audio"
     metadata = huggingface_hub.ModelCardData(**licence, library_name="audiovq", pipeline_tag=task, tags=tags)
-    template = load_template(TEMPLATE, listed=_listed, quoted=_quoted)
+    template = load_template(TEMPLATE, listed=_listed)
     return template.render(run=run, specs=specs, metadata=metadata.to_yaml(), columns=COLUMNS, **facts)
 
 
@@ -225,7 +225,3 @@ def _listed(values: Sequence[str]) -> str:
     more = f", … ({len(values)} in all)" if len(values) > MOST_VALUES else ""
     text = ", ".join(values[:MOST_VALUES]) + more
     return " ".join("".join(c for c in text if c not in "<>`|[]*_#").split())  # which Markdown or HTML would interpret
-
-
-def _quoted(text: str) -> str:
-    return "\n".join(f"> {line}".rstrip() for line in text[:LONGEST_CREDITS].strip().splitlines())

@@ -48,10 +48,11 @@ def _changed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 
 
 def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> dict[str, Any] | None:
-    """A front or quantizer; None if it is the default. Kinds newer than version 0.1 are written in full."""
+    """A front or quantizer; None if it is the default. Kinds newer than version 0.1 are in full, without
+    `rate_weight` 0, which earlier ones do not have."""
     kind = config["kind"]
     if kind not in kinds:
-        return config
+        return {name: value for name, value in config.items() if (name, value) != ("rate_weight", 0.0)}
     facts = _changed(config, kinds[kind])
     return None if kind == default and not facts else facts
 
@@ -64,10 +65,11 @@ def tokenizer_hash(network: "VQVAE") -> str:
         c, tensors = network.config, network.state_dict().values()
         values = sorted(_sha256("", {"": each}) for each in tensors if each.is_floating_point() and each.numel() > 1)
         return _sha256(json.dumps([codec["kind"], c.sample_rate, c.hop_lengths, c.codebook_size, values]), {})
+    others = (".sums", "n_steps", *(() if getattr(network.config.quantizer, "rate_weight", 0) else (".counts",)))
     tensors = {
         name: tensor
         for name, tensor in network.state_dict().items()
-        if ".decoder." not in name and not name.endswith((".counts", ".sums", "n_steps"))
+        if ".decoder." not in name and not name.endswith(others)
     }
     return _sha256(canonical_tokenizer(network.config.model_dump(mode="json")), tensors)
 

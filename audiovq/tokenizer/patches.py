@@ -22,6 +22,10 @@ class PatchQuantizer(Quantizer):
     III-C); of several candidates the sum that is nearest in the end is taken. Each slot has its own codes: the code at
     position n is of slot n mod slots. Code vectors follow the means of what they code, as in `EMAQuantizer`, but are of any
     length. Latents get no gradient.
+
+    With `rate_weight` λ, codes that are not for training minimise squared distance + λ · bits, where a code has -log2 of
+    its share of use in training: entropy-constrained quantization (Chou 1989, doi:10.1109/29.17498, whose codebook is
+    trained so, too).
     """
 
     class Config(BaseConfig):
@@ -31,6 +35,7 @@ class PatchQuantizer(Quantizer):
         stages: int = Field(default=2, ge=1, le=64)  # codes of a band in a patch
         dim: int = Field(default=240, ge=1, le=1 << 16)  # of a band's patch: steps · frames
         candidates: int = Field(default=8, ge=1, le=256)  # sums of codes that the search goes on with
+        rate_weight: float = Field(default=0.0, ge=0)  # the squared distance that a bit is worth
         decay: float = Field(default=0.99, gt=0, lt=1)
         revival_fraction: float = Field(default=0.03, ge=0, lt=1)  # of the mean usage; 0 never revives
 
@@ -59,19 +64,25 @@ class PatchQuantizer(Quantizer):
         c, n = self.config, latents.shape[1]
         with torch.autocast(latents.device.type, enabled=False):
             x = rearrange(latents.float(), "b t (band d) -> band (b t) d", band=c.bands)
-            codes = torch.stack([self._search(*pair) for pair in zip(x, self.embedding.unbind(1), strict=True)])
+            bits = -(self.counts / self.counts.sum(dim=-1, keepdim=True)).clamp(min=1e-9).log2()
+            prices = bits * (0.0 if self.training else c.rate_weight)
+            bands = zip(x, self.embedding.unbind(1), prices.unbind(1), strict=True)
+            codes = torch.stack([self._search(*band) for band in bands])
         first = torch.arange(c.slots, device=codes.device).view(c.stages, c.bands) * c.codes
         numbered = codes.movedim(2, 0) + first[:, :, None]  # [stage, band, b t]
         return rearrange(numbered, "stage band (b t) -> b (t stage band)", t=n)
 
-    def _search(self, x: Tensor, books: Tensor) -> Tensor:
-        """Vectors [n, d] of a band, and its codes [stages, codes, d] -> [n, stages], by a beam search."""
+    def _search(self, x: Tensor, books: Tensor, prices: Tensor) -> Tensor:
+        """Vectors [n, d] of a band, its codes [stages, codes, d] and their prices -> [n, stages], by a beam search."""
         left, found = x[:, None], list[Tensor]()  # [n, candidates, d], and the codes [n, candidates] of each stage
-        for book in books:
+        paid = x.new_zeros(len(x), 1)  # [n, candidates]
+        for book, price in zip(books, prices, strict=True):
             distances = left.square().sum(-1, keepdim=True) + book.square().sum(-1) - 2 * left @ book.T
-            best = distances.flatten(1).topk(min(self.config.candidates, distances[0].numel()), largest=False).indices
+            costs = (distances + (paid[..., None] + price)).flatten(1)
+            best = costs.topk(min(self.config.candidates, costs.shape[1]), largest=False).indices
             candidate, code = best // len(book), best % len(book)
             left = left.take_along_dim(candidate[..., None], dim=1) - F.embedding(code, book)
+            paid = paid.gather(1, candidate) + price[code]
             found = [*(codes.gather(1, candidate) for codes in found), code]
         return torch.stack([codes[:, 0] for codes in found], dim=1)
 

@@ -29,7 +29,7 @@ from audiovq.training.nonfinite import NonFiniteGuard
 from audiovq.training.optimizer import make_optimizer
 from audiovq.training.task import Part, Task
 from audiovq.utils import signals
-from audiovq.utils.progress import say
+from audiovq.utils.progress import ProgressBar, say
 
 
 class Training:
@@ -80,7 +80,8 @@ class Training:
         if self.must_evaluate or (config.patience and not self.start):
             self.evaluate(self.start)
         end = self.start if self.best.exhausted(self.start) else config.steps
-        with self.monitor.progress_bar() as bar:
+        seconds = self.task.example_seconds * config.batch_size
+        with ProgressBar(self.task.title, config.steps, self.start, "audio-s" if seconds else "", seconds) as bar:
             batches = self.monitor.timed(self.batches("train", self.start, end, self.workers))
             for step, batch in enumerate(batches, self.start):
                 sums = self.step(step, batch)

@@ -26,7 +26,7 @@ from audiovq.training.health import StageFacts, Watch
 from audiovq.training.logs import HEALTH, StepLog
 from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
 from audiovq.training.task import Part, Task
-from audiovq.utils.progress import ProgressBar, say
+from audiovq.utils.progress import say
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,6 @@ class Monitor:
             self.watch.update(row["step"], row)
         findings = [row for row in self.health_log.rows if row["stage"] == task.title]
         self.watch.reported = {(row["check"], row["subject"]) for row in findings}
-
-    def progress_bar(self) -> ProgressBar:
-        seconds = self.task.example_seconds * self.config.batch_size
-        return ProgressBar(self.title, self.config.steps, self.start, "audio-s" if seconds else "", seconds)
 
     def timed(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
         """The same batches; notes how long the training waits for them, and traces a few steps if asked to."""
