@@ -23,9 +23,9 @@ class PatchQuantizer(Quantizer):
     position n is of slot n mod slots. Code vectors follow the means of what they code, as in `EMAQuantizer`, but are of any
     length. Latents get no gradient.
 
-    With `rate_weight` λ, codes that are not for training minimise squared distance + λ · bits, where a code has -log2 of
-    its share of use in training: entropy-constrained quantization (Chou 1989, doi:10.1109/29.17498, whose codebook is
-    trained so, too).
+    With `rate_weight` λ, codes minimise squared distance + λ · bits, where a code has -log2 of its share of use in training:
+    entropy-constrained quantization (Chou 1989, doi:10.1109/29.17498). Differs: only in evaluation mode, so that
+    codebooks are trained without it.
     """
 
     class Config(BaseConfig):
