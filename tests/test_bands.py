@@ -254,6 +254,8 @@ def test_bits_have_a_price_in_squared_distance() -> None:
     nearest = plain.eval().encode(x)
     assert not torch.equal(nearest, quantizer.encode(x))
     assert torch.equal(nearest, quantizer.train().encode(x))
+    quantizer.eval().counts.zero_()  # as before the first update: all codes have the same price
+    assert torch.equal(nearest, quantizer.encode(x))
 
 
 def test_shares_of_use_are_part_of_a_tokenizer_that_prices_bits() -> None:

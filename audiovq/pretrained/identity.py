@@ -48,8 +48,8 @@ def _changed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 
 
 def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> dict[str, Any] | None:
-    """A front or quantizer; None if it is the default. Kinds newer than version 0.1 are in full, without
-    `rate_weight` 0, which earlier ones do not have."""
+    """A front or quantizer; None if it is the default. Kinds newer than version 0.1 are in full, but without
+    `rate_weight` 0, as when there was no such setting."""
     kind = config["kind"]
     if kind not in kinds:
         return {name: value for name, value in config.items() if (name, value) != ("rate_weight", 0.0)}
@@ -59,17 +59,18 @@ def _component(config: dict[str, Any], kinds: dict[str, Any], default: str) -> d
 
 def tokenizer_hash(network: "VQVAE") -> str:
     """Identity of a tokenizer's codes: SHA-256 of its canonical config and of the weights that make them.
-    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes.
-    Of a published codec the values count without their names, which another library may change."""
+    Decoder and training statistics do not count: a tokenizer with a tuned decoder makes the same codes. With a
+    `rate_weight` the usage of codes does. Of a published codec the values count without their names, which may change."""
     if (codec := network.config.codec) is not None:
         c, tensors = network.config, network.state_dict().values()
         values = sorted(_sha256("", {"": each}) for each in tensors if each.is_floating_point() and each.numel() > 1)
         return _sha256(json.dumps([codec["kind"], c.sample_rate, c.hop_lengths, c.codebook_size, values]), {})
-    others = (".sums", "n_steps", *(() if getattr(network.config.quantizer, "rate_weight", 0) else (".counts",)))
+    is_priced = getattr(network.config.quantizer, "rate_weight", 0) > 0
+    statistics = (".sums", "n_steps") if is_priced else (".counts", ".sums", "n_steps")
     tensors = {
         name: tensor
         for name, tensor in network.state_dict().items()
-        if ".decoder." not in name and not name.endswith(others)
+        if ".decoder." not in name and not name.endswith(statistics)
     }
     return _sha256(canonical_tokenizer(network.config.model_dump(mode="json")), tensors)
 

@@ -64,7 +64,7 @@ class PatchQuantizer(Quantizer):
         c, n = self.config, latents.shape[1]
         with torch.autocast(latents.device.type, enabled=False):
             x = rearrange(latents.float(), "b t (band d) -> band (b t) d", band=c.bands)
-            bits = -(self.counts / self.counts.sum(dim=-1, keepdim=True)).clamp(min=1e-9).log2()
+            bits = -F.normalize(self.counts, p=1, dim=-1).clamp(min=1e-9).log2()
             prices = bits * (0.0 if self.training else c.rate_weight)
             bands = zip(x, self.embedding.unbind(1), prices.unbind(1), strict=True)
             codes = torch.stack([self._search(*band) for band in bands])
