@@ -75,7 +75,7 @@ class PatchQuantizer(Quantizer):
     def _search(self, x: Tensor, books: Tensor, prices: Tensor) -> Tensor:
         """Vectors [n, d] of a band, its codes [stages, codes, d] and their prices -> [n, stages], by a beam search."""
         left, found = x[:, None], list[Tensor]()  # [n, candidates, d], and the codes [n, candidates] of each stage
-        paid = x.new_zeros(len(x), 1)  # [n, candidates]
+        paid = x.new_zeros(x.shape[0], 1)  # [n, candidates]; len(x) would be a constant in ONNX graphs
         for book, price in zip(books, prices, strict=True):
             distances = left.square().sum(-1, keepdim=True) + book.square().sum(-1) - 2 * left @ book.T
             costs = (distances + (paid[..., None] + price)).flatten(1)
