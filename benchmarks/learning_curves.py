@@ -64,9 +64,7 @@ def priors(run: Path) -> str:
         prior, _ = checkpoint.load_prior(folder)
         statistics, rate = report["levels"][level], prior.spec.code_rate
         found = {
-            "untrained": held_out_bits(untrained(prior, 0), shards, report["split"], max_windows=256)[
-                "bits_per_second"
-            ],
+            "untrained": held_out_bits(untrained(prior, 0), shards, report["split"], limit=256)["bits_per_second"],
             "unigram": statistics["unigram_bits_per_code"] * rate,
             "prior": statistics["bits_per_second"],
         }

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from conftest import cli
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
 
 from audiovq.data.tracks import scan
+from audiovq.planning.estimate import make_plan
 from audiovq.recipe import load_recipe
 from audiovq.training import monitor
 from audiovq.training.loop import Training
@@ -63,7 +66,7 @@ def rows(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_speed_is_logged_and_three_steps_are_traced(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_speed_is_logged_and_three_steps_are_traced(tiny_recipe: Path, music: Path, tmp_path: Path) -> None:
     """Of the tokenizer with 8 steps of 2 · 0.256 s of audio, in pairs."""
     options = ["--stage", "tokenizer", "--profile", "--set", "trackers=[tensorboard]"]
     for value in ("steps=8", "log_steps=2", "evaluate_steps=8"):
@@ -80,9 +83,17 @@ def test_speed_is_logged_and_three_steps_are_traced(tiny_recipe: Path, tmp_path:
     speeds = rows(folder / "speed.jsonl")
     assert [row["step"] for row in speeds] == [2, 4, 6, 8]
     for row in speeds:
-        assert row.keys() == {"step", "step_seconds", "audio_seconds_per_second", "data_wait"}  # no GPU
+        assert row.keys() == {"step", "step_seconds", "audio_seconds_per_second", "data_wait", "tflops"}  # no GPU
         assert row["step_seconds"] * row["audio_seconds_per_second"] == pytest.approx(0.512)
         assert 0 < row["data_wait"] < 1
+    recipe = load_recipe(str(tiny_recipe))
+    task = TokenizerTask(recipe.tokenizer, recipe.data, scan(music, recipe.data), 0)
+    with FlopCounterMode(display=False) as counter:
+        task.train()(default_collate([task.dataset("train")[i] for i in (0, 1)]))[0].backward()
+    for row in speeds:  # the plan counts gradients of the sound itself, too, which are not needed
+        flops = row["tflops"] * 1e12 * row["step_seconds"]
+        assert flops == pytest.approx(2 * make_plan(recipe, 10.0, ["tokenizer"])["stages"][0]["example_flops"])
+        assert counter.get_total_flops() <= flops <= 1.6 * counter.get_total_flops()
     shown = points(run / "metrics" / "tensorboard" / "tokenizer", "step_seconds")
     assert shown == [(row["step"], pytest.approx(row["step_seconds"], rel=1e-6)) for row in speeds]
     assert not any("step_seconds" in row for row in rows(folder / "metrics.jsonl"))  # which is the same in each run

@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, cli
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from audiovq.data import data_config
 from audiovq.data.shards import Shards
 from audiovq.pretrained import checkpoint
 from audiovq.recipe import TrainingConfig, load_recipe
@@ -125,7 +126,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path, tiny_recipe: Path) ->
     fresh, others = make_optimizer(other, stage.training), Averages(other, 0.9)
     assert Checkpoints(tmp_path, other, [fresh], others, TrainingConfig()).load() == {"step": 3, "note": "x"}
     assert all(torch.equal(averages.tensors[name], others.tensors[name]) for name in averages.tensors)
-    with pytest.raises(ValueError, match="expected the weights of this recipe's network"):
+    with pytest.raises(ValueError, match="expected weights of this recipe's network"):
         Checkpoints(
             tmp_path, other, [make_optimizer(other, stage.training)], Averages(other, None), TrainingConfig()
         ).load()
@@ -345,3 +346,17 @@ def test_all_stages_with_other_quantizers_and_repeated_hops(
     result = cli("sample", "--model", out, "--seconds", 1, "--seed", 0, "--out", tmp_path / "x.wav")
     assert result.exit_code == 0, result.output
     assert soundfile.info(tmp_path / "x.wav").frames == 8000
+
+
+def test_workers_beside_gpus_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each core that a process has beside its own, at most 8; none on CPUs."""
+    monkeypatch.setattr(data_config, "cpu_count", lambda: 32)
+    data = data_config.DataConfig()
+    assert data.workers == "auto"
+    assert data.n_workers == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for n_processes, expected in {1: 8, 4: 7, 16: 1, 32: 0, 64: 0}.items():
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_processes))
+        assert data.n_workers == expected
+    assert data.model_copy(update={"workers": 3}).n_workers == 3
+    assert data.model_copy(update={"workers": 100}).n_workers == 32

@@ -47,7 +47,7 @@ def train(
     with launch.processes(folder):
         run = Run(with_music(loaded, folder), folder, page, profile)
         missing = [stage for stage in wanted if not run.files.is_done(stage)]
-        announce_duration(run.files, missing, collectives.world_size())
+        run.flops = announce_duration(run.files, missing, collectives.world_size())
         run.go(wanted)
         if json_file and run.main:
             options.write_json(json_file, describe_run(run.folder))

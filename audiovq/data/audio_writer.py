@@ -91,14 +91,12 @@ class AudioWriter(contextlib.ExitStack):
 
 
 @contextlib.contextmanager
-def _file(
-    path: Path, form: str, subtype: str, sample_rate: int, channels: int, tags: Tags
-) -> Iterator[soundfile.SoundFile]:
+def _file(path: Path, form: str, subtype: str, rate: int, channels: int, tags: Tags) -> Iterator[soundfile.SoundFile]:
     texts = {name: "".join(c for c in text if c.isprintable()) for name, text in tags.items()}
     failures = writing(path, soundfile.LibsndfileError)
     with failures, atomic_file(path) as temporary, utf8_path(temporary.parent) as folder:
         place = folder / temporary.name  # without the suffix
-        with soundfile.SoundFile(place, "w", sample_rate, channels, subtype, format=form) as file:
+        with soundfile.SoundFile(place, "w", rate, channels, subtype, format=form) as file:
             for name, text in texts.items():
                 if text and form != "MP3":
                     setattr(file, name, text)

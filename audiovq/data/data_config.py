@@ -1,8 +1,13 @@
 """The recipe's settings of the data set."""
 
+import os
+from typing import Annotated, Literal
+
+import torch
 from pydantic import Field
 
 from audiovq.config import Config
+from audiovq.utils.environment import cpu_count
 
 
 class DataConfig(Config):
@@ -13,4 +18,12 @@ class DataConfig(Config):
     min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside
     cache_gigabytes: float = Field(default=2.0, ge=0)  # smaller data sets are decoded once, into memory
     credits: str | None = None  # text file for the model card; relative to the folder; default CREDITS.*
-    workers: int = Field(default=0, ge=0, le=1024)  # processes that prepare batches; 0 does it in the training process
+    # Processes that prepare batches beside each training process; 0 does it there. auto: beside a GPU up to 8, else 0.
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
+
+    @property
+    def n_workers(self) -> int:
+        if self.workers != "auto":
+            return min(self.workers, cpu_count())  # torch warns of more
+        share = cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(0, min(8, share - 1)) if torch.cuda.is_available() else 0

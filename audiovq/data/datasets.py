@@ -189,8 +189,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
     def _at_rate_above(self, track: ShardTrack, level: int, start: int, n: int) -> np.ndarray:
         """Codes of a coarser level, repeated to the rate of the next coarser level."""
         hops = self.shards.index.hop_lengths
-        repeat = hops[level] // hops[self.level - 1]
-        index = np.arange(start, start + n) // repeat
+        index = np.arange(start, start + n) // (hops[level] // hops[self.level - 1])
         codes = self._padded(track, level, int(index[0]), int(index[-1]) + 1)
         return codes[index - index[0]]
 

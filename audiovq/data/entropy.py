@@ -112,9 +112,7 @@ def compress(levels: Sequence[np.ndarray], hop_lengths: Sequence[int], codebook_
     return coder.get_compressed().astype("<u4").view(np.uint8)
 
 
-def decompress(
-    data: np.ndarray, lengths: Sequence[int], hop_lengths: Sequence[int], codebook_size: int
-) -> list[np.ndarray]:
+def decompress(data: np.ndarray, lengths: Sequence[int], hops: Sequence[int], codebook_size: int) -> list[np.ndarray]:
     """The inverse of `compress`, int64 [n] per level. Other data gives arbitrary codes, or an exception."""
     coder = stream.queue.RangeDecoder(np.ascontiguousarray(data).view("<u4").astype(np.uint32))
-    return _walk(lengths, hop_lengths, codebook_size, lambda level, t, model: int(coder.decode(model)))
+    return _walk(lengths, hops, codebook_size, lambda level, t, model: int(coder.decode(model)))

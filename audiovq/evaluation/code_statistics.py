@@ -39,17 +39,15 @@ def code_statistics(counts: np.ndarray, code_rate: float, slots: int = 1) -> dic
 
 
 @torch.inference_mode()
-def held_out_bits(
-    prior: Prior, shards: Shards, split: str = "valid", max_windows: int = MAX_WINDOWS
-) -> dict[str, float]:
+def held_out_bits(prior: Prior, shards: Shards, split: str = "valid", limit: int = MAX_WINDOWS) -> dict[str, float]:
     """bits_per_code, bits_per_second and n_codes of the tracks of a split, in windows of the prior's context,
-    which begin without a past; at most `max_windows`, evenly spread. Each process computes its share."""
+    which begin without a past; at most `limit`, evenly spread. Each process computes its share."""
     c, spec = prior.config, prior.spec
     level, context = spec.level, c.transformer.context // spec.ratio * spec.ratio
     inputs = {"seed": 0, **c.extra_inputs}
     data = CodeWindows(shards, split, level, context, c.context_codes, spec.vocabularies, **inputs)
     n_windows = -(-data.tracks.lengths(level) // context)
-    windows = list(spread(n_windows, max_windows))[collectives.rank() :: collectives.world_size()]
+    windows = list(spread(n_windows, limit))[collectives.rank() :: collectives.world_size()]
     nll, n_codes = 0.0, 0
     device = prior.head.weight.device
     with ProgressBar(f"held-out bits, level {level}", len(windows)) as bar:

@@ -50,12 +50,12 @@ def find_music(name: str) -> Path:
     raise ValueError(f"{name}: no music folder; {advice}")
 
 
-def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> None:
+def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> dict[str, float]:
     """Print the hours of a long training, a command that fits this machine, and priors that are far too large. All
     `stages` to do are tried with one example, so that what is impossible is found now, and not after hours. Raises
     ValueError if one cannot be trained with these settings, so many devices or this memory."""
     if not stages:
-        return
+        return {}
     recipe = files.recipe
     seconds = 0.0  # rank 0 looks through the music
     with contextlib.suppress(ValueError):  # the scan at the beginning of the training says what is wrong
@@ -65,7 +65,7 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
             seconds = music_seconds(recipe)
     collectives.barrier()
     if not (seconds := collectives.from_rank_0(math.ceil(seconds))):
-        return
+        return {}
     plan = make_plan(recipe, seconds, stages, n_devices=n_devices)
     for stage in plan["stages"]:
         if stage.get("too_large"):
@@ -80,3 +80,4 @@ def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -
         needed = f"{recipe.name} takes roughly {duration(3600 * plan['hours'])} on this machine ({plan['device']})"
         say(f"{needed}. A command for this machine, which takes minutes: {command}")
         say(f"{recipe.name} begins all the same; Ctrl-C stops it, and the same command resumes it")
+    return {stage["stage"]: stage.get("example_flops", 0.0) for stage in plan["stages"]}

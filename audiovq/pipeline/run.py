@@ -49,6 +49,7 @@ class Run:
         self.accelerator = Accelerator(mixed_precision="bf16" if use_bf16(recipe) else "no")
         self.device: torch.device = self.accelerator.device
         self.main = collectives.rank() == 0
+        self.flops: dict[str, float] = {}  # `Task.example_flops` by stage
         self.trackers = TrackerConfig(folder, installed_trackers(recipe.trackers), recipe.name, profile)
 
     def go(self, stages: tuple[str, ...] = ()) -> None:
@@ -97,7 +98,8 @@ class Run:
             say(f"labels: no training track has a {missing}, so the priors cannot learn what it means")
 
     def train(self, task: Task, config: TrainingConfig) -> None:
-        folder, workers = self.folder / "training" / task.title, self.recipe.data.workers
+        task.example_flops = self.flops.get(task.title, 0.0)
+        folder, workers = self.folder / "training" / task.title, self.recipe.data.n_workers
         Training(task, folder, config, self.accelerator, workers, self.trackers).run()
 
     def report(self) -> None:

@@ -249,7 +249,7 @@ class Planner(NamedTuple):
         step_seconds = share * one.flops / self.device.flops
         evaluation = EVALUATION * config.evaluate_batches / config.evaluate_steps
         facts = {"key": key, "parameters": n_weights, "memory_bytes": sum(memory.values()), "memory_parts": memory}
-        facts |= {"fits": size <= size_that_fits, "size_that_fits": max(0, size_that_fits)}
+        facts |= {"example_flops": one.flops, "fits": size <= size_that_fits, "size_that_fits": max(0, size_that_fits)}
         hours = config.steps * step_seconds * (1 + evaluation) / 3600
         return facts | {"steps": config.steps, "seconds_a_step": step_seconds, "hours": hours}
 

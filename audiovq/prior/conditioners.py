@@ -114,8 +114,7 @@ class TimingConditioner(Conditioner):
         total = (conditions.n_samples.float() / self.sample_rate)[:, None].expand_as(passed)
         times = torch.stack([total, passed, total - passed], dim=-1)  # [b, n_codes, 3]
         angles = (times[..., None] * (2 * math.pi / self.periods)).flatten(-2)
-        fraction = (passed / total.clamp(min=1e-3))[..., None] * self.waves
-        angles = torch.cat([angles, fraction], dim=-1)
+        angles = torch.cat([angles, (passed / total.clamp(min=1e-3))[..., None] * self.waves], dim=-1)
         vectors = self.project(torch.cat([angles.sin(), angles.cos()], dim=-1))
         return vectors * self.keep(index.shape[0], index.device)[:, None, None].to(vectors.dtype)
 

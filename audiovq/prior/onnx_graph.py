@@ -79,8 +79,7 @@ class StepGraph(nn.Module):
         conditions = Conditions(labels, n_samples, position.expand(batch), chroma=chroma, **rows)
         parts = [conditioner(conditions, 1)[:, 0] for conditioner in self.prior.conditioners]
         if (coarser := self.prior.coarser) is not None:  # as `UpsamplerConditioner`, for one code
-            window = given["coarser"]
-            vectors = [embedding(window[:, i]) for i, embedding in enumerate(coarser.embeddings)]
+            vectors = [embedding(given["coarser"][:, i]) for i, embedding in enumerate(coarser.embeddings)]
             x = reduce(torch.add, vectors)  # [b, 2 · context_codes + 1, dim]
             around = F.linear(x.flatten(1), self.around, coarser.around.bias)
             parts += [x[:, coarser.context_codes], coarser.mix(F.gelu(coarser.norm(around)))]

@@ -144,8 +144,7 @@ def _load(clip: Clip, seconds: float) -> tuple[dict[str, Any], Tensor]:
     info = audio.audio_info(clip.path)
     n_samples = round(seconds * info.sample_rate)
     start = min(round(clip.start * info.sample_rate), max(0, info.samples - n_samples))
-    wanted = clip.sample_rate or info.sample_rate
-    rate = next((rate for rate in RATES if rate >= wanted), RATES[-1])
+    rate = next((rate for rate in RATES if rate >= (clip.sample_rate or info.sample_rate)), RATES[-1])
     waveform, _ = audio.read_audio(clip.path, rate, min(info.channels, 2), start, n_samples)
     facts = {"name": clip.name, "note": clip.note, "path": clip.path, "start": start / info.sample_rate}
     return {**facts, "whole_seconds": info.seconds, "sample_rate": rate}, waveform

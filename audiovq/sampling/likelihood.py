@@ -30,8 +30,7 @@ def sequence_log_probability(prior: Prior, levels: Sequence[Tensor], request: Re
     for start in range(0, n_codes, block):
         end = min(start + block, n_codes)
         window = coarser_at_rate_above(prior, coarser, batch, n_codes, start, end)
-        context = guided.context(window, start, end)
-        logits = prior(previous[:, start:end], context, cache).float()
+        logits = prior(previous[:, start:end], guided.context(window, start, end), cache).float()
         logits = prior.possible(logits, torch.arange(start, end, device=device))
         total -= F.cross_entropy(logits.mT, codes[:, start:end], reduction="none").cpu().double().sum(dim=1)
     return total

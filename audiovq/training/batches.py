@@ -16,13 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from audiovq.distributed import collectives
 from audiovq.training.task import Task
 from audiovq.utils import signals
-from audiovq.utils.environment import cpu_count
 
 
 def step_seed(*parts: object) -> int:
     """A 63-bit seed from anything printable."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
 
 
 class Microbatch(NamedTuple):
@@ -71,9 +69,8 @@ def load_batches(
         for step in range(start, end)
         for part in split.microbatches()
     )
-    n_workers = min(workers, cpu_count())  # torch warns of more; the batches are the same
     options: Any = {"pin_memory": device.type == "cuda", "worker_init_fn": signals.ignore_in_worker}
-    microbatches = iter(DataLoader(dataset, batch_sampler=indexes, num_workers=n_workers, **options))
+    microbatches = iter(DataLoader(dataset, batch_sampler=indexes, num_workers=workers, **options))
     for _ in range(start, end):
         step = itertools.islice(microbatches, split.n_microbatches)
         yield [send_to_device(batch, device, non_blocking=True) for batch in step]

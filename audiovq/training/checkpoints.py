@@ -98,9 +98,7 @@ class Checkpoints:
         saved = compat.without_obsolete(saved, tensors)
         if tensors.keys() != saved.keys():
             found, advice = min(tensors.keys() ^ saved.keys()), "delete the folder to train from the start"
-            raise ValueError(
-                f"{folder}: expected the weights of this recipe's network, found others ({found}); {advice}"
-            )
+            raise ValueError(f"{folder}: expected weights of this recipe's network, found others ({found}); {advice}")
         read_tensors(folder, tensors)
         return json.loads((folder / "state.json").read_text())
 

@@ -83,9 +83,7 @@ def encode_data_set(
 def _encode_track(source: Path, track: Track, paths: list[Path], network: VQVAE, index: ShardIndex) -> None:
     """Encode a track once for each path, in one pass over it. A shift that leaves nothing gets no file."""
     config, hops = network.config, index.hop_lengths
-    shifts = [
-        i * config.multiple // len(paths) for i in range(len(paths))
-    ]  # samples that are left out at the beginning
+    shifts = [i * config.multiple // len(paths) for i in range(len(paths))]  # samples left out at the beginning
     encoders = [StreamingEncoder(network, int(CHUNK_SECONDS * config.sample_rate)) for _ in paths]
     buffers = [LevelBuffers(config.n_levels) for _ in paths]
     midi, n_samples = midi_of_track(source, track.seconds) if index.notes else None, 0

@@ -60,8 +60,7 @@ class Training:
         self.must_evaluate: bool = state.get("to_evaluate", False)  # a signal prevented it
         self.guard = NonFiniteGuard(self.device, state.get("skipped", (0, 0)))
         self.best = BestWeights(folder / "best", config, task.title)
-        trackers = trackers or TrackerConfig(folder)
-        self.monitor = Monitor(task, self.parts, folder, config, trackers, self.start)
+        self.monitor = Monitor(task, self.parts, folder, config, trackers or TrackerConfig(folder), self.start)
 
     def run(self) -> None:
         """Train; `task.network` has its final weights then. Raises `Interrupted` after a signal, with the

@@ -123,6 +123,8 @@ class Monitor:
         step, audio = seconds / (done - self.done), self.task.example_seconds * self.config.batch_size
         row = {"step_seconds": step, "audio_seconds_per_second": audio / step, "data_wait": waited / seconds}
         row |= {"peak_memory_gb": memory} if memory else {}
+        if flops := self.task.example_flops * self.config.batch_size / collectives.world_size():
+            row["tflops"] = flops / step / 1e12
         self.speed_log.write({"step": done, **row})
         self.done, self.began, self.waited = done, now, 0.0
         return row

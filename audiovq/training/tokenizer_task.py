@@ -127,7 +127,7 @@ def waveform_crops(stage: TokenizerStage, data: DataConfig, scan: Scan, split: s
     tracks = scan.tracks.of(split) or scan.tracks.of("train")  # a single track is evaluated on itself
     sizes = stage.model.sample_rate, stage.model.channels, stage.crop_samples
     crops = WaveformCrops(Path(scan.folder), tracks, *sizes, seed, data.cache_gigabytes)
-    if split == "train" and data.workers:
+    if split == "train" and data.n_workers:
         crops.preload()
     return crops
 
