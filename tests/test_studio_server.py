@@ -1,9 +1,9 @@
 """The studio's server as other programs, several people and attackers meet it: real requests over a real socket."""
 
 import contextlib
+import dataclasses
 import importlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -25,9 +25,10 @@ from websockets.sync.client import ClientConnection, connect
 
 from audiovq import Codes
 from audiovq.api import Generator
+from audiovq.pretrained.locate import bundled_model
 from audiovq.studio.requests import Limits
 from audiovq.studio.security import HEADERS, Access
-from audiovq.studio.server import file_name, open_studio
+from audiovq.studio.server import BUNDLED, file_name, open_studio
 
 LIMITS = Limits(max_seconds=8, max_upload_mb=0.2, max_takes=2, quota_mb=1, stall_seconds=0.5, max_projects=1000)
 Url = str
@@ -101,9 +102,7 @@ def test_a_piece_from_a_request_to_its_sound(client: httpx.Client, tiny_run: Pat
     assert model["levels"][0] == {"hop_length": 256, "code_rate": 31.25, "highest": None}
     assert model["labels"] == {"genre": ["folk", "rock"]}
     assert model["settings"]["temperature"] == [1.0, 1.0, 1.0]
-    assert model["limits"] == {
-        "max_seconds": 8, "max_upload_mb": 0.2, "max_takes": 2, "max_versions": 200, "quota_mb": 1
-    }  # fmt: skip
+    assert model["limits"] == dataclasses.asdict(LIMITS)
     answer = client.post("/api/pieces", json={"seconds": 1.5, "seed": 3, "labels": {"genre": "rock"}, "name": "Mine"})
     assert answer.status_code == 202
     project, job = answer.json()["project"], answer.json()["job"]
@@ -433,7 +432,7 @@ def test_the_next_start_knows_the_model_before_it_is_loaded(
         assert client.get("/api/model").json() == model
     known = projects / "model.json"
     for change in (
-        lambda: os.utime(run / "prior-1" / "model.safetensors", (0, 0)),
+        lambda: (run / "README.md").write_text("a card, which may have another licence"),
         lambda: known.write_text("[]"),
         lambda: known.write_text("{"),
         known.unlink,
@@ -441,8 +440,16 @@ def test_the_next_start_knows_the_model_before_it_is_loaded(
         change()
         with open_studio(run, "tiny", projects, LIMITS) as (_, studio):
             assert studio.known is None
-            assert studio.model() == studio.engine.describe()
+            assert studio.model() == studio.engine.describe() | {"limits": model["limits"]}
         assert json.loads(known.read_text())["model"]["hash"] == model["hash"]
+
+
+def test_the_package_knows_the_bundled_model(tmp_path: Path) -> None:
+    """So that the page is there at once on the first start, too. If not: python benchmarks/bundle.py"""
+    with open_studio(bundled_model(), "the bundled model", tmp_path, LIMITS) as (_, studio):
+        assert studio.known == studio.engine.describe() == json.loads(BUNDLED.read_text())["model"]
+    with open_studio(bundled_model(), "another name", tmp_path, LIMITS) as (_, studio):
+        assert studio.known is None
 
 
 def test_the_command_serves_without_torch_and_survives_a_kill(tiny_run: Path, tmp_path: Path) -> None:

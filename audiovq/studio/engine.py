@@ -42,7 +42,6 @@ class Engine:
         generator = self.generator
         inputs = [prior.config.extra_inputs for prior in generator.priors]
         rate, settings = generator.sample_rate, [setting.model_dump() for setting in generator.sampling]
-        limits = ("max_seconds", "max_upload_mb", "max_takes", "max_versions", "quota_mb")
         facts: dict[str, Any] = {name: getattr(self, name) for name in ("name", "hash", "licence")}
         facts |= {name: getattr(self.tokenizer.config, name) for name in ("sample_rate", "channels", "codebook_size")}
         facts["levels"] = [
@@ -52,7 +51,6 @@ class Engine:
         facts |= {name: any(known[name] for known in inputs) for name in ("chroma", "notes")}
         facts |= {"labels": generator.labels, "text_bytes": max(known["text_bytes"] for known in inputs)}
         facts["settings"] = {name: [setting[name] for setting in settings] for name in SamplingConfig.model_fields}
-        facts["limits"] = {name: getattr(self.limits, name) for name in limits}
         return facts | {"formats": list(get_args(SoundFormat))}
 
     def codes(self, project: Project, number: int | None) -> Codes:

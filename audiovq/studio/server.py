@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -28,7 +29,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 import audiovq
-from audiovq.pretrained.locate import MODEL_FILES
 from audiovq.studio import requests as bodies
 from audiovq.studio.jobs import Job, Queue
 from audiovq.studio.projects import ARRIVING, Library, Project
@@ -41,12 +41,13 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent.parent
 TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".opus": "audio/ogg", ".mp3": "audio/mpeg"}
+BUNDLED = PACKAGE / "studio" / "bundled.json"  # the bundled model's description, by benchmarks/bundle.py
 FIRST_PORT, N_PORTS = 7860, 40
 Json = dict[str, Any]
 
 
 class Studio:
-    known: Json | None = None  # what the last start knew of the model, if it is still the same
+    known: Json | None = None  # the model's description from an earlier start or the package, if it is still the same
     loading: Future["Engine"]  # the model, which begins to load when the server runs
 
     def __init__(self, library: Library, limits: Limits, access: Access):
@@ -59,24 +60,25 @@ class Studio:
         return self.loading.result()
 
     def model(self, early: bool = True) -> Json:
-        """The model as it describes itself; `early`: as the last start knew it, until it is loaded."""
-        return (early and not self.loading.done() and self.known) or self.engine.describe()
+        """The model as it describes itself; `early`: as the last start or the package knew it, until it is loaded."""
+        facts = (early and not self.loading.done() and self.known) or self.engine.describe()
+        return facts | {"limits": vars(self.limits)}
 
     def load(self, folder: Path, name: str, sounds: Path) -> None:
         """Load a model in a thread, and keep its description for the next start."""
-        memory = self.library.root / "model.json"
-        stats = [path.stat() for files in (*MODEL_FILES, "README.md") for path in sorted(folder.glob(files))]
-        facts = [(each.st_size, each.st_mtime_ns) for each in stats]
-        key = repr((folder.resolve(), name, facts, self.limits, audiovq.__version__))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-            found = json.loads(memory.read_text("utf-8"))
-            self.known = found["model"] if found["key"] == key else None
+        files = sorted([*folder.glob("*/config.json"), *folder.glob("README.md")])  # what the description depends on
+        key = hashlib.sha256(repr((name, [path.read_bytes() for path in files])).encode()).hexdigest()
+        memory, dated = self.library.root / "model.json", f"{audiovq.__version__} {key}"
+        for file, wanted in ((BUNDLED, key), (memory, dated)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+                found = json.loads(file.read_text("utf-8"))
+                self.known = found["model"] if found["key"] == wanted else self.known
 
         def work() -> "Engine":
             module = importlib.import_module("audiovq.studio.engine")  # and torch, while the page is served already
             engine = module.Engine(folder, name, self.library, self.limits, sounds)
             with contextlib.suppress(ValueError):  # a full disk
-                write_text(memory, json.dumps({"key": key, "model": engine.describe()}))
+                write_text(memory, json.dumps({"key": dated, "model": engine.describe()}))
             return engine
 
         self.loading = ThreadPoolExecutor(1, "model").submit(work)

@@ -66,8 +66,7 @@ class PatchQuantizer(Quantizer):
             x = rearrange(latents.float(), "b t (band d) -> band (b t) d", band=c.bands)
             bits = -F.normalize(self.counts, p=1, dim=-1).clamp(min=1e-9).log2()
             prices = bits * (0.0 if self.training else c.rate_weight)
-            bands = zip(x, self.embedding.unbind(1), prices.unbind(1), strict=True)
-            codes = torch.stack([self._search(*band) for band in bands])
+            codes = torch.stack(list(map(self._search, x, self.embedding.unbind(1), prices.unbind(1))))
         first = torch.arange(c.slots, device=codes.device).view(c.stages, c.bands) * c.codes
         numbered = codes.movedim(2, 0) + first[:, :, None]  # [stage, band, b t]
         return rearrange(numbered, "stage band (b t) -> b (t stage band)", t=n)
@@ -81,9 +80,11 @@ class PatchQuantizer(Quantizer):
             costs = (distances + (paid[..., None] + price)).flatten(1)
             best = costs.topk(min(self.config.candidates, costs.shape[1]), largest=False).indices
             candidate, code = best // len(book), best % len(book)
-            left = left.take_along_dim(candidate[..., None], dim=1) - F.embedding(code, book)
             paid = paid.gather(1, candidate) + price[code]
             found = [*(codes.gather(1, candidate) for codes in found), code]
+            if len(found) < len(books):  # nobody asks what the last code leaves
+                left = left if left.shape[1] == 1 else left.take_along_dim(candidate[..., None], dim=1)
+                left = left - F.embedding(code, book)
         return torch.stack([codes[:, 0] for codes in found], dim=1)
 
     def _parts(self, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,8 +58,7 @@ class Muon(torch.optim.AdamW):
         found_inf = getattr(self, "found_inf", None)  # on the device, as for fused AdamW: 1 skips the step
         is_skipped = torch.zeros((), device=parameter.device) if found_inf is None else found_inf
         momentum, p = local(state["momentum"]), local(parameter)
-        moved = momentum.lerp(local(gradient), 1 - MOMENTUM)
-        momentum.copy_(torch.where(is_skipped == 0, moved, momentum))
+        momentum.copy_(torch.where(is_skipped == 0, momentum.lerp(local(gradient), 1 - MOMENTUM), momentum))
         nesterov = gradient.lerp(state["momentum"], MOMENTUM)
         change = SCALE * max(parameter.shape) ** 0.5 * local(orthogonal(nesterov)) + decay * p
         p.sub_(torch.where(is_skipped == 0, rate * change, 0.0))

@@ -7,13 +7,18 @@ const ordered = (versions, parent = null, depth = 0) =>
   versions.filter((each) => each.parent === parent)
     .flatMap((each) => [[each, depth], ...ordered(versions, each.number, depth + 1)]);
 
+/** Is there another one with the same title, so that only the seed tells them apart? */
+const alike = (versions, { number, parent, title, seed }) => seed !== null
+  && versions.some((each) => each.number !== number && each.parent === parent && each.title === title);
+
 export const showTree = (list, versions, shown, choose) => {
   const hadFocus = list.contains(document.activeElement);
   list.replaceChildren(...ordered(versions).map(([version, depth]) => {
     const item = make("li", { role: "treeitem", "aria-level": depth + 1, "aria-selected": version.number === shown,
       tabindex: version.number === shown ? 0 : -1, "data-number": version.number,
       onclick: () => choose(version.number) },
-    make("small", {}, String(version.number)), make("b", {}, `${version.starred ? "★ " : ""}${capital(version.title)}`), make("span", {}, `${tenths(version.seconds)} s`));
+    make("small", {}, String(version.number)), make("b", {}, `${version.starred ? "★ " : ""}${capital(version.title)}`),
+    make("span", {}, `${tenths(version.seconds)} s${alike(versions, version) ? ` · seed ${version.seed}` : ""}`));
     item.style.setProperty("--depth", Math.min(depth, 8));
     return item;
   }));
