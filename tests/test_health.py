@@ -207,10 +207,12 @@ def test_resuming_after_skipped_steps_gives_the_same_weights(tiny_recipe: Path, 
     assert [row["skipped_steps"] for row in StepLog(tmp_path / "whole" / "metrics.jsonl", 99).rows if "skipped_steps" in row] == [0, 1, 1, 2, 2, 2]  # fmt: skip
     part = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
     for step, batch in enumerate(part.batches("train", 0, 4)):
-        part.monitor.log_step(step + 1, part.step(step, batch), part.guard)
+        part.monitor.log_step(step + 1, part.step(step, batch), part.guard, part.model)
     part.checkpoints.save(4, to_evaluate=False, skipped=part.guard.counts.tolist())
     part.checkpoints.wait()
-    part.monitor.log_step(5, part.step(4, next(part.batches("train", 4, 5))), part.guard)  # lost by a kill -9
+    part.monitor.log_step(
+        5, part.step(4, next(part.batches("train", 4, 5))), part.guard, part.model
+    )  # lost by a kill -9
     again = broken(tiny_recipe, music, tmp_path / "part", {1, 3})
     again.run()
     for name in ("metrics.jsonl", "metrics/health.jsonl"):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ SHARDED: dict[str, Any] = {"sharded": True, "activation_checkpointing": True, "d
 
 
 class Stopping(PriorTask):
-    """A prior in whose training one process gets a signal at step `STOP`."""
+    """A prior in whose training one process gets a signal at step `STOP`, and all but the first one are slow."""
 
     stop_rank = -1
     in_evaluation = False
@@ -49,6 +50,7 @@ class Stopping(PriorTask):
         if self.in_evaluation and not self.training:
             signal.raise_signal(signal.SIGTERM)
         if self.training:
+            time.sleep(0.03 * collectives.rank())
             self.calls += 1
             n_portions = {1: 3, 2: 2, 4: 1}[collectives.world_size()]
             if self.calls == n_portions * (STOP - 1) + 1 and collectives.rank() == self.stop_rank:
@@ -61,7 +63,9 @@ def prior(
 ) -> dict[str, torch.Tensor]:
     stage = load_recipe(str(recipe), overrides=SETTINGS).prior(0)
     config = type(stage.training)(**{**BASE, **training})
-    task = Stopping(stage, Shards(run / "codes"), 1, seed=0)
+    task = Stopping(stage.model_copy(update={"training": config}), Shards(run / "codes"), 1, seed=0)
+    is_meta = {p.is_meta for p in task.network.parameters()}
+    assert is_meta == {config.sharded and collectives.rank() > 0}  # one process of several has the weights to share out
     task.stop_rank = stop_rank
     task.in_evaluation = in_evaluation
     if stop_rank >= 0 or in_evaluation:
@@ -69,7 +73,8 @@ def prior(
             Training(task, folder, config, Accelerator()).run()
         return {}
     Training(task, folder, config, Accelerator()).run()
-    return save(folder, whole_network(task))
+    network = whole_network(task)
+    return {} if True in is_meta else save(folder, network)
 
 
 def tokenizer(recipe: Path, run: Path, folder: Path, killed: bool = False, **training: Any) -> dict[str, torch.Tensor]:
@@ -82,7 +87,7 @@ def tokenizer(recipe: Path, run: Path, folder: Path, killed: bool = False, **tra
     work = Training(task, folder, stage.training, Accelerator())
     if killed:  # after the checkpoint of step `STOP`
         for step, batch in enumerate(work.batches("train", 0, STOP)):
-            work.monitor.log_step(step + 1, work.step(step, batch), work.guard)
+            work.monitor.log_step(step + 1, work.step(step, batch), work.guard, work.model)
         work.evaluate(STOP)
         work.checkpoints.save(STOP)
         work.checkpoints.wait()
@@ -281,6 +286,15 @@ def test_compiled_blocks_learn_the_same(found: Path, tiny_recipe: Path, tiny_run
     assert_close(found / "prior-one", tmp_path / "prior")
     tokenizer(tiny_recipe, tiny_run, tmp_path / "tokenizer", compile=True, ema_decay=0.5)
     assert_close(found / "tokenizer-one", tmp_path / "tokenizer")
+
+
+def test_the_slowest_process_is_named(found: Path) -> None:
+    """Not in the time of a step, which is the same for all, because the fast ones wait."""
+    rows = [json.loads(line) for line in (found / "prior-two" / "speed.jsonl").read_text().splitlines()]
+    assert [row.get("slowest_rank") for row in rows] == [None] + [1] * (STEPS - 1)  # DDP's clock starts with step 2
+    assert all(row["slowest_ratio"] > 1.3 for row in rows[1:])
+    for name in ("sharded", "prior-one"):  # nobody measures it; there is one process
+        assert "slowest_rank" not in (found / name / "speed.jsonl").read_text()
 
 
 def test_pieces_have_the_values_and_gradients_of_the_whole() -> None:

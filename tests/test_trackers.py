@@ -44,7 +44,7 @@ def test_a_stage_that_goes_on_puts_no_point_twice(tiny_recipe: Path, music: Path
         if step == 4:
             first.checkpoints.save(4)
             first.checkpoints.wait()
-        first.monitor.log_step(step + 1, first.step(step, batch), first.guard)
+        first.monitor.log_step(step + 1, first.step(step, batch), first.guard, first.model)
     training().run()
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     expected = [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in logged if "loss" in row]

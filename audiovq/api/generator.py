@@ -148,8 +148,7 @@ class Generator(Shareable):
                 levels = given.levels if given else ()
                 mask = [level[None] if level.ndim == 1 else level[group.start : group.stop] for level in levels] or None
                 with few_threads(priors):
-                    callback = _advancing(bar, on_codes)
-                    levels = generate(priors, settings, request, mask, callback, in_time_order)
+                    levels = generate(priors, settings, request, mask, _advancing(bar, on_codes), in_time_order)
                 for row in zip(*(level.cpu() for level in levels), strict=True):
                     yield self.tokenizer.make_codes(row, n_samples)
 

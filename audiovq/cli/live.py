@@ -59,8 +59,7 @@ def live(
             hint = "install it (Debian: apt install libportaudio2), or write to a file or a pipe with --out"
             raise ValueError(f"live: {error}; {hint}") from None
         open_device = partial(sound_card, name=device)
-    generator = api.Generator.from_pretrained(options.pick_model(model))
-    music = generator.live(seed, block_seconds=block, **controls)
+    music = api.Generator.from_pretrained(options.pick_model(model)).live(seed, block_seconds=block, **controls)
     stopped = threading.Event()
     steering = Controls(music, stopped.set)
     with contextlib.ExitStack() as stack:

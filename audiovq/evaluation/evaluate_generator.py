@@ -119,9 +119,7 @@ def shuffle_codes(codes: Codes, seed: int) -> Codes:
     return dataclasses.replace(codes, levels=levels)
 
 
-def compare_sets(
-    sets: Mapping[str, Sequence[Piece]], sample_rate: int, embed: Embed, notes: bool = False
-) -> dict[str, Any]:
+def compare_sets(sets: Mapping[str, Sequence[Piece]], rate: int, embed: Embed, notes: bool = False) -> dict[str, Any]:
     """Compare pieces of "generated", "training" and "held-out" music, and of further sets.
 
     Returns:
@@ -133,16 +131,16 @@ def compare_sets(
         raise ValueError(f"expected at least one piece of each set, found none of: {', '.join(empty)}")
     windows = {}
     for name, group in sets.items():
-        vectors = [embed(piece.waveform, sample_rate) for piece in group]
+        vectors = [embed(piece.waveform, rate) for piece in group]
         windows[name] = [np.concatenate(track) for track in _by_track(group, vectors)]
     reference = windows["held-out"]
     n_windows, dim = sum(map(len, reference)), reference[0].shape[1]
     n_components = min(MAX_COMPONENTS, dim, max(1, n_windows // WINDOWS_PER_COMPONENT))
     statistics = {}
     for name, group in sets.items():
-        found = [music_statistics(piece.waveform, sample_rate) for piece in group]
+        found = [music_statistics(piece.waveform, rate) for piece in group]
         if notes:
-            found = [each | harmony(piece.waveform, sample_rate) for each, piece in zip(found, group, strict=True)]
+            found = [each | harmony(piece.waveform, rate) for each, piece in zip(found, group, strict=True)]
         statistics[name] = {}
         for key in found[0]:  # each track has equal weight, because pieces of one track are alike
             tracks = _by_track(group, [each[key] for each in found])

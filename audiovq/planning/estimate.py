@@ -107,8 +107,7 @@ class Pass(NamedTuple):
 def count_pass(network: nn.Module, forward: Callable[[], object], scale: float = 1.0, scores: int = 0) -> Pass:
     """Count one forward pass, multiplied by `scale`. Not activations are the network's weights, and attention
     `scores` of that many positions, which real devices do not store."""
-    own = (*network.parameters(), *network.buffers())
-    n_bytes = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in own})
+    n_bytes = WeakIdKeyDictionary({x.untyped_storage(): 0 for x in (*network.parameters(), *network.buffers())})
 
     def note(x: Tensor) -> Tensor:
         if not (scores and x.ndim == 4 and x.shape[-2] == scores <= x.shape[-1]):
@@ -242,8 +241,7 @@ class Planner(NamedTuple):
         memory |= {"gradients": 4 * n_weights, "moments": (4 if config.optimizer == "muon" else 8) * n_weights}
         memory["averages"] = 4 * n_weights if config.ema_decay else 0
         if isinstance(config, PriorTrainingConfig) and config.sharded and self.n_devices > 1:
-            n_shards = config.devices_per_copy(self.n_devices)
-            memory = {name: n_bytes / n_shards for name, n_bytes in memory.items()}
+            memory = {name: n_bytes / config.devices_per_copy(self.n_devices) for name, n_bytes in memory.items()}
         size_that_fits = int((USABLE * self.device.memory - sum(memory.values())) // one.activations)
         memory["activations"] = size * one.activations
         step_seconds = share * one.flops / self.device.flops

@@ -149,8 +149,7 @@ class ConvMelFront(Replacement):
     def forward(self, waveform: Tensor) -> Tensor:  # [b, channels, samples] -> [b, dim, samples / hop]
         features, front = [], self.part
         for i, ahead in enumerate(front.ahead):
-            kernels = fourier_kernels(front.get_buffer(f"window_{i}"))
-            parts = transform(waveform, kernels, front.hop_length, ahead)
+            parts = transform(waveform, fourier_kernels(front.get_buffer(f"window_{i}")), front.hop_length, ahead)
             magnitude = rearrange((parts.square().sum(dim=0) + 1).sqrt(), "b c f t -> b c t f")
             mel = (magnitude @ front.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL * LEAST_POWER**-0.5).log()
             scaled = mel / (2 * math.log(10)) + (math.log10(LEAST_POWER) / 4 + 1)

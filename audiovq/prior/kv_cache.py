@@ -87,8 +87,7 @@ class KVCache:
     def _past(self, slots: Tensor) -> Tensor:
         """The prefix and the old positions, in order."""
         ring = torch.arange(self.length - self.n_past, self.length, device=slots.device) % self.window
-        prefix = torch.arange(self.n_prefix, device=slots.device)
-        return slots[:, :, torch.cat([prefix, self.n_prefix + ring])]
+        return slots[:, :, torch.cat([torch.arange(self.n_prefix, device=slots.device), self.n_prefix + ring])]
 
     def advance(self, n: int) -> None:
         self.length += n

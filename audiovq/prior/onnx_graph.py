@@ -45,8 +45,7 @@ class StepGraph(nn.Module):
             raise ValueError(f"onnx: expected conditioners {', '.join(sorted(KINDS))}, {found}")
         self.conditions = [name for name, kind in STEP_INPUTS.items() if kind in kinds]
         self.conditions += ["coarser"] if prior.spec.level else []
-        n_layers = prior.config.transformer.n_layers
-        caches = [f"{kind}_{i}" for i in range(n_layers) for kind in ("keys", "values")]
+        caches = [f"{kind}_{i}" for i in range(prior.config.transformer.n_layers) for kind in ("keys", "values")]
         self.names = ["previous", "position", "mask", *self.conditions, *caches]
         pairs = prior.config.transformer.head_dim // 2
         self.swapped = nn.Buffer(torch.arange(2 * pairs).roll(pairs))  # the halves of a head, exchanged

@@ -39,8 +39,7 @@ def describe(path: Path) -> dict[str, Any]:
 def describe_model(path: Path) -> dict[str, Any]:
     """Facts about the folder of a tokenizer, of a prior, or of both."""
     if (path / checkpoint.CONFIG).is_file() and "kind" in read_json(path / checkpoint.CONFIG):
-        weights = checkpoint.read_tensors(path / checkpoint.WEIGHTS)
-        n_parameters = sum(tensor.numel() for tensor in weights.values())
+        n_parameters = sum(tensor.numel() for tensor in checkpoint.read_tensors(path / checkpoint.WEIGHTS).values())
         return {"model": str(path), "config": read_json(path / checkpoint.CONFIG), "parameters": n_parameters}
     tokenizer = Tokenizer.from_pretrained(path)
     c, names = tokenizer.config, ("sample_rate", "channels", "hop_lengths", "code_rates", "codebook_size")

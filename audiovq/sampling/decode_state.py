@@ -98,8 +98,7 @@ class DecodeState:
         """Gumbel noise [rows, n, codebook_size]."""
         seed, spec = self.request.seed, self.prior.spec
         start, end = self.start + stretch.start, self.start + stretch.end
-        items = self.request.items
-        rows = [gumbel_noise(seed, item, spec.level, start, end, spec.codebook_size) for item in items]
+        rows = [gumbel_noise(seed, item, spec.level, start, end, spec.codebook_size) for item in self.request.items]
         return torch.stack(rows).to(self.codes.device)
 
     def prefill(self, stretch: Stretch, context: Tensor) -> None:

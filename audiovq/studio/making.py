@@ -40,9 +40,7 @@ class Plan:
         return Kept(source_start=mask.source_start, stretches=stretches) if stretches else None
 
 
-def make_plan(
-    generator: Generator, limits: Limits, request: JobRequest, piece: Codes | None, reference: Path | None
-) -> Plan:
+def make_plan(model: Generator, limits: Limits, request: JobRequest, piece: Codes | None, source: Path | None) -> Plan:
     """What a request means for the codes of a piece (None for a new one), with a recording to follow if
     wished. Raises ValueError for an impossible request."""
     if not 1 <= request.takes <= limits.max_takes:
@@ -50,20 +48,19 @@ def make_plan(
     seed = secrets.randbelow(10**6) if request.seed is None else request.seed
     if piece is None:
         limits.check_seconds(request.seconds)
-        title, mask, n_samples = "new piece", None, generator.n_samples(request.seconds)
+        title, mask, n_samples = "new piece", None, model.n_samples(request.seconds)
     else:
-        title, mask = _change(generator, limits, request, piece, seed)
+        title, mask = _change(model, limits, request, piece, seed)
         n_samples = mask.n_samples
-    options = _options(generator, request, reference)
-    level_settings(generator.sampling, options)  # raises for values that are out of range
-    make_request(generator.priors, n_samples, seed, options)  # and for unknown labels
+    options = _options(model, request, source)
+    level_settings(model.sampling, options)  # raises for values that are out of range
+    make_request(model.priors, n_samples, seed, options)  # and for unknown labels
     return Plan(title, seed, n_samples, mask, options)
 
 
 def _options(generator: Generator, request: JobRequest, reference: Path | None) -> PieceOptions:
     if unknown := request.settings.keys() - SamplingConfig.model_fields.keys():
-        known = ", ".join(SamplingConfig.model_fields)
-        raise ValueError(f"settings: expected {known}; found {min(unknown)}")
+        raise ValueError(f"settings: expected {', '.join(SamplingConfig.model_fields)}; found {min(unknown)}")
     settings: dict[str, Any] = dict(request.settings)
     if "top_k" in settings:
         settings["top_k"] = [int(value) for value in settings["top_k"]]

@@ -152,8 +152,7 @@ class Guard:
         if request.method != "POST":
             return HTMLResponse(page.replace("MESSAGE", ""))
         given = parse_qs((await request.body()).decode(errors="replace")).get("password", [""])[0]
-        client = request.client.host if request.client else ""
-        session, message = self.access.enter(client, given)
+        session, message = self.access.enter(request.client.host if request.client else "", given)
         if session is None:
             return HTMLResponse(page.replace("MESSAGE", message), 403 if "wrong." in message else 429)
         answer = RedirectResponse("./", 303)

@@ -29,8 +29,7 @@ def spherical_k_means(latents: list[Tensor], size: int, iterations: int) -> Tens
     for _ in range(iterations):
         codes = (x @ centres.T).argmax(dim=-1)  # [n]
         sums = torch.zeros_like(centres).index_add_(0, codes, x)
-        empty = sums.norm(dim=-1, keepdim=True) < 1e-6
-        centres = torch.where(empty, centres, F.normalize(sums, dim=-1))
+        centres = torch.where(sums.norm(dim=-1, keepdim=True) < 1e-6, centres, F.normalize(sums, dim=-1))
     return collectives.broadcast_(centres.contiguous())
 
 

@@ -66,25 +66,23 @@ class PitchSpectrogram(nn.Module):
 
     Args:
         pitches: MIDI pitches [n], rising.
-        hop_length: samples per frame; frame t is centred on samples [t · hop, (t + 1) · hop).
+        hop: samples per frame; frame t is centred on samples [t · hop, (t + 1) · hop).
         windows: pairs of the pitch up to which a window is used and its length in seconds.
     """
 
-    def __init__(
-        self, sample_rate: int, hop_length: int, pitches: Tensor, windows: tuple[tuple[float, float], ...] = WINDOWS
-    ):
+    def __init__(self, sample_rate: int, hop: int, pitches: Tensor, windows: tuple[tuple[float, float], ...] = WINDOWS):
         super().__init__()
-        self.hop_length, self.n_ffts, self.factors = hop_length, [], []
+        self.hop_length, self.n_ffts, self.factors = hop, [], []
         step = float(pitches[1] - pitches[0])
         start = 0
         for top, seconds in windows:
-            n_fft = max(hop_length, 2 ** round(math.log2(seconds * sample_rate)))
+            n_fft = max(hop, 2 ** round(math.log2(seconds * sample_rate)))
             mine = pitches[start:][pitches[start:] < top]
             if not len(mine):
                 continue
             start += len(mine)
             centres = frequency(mine)
-            fitting = [d for d in FACTORS if hop_length % d == 0 and d * centres[-1] < HIGHEST_OF_RATE * sample_rate]
+            fitting = [d for d in FACTORS if hop % d == 0 and d * centres[-1] < HIGHEST_OF_RATE * sample_rate]
             factor = max(fitting, default=1)
             rate, n_fft = sample_rate / factor, n_fft // factor
             bin_width = rate / n_fft

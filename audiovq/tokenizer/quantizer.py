@@ -135,8 +135,7 @@ class EMAQuantizer(Quantizer):
         sums = collectives.all_reduce_(torch.zeros_like(self.sums).index_add_(0, flat, x))
         self.sums.lerp_(sums, 1 - self.config.decay)
         # 2. Each code moves to the mean direction of its latents.
-        has_latents = self.sums.norm(dim=-1, keepdim=True) > 1e-6
-        means = torch.where(has_latents, self.normalise(self.sums), self.embedding)
+        means = torch.where(self.sums.norm(dim=-1, keepdim=True) > 1e-6, self.normalise(self.sums), self.embedding)
         # 3. Counts, too. A dead code moves to a latent of this batch, and is counted as one of average use.
         dead, candidates = update_counts(self.counts, codes, latents, self.config)
         self.embedding.copy_(torch.where(dead, candidates, means))

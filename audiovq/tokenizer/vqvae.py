@@ -317,8 +317,7 @@ class VQVAE(nn.Module):
         hops, samples = self.config.hop_lengths, waveform.shape[-1]
         waveform = F.pad(waveform, (0, -samples % self.config.multiple))
         check_waveform(waveform, self.config.channels, self.config.multiple)
-        results = self.quantize(waveform, self.quantizers())
-        codes = [level.codes for _, levels, _ in results for level in levels]
+        codes = [level.codes for _, levels, _ in self.quantize(waveform, self.quantizers()) for level in levels]
         return [level[:, : -(-samples // hop)] for level, hop in zip(codes, hops, strict=True)]
 
     def decode(self, codes: list[Tensor], n_samples: int | None = None, start: int = 0) -> Tensor:

@@ -92,8 +92,7 @@ def add_weighted(sums: dict[str, Tensor], means: dict[str, Tensor], weight: Tens
 
 def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
     """The sums of all ranks, which must have the same names, as numbers."""
-    total = collectives.all_reduce_(torch.stack(list(sums.values())))
-    return dict(zip(sums, total.tolist(), strict=True))
+    return dict(zip(sums, collectives.all_reduce_(torch.stack(list(sums.values()))).tolist(), strict=True))
 
 
 @torch.no_grad()

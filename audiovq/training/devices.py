@@ -49,6 +49,11 @@ def _shard(task: nn.Module, blocks: list[nn.Module], device: torch.device, bf16:
     policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
     # The task is resharded after its forward pass, too: averages and checkpoints need the shards.
     for block in [*blocks, task]:
+        for module in block.modules():  # other ranks than 0 have meta tensors
+            if not any(isinstance(p, DTensor) for p in module.parameters(recurse=False)):
+                if collectives.rank():
+                    module.to_empty(device=device, recurse=False)
+                module._apply(lambda x: collectives.broadcast_(x.to(device)), recurse=False)
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return task.to(device)
 
@@ -60,6 +65,12 @@ def gather_gradients(model: nn.Module, now: bool) -> contextlib.AbstractContextM
     elif isinstance(model, DistributedDataParallel) and not now:
         return model.no_sync()
     return contextlib.nullcontext()
+
+
+def compute_seconds(model: nn.Module) -> float:
+    """What the passes of a recent step took this rank without waiting for others, by DDP's own clock; else 0."""
+    found = model._get_ddp_logging_data() if isinstance(model, DistributedDataParallel) else {}
+    return (found.get("forward_compute_time", 0) + found.get("backward_compute_time", 0)) / 1e9
 
 
 def whole(tensor: Tensor) -> Tensor:

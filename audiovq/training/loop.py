@@ -87,7 +87,7 @@ class Training:
                 done = step + 1
                 # Every few steps: log, and measure the held-out loss.
                 is_logged = self.is_due(config.log_steps, done)
-                bar.advance(1, self.monitor.log_step(done, sums, self.guard) if is_logged else None)
+                bar.advance(1, self.monitor.log_step(done, sums, self.guard, self.model) if is_logged else None)
                 self.must_evaluate = self.is_due(config.evaluate_steps, done) and not self.evaluate(done)
                 # Ranks agree on when to save and when to stop.
                 stopped, is_late = collectives.largest(signals.received() is not None, self.checkpoints.due)

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 
 from audiovq.data.datasets import name_of
 from audiovq.distributed import collectives
 from audiovq.recipe import TrainingConfig
 from audiovq.training.batches import sum_over_ranks
+from audiovq.training.devices import compute_seconds
 from audiovq.training.health import StageFacts, Watch
 from audiovq.training.logs import HEALTH, StepLog
 from audiovq.training.nonfinite import PATIENCE, NonFiniteGuard
@@ -99,13 +100,13 @@ class Monitor:
                     self.trace.step()
                 began = time.monotonic()
 
-    def log_step(self, done: int, sums: dict[str, Tensor], guard: NonFiniteGuard) -> str:
+    def log_step(self, done: int, sums: dict[str, Tensor], guard: NonFiniteGuard, model: nn.Module) -> str:
         """Log the metrics after `done` steps, of whose means each rank has a share; all ranks call it.
         Returns a line for the progress bar. Raises ValueError if too many steps in a row were skipped."""
         metrics = sum_over_ranks(sums)  # waits until the device has finished the step
         skipped, in_a_row = guard.counts.tolist()
         rates = {f"learning_rate{part.suffix}": part.learning_rate(done - 1) for part in self.parts}
-        self._write(done, metrics | rates | {"skipped_steps": skipped}, self._log_speed(done))
+        self._write(done, metrics | rates | {"skipped_steps": skipped}, self._log_speed(done, compute_seconds(model)))
         if in_a_row >= PATIENCE:
             raise ValueError(self._nonfinite_message(done, in_a_row))
         return self.task.describe(metrics)
@@ -115,14 +116,17 @@ class Monitor:
         tracks = "held out" if self.task.has_held_out else "training tracks (none is held out)"
         say(f"{self.title}: step {done}, {tracks}: {self.task.describe(metrics)}")
 
-    def _log_speed(self, done: int) -> dict[str, float]:
+    def _log_speed(self, done: int, computed: float) -> dict[str, float]:
         """Log the speed since the last call, evaluations and checkpoints included, of the slowest rank."""
         memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-        now = time.monotonic()
-        seconds, waited, memory = collectives.largest(now - self.began, self.waited, memory)
+        now, ranks = time.monotonic(), range(collectives.world_size())
+        own = [computed * (rank == collectives.rank()) for rank in ranks]
+        seconds, waited, memory, *each = collectives.largest(now - self.began, self.waited, memory, *own)
         step, audio = seconds / (done - self.done), self.task.example_seconds * self.config.batch_size
         row = {"step_seconds": step, "audio_seconds_per_second": audio / step, "data_wait": waited / seconds}
         row |= {"peak_memory_gb": memory} if memory else {}
+        if min(each) > 0:
+            row |= {"slowest_rank": each.index(max(each)), "slowest_ratio": max(each) / min(each)}
         if flops := self.task.example_flops * self.config.batch_size / collectives.world_size():
             row["tflops"] = flops / step / 1e12
         self.speed_log.write({"step": done, **row})

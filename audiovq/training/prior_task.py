@@ -1,14 +1,17 @@
 """Stage 2: a prior learns to predict the codes of its level, given those of all coarser levels."""
 
+import contextlib
 import math
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from audiovq.data.datasets import CodeWindows, vocabularies
 from audiovq.data.shards import Shards
+from audiovq.distributed import collectives
 from audiovq.prior.extend import extend_vocabularies, extended
 from audiovq.prior.prior import Prior, PriorSpec
 from audiovq.recipe import PriorStage
@@ -37,9 +40,12 @@ class PriorTask(Task):
         self.example_seconds = stage.model.transformer.context / self.spec.code_rate
 
     def build(self) -> Prior:
-        """A new network, with the weights of the pretrained one if there is one."""
+        """A new network, with the weights of the pretrained one if there is one. A network to be sharded has weights on
+        rank 0 alone, which `distribute` hands out, so that the memory of a machine need not hold them several times."""
         model, start = self.stage.model, next(iter(self.pretrained), None)
-        return extended(start, model, self.spec) if start else Prior(model, self.spec)
+        is_empty = self.stage.training.sharded and collectives.rank() and not start
+        with init_empty_weights(include_buffers=False) if is_empty else contextlib.nullcontext():
+            return extended(start, model, self.spec) if start else Prior(model, self.spec)
 
     def health_facts(self) -> dict[str, Any]:
         key, dropout = f"{self.recipe_key}.model.transformer.dropout", self.stage.model.transformer.dropout
