@@ -135,7 +135,7 @@ def test_sampling_settings_are_those_of_the_pretrained_priors_unless_the_recipe_
     (tmp_path / "own.yaml").write_text(f"tokenizer: {{from_pretrained: default}}\n{priors}\n")
     recipe = adopt_pretrained(load_recipe(str(tmp_path / "own.yaml")))
     found = [(prior.sampling.temperature, prior.sampling.top_p) for prior in recipe.priors]
-    assert found == [(0.9, 0.95), (0.9, 0.85), (0.9, 0.5), (0.9, 0.3)]
+    assert found == [(0.9, 0.95), (0.9, 0.95), (0.9, 0.5), (0.9, 0.3)]
 
 
 # --- a prior that goes on ---------------------------------------------------------------------------------------------
