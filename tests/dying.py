@@ -35,8 +35,15 @@ def and_then(owner: Any, name: str, stage: Callable[..., str]) -> None:
     setattr(owner, name, wrapped)
 
 
+def second_step(training: Training, step: int, _: Any) -> str:
+    if step != 1:
+        return ""
+    training.checkpoints.wait()  # that after the first step is whole, on a busy machine, too
+    return training.task.title
+
+
 if __name__ == "__main__":
     and_then(ScanCache, "add", lambda *_: "scan")
     and_then(encode_stage, "_encode_track", lambda *_: "codes")
-    and_then(Training, "step", lambda training, step, _: training.task.title if step == 1 else "")
+    and_then(Training, "step", second_step)
     main()

@@ -564,6 +564,28 @@ def played(line: Line) -> int:
     return max((turn.get("played", 0) for turn in line.sent), default=0)
 
 
+def test_live_settings_stay_when_the_page_is_reloaded(page: Page) -> None:
+    page.click("#to-live")
+    pressed, mix = page.locator("#live-labels button[aria-pressed=true]"), page.locator("#live-labels input")
+    page.click("#live-labels button >> text=rock")
+    page.fill("#live-knobs [data-setting=temperature]", "1.5")
+    page.fill("#live-knobs [data-setting=top_k]", "2")
+    page.fill("#live-seed", "77")
+    page.keyboard.press("Tab")
+    page.reload()
+    expect(pressed).to_have_text(["rock"])
+    knobs = [page.input_value(f"#live-knobs [data-setting={name}]") for name in ("temperature", "top_k", "guidance")]
+    assert (knobs, page.input_value("#live-seed")) == (["1.5", "2", "1"], "77")
+    mix.fill("30")
+    expect(page.locator("#live-labels output")).to_have_text("70 % folk, 30 % rock")
+    page.reload()
+    expect(page.locator("#live-labels output")).to_have_text("70 % folk, 30 % rock")
+    expect(mix).to_have_value("30")
+    page.click("#live-reset")
+    page.reload()
+    expect(page.locator("#live-knobs [data-setting=temperature]")).to_have_value("1")
+
+
 def test_live_plays_and_every_control_acts(page: Page, live: Line) -> None:
     assert np.abs(np.concatenate(live.sound)).max() > 0.001
     assert live.sent[0]["buffer"] == 0.2

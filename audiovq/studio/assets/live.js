@@ -3,7 +3,7 @@ import { make, silence, tenths } from "../player/player.js";
 import { drawWave } from "../player/pictures.js";
 import { fillNotes, letGo, light, playKey, playMidi, sounding } from "./keys.js";
 import { json } from "./server.js";
-import { details, settingOf, slider } from "./settings.js";
+import { details, keepAt, keptAt, settingOf, slider } from "./settings.js";
 import { $, $$, attempt, complain, say } from "./words.js";
 
 const KNOBS = { temperature: 1, guidance: 2, top_p: 74, top_k: 71 }; // with their MIDI controllers
@@ -23,6 +23,7 @@ const tell = (turn) => socket?.readyState === WebSocket.OPEN && socket.send(JSON
 const change = (set) => {
   const labels = { ...wanted.labels, ...set.labels };
   Object.assign(wanted, set, { labels });
+  keepAt(`live ${model.hash}`, { ...wanted, notes: undefined }); // but for held keys, it stays when the page is reloaded
   Object.assign(changes, set, set.labels ? { labels } : {});
   timer ||= setTimeout(() => {
     tell({ set: changes });
@@ -31,7 +32,7 @@ const change = (set) => {
 };
 const turn = (input) => change({ [input.dataset.setting]: settingOf(input) });
 /** Buttons that choose a value of a label, and a slider between the two that were chosen last. */
-const addLabel = (name, values) => {
+const addLabel = (name, values, kept) => {
   let pair = values.slice(0, 2), last = values[0];
   const ends = make("span"), mixed = make("output"), input = make("input", { type: "range", min: 0, max: 100 });
   const set = (value) => {
@@ -57,7 +58,11 @@ const addLabel = (name, values) => {
   });
   $("#live-labels").append(make("h2", {}, name), make("div", { class: "layers", role: "group", "aria-label": name },
     ...buttons), ...(values.length > 1 ? [make("fieldset", {}, make("label", {}, ends, input))] : []));
-  set("");
+  const known = Object.keys(typeof kept === "string" ? { [kept]: 1 } : kept ?? {});
+  if (!known.length || !known.every((each) => values.includes(each))) return set("");
+  if (known.length === 1) return choose(known[0]);
+  [pair, input.value] = [known, 100 * kept[known[1]]];
+  set(kept);
 };
 /** The notes that sound, else the chords of the field. */
 const changeNotes = () => {
@@ -68,11 +73,11 @@ const newSeed = (seed) => {
   $("#live-seed").value = seed;
   change({ seed });
 };
-const recommend = () => {
+const recommend = (kept) => {
   $("#live-knobs").replaceChildren(...Object.keys(KNOBS).filter((name) => name !== "guidance" || model.guided)
-    .map((name) => slider(name, 0, model.settings[name][0])));
+    .map((name) => slider(name, 0, kept[name] ?? model.settings[name][0])));
   $$("#live-knobs input").forEach((input) => input.addEventListener("input", () => turn(input)));
-  change(Object.fromEntries(Object.keys(KNOBS).map((name) => [name, null])));
+  change(Object.fromEntries(Object.keys(KNOBS).map((name) => [name, kept[name] ?? null])));
 };
 
 // ---- sound ----
@@ -222,17 +227,19 @@ const useMidi = attempt(async () => {
 
 export const fillLive = (found) => {
   model = found;
-  for (const [name, values] of Object.entries(model.labels)) addLabel(name, values);
+  const kept = keptAt(`live ${model.hash}`) ?? {};
+  for (const [name, values] of Object.entries(model.labels)) addLabel(name, values, kept.labels?.[name]);
   $("#live-numbers").hidden = !$("#live-labels button");
   if (model.notes) fillNotes(changeNotes);
-  recommend();
-  newSeed(0);
+  recommend(kept);
+  newSeed(kept.seed ?? 0);
+  if (model.notes && kept.chords) change({ chords: $("#live-chords").value = kept.chords });
   const on = (id, event, act) => $(id).addEventListener(event, act);
   on("#live-start", "click", toggle);
   on("#live-keep", "click", keep);
   on("#live-new", "click", other);
   on("#live-again", "click", again);
-  on("#live-reset", "click", recommend);
+  on("#live-reset", "click", () => recommend({}));
   on("#live-midi", "click", useMidi);
   $("#live-midi").hidden = !navigator.requestMIDIAccess;
   on("#live-seed", "change", attempt(() => {

@@ -94,14 +94,16 @@ const fields = () => [...document.querySelectorAll(FIELDS)].map((field) => [keyO
 const values = () => Object.fromEntries(fields().map(([key, { value }]) => [key, value]));
 let place = null, first, storage = null;
 try { storage = localStorage; } catch { /* the browser may forbid it: then nothing is kept */ }
+export const keepAt = (at, set) => storage?.setItem(at, JSON.stringify(set));
+export const keptAt = (at) => JSON.parse(storage?.getItem(at) ?? null);
 /** Keeps what is set; by default where it was restored from. */
-export const keep = (at = place) => storage?.setItem(`settings ${at}`, JSON.stringify(values()));
+export const keep = (at = place) => keepAt(`settings ${at}`, values());
 export const forget = (at) => storage?.removeItem(`settings ${at}`);
 /** Shows what was kept at a place, else what the page has at first; from now on it is kept there. */
 export const restore = (at) => {
   place = at;
   first ??= values();
-  const kept = { ...first, ...JSON.parse(storage?.getItem(`settings ${at}`) ?? null) };
+  const kept = { ...first, ...keptAt(`settings ${at}`) };
   for (const [key, field] of fields()) {
     const isGone = field.options && ![...field.options].some(({ value }) => value === kept[key]);
     field.value = (isGone ? first : kept)[key];
