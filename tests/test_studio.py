@@ -489,7 +489,7 @@ def test_a_recording_unlike_the_training_music_is_said_to_be_so(
 
 
 def test_the_bundled_models_card_says_its_bits() -> None:
-    assert training_bits(bundled_model()) == pytest.approx(111 + 104 + 133 + 89.3)
+    assert training_bits(bundled_model()) == pytest.approx(71.1 + 102 + 130 + 76.2)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
