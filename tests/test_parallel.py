@@ -261,10 +261,12 @@ def test_bfloat16_copied_or_shared_out(found: Path, tiny_recipe: Path, tiny_run:
     (tmp_path / "port").write_text(str(int((found / "port").read_text()) + 1))
     torch.multiprocessing.spawn(half, (tiny_recipe, tiny_run, tmp_path), nprocs=2)  # type: ignore[attr-defined]
     for name in ("copied", "sharded"):
-        for full, low in zip(metrics(found / "prior-one"), metrics(tmp_path / name), strict=True):
-            key = "loss" if "loss" in full else "valid_loss"
-            assert low[key] != full[key]
-            assert low[key] == pytest.approx(full[key], rel=0.01)
+        full, low = (
+            [row.get("loss", row.get("valid_loss")) for row in metrics(folder)]
+            for folder in (found / "prior-one", tmp_path / name)
+        )
+        assert low == pytest.approx(full, rel=0.01)
+        assert sum(a != b for a, b in zip(low, full, strict=True)) >= STEPS  # one of eight may be equal by chance
 
 
 @pytest.mark.slow
