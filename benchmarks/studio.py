@@ -1,6 +1,6 @@
 """The studio as a user waits for it: start to usable page, from the last code to the sound, and live.
 
-python benchmarks/studio.py [MODEL] [--seconds 20] [--turns 3] [--changes 10] [--buffer 0.2]
+python benchmarks/studio.py [MODEL] [--seconds 20] [--turns 3] [--changes 10] [--buffer 0.15]
 
 The page is usable when Chromium shows its button "Make music" enabled. Without Chromium that line is left out. The first start
 with a model waits for it; the next ones show what it remembers of it. Live:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--changes", type=int, default=10)
-    parser.add_argument("--buffer", type=float, default=0.2)
+    parser.add_argument("--buffer", type=float, default=0.15)
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as projects:

@@ -588,7 +588,7 @@ def test_live_settings_stay_when_the_page_is_reloaded(page: Page) -> None:
 
 def test_live_plays_and_every_control_acts(page: Page, live: Line) -> None:
     assert np.abs(np.concatenate(live.sound)).max() > 0.001
-    assert live.sent[0]["buffer"] == 0.2
+    assert live.sent[0]["buffer"] == 0.15
     until(page, lambda: played(live) > 8000)  # it sounds, in real time
     page.select_option("#live-buffer", "400")
     until(page, lambda: live.facts[-1]["buffer"] == 0.4)
