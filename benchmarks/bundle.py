@@ -35,6 +35,8 @@ def main(
     run: str | None, target: Path | None, credits: Path | None, license: str, license_name: str, license_text: Path
 ) -> None:
     """Replace TARGET by the models of RUN."""
+    if run and not target:
+        raise click.UsageError("expected TARGET, the folder of the bundled model, after RUN")
     if run and target:
         export(run, target, credits, license, license_name, license_text)
     with tempfile.TemporaryDirectory() as place:

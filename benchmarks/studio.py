@@ -3,7 +3,7 @@
 python benchmarks/studio.py [MODEL] [--seconds 20] [--turns 3] [--changes 10] [--buffer 0.15]
 
 The page is usable when Chromium shows its button "Make music" enabled. Without Chromium that line is left out. The first start
-with a model waits for it; the next ones show what it remembers of it. Live:
+with a model other than the bundled one waits for it; the next ones show what is kept of it. Live:
 a client of the websocket plays in real time as the page does, and switches a label (or the seed) once in each session; the
 latency is the time from then until what it plays differs from the music without the switch by a tenth of its loudness.
 """

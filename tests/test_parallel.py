@@ -295,7 +295,7 @@ def test_the_slowest_process_is_named(found: Path) -> None:
     rows = [json.loads(line) for line in (found / "prior-two" / "speed.jsonl").read_text().splitlines()]
     assert [row.get("slowest_rank") for row in rows] == [None] + [1] * (STEPS - 1)  # DDP's clock starts with step 2
     assert all(row["slowest_ratio"] > 1.3 for row in rows[1:])
-    for name in ("sharded", "prior-one"):  # nobody measures it; there is one process
+    for name in ("sharded", "prior-one"):  # FSDP has no such clock; there is one process
         assert "slowest_rank" not in (found / name / "speed.jsonl").read_text()
 
 

@@ -348,8 +348,8 @@ def test_all_stages_with_other_quantizers_and_repeated_hops(
     assert soundfile.info(tmp_path / "x.wav").frames == 8000
 
 
-def test_workers_beside_gpus_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each core that a process has beside its own, at most 8; none on CPUs."""
+def test_default_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU one for each core of a process but the first, at most 8; without, none."""
     monkeypatch.setattr(data_config, "cpu_count", lambda: 32)
     data = data_config.DataConfig()
     assert data.workers == "auto"

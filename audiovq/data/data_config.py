@@ -18,7 +18,7 @@ class DataConfig(Config):
     min_seconds: float = Field(default=1.0, gt=0)  # shorter tracks are set aside
     cache_gigabytes: float = Field(default=2.0, ge=0)  # smaller data sets are decoded once, into memory
     credits: str | None = None  # text file for the model card; relative to the folder; default CREDITS.*
-    # Processes that prepare batches beside each training process; 0 does it there. auto: beside a GPU up to 8, else 0.
+    # Processes that prepare the batches of each training process; 0: none but itself. auto: up to 8 with a GPU, else 0.
     workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
 
     @property

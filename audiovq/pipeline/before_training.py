@@ -53,7 +53,7 @@ def find_music(name: str) -> Path:
 def announce_duration(files: RunFolder, stages: Sequence[str], n_devices: int) -> dict[str, float]:
     """Print the hours of a long training, a command that fits this machine, and priors that are far too large. All
     `stages` to do are tried with one example, so that what is impossible is found now, and not after hours. Raises
-    ValueError if one cannot be trained with these settings, so many devices or this memory."""
+    ValueError if one cannot be trained with these settings, devices or memory. Returns `Task.example_flops` by stage."""
     if not stages:
         return {}
     recipe = files.recipe

@@ -82,7 +82,7 @@ class PatchQuantizer(Quantizer):
             candidate, code = best // len(book), best % len(book)
             paid = paid.gather(1, candidate) + price[code]
             found = [*(codes.gather(1, candidate) for codes in found), code]
-            if len(found) < len(books):  # nobody asks what the last code leaves
+            if len(found) < len(books):  # after the last code, no residual is needed
                 left = left if left.shape[1] == 1 else left.take_along_dim(candidate[..., None], dim=1)
                 left = left - F.embedding(code, book)
         return torch.stack([codes[:, 0] for codes in found], dim=1)

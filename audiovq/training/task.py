@@ -43,7 +43,7 @@ class Task(nn.Module):
     shown: tuple[str, ...] = ()  # metrics in the progress bar, besides the loss
     splits_batches = False  # True: the task splits a batch by `device_batch_size` itself
     example_seconds = 0.0  # seconds of audio in an example, for the speed in the progress bar
-    example_flops = 0.0  # of a training step with one example, for the TFLOPS; 0 if nobody has counted them
+    example_flops = 0.0  # of a training step with one example, for the TFLOPS; 0 if unknown
 
     def parts(self, config: TrainingConfig) -> list[Part]:
         """The networks to train, each with its own optimizer. Only the first one has averaged weights."""

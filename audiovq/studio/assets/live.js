@@ -23,7 +23,7 @@ const tell = (turn) => socket?.readyState === WebSocket.OPEN && socket.send(JSON
 const change = (set) => {
   const labels = { ...wanted.labels, ...set.labels };
   Object.assign(wanted, set, { labels });
-  keepAt(`live ${model.hash}`, { ...wanted, notes: undefined }); // but for held keys, it stays when the page is reloaded
+  keepAt(`live ${model.hash}`, { ...wanted, notes: undefined }); // a reload restores all but held keys
   Object.assign(changes, set, set.labels ? { labels } : {});
   timer ||= setTimeout(() => {
     tell({ set: changes });
@@ -61,7 +61,7 @@ const addLabel = (name, values, kept) => {
   const known = Object.keys(typeof kept === "string" ? { [kept]: 1 } : kept ?? {});
   if (!known.length || !known.every((each) => values.includes(each))) return set("");
   if (known.length === 1) return choose(known[0]);
-  [pair, input.value] = [known, 100 * kept[known[1]]];
+  [pair, last, input.value] = [known, known[1], 100 * kept[known[1]]];
   set(kept);
 };
 /** The notes that sound, else the chords of the field. */

@@ -7,7 +7,7 @@ const ordered = (versions, parent = null, depth = 0) =>
   versions.filter((each) => each.parent === parent)
     .flatMap((each) => [[each, depth], ...ordered(versions, each.number, depth + 1)]);
 
-/** Is there another one with the same title, so that only the seed tells them apart? */
+/** Is there another one with the same title, so that only their seeds differ? */
 const alike = (versions, { number, parent, title, seed }) => seed !== null
   && versions.some((each) => each.number !== number && each.parent === parent && each.title === title);
 
