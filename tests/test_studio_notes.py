@@ -196,6 +196,16 @@ def test_chords_are_played_in_turn_and_wrong_ones_are_said(browser: Browser, stu
         expect(page.locator("#notice")).to_be_hidden()
         page.click("#live-start")
         until(page, lambda: line.controls.get("chords") == "" and page.inner_text("#live-start") == "Stop")
+        page.fill("#live-chords", "Dm:2 G7:2")
+        page.keyboard.press("Enter")
+        heard(page, line, None, "Dm:2 G7:2")
+        line.facts.clear()
+        page.reload()  # they stay, and are played when it starts
+        expect(page.locator("#live-chords")).to_have_value("Dm:2 G7:2")
+        page.click("#to-live")
+        page.click("#live-start")
+        until(page, lambda: line.facts)
+        heard(page, line, None, "Dm:2 G7:2")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (390, "dark")])
