@@ -1,6 +1,6 @@
 """Latency of changes, real-time factor, pauses and memory of music without end; first sound of `sample --stream`.
 
-python benchmarks/live.py [MODEL] [--changes 20] [--minutes 1] [--block 0.1] [--buffer 0.2] [--threads 1]
+python benchmarks/live.py [MODEL] [--changes 20] [--minutes 1] [--block 0.1] [--buffer 0.15] [--threads 1]
 
 A change is another value of a label, or another seed if the model has no label. Its latency is the time from `set` until
 the sound that a player gives in real time differs from a twin's without the change: by a tenth of its loudness (root
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--block", type=float, default=0.1)
-    parser.add_argument("--buffer", type=float, default=0.2)
+    parser.add_argument("--buffer", type=float, default=0.15)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -1,4 +1,4 @@
-"""audiovq-player beside `audiovq sample`: time with start-up, size of the environment, and whether the codes are equal.
+"""audiovq-player beside `audiovq sample`: time with start-up, first sound, size of the environment, and whether the codes are equal.
 
 python benchmarks/player.py PAGE [--python ENV/bin/python] [--model default] [--pieces 10] [--in-browser]
 
@@ -57,40 +57,40 @@ def seconds_of(command: Sequence[str]) -> tuple[float, float]:
     return time.perf_counter() - began, cpu
 
 
+def first_sound(command: Sequence[str]) -> float:
+    """Seconds from the command to the first sample in its standard output."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
+        assert process.stdout
+        process.stdout.read(44 + 2)
+        took = time.perf_counter() - began
+        process.kill()
+    return took
+
+
 def print_times(python: str, page: str, model: str, n: int = 5) -> None:
     """Both commands by turns, so that other load meets both."""
+    audiovq = [sys.executable, "-m", "audiovq", "sample", "--model", model, "--no-report", "--seed", "0"]
+    player = [python, "-m", "audiovq_player", "sample", "--model", page, "--seed", "0"]
     with tempfile.TemporaryDirectory() as folder:
-        end = ["--seconds", "20", "--seed", "0", "--out"]
-        commands = {
-            "audiovq sample": [
-                sys.executable,
-                "-m",
-                "audiovq",
-                "sample",
-                "--model",
-                model,
-                "--no-report",
-                *end,
-                f"{folder}/a.wav",
-            ],
-            "audiovq-player sample": [
-                python,
-                "-m",
-                "audiovq_player",
-                "sample",
-                "--model",
-                page,
-                *end,
-                f"{folder}/b.wav",
-            ],
+        whole = ["--seconds", "20", "--out", f"{folder}/a.wav"]
+        commands = {"audiovq sample": [*audiovq, *whole], "audiovq-player sample": [*player, *whole]}
+        piped = ["--seconds", "600", "--out"]
+        pipes = {
+            "audiovq sample": [*audiovq, *piped, f"{folder}/b.wav", "--stream", "-"],
+            "audiovq-player sample": [*player, *piped, "-"],
         }
         found = {name: list[tuple[float, float]]() for name in commands}
+        first = {name: list[float]() for name in pipes}
         for _ in range(n):
             for name, command in commands.items():
                 found[name].append(seconds_of(command))
+                first[name].append(first_sound(pipes[name]))
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     for name, (wall, cpu) in medians.items():
         print(f"{name:22} 20 s of music, start-up included: {wall:5.2f} s, {cpu:5.2f} s of CPU time (median of {n})")
+    for name, times in first.items():
+        print(f"{name:22} ten minutes to a pipe: first sound {statistics.median(times):.2f} s after the command")
     (wall, cpu), (other_wall, other_cpu) = medians.values()
     print(f"player / audiovq: {other_wall / wall:.2f} of the time, {other_cpu / cpu:.2f} of the CPU time")
 

@@ -130,6 +130,33 @@ def test_half_precision_is_half_as_large_and_works(exported: Path, tiny_run: Pat
     assert "license" not in front_matter(card)
 
 
+def test_a_model_that_is_exported_again_keeps_its_card(exported: Path, tiny_run: Path, tmp_path: Path) -> None:
+    result = cli("export", exported, tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    assert "no credits" not in result.output
+    first, again = ((folder / "README.md").read_text() for folder in (exported, tmp_path / "again"))
+    assert front_matter(again) == front_matter(first)
+    assert "without credits" not in again
+    assert (
+        "> > Tunes by a synthesizer.\n> > # not a heading of the card\n"
+        in again.split("## The original model's card")[1]
+    )
+    assert cli("export", "default", tmp_path / "bundled", "--license", "mit").exit_code == 0
+    bundled = (tmp_path / "bundled" / "README.md").read_text()
+    assert front_matter(bundled)["license"] == "mit"
+    assert "license_name" not in front_matter(bundled)
+    assert "> | wide/0ad-data | CC-BY-SA-3.0 | the tokenizer |\n" in bundled
+    shutil.copytree(tiny_run, tmp_path / "run")
+    recipe = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert recipe.count("from_pretrained: null") > 1
+    (tmp_path / "run" / "recipe.yaml").write_text(
+        recipe.replace("from_pretrained: null", "from_pretrained: default", 1)
+    )
+    assert cli("export", tmp_path / "run", tmp_path / "child").exit_code == 0
+    assert "Its training began from default, whose card" in (tmp_path / "child" / "README.md").read_text()
+    assert "began from" not in first
+
+
 def test_credits_beside_the_music_are_found(tiny_run: Path, tmp_path: Path) -> None:
     recipe = load_saved_recipe(tiny_run / "recipe.yaml")
     music = tmp_path / "all" / "music"

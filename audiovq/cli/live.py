@@ -27,7 +27,7 @@ BUFFER_HELP = "Music made ahead. More survives interruptions, and changes are he
 @option("--osc", type=IntRange(1, 65535), metavar="PORT", help="Listen to OSC messages on this UDP port.")
 @option("--osc-host", default="127.0.0.1", show_default=True, help="Address for --osc; 0.0.0.0 admits everybody.")
 @option("--midi", metavar="PORT", help="Listen to a MIDI controller: a part of the port's name.")
-@option("--buffer", type=FloatRange(0.02, 60), default=0.2, show_default=True, metavar="SECONDS", help=BUFFER_HELP)
+@option("--buffer", type=FloatRange(0.02, 60), default=0.15, show_default=True, metavar="SECONDS", help=BUFFER_HELP)
 @option("--block", type=FloatRange(0, 60), default=0.1, show_default=True, metavar="SECONDS", help=BLOCK_HELP)
 @option("--save-codes", type=options.FILE, metavar="FILE", help="At the end, write the codes of the last ten minutes.")
 def live(

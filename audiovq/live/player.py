@@ -38,7 +38,7 @@ class Player:
         error: what ended the production, in the user's words; None if nothing did.
     """
 
-    def __init__(self, live: Live, buffer_seconds: float = 0.2, report: Callable[[str], object] = say):
+    def __init__(self, live: Live, buffer_seconds: float = 0.15, report: Callable[[str], object] = say):
         self.live, self.report = live, report
         self.channels, self.rate = live.tokenizer.config.channels, live.sample_rate
         self.n_wanted = max(1, round(buffer_seconds * self.rate))

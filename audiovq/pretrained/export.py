@@ -28,7 +28,6 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 LONGEST_CREDITS = 20000  # characters
 MOST_VALUES = 20  # of a label that are listed
 COLUMNS = ("bits_per_code", "unigram_bits_per_code", "bits_per_second", "usage")
-LICENCE = ("license", "license_name", "license_text")  # facts of `RunFacts`
 # Labels of tracks that are listed in the card, with the names that they may have.
 LISTED_LABELS = {"licence": ("license", "licence", "copyright"), "artist": ("artist", "author", "composer")}
 Models = tuple[VQVAE, Sequence[Prior], Sequence[SamplingConfig]]
@@ -45,6 +44,8 @@ class RunFacts:
     data: dict[str, Any] = field(default_factory=dict)  # hours, tracks, train_tracks, valid_tracks
     labels: dict[str, list[str]] = field(default_factory=dict)  # licences and artists, from the tracks
     credits: str = ""  # text of the credits file
+    parents: list[str] = field(default_factory=list)  # models that the training began from
+    original: str = ""  # text of the card of the model folder that is exported
     recipe: str = ""  # YAML
     split: str = ""  # the tracks that the levels were measured on
     levels: list[dict[str, Any]] = field(default_factory=list)  # of report.json
@@ -54,7 +55,7 @@ def export_model(source: str, folder: Path, credits: Path | None = None, **optio
     """Write the models of a run, of a model folder or of a hub id into a new folder; returns lines for the user.
     `credits` is a text file for the card. Options are those of `save_pretrained`, and the licence of `RunFacts`."""
     int8, onnx = options.get("int8"), options.get("onnx")
-    licence = {name: options.pop(name) for name in LICENCE if name in options}
+    licence = {k: v for k in ("license", "license_name", "license_text") if (v := options.pop(k, None))}
     if int8 and not onnx:
         raise ValueError("--int8: expected with --onnx or --web, whose priors get 8-bit weights; found neither")
     if onnx:
@@ -63,20 +64,19 @@ def export_model(source: str, folder: Path, credits: Path | None = None, **optio
     network = checkpoint.load_tokenizer(tokenizer_folder(place))
     loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]
     priors, sampling = [prior for prior, _ in loaded], [settings for _, settings in loaded]
-    run = dataclasses.replace(run_facts(place), **licence)
+    run = dataclasses.replace(run_facts(place), **({"license_name": None} | licence if licence else {}))
     if credits is not None:
         run.credits = _read_text(credits)
     compared = save_pretrained(folder, network, priors, sampling, run=run, **options)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    contents = f"tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB"
-    lines = [f"{folder}: {contents}; read README.md before you share it"]
+    lines = [f"{folder}: tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB; read README.md before you share it"]
     if compared:
         equal, error = compared["codes_equal"], compared["waveform_error"]
         lines.append(f"onnx: {equal:.2%} of the codes equal those of torch, samples within {error:.1g}")
         if "logit_error" in compared:
             rounded = ", before their weights were rounded to 8 bits" if int8 else ""
             lines.append(f"onnx: logits of the priors within {compared['logit_error']:.1g}{rounded}")
-    if not run.credits and "licence" not in run.labels:
+    if not (run.credits or run.original or "licence" in run.labels):
         advice = "add them to README.md, or name a file with --credits"
         lines.append(f"no credits or licences of the music were found: {advice}")
     return lines
@@ -160,11 +160,16 @@ def export_generator(folder: Path, model: Path, network: VQVAE, name: str, int8:
 
 
 def run_facts(place: Path) -> RunFacts:
-    """What a run knows about data, recipe and results; nothing for a folder that is not a run."""
+    """What a run knows about data, recipe and results; of another folder what its card says."""
     if not (place / "recipe.yaml").is_file():
-        return RunFacts()
+        if not (place / "README.md").is_file():
+            return RunFacts()
+        card = huggingface_hub.ModelCard(_read_text(place / "README.md"), ignore_metadata_errors=True)
+        return RunFacts(**{k: card.data.get(k) for k in ("license", "license_name")}, original=card.text)
     recipe = load_saved_recipe(place / "recipe.yaml")
-    facts = RunFacts(recipe.name, recipe=without_local_paths(recipe).to_yaml())
+    public = without_local_paths(recipe)
+    facts = RunFacts(recipe.name, recipe=public.to_yaml())
+    facts.parents = sorted({part.from_pretrained or "" for part in (public.tokenizer, *public.priors)} - {""})
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
         facts.data, facts.credits = scan.report(), find_credits(scan.folder, recipe)

@@ -14,7 +14,7 @@ import pooch
 
 from audiovq.pretrained import checkpoint
 from audiovq.pretrained.export import export_generator, export_model
-from audiovq.pretrained.locate import resolve_model, tokenizer_folder
+from audiovq.pretrained.locate import tokenizer_folder
 from audiovq.utils.environment import errors_as, require
 from audiovq.utils.files import atomic_folder, check_new_folder
 from audiovq.utils.progress import say
@@ -47,13 +47,8 @@ def export_page(source: str, folder: Path, int8: bool = False, **options: Any) -
         network = checkpoint.load_tokenizer(tokenizer_folder(model))
         compared = export_generator(temporary / "model", model, network, model.name, int8)
         if not compared:
-            advice = "run `audiovq train` to its end, or choose another model"
-            raise ValueError(f"{source}: no trained prior there; {advice}")
-        # The card of an exported model, which knows where its music came from, or a new one.
-        own = resolve_model(source) / "README.md"
-        is_known = own.is_file() and not own.with_name("recipe.yaml").is_file() and not options.get("credits")
-        card = own if is_known else model / "README.md"
-        shutil.copyfile(card, temporary / "model" / "about.txt")  # browsers show text
+            raise ValueError(f"{source}: no trained prior there; finish `audiovq train`, or choose another model")
+        shutil.copyfile(model / "README.md", temporary / "model" / "about.txt")  # browsers show text
         write_page(temporary)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return [

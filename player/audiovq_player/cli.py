@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
+import struct
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         {"sample": sample, "info": info}[options.command](options)
+    except BrokenPipeError:  # the reader of standard output closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError, MemoryError) as error:
         message = "too little memory for this model" if isinstance(error, MemoryError) else str(error)
         parser.error(" ".join(message.split()))
@@ -63,7 +68,7 @@ def new_parser() -> Parser:
     add("--from", dest="start", type=float, metavar="SECONDS", help="Draw the given codes anew from here on.")
     add("--to", dest="end", type=float, metavar="SECONDS", help="Draw the given codes anew up to here.")
     add("--codes", metavar="FILE.npz", help="Also write the codes: level_0, level_1, … and n_samples.")
-    add("--out", metavar="FILE", help="WAV, FLAC or OGG file; default music-<seed>.wav.")
+    add("--out", metavar="FILE", help="WAV, FLAC or OGG file; - is standard output; default music-<seed>.wav.")
     return parser
 
 
@@ -84,8 +89,11 @@ def sample(options: argparse.Namespace) -> None:
     if options.num < 1:
         raise ValueError(f"--num: expected at least 1, found {options.num}")
     seed = secrets.randbelow(1_000_000_000) if options.seed is None else options.seed
-    out = Path(options.out or f"music-{seed}.wav")
-    check_output(out)
+    out, piped = Path(options.out or f"music-{seed}.wav"), options.out == "-"
+    if piped and (options.num > 1 or sys.stdout.isatty()):
+        raise ValueError("--out -: expected one piece and a pipe, such as --num 1 --out - | ffplay -")
+    if not piped:
+        check_output(out)
     if options.given is None and (options.start is not None or options.end is not None):
         raise ValueError("--from, --to: expected --given with the codes of a piece")
     player = Player(options.model)
@@ -96,14 +104,29 @@ def sample(options: argparse.Namespace) -> None:
     for item in range(options.num):
         name = out if options.num == 1 else out.with_name(f"{out.stem}-{item}{out.suffix}")
         piece = player.piece(seed=seed, item=item, keep_codes=bool(options.codes), **chosen)
-        write(name, piece.blocks(), player.sample_rate, player.model.facts["channels"])
+        n_samples, sound = piece.request.n_samples, (player.sample_rate, player.model.facts["channels"])
+        if piped:
+            pipe(piece.blocks(), n_samples, *sound)
+        else:
+            write(name, piece.blocks(), *sound)
         if options.codes:
             path = Path(options.codes)
             path = path if options.num == 1 else path.with_name(f"{path.stem}-{item}{path.suffix}")
             levels = {f"level_{i}": level for i, level in enumerate(piece.codes)}
-            levels["n_samples"] = np.array(piece.request.n_samples)
+            levels["n_samples"] = np.array(n_samples)
             np.savez_compressed(path, allow_pickle=False, **levels)
-        print(f"{name}: {piece.request.n_samples / player.sample_rate:g} s, seed {seed}")
+        print(f"{name}: {n_samples / player.sample_rate:g} s, seed {seed}", file=sys.stderr if piped else sys.stdout)
+
+
+def pipe(blocks: Any, n_samples: int, sample_rate: int, channels: int) -> None:
+    """Write blocks of a piece as 16-bit WAV to standard output as they come."""
+    frame, n_bytes = 2 * channels, min(2 * channels * n_samples, 2**32 - 37)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, frame * sample_rate, frame, 16)
+    sys.stdout.buffer.write(struct.pack("<4sI4s", b"RIFF", 36 + n_bytes, b"WAVE") + form)
+    sys.stdout.buffer.write(struct.pack("<4sI", b"data", n_bytes))
+    for block in blocks:
+        sys.stdout.buffer.write((block.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+        sys.stdout.buffer.flush()
 
 
 def write(path: Path, blocks: Any, sample_rate: int, channels: int) -> None:

@@ -1,6 +1,7 @@
 """The player against what torch computed for the same small model (tests/tiny_generator.py of the repository)."""
 
 import hashlib
+import io
 import itertools
 import json
 import shutil
@@ -269,6 +270,27 @@ def test_several_pieces_get_numbers(tmp_path: Path) -> None:
     assert not np.array_equal(first, second)
 
 
+def test_a_piece_goes_to_standard_output(player: Player) -> None:
+    options = ["sample", "--model", str(TINY), "--seconds", str(SECONDS), "--seed", "1", "--out", "-"]
+    done = subprocess.run([sys.executable, "-m", "audiovq_player", *options], capture_output=True, check=True)
+    assert done.stderr.decode().startswith("-: 1.25 s, seed 1")
+    waveform, rate = soundfile.read(io.BytesIO(done.stdout), always_2d=True)
+    assert rate == 8000
+    assert np.abs(waveform.T - player.sample(SECONDS, seed=1)).max() < 1e-4  # 16 bits
+
+
+def test_a_reader_may_close_standard_output() -> None:
+    options = ["sample", "--model", str(TINY), "--seconds", "600", "--out", "-"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "audiovq_player", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.read(12)[8:] == b"WAVE"
+        process.stdout.close()
+        assert (process.wait(timeout=60), process.stderr.read()) == (141, b"")
+
+
 def test_info_says_what_the_model_is(capsys: pytest.CaptureFixture) -> None:
     main(["info", "--model", str(TINY)])
     output = capsys.readouterr().out
@@ -283,6 +305,7 @@ def test_info_says_what_the_model_is(capsys: pytest.CaptureFixture) -> None:
         (("--temperature", "hot"), "expected one number"),
         (("--out", "music.mp9"), "expected a name that ends in"),
         (("--out", "no/such/folder/music.wav"), "folder"),
+        (("--out", "-", "--num", "2"), "expected one piece and a pipe"),
         (("--from", "1"), "--given"),
         (("--given", "none.npz"), "none.npz"),
     ],
