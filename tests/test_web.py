@@ -22,6 +22,7 @@ from audiovq.web import export
 
 sys.path.insert(0, str(ROOT / "player"))
 from audiovq_player import Player
+from audiovq_player.drawing import gumbel_noise, next_code
 
 TINY = ROOT / "player" / "tests" / "tiny"
 EXPECTED = np.load(TINY / "expected.npz")
@@ -113,6 +114,31 @@ def test_the_page_makes_the_piece_that_torch_makes(page: Page, address: str, tmp
     assert rate == 8000
     assert len(waveform) == 10000
     assert np.abs(waveform - EXPECTED["plain-waveform"][0]).max() < 1e-4
+
+
+def test_codes_are_drawn_as_in_python(page: Page, address: str) -> None:
+    """Also where most codes are so unlikely that the page leaves them out, as those of other slots."""
+    random, size = np.random.default_rng(0), 60
+    cases = [
+        (random.normal(0, spread, size).astype(np.float32), temperature, top_k, top_p)
+        for spread in (1, 5, 40)
+        for temperature in (0.7, 1.0, 3.0)
+        for top_k, top_p in ((0, 1.0), (0, 0.9), (0, 0.3), (7, 1.0), (7, 0.8), (size, 0.999))
+    ]
+    for logits, *_ in cases[::2]:
+        logits[20:] = -1e9
+    open_page(page, address)
+    drawn = page.evaluate(
+        """async (cases) => {
+            const { nextCode } = await import("./sampling.js"), { gumbelNoise } = await import("./noise.js");
+            return cases.map(([logits, temperature, top_k, top_p], i) => [...Array(20).keys()].map((position) =>
+                nextCode(Float32Array.from(logits), gumbelNoise(2 ** 40 + i, 1, 2, position, logits.length), { temperature, top_k, top_p })));
+        }""",
+        [(logits.tolist(), *settings) for logits, *settings in cases],
+    )
+    for i, (logits, *settings) in enumerate(cases):
+        noise = gumbel_noise(2**40 + i, 1, 2, 0, 20, size)
+        assert drawn[i] == [next_code(logits, row, *settings) for row in noise], settings
 
 
 def test_a_link_has_seed_and_settings(page: Page, address: str, browser: Browser) -> None:

@@ -52,16 +52,15 @@ const philox = (counter, seedHigh, seedLow, tagHigh, tagLow) => {
   words[4] = h2; words[5] = l2; words[6] = h3; words[7] = l3;
 };
 
-/** Standard Gumbel noise of one position. Seeds up to 2^53 - 1, the whole numbers that JavaScript has. */
+/** Standard Gumbel noise of one position, a function of the code. Seeds up to 2^53 - 1, the whole numbers that JavaScript has. */
 export const gumbelNoise = (seed, item, level, position, size) => {
-  const noise = new Float32Array(size), blocks = Math.ceil(size / 4);
-  const tag = item * 256 + level, key = [Math.floor(seed / TWO_32), seed >>> 0, Math.floor(tag / TWO_32), tag >>> 0];
-  for (let block = 0; block < blocks; block++) {
-    philox(position * blocks + block + 1, ...key); // NumPy counts before it draws
-    for (let i = 0; i < 4 && 4 * block + i < size; i++) {
-      const uniform = (words[2 * i] * 2 ** 20 + Math.floor(words[2 * i + 1] / 4096) + 0.5) * 2 ** -52;
-      noise[4 * block + i] = -Math.log(-Math.log(uniform));
-    }
-  }
-  return noise;
+  const blocks = Math.ceil(size / 4), tag = item * 256 + level;
+  const key = [Math.floor(seed / TWO_32), seed >>> 0, Math.floor(tag / TWO_32), tag >>> 0];
+  let present = -1; // the block in `words`
+  return (code) => {
+    const block = code >> 2, i = 2 * (code & 3);
+    if (block !== present) philox(position * blocks + (present = block) + 1, ...key); // NumPy counts before it draws
+    const uniform = (words[i] * 2 ** 20 + Math.floor(words[i + 1] / 4096) + 0.5) * 2 ** -52;
+    return Math.fround(-Math.log(-Math.log(uniform)));
+  };
 };

@@ -3,13 +3,14 @@
 import { gumbelNoise } from "./noise.js";
 
 const MASKED = -1e9, OUTSIDE = -1, FOREVER = 2 ** 40, f32 = Math.fround;
+const FARTHEST = 50; // noise lies between -3.7 and 36.8: a code so far below the likeliest is never drawn
 const int64 = (values) => BigInt64Array.from(values, (value) => BigInt(value));
 
-/** One code: argmax(logits / temperature + noise), of the likeliest codes that top_k and top_p leave. */
+/** One code: argmax(logits / temperature + noise(code)), of the likeliest codes that top_k and top_p leave. */
 export const nextCode = (logits, noise, { temperature, top_k, top_p }) => {
   const possible = temperature === 0 ? logits : logits.map((x) => x / f32(temperature));
-  let threshold = -Infinity, best = 0, most = -Infinity;
-  if (temperature > 0 && top_k > 0 && top_k < logits.length) threshold = possible.toSorted().at(-top_k);
+  let best = 0, most = -Infinity, threshold = temperature > 0 ? possible.reduce((a, b) => Math.max(a, b)) - FARTHEST : -Infinity;
+  if (temperature > 0 && top_k > 0 && top_k < logits.length) threshold = Math.max(threshold, possible.toSorted().at(-top_k));
   if (temperature > 0 && top_p < 1) {
     const ordered = possible.filter((x) => x >= threshold).sort().reverse();
     const likelihoods = ordered.map((x) => Math.exp(x - ordered[0]));
@@ -23,7 +24,7 @@ export const nextCode = (logits, noise, { temperature, top_k, top_p }) => {
   }
   for (let i = 0; i < possible.length; i++) {
     if (possible[i] < threshold) continue;
-    const value = temperature === 0 ? possible[i] : f32(possible[i] + noise[i]);
+    const value = temperature === 0 ? possible[i] : f32(possible[i] + noise(i));
     if (value > most) [best, most] = [i, value];
   }
   if (!Number.isFinite(most)) throw new Error("The model computes numbers that are not finite. Export it again.");
