@@ -223,7 +223,7 @@ OPTIONS = {
     for p in command.params
     for option in [*p.opts, *p.secondary_opts]
 }
-FOREIGN = {"--nproc-per-node", "--max-restarts", "--logdir"}  # of other programs
+FOREIGN = {"--nproc-per-node", "--max-restarts", "--logdir", "--test", "--work"}  # of other programs, or assembled
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.__getitem__)
