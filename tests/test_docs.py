@@ -223,7 +223,7 @@ OPTIONS = {
     for p in command.params
     for option in [*p.opts, *p.secondary_opts]
 }
-FOREIGN = {"--nproc-per-node", "--max-restarts", "--logdir", "--test", "--work"}  # of other programs, or assembled
+FOREIGN = {"--nproc-per-node", "--max-restarts", "--logdir"}  # of other programs
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES.__getitem__)
@@ -234,7 +234,7 @@ def test_options_and_commands_within_sentences_exist(page: Path) -> None:
                 check_options(arguments_of(shlex.split(span.replace("RECIPE", "quickstart"))) or ["--help"])
         known = OPTIONS | FOREIGN | {"--help", "--version"}
         if match := re.match(r"python (benchmarks/\w+\.py)", span):
-            known |= set(re.findall(r'"(--[a-z][\w-]*)"', (ROOT / match[1]).read_text()))
+            known |= set(re.findall(r"--[a-z][\w-]*", (ROOT / match[1]).read_text()))
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span):
             assert option in known, f"{span}: there is no {option}"
         for override in re.findall(r"--set (\S+=\S+)", span):
