@@ -136,9 +136,9 @@ def test_codes_are_drawn_as_in_python(page: Page, address: str) -> None:
         }""",
         [(logits.tolist(), *settings) for logits, *settings in cases],
     )
-    for i, (logits, *settings) in enumerate(cases):
+    for i, (logits, temperature, top_k, top_p) in enumerate(cases):
         noise = gumbel_noise(2**40 + i, 1, 2, 0, 20, size)
-        assert drawn[i] == [next_code(logits, row, *settings) for row in noise], settings
+        assert drawn[i] == [next_code(logits, row, temperature, top_k, top_p) for row in noise], cases[i]
 
 
 def test_a_link_has_seed_and_settings(page: Page, address: str, browser: Browser) -> None:

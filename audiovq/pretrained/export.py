@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 import jinja2
 import torch
+import yaml
 
 from audiovq import config as conf
 from audiovq.data.tracks import Scan, credits_files
@@ -65,8 +66,7 @@ def export_model(source: str, folder: Path, credits: Path | None = None, **optio
     loaded = [checkpoint.load_prior(path) for path in prior_folders(place)]
     priors, sampling = [prior for prior, _ in loaded], [settings for _, settings in loaded]
     run = dataclasses.replace(run_facts(place), **({"license_name": None} | licence if licence else {}))
-    if credits is not None:
-        run.credits = _read_text(credits)
+    run.credits = _read_text(credits) if credits else run.credits
     compared = save_pretrained(folder, network, priors, sampling, run=run, **options)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     lines = [f"{folder}: tokenizer and {len(loaded)} priors, {size / 1e6:.1f} MB; read README.md before you share it"]
@@ -124,8 +124,7 @@ def save_pretrained(
         facts: dict[str, Any] = {"config": network.config, "tokenizer_hash": identity, "half": half, "onnx": compared}
         facts["n_parameters"] = sum(p.numel() for n in (network, *priors) for p in n.parameters())
         facts["name"] = run.name or (repo_id or folder.name).split("/")[-1]
-        specs = [prior.spec for prior in priors]
-        card = model_card(run, specs, repo_id=repo_id or "OWNER/NAME", **facts)
+        card = model_card(run, [prior.spec for prior in priors], repo_id=repo_id or "OWNER/NAME", **facts)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return compared
 
@@ -164,7 +163,8 @@ def run_facts(place: Path) -> RunFacts:
     if not (place / "recipe.yaml").is_file():
         if not (place / "README.md").is_file():
             return RunFacts()
-        card = huggingface_hub.ModelCard(_read_text(place / "README.md"), ignore_metadata_errors=True)
+        with errors_as(f"{place}/README.md: expected a model card", TypeError, ValueError, yaml.YAMLError):
+            card = huggingface_hub.ModelCard(_read_text(place / "README.md"), ignore_metadata_errors=True)
         return RunFacts(**{k: card.data.get(k) for k in ("license", "license_name")}, original=card.text)
     recipe = load_saved_recipe(place / "recipe.yaml")
     public = without_local_paths(recipe)
