@@ -148,9 +148,9 @@ def test_a_model_that_is_exported_again_keeps_its_card(exported: Path, tiny_run:
     assert "> | wide/0ad-data | CC-BY-SA-3.0 | the tokenizer |\n" in bundled
     (tmp_path / "again" / "README.md").write_text("---\nlicense: [\n---\nmine")
     assert_one_line_error(cli("export", tmp_path / "again", tmp_path / "x"), "README.md: expected a model card")
-    (tmp_path / "again" / "README.md").write_text("mine\n---\n")
+    (tmp_path / "again" / "README.md").write_text(40000 * "long " + "mine\n---\n")
     assert cli("export", tmp_path / "again", tmp_path / "x").exit_code == 0
-    assert (tmp_path / "x" / "README.md").read_text().endswith("\n> mine\n> ---\n")
+    assert (tmp_path / "x" / "README.md").read_text().endswith(40000 * "long " + "mine\n> ---\n")
     shutil.copytree(tiny_run, tmp_path / "run")
     recipe = (tmp_path / "run" / "recipe.yaml").read_text()
     assert recipe.count("from_pretrained: null") > 1

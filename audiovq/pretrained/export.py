@@ -161,10 +161,10 @@ def export_generator(folder: Path, model: Path, network: VQVAE, name: str, int8:
 def run_facts(place: Path) -> RunFacts:
     """What a run knows about data, recipe and results; of another folder what its card says."""
     if not (place / "recipe.yaml").is_file():
-        if not (place / "README.md").is_file():
+        if not (path := place / "README.md").is_file():
             return RunFacts()
-        with errors_as(f"{place}/README.md: expected a model card", TypeError, ValueError, yaml.YAMLError):
-            card = huggingface_hub.ModelCard(_read_text(place / "README.md"), ignore_metadata_errors=True)
+        with errors_as(f"{path}: expected a model card", OSError, TypeError, ValueError, yaml.YAMLError):
+            card = huggingface_hub.ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
         return RunFacts(**{k: card.data.get(k) for k in ("license", "license_name")}, original=card.text)
     recipe = load_saved_recipe(place / "recipe.yaml")
     public = without_local_paths(recipe)

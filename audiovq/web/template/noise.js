@@ -52,7 +52,7 @@ const philox = (counter, seedHigh, seedLow, tagHigh, tagLow) => {
   words[4] = h2; words[5] = l2; words[6] = h3; words[7] = l3;
 };
 
-/** Standard Gumbel noise of one position, a function of the code. Seeds up to 2^53 - 1, the whole numbers that JavaScript has. */
+/** Standard Gumbel noise of one position, a function of the code. Seeds up to 2^53 - 1, as JavaScript has whole numbers. */
 export const gumbelNoise = (seed, item, level, position, size) => {
   const blocks = Math.ceil(size / 4), tag = item * 256 + level;
   const key = [Math.floor(seed / TWO_32), seed >>> 0, Math.floor(tag / TWO_32), tag >>> 0];
