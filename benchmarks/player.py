@@ -1,4 +1,4 @@
-"""audiovq-player beside `audiovq sample`: time with start-up, first sound, size of the environment, and whether the codes are equal.
+"""audiovq-player compared with `audiovq sample`: time with start-up, first sound, size of the environment, and whether the codes are equal.
 
 python benchmarks/player.py PAGE [--python ENV/bin/python] [--model default] [--pieces 10] [--in-browser]
 

@@ -169,7 +169,7 @@ def run_facts(place: Path) -> RunFacts:
     recipe = load_saved_recipe(place / "recipe.yaml")
     public = without_local_paths(recipe)
     facts = RunFacts(recipe.name, recipe=public.to_yaml())
-    facts.parents = sorted({part.from_pretrained or "" for part in (public.tokenizer, *public.priors)} - {""})
+    facts.parents = sorted({name for part in (public.tokenizer, *public.priors) if (name := part.from_pretrained)})
     if (place / "data" / "tracks.jsonl").is_file():
         scan = Scan.load(place / "data")
         facts.data, facts.credits = scan.report(), find_credits(scan.folder, recipe)

@@ -120,6 +120,7 @@ def sample(options: argparse.Namespace) -> None:
 
 def pipe(blocks: Any, n_samples: int, sample_rate: int, channels: int) -> None:
     """Write blocks of a piece as 16-bit WAV to standard output as they come."""
+    # Not with the module `wave`: it seeks back to the header when it is interrupted.
     frame, n_bytes = 2 * channels, min(2 * channels * n_samples, 2**32 - 37)
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, frame * sample_rate, frame, 16)
     sys.stdout.buffer.write(struct.pack("<4sI4s", b"RIFF", 36 + n_bytes, b"WAVE") + form)

@@ -28,8 +28,8 @@ const multiply64 = (ah, al, bh, bl) => {
   p3 = (high + Math.floor(sum / TWO_32)) >>> 0;
 };
 
-const words = new Float64Array(8); // of one counter value: high and low of four words
-const philox = (counter, seedHigh, seedLow, tagHigh, tagLow) => {
+/** Four 64-bit words of a counter value, into `words`: high and low half of each. */
+const philox = (words, counter, seedHigh, seedLow, tagHigh, tagLow) => {
   let h0 = Math.floor(counter / TWO_32), l0 = counter >>> 0, h1 = 0, l1 = 0, h2 = 0, l2 = 0, h3 = 0, l3 = 0;
   for (let round = 0; round < ROUNDS; round++) {
     multiply64(h0, l0, M0H, M0L);
@@ -56,10 +56,11 @@ const philox = (counter, seedHigh, seedLow, tagHigh, tagLow) => {
 export const gumbelNoise = (seed, item, level, position, size) => {
   const blocks = Math.ceil(size / 4), tag = item * 256 + level;
   const key = [Math.floor(seed / TWO_32), seed >>> 0, Math.floor(tag / TWO_32), tag >>> 0];
+  const words = new Float64Array(8);
   let present = -1; // the block in `words`
   return (code) => {
     const block = code >> 2, i = 2 * (code & 3);
-    if (block !== present) philox(position * blocks + (present = block) + 1, ...key); // NumPy counts before it draws
+    if (block !== present) philox(words, position * blocks + (present = block) + 1, ...key); // NumPy counts before it draws
     const uniform = (words[i] * 2 ** 20 + Math.floor(words[i + 1] / 4096) + 0.5) * 2 ** -52;
     return Math.fround(-Math.log(-Math.log(uniform)));
   };
