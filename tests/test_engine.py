@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_prior import make
@@ -75,6 +76,16 @@ def test_steps_past_the_first_table_of_angles(monkeypatch: pytest.MonkeyPatch) -
     whole = prior(previous, context)
     assert torch.allclose(run(PackedEngine(prior, 2, "fp32"), previous, context), whole, atol=1e-5)
     assert torch.allclose(run(PackedEngine(prior, 2, "fp32"), previous, context, (21,)), whole[:, 21:], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_angles_are_exact_after_days_of_music() -> None:
+    prior, dim = make(0), make(0).config.transformer.head_dim
+    engine = PackedEngine(prior, 1, "fp32")
+    engine.cache.advance(10**8 + 7)
+    frequencies = 10000 ** (-np.arange(0, dim, 2) / dim) * (np.arange(dim // 2) < dim // 2 - prior.transformer.n_fixed)
+    exact = np.exp(1j * (10**8 + 7) * frequencies)
+    assert np.allclose(engine._rotation()[0].numpy(), exact, atol=1e-6)
 
 
 @torch.inference_mode()

@@ -110,6 +110,16 @@ def test_excerpts_are_spread_evenly_and_short_tracks_left_out(model: Path, longe
     assert torch.equal(found[1].waveform[0], whole[-4 * RATE :])
     assert len(excerpts(music, 100, 4.0, tokenizer)) == 6  # two fit into each track
     assert len(excerpts(music, 2, 60.0, tokenizer)) == 2  # whole tracks, all of 9 s
+    soundfile.write(longer_music / "1.wav", whole[: 4 * RATE].numpy(), RATE)  # others have room for its share
+    shorter = scan_folder(str(longer_music))
+    assert [piece.track for piece in excerpts(shorter, 5, 4.0, tokenizer)] == [
+        "1.wav",
+        "2.wav",
+        "2.wav",
+        "3.wav",
+        "3.wav",
+    ]
+    soundfile.write(longer_music / "1.wav", whole.numpy(), RATE)
     with pytest.raises(ValueError, match=r"at least 2\.98 s"):
         excerpts(Scan(longer_music, music.tracks.take(slice(1)), []), 1, 4.0, tokenizer)
 
@@ -155,3 +165,6 @@ def test_wrong_arguments_are_one_line(tiny_run: Path, model: Path) -> None:
     assert_one_line_error(cli("eval", model, "--generated", 2), "not a run", "name a folder of music")
     assert_one_line_error(cli("eval", tiny_run, "--generated", 2, "--seconds", 1), "2.98 s or more", "found 2 of 1 s")
     assert_one_line_error(cli("eval", tiny_run, "--generated", 0), "1 or more pieces")
+    assert_one_line_error(
+        cli("eval", tiny_run, "--generated", 1, "--seconds", "inf"), "of 2.98 s or more, found 1 of inf s"
+    )

@@ -7,7 +7,9 @@ import itertools
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_control import KINDS, make as wild
@@ -121,8 +123,14 @@ def test_keys_that_are_held_are_notes() -> None:
         seen.append(live.controls["notes"])
     assert seen == [[60], [52, 60], [52, 60], [52], None]
     assert live.restarts
-    controls.message("notes", [60.0, 64.0])
+    controls.message("notes", [59.9999, 64.0])  # frequencies as pitches
     assert live.controls["notes"] == [60, 64]
+    controls.message("chords", ["C G"])
+    for event in (("note_on", 60, 90), ("note_on", 64, 90), ("control_change", 0, 0)):
+        kind, note, velocity = event
+        controls.midi(SimpleNamespace(type=kind, note=note, velocity=velocity, control=123, value=0))
+        assert (live.controls["chords"] == "") == (kind == "note_on")
+    assert (live.controls["chords"], live.controls["notes"]) == ("C G", None)  # the keys are gone, the chords are back
     controls.message("chords", ["Am F"])
     assert live.controls["chords"] == "Am F"
     assert not lines
@@ -330,6 +338,83 @@ def test_a_state_continues_to_the_bit(tiny_run: Path, seconds: float) -> None:
     assert torch.equal(live.read(4), other.read(4))
     assert all(torch.equal(a, b) for a, b in zip(live.codes().levels, other.codes().levels, strict=True))
     assert live.state() == other.state()
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_seconds_that_are_none_are_one_line(tiny_run: Path, seconds: float) -> None:
+    for name in ("block_seconds", "ahead_seconds"):
+        with pytest.raises(ValueError, match="of 0 s or more"):
+            fp32(tiny_run, **{name: seconds})
+
+
+@pytest.mark.parametrize("later", [{"guidance": 1}, {"genre": None}])
+def test_a_state_has_what_was_drawn_before_a_change(tiny_run: Path, later: dict) -> None:
+    """Without guidance the network has one row in place of two; also when the change comes with the state."""
+    live = fp32(tiny_run, genre="folk", guidance=2)
+    live.read(0.7)
+    guided = live.state()
+    live.set(**later)
+    other = live.generator.live(state=live.state())
+    changed = live.generator.live(state=guided, **later)
+    assert other.controls == live.controls == changed.controls
+    expected = live.read(2)
+    assert torch.equal(other.read(2), expected)
+    assert torch.equal(changed.read(2), expected)
+
+
+def test_states_after_a_level_less_and_before_a_restart(tiny_run: Path) -> None:
+    live = fp32(tiny_run, block_seconds=0.5)
+    for _ in range(3):
+        live.lighten()
+    for _ in range(6):  # all over the buffer
+        live.read(0.9)
+        other = live.generator.live(state=live.state())
+        assert torch.equal(other.read(1), live.read(1))
+    live.restart()
+    assert torch.equal(live.generator.live(state=live.state()).read(1), live.read(1))
+
+
+def test_a_restart_gives_the_beginning_at_once(tiny_run: Path) -> None:
+    live = fp32(tiny_run)
+    beginning = live.read(1)
+    live.read(0.55)
+    live.restart()
+    assert torch.equal(live.read(1), beginning)
+    blocks = iter(live)
+    live.restart()
+    assert torch.equal(next(blocks), beginning[:, : next(iter(fp32(tiny_run))).shape[1]])
+
+
+def test_a_change_during_a_restart_is_not_lost(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live, original = fp32(tiny_run, genre="folk"), Live._begin
+    live.read(0.5)
+
+    def begin(self: Live, *arguments: Any, **sizes: int) -> None:
+        original(self, *arguments, **sizes)
+        self.set(genre="rock")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Live, "_begin", begin)
+        live.restart()
+        first = next(iter(live))
+    rest = live.read(1)
+    expected = fp32(tiny_run, genre="folk")
+    assert torch.equal(next(iter(expected)), first)
+    expected.set(genre="rock")
+    assert torch.equal(expected.read(1), rest)
+
+
+def test_numbers_of_numpy_and_torch_are_part_of_a_state(tiny_run: Path) -> None:
+    live = fp32(tiny_run)
+    live.set(
+        temperature=np.array([1.1, 0.9, 0.8]),
+        top_k=np.int64(7),
+        guidance=torch.tensor(1.5),
+        genre={"folk": np.float64(1)},
+    )
+    other = live.generator.live(state=live.state())
+    assert (other.controls["temperature"], other.controls["top_k"]) == ([1.1, 0.9, 0.8], 7)
+    assert torch.equal(other.read(1), live.read(1))
 
 
 def test_states_that_are_none(tiny_run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import soundfile
 import torch
 from conftest import ROOT, assert_one_line_error, cli
 from pythonosc.dispatcher import Dispatcher
+from pythonosc.osc_bundle_builder import OscBundleBuilder
+from pythonosc.osc_message_builder import OscMessageBuilder
 from pythonosc.osc_server import BlockingOSCUDPServer
 from pythonosc.udp_client import SimpleUDPClient
 
@@ -175,6 +178,9 @@ def test_osc_messages_steer_the_music(live: Live) -> None:
             ("/audiovq/tempo", 120, "tempo: no such control; expected one of: temperature"),
             ("/audiovq/temperature", -1.0, "temperature"), ("/audiovq/temperature", "hot", "temperature"),
             ("/audiovq/labels", "folk", "labels: expected names"), ("/audiovq/seed", "x", "not changed"),
+            ("/audiovq/seed", float("inf"), "seed: expected a whole number"), ("/audiovq/top_k", 0.9, "whole number"),
+            ("/audiovq/notes", float("-inf"), "not changed"), ("/audiovq/label/genre", ["folk", 0.3, "rock"], "with its share"),
+            ("/audiovq/label/genre", "jäzz".encode("latin-1"), "label genre"),
             ("/audiovq/chords", ["C", "H"], "chords: "), ("/other/temperature", 1.0, "expected /audiovq/"),
         ):  # fmt: skip
             client.send_message(address, values)
@@ -202,6 +208,25 @@ def test_osc_messages_steer_the_music(live: Live) -> None:
         taken = osc_server(Controls(live, stopped.set), other.getsockname()[1])
         with pytest.raises(ValueError, match="choose another --osc"):
             taken.__enter__()
+
+
+def test_osc_bundles_for_later_act_at_once_and_broken_packets_are_one_line(live: Live) -> None:
+    lines: list[str] = []
+    with osc_server(Controls(live, lambda: None, lines.append), 0) as port:
+        client = SimpleUDPClient("127.0.0.1", port)
+        bundle = OscBundleBuilder(int(time.time()) + 3600)
+        for name, value in (("temperature", 0.7), ("top_k", 3)):
+            message = OscMessageBuilder(f"/audiovq/{name}")
+            message.add_arg(value)
+            bundle.add_content(message.build())
+        client.send(bundle.build())
+        wait(lambda: live.controls["top_k"] == 3, 5)
+        assert live.controls["temperature"] == pytest.approx(0.7)
+        for packet in (b"/audiovq/text\0\0\0,s\0\0\xe9t\xe9\0", b"/audiovq/t\0\0,z\0\0", b"#bundle\0\1"):
+            lines.clear()
+            client._sock.sendto(packet, ("127.0.0.1", port))
+            wait(lambda: lines, 5)
+            assert lines[0].startswith("not changed: "), lines
 
 
 def test_midi_events_steer_the_music(live: Live) -> None:
@@ -255,6 +280,25 @@ def test_a_file_and_a_pipe_have_the_same_music(tiny_run: Path, tmp_path: Path) -
     piped = subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout
     wave = np.frombuffer(piped[44:], "<i2")
     assert np.array_equal(wave, sound)
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_codes_are_kept_when_the_program_behind_a_pipe_ends(tiny_run: Path, tmp_path: Path, interrupted: bool) -> None:
+    """Ctrl-C reaches both programs of a pipe; a player that is closed alone is an error, after the codes are saved."""
+    codes = tmp_path / "x.codes"
+    command = [sys.executable, "-m", "audiovq", "live", tiny_run, "--out", "-", "--save-codes", codes]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout
+        assert process.stderr
+        assert len(process.stdout.read(44 + 32000)) == 44 + 32000
+        if interrupted:
+            process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        messages = process.stderr.read()
+    assert process.returncode == (0 if interrupted else 2), messages
+    assert (b"the program that reads it has stopped" in messages) is not interrupted
+    assert b"Traceback" not in messages
+    assert Codes.load(codes).seconds >= 2
 
 
 def test_endless_sound_in_a_pipe_is_steered_and_stopped_over_osc(tiny_run: Path) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from audiovq.evaluation import notes
 from audiovq.evaluation.metrics import (
     CQT_FLOOR,
+    MEL_WINDOWS,
     METRICS,
     _constant_q,
     _cqt_frequencies,
@@ -20,6 +22,7 @@ from audiovq.evaluation.metrics import (
     stft_distance,
 )  # fmt: skip
 from audiovq.evaluation.music_statistics import music_statistics
+from audiovq.tokenizer.losses import MelSpectrogram
 
 RATE = 16000
 
@@ -89,6 +92,16 @@ def test_si_sdr_of_known_noise_and_of_any_gain() -> None:
     projection = (e @ s) / (s @ s) * s
     expected = 10 * np.log10((projection @ projection) / ((e - projection) @ (e - projection)))
     assert si_sdr(noisy, x, RATE) == pytest.approx(expected, abs=1e-6)
+    for nothing in (torch.zeros_like(x), torch.full_like(x, 0.1), torch.full_like(x, 1e-9)):  # worse than any noise
+        assert si_sdr(nothing, x, RATE) == -100
+
+
+@pytest.mark.parametrize("rate", [24000, 44100, 48000, 96000])
+def test_no_band_of_the_mel_distance_is_empty(rate: int) -> None:
+    x = 0.1 * torch.randn(1, rate // 4)
+    for n_fft in MEL_WINDOWS:
+        assert (MelSpectrogram(rate, n_fft)(x).amax(dim=(0, 2)) > 0).all()
+    assert mel_distance(0.1 * x, x, rate) == pytest.approx(1, abs=5e-3)
 
 
 @pytest.mark.parametrize("rate", [1000, 8000, 16000, 44100])
@@ -154,3 +167,24 @@ def test_music_statistics_tell_music_from_silence_noise_and_a_tone() -> None:
     assert silence["rms_db"] < -100
     assert tone["rms_db"] == pytest.approx(20 * math.log10(0.5 / 2**0.5), abs=0.01)
     assert 1 < music["onsets_per_second"] < 4
+    sides = music_statistics(torch.tensor([[1.0], [-1.0]]) * sine(440, 2.0, rate, 0.3), rate)  # its mean is silence
+    assert sides["peak"] == pytest.approx(0.3, abs=1e-4)
+    assert sides["rms_db"] == pytest.approx(20 * math.log10(0.3 / 2**0.5), abs=0.01)
+
+
+def test_harmony_counts_what_there_is_and_rests_are_no_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With given notes in place of a transcription: C before a rest and C after it, then C with E, and nothing."""
+    rows = [(0.0, 1.0, 60), (4.0, 6.0, 60), (5.0, 6.0, 64)]
+    monkeypatch.setattr(notes, "transcribe", lambda waveform, rate: (np.array(rows, dtype=float).reshape(-1, 3), None))
+    found = notes.harmony(torch.zeros(1, 8 * 100), 100)
+    moments = np.arange(notes.STEP_SECONDS, 8, notes.STEP_SECONDS)
+    pairs = sum(a < 1 or a >= 4 for a in moments[:-1] if a + notes.STEP_SECONDS < 6) - (
+        1 - notes.STEP_SECONDS in moments
+    )
+    assert found["consonance"] == 1
+    assert found["top_moves"] == 1 / pairs  # from C to E; not across the rest
+    assert found["top_steps"] == 0
+    rows.clear()
+    assert notes.harmony(torch.zeros(1, 800), 100) == {
+        "notes_per_second": 0, "polyphony": 0, "consonance": None, "top_moves": None, "top_steps": None,
+    }  # fmt: skip

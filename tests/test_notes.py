@@ -76,10 +76,28 @@ def test_midi_gives_notes_in_seconds_without_drums(tmp_path: Path) -> None:
         (0.0, "on", 0, 60), (1.0, "off", 0, 60), (0.5, "on", 1, 36), (2.0, "zero", 1, 36), (0.0, "on", 9, 40), (1.0, "off", 9, 40),
         (2.0, "on", 0, 64), (2.5, "on", 0, 64), (3.0, "off", 0, 64), (3.0, "on", 2, 67), (4.0, "off", 5, 1),
     ], tempo=750_000)  # fmt: skip
-    expected = [(0, 1, 60), (0.5, 2, 36), (2, 2.5, 64), (2.5, 3, 64), (3, 4, 67)]  # the last is never released
+    expected = [(0, 1, 60), (0.5, 2, 36), (2, 3, 64), (2.5, 3, 64), (3, 4, 67)]  # the last is never released
     assert [tuple(np.round(note, 3)) for note in read_midi(path)] == expected
     frames = requested_frames(path, 8000, 4000)
     assert frames.tolist() == note_frames(expected, 0.5, 8).tolist()
+
+
+def test_repeated_notes_and_tracks_of_one_channel_are_kept(tmp_path: Path) -> None:
+    """A key that is struck again at the tick at which it is released, in either order, and a key that two tracks hold."""
+    file = mido.MidiFile(ticks_per_beat=480)
+    parts: list[list[tuple[str, int, int]]] = [  # name, key, ticks after the last
+        [("note_on", 60, 0), ("note_on", 60, 480), ("note_off", 60, 0), ("note_off", 60, 480), ("note_on", 70, 0), ("note_off", 70, 0)],
+        [("note_on", 64, 0), ("note_off", 64, 480), ("note_on", 64, 0), ("note_off", 64, 480)],
+        [("note_on", 48, 0), ("note_off", 48, 1920)],
+        [("note_on", 48, 480), ("note_off", 48, 480)],
+    ]  # fmt: skip
+    for part in parts:
+        track = mido.MidiTrack(mido.Message(name, note=key, time=ticks) for name, key, ticks in part)
+        file.tracks.append(track)
+    file.tracks[1].insert(2, mido.MetaMessage("set_tempo", tempo=1_000_000))  # slower from 0.5 s on, all tracks
+    file.save(tmp_path / "a.mid")
+    expected = [(0, 0.5, 60), (0.5, 1.5, 60), (0, 0.5, 64), (0.5, 1.5, 64), (0, 3.5, 48), (0.5, 1.5, 48)]
+    assert read_midi(tmp_path / "a.mid") == sorted(expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"MThd\0\0\0\6\0\1\0\1\xe7\x28MTrk", b"MThd\0\0\0\6\0\1\0\0\1\xe0"])
@@ -92,7 +110,7 @@ def test_a_midi_file_that_is_none_is_one_line(tmp_path: Path, content: bytes) ->
         read_midi(tmp_path / "y.mid")
 
 
-@pytest.mark.parametrize("name", ["track.mid", "track.midi"])
+@pytest.mark.parametrize("name", ["track.mid", "track.midi", "track.MID"])
 def test_the_midi_file_beside_a_track_must_have_its_length(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,12 +180,13 @@ def test_chords_that_cannot_be_read_are_named(text: str) -> None:
 
 def test_keys_notes_and_arrays_are_asked_for() -> None:
     assert requested_frames([67, 60, 64], 8000, 800, 3).tolist() == [frame_of([60, 64, 67])] * 3
+    assert requested_frames(list(np.array([60, 64, 67])), 8000, 800).tolist() == [frame_of([60, 64, 67])]
     assert requested_frames([], 8000, 800, 2).tolist() == [SILENCE] * 2
     rows = [(0, 0.15, 60), (0.1, 0.4, 50)]
     assert requested_frames(rows, 8000, 800).tolist() == note_frames(rows, 0.1, 4).tolist()
     assert requested_frames(torch.tensor([0, SILENCE]), 8000, 800).tolist() == [0, SILENCE]
     for wrong in ([128], [-1], [(1, 0.5, 60)], np.array([1.5]), np.array([70000]), np.zeros((1, 2), int), 7, [(1, 2)],
-                  np.zeros(0, int), "none.wav"):  # fmt: skip
+                  np.zeros(0, int), "none.wav", np.array([60, 64, 67]), torch.tensor([60]), [(0, 0, 60)], [(0, 1, 60.5)]):  # fmt: skip
         with pytest.raises(ValueError, match=r"expected|no such file"):
             requested_frames(wrong, 8000, 800)
 

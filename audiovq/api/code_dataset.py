@@ -35,13 +35,9 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self,
-        source: str | Path,
-        split: str | None = "train",
-        n_frames: int | None = None,
-        pattern: Pattern = "interleave",
-        special: bool = False,
-    ):
+        self, source: str | Path, split: str | None = "train", n_frames: int | None = None,
+        pattern: Pattern = "interleave", special: bool = False,
+    ):  # fmt: skip
         if split not in ("train", "valid", None) or (n_frames is not None and n_frames < 1):
             found = f"{split!r:.40} and {n_frames}"
             raise ValueError(f"split, n_frames: expected train, valid or None, and at least 1 or None, found {found}")

@@ -42,12 +42,9 @@ class Generator(Shareable):
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        priors: Sequence[Prior],
-        sampling: Sequence[SamplingConfig] = (),
+        self, tokenizer: Tokenizer, priors: Sequence[Prior], sampling: Sequence[SamplingConfig] = (),
         device: Device = None,
-    ):
+    ):  # fmt: skip
         if not priors:
             raise ValueError("generator: expected at least the prior of level 0, found none")
         self.tokenizer, self.sample_rate = tokenizer, tokenizer.sample_rate
@@ -87,16 +84,9 @@ class Generator(Shareable):
         return torch.stack([self.tokenizer.decode(codes) for codes in pieces])
 
     def sample_codes(
-        self,
-        seconds: float | None = None,
-        seed: int = 0,
-        n: int = 1,
-        *,
-        prompt: Codes | None = None,
-        given: CodeMask | None = None,
-        on_codes: CodesCallback = ignore_codes,
-        **options: Any,
-    ) -> list[Codes]:
+        self, seconds: float | None = None, seed: int = 0, n: int = 1, *, prompt: Codes | None = None,
+        given: CodeMask | None = None, on_codes: CodesCallback = ignore_codes, **options: Any,
+    ) -> list[Codes]:  # fmt: skip
         """Generate the codes of `n` pieces. Item i of a seed is the same piece whatever `n` is.
 
         Args:
@@ -123,16 +113,9 @@ class Generator(Shareable):
         return list(self.pieces(n_samples, seed, range(n), PieceOptions(**options), given=given, on_codes=on_codes))
 
     def pieces(
-        self,
-        n_samples: int,
-        seed: int,
-        items: Sequence[int],
-        options: PieceOptions | None = None,
-        *,
-        given: CodeMask | None = None,
-        on_codes: CodesCallback = ignore_codes,
-        in_time_order: bool = False,
-    ) -> Iterator[Codes]:
+        self, n_samples: int, seed: int, items: Sequence[int], options: PieceOptions | None = None, *,
+        given: CodeMask | None = None, on_codes: CodesCallback = ignore_codes, in_time_order: bool = False,
+    ) -> Iterator[Codes]:  # fmt: skip
         """Generate the items `items` of a seed, in turn; arguments as `sample_codes` and `sampling.generate`."""
         options = options or PieceOptions()
         priors, settings = self.priors, level_settings(self.sampling, options)
@@ -162,14 +145,9 @@ class Generator(Shareable):
         return begin_with(prompt, n_samples)
 
     def keep(
-        self,
-        piece: Codes,
-        *,
-        stretch: tuple[float, float] | None = None,
-        before: float = 0,
-        after: float = 0,
+        self, piece: Codes, *, stretch: tuple[float, float] | None = None, before: float = 0, after: float = 0,
         levels: int | None = None,
-    ) -> CodeMask:
+    ) -> CodeMask:  # fmt: skip
         """The codes of a piece that stay, for `sample_codes(given=...)`. One of:
 
         - all but a `stretch` (from, to) in seconds, where nothing or the first `levels` stay;

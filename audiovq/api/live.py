@@ -57,18 +57,10 @@ class Live:
     """
 
     def __init__(
-        self,
-        generator: "Generator",
-        seed: int = 0,
-        *,
-        piece_seconds: float = 180.0,
-        keep_seconds: float = 600.0,
-        block_seconds: float = 0.1,
-        ahead_seconds: float | None = 0.25,
-        precision: str = "auto",
-        state: bytes | None = None,
-        **controls: Any,
-    ):
+        self, generator: "Generator", seed: int = 0, *, piece_seconds: float = 180.0, keep_seconds: float = 600.0,
+        block_seconds: float = 0.1, ahead_seconds: float | None = 0.25, precision: str = "auto",
+        state: bytes | None = None, **controls: Any,
+    ):  # fmt: skip
         self.generator, self.tokenizer, self.sample_rate = generator, generator.tokenizer, generator.sample_rate
         self.piece_samples, self.blocks = generator.n_samples(piece_seconds), [block_seconds, ahead_seconds]
         self.top_hop = generator.hop_lengths[0]
@@ -79,6 +71,7 @@ class Live:
         self.n_levels = len(generator.priors)
         self.wanted: tuple[list[SamplingConfig], Request] | None = None  # what the next code must have
         self.restarts = False
+        self.drawn_with: dict[str, Any] = {}  # seed and options of the codes that are drawn
         self.reading, self.setting = threading.Lock(), threading.Lock()
         facts, tensors = (None, {}) if state is None else _unpacked(state)
         if facts:
@@ -87,10 +80,16 @@ class Live:
             self.seed, self.options = facts["seed"], PieceOptions(**facts["options"])
             self.piece_samples, self.blocks = facts["piece_samples"], facts["blocks"]
             self.n_levels = facts["n_levels"]
-        self.set(**controls)
-        self._begin()
+        self.set(**({} if facts else controls))
+        wanted, _ = self._take_changes()
+        assert wanted is not None
+        self._begin(*wanted, **(facts["drawn"].get("sizes", {}) if facts else {}))
         if facts:
             self._restore(facts, tensors)
+            later, self.restarts = facts.get("later", facts), facts.get("restarts", False)
+            self.seed, self.options = later["seed"], PieceOptions(**later["options"])
+            if facts["pending"] or controls:  # the codes that were drawn ahead are from before the change
+                self.set(**controls)
 
     def set(self, **controls: Any) -> None:
         """Change something from the next code on: the first that `codes` does not have yet.
@@ -134,7 +133,8 @@ class Live:
 
     def restart(self) -> None:
         """Begin anew, with the controls as they are. What was played is forgotten."""
-        self.restarts = True
+        with self.setting:
+            self.restarts = True
 
     def lighten(self) -> bool:
         """For a machine that is too slow: from the next block on one level less, and blocks twice as long, up to
@@ -169,8 +169,9 @@ class Live:
         """The next music, float [channels, round(seconds · sample_rate)]. One thread reads at a time."""
         n = self.generator.n_samples(seconds)
         with self.reading:
-            while self.ready.shape[-1] < n:
-                self.ready = torch.cat([self.ready, self._block()], dim=-1)
+            while self.restarts or self.ready.shape[-1] < n:
+                block = self._block()
+                self.ready = torch.cat([self.ready, block], dim=-1)
             found, self.ready = self.ready[:, :n], self.ready[:, n:]
             return found
 
@@ -178,29 +179,37 @@ class Live:
         """Blocks float [channels, n], as the decoder gives them, without end."""
         while True:
             with self.reading:
-                block, self.ready = self.ready, self.ready[:, :0]
-                block = block if block.shape[-1] else self._block()
+                block = self._block() if self.restarts or not self.ready.shape[-1] else self.ready
+                self.ready = self.ready[:, :0]
             yield block
 
     @torch_defaults()
-    def _begin(self) -> None:
-        assert self.wanted is not None
+    def _begin(self, settings: list[SamplingConfig], request: Request, **sizes: int) -> None:
         self.decoder = self.tokenizer.decoder_stream(self.n_levels, *self.blocks)
-        block = self.decoder.windows.step // self.top_hop  # the decoder waits for that anyway
-        self.drawn = EndlessCodes(self.generator.priors[: self.n_levels], *self.wanted, block)
+        sizes = {"block": self.decoder.windows.step // self.top_hop, **sizes}  # the decoder waits for a block anyway
+        self.drawn = EndlessCodes(self.generator.priors[: self.n_levels], settings, request, **sizes)
         self.ready = torch.zeros(self.tokenizer.config.channels, 0)
-        self.wanted, self.restarts = None, False
         self.frames.clear()
+
+    def _take_changes(self) -> tuple[tuple[list[SamplingConfig], Request] | None, bool]:
+        """What the next code must have if something changed, and whether the music begins anew."""
+        with self.setting:
+            wanted, restarts, self.wanted, self.restarts = self.wanted, self.restarts, None, False
+            if wanted:
+                self.drawn_with = self._settings()
+            return wanted, restarts
+
+    def _settings(self) -> dict[str, Any]:
+        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "chroma"}
+        return {"seed": self.seed, "options": options}
 
     @torch_defaults()
     def _block(self) -> Tensor:
         """Draw codes until the decoder has something, which is returned."""
         with few_threads(self.generator.priors):
-            with self.setting:
-                wanted, self.wanted, restarts = self.wanted, None, self.restarts
+            wanted, restarts = self._take_changes()
             if restarts:
-                self.wanted = wanted or (self.drawn.settings, self.drawn.states[0].request)
-                self._begin()
+                self._begin(*(wanted or (self.drawn.settings, self.drawn.states[0].request)))
             elif wanted:
                 self.drawn.change(*wanted)
             while True:
@@ -216,13 +225,13 @@ class Live:
         They reach beyond what `read` has given by what the decoder looks ahead. All of them, decoded by
         `decoder_stream` in the same blocks, give the same samples to the bit. ValueError if nothing was drawn yet."""
         with self.reading:
-            frames, end = list(self.frames), self.drawn.states[0].start + self.drawn.n_out
+            frames, end, sizes = list(self.frames), self.drawn.states[0].start + self.drawn.n_out, self.drawn.per_top
         wanted = self.generator.n_samples(last_seconds) if last_seconds is not None else len(frames) * self.top_hop
         first, oldest = end - -(-wanted // self.top_hop), end - len(frames)
         first = max(first // self.slots, -(-oldest // self.slots)) * self.slots
         if not (frames := frames[first - oldest :]):
             raise ValueError("codes: expected music that was played, found none yet; read some first")
-        parts = torch.stack(frames).long().split(self.drawn.per_top, dim=1)
+        parts = torch.stack(frames).long().split(sizes, dim=1)
         return self.tokenizer.make_codes([part.flatten() for part in parts], len(frames) * self.top_hop)
 
     def _model(self) -> list[str]:
@@ -239,12 +248,11 @@ class Live:
             if self.frames:
                 tensors["frames"] = torch.stack(list(self.frames))
             with self.setting:
-                options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "chroma"}
-                facts = {"format": FORMAT, "model": self._model(), "seed": self.seed, "options": options}
-                facts["pending"] = self.wanted is not None
+                facts = {"format": FORMAT, "model": self._model(), **self.drawn_with, "later": self._settings()}
+                facts |= {"pending": self.wanted is not None, "restarts": self.restarts}
             facts |= {"drawn": numbers, "decoder": [windows.low, windows.start, windows.counts]}
             facts |= {"piece_samples": self.piece_samples, "blocks": self.blocks, "n_levels": self.n_levels}
-            header = json.dumps(facts).encode()
+            header = json.dumps(facts, default=lambda number: number.tolist()).encode()  # NumPy's and torch's
             content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
             return struct.pack("<Q", len(header)) + header + content
 
@@ -257,8 +265,6 @@ class Live:
         windows.parts = [[] if part is None else [part.to(self.decoder.device)] for part in parts]
         self.ready = tensors["ready"]
         self.frames.extend(tensors.get("frames", torch.zeros(0, 0)))
-        if facts["pending"]:
-            self.set()  # the codes that were drawn ahead are from before the change
 
 
 def _unpacked(state: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """`Tokenizer`: audio ↔ codes, with the resampling, padding and chunks around the pure network."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -151,6 +152,8 @@ class Tokenizer(Shareable):
         """A streaming decoder of the first levels (default all). `push` blocks of codes, then `finish`. With
         `ahead_seconds` it looks no further ahead than that, see `StreamingDecoder`."""
         n_levels = self._check_levels(self.config.n_levels, n_levels)
+        if not (0 <= chunk_seconds < math.inf and 0 <= (ahead_seconds or 0) < math.inf):
+            raise ValueError(f"expected blocks and ahead of 0 s or more, found {chunk_seconds} and {ahead_seconds}")
         ahead = None if ahead_seconds is None else int(ahead_seconds * self.sample_rate)
         return StreamingDecoder(self.network, n_levels, int(chunk_seconds * self.sample_rate), ahead)
 

@@ -74,11 +74,13 @@ def live(
             say(f"MIDI: listening to {stack.enter_context(midi_input(steering, midi))}")
         stack.enter_context(signals.deferred())
         ended = lambda: stopped.is_set() or signals.received() is not None  # noqa: E731
-        if out is None:
-            play(music, open_device, buffer, seconds, ended)
-        else:
-            write(music, out, seconds, ended)
-    if save_codes:
-        codes = music.codes()
-        codes.save(Path(save_codes))
-        say(f"{save_codes}: the codes of the last {codes.seconds:.1f} s")
+        try:
+            if out is None:
+                play(music, open_device, buffer, seconds, ended)
+            else:
+                write(music, out, seconds, ended)
+        finally:
+            if save_codes and music.frames:
+                codes = music.codes()
+                codes.save(Path(save_codes))
+                say(f"{save_codes}: the codes of the last {codes.seconds:.1f} s")

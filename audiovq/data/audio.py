@@ -154,7 +154,7 @@ def downmix(waveform: Tensor, channels: int) -> Tensor:
         return waveform
     if found > 2:
         left, right = _LAYOUTS.get(found, ([1.0] * found, [1.0] * found))
-        matrix = torch.tensor([left, right], dtype=waveform.dtype)
+        matrix = torch.tensor([left, right], dtype=waveform.dtype, device=waveform.device)
         waveform = (matrix / matrix.sum(dim=1, keepdim=True)) @ waveform
     if channels == 1:
         return waveform.mean(dim=0, keepdim=True)

@@ -162,16 +162,14 @@ class Scan:
     def report(self) -> dict[str, Any]:
         """Hours, rates, silence, clipping and duplicates, for report.json."""
         return {
-            "tracks": len(self.tracks),
-            "hours": float(self.tracks.seconds.sum()) / 3600,
-            "train_tracks": len(self.tracks.of("train")),
-            "valid_tracks": len(self.tracks.of("valid")),
+            "tracks": len(self.tracks), "hours": float(self.tracks.seconds.sum()) / 3600,
+            "train_tracks": len(self.tracks.of("train")), "valid_tracks": len(self.tracks.of("valid")),
             "sample_rates": Counter(map(str, self.tracks.column(NUMBER).tolist())),
             "mostly_silent": [t["path"] for t in self.tracks.facts() if t["silent_fraction"] > 0.5],
             "clipped": [t["path"] for t in self.tracks.facts() if t["clipped_fraction"] > 1e-3],
             "duplicates": [r.path for r in self.rejected if r.reason.startswith("same audio")],
             "quarantined": len(self.rejected),
-        }
+        }  # fmt: skip
 
     def save(self, folder: Path) -> None:
         """Write quarantine.jsonl, report.json, tracks.npy and, because it marks a complete scan, tracks.jsonl last."""

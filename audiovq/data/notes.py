@@ -2,8 +2,11 @@
 bits, one for each code of level 0. Bits 0 to 11 are the pitch classes C to B that sound, bits 12 to 15 the bass: 1 to
 12 for C to B, `NO_BASS` if nothing sounds. The frame 0 is "unknown"."""
 
+import itertools
 import math
+import numbers
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import mido
 import numpy as np
 from torch import Tensor
 
+from audiovq.config import whole_number
 from audiovq.data import audio
 from audiovq.data.conditions import frame_blocks
 from audiovq.utils.progress import say
@@ -20,7 +24,7 @@ from audiovq.utils.progress import say
 N_CLASSES, NO_BASS = 12, 13
 SILENCE = NO_BASS << N_CLASSES
 N_FRAMES = (NO_BASS + 1) << N_CLASSES  # frames are numbers below this
-MIDI_SUFFIXES = (".mid", ".midi")
+MIDI_SUFFIXES = (".mid", ".midi", ".MID", ".MIDI")
 DRUMS = 9  # the channel of drums in General MIDI
 LONGEST_SECONDS = 86400.0  # of a MIDI file and of chords
 LOWEST, HIGHEST = 50.0, 800.0  # Hz, where the fundamentals of most notes are
@@ -57,25 +61,31 @@ def note_frames(notes: Iterable[Note], frame_seconds: float, n_frames: int, begi
 
 def read_midi(path: Path) -> list[Note]:
     """The notes of a MIDI file without drums, sorted; pedals do not count. ValueError for another file."""
-    notes, sounding, now = list[Note](), dict[tuple[int, int], float](), 0.0
+    notes, now, last, tempo = list[Note](), 0.0, 0, 500_000
+    sounding: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     try:
         file = mido.MidiFile(path, clip=True)
-        if file.ticks_per_beat <= 0:
-            raise ValueError("its times are not in beats")
-        for event in file:
-            now += event.time
+        if file.ticks_per_beat <= 0 or file.type == 2:
+            raise ValueError("its times are not in beats" if file.type < 2 else "its tracks do not sound together")
+        ticks = [itertools.accumulate(event.time for event in track) for track in file.tracks]
+        rows = [(at, i, e) for i, track in enumerate(file.tracks) for at, e in zip(ticks[i], track, strict=True)]
+        for at, track, event in sorted(rows, key=lambda row: row[0]):
+            now, last = now + mido.tick2second(at - last, file.ticks_per_beat, tempo), at
+            tempo = event.tempo if event.type == "set_tempo" else tempo
             if event.type not in ("note_on", "note_off") or event.channel == DRUMS:
                 continue
-            key = (event.channel, event.note)
-            if key in sounding:  # a second note of the same key ends the first
-                notes.append((sounding.pop(key), now, event.note))
+            key = (track, event.channel, event.note)
             if event.type == "note_on" and event.velocity:
-                sounding[key] = now
+                sounding[key].append(now)
+            else:  # it ends what began before; the next note of the key may begin at the same time
+                ended = [start for start in sounding[key] if start < now]
+                notes += [(start, now, event.note) for start in ended]
+                sounding[key] = sounding[key][len(ended) :] if ended else []
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # mido fails in many ways on damaged files
         raise ValueError(f"{path}: expected a MIDI file ({str(error) or 'it is cut off'})") from None
-    notes += [(start, now, pitch) for (_, pitch), start in sounding.items()]
+    notes += [(start, now, pitch) for (*_, pitch), starts in sounding.items() for start in starts]
     if not notes or now > LONGEST_SECONDS:
         found = f"one of {now:g} s" if notes else "none"
         raise ValueError(f"{path}: expected a MIDI file with notes, found {found}")
@@ -156,18 +166,21 @@ def requested_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int 
     try:
         if isinstance(notes, Tensor | np.ndarray):
             frames = np.asarray(notes.cpu() if isinstance(notes, Tensor) else notes)
-            if frames.ndim == 1 and frames.dtype.kind in "iu" and frames.min() >= 0 and frames.max() < N_FRAMES:
+            has_bass = (frames == 0) | (frames >= 1 << N_CLASSES)  # so it is no array of keys
+            if frames.ndim == 1 and frames.dtype.kind in "iu" and has_bass.all() and frames.max() < N_FRAMES:
                 return frames.astype(np.uint16)
             raise TypeError
-        if all(isinstance(note, int) for note in notes):
+        if all(isinstance(note, numbers.Integral) for note in notes):
             if all(0 <= key < 128 for key in notes):
                 return np.full(n_held, frame_of(notes), dtype=np.uint16)
             raise TypeError
-        rows = [(float(start), float(end), int(pitch)) for start, end, pitch in notes]
+        rows = [(float(start), float(end), whole_number(pitch, "pitch")) for start, end, pitch in notes]
         if not all(0 <= start <= end <= LONGEST_SECONDS and 0 <= pitch < 128 for start, end, pitch in rows):
+            raise TypeError
+        seconds = hop_length / sample_rate
+        if not (n_frames := math.ceil(max(end for _, end, _ in rows) / seconds)):
             raise TypeError
     except (TypeError, ValueError):
         known = "a MIDI file, a recording, keys from 0 to 127 such as [60, 64, 67], notes (start, end, pitch)"
         raise ValueError(f"notes: expected {known}, or frames, found {notes!r:.60}") from None
-    seconds = hop_length / sample_rate
-    return note_frames(rows, seconds, math.ceil(max(end for _, end, _ in rows) / seconds))
+    return note_frames(rows, seconds, n_frames)

@@ -19,11 +19,9 @@ from audiovq.utils.files import append_jsonl, file_sha256, json_line, parse_line
 
 # Labels, and their names in tags: of most files, in ID3 (MP3, WAV, AIFF) and in ASF (WMA).
 TAGS = {
-    "artist": ("artist", "TPE1", "Author"),
-    "album": ("album", "TALB", "WM/AlbumTitle"),
-    "genre": ("genre", "TCON", "WM/Genre"),
-    "title": ("title", "TIT2", "Title"),
-}
+    "artist": ("artist", "TPE1", "Author"), "album": ("album", "TALB", "WM/AlbumTitle"),
+    "genre": ("genre", "TCON", "WM/Genre"), "title": ("title", "TIT2", "Title"),
+}  # fmt: skip
 SILENCE = 10 ** (-60 / 20)  # amplitude below which a sample counts as silent: -60 dBFS
 CLIP = 0.999
 

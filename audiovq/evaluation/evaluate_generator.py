@@ -1,6 +1,7 @@
 """`audiovq eval --generated`: distances and statistics of generated pieces, with the same figures of real music."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ def evaluate_generated(
     if notes:
         check_installed()
     shortest = MusicEmbedding.window_seconds
-    if n < 1 or seconds < shortest:
+    if n < 1 or not shortest <= seconds < math.inf:
         raise ValueError(f"expected 1 or more pieces of {shortest:.2f} s or more, found {n} of {seconds:g} s")
     folder = resolve_model(model)
     generator = Generator.from_pretrained(folder)
@@ -77,18 +78,20 @@ def evaluate_generated(
 
 
 def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[Piece]:
-    """About `n` excerpts, spread evenly over the tracks and within each. Short tracks are used whole."""
+    """`n` excerpts that do not overlap, or as many as there are: spread evenly over the tracks and within each. Short
+    tracks are used whole."""
     shortest = MusicEmbedding.window_seconds
     usable = [track for track in music.tracks if track.seconds >= shortest]
     if not usable:
         raise ValueError(f"{music.folder}: expected tracks of at least {shortest:.2f} s, found none")
     n_tracks = min(n, len(usable))
+    chosen = [usable[i * len(usable) // n_tracks] for i in range(n_tracks)]
+    lengths = [min(track.samples, round(seconds * track.sample_rate)) for track in chosen]
+    rounds = [(k, i) for i, track in enumerate(chosen) for k in range(track.samples // lengths[i])]
+    counts = Counter(i for _, i in sorted(rounds)[:n])  # one of each track, then a second one of those with room, ...
     found = []
-    for i in range(n_tracks):
-        track = usable[i * len(usable) // n_tracks]
-        length = min(track.samples, round(seconds * track.sample_rate))
-        n_here = min(n // n_tracks + (i < n % n_tracks), track.samples // length)
-        for k in range(n_here):
+    for i, (track, length) in enumerate(zip(chosen, lengths, strict=True)):
+        for k in range(n_here := counts[i]):
             start = int((track.samples - length) * (k / (n_here - 1) if n_here > 1 else 0.5))
             path, channels = music.folder / track.path, tokenizer.config.channels
             waveform, _ = audio.read_audio(path, tokenizer.sample_rate, channels, start, length)
@@ -143,8 +146,10 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], rate: int, embed: Embed, n
             found = [each | harmony(piece.waveform, rate) for each, piece in zip(found, group, strict=True)]
         statistics[name] = {}
         for key in found[0]:  # each track has equal weight, because pieces of one track are alike
-            tracks = _by_track(group, [each[key] for each in found])
-            statistics[name][key] = mean_estimate([float(np.mean(track)) for track in tracks])
+            known = [(piece, each[key]) for piece, each in zip(group, found, strict=True) if each[key] is not None]
+            tracks = _by_track([piece for piece, _ in known], [value for _, value in known])
+            means = [float(np.mean(track)) for track in tracks]
+            statistics[name][key] = mean_estimate(means) if means else {"mean": None, "ci95": None}
     sizes, distances = {}, {}
     for name, tracks in windows.items():
         sizes[name] = {"pieces": len(sets[name]), "tracks": len(tracks), "windows": sum(map(len, tracks))}

@@ -53,13 +53,13 @@ def stft_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int) -
 
 def si_sdr(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
     """Scale-invariant signal-to-distortion ratio of all channels together, in dB; higher is better. Source: Le Roux
-    2019, arXiv:1811.02508, equation 5, of the waveforms without their means."""
+    2019, arXiv:1811.02508, equation 5, of the waveforms without their means. -100 at least, which silence has."""
     e, s = (w.double().flatten() for w in _pair(reconstruction, reference))
     s, e = s - s.mean(), e - e.mean()
     target = (e @ s) / (s @ s).clamp(min=1e-12) * s
     distortion = e - target
-    ratio = (target @ target).clamp(min=1e-12) / (distortion @ distortion).clamp(min=1e-12)
-    return float(10 * torch.log10(ratio))
+    ratio = (target @ target) / (distortion @ distortion).clamp(min=1e-12)
+    return float(10 * torch.log10(ratio.clamp(min=1e-10)))
 
 
 def level_difference(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> float:
@@ -120,22 +120,18 @@ def _pair(reconstruction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 METRICS: dict[str, Metric] = {
-    "mel_distance": mel_distance,
-    "stft_distance": stft_distance,
-    "si_sdr_db": si_sdr,
-    "level_db": level_difference,
-    "chroma_distance": chroma_distance,
-    "cqt_distance": cqt_distance,
+    "mel_distance": mel_distance, "stft_distance": stft_distance, "si_sdr_db": si_sdr, "level_db": level_difference,
+    "chroma_distance": chroma_distance, "cqt_distance": cqt_distance,
     "low_cqt_distance": functools.partial(cqt_distance, highest=500.0),  # where tokenizers lose pitch first
-}
+}  # fmt: skip
 
 
 def compare(
     reconstruction: Tensor, reference: Tensor, sample_rate: int, metrics: Mapping[str, Metric] = METRICS
 ) -> dict[str, float]:
-    """Every metric by name: the mean over windows of 10 s, weighted by their length, at constant memory. For means
-    over frames it equals the metric of the whole track up to the frames at the seams. Those in `WHOLE` are computed
-    for all of it at once: SI-SDR has one scale for the track, and notes may sound across seams."""
+    """Every metric by name: the mean over windows of 10 s, weighted by their length, at constant memory. Levels are
+    so averaged in dB, and silent windows count as perfect in `chroma_distance`. Those in `WHOLE` are computed for all
+    of it at once: SI-SDR has one scale for the track, and notes may sound across seams."""
     values = {}
     for name, metric in metrics.items():
         n = reference.shape[-1] if name in WHOLE else max(1, round(WINDOW_SECONDS * sample_rate))

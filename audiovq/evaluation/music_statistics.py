@@ -31,8 +31,8 @@ def music_statistics(waveform: Tensor, sample_rate: int) -> dict[str, float]:
     change = np.abs(np.diff(slow, axis=0)).sum(axis=1)
     onsets = librosa.onset.onset_detect(y=mono, sr=sample_rate)
     return {
-        "rms_db": 20 * math.log10(max(rms, 1e-9)),
-        "peak": float(np.abs(mono).max()),
+        "rms_db": 10 * math.log10(max(float(waveform.float().square().mean()), 1e-18)),
+        "peak": float(waveform.abs().max()),
         "clipped": float((waveform.abs() >= 0.999).float().mean()),
         "flatness": float(np.median(flatness[loud])) if loud.any() else 1.0,
         "chroma_entropy": float(entropy.mean()),

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import librosa
 import numpy as np
 import soundfile
 from torch import Tensor
@@ -56,6 +57,7 @@ def transcribe(waveform: Tensor, sample_rate: int) -> Transcription:
     the probability that a pitch of the piano sounds, float [frames, 88]. ValueError without the extra."""
     inference, model, _ = _transcriber()
     mono = waveform.float().mean(dim=0).numpy()
+    mono = librosa.util.fix_length(mono, size=max(len(mono), sample_rate // 10))  # the shortest that it can read
     mono = mono * (PEAK / max(float(np.abs(mono).max()), 1e-6))
     key = hashlib.sha1(mono.tobytes() + str(sample_rate).encode()).digest()
     if key not in _transcribed:
@@ -88,8 +90,8 @@ def frame_f1(reconstruction: Tensor, reference: Tensor, sample_rate: int) -> flo
     return float(2 * both / either) if either else 1.0
 
 
-def harmony(waveform: Tensor, sample_rate: int) -> dict[str, float]:
-    """Statistics of the transcribed notes of a piece.
+def harmony(waveform: Tensor, sample_rate: int) -> dict[str, float | None]:
+    """Statistics of the transcribed notes of a piece; None where there is nothing to count.
 
     Returns:
         notes_per_second: onsets.
@@ -106,18 +108,19 @@ def harmony(waveform: Tensor, sample_rate: int) -> dict[str, float]:
     for moment in moments:
         pitches = np.unique(notes[(notes[:, 0] <= moment) & (notes[:, 1] > moment), 2])
         n_sounding += len(pitches)
-        tops += [pitches.max()] if len(pitches) else []
+        tops.append(pitches.max() if len(pitches) else np.nan)
         intervals = np.abs(pitches[:, None] - pitches)[np.triu_indices(len(pitches), 1)] % 12
         good += int(np.isin(intervals, CONSONANT).sum())
         bad += int(np.isin(intervals, DISSONANT).sum())
     steps = np.abs(np.diff(tops))
+    steps = steps[~np.isnan(steps)]  # rests are no moves
     moved = steps[steps > 0]
     return {
         "notes_per_second": len(notes) / seconds,
         "polyphony": n_sounding / max(len(moments), 1),
-        "consonance": good / max(good + bad, 1),
-        "top_moves": len(moved) / max(len(steps), 1),
-        "top_steps": float((moved <= 2).mean()) if len(moved) else 0.0,
+        "consonance": good / (good + bad) if good + bad else None,
+        "top_moves": len(moved) / len(steps) if len(steps) else None,
+        "top_steps": float((moved <= 2).mean()) if len(moved) else None,
     }
 
 

@@ -143,14 +143,18 @@ def write(live: Live, out: str, seconds: float | None, ended: Callable[[], bool]
     made = worked = 0.0
     next_report = SLOW_SECONDS if out == "-" else math.inf  # a player may listen, but not to a file
     target = sys.stdout.buffer if out == "-" else out
-    with AudioWriter(target, live.sample_rate, live.tokenizer.config.channels, n_samples) as file:
-        while not ended() and left > 0:
-            n = int(min(left, round(WRITE_SECONDS * live.sample_rate)))
-            began = time.monotonic()
-            block = live.read(n / live.sample_rate)
-            made, worked = made + n / live.sample_rate, worked + time.monotonic() - began
-            if worked > max(made, next_report):
-                say(TOO_SLOW.format(made / worked))
-                next_report = worked + REPORT_SECONDS
-            file.write(block)
-            left -= n
+    try:
+        with AudioWriter(target, live.sample_rate, live.tokenizer.config.channels, n_samples) as file:
+            while not ended() and left > 0:
+                n = int(min(left, round(WRITE_SECONDS * live.sample_rate)))
+                began = time.monotonic()
+                block = live.read(n / live.sample_rate)
+                made, worked = made + n / live.sample_rate, worked + time.monotonic() - began
+                if worked > max(made, next_report):
+                    say(TOO_SLOW.format(made / worked))
+                    next_report = worked + REPORT_SECONDS
+                file.write(block)
+                left -= n
+    except ValueError:
+        if out != "-" or not ended():  # Ctrl-C also stops the program that reads the pipe
+            raise

@@ -19,11 +19,12 @@ def sound_card(player: Player, name: str | None) -> Iterator[None]:
         out[:] = player.take(n)
 
     options: Any = {"device": int(name) if name and name.isdecimal() else name, "channels": player.channels}
-    try:
-        stream = sounddevice.OutputStream(player.rate, dtype="float32", latency="low", callback=callback, **options)
-    except (sounddevice.PortAudioError, ValueError) as error:
-        outputs: Any = sounddevice.query_devices()
-        known = listed([found["name"] for found in outputs if found["max_output_channels"]], name or "")
-        raise ValueError(f"device {name or 'of the system'}: {error}; expected one of: {known}") from None
-    with stream:
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = sounddevice.OutputStream(player.rate, dtype="float32", latency="low", callback=callback, **options)
+            stack.enter_context(stream)
+        except (sounddevice.PortAudioError, ValueError) as error:
+            outputs: Any = sounddevice.query_devices()
+            known = listed([found["name"] for found in outputs if found["max_output_channels"]], name or "")
+            raise ValueError(f"device {name or 'of the system'}: {error}; expected one of: {known}") from None
         yield

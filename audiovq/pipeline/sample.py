@@ -124,11 +124,9 @@ class Sampled:
 
 
 def sample(
-    options: SampleOptions,
-    arguments: Sequence[str],
-    pick_model: Callable[[], Path],
+    options: SampleOptions, arguments: Sequence[str], pick_model: Callable[[], Path],
     finished: Callable[[Sampled], object] = lambda sampled: None,
-) -> Iterator[str]:
+) -> Iterator[str]:  # fmt: skip
     """Make music; yields the name of each file when it is whole. `arguments` are those of this program, to start it on
     several GPUs; the first process calls `finished` when all are there. ValueError for options that cannot be."""
     gpus = options.gpus if options.gpus > 1 or not options.processes else None

@@ -83,17 +83,9 @@ def export_model(source: str, folder: Path, credits: Path | None = None, **optio
 
 
 def save_pretrained(
-    folder: str | Path,
-    network: VQVAE,
-    priors: Sequence[Prior] = (),
-    sampling: Sequence[SamplingConfig] = (),
-    *,
-    half: bool = False,
-    onnx: bool = False,
-    int8: bool = False,
-    repo_id: str | None = None,
-    run: RunFacts | None = None,
-) -> dict[str, float] | None:
+    folder: str | Path, network: VQVAE, priors: Sequence[Prior] = (), sampling: Sequence[SamplingConfig] = (), *,
+    half: bool = False, onnx: bool = False, int8: bool = False, repo_id: str | None = None, run: RunFacts | None = None,
+) -> dict[str, float] | None:  # fmt: skip
     """Write a folder to share, with weights, configs and a model card; it appears when it is whole.
 
     Args:

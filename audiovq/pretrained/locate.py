@@ -141,14 +141,9 @@ def shared_files(folder: Path) -> list[str]:
 
 
 def push_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
+    folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None,
     dry_run: bool = False,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Send an exported folder to the hub; one line per file, and one with the address.
 
     Args:

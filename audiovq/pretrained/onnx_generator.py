@@ -108,19 +108,16 @@ def example_inputs(prior: Prior, graph: StepGraph) -> dict[str, Tensor]:
     c, spec, extra = prior.config.transformer, prior.spec, prior.config.extra_inputs
     level, n_prefix = spec.level, prior.transformer.n_prefix
     inputs = {
-        "previous": torch.tensor([spec.codebook_size, 0]),
-        "position": torch.tensor([c.window - 1]),
+        "previous": torch.tensor([spec.codebook_size, 0]), "position": torch.tensor([c.window - 1]),
         "mask": torch.full((n_prefix + c.window,), MASKED).index_fill(0, torch.arange(n_prefix + c.window // 2), 0),
         "labels": torch.tensor([[bool(spec.vocabularies[name]) for name in prior.config.label_names]] * 2).long(),
-        "n_samples": torch.tensor([60 * spec.sample_rate]),
-        "timing_end": torch.tensor([2**40]),
-        "chroma": torch.ones(2, dtype=torch.int64),
-        "notes": torch.full((2,), 1 << 12),
+        "n_samples": torch.tensor([60 * spec.sample_rate]), "timing_end": torch.tensor([2**40]),
+        "chroma": torch.ones(2, dtype=torch.int64), "notes": torch.full((2,), 1 << 12),
         "gap_end": torch.tensor([c.window + 3]),
         "coarser": torch.zeros(2, level, 2 * prior.config.context_codes + 1, dtype=torch.int64),
         "text": torch.ones(2, extra["text_bytes"], dtype=torch.int64),
         "right": torch.ones(2, extra["infill_codes"], dtype=torch.int64),
-    }
+    }  # fmt: skip
     cache = [torch.randn(2, c.kv_heads, n_prefix + c.window, c.head_dim) for _ in range(2 * c.n_layers)]
     return inputs | dict(zip(graph.names[-2 * c.n_layers :], cache, strict=True))
 

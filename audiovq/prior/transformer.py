@@ -125,10 +125,11 @@ class Transformer(nn.Module):
         """The rotation of queries and keys at `positions` [t] (RoFormer, arXiv:2104.09864, section 3.2); the `n_fixed`
         slowest pairs of dimensions do not rotate (p-RoPE, arXiv:2410.06205)."""
         dim = self.config.head_dim
-        frequencies = 10000 ** (-torch.arange(0, dim, 2, device=positions.device).float() / dim)
+        positions = positions if positions.is_floating_point() else positions.float()
+        frequencies = 10000 ** (-torch.arange(0, dim, 2, device=positions.device).to(positions) / dim)
         frequencies[dim // 2 - self.n_fixed :] = 0
-        angles = positions.float()[:, None] * frequencies
-        return angles.cos(), angles.sin()
+        angles = positions[:, None] * frequencies
+        return angles.cos().float(), angles.sin().float()
 
     def read_prefix(self, tokens: Tensor) -> Prefix:
         """Keys and values of prefix tokens [b, n_prefix, dim], which attend to each other and to no code."""

@@ -36,15 +36,9 @@ def report_run(run: Path, out: Path | None = None) -> dict[str, Any]:
 
 
 def report_pieces(
-    out: Path,
-    model: Path,
-    network: VQVAE,
-    pieces: Mapping[str, Path],
-    settings: Mapping[str, str] | None = None,
-    source: Path | None = None,
-    start: float = 0.0,
-    comparable: bool = False,
-) -> dict[str, Any]:
+    out: Path, model: Path, network: VQVAE, pieces: Mapping[str, Path], settings: Mapping[str, str] | None = None,
+    source: Path | None = None, start: float = 0.0, comparable: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Write a page for generated pieces, audio files by name, with the provenance of their model; as `report_run`.
 
     Args:

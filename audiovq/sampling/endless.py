@@ -16,12 +16,15 @@ from audiovq.sampling.guidance import Request
 class EndlessCodes:
     """Draws all levels of one item in the order of time; in fp32 the codes are those of `generate`. Only
     timing differs: it stands still from the middle of a piece of `request.n_samples` on. So many codes of level 0 make a
-    `block`: their context is computed at once, and finer levels wait for whole blocks."""
+    `block`: their context is computed at once, and finer levels wait for whole blocks. The buffer has `n_codes` of level 0."""
 
-    def __init__(self, priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request, block: int = 1):
+    def __init__(
+        self, priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request, block: int = 1,
+        n_codes: int = 0,
+    ):  # fmt: skip
         self.block = block
         self.keep = max(prior.config.context_codes for prior in priors) + block  # codes of level 0 before the next one
-        self.n_codes = 64 + 4 * sum(self.keep + prior.config.context_codes + 2 for prior in priors)  # of level 0
+        self.n_codes = n_codes or 64 + 4 * sum(self.keep + prior.config.context_codes + 2 for prior in priors)
         self.per_top = [prior.spec.top_ratio for prior in priors]
         self.n_out = 0  # codes of level 0 in the buffer that `read` has given
         self.states: list[DecodeState] = []
@@ -72,6 +75,7 @@ class EndlessCodes:
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state as tensors and as numbers, for `load`."""
         tensors, numbers = {}, {"n_out": self.n_out, "start": self.states[0].start, "n_done": []}
+        numbers["sizes"] = {"block": self.block, "n_codes": self.n_codes}
         for level, state in enumerate(self.states):
             tensors[f"codes.{level}"] = state.codes[:, : state.n_done + 1].clone()
             tensors[f"cache.{level}"] = state.cache.both.clone()

@@ -16,6 +16,7 @@ from audiovq.prior.prior import Prior
 from audiovq.prior.transformer import Layer
 
 ANGLES = 1024  # positions whose rotary angles are computed at once
+MANY_CODES = 1 << 18  # from here on in float64
 EPSILON = torch.finfo(torch.float32).eps  # of RMSNorm
 SMALL_NETWORK = 10_000_000  # parameters
 _threads_lock = threading.Lock()
@@ -183,7 +184,9 @@ class PackedEngine:
         """This position's factor for queries, keys and values (1), complex [heads, head_dim / 2]."""
         c, start = self.prior.config.transformer, self.cache.length // ANGLES * ANGLES
         if start != self.rotations_start:
-            positions = torch.arange(start, start + ANGLES)
+            # float32 cannot hold the angles of music that has played for hours.
+            kind = torch.float64 if start >= MANY_CODES else torch.int64
+            positions = torch.arange(start, start + ANGLES, dtype=kind)
             angles = torch.complex(*self.prior.transformer.angles(positions))[:, None]
             heads = angles.expand(-1, c.n_heads + c.kv_heads, -1), torch.ones_like(angles).expand(-1, c.kv_heads, -1)
             self.rotations, self.rotations_start = torch.cat(heads, dim=1), start

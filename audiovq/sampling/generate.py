@@ -26,13 +26,9 @@ def ignore_codes(level: int, codes: Tensor) -> None:
 
 @torch_defaults()
 def generate(
-    priors: Sequence[Prior],
-    settings: Sequence[SamplingConfig],
-    request: Request,
-    given: Sequence[Tensor] | None = None,
-    on_codes: CodesCallback = ignore_codes,
-    in_time_order: bool = False,
-) -> list[Tensor]:
+    priors: Sequence[Prior], settings: Sequence[SamplingConfig], request: Request,
+    given: Sequence[Tensor] | None = None, on_codes: CodesCallback = ignore_codes, in_time_order: bool = False,
+) -> list[Tensor]:  # fmt: skip
     """Generate the codes of the first len(priors) levels.
 
     Args:

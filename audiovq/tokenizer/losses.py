@@ -74,8 +74,9 @@ class MelSpectrogram(nn.Module):
     def __init__(self, sample_rate: int, n_fft: int, n_mels: int = 320):
         super().__init__()
         self.n_fft = n_fft
-        self.n_mels = max(5, min(n_mels, int(n_fft / 6.4)))
-        self.filters = nn.Buffer(mel_filters(n_fft, self.n_mels, sample_rate), persistent=False)  # [bins, mels]
+        filters = mel_filters(n_fft, max(5, min(n_mels, int(n_fft / 6.4))), sample_rate)
+        filters = filters[:, filters.any(dim=0)]  # from 48 kHz on there are bands without a bin
+        self.filters = nn.Buffer(filters, persistent=False)  # [bins, mels]
         self.window = nn.Buffer(torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:  # [..., samples] -> [n, mels, frames]

@@ -146,6 +146,7 @@ class ResidualAutoencoder(nn.Module):
         # From each level's rate to the next finer one's.
         ratios = [a // b for a, b in itertools.pairwise(hop_lengths)]
         self.ups = nn.ModuleList(Upsample(dim, dim, r, causal) if r > 1 else nn.Identity() for r in ratios)
+        self.decoder_hop = finest  # samples of a frame of the decoder
         self.decoder = DECODERS[config.decoder.kind](dim, config.channels, finest, config.decoder, rate, causal)
         # Receptive fields to one side, in samples: of a code, and of a decoded sample.
         ups_radius = sum(hop for ratio, hop in zip(ratios, hop_lengths, strict=False) if ratio > 1)
@@ -269,13 +270,9 @@ class VQVAE(nn.Module):
         return results
 
     def forward(
-        self,
-        waveform: Tensor,
-        quantizers: list[Quantizer] | None = None,
-        drop_levels: bool | None = None,
-        microbatch_size: int | None = None,
-        only_tones: bool = False,
-    ) -> VQVAEOutput:
+        self, waveform: Tensor, quantizers: list[Quantizer] | None = None, drop_levels: bool | None = None,
+        microbatch_size: int | None = None, only_tones: bool = False,
+    ) -> VQVAEOutput:  # fmt: skip
         """Reconstruct a waveform. In training mode, also update each codebook once.
 
         Args:
@@ -346,4 +343,4 @@ class VQVAE(nn.Module):
             # The coarsest level may reach further than a finer one, which adds nothing there.
             n_missing = 0 if self.config.topology == "bands" else length // hops[i] - residual.shape[-1]
             residuals.append(F.pad(residual, (0, n_missing)))
-        return autoencoder.decoder(autoencoder.total(*residuals), start // hops[levels[-1]])[..., :n_samples]
+        return autoencoder.decoder(autoencoder.total(*residuals), start // autoencoder.decoder_hop)[..., :n_samples]

@@ -36,14 +36,9 @@ class Training:
     """The training of one stage, from its newest checkpoint if there is one; checkpoints and metrics are in `folder`."""
 
     def __init__(
-        self,
-        task: Task,
-        folder: Path,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-        workers: int = 0,
+        self, task: Task, folder: Path, config: TrainingConfig, accelerator: Accelerator, workers: int = 0,
         trackers: TrackerConfig | None = None,
-    ):
+    ):  # fmt: skip
         self.task, self.config, self.workers = task, config, workers
         self.accelerator, self.device = accelerator, accelerator.device
         # Parameters are final only after `distribute`: it moves them to the device and may shard them.
