@@ -2,6 +2,7 @@
 
 import email
 import itertools
+import json
 import os
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ class TrainingConfig(Config):
     steps: int = Field(default=1000, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: priors learn more per step, which takes longer
     batch_size: int = Field(default=8, ge=1, le=1 << 20)  # global batch: examples per step, on all devices together
-    # Micro-batch: examples that a device computes at once; null: its whole share. Results stay the same.
+    # Micro-batch: examples that a device computes at once; null: its whole share. Results stay the same, but
+    # for a per cent of the gradients in tuning a decoder, whose adversarial terms are weighed in each micro-batch.
     device_batch_size: int | None = Field(default=None, ge=1, le=1 << 20)
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=50, ge=0)
@@ -311,6 +313,6 @@ def first_difference(a: Any, b: Any, path: str = "", ignored: Container[str] = (
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         pairs = [(str(i), x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
     else:
-        return None if a == b else f"{path}: {a!r} → {b!r}"
+        return None if a == b else f"{path}: {json.dumps(a)} → {json.dumps(b)}"  # as in YAML
     differences = (first_difference(x, y, f"{path}.{key}".lstrip("."), ignored) for key, x, y in pairs)
     return next(filter(None, differences), None)

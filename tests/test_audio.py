@@ -58,6 +58,37 @@ def test_surround_is_mixed_so_that_nothing_clips() -> None:
     assert downmix(torch.ones(1, 3), 2).shape == (2, 3)
 
 
+@pytest.mark.parametrize("layout", ["3.0", "5.0", "5.1", "7.1"])
+def test_ogg_files_have_their_channels_at_the_same_places(tmp_path: Path, layout: str) -> None:
+    """Each channel has its own pitch. Stereo of Vorbis and Opus is that of FLAC; Opus has no 3.0 in ffmpeg's encoder."""
+    n = sum(map(int, layout.split(".")))
+    time = np.arange(48000) / 48000
+    sound = 0.1 * np.sin(2 * np.pi * np.outer(time, 300 * np.arange(1, n + 1)))
+    soundfile.write(tmp_path / "raw.wav", sound, 48000)
+    found = {}
+    for name, codec in (("a.flac", "flac"), ("a.ogg", "libvorbis"), ("a.opus", "libopus")):
+        options = ("-af", f"aformat=channel_layouts={layout}", "-c:a", codec, "-b:a", "512k")
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-guess_layout_max",
+            "0",
+            "-channel_layout",
+            layout,
+            "-i",
+            tmp_path / "raw.wav",
+        ]
+        subprocess.run(
+            [*command, *options, *(("-mapping_family", "1") if codec == "libopus" else ()), tmp_path / name], check=True
+        )
+        found[name] = read_audio(tmp_path / name, None, 2)[0][:, 12000:36000]
+    expected = np.abs(np.fft.rfft(found["a.flac"].numpy()))[:, 150 : 150 * n + 1 : 150]
+    for name in ("a.ogg", "a.opus"):
+        heard = np.abs(np.fft.rfft(found[name].numpy()))[:, 150 : 150 * n + 1 : 150]
+        assert np.allclose(heard, expected, atol=0.1 * expected.max()), name
+
+
 @pytest.mark.parametrize("rate", [1000, 8000, 8363, 22255, 44099, 44100, 48001, 96001, 768000])
 def test_resampling_keeps_pitch_level_and_length(rate: int) -> None:
     t = torch.arange(rate) / rate

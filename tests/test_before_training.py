@@ -13,7 +13,7 @@ import soundfile
 from click.testing import Result
 from conftest import ROOT, TINY, assert_one_line_error, cli, tones
 
-from audiovq.pipeline.before_training import find_music
+from audiovq.pipeline.before_training import find_music, with_music
 from audiovq.planning.estimate import STAGES, make_plan
 from audiovq.recipe import load_recipe, load_saved_recipe
 from audiovq.utils.progress import listed
@@ -55,6 +55,13 @@ def test_a_resumed_run_uses_the_same_music(tmp_path: Path, monkeypatch: pytest.M
     assert "no --data: the music is music" in result.output
     assert "no --data: the music is music" in cli("plan", tmp_path / "tiny.yaml").output  # plans for the same music
     assert load_saved_recipe(tmp_path / "run" / "recipe.yaml").data.folder == str(music)
+    saved = load_saved_recipe(tmp_path / "run" / "recipe.yaml")
+    for place in ("s3://bucket/music", "datasets://me/music?split=train"):  # a resumed run keeps its source as it is
+        data = saved.data.model_copy(update={"folder": place})
+        (tmp_path / "far").mkdir(exist_ok=True)
+        (tmp_path / "far" / "recipe.yaml").write_text(saved.model_copy(update={"data": data}).to_yaml())
+        recipe = load_recipe(str(tmp_path / "tiny.yaml"))
+        assert with_music(recipe, tmp_path / "far").data.folder == place
     shutil.move(music, tmp_path / "moved")
     again = cli(*train)  # a finished run needs no music
     assert again.exit_code == 0, again.output

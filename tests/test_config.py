@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, cli
 
 from audiovq import config as conf
@@ -90,6 +91,13 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path, tiny_recipe: Path) ->
     other = recipe.model_copy(update={"seed": 5})
     assert first_difference(recipe.model_dump(), other.model_dump()) == "seed: 0 → 5"
     assert first_difference(recipe.model_dump(), recipe.model_dump()) is None
+    for old, new, words in (
+        (None, 0.9, "x: null → 0.9"),
+        (True, "a b", 'x: true → "a b"'),
+        ({"kind": "mel"}, None, 'x: {"kind": "mel"} → null'),
+    ):
+        assert first_difference({"x": old}, {"x": new}) == words
+        assert yaml.safe_load(words.split(" → ")[0])["x"] == old  # it is given again with --set
 
 
 def test_configs_cannot_be_changed() -> None:

@@ -128,6 +128,8 @@ def test_the_finetune_recipe_adopts_the_bundled_model() -> None:
     assert recipe.priors[0].model.transformer.dim == 192
     assert recipe.priors[0].model.transformer.dropout == 0.2
     assert adopt_pretrained(recipe) == recipe
+    only_tokenizer = adopt_pretrained(recipe.model_copy(update={"priors": ()}))
+    assert (only_tokenizer.n_priors, only_tokenizer.tokenizer.model) == (0, recipe.tokenizer.model)
 
 
 def test_sampling_settings_are_those_of_the_pretrained_priors_unless_the_recipe_has_its_own(tmp_path: Path) -> None:
@@ -222,6 +224,19 @@ def test_training_stops_with_the_best_weights(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 7
     assert run_overfits(tmp_path / "b", patience=4) == pytest.approx(3, abs=1e-3)  # killed after the loop: all is there
+
+
+@pytest.mark.usefixtures("steps_of_one")
+def test_losses_from_before_the_codes_are_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Overfits, "health_facts", lambda self: {"codes_from": 8})
+    assert run_overfits(tmp_path, patience=4) == pytest.approx(9, abs=1e-3)  # the first one that counts
+
+
+def test_checkpoints_of_every_so_many_steps_are_written_and_kept(tmp_path: Path) -> None:
+    run_overfits(tmp_path, keep_every_steps=6, keep_checkpoints=1, checkpoint_seconds=1e6)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == [
+        f"step-{n:08d}" for n in (6, 12, 18, 20)
+    ]
 
 
 @pytest.mark.usefixtures("steps_of_one")

@@ -242,6 +242,23 @@ def test_bad_files_of_a_source_are_set_aside(mine: Path, tmp_path: Path) -> None
     assert not list(folder.rglob(".hidden.wav"))
 
 
+def test_one_of_two_audio_columns_is_chosen(mine: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    sounds = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(mine.glob("*.wav"))[:2]]
+    features = datasets.Features(
+        {"mix": stored(datasets), "voice": stored(datasets), "genre": datasets.Value("string")}
+    )
+    rows = datasets.Dataset.from_list([{"mix": sounds[0], "voice": sounds[1], "genre": "folk"}], features)
+    datasets.DatasetDict({"train": with_audio(rows, "mix", "voice")}).save_to_disk(str(tmp_path / "two"))
+    loaded = datasets.load_from_disk(str(tmp_path / "two"))  # as of the hub: columns that would be decoded
+    for name in ("mix", "voice"):
+        loaded["train"] = loaded["train"].cast_column(name, datasets.Audio())
+    folder = local_music(f"datasets://{tmp_path}/two?column=voice")
+    (track,) = scan(folder, DataConfig(valid_fraction=0)).tracks
+    assert (folder / track.path).read_bytes() == sounds[1]["bytes"]
+    assert track.labels == {"genre": "folk"}
+
+
 def test_a_row_without_audio_is_set_aside_and_one_split_is_held_out_as_of_a_folder(mine: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     sounds = [{"bytes": (mine / f"track-{i}.wav").read_bytes(), "path": ["a.mp9", None][i]} for i in range(2)]

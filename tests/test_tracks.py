@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ from audiovq.data import music, tracks as tracks_module
 from audiovq.data.datasets import WaveformCrops, name_of, pick
 from audiovq.data.music import TRACK, Scan, Track, table_of
 from audiovq.data.scan_cache import scan_file
-from audiovq.data.tracks import DataConfig, find_audio, scan
+from audiovq.data.tracks import DataConfig, check_relative, find_audio, scan
 
 
 @pytest.fixture
@@ -282,13 +283,16 @@ def test_a_folder_without_permission_is_named() -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             (folder / "closed").mkdir(mode=0o700)
+            (folder / "listed").mkdir()
+            (folder / "listed" / "b.wav").touch()
+            (folder / "listed").chmod(0o644)  # its names can be seen, but not its files
             (folder / "a.wav").touch()
             folder.chmod(0o755)
             if os.fork() == 0:
                 os.getuid() == 0 and os.setuid(65534)  # root may read everything
                 os.getuid() == 65534 or (folder / "closed").chmod(0)
                 left_out = []
-                assert [path.name for path in find_audio(folder, left_out)] == ["a.wav"]
+                assert [path.name for path in find_audio(folder, left_out)] == ["a.wav", "b.wav"]
                 print([vars(item) for item in left_out], flush=True)
                 os._exit(0)
             os.wait()
@@ -350,6 +354,27 @@ def test_split_is_by_track_and_depends_on_names_alone(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.wav"):
         shutil.copy(path, moved)
     assert [t.split for t in scan(moved, DataConfig(valid_fraction=0.2)).tracks] == [t.split for t in first.tracks]
+
+
+def test_files_of_one_name_are_on_the_same_side(tmp_path: Path) -> None:
+    for i in range(12):
+        for seed, suffix in ((i, "wav"), (100 + i, "flac")):  # not the same samples, as of a lossy copy
+            soundfile.write(tmp_path / f"{i}.{suffix}", tones(1, 8000, seed=seed), 8000)
+    for fraction in (0.1, 0.3, 0.45, 0.99):
+        found = scan(tmp_path, DataConfig(valid_fraction=fraction)).tracks
+        sides = [{Path(t.path).stem for t in found.of(side)} for side in ("train", "valid")]
+        assert not sides[0] & sides[1]
+        assert len(sides[0]) > 0
+        assert len(sides[1]) == min(11, math.ceil(12 * fraction))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file cannot have such a name")
+def test_a_name_with_a_colon_is_a_name(tmp_path: Path) -> None:
+    for name in ("1: Intro.flac", "A: Best of"):
+        check_relative(name)
+    for name in ("C:", "C:/x.wav", "c:\\x.wav", "/x.wav", "\\x.wav", "a/../../x.wav"):
+        with pytest.raises(ValueError, match="within the music folder"):
+            check_relative(name)
 
 
 def test_one_track_is_trained_on_and_two_leave_one_out(tmp_path: Path) -> None:

@@ -80,8 +80,7 @@ class Generator(Shareable):
 
     def sample(self, seconds: float | None = None, seed: int = 0, n: int = 1, **options: Any) -> Tensor:
         """New music, float [n, channels, round(seconds · sample_rate)]; all else as `sample_codes`."""
-        pieces = self.sample_codes(seconds, seed, n, **options)
-        return torch.stack([self.tokenizer.decode(codes) for codes in pieces])
+        return torch.stack([self.tokenizer.decode(codes) for codes in self.sample_codes(seconds, seed, n, **options)])
 
     def sample_codes(
         self, seconds: float | None = None, seed: int = 0, n: int = 1, *, prompt: Codes | None = None,

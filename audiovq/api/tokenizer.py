@@ -78,8 +78,7 @@ class Tokenizer(Shareable):
             chunk_seconds: audio that is encoded at once. 0 gives each code as early as possible, and computes the
                 network's context again for each code of level 0; see the stream's `latency_seconds`.
         """
-        rate = self.sample_rate if sample_rate is None else sample_rate
-        return ResamplingEncoder(self.network, rate, chunk_seconds)
+        return ResamplingEncoder(self.network, self.sample_rate if sample_rate is None else sample_rate, chunk_seconds)
 
     def encode(self, waveform: Audio, sample_rate: int | None = None) -> Codes:
         """Resample, downmix, pad and quantize one piece of audio.

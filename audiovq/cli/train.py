@@ -33,12 +33,13 @@ def train(
     from audiovq.pipeline.before_training import announce_duration, with_music
     from audiovq.pipeline.run import Run
     from audiovq.pipeline.run_folder import RunFolder
-    from audiovq.recipe import load_recipe
+    from audiovq.recipe import load_recipe, load_saved_recipe
     from audiovq.report.describe import describe_run
 
     loaded = load_recipe(recipe, data, overrides, codes)
     folder, wanted = Path(out or Path("runs") / loaded.name), tuple(s for s in STAGES if s in stages) or STAGES
-    done = RunFolder(folder, loaded)
+    saved = folder / "recipe.yaml"  # which has the levels of a pretrained tokenizer
+    done = RunFolder(folder, load_saved_recipe(saved) if saved.is_file() else loaded)
     batches = loaded.batch_sizes([stage for stage in wanted if not done.is_done(stage)])
     key = min(batches, key=lambda key: batches[key], default=None)
     limit = (batches[key], f"{key} is {batches[key]}") if key else None

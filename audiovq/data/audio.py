@@ -32,7 +32,10 @@ _LAYOUTS = {
     4: ([1, 0, _CENTRE, 0], [0, 1, 0, _CENTRE]),
     5: ([1, 0, _CENTRE, _CENTRE, 0], [0, 1, _CENTRE, 0, _CENTRE]),
     6: ([1, 0, _CENTRE, 0, _CENTRE, 0], [0, 1, _CENTRE, 0, 0, _CENTRE]),
+    8: ([1, 0, _CENTRE, 0, _CENTRE, 0, _CENTRE, 0], [0, 1, _CENTRE, 0, 0, _CENTRE, 0, _CENTRE]),
 }
+# Ogg has other places for the channels (Vorbis I specification, section 4.3.9): where those of a WAV file are in it.
+OGG_ORDERS = {3: [0, 2, 1], 5: [0, 2, 1, 3, 4], 6: [0, 2, 1, 5, 3, 4], 8: [0, 2, 1, 7, 5, 6, 3, 4]}
 
 
 class NotReadable(ValueError):
@@ -119,7 +122,7 @@ def _decode(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarra
 def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator[np.ndarray]:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_audio(path))
-        lossless, at = file.format in LOSSLESS, start
+        lossless, is_ogg, at = file.format in LOSSLESS, file.subtype in ("VORBIS", "OPUS"), start
         if file.format in INEXACT or file.subtype in INEXACT:
             at = max(0, start - RUN_IN_FRAMES)
         try:
@@ -138,7 +141,7 @@ def _soundfile_blocks(path: Path, start: int, n_samples: int | None) -> Iterator
                 if len(block) == 0:
                     break
                 done += len(block)
-                yield block
+                yield block[:, OGG_ORDERS[file.channels]] if is_ogg and file.channels in OGG_ORDERS else block
         except (soundfile.LibsndfileError, RuntimeError) as error:
             kind = ValueError if lossless else NotReadable  # ffmpeg cannot help with damaged lossless data
             raise kind(f"{path}: truncated or damaged ({_reason(error)})") from None

@@ -94,6 +94,7 @@ class Rows:
             if self.column not in columns:
                 asked = options.get("column") or f"{len(columns)} of them, choose with ?column="
                 raise ValueError(f"{place}: expected one Audio column among {', '.join(rows.features)}, found {asked}")
+            rows = rows.remove_columns([column for column in columns if column != self.column])
             self.splits[name] = rows.cast_column(self.column, library.Audio(decode=False))
 
     @staticmethod

@@ -36,7 +36,8 @@ Result = Track | Rejected
 def check_relative(path: str) -> None:
     """Raises ValueError for a path that leads out of its folder, on any system."""
     parts = path.replace("\\", "/").split("/")
-    if not parts[0] or parts[0][1:2] == ":" or ".." in parts:
+    has_drive = parts[0][1:2] == ":" and (len(parts[0]) == 2 or os.name == "nt")  # elsewhere `1: Intro.flac` is a name
+    if not parts[0] or has_drive or ".." in parts:
         raise ValueError(f"path: expected one within the music folder, found {path!r:.80}")
 
 
@@ -74,7 +75,8 @@ def find_audio(
     else:
         for item in left_out:
             say(f"left out: {folder / item.path}: {item.reason}")
-    is_file = [path for path in found if path.is_file() or not path.exists()]  # links to nothing are named later
+    # Links to nothing, and files in folders that cannot be entered, are named later.
+    is_file = [path for path in found if os.path.isfile(path) or not os.path.exists(path)]
     return sorted(is_file, key=lambda path: path.parts)
 
 
@@ -280,10 +282,16 @@ def _similar(path: str, folder: Path) -> str:
 
 def _split(tracks: MusicTable, valid_fraction: float) -> MusicTable:
     """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It
-    depends on the paths alone, and not on their order, the machine or the run."""
-    order = np.argsort([hashlib.sha256(os.fsencode(facts["path"])).hexdigest() for facts in tracks.facts()])
+    depends on the paths alone, and not on their order, the machine or the run. Files of one name, such as `x.flac` and
+    `x.mp3`, are on the same side, because they are likely one recording."""
+    paths, firsts = [facts["path"] for facts in tracks.facts()], dict[str, str]()
+    firsts = [firsts.setdefault(os.path.splitext(path)[0], path) for path in paths]
+    hashes = np.array([hashlib.sha256(os.fsencode(path)).hexdigest() for path in firsts])
+    order = np.argsort(hashes, kind="stable")
     free, splits = order[tracks.column(SPLIT)[order] == SPLITS.index("")], tracks.columns[:, SPLIT]
-    missing = math.ceil(valid_fraction * len(tracks)) - len(tracks.of("valid"))
+    n = max(0, min(math.ceil(valid_fraction * len(tracks)) - len(tracks.of("valid")), len(free) - 1))
+    while 0 < n < len(free) and hashes[free[n]] == hashes[free[n - 1]]:
+        n += 1 if n < len(free) - 1 else -1
     splits[free] = SPLITS.index("train")
-    splits[free[: max(0, min(missing, len(free) - 1))]] = SPLITS.index("valid")
+    splits[free[:n]] = SPLITS.index("valid")
     return tracks

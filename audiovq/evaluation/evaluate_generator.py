@@ -73,8 +73,7 @@ def evaluate_generated(
         shuffled.append(Piece(tokenizer.decode(shuffle_codes(codes, seed + i)), piece.track))
     sets = {"generated": generated, "training": real_training, "reconstructed held-out": reconstructed}
     sets |= {"shuffled codes": shuffled, "held-out": real_held_out}
-    report = compare_sets(sets, tokenizer.sample_rate, embed, notes)
-    return {"model": model, "seconds": seconds, "seed": seed, **report}
+    return {"model": model, "seconds": seconds, "seed": seed, **compare_sets(sets, tokenizer.sample_rate, embed, notes)}
 
 
 def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[Piece]:
@@ -155,8 +154,7 @@ def compare_sets(sets: Mapping[str, Sequence[Piece]], rate: int, embed: Embed, n
         sizes[name] = {"pieces": len(sets[name]), "tracks": len(tracks), "windows": sum(map(len, tracks))}
         if name != "held-out":
             distances[name] = frechet_estimate(tracks, reference, n_components)
-    frechet = {"n_components": n_components, "distances": distances}
-    return {"sets": sizes, "frechet": frechet, "statistics": statistics}
+    return {"sets": sizes, "frechet": {"n_components": n_components, "distances": distances}, "statistics": statistics}
 
 
 def _by_track(pieces: Sequence[Piece], values: Sequence[Any]) -> list[list[Any]]:

@@ -41,8 +41,7 @@ def evaluate_model(model: str, data: str | None, notes: bool = False) -> dict[st
     tokenizer = Tokenizer.from_pretrained(folder)
     music = held_out_music(folder, model, data)
     tracks = progress(reconstructions(tokenizer, music), "evaluate", len(music.tracks))
-    report = evaluate_tracks(tracks, NOTE_METRICS if notes else METRICS)
-    return {"model": model, "tokenizer": tokenizer.hash, **report}
+    return {"model": model, "tokenizer": tokenizer.hash, **evaluate_tracks(tracks, NOTE_METRICS if notes else METRICS)}
 
 
 def reconstructions(tokenizer: Tokenizer, music: Scan) -> Iterator[Reconstruction]:

@@ -89,8 +89,7 @@ def cqt_distance(reconstruction: Tensor, reference: Tensor, sample_rate: int, hi
     filters are 51 periods long, so it resolves the semitones of low notes, which a mel spectrogram with windows of
     2048 samples does not. Only bins below `highest` Hz count. Source: Brown 1991."""
     a, b = (np.maximum(_constant_q(w, sample_rate), CQT_FLOOR) for w in _pair(reconstruction, reference))
-    counted = _cqt_frequencies(sample_rate) < highest
-    return float(np.abs(np.log10(a) - np.log10(b))[..., counted, :].mean())
+    return float(np.abs(np.log10(a) - np.log10(b))[..., _cqt_frequencies(sample_rate) < highest, :].mean())
 
 
 def _cqt_frequencies(sample_rate: int) -> np.ndarray:

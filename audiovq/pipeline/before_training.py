@@ -29,11 +29,11 @@ def with_music(recipe: Recipe, run: Path | None = None) -> Recipe:
             check_music_folder(local_music(recipe.data.folder))  # before a folder is made for the run
         return recipe
     if run and not is_new:
-        folder = Path(load_saved_recipe(run / "recipe.yaml").data.folder)
+        folder = load_saved_recipe(run / "recipe.yaml").data.folder
     else:
-        folder = find_music(recipe.name)
-        say(f"no --data: the music is {folder}")
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": os.path.realpath(folder)})})
+        say(f"no --data: the music is {(found := find_music(recipe.name))}")
+        folder = os.path.realpath(found)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": folder})})
 
 
 def find_music(name: str) -> Path:

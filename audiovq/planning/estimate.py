@@ -189,8 +189,7 @@ class Planner(NamedTuple):
 
         def forward() -> object:
             reconstructions, real = task.tokenizer(waveform).reconstructions, task.discriminators(waveform)
-            terms = task.decoder_terms(waveform, real, reconstructions)
-            return terms, task.discriminator_loss(real, reconstructions)
+            return task.decoder_terms(waveform, real, reconstructions), task.discriminator_loss(real, reconstructions)
 
         one = count_pass(task, forward, recipe.tokenizer.crop_samples / n_samples)
         return self._training("decoder_tuning.training", task.network, task.stage.training, one)

@@ -228,8 +228,7 @@ class EncodeGraph(nn.Module):
         if self.network.config.topology == "bands":  # no level needs the vectors of another
             levels = zip(quantizers, self.network.groups[0].features(waveform), strict=True)
             return tuple(quantizer.encode(rearrange(x, "b d t -> b t d")) for quantizer, x in levels)
-        results = self.network.quantize(waveform, quantizers)
-        return tuple(level.codes for _, levels, _ in results for level in levels)
+        return tuple(level.codes for _, levels, _ in self.network.quantize(waveform, quantizers) for level in levels)
 
 
 class DecodeGraph(nn.Module):

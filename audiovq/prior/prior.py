@@ -141,8 +141,7 @@ class Prior(nn.Module):
             cache: the codes before `previous`; it contains the prefix.
             prefix: without a cache, the prefix of the items' conditions.
         """
-        x = self.dropout(self.embedding(previous) + context)
-        return self.head(self.transformer(x, cache, prefix))
+        return self.head(self.transformer(self.dropout(self.embedding(previous) + context), cache, prefix))
 
     def possible(self, logits: Tensor, position: Tensor) -> Tensor:
         """Logits [..., codebook_size] without the codes of other slots than that of a position in the track, [...]."""

@@ -11,8 +11,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """-inf for all but the k largest logits of each row, and ties with the k-th."""
     if k <= 0 or k >= logits.shape[-1]:
         return logits
-    threshold = logits.topk(k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < threshold, -math.inf)
+    return logits.masked_fill(logits < logits.topk(k, dim=-1).values[..., -1:], -math.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
@@ -36,8 +35,7 @@ def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0,
     logits = logits.float()
     if temperature == 0:
         return logits.argmax(dim=-1)
-    possible = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
-    return (possible + noise).argmax(dim=-1)
+    return ((keep_top_p(keep_top_k(logits / temperature, top_k), top_p)) + noise).argmax(dim=-1)
 
 
 def gumbel_noise(seed: int, item: int, level: int, start: int, end: int, size: int) -> Tensor:

@@ -99,8 +99,7 @@ class Queue:
             return waiting.index(job) + 1 if job in waiting else 0
 
     def describe(self, job: Job) -> dict[str, Any]:
-        facts = {key: getattr(job, key) for key in KEYS}
-        return facts | {"place": self.place(job), "seconds_left": job.seconds_left}
+        return {key: getattr(job, key) for key in KEYS} | {"place": self.place(job), "seconds_left": job.seconds_left}
 
     def stop(self, job: Job) -> None:
         """Stop a job; one that waits is stopped at once, one that runs after its present code."""

@@ -266,8 +266,7 @@ class FSQuantizer(Quantizer):
         return (digits * self.places).sum(dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:
-        digits = codes[..., None] // self.places % self.levels
-        return 2 * digits / (self.levels - 1) - 1
+        return 2 * (codes[..., None] // self.places % self.levels) / (self.levels - 1) - 1
 
     def forward(self, x: Tensor) -> Quantized:
         latents = self.normalise(x)

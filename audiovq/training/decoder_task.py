@@ -100,8 +100,7 @@ class DecoderTask(Task):
         of magnitude while the discriminators learn, so its norm is scaled to the term's weight times that of all
         reconstruction terms. Differs from VQGAN (arXiv:2012.09841, eq. 7): norms are over all weights of the decoder,
         not over its last layer."""
-        adversarial = self.stage.adversarial
-        weights = {name: getattr(adversarial, name) for name in ("adversarial", "feature_matching")}
+        weights = {name: getattr(self.stage.adversarial, name) for name in ("adversarial", "feature_matching")}
         reconstruction = self.losses.weighted({k: v for k, v in terms.items() if k not in weights})
         loss = reconstruction + sum(weight * terms[name] for name, weight in weights.items())
         if not torch.is_grad_enabled():

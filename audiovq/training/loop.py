@@ -87,9 +87,9 @@ class Training:
                 # Ranks agree on when to save and when to stop.
                 stopped, is_late = collectives.largest(signals.received() is not None, self.checkpoints.due)
                 finished = done == config.steps or self.best.exhausted(done)
-                if stopped or is_late or finished:
-                    skipped = self.guard.counts.tolist()
-                    self.checkpoints.save(done, to_evaluate=self.must_evaluate, skipped=skipped)
+                is_kept = config.keep_every_steps and done % config.keep_every_steps == 0
+                if stopped or is_late or is_kept or finished:
+                    self.checkpoints.save(done, to_evaluate=self.must_evaluate, skipped=self.guard.counts.tolist())
                 if stopped or finished:
                     self.checkpoints.wait()
                     collectives.barrier()
@@ -145,7 +145,8 @@ class Training:
             metrics = evaluate(self.task, self.batches("valid", 0, n), n, self.split, self.accelerator)
             if metrics is not None:
                 self.monitor.log_evaluation(done, metrics)
-                self.best.update(done, metrics["loss"], self.task.network)
+                if not (codes_from := self.task.health_facts().get("codes_from")) or done > codes_from:
+                    self.best.update(done, metrics["loss"], self.task.network)
         return metrics is not None
 
 
