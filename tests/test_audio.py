@@ -58,7 +58,16 @@ def test_surround_is_mixed_so_that_nothing_clips() -> None:
     assert downmix(torch.ones(1, 3), 2).shape == (2, 3)
 
 
-@pytest.mark.parametrize("layout", ["3.0", "5.0", "5.1", "7.1"])
+def test_all_values_of_16_bits_are_written_as_they_are_read(tmp_path: Path) -> None:
+    values = np.arange(-32768, 32768, dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", values, 8000)
+    write_audio(tmp_path / "b.wav", read_audio(tmp_path / "a.wav")[0], 8000)
+    assert np.array_equal(soundfile.read(tmp_path / "b.wav", dtype="int16")[0], values)
+    write_audio(tmp_path / "c.wav", torch.tensor([[2.0, 1.0, -1.0, -2.0]]), 8000)
+    assert soundfile.read(tmp_path / "c.wav", dtype="int16")[0].tolist() == [32767, 32767, -32768, -32768]
+
+
+@pytest.mark.parametrize("layout", ["3.0", "5.0", "5.1"])
 def test_ogg_files_have_their_channels_at_the_same_places(tmp_path: Path, layout: str) -> None:
     """Each channel has its own pitch. Stereo of Vorbis and Opus is that of FLAC; Opus has no 3.0 in ffmpeg's encoder."""
     n = sum(map(int, layout.split(".")))

@@ -216,6 +216,12 @@ def test_a_folder_is_mirrored_and_what_is_done_is_skipped(tiny_run: Path, folder
     assert "1 files decoded, 2 were done before" in cli("decode", out, "-o", back, *model, "--format", "flac").output
     assert cut.read_bytes() == whole
     assert "3 files decoded" in cli("decode", out, "-o", back, *model, "--format", "flac", "--levels", 1).output
+    tuned = Tokenizer.from_pretrained(tiny_run)
+    for parameter in tuned.network.groups[0].decoder.parameters():
+        parameter.data *= 1.01
+    tuned.save_pretrained(tmp_path / "tuned")  # the same codes sound otherwise
+    again = cli("decode", out, "-o", back, "--model", tmp_path / "tuned", "--format", "flac", "--levels", 1)
+    assert "3 files decoded, 0 were done before" in again.output
 
 
 def test_broken_files_are_set_aside_and_the_others_go_on(tiny_run: Path, folder: Path, tmp_path: Path) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from conftest import ROOT, assert_one_line_error, cli
+from conftest import ROOT, assert_one_line_error, cli, tones
 from torch.utils.data import DataLoader
 
 import audiovq
 from audiovq import CodeDataset, Codes, Tokenizer
 from audiovq.data.flattening import Flattening
 from audiovq.data.shards import Shards
+from audiovq.data.tracks import DataConfig, scan
+from audiovq.training.encode_stage import encode_data_set
 
 HOPS = [4, 2, 2]
 
@@ -164,6 +168,13 @@ def test_parquet_has_a_row_per_track(tiny_run: Path, tmp_path: Path) -> None:
         assert row["labels"] == track.labels
         assert all(row[f"level_{i}"] == shards.codes(track, i).tolist() for i in range(3))
         assert (row["tokenizer_hash"], row["hop_lengths"]) == (shards.index.tokenizer_hash, [256, 128, 64])
+    (tmp_path / "music").mkdir()
+    soundfile.write(tmp_path / "music" / "a.wav", tones(1, 8000), 8000)
+    os.rename(tmp_path / "music" / "a.wav", os.fsencode(tmp_path) + b"/music/a\xff.wav")  # a name that is not UTF-8
+    found = scan(tmp_path / "music", DataConfig())
+    encode_data_set(tmp_path / "strange", found, Tokenizer.from_pretrained(tiny_run).network, 1, torch.device("cpu"))
+    assert cli("codes", "export", tmp_path / "strange", "-o", tmp_path / "s.parquet").exit_code == 0
+    assert [row["path"] for row in parquet.read_table(tmp_path / "s.parquet").to_pylist()] == ["a\ufffd.wav"]
     assert cli("codes", "export", tiny_run / "codes", "-o", tmp_path / "v.parquet", "--split", "valid").exit_code == 0
     assert parquet.read_table(tmp_path / "v.parquet").num_rows == 1
     (tmp_path / "other").write_text("mine")

@@ -146,6 +146,7 @@ def test_surrounding_varying_and_continuing() -> None:
         (lambda c: redraw(c, 0, float("nan")), "the stretch must begin"),
         (lambda c: redraw(c, 0, 1, 4), "keep-levels: expected 0 to 3, found 4"), (lambda c: redraw(c, 0, 1, -1), "keep-levels"),
         (lambda c: surround(c, -1, 2), "before, after"), (lambda c: surround(c, 0, float("inf")), "before, after"),
+        (lambda c: surround(c, 0, 1e300), "up to 86400, found 0 and 1e"),
         (lambda c: surround(piece(100), 0, 1), r"at least 0\.032 s"),
         (lambda c: redraw(c, 0, 1, 3).check(HOPS, 1), "nothing is left to draw"),
         (lambda c: CodeMask(8000, [level[1:] for level in c.levels]).check(HOPS, 1), r"expected \[32\] or \[1, 32\], found \[31\]"),

@@ -410,7 +410,7 @@ def test_numbers_of_numpy_and_torch_are_part_of_a_state(tiny_run: Path) -> None:
         temperature=np.array([1.1, 0.9, 0.8]),
         top_k=np.int64(7),
         guidance=torch.tensor(1.5),
-        genre={"folk": np.float64(1)},
+        genre={"folk": np.float32(1)},
     )
     other = live.generator.live(state=live.state())
     assert (other.controls["temperature"], other.controls["top_k"]) == ([1.1, 0.9, 0.8], 7)

@@ -53,8 +53,8 @@ def test_editing_a_stretch_leaves_all_else_as_it_was(tiny_run: Path, tmp_path: P
     assert torch.allclose(original[end + radius :], edited[end + radius :], atol=1e-5)
     sample(tiny_run, "--edit", clip, "--from", 1, "--to", 1.5, "--out", tmp_path / "b.wav")
     spliced, source = read(tmp_path / "b.wav"), read(clip)
-    assert np.abs(spliced[: start - 400].astype(int) - source[: start - 400]).max() <= 1  # 50 ms of cross-fade
-    assert np.abs(spliced[end + 400 :].astype(int) - source[end + 400 :]).max() <= 1
+    assert np.array_equal(spliced[: start - 400], source[: start - 400])  # 50 ms of cross-fade
+    assert np.array_equal(spliced[end + 400 :], source[end + 400 :])
     assert np.corrcoef(spliced[start:end], read(tmp_path / "a.wav")[start:end])[0, 1] > 0.99  # with another level
 
 
@@ -79,7 +79,7 @@ def test_an_edited_recording_keeps_its_audio_rate_and_channels(
     assert len(found) - len(source) == pytest.approx(second if where[0] in {"--before", "--after"} else 0, abs=1500)
     for a, b in kept:
         a = a + second // 20 if shift else a  # the cross-fade
-        assert np.abs(found[a + shift : b + shift].astype(int) - source[a:b]).max() <= 1
+        assert np.array_equal(found[a + shift : b + shift], source[a:b])
 
 
 def test_new_music_is_as_loud_as_the_decoded_neighbourhood_should_be() -> None:
@@ -185,6 +185,21 @@ def test_the_best_are_those_the_model_finds_likeliest(tiny_run: Path, tmp_path: 
     label = ("--seconds", 1, "--num", 5, "--label", "genre=folk", "--best", 1, "--out")
     assert f"--seed 1 --num 1 --index {gain.argmax()} makes" in sample(tiny_run, *label, tmp_path / "folk.wav")
     assert [path.name for path in tmp_path.glob("folk*.wav")] == [f"folk-{gain.argmax()}.wav"]
+
+
+def test_a_label_has_one_value(tiny_run: Path, tmp_path: Path) -> None:
+    labels = ("--label", "genre=folk", "--label", "genre=rock")
+    result = cli("sample", "--model", tiny_run, "--seconds", 1, *labels, "--out", tmp_path / "x.wav")
+    assert_one_line_error(result, "--label genre: expected one value, found folk and rock")
+
+
+def test_codes_are_saved_though_the_audio_cannot_be_written(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiovq.data.audio_writer.WAV_BYTES", 1000)
+    result = cli("sample", "--model", tiny_run, "--seconds", 1, "--save-codes", "--out", tmp_path / "x.wav")
+    assert_one_line_error(result, "a WAV file holds at most 4 GB")
+    assert Codes.load(tmp_path / "x.codes").seconds == 1
 
 
 def test_two_processes_share_the_pieces_and_make_what_one_makes(tiny_run: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_each_format_has_the_sound_and_its_tags(
     expected = Generator.from_pretrained(tiny_run).sample(1, seed=3, labels={"genre": "folk"})[0]
     found, _ = read_audio(tmp_path / name, 8000)
     if subtype == "PCM_16":
-        assert torch.equal((found * 32768).round(), (expected * 32767).round())
+        assert torch.equal((found * 32768).round(), (expected * 32768).round().clamp(max=32767))
     else:
         n = min(found.shape[1], 8000)
         assert abs(found.shape[1] - 8000) < 1300  # MP3 has whole frames
@@ -117,7 +117,7 @@ def test_stereo_is_trained_encoded_sampled_and_written(stereo_run: Path, tmp_pat
         )
         assert soundfile.info(tmp_path / name).channels == 2
     expected = Generator.from_pretrained(stereo_run).sample(1, seed=1)[0]
-    assert torch.equal((read_audio(tmp_path / "a.wav")[0] * 32768).round(), (expected * 32767).round())
+    assert torch.equal((read_audio(tmp_path / "a.wav")[0] * 32768).round(), (expected * 32768).round().clamp(max=32767))
     assert not torch.equal(expected[0], expected[1])
     edit = (
         "sample",

@@ -86,7 +86,7 @@ def samples(path: Path) -> np.ndarray:
 
 def decoded(generator: Generator, codes: Codes, n_levels: int | None = None) -> np.ndarray:
     """As 16-bit samples [n, channels]."""
-    return (generator.tokenizer.decode(codes, n_levels) * 32767).round().to(torch.int16).T.numpy()
+    return (generator.tokenizer.decode(codes, n_levels) * 32768).round().clamp(max=32767).to(torch.int16).T.numpy()
 
 
 def reread(engine: Engine) -> Library:

@@ -10,6 +10,7 @@ from audiovq.data import audio
 from audiovq.data.audio_writer import check_writable
 from audiovq.data.codes import Codes, check_codes_output, read_header
 from audiovq.data.tracks import find_audio
+from audiovq.pretrained.identity import sound_hash
 from audiovq.utils.files import check_folder, file_sha256, output_name
 from audiovq.utils.progress import ProgressBar, say
 
@@ -52,6 +53,7 @@ class Decoding:
 
     def __init__(self, tokenizer: Tokenizer, n_levels: int | None, suffix: str = ".wav"):
         self.tokenizer, self.n_levels, self.suffix = tokenizer, n_levels, suffix
+        self.sound = sound_hash(tokenizer.network)  # that of the codes does not depend on the decoder
 
     def seconds(self, source: Path) -> float:
         header = read_header(source)
@@ -66,14 +68,14 @@ class Decoding:
             raise ValueError(f"{target}: exists, and was not decoded by audiovq; choose another --out, or delete it")
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """True if the target is complete and its comment names these codes, which name their tokenizer."""
+        """True if the target is complete and its comment names these codes and this decoder."""
         if not target.exists():
             return False
         comment = audio.audio_info(target).tags.get("comment")
         return comment == self._comment(source) and audio.has_samples(target, read_header(source).n_samples)
 
     def _comment(self, source: Path) -> str:
-        return f"audiovq codes={file_sha256(source)} levels={self.n_levels or 'all'}"
+        return f"audiovq codes={file_sha256(source)} levels={self.n_levels or 'all'} decoder={self.sound[:12]}"
 
     def convert(self, source: Path, target: Path, progress: Progress) -> Facts:
         codes = Codes.load(source)

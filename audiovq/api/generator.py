@@ -20,14 +20,13 @@ from audiovq.pretrained.locate import check_priors, prior_folders, resolve_model
 from audiovq.prior.prior import Prior, SamplingConfig
 from audiovq.sampling.engine import few_threads
 from audiovq.sampling.generate import CodesCallback, generate, ignore_codes
-from audiovq.sampling.inpainting import CodeMask, begin_with, redraw, surround
+from audiovq.sampling.inpainting import MAX_SECONDS, CodeMask, begin_with, redraw, surround
 from audiovq.sampling.likelihood import bits_per_second
 from audiovq.utils import compat
 from audiovq.utils.device import Device, pick_device, torch_defaults
 from audiovq.utils.progress import ProgressBar, say
 
 ITEMS_AT_ONCE = 16
-MAX_SECONDS = 24 * 3600.0
 
 
 class Generator(Shareable):

@@ -109,7 +109,7 @@ def _label_indexes(vocabularies: Mapping[str, list[str]], labels: Mapping[str, A
         for value, share in shares.items():
             if value not in values:
                 raise ValueError(f"label {name}={value!s:.60}: expected one of: {listed(values, str(value))}")
-            if not isinstance(share, int | float) or not 0 <= share <= 1:
+            if not isinstance(share, int | float | np.number) or not 0 <= share <= 1:
                 raise ValueError(f"label {name}: expected a share of {value} from 0 to 1, found {share!r:.40}")
         if sum(shares.values()) > 1 + 1e-6:
             raise ValueError(f"label {name}: expected shares of at most 1 together, found {sum(shares.values()):g}")

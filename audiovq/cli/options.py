@@ -42,6 +42,8 @@ def parse_labels(context: click.Context, option: click.Parameter, labels: tuple[
         name, equals, value = label.partition("=")
         if not (name and equals):
             raise ValueError(f"--label {label}: expected NAME=VALUE, such as genre=folk")
+        if pairs.get(name, value) != value:
+            raise ValueError(f"--label {name}: expected one value, found {pairs[name]} and {value}")
         pairs[name] = value
     return pairs
 

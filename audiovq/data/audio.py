@@ -32,10 +32,9 @@ _LAYOUTS = {
     4: ([1, 0, _CENTRE, 0], [0, 1, 0, _CENTRE]),
     5: ([1, 0, _CENTRE, _CENTRE, 0], [0, 1, _CENTRE, 0, _CENTRE]),
     6: ([1, 0, _CENTRE, 0, _CENTRE, 0], [0, 1, _CENTRE, 0, 0, _CENTRE]),
-    8: ([1, 0, _CENTRE, 0, _CENTRE, 0, _CENTRE, 0], [0, 1, _CENTRE, 0, 0, _CENTRE, 0, _CENTRE]),
 }
 # Ogg has other places for the channels (Vorbis I specification, section 4.3.9): where those of a WAV file are in it.
-OGG_ORDERS = {3: [0, 2, 1], 5: [0, 2, 1, 3, 4], 6: [0, 2, 1, 5, 3, 4], 8: [0, 2, 1, 7, 5, 6, 3, 4]}
+OGG_ORDERS = {3: [0, 2, 1], 5: [0, 2, 1, 3, 4], 6: [0, 2, 1, 5, 3, 4]}
 
 
 class NotReadable(ValueError):

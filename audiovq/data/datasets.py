@@ -190,8 +190,7 @@ class CodeWindows(Dataset[dict[str, Tensor]]):
         """Codes of a coarser level, repeated to the rate of the next coarser level."""
         hops = self.shards.index.hop_lengths
         index = np.arange(start, start + n) // (hops[level] // hops[self.level - 1])
-        codes = self._padded(track, level, int(index[0]), int(index[-1]) + 1)
-        return codes[index - index[0]]
+        return self._padded(track, level, int(index[0]), int(index[-1]) + 1)[index - index[0]]
 
     def _padded(self, track: ShardTrack, level: int, start: int, end: int) -> np.ndarray:
         """Codes [start, end), with `codebook_size` outside the track."""

@@ -1,5 +1,6 @@
 """Codes of a data set as one Parquet file, which the library datasets and others read. Needs `audiovq[parquet]`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def export_parquet(shards: Shards, path: Path, split: str | None = None) -> int:
 
     def row(track: ShardTrack) -> dict[str, Any]:
         own = {name: getattr(track, name) for name in ("path", "sha256", "split", "n_samples", "labels")}
+        own["path"] = os.fsencode(track.path).decode(errors="replace")  # Parquet has UTF-8 alone
         return own | facts | {name: shards.codes(track, level) for level, name in enumerate(levels)}
 
     with atomic_file(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:

@@ -32,8 +32,7 @@ def frechet_distance(tracks: Tracks, reference: Tracks, n_components: int | None
         a, b = a @ axes[:, -n_components:], b @ axes[:, -n_components:]
     means = [torch.from_numpy(windows.mean(axis=0)) for windows in (a, b)]
     covariances = [torch.from_numpy(np.atleast_2d(np.cov(windows.T))) for windows in (a, b)]
-    distance = torchaudio.functional.frechet_distance(means[0], covariances[0], means[1], covariances[1])
-    return max(0.0, float(distance))
+    return max(0.0, float(torchaudio.functional.frechet_distance(means[0], covariances[0], means[1], covariances[1])))
 
 
 def frechet_estimate(tracks: Tracks, reference: Tracks, n_components: int | None = None) -> Estimate:

@@ -20,8 +20,7 @@ def training_and_held_out_music(folder: Path, model: str, data: str | None) -> t
         music = scan_folder(data)
         return _part(music, "train", model), _part(music, "valid", model)
     music = _run_music(folder, model).only(load_saved_recipe(folder / "recipe.yaml").codes.only)
-    held_out = scan_folder(data) if data is not None else _part(music, "valid", model)
-    return _part(music, "train", model), held_out
+    return _part(music, "train", model), (scan_folder(data) if data is not None else _part(music, "valid", model))
 
 
 def scan_folder(data: str) -> Scan:

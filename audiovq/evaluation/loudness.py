@@ -28,8 +28,7 @@ def headroom(waveform: Tensor) -> float:
 def normalized(waveform: Tensor, sample_rate: int, target: float) -> Tensor:
     """At the loudness `target` in LUFS, or as close to it as peaks below -1 dBFS allow; silence as it is."""
     found = loudness(waveform, sample_rate)
-    gain = min(target - found, headroom(waveform)) if found > -math.inf else 0.0
-    return waveform * 10 ** (gain / 20)
+    return waveform * 10 ** ((min(target - found, headroom(waveform)) if found > -math.inf else 0.0) / 20)
 
 
 def matching_gains(clips: Sequence[Tensor], sample_rates: Sequence[int]) -> list[float | None]:

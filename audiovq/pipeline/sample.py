@@ -203,11 +203,11 @@ def _write(
         pieces = [normalized(torch.cat(list(pieces), dim=-1), rate, options.lufs)]
         if (found := loudness(pieces[0], rate)) < options.lufs - 0.1:
             say(f"{path}: {found:.1f} LUFS instead of {options.lufs:g}: louder, its peaks would exceed -1 dBFS")
+    if options.save_codes:
+        codes.save(path.with_suffix(".codes"))
     with AudioWriter(path, rate, channels, tags=tags, bits=options.bits) as file:
         for piece in pieces:
             file.write(piece)
-    if options.save_codes:
-        codes.save(path.with_suffix(".codes"))
 
 
 def read_piece(tokenizer: Tokenizer, path: str) -> Codes:

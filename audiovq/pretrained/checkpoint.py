@@ -131,8 +131,7 @@ def _save(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dtyp
     """Write a model's folder atomically, with floating-point weights as `dtype` if given."""
     state = {}
     for name, tensor in tensors.items():
-        rounded = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-        state[name] = rounded.detach().cpu().contiguous()
+        state[name] = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=1))
         with utf8_path(temporary) as place:

@@ -75,6 +75,11 @@ def tokenizer_hash(network: "VQVAE") -> str:
     return _sha256(canonical_tokenizer(network.config.model_dump(mode="json")), tensors)
 
 
+def sound_hash(network: "VQVAE") -> str:
+    """Identity of a tokenizer with its decoder: what its codes sound like."""
+    return _sha256("", network.state_dict())
+
+
 def prior_hash(network: "Prior") -> str:
     """Identity of a prior: SHA-256 of its spec, without the `slots` that earlier specs do not have, and its weights."""
     facts = {name: value for name, value in vars(network.spec).items() if (name, value) != ("slots", 1)}

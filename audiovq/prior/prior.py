@@ -169,5 +169,4 @@ class Prior(nn.Module):
         if gap_end is None:
             return codes
         index = torch.arange(codes.shape[1], device=codes.device) + batch["position"][:, None]
-        given = (index >= gap_end[:, None]) & (gap_end[:, None] != NO_GAP)
-        return codes.masked_fill(given, self.spec.codebook_size)
+        return codes.masked_fill((index >= gap_end[:, None]) & (gap_end[:, None] != NO_GAP), self.spec.codebook_size)

@@ -109,8 +109,7 @@ def choose(groups: Sequence[Group]) -> tuple[list[Group], int]:
         room = MAX_CLIPS - sum(len(each.clips) for each in chosen)
         if len(group.clips) <= room or not chosen:
             chosen.append(dataclasses.replace(group, clips=group.clips[:room]))
-    n_left_out = sum(len(group.clips) for group in groups) - sum(len(group.clips) for group in chosen)
-    return chosen, n_left_out
+    return chosen, sum(len(group.clips) for group in groups) - sum(len(group.clips) for group in chosen)
 
 
 def render(groups: Sequence[Group], max_bytes: int) -> tuple[list[dict[str, Any]], str]:

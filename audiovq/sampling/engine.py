@@ -185,8 +185,7 @@ class PackedEngine:
         c, start = self.prior.config.transformer, self.cache.length // ANGLES * ANGLES
         if start != self.rotations_start:
             # float32 cannot hold the angles of music that has played for hours.
-            kind = torch.float64 if start >= MANY_CODES else torch.int64
-            positions = torch.arange(start, start + ANGLES, dtype=kind)
+            positions = torch.arange(start, start + ANGLES, dtype=torch.float64 if start >= MANY_CODES else torch.int64)
             angles = torch.complex(*self.prior.transformer.angles(positions))[:, None]
             heads = angles.expand(-1, c.n_heads + c.kv_heads, -1), torch.ones_like(angles).expand(-1, c.kv_heads, -1)
             self.rotations, self.rotations_start = torch.cat(heads, dim=1), start

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from audiovq.data.codes import Codes
 
+MAX_SECONDS = 24 * 3600.0  # of a piece
+
 
 @dataclass
 class CodeMask:
@@ -64,9 +66,10 @@ def surround(piece: Codes, before_seconds: float, after_seconds: float) -> CodeM
     """New music before and after a piece. The length before is rounded up to whole codes of level 0 or patches; with
     music after, an incomplete last one is drawn anew. ValueError for negative or no seconds, or too short a piece."""
     top, rate = piece.multiple, piece.sample_rate
-    if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds < math.inf:
+    if min(before_seconds, after_seconds) < 0 or not 0 < before_seconds + after_seconds <= MAX_SECONDS:
         found = f"found {before_seconds:g} and {after_seconds:g}"
-        raise ValueError(f"before, after: expected seconds of new music, none negative and one above 0, {found}")
+        expected = f"none negative and together above 0 and up to {MAX_SECONDS:g}"
+        raise ValueError(f"before, after: expected seconds of new music, {expected}, {found}")
     before = math.ceil(before_seconds * rate / top) * top
     n_given = piece.n_samples // top * top if after_seconds else piece.n_samples
     if n_given == 0:

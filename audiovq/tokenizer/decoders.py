@@ -100,8 +100,7 @@ class IstftDecoder(nn.Module):
         period = ((turns + first)[:, None] * turns % self.overlap) * (2 * math.pi / self.overlap)  # [overlap, overlap]
         n_bins = self.n_fft // 2 + 1
         over = self.overlap - 1  # rounds up without negative numbers, which ONNX divides differently
-        repeats = (n_frames + over) // self.overlap, (n_bins + over) // self.overlap
-        return period.repeat(*repeats)[:n_frames, :n_bins]
+        return period.repeat((n_frames + over) // self.overlap, (n_bins + over) // self.overlap)[:n_frames, :n_bins]
 
 
 class ToneDecoder(IstftDecoder):

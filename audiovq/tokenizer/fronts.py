@@ -161,8 +161,7 @@ class MelFront(SpectralFront):
         features = []
         with torch.autocast(waveform.device.type, enabled=False):
             for i in range(len(self.n_ffts)):
-                window = self.get_buffer(f"window_{i}")
-                spectrum = short_time_spectrum(waveform, window, self.hop_length, self.ahead[i])
+                spectrum = short_time_spectrum(waveform, self.get_buffer(f"window_{i}"), self.hop_length, self.ahead[i])
                 magnitude = (spectrum.real.square() + spectrum.imag.square() + LEAST_POWER).sqrt()
                 mel = (magnitude @ self.get_buffer(f"filters_{i}")).clamp(min=LEAST_MEL)
                 features.append(rearrange(mel.log10() / 2 + 1, "b c t m -> b (c m) t"))

@@ -53,8 +53,7 @@ def decimate(waveform: Tensor, taps: Tensor, factor: int) -> Tensor:
     kernel = F.pad(taps, (0, factor - 1)).view(1, n_blocks + 1, factor).transpose(1, 2)  # [1, factor, taps]
     flat = F.pad(waveform.reshape(-1, waveform.shape[-1]), (n_blocks // 2 * factor, (n_blocks // 2 + 1) * factor))
     blocks = flat[:, : flat.shape[1] // factor * factor].view(len(flat), -1, factor).transpose(1, 2)
-    decimated = F.conv1d(blocks, kernel)[:, 0, : -(-waveform.shape[-1] // factor)]
-    return decimated.view(*waveform.shape[:-1], -1)
+    return F.conv1d(blocks, kernel)[:, 0, : -(-waveform.shape[-1] // factor)].view(*waveform.shape[:-1], -1)
 
 
 class PitchSpectrogram(nn.Module):

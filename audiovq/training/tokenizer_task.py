@@ -150,5 +150,4 @@ def codebook_use(codes: list[Tensor], codebook_size: int) -> tuple[Tensor, Tenso
     counts = [torch.bincount(level.flatten(), minlength=codebook_size) for level in codes]
     p = collectives.all_reduce_(torch.stack(counts).float())
     p = p / p.sum(dim=1, keepdim=True)
-    entropy = -(p * p.clamp(min=1e-12).log()).sum(dim=1)
-    return entropy.exp(), (p > 0).float().mean(dim=1)
+    return (-(p * p.clamp(min=1e-12).log()).sum(dim=1)).exp(), (p > 0).float().mean(dim=1)

@@ -75,8 +75,7 @@ def runtime_folder() -> Path:
     cache = Path(pooch.os_cache("audiovq")) / f"onnxruntime-web-{VERSION}"
     if _is_complete(cache):
         return cache
-    registry = os.environ.get(REGISTRY, "https://registry.npmjs.org").rstrip("/")
-    url = f"{registry}/onnxruntime-web/-/{ARCHIVE}"
+    url = f"{os.environ.get(REGISTRY, 'https://registry.npmjs.org').rstrip('/')}/onnxruntime-web/-/{ARCHIVE}"
     say(f"web: downloading {url}, 33 MB")
     advice = f"; unpack the npm package onnxruntime-web {VERSION} somewhere, and name its folder in {FOLDER}"
     advice += f", or name another registry in {REGISTRY}"

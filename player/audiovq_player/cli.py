@@ -126,7 +126,7 @@ def pipe(blocks: Any, n_samples: int, sample_rate: int, channels: int) -> None:
     sys.stdout.buffer.write(struct.pack("<4sI4s", b"RIFF", 36 + n_bytes, b"WAVE") + form)
     sys.stdout.buffer.write(struct.pack("<4sI", b"data", n_bytes))
     for block in blocks:
-        sys.stdout.buffer.write((block.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+        sys.stdout.buffer.write((block.T.clip(-1, 1) * 32768).round().clip(max=32767).astype("<i2").tobytes())
         sys.stdout.buffer.flush()
 
 

@@ -16,6 +16,9 @@ export const wavOf = (buffer, seconds) => {
   text(36, "data");
   bytes.setUint32(40, 2 * channels * n, true);
   for (let i = 0; i < n; i++)
-    data.forEach((samples, c) => bytes.setInt16(44 + 2 * (i * channels + c), Math.round(32767 * samples[i]), true));
+    data.forEach((samples, c) => {
+      const value = Math.max(-32768, Math.min(32767, Math.round(32768 * samples[i])));
+      bytes.setInt16(44 + 2 * (i * channels + c), value, true);
+    });
   return new Blob([bytes], { type: "audio/wav" });
 };
