@@ -78,8 +78,7 @@ class Codes:
     @property
     def bits_per_second(self) -> float:
         """Uncompressed: log2(codebook_size / slots) bits per code."""
-        bits = float(np.log2(self.codebook_size / self.slots))
-        return sum(len(level) for level in self.levels) * bits / self.seconds
+        return sum(map(len, self.levels)) * float(np.log2(self.codebook_size / self.slots)) / self.seconds
 
     @property
     def multiple(self) -> int:

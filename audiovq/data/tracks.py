@@ -284,9 +284,11 @@ def _split(tracks: MusicTable, valid_fraction: float) -> MusicTable:
     """Choose a split for each track that has none: the tracks whose path has the lowest hash are held out. It
     depends on the paths alone, and not on their order, the machine or the run. Files of one name, such as `x.flac` and
     `x.mp3`, are on the same side, because they are likely one recording."""
-    paths, firsts = [facts["path"] for facts in tracks.facts()], dict[str, str]()
-    firsts = [firsts.setdefault(os.path.splitext(path)[0], path) for path in paths]
-    hashes = np.array([hashlib.sha256(os.fsencode(path)).hexdigest() for path in firsts])
+    pairs = ((facts["path"], os.path.splitext(facts["path"])[0]) for facts in tracks.facts())
+    digests = [[hashlib.sha256(os.fsencode(name)).digest() for name in pair] for pair in pairs]
+    of_paths, of_names = np.array(digests, dtype="S32").T
+    _, first, group = np.unique(of_names, return_index=True, return_inverse=True)
+    hashes = of_paths[first[group]]  # of files of one name, that of the first
     order = np.argsort(hashes, kind="stable")
     free, splits = order[tracks.column(SPLIT)[order] == SPLITS.index("")], tracks.columns[:, SPLIT]
     n = max(0, min(math.ceil(valid_fraction * len(tracks)) - len(tracks.of("valid")), len(free) - 1))

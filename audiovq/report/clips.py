@@ -98,8 +98,7 @@ def _rate(n: int, model: VQVAEConfig | None) -> str:
     if not n or model is None or n > model.n_levels:
         return ""
     codes_per_second = sum(model.code_rates[:n])
-    kbps = codes_per_second * model.bits_per_code / 1000
-    return f"{codes_per_second:.0f} codes/s, {kbps:.2f} kbps"
+    return f"{codes_per_second:.0f} codes/s, {codes_per_second * model.bits_per_code / 1000:.2f} kbps"
 
 
 def choose(groups: Sequence[Group]) -> tuple[list[Group], int]:
