@@ -134,6 +134,9 @@ def test_surrounding_varying_and_continuing() -> None:
     coarse = redraw(piece(8000, n_levels=1), 0, 1, keep_levels=1)  # a file of the top level alone
     assert torch.equal(coarse.levels[0], codes.levels[0])
     assert (coarse.levels[1] == -1).all()
+    assert varied.given_stretches(HOPS) == []
+    varied.levels.pop()  # as of a model whose finest prior is still missing
+    assert varied.given_stretches(HOPS) == [(0, 8000)]
     begun = begin_with(codes, 20000)
     assert begun.given_stretches(HOPS) == [(0, 31 * 256)]
 

@@ -159,6 +159,9 @@ def test_a_stretch_is_drawn_anew_and_nothing_else(engine: Engine, project: Proje
         assert torch.equal(new[end // hop :], old[end // hop :])
         assert torch.equal(new, old) == (i < keep_levels)
     assert project.version(changed).title == "new from 0.8 to 1.2 s"
+    [again] = do(engine, project, "redraw", changed, seed=5, start=0.8, end=1.2)  # its own seed would change nothing
+    assert project.version(again).seed != 5
+    assert not torch.equal(levels(engine, project, again)[2], levels(engine, project, changed)[2])
 
 
 def test_varying_changes_some_stretches_of_each_take(engine: Engine, project: Project) -> None:

@@ -65,7 +65,7 @@ def _write(out: Path, page: dict[str, Any], groups: list[Group], model: Path, ne
     shown, n_left_out = choose(groups)
     clips, sound_format = render(shown, MAX_BYTES - TEXT_BYTES)
     for clip in clips:
-        clip["link"] = quote(os.path.relpath(clip["path"], out.parent))
+        clip["link"] = quote(os.fsencode(os.path.relpath(clip["path"], out.parent)))
     remaining = iter(clips)
     rendered = [{**vars(group), "clips": [next(remaining) for _ in group.clips]} for group in shown]
     style, script = (_joined(names) for names in (("player.css", "page.css"), SCRIPTS))

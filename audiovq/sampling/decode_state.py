@@ -48,8 +48,6 @@ class DecodeState:
         self.start = 0  # the piece's position of the first of these codes
         self.given, (self.n_items, self.n_codes) = given, given.shape
         is_given = (given >= 0).all(dim=0).tolist()
-        if prior.config.extra_inputs["infill_codes"] and (given >= 0).any(dim=0).tolist() != is_given:
-            raise ValueError("given: expected the same gaps for all items, because this model sees what follows a gap")
         self.is_given = is_given[: max((t + 1 for t, found in enumerate(is_given) if not found), default=0)]
         self.block = endless * spec.top_ratio if endless else -(-(block or BLOCK) // spec.ratio) * spec.ratio
         self.guided = GuidedPrior(prior, self.conditions(request), guidance)

@@ -37,11 +37,11 @@ class CodeMask:
         return min(firsts, default=0)
 
     def given_stretches(self, hop_lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """Where the codes of all levels are given to all items: (start, end) in samples."""
+        """Where the codes of all levels that are there are given to all items: (start, end) in samples."""
         finest = hop_lengths[-1]
         n = -(-self.n_samples // finest)
         all_given = torch.ones(n, dtype=torch.bool)
-        for level, hop in zip(self.levels, hop_lengths, strict=True):
+        for level, hop in zip(self.levels, hop_lengths, strict=False):
             given = (level >= 0).reshape(-1, level.shape[-1]).all(dim=0)
             all_given &= given.repeat_interleave(hop // finest)[:n]
         zero = torch.zeros(1)

@@ -69,6 +69,9 @@ class Engine:
         """Raises ValueError for an impossible request."""
         self.library.check_versions(project, request.takes)
         is_change = request.kind != "make"
+        is_same = is_change and request.seed == project.version(request.version).seed
+        if is_same and request.kind != "extend":  # the same noise would make the same codes
+            request = request.model_copy(update={"seed": None})
         piece = self.codes(project, request.version) if is_change else None
         reference = None
         if request.chroma:

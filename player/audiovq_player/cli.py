@@ -184,8 +184,8 @@ def given_codes(options: argparse.Namespace, player: Player) -> dict[str, Any]:
     start, end = options.start or 0.0, length if options.end is None else options.end
     if not 0 <= start < end <= length:
         raise ValueError(f"--from {start:g} --to {end:g}: expected a stretch within the piece of {length:g} s")
-    rate = player.sample_rate
-    return {"given": redraw(levels, player.hop_lengths, int(start * rate), round(end * rate)), "n_samples": n_samples}
+    stretch = int(start * player.sample_rate), round(end * player.sample_rate)
+    return {"given": redraw(levels, player.hop_lengths, *stretch, player.multiple), "n_samples": n_samples}
 
 
 if __name__ == "__main__":

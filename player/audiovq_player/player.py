@@ -36,11 +36,9 @@ class Player:
 
     def __init__(self, folder: str | Path, threads: int = 1):
         self.model = Model(folder, threads)
-        self.sample_rate, self.labels, self.hop_lengths = (
-            self.model.sample_rate,
-            self.model.labels,
-            self.model.hop_lengths,
-        )
+        self.sample_rate, self.labels = self.model.sample_rate, self.model.labels
+        self.hop_lengths = self.model.hop_lengths
+        self.multiple = self.model.facts["decoder"].get("multiple", self.hop_lengths[0])  # samples of whole patches
 
     def sample(self, seconds: float | None = None, seed: int = 0, item: int = 0, **options: Any) -> np.ndarray:
         """New music, float32 [channels, samples]; arguments as `piece`."""
@@ -175,9 +173,11 @@ def check_given(given: Codes, hops: Sequence[int], n_samples: int, size: int) ->
     return [level.astype(np.int64) for level in levels]
 
 
-def redraw(codes: Codes, hops: Sequence[int], start: int, end: int) -> list[np.ndarray]:
-    """The codes of a piece with -1 for samples [start, end), rounded outward to whole codes of level 0."""
-    first, last = start // hops[0] * hops[0], -(-end // hops[0]) * hops[0]
+def redraw(codes: Codes, hops: Sequence[int], start: int, end: int, multiple: int = 0) -> list[np.ndarray]:
+    """The codes of a piece with -1 for samples [start, end), rounded outward to whole codes of level 0, or to the
+    `multiple` of samples of the model (`Player.multiple`), which may be several codes."""
+    step = multiple or hops[0]
+    first, last = start // step * step, -(-end // step) * step
     levels = [np.array(level, np.int64) for level in codes]
     for level, hop in zip(levels, hops, strict=True):
         level[first // hop : -(-last // hop)] = -1

@@ -119,6 +119,8 @@ def test_a_stretch_is_drawn_anew(player: Player) -> None:
     codes = expected("plain")
     given = redraw(codes, player.hop_lengths, 4000, 6000)
     assert [np.flatnonzero(level < 0)[[0, -1]].tolist() for level in given] == [[62, 93], [124, 187], [124, 187]]
+    patches = redraw(codes, player.hop_lengths, 4000, 6000, 256)  # whole patches of four codes
+    assert [np.flatnonzero(level < 0)[[0, -1]].tolist() for level in patches] == [[60, 95], [120, 191], [120, 191]]
     piece = player.piece(given=given, n_samples=10000, seed=9, keep_codes=True)
     list(piece.blocks())
     for found, old, level in zip(piece.codes, codes, given, strict=True):

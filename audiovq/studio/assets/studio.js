@@ -16,7 +16,7 @@ const sounds = new Map(); // address → promise of its samples
 themeButton($("#theme"));
 const player = new Player($("#player"), { label: "the piece", marked: (mark) => {
   const form = $("#redraw");
-  [form.start.value, form.end.value] = mark?.map((at) => (Math.round(at * 100) / 100).toString()) ?? ["", ""];
+  [form.start.value, form.end.value] = mark?.map((at) => (Math.floor(at * 100) / 100).toString()) ?? ["", ""];
   if (mark && form.hidden) $("[aria-controls=redraw]").click();
 } });
 
