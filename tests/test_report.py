@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -199,6 +200,16 @@ def test_a_page_of_new_pieces(tiny_run: Path, tmp_path: Path) -> None:
     assert 'id="abx"' in (tmp_path / "b.html").read_text()
     assert cli("sample", "--model", tiny_run, "--seed", 2, "--seconds", 1, "--out", tmp_path / "c.wav").exit_code == 0
     assert not (tmp_path / "c.html").exists()  # switched off in the environment, see conftest
+
+
+def test_names_that_are_not_utf_8(run: Path, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.wav"))
+    soundfile.write(tmp_path / "a.wav", tones(40, 8000), 8000)
+    os.rename(tmp_path / "a.wav", path)
+    report_pieces(tmp_path / "x.html", run, Tokenizer.from_pretrained(run).network, {"piece": path}, source=path)
+    html = (tmp_path / "x.html").read_text()
+    assert len(audios(html)) == 2
+    assert "%E9.wav" in html
 
 
 def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
