@@ -166,8 +166,8 @@ def requested_frames(notes: Any, sample_rate: int, hop_length: int, n_held: int 
     try:
         if isinstance(notes, Tensor | np.ndarray):
             frames = np.asarray(notes.cpu() if isinstance(notes, Tensor) else notes)
-            has_bass = (frames == 0) | (frames >= 1 << N_CLASSES)  # so it is no array of keys
-            if frames.ndim == 1 and frames.dtype.kind in "iu" and has_bass.all() and frames.max() < N_FRAMES:
+            are_frames = frames.min() >= 0 and not 0 < frames.max() < 128 and frames.max() < N_FRAMES  # and no keys
+            if frames.ndim == 1 and frames.dtype.kind in "iu" and are_frames:
                 return frames.astype(np.uint16)
             raise TypeError
         if all(isinstance(note, numbers.Integral) for note in notes):
