@@ -94,8 +94,8 @@ def test_ogg_files_have_their_channels_at_the_same_places(tmp_path: Path, layout
         found[name] = read_audio(tmp_path / name, None, 2)[0][:, 12000:36000]
     expected = np.abs(np.fft.rfft(found["a.flac"].numpy()))[:, 150 : 150 * n + 1 : 150]
     for name in ("a.ogg", "a.opus"):
-        heard = np.abs(np.fft.rfft(found[name].numpy()))[:, 150 : 150 * n + 1 : 150]
-        assert np.allclose(heard, expected, atol=0.1 * expected.max()), name
+        spectrum = np.abs(np.fft.rfft(found[name].numpy()))[:, 150 : 150 * n + 1 : 150]
+        assert np.allclose(spectrum, expected, atol=0.1 * expected.max()), name
 
 
 @pytest.mark.parametrize("rate", [1000, 8000, 8363, 22255, 44099, 44100, 48001, 96001, 768000])

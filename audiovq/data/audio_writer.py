@@ -82,9 +82,8 @@ class AudioWriter(contextlib.ExitStack):
 
     def _write(self, waveform: Tensor) -> None:
         frames = rearrange(waveform.clamp(-1, 1), "c n -> n c")
-        self.file.write(
-            ((frames * 32768).round().clamp(max=32767).to(torch.int16) if self.is_int16 else frames).numpy()
-        )
+        frames = (frames * 32768).round().clamp(max=32767).to(torch.int16) if self.is_int16 else frames
+        self.file.write(frames.numpy())
 
     def _check_size(self, n_samples: int) -> None:
         is_wav = Path(str(self.target)).suffix.lower() == ".wav"

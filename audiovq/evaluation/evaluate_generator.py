@@ -77,8 +77,7 @@ def evaluate_generated(
 
 
 def excerpts(music: Scan, n: int, seconds: float, tokenizer: Tokenizer) -> list[Piece]:
-    """`n` excerpts that do not overlap, or as many as there are: spread evenly over the tracks and within each. Short
-    tracks are used whole."""
+    """`n` excerpts, or as many as do not overlap, spread over the tracks and within each. Short tracks are used whole."""
     shortest = MusicEmbedding.window_seconds
     usable = [track for track in music.tracks if track.seconds >= shortest]
     if not usable:

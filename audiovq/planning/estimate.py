@@ -125,7 +125,7 @@ def count_pass(network: nn.Module, forward: Callable[[], object], scale: float =
 def short_crop(recipe: Recipe) -> int:
     """Samples: an eighth of a crop, but no shorter than the windows of losses and discriminators."""
     crop, hop = recipe.tokenizer.crop_samples, recipe.tokenizer.model.hop_lengths[0]
-    return min(crop, -(-(max(crop // 8, 8192, longest_window(recipe))) // hop) * hop)
+    return min(crop, -(-max(crop // 8, 8192, longest_window(recipe)) // hop) * hop)
 
 
 def prior_of(recipe: Recipe, level: int) -> Prior:

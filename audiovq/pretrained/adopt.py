@@ -49,7 +49,8 @@ def adopt_pretrained(recipe: Recipe) -> Recipe:
     # One entry may stand for all levels, but pretrained priors may differ in size and need one each.
     any_pretrained = any(stage.from_pretrained for stage in recipe.priors)
     levels = range(n_levels if any_pretrained else len(recipe.priors))
-    priors = tuple(_adopt_prior(recipe.prior(level), level, tokenizer_hash(network)) for level in levels)
+    identity = tokenizer_hash(network)
+    priors = tuple(_adopt_prior(recipe.prior(level), level, identity) for level in levels)
     tokenizer = recipe.tokenizer.model_copy(update={"model": network.config})
     adopted = recipe.model_copy(update={"tokenizer": tokenizer, "priors": priors})
     return conf.build(Recipe, adopted.model_dump(), recipe.name)

@@ -35,7 +35,7 @@ def next_code(logits: Tensor, noise: Tensor, temperature: float, top_k: int = 0,
     logits = logits.float()
     if temperature == 0:
         return logits.argmax(dim=-1)
-    return ((keep_top_p(keep_top_k(logits / temperature, top_k), top_p)) + noise).argmax(dim=-1)
+    return (keep_top_p(keep_top_k(logits / temperature, top_k), top_p) + noise).argmax(dim=-1)
 
 
 def gumbel_noise(seed: int, item: int, level: int, start: int, end: int, size: int) -> Tensor:

@@ -64,7 +64,7 @@ def stft_magnitude(waveform: Tensor, window: Tensor) -> Tensor:
     """[..., samples] -> [n, bins, frames], with a hop of a quarter window; a full-scale sine has about 0.5."""
     flat, n_fft = waveform.reshape(-1, waveform.shape[-1]), len(window)
     spectrum = torch.stft(flat, n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True)
-    return ((spectrum.real.square() + spectrum.imag.square()) + 1e-14).sqrt() / window.sum()
+    return (spectrum.real.square() + spectrum.imag.square() + 1e-14).sqrt() / window.sum()
 
 
 class MelSpectrogram(nn.Module):

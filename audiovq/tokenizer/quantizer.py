@@ -262,7 +262,8 @@ class FSQuantizer(Quantizer):
 
     def encode(self, latents: Tensor) -> Tensor:
         highest = self.levels - 1
-        return ((((latents + 1) / 2 * highest).round().long().clamp(min=0).minimum(highest)) * self.places).sum(dim=-1)
+        digits = ((latents + 1) / 2 * highest).round().long().clamp(min=0).minimum(highest)
+        return (digits * self.places).sum(dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:
         return 2 * (codes[..., None] // self.places % self.levels) / (self.levels - 1) - 1
