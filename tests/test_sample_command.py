@@ -235,7 +235,7 @@ def test_gpus_launches_as_many_processes(tiny_run: Path, tmp_path: Path, capfd: 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--from", 1), "--edit"), (("--keep-levels", 1), "--edit"),
+        (("--from", 1), "--edit"), (("--keep-levels", 1), "--edit"), (("--codes-only",), "--edit"),
         (("--edit", "CLIP"), "--keep-levels"), (("--edit", "CLIP", "--from", 1, "--to", 9), "the stretch must begin before it ends"),
         (("--edit", "CLIP", "--from", 2, "--to", 1), "within the piece of 3 s; found 2 to 1 s"),
         (("--edit", "CLIP", "--from", 1, "--before", 1), "before, after: expected neither a stretch nor levels"),

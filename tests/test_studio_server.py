@@ -26,6 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 from audiovq import Codes
 from audiovq.api import Generator
 from audiovq.pretrained.locate import bundled_model
+from audiovq.studio.projects import ARRIVING
 from audiovq.studio.requests import Limits
 from audiovq.studio.security import HEADERS, Access
 from audiovq.studio.server import BUNDLED, file_name, open_studio
@@ -236,6 +237,20 @@ def test_every_answer_has_the_headers_that_protect(client: httpx.Client) -> None
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "192.0.2.1", "[x", ""])
 def test_foreign_hosts_are_refused(client: httpx.Client, host: str) -> None:
     refused(client.get("/api/projects", headers={"Host": host}), 403, "use the address that it printed")
+
+
+def test_one_studio_at_a_time_uses_a_folder_of_projects(tiny_run: Path, tmp_path: Path) -> None:
+    projects = tmp_path / "projects"
+    with served(tiny_run, projects) as url:
+        name = httpx.post(f"{url}/api/projects", json={"name": "kept"}).json()["name"]
+        arriving = projects / f"{ARRIVING}upload"
+        arriving.mkdir()
+        with pytest.raises(ValueError, match="another studio uses them; close it"), served(tiny_run, projects):
+            pass
+        assert arriving.is_dir()  # the second has not tidied up what the first receives
+    with served(tiny_run, projects) as url:
+        assert [project["name"] for project in httpx.get(f"{url}/api/projects").json()] == [name]
+    assert not arriving.exists()
 
 
 def test_names_and_addresses_of_an_open_studio(open_url: Url) -> None:

@@ -80,8 +80,8 @@ class SampleOptions(PieceOptions):
         change = self.before or self.after or any(amount is not None for amount in amounts)
         if self.best and self.best > self.num:
             yield f"--best: expected 1 to {self.num} (of --num), found {self.best}"
-        if change and not self.source:
-            yield "--from, --to, --before, --after and --keep-levels change a piece; name the piece with --edit"
+        if (change or self.codes_only) and not self.source:
+            yield "--from, --to, --before, --after, --keep-levels and --codes-only need the piece to change: --edit FILE"
         if self.source and self.prompt:
             yield "--edit and --prompt: expected one of them; --edit changes a piece, --prompt continues it"
         if self.source and not change and Path(self.source).suffix != ".codes":

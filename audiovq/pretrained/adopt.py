@@ -47,8 +47,7 @@ def adopt_pretrained(recipe: Recipe) -> Recipe:
     if (found := len(recipe.priors)) not in {0, 1, n_levels}:
         raise ValueError(f"priors: expected none, 1 or {n_levels} (the levels of {source}), found {found}")
     # One entry may stand for all levels, but pretrained priors may differ in size and need one each.
-    any_pretrained = any(stage.from_pretrained for stage in recipe.priors)
-    levels = range(n_levels if any_pretrained else len(recipe.priors))
+    levels = range(n_levels if any(stage.from_pretrained for stage in recipe.priors) else len(recipe.priors))
     identity = tokenizer_hash(network)
     priors = tuple(_adopt_prior(recipe.prior(level), level, identity) for level in levels)
     tokenizer = recipe.tokenizer.model_copy(update={"model": network.config})

@@ -219,8 +219,7 @@ class InfillConditioner(Conditioner):
             return super().forward(conditions, n_codes)
         index = torch.arange(n_codes, device=conditions.position.device) + conditions.position[:, None]
         left = conditions.gap_end[:, None] - index
-        vectors = self._distance(left)
-        return vectors * (left > 0)[..., None].to(vectors.dtype)
+        return self._distance(left) * (left > 0)[..., None]
 
     def prefix(self, conditions: Conditions) -> Tensor:
         device = conditions.position.device

@@ -107,8 +107,7 @@ class StepGraph(nn.Module):
             q = q.view(-1, c.kv_heads, c.n_heads // c.kv_heads, c.head_dim)  # the queries of each key
         past = q @ keys.transpose(2, 3) + mask  # [b, kv_heads, queries, slots]
         own = q @ key.transpose(2, 3)
-        weights = torch.cat([past, own], dim=-1).softmax(dim=-1)
-        past, own = weights.split([keys.shape[2], 1], dim=-1)
+        past, own = torch.cat([past, own], dim=-1).softmax(dim=-1).split([keys.shape[2], 1], dim=-1)
         return (past @ values + own * value).flatten(1), key, value
 
 

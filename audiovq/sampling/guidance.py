@@ -60,8 +60,7 @@ class GuidedPrior:
         self.prior, self.guidance = prior, guidance
         batch, device = len(conditions.position), conditions.position.device
         labelled = any(bool(index.any()) for index in conditions.labels.values())
-        conditional = labelled or conditions.text is not None or conditions.chroma is not None
-        self.guided = conditional and guidance != 1
+        self.guided = guidance != 1 and (labelled or conditions.text is not None or conditions.chroma is not None)
         self.n_rows = 2 * batch if self.guided else batch
         if self.guided:
             tensors = {name: torch.cat([x, x]) for name, x in vars(conditions).items() if isinstance(x, Tensor)}

@@ -105,10 +105,9 @@ class Queue:
         """Stop a job; one that waits is stopped at once, one that runs after its present code."""
         job.stop.set()
         with self._lock:
-            waited = job.state == "waiting"
-            job.state = "stopped" if waited else job.state
-        if waited:
-            job.discard()
+            if job.state == "waiting":
+                job.state = "stopped"
+                job.discard()
 
     def close(self) -> None:
         with self._lock:

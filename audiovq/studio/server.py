@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from filelock import FileLock, Timeout
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -352,11 +353,15 @@ def open_studio(
     folder: Path, name: str, projects: Path, limits: Limits, access: Access | None = None, port: int | None = None
 ) -> Iterator[tuple[str, Studio]]:
     """Serve a studio of a model, with the name that the user knows, within the block, at a port or the first free one
-    from 7860 on; gives its address and the studio. ValueError if the port is taken, or the address not this machine's."""
+    from 7860 on; gives its address and the studio. ValueError if the port or the projects are taken, or no such address."""
     access = access or Access("127.0.0.1")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
         sounds = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiovq-studio-"))
+        try:  # two would not know of each other's changes
+            stack.enter_context(FileLock(projects / ".lock", timeout=0))
+        except Timeout:
+            raise ValueError(f"{projects}: another studio uses them; close it, or choose other --projects") from None
         studio = Studio(Library(projects, limits), limits, access)
         stack.callback(studio.queue.close)
         options: Json = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
