@@ -159,12 +159,12 @@ def main() -> None:
     if options.notes:
         check_installed()
         metrics |= {name: NOTE_METRICS[name] for name in ("note_f1", "frame_f1")}
+    fixed = importlib.import_module("predictability") if options.prior_music else None  # before the long work
     music = excerpts(options.music, options.seconds)
     if not music:
         raise SystemExit(f"{options.music}: expected a folder of music, found none in it")
     rows = [judge_tokenizer(name, music, options.rate, metrics) for name in options.codec]
-    if options.prior_music:
-        fixed = importlib.import_module("predictability")
+    if fixed:
         learned = [[track / 32768.0 for track in split] for split in fixed.choose_music(options.prior_music)]
         for row in (row for row in rows if "note" not in row):
             row["bits_per_second"] = prior_bits(row["name"], (learned[0], learned[1]), options.minutes)

@@ -343,6 +343,11 @@ def test_projects_are_listed_downloaded_imported_and_deleted(page: Page, tmp_pat
     page.keyboard.press("Tab")
     page.click("#star-project")
     expect(page.locator("#star-project")).to_have_attribute("aria-pressed", "true")
+    page.focus(".skip")
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    expect(page.locator("#name")).to_have_value("Kept")  # still there
+    assert page.evaluate("location.hash") != "#main"
     with page.expect_download() as found:
         page.click("#download-project")
     found.value.save_as(tmp_path / "kept.zip")

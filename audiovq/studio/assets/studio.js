@@ -290,6 +290,10 @@ on("#star", "click", async () => {
   const body = { starred: !version.starred };
   showProject(await json(`${here()}/versions/${version.number}`, { method: "PATCH", body }));
 });
+on(".skip", "click", (event) => {
+  event.preventDefault(); // the address names the project
+  $("#main").focus();
+});
 on("#delete-project", "click", async () => {
   if (!(await ask(`Delete the project “${project.name}” with all its versions and recordings?`, "Delete it"))) return;
   await request(here(), { method: "DELETE" });
