@@ -324,6 +324,15 @@ def test_an_imported_project_is_the_exported_one(engine: Engine, project: Projec
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_a_piece_that_was_made_as_long_as_possible_is_imported(
+    engine: Engine, project: Project, tmp_path: Path
+) -> None:
+    do(engine, project, "extend", make(engine, project), before=5.999)  # rounded up to whole codes of the top level
+    assert project.versions[-1].seconds > LIMITS.max_seconds
+    engine.export(project, tmp_path / "long.zip")
+    assert len(engine.import_(tmp_path / "long.zip", "").versions) == 2
+
+
 Change = Callable[[dict[str, Any], dict[str, bytes]], object]
 HOSTILE: dict[str, tuple[Change, str]] = {
     "traversal": (lambda p, f: p["recordings"][0].update(id="../../../etc/x"), "recordings.0.id"),

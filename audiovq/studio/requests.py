@@ -48,9 +48,9 @@ class Limits:
     stall_seconds: float = 20.0  # an upload without a byte for so long is dropped
     slowest_upload_seconds: float = 1800.0
 
-    def check_seconds(self, seconds: float) -> None:
+    def check_seconds(self, seconds: float, slack: float = 1e-6) -> None:
         """Raises ValueError for a piece that is too long or has no length."""
-        if not 0 < seconds <= self.max_seconds + 1e-6:
+        if not 0 < seconds <= self.max_seconds + slack:
             rule = f"a piece must be above 0 s, and may be up to {self.max_seconds:g} s long here"
             advice = "the option --max-seconds of audiovq studio allows more"
             raise ValueError(f"{rule}, and this would be {seconds:.1f} s ({advice})")
