@@ -245,7 +245,10 @@ def test_one_studio_at_a_time_uses_a_folder_of_projects(tiny_run: Path, tmp_path
         name = httpx.post(f"{url}/api/projects", json={"name": "kept"}).json()["name"]
         arriving = projects / f"{ARRIVING}upload"
         arriving.mkdir()
-        with pytest.raises(ValueError, match="another studio uses them; close it"), served(tiny_run, projects):
+        with pytest.raises(ValueError, match="another studio uses them; choose another"), served(tiny_run, projects):
+            pass
+        file = next(projects.glob("*/project.json"))
+        with pytest.raises(ValueError, match=f"{file}: .*; choose another folder"), served(tiny_run, file):
             pass
         assert arriving.is_dir()  # the second has not tidied up what the first receives
     with served(tiny_run, projects) as url:

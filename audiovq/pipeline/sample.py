@@ -237,8 +237,7 @@ def _best(generator: Generator, pieces: dict[int, Codes], options: SampleOptions
     found = generator.bits_per_second(codes)
     if options.conditional:
         wanted = {name: getattr(options, name) for name in ("labels", "text", "chroma", "notes", "chords")}
-        conditional = generator.bits_per_second(codes, **wanted)
-        found = [b - a for a, b in zip(found, conditional, strict=True)]
+        found = [b - a for a, b in zip(found, generator.bits_per_second(codes, **wanted), strict=True)]
     cost = torch.zeros(options.num, dtype=torch.float64)
     cost[mine] = torch.tensor(found, dtype=torch.float64)
     collectives.all_reduce_(cost)

@@ -22,7 +22,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -358,10 +358,11 @@ def open_studio(
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(access.host, port))
         sounds = stack.enter_context(tempfile.TemporaryDirectory(prefix="audiovq-studio-"))
-        try:  # two would not know of each other's changes
+        try:  # two studios would not know of each other's changes
             stack.enter_context(FileLock(projects / ".lock", timeout=0))
-        except Timeout:
-            raise ValueError(f"{projects}: another studio uses them; close it, or choose other --projects") from None
+        except OSError as error:  # a Timeout has no strerror
+            reason = error.strerror or "another studio uses them"
+            raise ValueError(f"{projects}: {reason}; choose another folder with --projects") from None
         studio = Studio(Library(projects, limits), limits, access)
         stack.callback(studio.queue.close)
         options: Json = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
