@@ -20,5 +20,4 @@ def codes(action: str, source: str, out: str, split: str | None) -> None:
     from audiovq.data.parquet import export_parquet
 
     shards = open_shards(source)
-    n_tracks = export_parquet(shards, Path(out), split)
-    echo(f"{out}: {n_tracks} tracks, {len(shards.index.hop_lengths)} levels")
+    echo(f"{out}: {export_parquet(shards, Path(out), split)} tracks, {len(shards.index.hop_lengths)} levels")

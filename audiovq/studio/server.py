@@ -327,8 +327,7 @@ def _add_live(app: FastAPI, studio: Studio) -> None:
     @app.websocket("/api/live")
     async def live(socket: WebSocket) -> None:
         """Sound without end, see `docs/how-to/studio-rest.md`."""
-        engine = await asyncio.to_thread(lambda: studio.engine)
-        await engine.stage.play(socket, socket.state.visitor)
+        await (await asyncio.to_thread(lambda: studio.engine)).stage.play(socket, socket.state.visitor)
 
     @app.post("/api/live/keep", status_code=201)
     def keep(request: Request, seconds: Annotated[float, Query(gt=0)] = 60, project: str = "") -> Json:

@@ -24,8 +24,7 @@ class Conv1d(nn.Conv1d):
     ):  # fmt: skip
         zeros = dilation * (kernel_size - 1) - (stride - 1)
         self.left = zeros if causal else 0
-        padding = 0 if causal else zeros // 2
-        super().__init__(dim_in, dim_out, kernel_size, stride, padding, dilation, groups)
+        super().__init__(dim_in, dim_out, kernel_size, stride, 0 if causal else zeros // 2, dilation, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.left, 0)) if self.left else x)

@@ -61,8 +61,7 @@ class TokenizerTask(Task):
 
     def forward_state(self) -> list[Tensor]:
         """Buffers, code vectors (by revival), and all weights in the steps in which they are initialised."""
-        starts = int(self.n_steps) in {0, self.stage.vq_start_step}
-        weights = self.network if starts else self.network.codebooks
+        weights = self.network if int(self.n_steps) in {0, self.stage.vq_start_step} else self.network.codebooks
         return [self.n_steps, *self.network.buffers(), *weights.parameters()]
 
     def health_facts(self) -> dict[str, Any]:
