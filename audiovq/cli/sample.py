@@ -44,7 +44,7 @@ LUFS_HELP = "Make each piece so loud, such as -14, as far as peaks stay below -1
 @options.json_option
 def sample(model: str | None, page: bool, json_file: str | None, **values: Any) -> None:
     """Make new music, or change a piece. The same command with the same seed makes the same files."""
-    gc.disable()  # what importing makes stays; searching it for garbage takes an eighth of the time to the first sound
+    gc.disable()  # what importing makes stays; searching it for garbage delays the first sound
     from audiovq.pipeline.sample import Sampled, SampleOptions, sample as run
 
     gc.freeze()
